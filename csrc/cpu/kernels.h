@@ -1,0 +1,83 @@
+// The CPU kernels: what the operator library and the stand-alone test see of them.
+//
+// Every kernel source is compiled once per instruction-set variant, each time in its own namespace, and
+// `kernels<T>()` gives the functions of the best variant this processor runs. T is float or double. All
+// pointers are to contiguous samples. No function validates; the operator layer has.
+#pragma once
+
+#include <cstdint>
+
+namespace noisetilt {
+
+// Bounds of one 2OS projection: L[r, j] = lower[r * row_stride + j * column_stride].
+template <class T>
+struct Table {
+  const T* lower;
+  const T* upper;
+  int64_t num_chunks;  // M
+  int64_t chunk_size;  // D
+  int64_t row_stride;
+  int64_t column_stride;
+  bool monotone;  // neither table decreases in r
+};
+
+struct Shape {
+  int64_t channels, height, width;
+  int64_t size() const { return channels * height * width; }
+};
+
+struct Tile {
+  int64_t height, width;
+  int64_t size() const { return height * width; }
+};
+
+// One tile size of the projection, and its tables: [chunk size][mean, energy].
+template <class T>
+struct TileProjection {
+  Tile tile;
+  const Table<T> (*tables)[2];
+  int64_t num_tables;
+};
+
+// What project(x) of the whitening operator projects onto.
+template <class T>
+struct Projection {
+  Shape shape;
+  const Table<T>* values;
+  int64_t num_values;
+  const TileProjection<T>* tiles;
+  int64_t num_tiles;
+};
+
+struct Mixing {
+  Tile tile;
+  int64_t repeats;
+};
+
+enum class TableFault { none, nan, crossed };
+
+template <class T>
+struct Kernels {
+  // order_stats.cpp. check_table also finds out whether the tables are monotone.
+  TableFault (*check_table)(Table<T>& table);
+  void (*project_2os)(const T* x, T* out, int64_t batch, const Table<T>& table);
+  // whitening.cpp. finite_or_nan copies; a sample with a non-finite value becomes NaN throughout.
+  void (*finite_or_nan)(const T* x, T* out, int64_t batch, int64_t size);
+  void (*project)(T* x, int64_t batch, const Projection<T>& projection);
+  void (*mix)(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing);
+  // transforms.cpp. The spectrum is the half-length complex FFT of a sample seen as N/2 complex numbers.
+  void (*butterfly)(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
+  void (*hadamard_transform)(T* x, int64_t batch, int64_t size, T scale);
+  void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size);
+  void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size);
+  // wgnc.cpp, on interleaved complex numbers
+  void (*project_wgnc_blocks)(T* y, int64_t num_blocks, int64_t block_size);
+  void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, int64_t block_size);
+};
+
+// The kernels of the best variant for this processor, and its name.
+template <class T>
+const Kernels<T>& kernels();
+const char* variant_name();
+
+}  // namespace noisetilt

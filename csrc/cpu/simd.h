@@ -1,0 +1,94 @@
+// Vectors of the variant's width, through the compiler's vector extensions: the same source serves SSE2,
+// AVX2 and NEON. Included by kernel sources only, inside the variant's namespace rules of kernels.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace noisetilt::NOISETILT_VARIANT {
+
+#if defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class E>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(kVectorBytes)));
+};
+template <class E>
+using Vector = typename VectorOf<E>::type;
+template <class E>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(E));
+
+// The signed integer as wide as T.
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+template <class T>
+using Integer = typename IntegerOf<T>::type;
+
+template <class E>
+inline Vector<E> load(const E* p) {
+  Vector<E> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class E>
+inline void store(E* p, Vector<E> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class E>
+inline Vector<E> broadcast(E x) {
+  return Vector<E>{} + x;
+}
+
+#if defined(__clang__)
+#define NOISETILT_SHUFFLE(a, b, lane_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define NOISETILT_SHUFFLE(a, b, lane_type, ...) __builtin_shuffle(a, b, Vector<lane_type>{__VA_ARGS__})
+#endif
+
+template <class E>
+struct Pair {
+  Vector<E> first, second;
+};
+
+template <class E, int... I>
+inline Pair<E> unzip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
+  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
+  return {NOISETILT_SHUFFLE(a, b, Lane, (2 * I)...), NOISETILT_SHUFFLE(a, b, Lane, (2 * I + 1)...)};
+}
+
+// The even and the odd elements of a followed by b.
+template <class E>
+inline Pair<E> unzip(Vector<E> a, Vector<E> b) {
+  return unzip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
+}
+
+template <class E, int... I>
+inline Pair<E> zip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
+  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
+  constexpr int n = kLanes<E>;
+  return {NOISETILT_SHUFFLE(a, b, Lane, (I / 2 + I % 2 * n)...),
+          NOISETILT_SHUFFLE(a, b, Lane, (n / 2 + I / 2 + I % 2 * n)...)};
+}
+
+// a and b interleaved: a0 b0 a1 b1 ...
+template <class E>
+inline Pair<E> zip(Vector<E> a, Vector<E> b) {
+  return zip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
+}
+
+}  // namespace noisetilt::NOISETILT_VARIANT

@@ -1,0 +1,215 @@
+// Tile statistics, DESIGN section 3: reduction, the small 2OS of means and energies, rescaling.
+//
+// The work goes by bands (one row of tiles). Sums follow the defined halving order: where a tile's width is a
+// power of two, halving first adds whole rows of the band to each other, a vector of columns at a time, and
+// only the last log2(width) halvings stay inside a tile.
+
+#include "tile_stats.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "order_stats.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace noisetilt::NOISETILT_VARIANT {
+namespace {
+
+constexpr int64_t kGrain = 8192;    // values of work that are worth a thread
+constexpr int64_t kMostRows = 32;   // tallest tile (rounded up to a power of two) that is added row by row
+
+template <class T>
+constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
+template <class T>
+constexpr T kConstantEnergy = static_cast<T>(sizeof(T) == 4 ? 0x1p-90 : 0x1p-900);
+
+int64_t power_of_two_from(int64_t n) {
+  int64_t p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
+// Sum of v[0..count), count a power of two, by halving; destroys v.
+template <class T>
+inline T halve(T* v, int64_t count) {
+  for (int64_t h = count / 2; h >= 1; h /= 2) {
+    for (int64_t i = 0; i < h; ++i) v[i] += v[i + h];
+  }
+  return v[0];
+}
+
+struct Identity {
+  template <class V>
+  V operator()(V x, V) const {
+    return x;
+  }
+};
+struct CentredSquare {
+  template <class V>
+  V operator()(V x, V mean) const {
+    const V c = x - mean;
+    return c * c;
+  }
+};
+
+// The tiles of one band: `rows` rows of the plane, `width` values each.
+template <class T>
+struct Band {
+  T* x;
+  Tile tile;
+  int64_t width;
+  int64_t num_tiles() const { return width / tile.width; }
+};
+
+// Adds up columns [column, column + lanes of V) of term(x, mean): sums[column] of the halved rows.
+template <class V, class T, class Term>
+inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t column, int64_t padded, const Term& term) {
+  V v[kMostRows];
+  V mean;
+  std::memcpy(&mean, means + column, sizeof mean);
+  for (int64_t row = 0; row < band.tile.height; ++row) {
+    V x;
+    std::memcpy(&x, band.x + row * band.width + column, sizeof x);
+    v[row] = term(x, mean);
+  }
+  for (int64_t row = band.tile.height; row < padded; ++row) v[row] = V{};
+  for (int64_t h = padded / 2; h >= 1; h /= 2) {
+    for (int64_t i = 0; i < h; ++i) v[i] += v[i + h];
+  }
+  std::memcpy(sums + column, &v[0], sizeof(V));
+}
+
+// result[i] = sum of term(x, mean) over tile i. `means` holds every column's mean, `sums` is scratch: a row each.
+template <class T, class Term>
+void sum_tiles(const Band<T>& band, const T* means, T* sums, T* padding, T* result, const Term& term) {
+  const Tile tile = band.tile;
+  const int64_t rows = power_of_two_from(tile.height);
+  if (tile.width == power_of_two_from(tile.width) && rows <= kMostRows) {
+    int64_t column = 0;
+    for (; column + kLanes<T> <= band.width; column += kLanes<T>)
+      add_rows<Vector<T>>(band, means, sums, column, rows, term);
+    for (; column < band.width; ++column) add_rows<T>(band, means, sums, column, rows, term);
+    for (int64_t i = 0; i < band.num_tiles(); ++i) result[i] = halve(sums + i * tile.width, tile.width);
+    return;
+  }
+  const int64_t padded = power_of_two_from(tile.size());
+  for (int64_t i = 0; i < band.num_tiles(); ++i) {
+    T* v = padding;
+    for (int64_t row = 0; row < tile.height; ++row) {
+      for (int64_t k = i * tile.width; k < (i + 1) * tile.width; ++k)
+        *v++ = term(band.x[row * band.width + k], means[k]);
+    }
+    std::fill(v, padding + padded, T(0));
+    result[i] = halve(padding, padded);
+  }
+}
+
+// Every tile's value, once for each of its columns.
+template <class T>
+inline void spread(const T* per_tile, T* per_column, int64_t num_tiles, int64_t tile_width) {
+  for (int64_t i = 0; i < num_tiles; ++i) {
+    for (int64_t k = 0; k < tile_width; ++k) per_column[i * tile_width + k] = per_tile[i];
+  }
+}
+
+// What one tile becomes: x' = mean' + scale * direction.
+template <class T>
+struct Rescaling {
+  T mean, new_mean, scale;
+  bool unchanged, constant;
+};
+
+template <class T>
+Rescaling<T> rescaling(T mean, T energy, T m, T new_m, T new_e, T root, int64_t size) {
+  const T count = static_cast<T>(size), offset = kConstantRatio<T> * mean;
+  const bool constant = energy <= count * (offset * offset) || energy < kConstantEnergy<T>;
+  const T direction_energy = constant ? static_cast<T>(size - size % 2) : energy;
+  const bool finite = std::abs(energy) <= std::numeric_limits<T>::max();
+  const T scale = finite ? std::sqrt(new_e / direction_energy) : std::numeric_limits<T>::quiet_NaN();
+  return {mean, new_m / root, scale, finite && new_m == m && new_e == energy, finite && constant};
+}
+
+template <class T>
+void rescale_constant_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r) {
+  const int64_t size = band.tile.size();
+  for (int64_t k = 0; k < size; ++k) {
+    const T direction = k == size - size % 2 ? T(0) : k % 2 ? T(-1) : T(1);
+    band.x[k / band.tile.width * band.width + i * band.tile.width + k % band.tile.width] = r.new_mean + r.scale * direction;
+  }
+}
+
+template <class T>
+void rescale_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r) {
+  for (int64_t row = 0; row < band.tile.height; ++row) {
+    T* x = band.x + row * band.width + i * band.tile.width;
+    for (int64_t k = 0; k < band.tile.width; ++k) x[k] = r.new_mean + r.scale * (x[k] - r.mean);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& projection) {
+  const Tile tile = projection.tile;
+  const int64_t num_bands = shape.channels * (shape.height / tile.height), in_band = shape.width / tile.width;
+  const int64_t band_size = tile.height * shape.width, num_tiles = num_bands * in_band;
+  const int64_t grain = std::max<int64_t>(1, kGrain / band_size);
+  const T count = static_cast<T>(tile.size());
+  const T root = static_cast<T>(std::sqrt(static_cast<double>(tile.size())));
+  auto band_at = [&](int64_t i) { return Band<T>{x + i * band_size, tile, shape.width}; };
+
+  // Statistics, [mean, energy] of all tiles; and what they become, with a spare for the steps between.
+  Scratch<T> means(num_tiles), stats(2 * num_tiles), projected(2 * num_tiles), spare(2 * num_tiles);
+  parallel_for(num_bands, grain, [&](int64_t begin, int64_t end) {
+    Scratch<T> column_means(shape.width), sums(shape.width), padding(power_of_two_from(tile.size()));
+    for (int64_t b = begin; b < end; ++b) {
+      const Band<T> band = band_at(b);
+      T* mean = &means[b * in_band];
+      std::fill(column_means.data(), column_means.data() + shape.width, T(0));
+      sum_tiles(band, column_means.data(), sums.data(), padding.data(), mean, Identity{});
+      for (int64_t i = 0; i < in_band; ++i) {
+        mean[i] /= count;
+        stats[b * in_band + i] = root * mean[i];
+      }
+      spread(mean, column_means.data(), in_band, tile.width);
+      sum_tiles(band, column_means.data(), sums.data(), padding.data(), &stats[num_tiles + b * in_band], CentredSquare{});
+    }
+  });
+
+  parallel_for(2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t which = begin; which < end; ++which) {
+      const T* from = &stats[which * num_tiles];
+      T *to = &projected[which * num_tiles], *other = &spare[which * num_tiles];
+      if (projection.num_tables == 0) std::memcpy(to, from, static_cast<size_t>(num_tiles) * sizeof(T));
+      // The last step must end in `projected`.
+      if (projection.num_tables % 2 == 0) std::swap(to, other);
+      for (int64_t k = 0; k < projection.num_tables; ++k) {
+        project_2os<T>(from, to, 1, projection.tables[k][which]);
+        from = to;
+        std::swap(to, other);
+      }
+    }
+  });
+
+  parallel_for(num_bands, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const Band<T> band = band_at(b);
+      for (int64_t i = 0; i < in_band; ++i) {
+        const int64_t t = b * in_band + i;
+        const Rescaling<T> r = rescaling(means[t], stats[num_tiles + t], stats[t], projected[t], projected[num_tiles + t],
+                                         root, tile.size());
+        if (r.unchanged) continue;
+        r.constant ? rescale_constant_tile(band, i, r) : rescale_tile(band, i, r);
+      }
+    }
+  });
+}
+
+template void project_tile_stats<float>(float*, const Shape&, const TileProjection<float>&);
+template void project_tile_stats<double>(double*, const Shape&, const TileProjection<double>&);
+
+}  // namespace noisetilt::NOISETILT_VARIANT

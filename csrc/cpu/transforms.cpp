@@ -1,0 +1,167 @@
+// Orthogonal domains, DESIGN section 4: butterfly mixing, Walsh-Hadamard, and the steps around a half-length
+// complex FFT that make it the compact Fourier transform.
+
+#include "transforms.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "half_fft.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace noisetilt::NOISETILT_VARIANT {
+namespace {
+
+constexpr int64_t kGrain = 8192;  // values of work that are worth a thread
+
+template <class T>
+constexpr T kSqrtHalf = static_cast<T>(0.70710678118654752440);
+
+// One butterfly step on a vector of even length; in and out must not overlap.
+template <class T>
+void butterfly_step(const T* in, T* out, int64_t size) {
+  constexpr int W = kLanes<T>;
+  const int64_t half = size / 2;
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    auto [even, odd] = unzip<T>(load<T>(in + 2 * i), load<T>(in + 2 * i + W));
+    store<T>(out + i, (even + odd) * kSqrtHalf<T>);
+    store<T>(out + half + i, (even - odd) * kSqrtHalf<T>);
+  }
+  for (; i < half; ++i) {
+    out[i] = (in[2 * i] + in[2 * i + 1]) * kSqrtHalf<T>;
+    out[half + i] = (in[2 * i] - in[2 * i + 1]) * kSqrtHalf<T>;
+  }
+}
+
+template <class T>
+void butterfly_step_inverse(const T* in, T* out, int64_t size) {
+  constexpr int W = kLanes<T>;
+  const int64_t half = size / 2;
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    const Vector<T> total = load<T>(in + i), difference = load<T>(in + half + i);
+    auto [first, second] =
+        zip<T>((total + difference) * kSqrtHalf<T>, (total - difference) * kSqrtHalf<T>);
+    store<T>(out + 2 * i, first);
+    store<T>(out + 2 * i + W, second);
+  }
+  for (; i < half; ++i) {
+    out[2 * i] = (in[i] + in[half + i]) * kSqrtHalf<T>;
+    out[2 * i + 1] = (in[i] - in[half + i]) * kSqrtHalf<T>;
+  }
+}
+
+// Copies a tile between its rows in a plane, `stride` apart, and a vector.
+template <class T>
+void gather_tile(const T* plane, int64_t stride, Tile tile, T* v) {
+  for (int64_t row = 0; row < tile.height; ++row)
+    for (int64_t k = 0; k < tile.width; ++k) v[row * tile.width + k] = plane[row * stride + k];
+}
+template <class T>
+void scatter_tile(const T* v, int64_t stride, Tile tile, T* plane) {
+  for (int64_t row = 0; row < tile.height; ++row)
+    for (int64_t k = 0; k < tile.width; ++k) plane[row * stride + k] = v[row * tile.width + k];
+}
+
+}  // namespace
+
+template <class T>
+void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
+  const int64_t size = tile.size(), across = shape.width / tile.width;
+  const int64_t num_tiles = batch * shape.size() / size;
+  const bool contiguous = across == 1;  // a tile's rows follow each other
+  const auto step = inverse ? butterfly_step_inverse<T> : butterfly_step<T>;
+  parallel_for(num_tiles, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
+    Scratch<T> buffers(2 * size);
+    T *current = buffers.data(), *next = current + size;
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t offset = t / across * tile.height * shape.width + t % across * tile.width;
+      const T* from = x + offset;
+      if (!contiguous || steps == 0) {
+        gather_tile(from, shape.width, tile, current);
+        from = current;
+      }
+      for (int64_t k = 0; k < steps; ++k) {
+        T* to = contiguous && k == steps - 1 ? out + offset : next;
+        step(from, to, size);
+        from = to;
+        std::swap(current, next);
+      }
+      if (!contiguous || steps == 0) scatter_tile(from, shape.width, tile, out + offset);
+    }
+  });
+}
+
+template <class T>
+void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) {
+  parallel_for(batch, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      T* v = x + b * size;
+      for (int64_t h = 1; h < size; h *= 2) {
+        for (int64_t group = 0; group < size; group += 2 * h) {
+          for (int64_t i = group; i < group + h; ++i) {
+            const T a = v[i], c = v[i + h];
+            v[i] = a + c;
+            v[i + h] = a - c;
+          }
+        }
+      }
+      for (int64_t i = 0; i < size; ++i) v[i] *= scale;
+    }
+  });
+}
+
+template <class T>
+void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) {
+  const int64_t h = size / 2;
+  const T* w = twiddles<T>(size);
+  const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
+  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt2 / sqrt(N), halved
+  for_each_sample(batch, [&](int64_t b) {
+    const T* Z = spectrum + b * size;
+    T* ends = z + b * size;
+    T *re = ends + 1, *im = ends + h;  // re[k], im[k] for k = 1 .. h-1
+    ends[0] = (Z[0] + Z[1]) * end_scale;
+    ends[1] = (Z[0] - Z[1]) * end_scale;
+    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
+      for_spectrum_pairs(begin + 1, end + 1, h, w, InterleavedComplex<const T>{Z}, [&](int64_t k, T x_re, T x_im) {
+        re[k] = x_re * scale;
+        im[k] = x_im * scale;
+      });
+    });
+  });
+}
+
+template <class T>
+void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) {
+  const int64_t h = size / 2;
+  const T* w = twiddles<T>(size);
+  // The inverse FFT divides by h, the orthonormal one by sqrt(N).
+  const T end_scale = static_cast<T>(0.5 * std::sqrt(static_cast<double>(size)));
+  const T scale = static_cast<T>(0.5 * std::sqrt(0.5 * static_cast<double>(size)));
+  for_each_sample(batch, [&](int64_t b) {
+    T* Z = spectrum + b * size;
+    const T* ends = z + b * size;
+    Z[0] = (ends[0] + ends[1]) * end_scale;
+    Z[1] = (ends[0] - ends[1]) * end_scale;
+    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
+      for_half_fft_pairs(begin + 1, end + 1, h, w, SplitComplex<const T>{ends + 1, ends + h}, [&](int64_t k, T z_re, T z_im) {
+        Z[2 * k] = z_re * scale;
+        Z[2 * k + 1] = z_im * scale;
+      });
+    });
+  });
+}
+
+#define NOISETILT_INSTANTIATE(T)                                                                \
+  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool);                \
+  template void hadamard_transform<T>(T*, int64_t, int64_t, T);                                 \
+  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);                        \
+  template void compact_fourier_unpack<T>(const T*, T*, int64_t, int64_t);
+NOISETILT_INSTANTIATE(float)
+NOISETILT_INSTANTIATE(double)
+
+}  // namespace noisetilt::NOISETILT_VARIANT

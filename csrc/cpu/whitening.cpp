@@ -1,0 +1,88 @@
+// The whitening operator between the FFTs, DESIGN section 5, and the table of this variant's kernels.
+
+#include <algorithm>
+#include <limits>
+
+#include "order_stats.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "simd.h"
+#include "tile_stats.h"
+#include "transforms.h"
+#include "wgnc.h"
+
+namespace noisetilt::NOISETILT_VARIANT {
+namespace {
+
+// project(x) on one sample: `current` holds it and, after the call, the result; `spare` is as large.
+template <class T>
+void project_sample(T*& current, T*& spare, const Projection<T>& projection) {
+  for (int64_t k = 0; k < projection.num_values; ++k) {
+    project_2os<T>(current, spare, 1, projection.values[k]);
+    std::swap(current, spare);
+  }
+  for (int64_t k = 0; k < projection.num_tiles; ++k)
+    project_tile_stats<T>(current, projection.shape, projection.tiles[k]);
+}
+
+// Runs body(current, spare) on every sample of x and leaves the result in x.
+template <class T, class Body>
+void in_place(T* x, int64_t batch, int64_t size, const Body& body) {
+  for_each_sample(batch, [&](int64_t b) {
+    Scratch<T> buffer(size);
+    T *sample = x + b * size, *current = sample, *spare = buffer.data();
+    body(current, spare);
+    if (current != sample) std::memcpy(sample, current, static_cast<size_t>(size) * sizeof(T));
+  });
+}
+
+template <class T>
+void project(T* x, int64_t batch, const Projection<T>& projection) {
+  in_place(x, batch, projection.shape.size(), [&](T*& current, T*& spare) { project_sample(current, spare, projection); });
+}
+
+template <class T>
+void mix(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing) {
+  const Shape& shape = projection.shape;
+  in_place(x, batch, shape.size(), [&](T*& current, T*& spare) {
+    for (int64_t k = 0; k < num_mixing; ++k) {
+      for (int64_t step = 0; step < mixing[k].repeats; ++step) {
+        butterfly<T>(current, spare, 1, shape, mixing[k].tile, 1, false);
+        std::swap(current, spare);
+        project_sample(current, spare, projection);
+      }
+      butterfly<T>(current, spare, 1, shape, mixing[k].tile, mixing[k].repeats, true);
+      std::swap(current, spare);
+    }
+  });
+}
+
+template <class T>
+void finite_or_nan(const T* x, T* out, int64_t batch, int64_t size) {
+  for_each_sample(batch, [&](int64_t b) {
+    const T* sample = x + b * size;
+    T* result = out + b * size;
+    bool finite = true;
+    for (int64_t i = 0; i < size; ++i) {
+      finite &= sample[i] - sample[i] == 0;
+      result[i] = sample[i];
+    }
+    if (!finite) std::fill(result, result + size, std::numeric_limits<T>::quiet_NaN());
+  });
+}
+
+}  // namespace
+
+template <class T>
+const Kernels<T>& table() {
+  static const Kernels<T> all{
+      check_table<T>,        project_2os<T>,          finite_or_nan<T>,
+      project<T>,            mix<T>,                  butterfly<T>,
+      hadamard_transform<T>, compact_fourier_pack<T>, compact_fourier_unpack<T>,
+      project_wgnc_blocks<T>, wgnc_between_ffts<T>};
+  return all;
+}
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+
+}  // namespace noisetilt::NOISETILT_VARIANT

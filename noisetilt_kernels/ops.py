@@ -1,0 +1,280 @@
+"""The public operators `torch.ops.noisetilt.*`: what they accept, what they return, and how they are run.
+
+Each one checks its arguments, converts the samples to contiguous float32 or float64, and hands them to the
+backend of their device. The same checks serve the fake (meta) implementations, so a mistake is reported
+identically under `torch.compile`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (defines the operators)
+from .backends import backend_for
+from .config import Sample, Tile, WhiteningConfig, check_alpha, check_tile, resolve, resolve_preset
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
+
+_library_impl = torch.library.Library("noisetilt", "IMPL")
+
+
+# ---- checks ----
+
+
+def _check_dtype(op: str, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "x") -> None:
+    if x.dtype not in dtypes:
+        valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} must be one of {valid}, got {str(x.dtype).removeprefix('torch.')}")
+
+
+def _sample_of(op: str, x: Tensor) -> Sample:
+    """The sample shape of x given as (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W)."""
+    _check_dtype(op, x, _REAL)
+    if not 1 <= x.dim() <= 5:
+        raise ValueError(
+            f"{op}: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {x.dim()} dimensions: {tuple(x.shape)}"
+        )
+    if x.dim() <= 2:
+        sample = Sample(1, 1, int(x.shape[-1]), flat=True)
+    else:
+        *channels, height, width = (int(n) for n in (x.shape if x.dim() == 3 else x.shape[1:]))
+        sample = Sample(channels[0] * (channels[1] if len(channels) == 2 else 1), height, width)
+    if sample.size == 0:
+        raise ValueError(f"{op}: x has empty samples: {tuple(x.shape)}")
+    return sample
+
+
+def _flat_size_of(op: str, x: Tensor, name: str = "x", dtypes: Sequence[torch.dtype] = _REAL) -> int:
+    """N of x given as (N,) or (B,N)."""
+    _check_dtype(op, x, dtypes, name)
+    if not 1 <= x.dim() <= 2:
+        raise ValueError(f"{op}: {name} must be (N,) or (B,N), got {tuple(x.shape)}; use flatten(1) for latents")
+    if x.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} has empty samples: {tuple(x.shape)}")
+    return int(x.shape[-1])
+
+
+def _pair(op: str, tile: Sequence[int]) -> Tile:
+    if len(tile) != 2:
+        raise ValueError(f"{op}: tile must be (th, tw), got {list(tile)}")
+    return int(tile[0]), int(tile[1])
+
+
+def _check_even(op: str, size: int) -> None:
+    if size % 2:
+        raise ValueError(f"{op}: a sample needs an even number of values, got {size}")
+
+
+def _check_block_size(op: str, block_size: int, coefficients: int) -> None:
+    if block_size < 2 or coefficients % block_size:
+        valid = [b for b in range(2, min(coefficients, 1024) + 1) if coefficients % b == 0]
+        raise ValueError(
+            f"{op}: block_size must be at least 2 and divide the {coefficients} complex coefficients of a sample, "
+            f"got {block_size}; block sizes that do: {', '.join(map(str, valid)) or 'none'}"
+        )
+
+
+# ---- registration ----
+
+
+def _run(x: Tensor, shape: tuple[int, ...], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """function on x as contiguous float32 or float64 samples (B, *shape), and the result as x was."""
+    working = x.dtype if x.dtype in (torch.float64, *_COMPLEX) else torch.float32
+    samples = x.reshape(-1, *shape) if x.numel() else x.new_empty(0, *shape)
+    samples = samples.to(working).contiguous()
+    if samples.is_conj():
+        samples = samples.resolve_conj()
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return function(samples).to(x.dtype).reshape(x.shape)
+
+
+def _register(
+    name: str, plan: Callable[..., tuple[tuple[int, ...], Callable[[Any, Tensor], Tensor]]]
+) -> None:
+    """Implements operator `name` from plan(x, ...), which checks the arguments and returns the sample shape and
+    function(backend, samples)."""
+
+    def implementation(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        shape, function = plan(x, *args, **kwargs)
+        backend = backend_for(x.device.type)
+        return _run(x, shape, lambda samples: function(backend, samples))
+
+    def fake(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plan(x, *args, **kwargs)
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    _library_impl.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"noisetilt::{name}", fake, lib=_library_impl)
+
+
+def _no_gradient(name: str) -> None:
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise NotImplementedError(
+            f"{name} has no gradient: it is a projection, meant for a gradient and not for the graph that makes one. "
+            "Pass x.detach(), or call it under torch.no_grad()."
+        )
+
+    torch.library.register_autograd(f"noisetilt::{name}", backward, lib=_library_impl)
+
+
+# ---- operators ----
+
+
+def _whiten(x: Tensor, preset: str = "auto", alpha: float = 1e-4):  # type: ignore[no-untyped-def]
+    sample = _sample_of("whiten", x)
+    config = resolve_preset(preset, sample, alpha)
+    return sample[:3], lambda backend, samples: backend.whiten(samples, config)
+
+
+def _whiten_config(  # type: ignore[no-untyped-def]
+    x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float = 1e-4
+):
+    sample = _sample_of("whiten", x)
+    config = resolve(unflatten_config(chunk_sizes, tile_sizes, mixing, alpha), sample)
+    return sample[:3], lambda backend, samples: backend.whiten(samples, config)
+
+
+def _project_2os(x: Tensor, lower: Tensor, upper: Tensor):  # type: ignore[no-untyped-def]
+    size = _flat_size_of("project_2os", x)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, table in (("lower", lower), ("upper", upper)):
+        _check_dtype("project_2os", table, (dtype,), f"{name} (for {str(x.dtype).removeprefix('torch.')} x)")
+        if table.device != x.device:
+            raise ValueError(f"project_2os: {name} is on {table.device}, x on {x.device}")
+        if table.dim() != 2:
+            raise ValueError(f"project_2os: {name} must be (M, D), got {tuple(table.shape)}")
+    if lower.shape != upper.shape:
+        raise ValueError(f"project_2os: lower {tuple(lower.shape)} and upper {tuple(upper.shape)} must have one shape")
+    if lower.numel() != size:
+        raise ValueError(
+            f"project_2os: tables of {lower.shape[0]}x{lower.shape[1]} bounds do not fit samples of {size} values; "
+            f"M*D must be {size}"
+        )
+    if lower.stride() != upper.stride():
+        lower, upper = lower.contiguous(), upper.contiguous()
+    return (size,), lambda backend, samples: backend.project_2os(samples, lower, upper)
+
+
+def _project_tile_stats(  # type: ignore[no-untyped-def]
+    x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = 1e-4
+):
+    op = "project_tile_stats"
+    sample = _sample_of(op, x)
+    pair = _pair(op, tile)
+    check_tile(op, pair, sample)
+    check_alpha(op, alpha)
+    sizes = tuple(int(d) for d in chunk_sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
+    return sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha)
+
+
+def _project_wgnc(x: Tensor, block_size: int = 16):  # type: ignore[no-untyped-def]
+    size = _flat_size_of("project_wgnc", x)
+    _check_even("project_wgnc", size)
+    _check_block_size("project_wgnc", block_size, size // 2)
+    return (size,), lambda backend, samples: backend.project_wgnc(samples, block_size)
+
+
+def _project_wgnc_blocks(y: Tensor, block_size: int = 16):  # type: ignore[no-untyped-def]
+    size = _flat_size_of("project_wgnc_blocks", y, "y", _COMPLEX)
+    _check_block_size("project_wgnc_blocks", block_size, size)
+    return (size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size)
+
+
+def _compact_fourier(x: Tensor, inverse: bool = False):  # type: ignore[no-untyped-def]
+    size = _flat_size_of("compact_fourier", x)
+    _check_even("compact_fourier", size)
+    return (size,), lambda backend, samples: backend.compact_fourier(samples, inverse)
+
+
+def _butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False):  # type: ignore[no-untyped-def]
+    sample = _sample_of("butterfly", x)
+    pair = _pair("butterfly", tile)
+    check_tile("butterfly", pair, sample, even=True)
+    if steps < 0:
+        raise ValueError(f"butterfly: steps must not be negative, got {steps}")
+    return sample[:3], lambda backend, samples: backend.butterfly(samples, pair, steps, inverse)
+
+
+def _hadamard_transform(x: Tensor, scale: float = 1.0):  # type: ignore[no-untyped-def]
+    _check_dtype("hadamard_transform", x, _REAL)
+    if x.dim() < 1 or x.shape[-1] == 0:
+        raise ValueError(f"hadamard_transform: the last dimension of x is missing or empty: {tuple(x.shape)}")
+    return (int(x.shape[-1]),), lambda backend, samples: backend.hadamard_transform(samples, scale)
+
+
+def flatten_config(config: WhiteningConfig) -> tuple[list[int], list[int], list[int], float]:
+    """A configuration as the arguments of `whiten_config`."""
+    return (
+        list(config.chunk_sizes),
+        [n for tile in config.tile_sizes for n in tile],
+        [n for tile, repeats in config.mixing for n in (*tile, repeats)],
+        config.alpha,
+    )
+
+
+def unflatten_config(
+    chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float
+) -> WhiteningConfig:
+    """Inverse of `flatten_config`."""
+    if len(tile_sizes) % 2 or len(mixing) % 3:
+        raise ValueError(
+            "whiten_config: tile_sizes lists pairs th, tw and mixing triples th, tw, repeats, "
+            f"got {len(tile_sizes)} and {len(mixing)} numbers"
+        )
+    return WhiteningConfig(
+        tuple(chunk_sizes),
+        tuple(zip(tile_sizes[0::2], tile_sizes[1::2], strict=True)),
+        tuple(zip(zip(mixing[0::3], mixing[1::3], strict=True), mixing[2::3], strict=True)),
+        alpha,
+    )
+
+
+_register("whiten", _whiten)
+_register("whiten_config", _whiten_config)
+_register("project_2os", _project_2os)
+_register("project_tile_stats", _project_tile_stats)
+_register("project_wgnc", _project_wgnc)
+_register("project_wgnc_blocks", _project_wgnc_blocks)
+_register("compact_fourier", _compact_fourier)
+_register("butterfly", _butterfly)
+_register("hadamard_transform", _hadamard_transform)
+
+for _name in ("whiten", "whiten_config", "project_2os", "project_tile_stats", "project_wgnc", "project_wgnc_blocks"):
+    _no_gradient(_name)
+
+# Orthogonal transforms: the gradient is the transform the other way; Walsh-Hadamard is symmetric.
+
+
+def _keep_arguments(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.arguments = inputs[1:]
+
+
+def _compact_fourier_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (inverse,) = ctx.arguments
+    return torch.ops.noisetilt.compact_fourier(grad, not inverse), None
+
+
+def _butterfly_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    tile, steps, inverse = ctx.arguments
+    return torch.ops.noisetilt.butterfly(grad, tile, steps, not inverse), None, None, None
+
+
+def _hadamard_transform_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (scale,) = ctx.arguments
+    return torch.ops.noisetilt.hadamard_transform(grad, scale), None
+
+
+for _name, _backward in (
+    ("compact_fourier", _compact_fourier_backward),
+    ("butterfly", _butterfly_backward),
+    ("hadamard_transform", _hadamard_transform_backward),
+):
+    torch.library.register_autograd(
+        f"noisetilt::{_name}", _backward, setup_context=_keep_arguments, lib=_library_impl
+    )

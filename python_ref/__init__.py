@@ -1,0 +1,44 @@
+"""Pure-PyTorch definition of every operation of noisetilt-kernels.
+
+Each module holds one operation and is written to be read beside the papers: NoiseTilt
+(arXiv 2606.18066) and White Gaussian Noise Constraints, WGNC (arXiv 2602.08646). The kernels of
+`noisetilt_kernels` return the bits of these functions (FFT stages aside).
+
+Everything here takes contiguous or strided float32 or float64 tensors on any device, batch first,
+and assumes arguments that `noisetilt_kernels` has validated.
+"""
+
+from .arithmetic import sqrt_rn, tree_sum
+from .confidence_bounds import ChiSquare, Normal, Reference, confidence_bounds
+from .order_stats import project_2os
+from .tile_stats import Bounds, merge_tiles, project_tile_stats, split_tiles
+from .transforms import butterfly, butterfly_inverse, compact_fourier, compact_fourier_inverse, hadamard_transform
+from .wgnc import from_wgnc_spectrum, project_wgnc, project_wgnc_blocks, to_wgnc_spectrum
+from .whitening import identity, norm_projection, project, whiten
+
+__all__ = [
+    "Bounds",
+    "ChiSquare",
+    "Normal",
+    "Reference",
+    "butterfly",
+    "butterfly_inverse",
+    "compact_fourier",
+    "compact_fourier_inverse",
+    "confidence_bounds",
+    "from_wgnc_spectrum",
+    "hadamard_transform",
+    "identity",
+    "merge_tiles",
+    "norm_projection",
+    "project",
+    "project_2os",
+    "project_tile_stats",
+    "project_wgnc",
+    "project_wgnc_blocks",
+    "split_tiles",
+    "sqrt_rn",
+    "to_wgnc_spectrum",
+    "tree_sum",
+    "whiten",
+]

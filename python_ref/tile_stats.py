@@ -1,0 +1,82 @@
+"""Tile statistics: the mean and the centred energy of every tile."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .arithmetic import sqrt_rn, tree_sum
+from .confidence_bounds import ChiSquare, Normal, Reference
+from .order_stats import project_2os
+
+Bounds = Callable[[int, int, Reference], tuple[Tensor, Tensor]]
+
+# Below these a tile counts as constant: E <= K * (ratio * mean)^2, or E < energy.
+CONSTANT_RATIO = {torch.float32: 2.0**-18, torch.float64: 2.0**-47}
+CONSTANT_ENERGY = {torch.float32: 2.0**-90, torch.float64: 2.0**-900}
+
+
+def split_tiles(x: Tensor, tile: Sequence[int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, H/th, W/tw, K): tiles in row-major order, each flattened row-major."""
+    th, tw = tile
+    return x.unfold(2, th, th).unfold(3, tw, tw).flatten(4)
+
+
+def merge_tiles(tiles: Tensor, tile: Sequence[int]) -> Tensor:
+    """Inverse of `split_tiles`."""
+    b, c, rows, columns, _ = tiles.shape
+    th, tw = tile
+    return tiles.unflatten(4, (th, tw)).transpose(3, 4).reshape(b, c, rows * th, columns * tw)
+
+
+def project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], bounds: Bounds) -> Tensor:
+    """Bring mean and centred energy of all tiles to typical order statistics (DESIGN section 3).
+
+    Args:
+        x: samples (B, C, H, W), float32 or float64.
+        tile: (th, tw), dividing (H, W), K = th*tw >= 2.
+        chunk_sizes: chunk sizes of the 2OS on the P = C*H*W/K statistics; those that do not divide P
+            are passed over.
+        bounds: `bounds(num_chunks, chunk_size, reference)` gives the 2OS tables in x's dtype.
+
+    Returns:
+        Tensor (B, C, H, W). With mean mu and centred energy E of a tile, m = sqrt(K)*mu and e = E go
+        through 2OS against N(0, 1) and chi^2(K-1), and x' = m'/sqrt(K) + sqrt(e'/E) * (x - mu). A tile
+        whose statistics come back unchanged is copied. A constant tile takes the direction
+        (+1, -1, +1, ...; last 0 if K is odd). A tile whose energy is not finite becomes NaN: it holds
+        NaN or inf, or values so large (above about 1e18 in float32) that their squares overflow.
+    """
+    tiles = split_tiles(x, tile)  # [B, C, rows, columns, K]
+    size = tiles.shape[-1]
+    root = torch.tensor(math.sqrt(size), dtype=x.dtype, device=x.device)
+    count = torch.tensor(float(size), dtype=x.dtype, device=x.device)
+
+    mu = tree_sum(tiles) / count
+    centred = tiles - mu[..., None]
+    energy = tree_sum(centred * centred)
+
+    m, e = (root * mu).flatten(1), energy.flatten(1)  # [B, P]
+    new_m, new_e = m, e
+    for chunk_size in chunk_sizes:
+        if m.shape[1] % chunk_size == 0:
+            num_chunks = m.shape[1] // chunk_size
+            new_m = project_2os(new_m, *bounds(num_chunks, chunk_size, Normal()))
+            new_e = project_2os(new_e, *bounds(num_chunks, chunk_size, ChiSquare(size - 1)))
+    unchanged = ((new_m == m) & (new_e == e)).view_as(mu)
+    new_m, new_e = new_m.view_as(mu), new_e.view_as(mu)
+
+    # Where a tile is constant its direction is rounding noise; an alternating one takes its place.
+    offset = CONSTANT_RATIO[x.dtype] * mu
+    constant = (energy <= count * (offset * offset)) | (energy < CONSTANT_ENERGY[x.dtype])
+    alternating = torch.ones(size, dtype=x.dtype, device=x.device)
+    alternating[1::2] = -1
+    alternating[size - size % 2 :] = 0
+    direction = torch.where(constant[..., None], alternating, centred)
+    direction_energy = torch.where(constant, float(size - size % 2), energy)
+
+    scale = sqrt_rn(new_e / direction_energy)
+    result = (new_m / root)[..., None] + scale[..., None] * direction
+    result = torch.where(unchanged[..., None], tiles, result)
+    result = torch.where(energy.isfinite()[..., None], result, torch.nan)
+    return merge_tiles(result, tile)

@@ -1,0 +1,108 @@
+"""WGNC: projection onto blockwise l1 and l2 norms of the compact complex spectrum."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .arithmetic import sqrt_rn
+
+SQRT_HALF = math.sqrt(0.5)
+
+
+def to_wgnc_spectrum(x: Tensor) -> Tensor:
+    """Compact complex spectrum y of samples (B, N), N even -> complex (B, N/2) (WGNC prop. 4.1).
+
+    y_0 = (X_0 + i X_{N/2}) / sqrt2 and y_k = X_k, with X = rfft(x, norm="ortho").
+    """
+    spectrum = torch.fft.rfft(x, norm="ortho")
+    first = torch.complex(spectrum[:, :1].real, spectrum[:, -1:].real) * SQRT_HALF
+    return torch.cat([first, spectrum[:, 1:-1]], dim=1)
+
+
+def from_wgnc_spectrum(y: Tensor) -> Tensor:
+    """Inverse of `to_wgnc_spectrum`: complex (B, N/2) -> (B, N)."""
+    ends = torch.view_as_real(y[:, :1]) * math.sqrt(2.0)  # [B, 1, 2]: X_0, X_{N/2}
+    ends = torch.complex(ends, torch.zeros_like(ends))
+    spectrum = torch.cat([ends[..., 0], y[:, 1:], ends[..., 1]], dim=1)
+    return torch.fft.irfft(spectrum, n=2 * y.shape[1], norm="ortho")
+
+
+def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
+    """Nearest sample whose spectrum has every block at its expected norms (DESIGN section 6).
+
+    x: (B, N), float32 or float64, N divisible by 2*block_size. Returns (B, N).
+    """
+    return from_wgnc_spectrum(project_wgnc_blocks(to_wgnc_spectrum(x), block_size))
+
+
+def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
+    """Project every block of B coefficients onto {|y|_1 = sqrt(pi)/2 B, |y|_2^2 = B} (DESIGN section 6).
+
+    y: complex64 or complex128 (..., n), n divisible by block_size >= 2. The arithmetic is float64,
+    the result has y's dtype. A block that holds NaN or inf becomes NaN.
+    """
+    parts = torch.view_as_real(y).double().unflatten(-2, (-1, block_size))  # [..., P, B, 2]
+    shape = parts.shape
+    parts = parts.reshape(-1, block_size, 2)
+    finite = parts.isfinite().all(dim=2).all(dim=1)
+    parts = torch.where(finite[:, None, None], parts, 0.0)
+    if y.dtype == torch.complex128:  # keep squares from over- or underflowing; the result has no scale
+        largest = parts.abs().amax(dim=(1, 2), keepdim=True)
+        parts = parts / torch.where(largest == 0, 1.0, largest)
+
+    re, im = parts.unbind(-1)  # [P, B]
+    r = sqrt_rn(re * re + im * im)
+    radius = _projected_radii(r)
+    scaled = (radius / torch.where(r == 0, 1.0, r))[..., None] * parts
+    at_zero = torch.stack([radius, torch.zeros_like(radius)], dim=-1)  # the phase of 0 is 1
+    result = torch.where((r == 0)[..., None], at_zero, scaled)
+    result = torch.where(finite[:, None, None], result, torch.nan)
+    return torch.view_as_complex(result.reshape(shape).flatten(-3, -2).to(y.real.dtype).contiguous())
+
+
+def _projected_radii(r: Tensor) -> Tensor:
+    """Magnitudes (P, B) of the projected blocks, given their magnitudes r (P, B), float64.
+
+    The soft threshold lambda = w_1 + delta is the root of |(r-lambda)+|_1^2 = t |(r-lambda)+|_2^2. With the
+    magnitudes shifted by their maximum it keeps its digits where they nearly tie. delta_n is the root
+    if exactly the n largest exceed it; the right n is the smallest with d_{n+1} <= delta_n
+    (delta_n < d_n then holds by itself: with one element fewer the ratio of norms is below t at d_n).
+    """
+    size = r.shape[1]
+    t = math.pi * size / 4
+    a = math.sqrt(math.pi) / 2 * size
+    fewest = math.floor(t) + 1  # fewer coefficients than this cannot carry both norms
+
+    w = r.sort(dim=1, descending=True, stable=True).values
+    d = w - w[:, :1]
+
+    delta = torch.zeros_like(d[:, 0])
+    found = torch.zeros_like(delta, dtype=torch.bool)
+    d1, d2 = torch.zeros_like(delta), torch.zeros_like(delta)
+    for n in range(1, size + 1):
+        d1, d2 = d1 + d[:, n - 1], d2 + d[:, n - 1] * d[:, n - 1]
+        if n >= fewest:
+            candidate = (d1 - sqrt_rn(t * (n * d2 - d1 * d1) / (n - t))) / n
+            fits = ~found & (d[:, n] <= candidate) if n < size else ~found
+            delta, found = torch.where(fits, candidate, delta), found | fits
+
+    total = torch.zeros_like(delta)
+    for n in range(size):
+        total = total + _positive_part(d[:, n] - delta)
+    u = _positive_part((r - w[:, :1]) - delta[:, None])
+    # a tensor over a tensor: PyTorch turns a number over a tensor into a product with the reciprocal
+    regular = (torch.full_like(total, a) / total)[:, None] * u
+
+    # More than t magnitudes tie at the maximum: many nearest points; the first tied one stands out.
+    tied = r == w[:, :1]
+    k = tied.sum(dim=1).double()
+    first = tied & (tied.cumsum(dim=1) == 1)
+    r_first = (a + sqrt_rn((k - 1) * (k * size - a * a))) / k
+    r_other = (a - r_first) / (k - 1)
+    degenerate = torch.where(first, r_first[:, None], torch.where(tied, r_other[:, None], 0.0))
+    return torch.where((k >= fewest)[:, None], degenerate, regular)
+
+
+def _positive_part(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 0.0)
