@@ -55,7 +55,7 @@ class BuildLibrary(build_ext):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         ]
         jobs = [("csrc/ops.cpp", "ops", torch_flags)]
-        jobs += [(f"csrc/cpu/{name}.cpp", name, defines) for name in ("twiddles", "variants")]
+        jobs += [(f"csrc/cpu/{name}.cpp", name, defines) for name in ("scratch", "twiddles", "variants")]
         for variant, flags in VARIANTS.items():
             variant_flags = [*flags, f"-DNOISETILT_VARIANT={variant}"]
             jobs += [(f"csrc/cpu/{name}.cpp", f"{name}.{variant}", variant_flags) for name in KERNELS]

@@ -49,45 +49,85 @@ struct Network {  // Batcher's odd-even merge sort
   }
 };
 
-// Sorted chunk keys of a block of kLanes chunks: v[j] holds the j-th smallest of each chunk, chunk by lane.
+// Keys of a block of kLanes chunks: v[j] holds element j of each chunk, chunk by lane.
 template <class T, int D>
-inline void sort_block(const T* x, Vector<Integer<T>>* v) {
+inline void load_block(const T* x, Vector<Integer<T>>* v) {
   using V = Vector<Integer<T>>;
   constexpr int W = kLanes<T>;
-  V a[D];
-  for (int i = 0; i < D; ++i) a[i] = to_keys<T>(load<T>(x + i * W));
+  for (int i = 0; i < D; ++i) v[i] = to_keys<T>(load<T>(x + i * W));
   // Unzipping log2(D) times brings element j of every chunk to vector j, with the chunks in order.
   for (int round = 1; round < D; round *= 2) {
-    V b[D];
+    V unzipped[D];
     for (int i = 0; i < D / 2; ++i) {
-      auto [even, odd] = unzip<Integer<T>>(a[2 * i], a[2 * i + 1]);
-      b[i] = even;
-      b[D / 2 + i] = odd;
+      auto [even, odd] = unzip<Integer<T>>(v[2 * i], v[2 * i + 1]);
+      unzipped[i] = even;
+      unzipped[D / 2 + i] = odd;
     }
-    for (int i = 0; i < D; ++i) a[i] = b[i];
+    for (int i = 0; i < D; ++i) v[i] = unzipped[i];
   }
-  Network<D>::sort(a);
-  for (int i = 0; i < D; ++i) v[i] = a[i];
 }
 
-// Chunks [begin, end) of x, sorted, into `columns` (D, M); copies them to `out` in passing.
+// Calls block(x, out, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the last,
+// where it is shorter, on a padded copy.
+template <class T, int D, class Block>
+inline void for_blocks(const T* x, T* out, int64_t begin, int64_t end, const Block& block) {
+  constexpr int W = kLanes<T>;
+  int64_t m = begin;
+  for (; m + W <= end; m += W) block(x + m * D, out + m * D, m, W);
+  if (m < end) {
+    const auto bytes = static_cast<size_t>(end - m) * D * sizeof(T);
+    T rest[W * D] = {}, result[W * D];
+    std::memcpy(rest, x + m * D, bytes);
+    block(rest, result, m, end - m);
+    std::memcpy(out + m * D, result, bytes);
+  }
+}
+
+// Sorted chunks [begin, end) of x as keys in `columns` (D, M); copies the chunks to `out` in passing.
 template <class T, int D>
 void sort_chunks(const T* x, T* out, Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   constexpr int W = kLanes<T>;
-  Vector<Integer<T>> v[D];
-  int64_t m = begin;
-  for (; m + W <= end; m += W) {
-    sort_block<T, D>(x + m * D, v);
-    for (int j = 0; j < D; ++j) store<Integer<T>>(columns + j * num_chunks + m, v[j]);
-    std::memcpy(out + m * D, x + m * D, W * D * sizeof(T));
-  }
-  if (m < end) {
-    T rest[W * D] = {};
-    std::memcpy(rest, x + m * D, static_cast<size_t>(end - m) * D * sizeof(T));
-    sort_block<T, D>(rest, v);
-    for (int j = 0; j < D; ++j) std::memcpy(columns + j * num_chunks + m, &v[j], static_cast<size_t>(end - m) * sizeof(T));
-    std::memcpy(out + m * D, rest, static_cast<size_t>(end - m) * D * sizeof(T));
-  }
+  for_blocks<T, D>(x, out, begin, end, [&](const T* chunks, T* copy, int64_t m, int64_t count) {
+    Vector<Integer<T>> v[D];
+    load_block<T, D>(chunks, v);
+    Network<D>::sort(v);
+    for (int j = 0; j < D; ++j) {
+      Integer<T>* column = columns + j * num_chunks + m;
+      if (count == W) {
+        store<Integer<T>>(column, v[j]);
+      } else {
+        std::memcpy(column, &v[j], static_cast<size_t>(count) * sizeof(T));
+      }
+    }
+    std::memcpy(copy, chunks, W * D * sizeof(T));
+  });
+}
+
+// The way back: chunks [begin, end) of `out` from those of x, each element replaced by the key that stands at its
+// rank in `columns`; an element whose key has not changed keeps its bits.
+template <class T, int D>
+void unsort_chunks(const T* x, T* out, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
+  using V = Vector<Integer<T>>;
+  constexpr int W = kLanes<T>;
+  for_blocks<T, D>(x, out, begin, end, [&](const T* chunks, T* result, int64_t m, int64_t count) {
+    V v[D], rank[D] = {};
+    load_block<T, D>(chunks, v);
+    for (int i = 0; i < D; ++i) {
+      for (int k = i + 1; k < D; ++k) {
+        const V after = v[i] > v[k];  // all ones where element i follows element k
+        rank[i] -= after;
+        rank[k] += after + 1;
+      }
+    }
+    Integer<T> at_rank[D][W];
+    for (int j = 0; j < D; ++j) std::memcpy(at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
+    for (int i = 0; i < D; ++i) {
+      for (int lane = 0; lane < count; ++lane) {
+        const Integer<T> key = at_rank[rank[i][lane]][lane];
+        result[lane * D + i] = key == v[i][lane] ? chunks[lane * D + i] : from_key<T>(key);
+      }
+    }
+  });
 }
 
 // Where in its chunk the element stands whose rank there is `rank` and whose value is `value`.

@@ -8,32 +8,31 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// A value to be ranked: its key, made unsigned, and its index, which breaks ties.
+// A value to be ranked: its key and its index, which breaks ties.
 template <class T>
 struct Entry;
 template <>
 struct Entry<float> {
-  uint64_t bits;
+  int64_t bits;
   static Entry make(int32_t key, int64_t index) {
-    return {static_cast<uint64_t>(static_cast<uint32_t>(key) ^ 0x80000000u) << 32 | static_cast<uint32_t>(index)};
+    return {static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32 | static_cast<uint32_t>(index))};
   }
-  uint64_t ordered() const { return bits >> 32; }
-  int32_t key() const { return static_cast<int32_t>(static_cast<uint32_t>(bits >> 32) ^ 0x80000000u); }
-  int64_t index() const { return static_cast<int64_t>(bits & 0xffffffffu); }
+  uint64_t ordered() const { return static_cast<uint64_t>(bits) >> 32 ^ 0x80000000u; }
+  int32_t key() const { return static_cast<int32_t>(bits >> 32); }
+  int64_t index() const { return bits & 0xffffffff; }
   friend bool operator<(Entry a, Entry b) { return a.bits < b.bits; }
 };
 template <>
 struct Entry<double> {
-  uint64_t bits;
+  int64_t bits;
   int64_t position;
-  static Entry make(int64_t key, int64_t index) { return {static_cast<uint64_t>(key) ^ (uint64_t(1) << 63), index}; }
-  uint64_t ordered() const { return bits; }
-  int64_t key() const { return static_cast<int64_t>(bits ^ (uint64_t(1) << 63)); }
+  static Entry make(int64_t key, int64_t index) { return {key, index}; }
+  uint64_t ordered() const { return static_cast<uint64_t>(bits) ^ uint64_t(1) << 63; }  // unsigned order
+  int64_t key() const { return bits; }
   int64_t index() const { return position; }
   friend bool operator<(Entry a, Entry b) { return a.bits != b.bits ? a.bits < b.bits : a.position < b.position; }
 };
 
-constexpr int64_t kInsertionSize = 24;
 constexpr int64_t kRadixSize = 1024;
 
 // Stable least-significant-digit radix sort; digits in which all keys agree cost one look.
@@ -66,17 +65,30 @@ template <class T>
 void sort_entries(Entry<T>* entries, int64_t count) {
   if (count > kRadixSize) {
     radix_sort<T>(entries, count);
-  } else if (count > kInsertionSize) {
-    std::sort(entries, entries + count);
   } else {
-    for (int64_t i = 1; i < count; ++i) {
-      const Entry<T> e = entries[i];
-      int64_t k = i;
-      for (; k > 0 && e < entries[k - 1]; --k) entries[k] = entries[k - 1];
-      entries[k] = e;
+    std::sort(entries, entries + count);
+  }
+}
+
+// Sorts entries of which every one is fewer than `reach` places from where it belongs: `reach` rounds of
+// exchanging neighbours, without a branch.
+inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t reach) {
+  constexpr int W = kLanes<int64_t>;
+  auto* bits = reinterpret_cast<int64_t*>(entries);
+  for (int64_t round = 0; round < reach; ++round) {
+    int64_t i = round % 2;
+    for (; i + W <= count; i += W) {
+      const Vector<int64_t> v = load(bits + i), swapped = swap_neighbours<int64_t>(v);
+      store(bits + i, (v > swapped) ^ kOddLanes<int64_t> ? swapped : v);
+    }
+    for (; i + 2 <= count; i += 2) {
+      const int64_t a = bits[i], b = bits[i + 1];
+      bits[i] = a < b ? a : b;
+      bits[i + 1] = a < b ? b : a;
     }
   }
 }
+inline void exchange_neighbours(Entry<double>* entries, int64_t count, int64_t) { std::sort(entries, entries + count); }
 
 // One column of the bounds tables.
 template <class T>
@@ -86,6 +98,19 @@ struct Bounds {
   bool monotone;
   T low(int64_t rank) const { return lower[rank * stride]; }
   T high(int64_t rank) const { return upper[rank * stride]; }
+};
+
+// The elements of a column that were clipped.
+template <class T>
+struct Change {
+  int64_t chunk;
+  T value, clipped;
+};
+template <class T>
+struct ChangeList {
+  Change<T>* entries;  // capacity + 1 of them: the last takes what does not fit
+  int64_t capacity;
+  int64_t count = 0;
 };
 
 // Clips columns of M keys to the bounds of their ranks; holds the working memory of one thread.
@@ -108,20 +133,18 @@ class ColumnClipper {
         open_(num_buckets_),
         entries_(num_chunks) {}
 
-  // Calls write(chunk, value, bound) for every element that is clipped, from `value` to `bound`.
-  template <class Write>
-  void clip(const Key* keys, const Bounds<T>& bounds, const Write& write) {
+  // Clips `keys` in place. Appends what changed to `changes` as far as there is room, and counts all of it.
+  void clip(Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
     if (!count_buckets(keys)) {
       for (int64_t m = 0; m < num_chunks_; ++m) entries_[m] = Entry<T>::make(keys[m], m);
-      clip_bucket(0, num_chunks_, bounds, write);
+      sort_entries<T>(entries_.data(), num_chunks_);
+      clip_ranks(0, num_chunks_, keys, bounds, changes);
     } else if (open_buckets(bounds)) {
       for (int64_t m = 0; m < num_chunks_; ++m) {
         const auto id = ids_[m];
         if (open_[id]) entries_[next_[id]++] = Entry<T>::make(keys[m], m);
       }
-      for (int64_t b = 0; b < num_buckets_; ++b) {
-        if (open_[b]) clip_bucket(starts_[b], starts_[b + 1], bounds, write);
-      }
+      for (int64_t b = 0; b < num_buckets_;) b = clip_run(b, keys, bounds, changes);
     }
   }
 
@@ -181,23 +204,43 @@ class ColumnClipper {
     return any;
   }
 
-  // Sorts the entries of ranks [first, end) and clips them.
-  template <class Write>
-  void clip_bucket(int64_t first, int64_t end, const Bounds<T>& bounds, const Write& write) {
-    sort_entries<T>(entries_.data() + first, end - first);
+  // Sorts and clips a run of open buckets that starts at bucket b; the bucket after it.
+  int64_t clip_run(int64_t b, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
+    if (!open_[b]) return b + 1;
+    const int64_t first = starts_[b];
+    int64_t end = first, largest = 0;
+    for (; b < num_buckets_ && open_[b] && end - first < kRunSize; ++b) {
+      const int64_t size = starts_[b + 1] - starts_[b];
+      if (size > kExchangeReach) {
+        sort_entries<T>(entries_.data() + starts_[b], size);  // sorted: exchanges leave it as it is
+      } else {
+        largest = std::max(largest, size);
+      }
+      end = starts_[b + 1];
+    }
+    exchange_neighbours(entries_.data() + first, end - first, largest);
+    clip_ranks(first, end, keys, bounds, changes);
+    return b;
+  }
+
+  // Clips the entries of ranks [first, end).
+  void clip_ranks(int64_t first, int64_t end, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
     for (int64_t rank = first; rank < end; ++rank) {
       const T value = from_key<T>(entries_[rank].key()), low = bounds.low(rank), high = bounds.high(rank);
-      if (value < low) {
-        write(entries_[rank].index(), value, low);
-      } else if (value > high) {
-        write(entries_[rank].index(), value, high);
-      }
+      const T clipped = value < low ? low : value > high ? high : value;
+      const int64_t m = entries_[rank].index();
+      const bool changed = value < low || value > high;
+      changes.entries[changes.count < changes.capacity ? changes.count : changes.capacity] = {m, value, clipped};
+      changes.count += changed;
+      keys[m] = changed ? to_key<T>(clipped) : keys[m];
     }
   }
 
   T position(T value) const { return (value - origin_) * scale_; }
 
   static constexpr int64_t kMostBuckets = 16384;
+  static constexpr int64_t kRunSize = 1024;       // entries to sort at a time, which stay in the nearest cache
+  static constexpr int64_t kExchangeReach = 32;  // larger buckets are sorted by themselves
   static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
 
   int64_t num_chunks_, num_buckets_;

@@ -7,6 +7,7 @@
 #include "order_stats.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "chunk_sort.h"
 #include "column_clip.h"
@@ -20,17 +21,43 @@ constexpr int64_t kGrain = 8192;  // elements of work that are worth a thread
 
 int64_t grain_for(int64_t elements_each) { return std::max<int64_t>(1, kGrain / elements_each); }
 
-// Clips every column; place(chunk, rank in chunk, value) tells where in its chunk an element stands.
-template <class T, class Place>
-void clip_columns(T* out, const Integer<T>* columns, const Table<T>& table, const Place& place) {
+// What clip_columns leaves: the clipped columns, and a list of the changes if these are few.
+template <class T>
+class Changes {
+ public:
+  Changes(int64_t num_chunks, int64_t chunk_size)
+      : capacity_(num_chunks / kFewest), entries_(chunk_size * (capacity_ + 1)), counts_(chunk_size) {}
+
+  ChangeList<T> list(int64_t j) { return {&entries_[j * (capacity_ + 1)], capacity_}; }
+  void set_count(int64_t j, int64_t count) { counts_[j] = count; }
+  bool all_listed(int64_t chunk_size) {
+    return std::all_of(counts_.data(), counts_.data() + chunk_size, [&](int64_t count) { return count <= capacity_; });
+  }
+  template <class Visit>
+  void for_each(int64_t chunk_size, const Visit& visit) {
+    for (int64_t j = 0; j < chunk_size; ++j) {
+      for (int64_t i = 0; i < counts_[j]; ++i) visit(j, entries_[j * (capacity_ + 1) + i]);
+    }
+  }
+
+ private:
+  static constexpr int64_t kFewest = 16;  // from one change in so many chunks on, undoing the whole sort is faster
+  int64_t capacity_;
+  Scratch<Change<T>> entries_;
+  Scratch<int64_t> counts_;
+};
+
+template <class T>
+void clip_columns(Integer<T>* columns, const Table<T>& table, Changes<T>& changes) {
   const int64_t M = table.num_chunks, D = table.chunk_size;
   parallel_for(D, grain_for(M), [&](int64_t begin, int64_t end) {
     ColumnClipper<T> clipper(M);
     for (int64_t j = begin; j < end; ++j) {
       const int64_t offset = j * table.column_stride;
       const Bounds<T> bounds{table.lower + offset, table.upper + offset, table.row_stride, table.monotone};
-      clipper.clip(columns + j * M, bounds,
-                   [&](int64_t m, T value, T bound) { out[m * D + place(m, j, value)] = bound; });
+      ChangeList<T> list = changes.list(j);
+      clipper.clip(columns + j * M, bounds, list);
+      changes.set_count(j, list.count);
     }
   });
 }
@@ -40,11 +67,19 @@ template <class T, int D>
 void project_small_chunks(const T* x, T* out, const Table<T>& table) {
   const int64_t M = table.num_chunks;
   Scratch<Integer<T>> columns(M * D);
+  Changes<T> changes(M, D);
   parallel_for(M, grain_for(D),
                [&](int64_t begin, int64_t end) { sort_chunks<T, D>(x, out, columns.data(), M, begin, end); });
-  clip_columns<T>(out, columns.data(), table, [&](int64_t m, int64_t j, T value) {
-    return place_in_chunk<T, D>(x + m * D, j, value);
-  });
+  clip_columns<T>(columns.data(), table, changes);
+  if (changes.all_listed(D)) {
+    changes.for_each(D, [&](int64_t j, const Change<T>& change) {
+      const int64_t first = change.chunk * D;
+      out[first + place_in_chunk<T, D>(x + first, j, change.value)] = change.clipped;
+    });
+  } else {
+    parallel_for(M, grain_for(D),
+                 [&](int64_t begin, int64_t end) { unsort_chunks<T, D>(x, out, columns.data(), M, begin, end); });
+  }
 }
 
 // Chunks of any size: (key, index) pairs are sorted, and the indices kept.
@@ -64,8 +99,18 @@ void project_any_chunks(const T* x, T* out, const Table<T>& table) {
       }
     }
   });
-  std::memcpy(out, x, static_cast<size_t>(M * D) * sizeof(T));
-  clip_columns<T>(out, columns.data(), table, [&](int64_t m, int64_t j, T) { return places[j * M + m]; });
+  Changes<T> changes(M, D);
+  Scratch<Integer<T>> clipped(M * D);
+  std::memcpy(clipped.data(), columns.data(), static_cast<size_t>(M * D) * sizeof(T));
+  clip_columns<T>(clipped.data(), table, changes);
+  parallel_for(M, grain_for(D), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t j = 0; j < D; ++j) {
+        const int64_t at = m * D + places[j * M + m];
+        out[at] = clipped[j * M + m] == columns[j * M + m] ? x[at] : from_key<T>(clipped[j * M + m]);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -89,18 +134,38 @@ void project_2os(const T* x, T* out, int64_t batch, const Table<T>& table) {
 
 template <class T>
 TableFault check_table(Table<T>& table) {
-  bool nan = false, crossed = false, monotone = true;
+  // By runs along the direction in which the table is stored, so that the comparisons are vectors'.
+  const bool down = table.row_stride == 1;
+  const int64_t runs = down ? table.chunk_size : table.num_chunks, length = down ? table.num_chunks : table.chunk_size;
+  const int64_t between = down ? table.column_stride : table.row_stride, inside = down ? 1 : table.column_stride;
+  std::atomic<bool> all_ordered{true}, all_monotone{true};
+  parallel_for(runs, grain_for(length), [&](int64_t begin, int64_t end) {
+    bool ordered = true, monotone = true;
+    for (int64_t run = begin; run < end; ++run) {
+      const T *low = table.lower + run * between, *high = table.upper + run * between;
+      // The entry one rank below; there is none in the first row.
+      const int64_t first = down ? 1 : 0, below = !down && run == 0 ? 0 : table.row_stride;
+      int32_t bad = 0, falling = 0;
+      for (int64_t i = 0; i < length; ++i) bad |= !(low[i * inside] <= high[i * inside]);
+      for (int64_t i = first; i < length; ++i) {
+        falling |= low[i * inside] < low[i * inside - below];
+        falling |= high[i * inside] < high[i * inside - below];
+      }
+      ordered &= !bad;
+      monotone &= !falling;
+    }
+    if (!ordered) all_ordered = false;
+    if (!monotone) all_monotone = false;
+  });
+  table.monotone = all_monotone;
+  if (all_ordered) return TableFault::none;
   for (int64_t r = 0; r < table.num_chunks; ++r) {
     for (int64_t j = 0; j < table.chunk_size; ++j) {
       const int64_t at = r * table.row_stride + j * table.column_stride;
-      const T low = table.lower[at], high = table.upper[at];
-      nan |= low != low || high != high;
-      crossed |= low > high;
-      if (r > 0) monotone &= low >= table.lower[at - table.row_stride] && high >= table.upper[at - table.row_stride];
+      if (table.lower[at] > table.upper[at]) return TableFault::crossed;
     }
   }
-  table.monotone = monotone;
-  return nan ? TableFault::nan : crossed ? TableFault::crossed : TableFault::none;
+  return TableFault::nan;
 }
 
 template void project_2os<float>(const float*, float*, int64_t, const Table<float>&);

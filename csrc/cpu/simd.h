@@ -91,4 +91,23 @@ inline Pair<E> zip(Vector<E> a, Vector<E> b) {
   return zip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
+template <class E, int... I>
+inline Vector<E> swap_neighbours(Vector<E> v, std::integer_sequence<int, I...>) {
+  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
+  return NOISETILT_SHUFFLE(v, v, Lane, (I ^ 1)...);
+}
+// v1 v0 v3 v2 ...
+template <class E>
+inline Vector<E> swap_neighbours(Vector<E> v) {
+  return swap_neighbours<E>(v, std::make_integer_sequence<int, kLanes<E>>{});
+}
+
+template <class E, int... I>
+constexpr Vector<E> odd_lanes(std::integer_sequence<int, I...>) {
+  return Vector<E>{(I % 2 ? E(-1) : E(0))...};
+}
+// All bits set in every second lane.
+template <class E>
+constexpr Vector<E> kOddLanes = odd_lanes<E>(std::make_integer_sequence<int, kLanes<E>>{});
+
 }  // namespace noisetilt::NOISETILT_VARIANT

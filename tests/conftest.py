@@ -1,0 +1,26 @@
+"""Fixtures that more than one test file needs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from noisetilt_kernels import bounds
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of an empty cache of bounds tables, in memory and on disk; it does not exist yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bounds.cached_tables.cache_clear()
+    yield tmp_path / "cache" / "noisetilt_kernels"
+    bounds.cached_tables.cache_clear()
+
+
+@pytest.fixture
+def thread_count() -> Iterator[None]:
+    """Restores the number of torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
