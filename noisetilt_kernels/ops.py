@@ -6,7 +6,7 @@ identically under `torch.compile`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,31 +80,55 @@ def _check_block_size(op: str, block_size: int, coefficients: int) -> None:
 # ---- registration ----
 
 
-def _run(x: Tensor, shape: tuple[int, ...], function: Callable[[Tensor], Tensor]) -> Tensor:
-    """function on x as contiguous float32 or float64 samples (B, *shape), and the result as x was."""
-    working = x.dtype if x.dtype in (torch.float64, *_COMPLEX) else torch.float32
-    samples = x.reshape(-1, *shape) if x.numel() else x.new_empty(0, *shape)
-    samples = samples.to(working).contiguous()
-    if samples.is_conj():
-        samples = samples.resolve_conj()
+class _Plan(NamedTuple):
+    """What a call comes down to once its arguments have been checked."""
+
+    sample_shape: tuple[int, ...]
+    run: Callable[[Any, Tensor], Tensor]  # (backend, contiguous samples (B, *sample_shape)) -> samples
+
+
+def _run(plan: _Plan, x: Tensor) -> Tensor:
+    """Runs the plan on x as contiguous float32 or float64 samples, and gives the result x's dtype and shape."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-    return function(samples).to(x.dtype).reshape(x.shape)
+    samples = x
+    if x.dtype in (torch.float16, torch.bfloat16):
+        samples = x.float()
+    elif x.dtype.is_complex:
+        samples = x.resolve_conj()
+    if not samples.is_contiguous():
+        samples = samples.contiguous()
+    result = plan.run(backend_for(x.device.type), samples.view(-1, *plan.sample_shape))
+    if result.dtype != x.dtype:
+        result = result.to(x.dtype)
+    return result.view(x.shape)
 
 
-def _register(
-    name: str, plan: Callable[..., tuple[tuple[int, ...], Callable[[Any, Tensor], Tensor]]]
-) -> None:
-    """Implements operator `name` from plan(x, ...), which checks the arguments and returns the sample shape and
-    function(backend, samples)."""
+_PLANS_KEPT = 256
 
-    def implementation(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        shape, function = plan(x, *args, **kwargs)
-        backend = backend_for(x.device.type)
-        return _run(x, shape, lambda samples: function(backend, samples))
 
-    def fake(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        plan(x, *args, **kwargs)
+def _register(name: str, make_plan: Callable[..., _Plan], *, cached: bool = True) -> None:
+    """Implements operator `name` from make_plan(x, ...), which checks the arguments.
+
+    A plan depends on the shape and dtype of x and on the other arguments alone, and is made once for each
+    (`cached`), unless tensors are among the arguments.
+    """
+    plans: dict[Any, _Plan] = {}
+
+    def implementation(x: Tensor, *args: Any) -> Tensor:
+        if not cached:
+            return _run(make_plan(x, *args), x)
+        key = (x.shape, x.dtype, *(tuple(arg) if isinstance(arg, list) else arg for arg in args))
+        plan = plans.get(key)
+        if plan is None:
+            plan = make_plan(x, *args)
+            if len(plans) == _PLANS_KEPT:
+                plans.clear()
+            plans[key] = plan
+        return _run(plan, x)
+
+    def fake(x: Tensor, *args: Any) -> Tensor:
+        make_plan(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _library_impl.impl(name, implementation, "CompositeExplicitAutograd")
@@ -124,21 +148,21 @@ def _no_gradient(name: str) -> None:
 # ---- operators ----
 
 
-def _whiten(x: Tensor, preset: str = "auto", alpha: float = 1e-4):  # type: ignore[no-untyped-def]
+def _whiten(x: Tensor, preset: str = "auto", alpha: float = 1e-4) -> _Plan:
     sample = _sample_of("whiten", x)
     config = resolve_preset(preset, sample, alpha)
-    return sample[:3], lambda backend, samples: backend.whiten(samples, config)
+    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config))
 
 
-def _whiten_config(  # type: ignore[no-untyped-def]
+def _whiten_config(
     x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float = 1e-4
 ):
     sample = _sample_of("whiten", x)
     config = resolve(unflatten_config(chunk_sizes, tile_sizes, mixing, alpha), sample)
-    return sample[:3], lambda backend, samples: backend.whiten(samples, config)
+    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config))
 
 
-def _project_2os(x: Tensor, lower: Tensor, upper: Tensor):  # type: ignore[no-untyped-def]
+def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
     size = _flat_size_of("project_2os", x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, table in (("lower", lower), ("upper", upper)):
@@ -156,10 +180,10 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor):  # type: ignore[no-un
         )
     if lower.stride() != upper.stride():
         lower, upper = lower.contiguous(), upper.contiguous()
-    return (size,), lambda backend, samples: backend.project_2os(samples, lower, upper)
+    return _Plan((size,), lambda backend, samples: backend.project_2os(samples, lower, upper))
 
 
-def _project_tile_stats(  # type: ignore[no-untyped-def]
+def _project_tile_stats(
     x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = 1e-4
 ):
     op = "project_tile_stats"
@@ -170,42 +194,42 @@ def _project_tile_stats(  # type: ignore[no-untyped-def]
     sizes = tuple(int(d) for d in chunk_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
-    return sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha)
+    return _Plan(sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha))
 
 
-def _project_wgnc(x: Tensor, block_size: int = 16):  # type: ignore[no-untyped-def]
+def _project_wgnc(x: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc", x)
     _check_even("project_wgnc", size)
     _check_block_size("project_wgnc", block_size, size // 2)
-    return (size,), lambda backend, samples: backend.project_wgnc(samples, block_size)
+    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size))
 
 
-def _project_wgnc_blocks(y: Tensor, block_size: int = 16):  # type: ignore[no-untyped-def]
+def _project_wgnc_blocks(y: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc_blocks", y, "y", _COMPLEX)
     _check_block_size("project_wgnc_blocks", block_size, size)
-    return (size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size)
+    return _Plan((size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size))
 
 
-def _compact_fourier(x: Tensor, inverse: bool = False):  # type: ignore[no-untyped-def]
+def _compact_fourier(x: Tensor, inverse: bool = False) -> _Plan:
     size = _flat_size_of("compact_fourier", x)
     _check_even("compact_fourier", size)
-    return (size,), lambda backend, samples: backend.compact_fourier(samples, inverse)
+    return _Plan((size,), lambda backend, samples: backend.compact_fourier(samples, inverse))
 
 
-def _butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False):  # type: ignore[no-untyped-def]
+def _butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False) -> _Plan:
     sample = _sample_of("butterfly", x)
     pair = _pair("butterfly", tile)
     check_tile("butterfly", pair, sample, even=True)
     if steps < 0:
         raise ValueError(f"butterfly: steps must not be negative, got {steps}")
-    return sample[:3], lambda backend, samples: backend.butterfly(samples, pair, steps, inverse)
+    return _Plan(sample[:3], lambda backend, samples: backend.butterfly(samples, pair, steps, inverse))
 
 
-def _hadamard_transform(x: Tensor, scale: float = 1.0):  # type: ignore[no-untyped-def]
+def _hadamard_transform(x: Tensor, scale: float = 1.0) -> _Plan:
     _check_dtype("hadamard_transform", x, _REAL)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(f"hadamard_transform: the last dimension of x is missing or empty: {tuple(x.shape)}")
-    return (int(x.shape[-1]),), lambda backend, samples: backend.hadamard_transform(samples, scale)
+    return _Plan((int(x.shape[-1]),), lambda backend, samples: backend.hadamard_transform(samples, scale))
 
 
 def flatten_config(config: WhiteningConfig) -> tuple[list[int], list[int], list[int], float]:
@@ -237,7 +261,7 @@ def unflatten_config(
 
 _register("whiten", _whiten)
 _register("whiten_config", _whiten_config)
-_register("project_2os", _project_2os)
+_register("project_2os", _project_2os, cached=False)
 _register("project_tile_stats", _project_tile_stats)
 _register("project_wgnc", _project_wgnc)
 _register("project_wgnc_blocks", _project_wgnc_blocks)

@@ -74,12 +74,13 @@ void sort_entries(Entry<T>* entries, int64_t count) {
 // exchanging neighbours, without a branch.
 inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t reach) {
   constexpr int W = kLanes<int64_t>;
+  constexpr Vector<int64_t> odd = select_lanes<1, int64_t>(-1, 0);
   auto* bits = reinterpret_cast<int64_t*>(entries);
   for (int64_t round = 0; round < reach; ++round) {
     int64_t i = round % 2;
     for (; i + W <= count; i += W) {
-      const Vector<int64_t> v = load(bits + i), swapped = swap_neighbours<int64_t>(v);
-      store(bits + i, (v > swapped) ^ kOddLanes<int64_t> ? swapped : v);
+      const Vector<int64_t> v = load(bits + i), swapped = exchange_lanes<1, int64_t>(v);
+      store(bits + i, (v > swapped) ^ odd ? swapped : v);
     }
     for (; i + 2 <= count; i += 2) {
       const int64_t a = bits[i], b = bits[i + 1];
@@ -98,6 +99,18 @@ struct Bounds {
   bool monotone;
   T low(int64_t rank) const { return lower[rank * stride]; }
   T high(int64_t rank) const { return upper[rank * stride]; }
+  // The bounds of `count` ranks from `first` on.
+  void read(int64_t first, int64_t count, T* low, T* high) const {
+    if (stride == 1) {
+      std::memcpy(low, lower + first, static_cast<size_t>(count) * sizeof(T));
+      std::memcpy(high, upper + first, static_cast<size_t>(count) * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        low[i] = lower[(first + i) * stride];
+        high[i] = upper[(first + i) * stride];
+      }
+    }
+  }
 };
 
 // The elements of a column that were clipped.
@@ -108,9 +121,9 @@ struct Change {
 };
 template <class T>
 struct ChangeList {
-  Change<T>* entries;  // capacity + 1 of them: the last takes what does not fit
+  Change<T>* entries;
   int64_t capacity;
-  int64_t count = 0;
+  int64_t count = 0;  // beyond the capacity, the list is incomplete
 };
 
 // Clips columns of M keys to the bounds of their ranks; holds the working memory of one thread.
@@ -223,16 +236,32 @@ class ColumnClipper {
     return b;
   }
 
-  // Clips the entries of ranks [first, end).
+  // Clips the entries of ranks [first, end), a block at a time: first all comparisons, as vectors, then the writes.
   void clip_ranks(int64_t first, int64_t end, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
-    for (int64_t rank = first; rank < end; ++rank) {
-      const T value = from_key<T>(entries_[rank].key()), low = bounds.low(rank), high = bounds.high(rank);
-      const T clipped = value < low ? low : value > high ? high : value;
-      const int64_t m = entries_[rank].index();
-      const bool changed = value < low || value > high;
-      changes.entries[changes.count < changes.capacity ? changes.count : changes.capacity] = {m, value, clipped};
+    constexpr int kBlock = 64;
+    T value[kBlock], low[kBlock], high[kBlock], clipped[kBlock];
+    Key clipped_key[kBlock];
+    for (int64_t rank = first; rank < end; rank += kBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, end - rank));
+      const Entry<T>* entries = entries_.data() + rank;
+      bounds.read(rank, count, low, high);
+      int32_t changed = 0;
+      for (int i = 0; i < count; ++i) {
+        value[i] = from_key<T>(entries[i].key());
+        const T at_most = value[i] > high[i] ? high[i] : value[i];
+        clipped[i] = value[i] < low[i] ? low[i] : at_most;
+        clipped_key[i] = to_key<T>(clipped[i]);
+        changed += clipped_key[i] != entries[i].key();
+      }
+      if (changed == 0) continue;
+      for (int i = 0; i < count; ++i) keys[entries[i].index()] = clipped_key[i];
+      if (changes.count + changed <= changes.capacity) {
+        Change<T>* next = changes.entries + changes.count;
+        for (int i = 0; i < count; ++i) {
+          if (clipped_key[i] != entries[i].key()) *next++ = {entries[i].index(), value[i], clipped[i]};
+        }
+      }
       changes.count += changed;
-      keys[m] = changed ? to_key<T>(clipped) : keys[m];
     }
   }
 

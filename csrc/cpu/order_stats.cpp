@@ -26,9 +26,9 @@ template <class T>
 class Changes {
  public:
   Changes(int64_t num_chunks, int64_t chunk_size)
-      : capacity_(num_chunks / kFewest), entries_(chunk_size * (capacity_ + 1)), counts_(chunk_size) {}
+      : capacity_(num_chunks / kFewest), entries_(chunk_size * capacity_), counts_(chunk_size) {}
 
-  ChangeList<T> list(int64_t j) { return {&entries_[j * (capacity_ + 1)], capacity_}; }
+  ChangeList<T> list(int64_t j) { return {&entries_[j * capacity_], capacity_}; }
   void set_count(int64_t j, int64_t count) { counts_[j] = count; }
   bool all_listed(int64_t chunk_size) {
     return std::all_of(counts_.data(), counts_.data() + chunk_size, [&](int64_t count) { return count <= capacity_; });
@@ -36,7 +36,7 @@ class Changes {
   template <class Visit>
   void for_each(int64_t chunk_size, const Visit& visit) {
     for (int64_t j = 0; j < chunk_size; ++j) {
-      for (int64_t i = 0; i < counts_[j]; ++i) visit(j, entries_[j * (capacity_ + 1) + i]);
+      for (int64_t i = 0; i < counts_[j]; ++i) visit(j, entries_[j * capacity_ + i]);
     }
   }
 

@@ -91,23 +91,25 @@ inline Pair<E> zip(Vector<E> a, Vector<E> b) {
   return zip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
-template <class E, int... I>
-inline Vector<E> swap_neighbours(Vector<E> v, std::integer_sequence<int, I...>) {
+template <int kDistance, class E, int... I>
+inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
   using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
-  return NOISETILT_SHUFFLE(v, v, Lane, (I ^ 1)...);
+  return NOISETILT_SHUFFLE(v, v, Lane, (I ^ kDistance)...);
 }
-// v1 v0 v3 v2 ...
-template <class E>
-inline Vector<E> swap_neighbours(Vector<E> v) {
-  return swap_neighbours<E>(v, std::make_integer_sequence<int, kLanes<E>>{});
+// Lane i of the result is lane i ^ kDistance of v.
+template <int kDistance, class E>
+inline Vector<E> exchange_lanes(Vector<E> v) {
+  return exchange_lanes<kDistance, E>(v, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
-template <class E, int... I>
-constexpr Vector<E> odd_lanes(std::integer_sequence<int, I...>) {
-  return Vector<E>{(I % 2 ? E(-1) : E(0))...};
+template <int kBit, class E, int... I>
+constexpr Vector<E> select_lanes(E set, E clear, std::integer_sequence<int, I...>) {
+  return Vector<E>{(I & kBit ? set : clear)...};
 }
-// All bits set in every second lane.
-template <class E>
-constexpr Vector<E> kOddLanes = odd_lanes<E>(std::make_integer_sequence<int, kLanes<E>>{});
+// `set` in the lanes whose number has kBit set, `clear` in the others.
+template <int kBit, class E>
+constexpr Vector<E> select_lanes(E set, E clear) {
+  return select_lanes<kBit, E>(set, clear, std::make_integer_sequence<int, kLanes<E>>{});
+}
 
 }  // namespace noisetilt::NOISETILT_VARIANT

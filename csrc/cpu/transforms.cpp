@@ -10,6 +10,7 @@
 #include "parallel.h"
 #include "scratch.h"
 #include "simd.h"
+#include "walsh_hadamard.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
@@ -54,6 +55,17 @@ void butterfly_step_inverse(const T* in, T* out, int64_t size) {
   }
 }
 
+// `steps` steps from `in` to `out`; `spare` is as large. None of them overlap.
+template <class T>
+void butterfly_steps(const T* in, T* out, T* spare, int64_t size, int64_t steps, bool inverse) {
+  if (steps == 0) std::memcpy(out, in, static_cast<size_t>(size) * sizeof(T));
+  for (int64_t left = steps; left > 0; --left) {
+    T* to = left % 2 ? out : spare;  // the last step ends in `out`
+    (inverse ? butterfly_step_inverse<T> : butterfly_step<T>)(in, to, size);
+    in = to;
+  }
+}
+
 // Copies a tile between its rows in a plane, `stride` apart, and a vector.
 template <class T>
 void gather_tile(const T* plane, int64_t stride, Tile tile, T* v) {
@@ -73,24 +85,21 @@ void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_
   const int64_t size = tile.size(), across = shape.width / tile.width;
   const int64_t num_tiles = batch * shape.size() / size;
   const bool contiguous = across == 1;  // a tile's rows follow each other
-  const auto step = inverse ? butterfly_step_inverse<T> : butterfly_step<T>;
+  const bool complete = steps < 63 && size == int64_t(1) << steps;
   parallel_for(num_tiles, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
-    Scratch<T> buffers(2 * size);
-    T *current = buffers.data(), *next = current + size;
+    Scratch<T> buffers(3 * size);
+    T *gathered = buffers.data(), *spare = gathered + size, *scattered = spare + size;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t offset = t / across * tile.height * shape.width + t % across * tile.width;
-      const T* from = x + offset;
-      if (!contiguous || steps == 0) {
-        gather_tile(from, shape.width, tile, current);
-        from = current;
+      if (!contiguous) gather_tile(x + offset, shape.width, tile, gathered);
+      const T* from = contiguous ? x + offset : gathered;
+      T* to = contiguous ? out + offset : scattered;
+      if (complete) {
+        (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(from, to, size);
+      } else {
+        butterfly_steps(from, to, spare, size, steps, inverse);
       }
-      for (int64_t k = 0; k < steps; ++k) {
-        T* to = contiguous && k == steps - 1 ? out + offset : next;
-        step(from, to, size);
-        from = to;
-        std::swap(current, next);
-      }
-      if (!contiguous || steps == 0) scatter_tile(from, shape.width, tile, out + offset);
+      if (!contiguous) scatter_tile(scattered, shape.width, tile, out + offset);
     }
   });
 }
@@ -100,15 +109,7 @@ void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) {
   parallel_for(batch, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       T* v = x + b * size;
-      for (int64_t h = 1; h < size; h *= 2) {
-        for (int64_t group = 0; group < size; group += 2 * h) {
-          for (int64_t i = group; i < group + h; ++i) {
-            const T a = v[i], c = v[i + h];
-            v[i] = a + c;
-            v[i + h] = a - c;
-          }
-        }
-      }
+      walsh_hadamard<T, false, false>(v, v, size);
       for (int64_t i = 0; i < size; ++i) v[i] *= scale;
     }
   });
