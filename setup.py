@@ -53,6 +53,8 @@ class BuildLibrary(build_ext):
             f"-isystem{TORCH / 'include'}",
             f"-isystem{TORCH / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+            f'-DNOISETILT_BUILD_FLAGS="{" ".join(FLAGS)}"',
+            f'-DNOISETILT_BUILD_VARIANTS="{" ".join(VARIANTS)}"',
         ]
         jobs = [("csrc/ops.cpp", "ops", torch_flags)]
         jobs += [(f"csrc/cpu/{name}.cpp", name, defines) for name in ("scratch", "twiddles", "variants")]
@@ -60,7 +62,7 @@ class BuildLibrary(build_ext):
             variant_flags = [*flags, f"-DNOISETILT_VARIANT={variant}"]
             jobs += [(f"csrc/cpu/{name}.cpp", f"{name}.{variant}", variant_flags) for name in KERNELS]
 
-        temp = Path(self.build_temp)
+        temp = ROOT / "build" / f"objects-{platform.machine()}"  # kept, so that an installation compiles what changed
         temp.mkdir(parents=True, exist_ok=True)
         headers = [*ROOT.glob("csrc/**/*.h"), ROOT / "noisetilt_kernels" / "schemas.def", Path(__file__)]
         newest_header = max(header.stat().st_mtime for header in headers)
@@ -79,7 +81,17 @@ class BuildLibrary(build_ext):
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         self.spawn(
-            [*compiler, "-shared", *objects, f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10", "-o", str(library)]
+            [
+                *compiler,
+                "-shared",
+                *objects,
+                f"-L{TORCH / 'lib'}",
+                "-ltorch_cpu",
+                "-ltorch",
+                "-lc10",
+                "-o",
+                str(library),
+            ]
         )
 
 

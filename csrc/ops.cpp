@@ -43,9 +43,12 @@ template <class Body>
 void for_dtype(const Tensor& x, const Body& body) {
   require(x.is_contiguous(), "a kernel needs contiguous samples");
   switch (x.scalar_type()) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::Double: return body(double{});
-    default: require(false, "a kernel takes float32 or float64");
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      require(false, "a kernel takes float32 or float64");
   }
 }
 
@@ -60,8 +63,7 @@ Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& x, boo
               lower.stride(0) == upper.stride(0) && lower.stride(1) == upper.stride(1),
           "the two tables must agree in shape and strides");
   require(lower.scalar_type() == x.scalar_type() && upper.scalar_type() == x.scalar_type(), "tables of another dtype");
-  return {data<T>(lower), data<T>(upper),   lower.size(0), lower.size(1),
-          lower.stride(0), lower.stride(1), monotone};
+  return {data<T>(lower), data<T>(upper), lower.size(0), lower.size(1), lower.stride(0), lower.stride(1), monotone};
 }
 
 Tensor project_2os(const Tensor& x, const Tensor& lower, const Tensor& upper) {
@@ -71,9 +73,12 @@ Tensor project_2os(const Tensor& x, const Tensor& lower, const Tensor& upper) {
     Table<T> table = table_of<T>(lower, upper, x, false);
     require(x.dim() == 2 && x.size(1) == table.num_chunks * table.chunk_size, "tables for another size");
     switch (kernels<T>().check_table(table)) {
-      case TableFault::nan: throw std::invalid_argument("project_2os: lower and upper must not contain NaN");
-      case TableFault::crossed: throw std::invalid_argument("project_2os: lower must not exceed upper anywhere");
-      case TableFault::none: break;
+      case TableFault::nan:
+        throw std::invalid_argument("project_2os: lower and upper must not contain NaN");
+      case TableFault::crossed:
+        throw std::invalid_argument("project_2os: lower must not exceed upper anywhere");
+      case TableFault::none:
+        break;
     }
     kernels<T>().project_2os(data<T>(x), data<T>(out), x.size(0), table);
   });
@@ -223,7 +228,11 @@ void wgnc_between_ffts_(const Tensor& spectrum, int64_t block_size) {
   });
 }
 
-std::string cpu_variant() { return variant_name(); }
+// Lines "key: value".
+std::string build_info() {
+  return std::string("compiler: ") + __VERSION__ + "\nflags: " + NOISETILT_BUILD_FLAGS +
+         "\nvariants: " + NOISETILT_BUILD_VARIANTS + "\nvariant: " + variant_name() + "\ntorch_target: 2.11";
+}
 
 }  // namespace
 }  // namespace noisetilt
@@ -248,5 +257,5 @@ STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {
-  m.impl("_cpu_variant", TORCH_BOX(&noisetilt::cpu_variant));
+  m.impl("_build_info", TORCH_BOX(&noisetilt::build_info));
 }

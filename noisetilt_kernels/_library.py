@@ -28,13 +28,20 @@ def _load() -> None:
             _fallback.define(schema.replace('\\"', '"'))
         warnings.warn(
             f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, install a "
-            "C++17 compiler and run `pip install --no-build-isolation --force-reinstall --no-deps` on the sources; "
+            "C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`; "
             "`noisetilt doctor` tells more.",
             stacklevel=3,
         )
 
 
+def build_info() -> dict[str, str]:
+    """How the compiled library was built (compiler, flags, variants, torch_target) and the CPU `variant` that runs.
 
+    Empty where the library is not in use.
+    """
+    if failure is not None:
+        return {}
+    return dict(line.split(": ", 1) for line in torch.ops.noisetilt._build_info().splitlines())
 
 
 _load()

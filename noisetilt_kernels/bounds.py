@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import python_ref
 from .config import check_alpha
-from .python_ref import ChiSquare, Normal, Reference
+from .python_ref import NORMAL, ChiSquare, Normal, Reference
 
 _FORMAT = "noisetilt bounds 1"  # part of every key: raise it when the tables change
 _LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Tables(NamedTuple):
 
 
 def confidence_bounds(
-    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = Normal()
+    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
     """Tables `(lower, upper)` of `project_2os` for `num_chunks` chunks of `chunk_size` values (DESIGN section 2).
 
@@ -66,7 +66,7 @@ def cached_tables(
 ) -> Tables:
     """The tables in `dtype` on `device`, from memory, from disk, or made now. Shared: never write to them."""
     key = f"{_FORMAT}, {num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
-    path = _cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
+    path = cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
     columns = _read(path, key)
     if columns is None:
         tables = python_ref.confidence_bounds(num_chunks, chunk_size, alpha, reference)
@@ -78,7 +78,8 @@ def cached_tables(
     return Tables(lower.to(device).t(), upper.to(device).t(), monotone)
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where the tables are kept on disk: the user's cache directory."""
     return Path(platformdirs.user_cache_dir("noisetilt_kernels", appauthor=False))
 
 

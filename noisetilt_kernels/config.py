@@ -132,7 +132,7 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
 
 
 def check_tile(op: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raises ValueError unless `tile` divides the plane of `sample` and holds 2 values or more (`even`: an even number)."""
+    """Raises ValueError unless `tile` divides the plane of `sample` and holds at least 2 values, `even`: an even number."""
     th, tw = tile
     _, height, width, _ = sample
     if th < 1 or tw < 1 or height % th or width % tw:
@@ -194,4 +194,4 @@ def _describe(sample: Sample) -> str:
 
 def _some(values: list[int]) -> str:
     shown = [str(v) for v in values[:12]]
-    return ", ".join(shown + ["..."] if len(values) > 12 else shown)
+    return ", ".join([*shown, "..."] if len(values) > 12 else shown)

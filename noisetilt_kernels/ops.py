@@ -34,9 +34,7 @@ def _sample_of(op: str, x: Tensor) -> Sample:
     """The sample shape of x given as (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W)."""
     _check_dtype(op, x, _REAL)
     if not 1 <= x.dim() <= 5:
-        raise ValueError(
-            f"{op}: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {x.dim()} dimensions: {tuple(x.shape)}"
-        )
+        raise ValueError(f"{op}: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {tuple(x.shape)}")
     if x.dim() <= 2:
         sample = Sample(1, 1, int(x.shape[-1]), flat=True)
     else:
@@ -183,9 +181,7 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
     return _Plan((size,), lambda backend, samples: backend.project_2os(samples, lower, upper))
 
 
-def _project_tile_stats(
-    x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = 1e-4
-):
+def _project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = 1e-4):
     op = "project_tile_stats"
     sample = _sample_of(op, x)
     pair = _pair(op, tile)
@@ -299,6 +295,4 @@ for _name, _backward in (
     ("butterfly", _butterfly_backward),
     ("hadamard_transform", _hadamard_transform_backward),
 ):
-    torch.library.register_autograd(
-        f"noisetilt::{_name}", _backward, setup_context=_keep_arguments, lib=_library_impl
-    )
+    torch.library.register_autograd(f"noisetilt::{_name}", _backward, setup_context=_keep_arguments, lib=_library_impl)

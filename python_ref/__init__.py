@@ -9,7 +9,7 @@ and assumes arguments that `noisetilt_kernels` has validated.
 """
 
 from .arithmetic import sqrt_rn, tree_sum
-from .confidence_bounds import ChiSquare, Normal, Reference, confidence_bounds
+from .confidence_bounds import NORMAL, ChiSquare, Normal, Reference, confidence_bounds
 from .order_stats import project_2os
 from .tile_stats import Bounds, merge_tiles, project_tile_stats, split_tiles
 from .transforms import butterfly, butterfly_inverse, compact_fourier, compact_fourier_inverse, hadamard_transform
@@ -17,6 +17,7 @@ from .wgnc import from_wgnc_spectrum, project_wgnc, project_wgnc_blocks, to_wgnc
 from .whitening import identity, norm_projection, project, whiten
 
 __all__ = [
+    "NORMAL",
     "Bounds",
     "ChiSquare",
     "Normal",

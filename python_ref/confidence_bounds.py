@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 import torch
@@ -45,13 +44,14 @@ class ChiSquare:
         return 2.0 * special.gammainccinv(self.df / 2, p)
 
 
-Reference = Union[Normal, ChiSquare]
+Reference = Normal | ChiSquare
+NORMAL = Normal()
 
 _ROWS_PER_TASK = 8192  # long tables are made in slices on a thread pool: scipy's functions release the GIL
 
 
 def confidence_bounds(
-    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = Normal()
+    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
     """Tables `(lower, upper)` of `project_2os`, each (num_chunks, chunk_size), float64 (DESIGN section 2).
 

@@ -66,8 +66,8 @@ def identity(x: Tensor) -> Tensor:
 
 
 def norm_projection(x: Tensor) -> Tensor:
-    """Every sample of (B, ...) brought to norm sqrt(N) (paper eq. 115). A zero sample stays zero."""
-    values = x.flatten(1)
+    """Every sample of (B, ...) brought to norm sqrt(N) (paper eq. 115), in float64. A zero sample stays zero."""
+    values = x.flatten(1).double()
     norm = values.norm(dim=1, keepdim=True)
-    scale = math.sqrt(values.shape[1]) / torch.where(norm == 0, 1.0, norm)
-    return (values * scale).reshape(x.shape)
+    values = values * math.sqrt(values.shape[1]) / torch.where(norm == 0, 1.0, norm)
+    return values.to(x.dtype).reshape(x.shape)

@@ -120,7 +120,8 @@ void unsort_chunks(const T* x, T* out, const Integer<T>* columns, int64_t num_ch
       }
     }
     Integer<T> at_rank[D][W];
-    for (int j = 0; j < D; ++j) std::memcpy(at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
+    for (int j = 0; j < D; ++j)
+      std::memcpy(at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
     for (int i = 0; i < D; ++i) {
       for (int lane = 0; lane < count; ++lane) {
         const Integer<T> key = at_rank[rank[i][lane]][lane];

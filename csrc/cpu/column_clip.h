@@ -15,7 +15,8 @@ template <>
 struct Entry<float> {
   int64_t bits;
   static Entry make(int32_t key, int64_t index) {
-    return {static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32 | static_cast<uint32_t>(index))};
+    return {
+        static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32 | static_cast<uint32_t>(index))};
   }
   uint64_t ordered() const { return static_cast<uint64_t>(bits) >> 32 ^ 0x80000000u; }
   int32_t key() const { return static_cast<int32_t>(bits >> 32); }
@@ -268,8 +269,8 @@ class ColumnClipper {
   T position(T value) const { return (value - origin_) * scale_; }
 
   static constexpr int64_t kMostBuckets = 16384;
-  static constexpr int64_t kRunSize = 1024;       // entries to sort at a time, which stay in the nearest cache
-  static constexpr int64_t kExchangeReach = 32;  // larger buckets are sorted by themselves
+  static constexpr int64_t kRunSize = 1024;            // entries to sort at a time, which stay in the nearest cache
+  static constexpr int64_t kExchangeReach = 32;        // larger buckets are sorted by themselves
   static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
 
   int64_t num_chunks_, num_buckets_;

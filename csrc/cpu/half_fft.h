@@ -4,8 +4,8 @@
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
-// so Z_k and Z_{h-k} give X_k and X_{h-k}. Both directions leave a factor 2 to the caller's scale. X_0 and X_h
-// are the sum and the difference of the two parts of Z_0.
+// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the difference of the
+// two parts of Z_0, which the callers see to.
 #pragma once
 
 #include "simd.h"
@@ -13,44 +13,76 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
+// Complex numbers as pairs, one at a time (V = T) or a vector of them from k on.
 template <class T>
 struct InterleavedComplex {
   T* v;
-  T re(int64_t k) const { return v[2 * k]; }
-  T im(int64_t k) const { return v[2 * k + 1]; }
+  Pair<std::remove_const_t<T>> load_vector(int64_t k) const {
+    return unzip<std::remove_const_t<T>>(load(v + 2 * k), load(v + 2 * k + kLanes<T>));
+  }
+  void store_vector(int64_t k, Vector<T> re, Vector<T> im) const {
+    auto [first, second] = zip<T>(re, im);
+    store<T>(v + 2 * k, first);
+    store<T>(v + 2 * k + kLanes<T>, second);
+  }
+  T& re(int64_t k) const { return v[2 * k]; }
+  T& im(int64_t k) const { return v[2 * k + 1]; }
 };
+
+// Complex numbers as two arrays.
 template <class T>
 struct SplitComplex {
   T *real, *imaginary;
-  T re(int64_t k) const { return real[k]; }
-  T im(int64_t k) const { return imaginary[k]; }
+  Pair<std::remove_const_t<T>> load_vector(int64_t k) const { return {load(real + k), load(imaginary + k)}; }
+  void store_vector(int64_t k, Vector<T> re, Vector<T> im) const {
+    store<T>(real + k, re);
+    store<T>(imaginary + k, im);
+  }
+  T& re(int64_t k) const { return real[k]; }
+  T& im(int64_t k) const { return imaginary[k]; }
 };
 
-// put(k, re, im) of 2 X_k and 2 X_{h-k} for k in [begin, end), within 1 .. h/2. `put` may overwrite Z_k, Z_{h-k}.
-template <class T, class Z, class Put>
-inline void for_spectrum_pairs(int64_t begin, int64_t end, int64_t h, const T* w, const Z& z, const Put& put) {
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t n = h - k;
-    const T sum_re = z.re(k) + z.re(n), sum_im = z.im(k) - z.im(n);
-    const T dif_re = z.re(k) - z.re(n), dif_im = z.im(k) + z.im(n);
-    const T odd_re = w[2 * k] * dif_im + w[2 * k + 1] * dif_re;
-    const T odd_im = w[2 * k + 1] * dif_im - w[2 * k] * dif_re;
-    put(k, sum_re + odd_re, sum_im + odd_im);
-    put(n, sum_re - odd_re, odd_im - sum_im);
-  }
+enum class HalfFft { to_spectrum, from_spectrum };
+
+// One pair: element k and element n = h - k are replaced; (c, s) is w^k.
+template <HalfFft direction, class V>
+inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
+  const V sum_re = k_re + n_re, sum_im = k_im - n_im;
+  const V dif_re = k_re - n_re, dif_im = k_im + n_im;
+  // the difference times -i w^k, or times i conj(w^k) on the way back
+  const V odd_re = direction == HalfFft::to_spectrum ? c * dif_im + s * dif_re : s * dif_re - c * dif_im;
+  const V odd_im = direction == HalfFft::to_spectrum ? s * dif_im - c * dif_re : c * dif_re + s * dif_im;
+  k_re = (sum_re + odd_re) * scale;
+  k_im = (sum_im + odd_im) * scale;
+  n_re = (sum_re - odd_re) * scale;
+  n_im = (odd_im - sum_im) * scale;
 }
 
-// The other direction: put(k, re, im) of 2 Z_k and 2 Z_{h-k} from the spectrum x.
-template <class T, class X, class Put>
-inline void for_half_fft_pairs(int64_t begin, int64_t end, int64_t h, const T* w, const X& x, const Put& put) {
-  for (int64_t k = begin; k < end; ++k) {
+// Turns the pairs k in [begin, end), within 1 .. h/2, from `in` to `out`, which may be the same; times 2*scale.
+template <HalfFft direction, class T, class In, class Out>
+inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in, const Out& out) {
+  constexpr int W = kLanes<T>;
+  const InterleavedComplex<const T> twiddle{w};
+  int64_t k = begin;
+  for (; k + W <= end && 2 * (k + W - 1) < h; k += W) {  // while the two vectors do not meet
+    const int64_t n = h - k - (W - 1);
+    auto [k_re, k_im] = in.load_vector(k);
+    auto [n_re, n_im] = in.load_vector(n);
+    auto [c, s] = twiddle.load_vector(k);
+    n_re = reverse_lanes<T>(n_re);
+    n_im = reverse_lanes<T>(n_im);
+    turn_pair<direction, Vector<T>>(k_re, k_im, n_re, n_im, c, s, broadcast(scale));
+    out.store_vector(k, k_re, k_im);
+    out.store_vector(n, reverse_lanes<T>(n_re), reverse_lanes<T>(n_im));
+  }
+  for (; k < end; ++k) {
     const int64_t n = h - k;
-    const T sum_re = x.re(k) + x.re(n), sum_im = x.im(k) - x.im(n);
-    const T dif_re = x.re(k) - x.re(n), dif_im = x.im(k) + x.im(n);
-    const T odd_re = w[2 * k + 1] * dif_re - w[2 * k] * dif_im;
-    const T odd_im = w[2 * k] * dif_re + w[2 * k + 1] * dif_im;
-    put(k, sum_re + odd_re, sum_im + odd_im);
-    put(n, sum_re - odd_re, odd_im - sum_im);
+    T k_re = in.re(k), k_im = in.im(k), n_re = in.re(n), n_im = in.im(n);
+    turn_pair<direction, T>(k_re, k_im, n_re, n_im, w[2 * k], w[2 * k + 1], scale);
+    out.re(k) = k_re;
+    out.im(k) = k_im;
+    out.re(n) = n_re;
+    out.im(n) = n_im;
   }
 }
 

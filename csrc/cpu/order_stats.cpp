@@ -122,12 +122,18 @@ void project_2os(const T* x, T* out, int64_t batch, const Table<T>& table) {
     const T* sample = x + b * size;
     T* result = out + b * size;
     switch (table.chunk_size) {
-      case 1: return project_small_chunks<T, 1>(sample, result, table);
-      case 2: return project_small_chunks<T, 2>(sample, result, table);
-      case 4: return project_small_chunks<T, 4>(sample, result, table);
-      case 8: return project_small_chunks<T, 8>(sample, result, table);
-      case 16: return project_small_chunks<T, 16>(sample, result, table);
-      default: return project_any_chunks<T>(sample, result, table);
+      case 1:
+        return project_small_chunks<T, 1>(sample, result, table);
+      case 2:
+        return project_small_chunks<T, 2>(sample, result, table);
+      case 4:
+        return project_small_chunks<T, 4>(sample, result, table);
+      case 8:
+        return project_small_chunks<T, 8>(sample, result, table);
+      case 16:
+        return project_small_chunks<T, 16>(sample, result, table);
+      default:
+        return project_any_chunks<T>(sample, result, table);
     }
   });
 }

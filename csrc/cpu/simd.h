@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace noisetilt::NOISETILT_VARIANT {
@@ -100,6 +101,16 @@ inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
 template <int kDistance, class E>
 inline Vector<E> exchange_lanes(Vector<E> v) {
   return exchange_lanes<kDistance, E>(v, std::make_integer_sequence<int, kLanes<E>>{});
+}
+
+template <class E, int... I>
+inline Vector<E> reverse_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
+  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
+  return NOISETILT_SHUFFLE(v, v, Lane, (kLanes<E> - 1 - I)...);
+}
+template <class E>
+inline Vector<E> reverse_lanes(Vector<E> v) {
+  return reverse_lanes<E>(v, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
 template <int kBit, class E, int... I>

@@ -19,8 +19,8 @@
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-constexpr int64_t kGrain = 8192;    // values of work that are worth a thread
-constexpr int64_t kMostRows = 32;   // tallest tile (rounded up to a power of two) that is added row by row
+constexpr int64_t kGrain = 8192;   // values of work that are worth a thread
+constexpr int64_t kMostRows = 32;  // tallest tile (rounded up to a power of two) that is added row by row
 
 template <class T>
 constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
@@ -138,7 +138,8 @@ void rescale_constant_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r
   const int64_t size = band.tile.size();
   for (int64_t k = 0; k < size; ++k) {
     const T direction = k == size - size % 2 ? T(0) : k % 2 ? T(-1) : T(1);
-    band.x[k / band.tile.width * band.width + i * band.tile.width + k % band.tile.width] = r.new_mean + r.scale * direction;
+    band.x[k / band.tile.width * band.width + i * band.tile.width + k % band.tile.width] =
+        r.new_mean + r.scale * direction;
   }
 }
 
@@ -176,7 +177,8 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
         stats[b * in_band + i] = root * mean[i];
       }
       spread(mean, column_means.data(), in_band, tile.width);
-      sum_tiles(band, column_means.data(), sums.data(), padding.data(), &stats[num_tiles + b * in_band], CentredSquare{});
+      sum_tiles(band, column_means.data(), sums.data(), padding.data(), &stats[num_tiles + b * in_band],
+                CentredSquare{});
     }
   });
 
@@ -200,8 +202,8 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
       const Band<T> band = band_at(b);
       for (int64_t i = 0; i < in_band; ++i) {
         const int64_t t = b * in_band + i;
-        const Rescaling<T> r = rescaling(means[t], stats[num_tiles + t], stats[t], projected[t], projected[num_tiles + t],
-                                         root, tile.size());
+        const Rescaling<T> r = rescaling(means[t], stats[num_tiles + t], stats[t], projected[t],
+                                         projected[num_tiles + t], root, tile.size());
         if (r.unchanged) continue;
         r.constant ? rescale_constant_tile(band, i, r) : rescale_tile(band, i, r);
       }

@@ -44,8 +44,7 @@ void butterfly_step_inverse(const T* in, T* out, int64_t size) {
   int64_t i = 0;
   for (; i + W <= half; i += W) {
     const Vector<T> total = load<T>(in + i), difference = load<T>(in + half + i);
-    auto [first, second] =
-        zip<T>((total + difference) * kSqrtHalf<T>, (total - difference) * kSqrtHalf<T>);
+    auto [first, second] = zip<T>((total + difference) * kSqrtHalf<T>, (total - difference) * kSqrtHalf<T>);
     store<T>(out + 2 * i, first);
     store<T>(out + 2 * i + W, second);
   }
@@ -124,14 +123,11 @@ void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) 
   for_each_sample(batch, [&](int64_t b) {
     const T* Z = spectrum + b * size;
     T* ends = z + b * size;
-    T *re = ends + 1, *im = ends + h;  // re[k], im[k] for k = 1 .. h-1
     ends[0] = (Z[0] + Z[1]) * end_scale;
     ends[1] = (Z[0] - Z[1]) * end_scale;
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      for_spectrum_pairs(begin + 1, end + 1, h, w, InterleavedComplex<const T>{Z}, [&](int64_t k, T x_re, T x_im) {
-        re[k] = x_re * scale;
-        im[k] = x_im * scale;
-      });
+      turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, InterleavedComplex<const T>{Z},
+                                       SplitComplex<T>{ends + 1, ends + h});
     });
   });
 }
@@ -149,18 +145,16 @@ void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size
     Z[0] = (ends[0] + ends[1]) * end_scale;
     Z[1] = (ends[0] - ends[1]) * end_scale;
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      for_half_fft_pairs(begin + 1, end + 1, h, w, SplitComplex<const T>{ends + 1, ends + h}, [&](int64_t k, T z_re, T z_im) {
-        Z[2 * k] = z_re * scale;
-        Z[2 * k + 1] = z_im * scale;
-      });
+      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale, SplitComplex<const T>{ends + 1, ends + h},
+                                         InterleavedComplex<T>{Z});
     });
   });
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                                \
-  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool);                \
-  template void hadamard_transform<T>(T*, int64_t, int64_t, T);                                 \
-  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);                        \
+#define NOISETILT_INSTANTIATE(T)                                                 \
+  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
+  template void hadamard_transform<T>(T*, int64_t, int64_t, T);                  \
+  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);         \
   template void compact_fourier_unpack<T>(const T*, T*, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

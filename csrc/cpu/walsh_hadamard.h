@@ -89,7 +89,8 @@ void walsh_hadamard(const T* in, T* out, int64_t size) {
     return;
   }
   auto inside_vectors = [&](const T* from) {
-    for (int64_t i = 0; i < size; i += W) store<T>(out + i, steps_in_vector<T, kOrthonormal, kDescending>(load<T>(from + i)));
+    for (int64_t i = 0; i < size; i += W)
+      store<T>(out + i, steps_in_vector<T, kOrthonormal, kDescending>(load<T>(from + i)));
   };
   if constexpr (kDescending) {
     const T* from = in;

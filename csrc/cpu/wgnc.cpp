@@ -19,7 +19,8 @@ constexpr int64_t kGrain = 2048;  // coefficients of work that are worth a threa
 // The norms that every block of B coefficients takes.
 struct BlockNorms {
   explicit BlockNorms(int64_t block_size)
-      : size(block_size), t(3.14159265358979323846 * static_cast<double>(size) / 4),
+      : size(block_size),
+        t(3.14159265358979323846 * static_cast<double>(size) / 4),
         l1(std::sqrt(3.14159265358979323846) / 2 * static_cast<double>(size)),
         fewest(static_cast<int64_t>(std::floor(t)) + 1) {}
   int64_t size;
@@ -197,25 +198,19 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
   for_each_sample(batch, [&](int64_t b) {
     T* y = spectrum + b * size;
     const InterleavedComplex<T> coefficients{y};
-    auto rotate_first = [y](T s) {  // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
+    auto turn_first = [y](T s) {  // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
       const T first = y[0], second = y[1];
       y[0] = (first + second) * s;
       y[1] = (first - second) * s;
     };
-    auto put_scaled = [y](T s) {
-      return [y, s](int64_t k, T re, T im) {
-        y[2 * k] = re * s;
-        y[2 * k + 1] = im * s;
-      };
-    };
-    rotate_first(end_scale);
+    turn_first(end_scale);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      for_spectrum_pairs(begin + 1, end + 1, h, w, coefficients, put_scaled(scale));
+      turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, coefficients, coefficients);
     });
     project_wgnc_blocks(y, h / block_size, block_size);
-    rotate_first(end_scale_back);
+    turn_first(end_scale_back);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      for_half_fft_pairs(begin + 1, end + 1, h, w, coefficients, put_scaled(scale_back));
+      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale_back, coefficients, coefficients);
     });
   });
 }

@@ -38,7 +38,8 @@ void in_place(T* x, int64_t batch, int64_t size, const Body& body) {
 
 template <class T>
 void project(T* x, int64_t batch, const Projection<T>& projection) {
-  in_place(x, batch, projection.shape.size(), [&](T*& current, T*& spare) { project_sample(current, spare, projection); });
+  in_place(x, batch, projection.shape.size(),
+           [&](T*& current, T*& spare) { project_sample(current, spare, projection); });
 }
 
 template <class T>
@@ -75,11 +76,17 @@ void finite_or_nan(const T* x, T* out, int64_t batch, int64_t size) {
 
 template <class T>
 const Kernels<T>& table() {
-  static const Kernels<T> all{
-      check_table<T>,        project_2os<T>,          finite_or_nan<T>,
-      project<T>,            mix<T>,                  butterfly<T>,
-      hadamard_transform<T>, compact_fourier_pack<T>, compact_fourier_unpack<T>,
-      project_wgnc_blocks<T>, wgnc_between_ffts<T>};
+  static const Kernels<T> all{check_table<T>,
+                              project_2os<T>,
+                              finite_or_nan<T>,
+                              project<T>,
+                              mix<T>,
+                              butterfly<T>,
+                              hadamard_transform<T>,
+                              compact_fourier_pack<T>,
+                              compact_fourier_unpack<T>,
+                              project_wgnc_blocks<T>,
+                              wgnc_between_ffts<T>};
   return all;
 }
 template const Kernels<float>& table<float>();

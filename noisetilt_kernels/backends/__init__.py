@@ -5,7 +5,7 @@ contiguous float32 or float64 samples, batch first.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 from . import native, reference
@@ -25,7 +25,7 @@ class BackendStatus:
     refused: dict[str, str]
 
 
-@lru_cache(maxsize=None)
+@cache
 def backend_for(device_type: str) -> ModuleType:
     """The preferred backend that does not refuse the device type ("cpu", "cuda", ...)."""
     return next(backend for backend in _BACKENDS if backend.refusal(device_type) is None)

@@ -30,7 +30,7 @@ def refusal(device_type: str) -> str | None:
 
 def describe() -> str:
     """One line on what serves."""
-    return f"C++ kernels, {_ops._cpu_variant()} variant"
+    return f"C++ kernels, {_library.build_info()['variant']} variant"
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

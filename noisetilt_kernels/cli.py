@@ -1,0 +1,71 @@
+"""The `noisetilt` command. Every subcommand imports what it needs when it is called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Whitening kernels for reward-guided diffusion sampling."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Tell what is installed and which backend serves each device.
+
+    The last line is the verdict: what runs on the CPU, or how to get the compiled kernels.
+    """
+    import json
+
+    from . import doctor
+
+    report = doctor.examine()
+    click.echo(json.dumps(report, indent=2) if as_json else doctor.render(report))
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("noisetilt-demo.png"),
+    show_default=True,
+    help="The picture to write (PNG).",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the Gaussian noise."
+)
+def demo(out: Path, seed: int) -> None:
+    """Whiten a photograph and true noise; print a table and draw a picture.
+
+    Both pass through norm projection, WGNC and W. A good operator removes the structure of the photograph, keeps
+    its direction, and leaves the noise alone.
+    """
+    try:
+        from . import demo
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "PIL"):
+            raise
+        raise click.ClickException(
+            f'the demo needs {error.name}, which is not installed: pip install "noisetilt-kernels[demo]"'
+        ) from error
+
+    with _writing(out):
+        demo.check_destination(out)
+    comparison = demo.compare(seed)
+    click.echo(demo.table(comparison))
+    with _writing(out):
+        demo.write_whole(out, demo.png(demo.draw(comparison)))
+    click.echo(f"\npicture: {out.resolve()}")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns the failure to write a file into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error

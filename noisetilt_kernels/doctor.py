@@ -1,0 +1,153 @@
+"""What is installed here and which backend serves each device: the report of `noisetilt doctor`."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, _library, bounds
+from .backends import backends
+
+Report = dict[str, Any]
+
+HOW_TO_BUILD = (
+    "install a C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`"
+)
+
+
+def examine() -> Report:
+    """The state of this installation, ready for JSON.
+
+    Returns:
+        versions: of the package, Python, torch, numpy and scipy.
+        platform: operating system and architecture.
+        cpu: model, cores this process may use, torch_threads, and the variant of the compiled kernels (or None).
+        cuda: the CUDA version torch was built for (or None), names of the devices.
+        library: path of the compiled library in use and the flags it was built with; or failure, why there is
+            none, and how_to_build.
+        devices: for each device type whether one is present, the backend that serves it, and why every backend
+            preferred to that one does not.
+        bounds_cache: directory, number of files and bytes of the confidence bounds kept on disk.
+        verdict: one line.
+    """
+    report: Report = {
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cuda": _cuda(),
+        "library": _compiled_library(),
+        "devices": _devices(),
+        "bounds_cache": _bounds_cache(),
+    }
+    report["verdict"] = _verdict(report)
+    return report
+
+
+def render(report: Report) -> str:
+    """The report of `examine` as aligned text; the last line is the verdict."""
+    rows = list(report["versions"].items())
+    rows.append(("platform", report["platform"]))
+    rows += _render_hardware(report)
+    rows += _render_library(report["library"])
+    for device, status in report["devices"].items():
+        absent = "" if status["present"] else "  (no such device here)"
+        rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
+        rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
+    cache = report["bounds_cache"]
+    rows.append(("bounds cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)"))
+
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:{width}}  {text}" for label, text in rows]
+    return "\n".join([*lines, "", report["verdict"]])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "noisetilt_kernels": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "scipy": metadata.version("scipy"),
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "variant": _library.build_info().get("variant"),
+    }
+
+
+def _cpu_model() -> str:
+    # platform.processor() is empty or just the architecture on Linux; and Linux on aarch64 names no model anywhere.
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cuda() -> dict[str, Any]:
+    return {
+        "version": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _compiled_library() -> dict[str, Any]:
+    if _library.failure is not None:
+        return {"path": None, "failure": _library.failure, "how_to_build": HOW_TO_BUILD, "build": {}}
+    path = next(Path(_library.__file__).parent.glob("_C*.so"))
+    return {"path": str(path), "failure": None, "how_to_build": None, "build": _library.build_info()}
+
+
+def _devices() -> dict[str, Any]:
+    return {
+        device: {
+            "present": device == "cpu" or (device == "cuda" and torch.cuda.is_available()),
+            "backend": status.backend,
+            "detail": status.detail,
+            "refused": dict(status.refused),
+        }
+        for device, status in backends().items()
+    }
+
+
+def _bounds_cache() -> dict[str, Any]:
+    directory = bounds.cache_directory()
+    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
+    return {"directory": str(directory), "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _verdict(report: Report) -> str:
+    if report["library"]["failure"] is not None:
+        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {HOW_TO_BUILD}"
+    parts = [f"cpu: native C++ kernels ({report['cpu']['variant']})"]
+    parts += [
+        f"{device}: {status['backend']}, {status['detail']}"
+        for device, status in report["devices"].items()
+        if status["present"] and device != "cpu"
+    ]
+    return "; ".join(parts)
+
+
+def _render_hardware(report: Report) -> list[tuple[str, str]]:
+    cpu, cuda = report["cpu"], report["cuda"]
+    version = "torch is built without CUDA" if cuda["version"] is None else f"torch is built for {cuda['version']}"
+    return [
+        ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads"),
+        ("cuda", f"{', '.join(cuda['devices']) or 'no device'}; {version}"),
+    ]
+
+
+def _render_library(library: dict[str, Any]) -> list[tuple[str, str]]:
+    if library["failure"] is not None:
+        return [("library", f"not in use: {library['failure']}")]
+    return [("library", library["path"]), *((f"  {key}", value) for key, value in library["build"].items())]

@@ -1,0 +1,301 @@
+// Stand-alone test of csrc/cpu without PyTorch, for the sanitizers: every kernel on awkward sizes and values, the 2OS
+// projection against a direct sort, and the same bits with 1, 2 and 7 threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace noisetilt {
+
+static int threads = 1;
+static thread_local bool inside_loop = false;
+
+int num_threads() { return threads; }
+
+void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context) {
+  const int64_t workers = std::min<int64_t>(threads, (count + grain - 1) / grain);
+  if (count <= 0) return;
+  if (workers <= 1 || inside_loop) return body(0, count, context);
+  std::vector<std::thread> pool;
+  for (int64_t w = 0; w < workers; ++w) {
+    pool.emplace_back([=] {
+      inside_loop = true;
+      body(w * count / workers, (w + 1) * count / workers, context);
+    });
+  }
+  for (auto& thread : pool) thread.join();
+}
+
+}  // namespace noisetilt
+
+namespace noisetilt::baseline {
+template <class T>
+const Kernels<T>& table();
+}
+
+using namespace noisetilt;
+
+// The variant under test: the portable one, then the best for this processor.
+static bool test_baseline = true;
+
+template <class T>
+static const Kernels<T>& tested() {
+  return test_baseline ? baseline::table<T>() : kernels<T>();
+}
+
+static int failures = 0;
+
+static void expect(bool condition, const char* what, int64_t a = 0, int64_t b = 0) {
+  if (condition) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s (%lld, %lld)\n", what, static_cast<long long>(a), static_cast<long long>(b));
+}
+
+template <class T>
+static bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != a[i] && b[i] != b[i]) continue;
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) return false;
+  }
+  return a.size() == b.size();
+}
+
+enum class Input { normal, few, special, sorted, outlier };
+
+template <class T>
+static std::vector<T> make_input(int64_t size, Input kind, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  std::vector<T> x(size);
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const T special[] = {infinity,
+                       -infinity,
+                       nan,
+                       -nan,
+                       T(0),
+                       T(-0.0),
+                       std::numeric_limits<T>::denorm_min(),
+                       std::numeric_limits<T>::max(),
+                       std::numeric_limits<T>::lowest(),
+                       T(1)};
+  for (T& v : x) {
+    v = static_cast<T>(normal(random));
+    if (kind == Input::few) v = std::round(v);
+    if (kind == Input::special && random() % 2) v = special[random() % 10];
+    if (kind == Input::outlier && random() % 100 == 0) v *= T(1e6);
+  }
+  if (kind == Input::sorted) std::sort(x.begin(), x.end());
+  return x;
+}
+
+// Ascending tables about the normal order statistics, tight enough that some values are clipped.
+template <class T>
+struct Tables {
+  std::vector<T> lower, upper;
+  Tables(int64_t M, int64_t D, bool monotone) : lower(M * D), upper(M * D) {
+    for (int64_t r = 0; r < M; ++r) {
+      for (int64_t j = 0; j < D; ++j) {
+        const double q = (static_cast<double>(r) + 0.5) / static_cast<double>(M), p = std::pow(q, 1.0 / (1.0 + j));
+        const double centre = std::log(p / (1 - p) + 1e-9) / 1.7;
+        const double wobble = monotone ? 0 : 0.5 * std::sin(static_cast<double>(7 * r + j));
+        lower[r * D + j] = static_cast<T>(centre + wobble - 0.3);
+        upper[r * D + j] = static_cast<T>(centre + wobble + 0.3);
+      }
+    }
+  }
+  Table<T> view(int64_t M, int64_t D, bool monotone) const {
+    return {lower.data(), upper.data(), M, D, D, 1, monotone};
+  }
+};
+
+// The definition: two stable sorts, a clip, and the way back.
+template <class T>
+static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T>& tables, int64_t M, int64_t D) {
+  auto before = [](T a, T b) { return a == a && (b != b || a < b); };
+  std::vector<int64_t> place(M * D);
+  for (int64_t m = 0; m < M; ++m) {
+    auto first = place.begin() + m * D;
+    std::iota(first, first + D, m * D);
+    std::stable_sort(first, first + D, [&](int64_t a, int64_t b) { return before(x[a], x[b]); });
+  }
+  std::vector<T> result = x;
+  for (int64_t j = 0; j < D; ++j) {
+    std::vector<int64_t> column(M);
+    for (int64_t m = 0; m < M; ++m) column[m] = place[m * D + j];
+    std::stable_sort(column.begin(), column.end(), [&](int64_t a, int64_t b) { return before(x[a], x[b]); });
+    for (int64_t r = 0; r < M; ++r) {
+      const T low = tables.lower[r * D + j], high = tables.upper[r * D + j];
+      T& v = result[column[r]];
+      v = v < low ? low : v > high ? high : v;
+    }
+  }
+  return result;
+}
+
+// The kernel's result, which must not depend on the number of threads.
+template <class T>
+static std::vector<T> on_all_threads(const char* what, size_t size,
+                                     const std::function<void(std::vector<T>&)>& kernel) {
+  std::vector<T> first;
+  for (int count : {1, 2, 7}) {
+    threads = count;
+    std::vector<T> result(size);
+    kernel(result);
+    if (count == 1) first = result;
+    expect(same_bits(first, result), what, count);
+  }
+  return first;
+}
+
+template <class T>
+static void test_order_stats() {
+  const int64_t sizes[][2] = {{1, 1},  {1, 40},   {7, 1},     {3, 2},    {9, 4},    {64, 4},  {100, 3},   {257, 8},
+                              {33, 5}, {1000, 4}, {1023, 16}, {2048, 2}, {4096, 4}, {2, 700}, {20000, 1}, {5001, 16}};
+  for (const auto& size : sizes) {
+    const int64_t M = size[0], D = size[1];
+    for (bool monotone : {true, false}) {
+      const Tables<T> tables(M, D, monotone);
+      Table<T> table = tables.view(M, D, false);
+      expect(tested<T>().check_table(table) == TableFault::none, "check_table accepts", M, D);
+      expect(table.monotone || !monotone || M == 1, "check_table: monotone", M, D);
+      for (Input kind : {Input::normal, Input::few, Input::special, Input::sorted, Input::outlier}) {
+        const std::vector<T> x = make_input<T>(M * D, kind, static_cast<uint32_t>(M + D));
+        const auto result = on_all_threads<T>("2OS over threads", x.size(), [&](std::vector<T>& out) {
+          tested<T>().project_2os(x.data(), out.data(), 1, table);
+        });
+        expect(same_bits(result, project_by_sorting(x, tables, M, D)), "2OS is the sorted projection", M, D);
+      }
+    }
+  }
+  Tables<T> faulty(10, 4, true);
+  faulty.upper[13] = faulty.lower[13] - 1;
+  Table<T> crossed = faulty.view(10, 4, false);
+  expect(tested<T>().check_table(crossed) == TableFault::crossed, "check_table finds a crossing");
+  faulty.upper[13] = std::numeric_limits<T>::quiet_NaN();
+  expect(tested<T>().check_table(crossed) == TableFault::nan, "check_table finds NaN");
+}
+
+template <class T>
+static void test_whitening() {
+  const Shape shapes[] = {{2, 8, 8}, {3, 12, 20}, {1, 1, 640}, {4, 10, 14}, {1, 64, 36}};
+  const Tile tiles[] = {{4, 4}, {2, 5}, {1, 2}, {12, 4}, {5, 7}, {1, 64}, {64, 2}};
+  for (const Shape& shape : shapes) {
+    for (const Tile& tile : tiles) {
+      if (shape.height % tile.height || shape.width % tile.width) continue;
+      const int64_t P = shape.size() / tile.size(), N = shape.size();
+      const Tables<T> values(N / 2, 2, true), stats(P, 1, true);
+      const Table<T> value_table = values.view(N / 2, 2, true);
+      const Table<T> stat_tables[1][2] = {{stats.view(P, 1, true), stats.view(P, 1, true)}};
+      const TileProjection<T> tile_projection{tile, stat_tables, 1};
+      const Projection<T> projection{shape, &value_table, 1, &tile_projection, 1};
+      const Mixing mixing[] = {{tile, 3}, {{shape.height, shape.width}, 2}};
+      for (Input kind : {Input::normal, Input::few, Input::special}) {
+        for (int64_t batch : {1, 3, 8}) {
+          const std::vector<T> x = make_input<T>(batch * N, kind, 5);
+          on_all_threads<T>("project over threads", x.size(), [&](std::vector<T>& out) {
+            out = x;
+            tested<T>().project(out.data(), batch, projection);
+          });
+          on_all_threads<T>("mix over threads", x.size(), [&](std::vector<T>& out) {
+            tested<T>().finite_or_nan(x.data(), out.data(), batch, N);
+            if (tile.size() % 2 == 0) tested<T>().mix(out.data(), batch, projection, mixing, 2);
+          });
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+static double distance(const std::vector<T>& a, const std::vector<T>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+  return std::sqrt(sum / static_cast<double>(a.size()));
+}
+
+template <class T>
+static void test_transforms() {
+  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
+  const Shape shape{3, 16, 24};
+  for (const Tile& tile : {Tile{16, 24}, Tile{4, 8}, Tile{2, 3}, Tile{16, 1}, Tile{1, 2}, Tile{8, 8}}) {
+    for (int64_t steps : {0, 1, 5, 6, 7}) {
+      const std::vector<T> x = make_input<T>(2 * shape.size(), Input::normal, 3);
+      const auto y = on_all_threads<T>("butterfly over threads", x.size(), [&](std::vector<T>& out) {
+        tested<T>().butterfly(x.data(), out.data(), 2, shape, tile, steps, false);
+      });
+      std::vector<T> back(x.size());
+      tested<T>().butterfly(y.data(), back.data(), 2, shape, tile, steps, true);
+      expect(distance(x, back) < tolerance, "butterfly and back", tile.size(), steps);
+    }
+  }
+  for (int64_t size : {1, 2, 4, 8, 16, 32, 64, 2048}) {
+    std::vector<T> x = make_input<T>(3 * size, Input::normal, 4), y = x;
+    tested<T>().hadamard_transform(y.data(), 3, size, T(1));
+    tested<T>().hadamard_transform(y.data(), 3, size, T(1) / static_cast<T>(size));
+    expect(distance(x, y) < tolerance, "Hadamard twice", size);
+  }
+  for (int64_t size : {2, 4, 6, 10, 64, 66, 1000, 4096}) {
+    const std::vector<T> x = make_input<T>(2 * size, Input::normal, 6);
+    std::vector<T> z(x.size()), back(x.size());
+    tested<T>().compact_fourier_pack(x.data(), z.data(), 2, size);
+    tested<T>().compact_fourier_unpack(z.data(), back.data(), 2, size);
+    expect(distance(x, back) < tolerance, "compact Fourier and back", size);
+  }
+}
+
+template <class T>
+static void test_wgnc() {
+  for (int64_t block : {2, 3, 5, 16, 40}) {
+    for (Input kind : {Input::normal, Input::few}) {
+      const int64_t blocks = 13;
+      const std::vector<T> x = make_input<T>(2 * block * blocks, kind, 8);
+      const auto y = on_all_threads<T>("WGNC over threads", x.size(), [&](std::vector<T>& out) {
+        out = x;
+        tested<T>().project_wgnc_blocks(out.data(), blocks, block);
+      });
+      for (int64_t p = 0; p < blocks; ++p) {
+        double l1 = 0, l2 = 0;
+        for (int64_t j = p * block; j < (p + 1) * block; ++j) {
+          const double r = std::hypot(static_cast<double>(y[2 * j]), static_cast<double>(y[2 * j + 1]));
+          l1 += r;
+          l2 += r * r;
+        }
+        const double size = static_cast<double>(block);
+        expect(std::abs(l1 / (std::sqrt(3.141592653589793) / 2 * size) - 1) < 1e-5, "WGNC: l1 norm", block, p);
+        expect(std::abs(l2 / size - 1) < 1e-5, "WGNC: l2 norm", block, p);
+      }
+    }
+    std::vector<T> special = make_input<T>(2 * block * 9, Input::special, 9);
+    tested<T>().project_wgnc_blocks(special.data(), 9, block);
+    std::vector<T> spectrum = make_input<T>(2 * 2 * block * 6, Input::normal, 10);
+    tested<T>().wgnc_between_ffts(spectrum.data(), 2, 2 * block * 6, block);
+  }
+}
+
+template <class T>
+static void test_all() {
+  test_order_stats<T>();
+  test_whitening<T>();
+  test_transforms<T>();
+  test_wgnc<T>();
+}
+
+int main() {
+  for (bool baseline : {true, false}) {
+    test_baseline = baseline;
+    test_all<float>();
+    test_all<double>();
+    std::printf("%s kernels: %d failures\n", baseline ? "baseline" : variant_name(), failures);
+  }
+  return failures != 0;
+}
