@@ -30,7 +30,7 @@ def _load() -> None:
             f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, install a "
             "C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`; "
             "`noisetilt doctor` tells more.",
-            stacklevel=3,
+            stacklevel=5,  # the line that imports the package
         )
 
 

@@ -55,6 +55,10 @@ inline Vector<E> broadcast(E x) {
   return Vector<E>{} + x;
 }
 
+// The integers that count lanes of E in a shuffle.
+template <class E>
+using LaneNumber = std::conditional_t<sizeof(E) == 4, int32_t, int64_t>;
+
 #if defined(__clang__)
 #define NOISETILT_SHUFFLE(a, b, lane_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -68,8 +72,7 @@ struct Pair {
 
 template <class E, int... I>
 inline Pair<E> unzip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
-  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
-  return {NOISETILT_SHUFFLE(a, b, Lane, (2 * I)...), NOISETILT_SHUFFLE(a, b, Lane, (2 * I + 1)...)};
+  return {NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I)...), NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I + 1)...)};
 }
 
 // The even and the odd elements of a followed by b.
@@ -80,10 +83,9 @@ inline Pair<E> unzip(Vector<E> a, Vector<E> b) {
 
 template <class E, int... I>
 inline Pair<E> zip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
-  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
   constexpr int n = kLanes<E>;
-  return {NOISETILT_SHUFFLE(a, b, Lane, (I / 2 + I % 2 * n)...),
-          NOISETILT_SHUFFLE(a, b, Lane, (n / 2 + I / 2 + I % 2 * n)...)};
+  return {NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (I / 2 + I % 2 * n)...),
+          NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (n / 2 + I / 2 + I % 2 * n)...)};
 }
 
 // a and b interleaved: a0 b0 a1 b1 ...
@@ -94,8 +96,7 @@ inline Pair<E> zip(Vector<E> a, Vector<E> b) {
 
 template <int kDistance, class E, int... I>
 inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
-  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
-  return NOISETILT_SHUFFLE(v, v, Lane, (I ^ kDistance)...);
+  return NOISETILT_SHUFFLE(v, v, LaneNumber<E>, (I ^ kDistance)...);
 }
 // Lane i of the result is lane i ^ kDistance of v.
 template <int kDistance, class E>
@@ -105,8 +106,7 @@ inline Vector<E> exchange_lanes(Vector<E> v) {
 
 template <class E, int... I>
 inline Vector<E> reverse_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
-  using Lane = typename std::conditional<sizeof(E) == 4, int32_t, int64_t>::type;
-  return NOISETILT_SHUFFLE(v, v, Lane, (kLanes<E> - 1 - I)...);
+  return NOISETILT_SHUFFLE(v, v, LaneNumber<E>, (kLanes<E> - 1 - I)...);
 }
 template <class E>
 inline Vector<E> reverse_lanes(Vector<E> v) {

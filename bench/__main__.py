@@ -1,0 +1,31 @@
+"""Runs the benchmarks, writes bench/results/<machine>-<date>.json, and prints the table last."""
+
+import datetime
+import platform
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import report
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Arguments are pytest's, for example `-k order_stats`."""
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{report.cpu_model()} {platform.machine()}".lower()).strip("-")
+    results = HERE / "results" / f"{machine}-{datetime.date.today()}.json"
+    results.parent.mkdir(exist_ok=True)
+    options = ["-q", "-s", "-p", "no:cacheprovider", "--benchmark-columns=min,median,rounds"]
+    code = pytest.main(
+        [*options, f"--benchmark-json={results}", *sys.argv[1:], *map(str, sorted(HERE.glob("bench_*.py")))]
+    )
+    if results.exists() and results.stat().st_size:
+        print(f"\n{report.table(results)}\n\n{results}")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

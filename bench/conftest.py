@@ -1,0 +1,107 @@
+"""The `compare` fixture: one operation against its baselines, alternating in one process."""
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+from typing import Any
+
+import pytest
+import torch
+
+ROUNDS = 8
+ROUND_SECONDS = 0.03  # of calls to each function in a round, at least one call
+MOST_REPEATS = 50
+MOST_FOREIGN_LOAD = 0.05  # share of one core that others may take in a round
+
+Function = Callable[[], object]
+
+
+class MachineLoad:
+    """CPU seconds that other processes took, from the kernel's accounting; always 0 where there is none."""
+
+    def __init__(self) -> None:
+        self.start = self._others()
+
+    def since(self) -> float:
+        return self._others() - self.start
+
+    @staticmethod
+    def _others() -> float:
+        try:
+            with open("/proc/stat") as file:
+                user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+        except OSError:
+            return 0.0
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return busy - own.user - own.system
+
+
+def time_calls(function: Function, calls: int) -> list[float]:
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def calls_for(function: Function) -> int:
+    return max(1, int(ROUND_SECONDS / min(time_calls(function, 2))))
+
+
+def alternate(functions: dict[str, Function], rounds: int = ROUNDS) -> tuple[dict[str, list[float]], int]:
+    """Times of every call, all functions in each of the rounds; and how many disturbed rounds were repeated."""
+    for function in functions.values():
+        function()  # warm up: caches, tables, compilation
+    calls = {name: calls_for(function) for name, function in functions.items()}
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    done = repeated = 0
+    while done < rounds:
+        load, start = MachineLoad(), time.perf_counter()
+        round_times = {name: time_calls(function, calls[name]) for name, function in functions.items()}
+        # the accounting ticks in hundredths of a second
+        if load.since() > MOST_FOREIGN_LOAD * (time.perf_counter() - start) + 0.02 and repeated < MOST_REPEATS:
+            repeated += 1
+            continue
+        for name, measured in round_times.items():
+            times[name] += measured
+        done += 1
+    return times, repeated
+
+
+@pytest.fixture
+def compare(benchmark: Any) -> Callable[..., None]:
+    """compare(ours, eager={name: function}, target=20.0, **others).
+
+    Reports ours against the fastest of `eager`, and against each of the others, as ratios of medians and of minima.
+    """
+
+    def run(ours: Function, eager: dict[str, Function], target: float | None = None, **others: Function) -> None:
+        times, repeated = alternate({"ours": ours, **eager, **others})
+        fastest = min(eager, key=lambda name: median(times[name]))
+        ratios = {
+            name: {
+                "medians": median(times[name]) / median(times["ours"]),
+                "minima": min(times[name]) / min(times["ours"]),
+            }
+            for name in (fastest, *others)
+        }
+        benchmark.extra_info.update(
+            target=target,
+            eager=fastest,
+            ratios=ratios,
+            repeated_rounds=repeated,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            seconds={name: _percentiles(measured) for name, measured in times.items()},
+        )
+        benchmark.pedantic(ours, rounds=len(times["ours"]) // ROUNDS)
+
+    return run
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    fifths = quantiles(times, n=5) if len(times) > 1 else times * 4
+    return {"min": min(times), "p20": fifths[0], "p50": median(times), "p80": fifths[3]}
