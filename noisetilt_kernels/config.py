@@ -132,7 +132,8 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
 
 
 def check_tile(op: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raises ValueError unless `tile` divides the plane of `sample` and holds 2 values or more (`even`: an even count)."""
+    """Raises ValueError unless `tile` divides the plane of `sample` and holds 2 values or more (`even`: an even number
+    of them)."""
     th, tw = tile
     _, height, width, _ = sample
     if th < 1 or tw < 1 or height % th or width % tw:

@@ -177,7 +177,8 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
             f"M*D must be {size}"
         )
     if lower.stride() != upper.stride():
-        lower, upper = lower.contiguous(), upper.contiguous()
+        # clone and not contiguous(), which leaves the stride of a dimension of size 1 as it is
+        lower, upper = (table.clone(memory_format=torch.contiguous_format) for table in (lower, upper))
     return _Plan((size,), lambda backend, samples: backend.project_2os(samples, lower, upper))
 
 

@@ -99,7 +99,9 @@ def _stepped(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def _half_open(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     lower, upper = _monotone(m, d, g)
-    return lower.index_fill(0, torch.arange(m // 2), -torch.inf), upper.index_fill(0, torch.arange(m // 2, m), torch.inf)
+    return lower.index_fill(0, torch.arange(m // 2), -torch.inf), upper.index_fill(
+        0, torch.arange(m // 2, m), torch.inf
+    )
 
 
 TABLES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] = {

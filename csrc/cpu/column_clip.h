@@ -251,7 +251,7 @@ class ColumnClipper {
         value[i] = from_key<T>(entries[i].key());
         const T at_most = value[i] > high[i] ? high[i] : value[i];
         clipped[i] = value[i] < low[i] ? low[i] : at_most;
-        clipped_key[i] = to_key<T>(clipped[i]);
+        clipped_key[i] = to_exact_key<T>(clipped[i]);  // a bound may be -0
         changed += clipped_key[i] != entries[i].key();
       }
       if (changed == 0) continue;

@@ -23,13 +23,18 @@ inline Vector<Integer<T>> to_keys(Vector<T> x) {
   return x == x ? bits : broadcast<Integer<T>>(kNanKey<T>);
 }
 
+// The key from which from_key gives back x to the bit: apart from -0, the key of x. x is not NaN, or the NaN of
+// from_key.
 template <class T>
-inline Integer<T> to_key(T x) {
-  x = x + T(0);
+inline Integer<T> to_exact_key(T x) {
   Integer<T> bits;
   std::memcpy(&bits, &x, sizeof bits);
-  bits ^= (bits >> kSignShift<T>)&kNanKey<T>;
-  return x == x ? bits : kNanKey<T>;
+  return bits ^ ((bits >> kSignShift<T>)&kNanKey<T>);
+}
+
+template <class T>
+inline Integer<T> to_key(T x) {
+  return x == x ? to_exact_key<T>(x + T(0)) : kNanKey<T>;
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 The FFTs are torch's: a sample of N values goes through a complex FFT of half its length.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,9 +59,8 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
     if inverse:
-        half_spectrum = torch.view_as_complex(_ops._compact_fourier_unpack(x).unflatten(1, (-1, 2)))
-        return torch.view_as_real(torch.fft.ifft(half_spectrum)).flatten(1)
-    return _ops._compact_fourier_pack(_half_fft(x))
+        return _half_fft(torch.fft.ifft, _ops._compact_fourier_unpack(x))
+    return _ops._compact_fourier_pack(_half_fft(torch.fft.fft, x))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -77,9 +77,9 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    spectrum = _half_fft(x)
+    spectrum = _half_fft(torch.fft.fft, x)
     _ops._wgnc_between_ffts_(spectrum, block_size)
-    return torch.view_as_real(torch.fft.ifft(torch.view_as_complex(spectrum.unflatten(1, (-1, 2))))).flatten(1)
+    return _half_fft(torch.fft.ifft, spectrum)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
@@ -88,9 +88,20 @@ def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     return torch.view_as_complex(result)
 
 
-def _half_fft(x: Tensor) -> Tensor:
-    """FFT of samples (B, N) read as N/2 complex numbers each, as interleaved reals (B, N)."""
-    return torch.view_as_real(torch.fft.fft(torch.view_as_complex(x.unflatten(1, (-1, 2))))).flatten(1)
+def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """torch.fft.fft or ifft of samples (B, N) read as N/2 complex numbers each; the result likewise as reals (B, N).
+
+    On the CPU one sample at a time: a library may round a batch differently, and what becomes of a sample must not
+    depend on its company.
+    """
+    z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
+    if x.device.type == "cpu" and len(z) > 1:
+        result = torch.empty_like(z)
+        for sample, target in zip(z, result, strict=True):
+            fft(sample, out=target)
+    else:
+        result = fft(z)
+    return torch.view_as_real(result).flatten(1)
 
 
 class _Projection(NamedTuple):
