@@ -66,8 +66,7 @@ Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& x, boo
   return {data<T>(lower), data<T>(upper), lower.size(0), lower.size(1), lower.stride(0), lower.stride(1), monotone};
 }
 
-Tensor project_2os(const Tensor& x, const Tensor& lower, const Tensor& upper) {
-  Tensor out = torch::stable::empty_like(x);
+void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   for_dtype(x, [&](auto type) {
     using T = decltype(type);
     Table<T> table = table_of<T>(lower, upper, x, false);
@@ -80,9 +79,8 @@ Tensor project_2os(const Tensor& x, const Tensor& lower, const Tensor& upper) {
       case TableFault::none:
         break;
     }
-    kernels<T>().project_2os(data<T>(x), data<T>(out), x.size(0), table);
+    kernels<T>().project_2os(data<T>(x), x.size(0), table);
   });
-  return out;
 }
 
 Tensor finite_or_nan(const Tensor& x) {
@@ -171,16 +169,14 @@ void mix_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monoto
   });
 }
 
-Tensor butterfly(const Tensor& x, const Ints& tile, int64_t steps, bool inverse) {
-  Tensor out = torch::stable::empty_like(x);
+void butterfly_(const Tensor& x, const Ints& tile, int64_t steps, bool inverse) {
   for_dtype(x, [&](auto type) {
     using T = decltype(type);
     require(tile.size() == 2, "a tile is (height, width)");
     const Tile t{tile[0], tile[1]};
     OwnedProjection<T>::require_divides(t, shape_of(x));
-    kernels<T>().butterfly(data<T>(x), data<T>(out), x.size(0), shape_of(x), t, steps, inverse);
+    kernels<T>().butterfly(data<T>(x), x.size(0), shape_of(x), t, steps, inverse);
   });
-  return out;
 }
 
 void hadamard_transform_(const Tensor& x, double scale) {
@@ -244,11 +240,11 @@ STABLE_TORCH_LIBRARY(noisetilt, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
-  m.impl("_project_2os", TORCH_BOX(&noisetilt::project_2os));
+  m.impl("_project_2os_", TORCH_BOX(&noisetilt::project_2os_));
   m.impl("_finite_or_nan", TORCH_BOX(&noisetilt::finite_or_nan));
   m.impl("_project_", TORCH_BOX(&noisetilt::project_));
   m.impl("_mix_", TORCH_BOX(&noisetilt::mix_));
-  m.impl("_butterfly", TORCH_BOX(&noisetilt::butterfly));
+  m.impl("_butterfly_", TORCH_BOX(&noisetilt::butterfly_));
   m.impl("_hadamard_transform_", TORCH_BOX(&noisetilt::hadamard_transform_));
   m.impl("_compact_fourier_pack", TORCH_BOX(&noisetilt::compact_fourier_pack));
   m.impl("_compact_fourier_unpack", TORCH_BOX(&noisetilt::compact_fourier_unpack));

@@ -1,7 +1,12 @@
 """Fixtures that more than one test file needs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch loads OpenMP: threads that wait sleep. On a machine shared with other work, threads that spin for one
+# another make thousands of small calls ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -67,27 +67,27 @@ inline void load_block(const T* x, Vector<Integer<T>>* v) {
   }
 }
 
-// Calls block(x, out, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the last,
-// where it is shorter, on a padded copy.
+// Calls block(chunks, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the last, where
+// it is shorter, on a padded copy.
 template <class T, int D, class Block>
-inline void for_blocks(const T* x, T* out, int64_t begin, int64_t end, const Block& block) {
+inline void for_blocks(T* x, int64_t begin, int64_t end, const Block& block) {
   constexpr int W = kLanes<T>;
   int64_t m = begin;
-  for (; m + W <= end; m += W) block(x + m * D, out + m * D, m, W);
+  for (; m + W <= end; m += W) block(x + m * D, m, W);
   if (m < end) {
     const auto bytes = static_cast<size_t>(end - m) * D * sizeof(T);
-    T rest[W * D] = {}, result[W * D];
+    T rest[W * D] = {};
     std::memcpy(rest, x + m * D, bytes);
-    block(rest, result, m, end - m);
-    std::memcpy(out + m * D, result, bytes);
+    block(rest, m, end - m);
+    std::memcpy(x + m * D, rest, bytes);
   }
 }
 
-// Sorted chunks [begin, end) of x as keys in `columns` (D, M); copies the chunks to `out` in passing.
+// Sorted chunks [begin, end) of x as keys in `columns` (D, M).
 template <class T, int D>
-void sort_chunks(const T* x, T* out, Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
+void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   constexpr int W = kLanes<T>;
-  for_blocks<T, D>(x, out, begin, end, [&](const T* chunks, T* copy, int64_t m, int64_t count) {
+  for_blocks<T, D>(x, begin, end, [&](const T* chunks, int64_t m, int64_t count) {
     Vector<Integer<T>> v[D];
     load_block<T, D>(chunks, v);
     Network<D>::sort(v);
@@ -99,17 +99,16 @@ void sort_chunks(const T* x, T* out, Integer<T>* columns, int64_t num_chunks, in
         std::memcpy(column, &v[j], static_cast<size_t>(count) * sizeof(T));
       }
     }
-    std::memcpy(copy, chunks, W * D * sizeof(T));
   });
 }
 
-// The way back: chunks [begin, end) of `out` from those of x, each element replaced by the key that stands at its
-// rank in `columns`; an element whose key has not changed keeps its bits.
+// The way back: each element of chunks [begin, end) of x is replaced by the key that stands at its rank in `columns`;
+// an element whose key has not changed keeps its bits.
 template <class T, int D>
-void unsort_chunks(const T* x, T* out, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
+void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   using V = Vector<Integer<T>>;
   constexpr int W = kLanes<T>;
-  for_blocks<T, D>(x, out, begin, end, [&](const T* chunks, T* result, int64_t m, int64_t count) {
+  for_blocks<T, D>(x, begin, end, [&](T* chunks, int64_t m, int64_t count) {
     V v[D], rank[D] = {};
     load_block<T, D>(chunks, v);
     for (int i = 0; i < D; ++i) {
@@ -125,7 +124,7 @@ void unsort_chunks(const T* x, T* out, const Integer<T>* columns, int64_t num_ch
     for (int i = 0; i < D; ++i) {
       for (int lane = 0; lane < count; ++lane) {
         const Integer<T> key = at_rank[rank[i][lane]][lane];
-        result[lane * D + i] = key == v[i][lane] ? chunks[lane * D + i] : from_key<T>(key);
+        if (key != v[i][lane]) chunks[lane * D + i] = from_key<T>(key);
       }
     }
   });

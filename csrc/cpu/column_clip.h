@@ -117,7 +117,7 @@ struct Bounds {
 // The elements of a column that were clipped.
 template <class T>
 struct Change {
-  int64_t chunk;
+  int64_t index;  // of its chunk
   T value, clipped;
 };
 template <class T>

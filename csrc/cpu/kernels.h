@@ -2,7 +2,7 @@
 //
 // Every kernel source is compiled once per instruction-set variant, each time in its own namespace, and
 // `kernels<T>()` gives the functions of the best variant this processor runs. T is float or double. All
-// pointers are to contiguous samples. No function validates; the operator layer has.
+// pointers are to contiguous samples; x alone is worked on in place. No function validates; the operator layer has.
 #pragma once
 
 #include <cstdint>
@@ -60,13 +60,13 @@ template <class T>
 struct Kernels {
   // order_stats.cpp. check_table also finds out whether the tables are monotone.
   TableFault (*check_table)(Table<T>& table);
-  void (*project_2os)(const T* x, T* out, int64_t batch, const Table<T>& table);
+  void (*project_2os)(T* x, int64_t batch, const Table<T>& table);
   // whitening.cpp. finite_or_nan copies; a sample with a non-finite value becomes NaN throughout.
   void (*finite_or_nan)(const T* x, T* out, int64_t batch, int64_t size);
   void (*project)(T* x, int64_t batch, const Projection<T>& projection);
   void (*mix)(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing);
   // transforms.cpp. The spectrum is the half-length complex FFT of a sample seen as N/2 complex numbers.
-  void (*butterfly)(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
+  void (*butterfly)(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
   void (*hadamard_transform)(T* x, int64_t batch, int64_t size, T scale);
   void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size);
   void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size);

@@ -2,7 +2,7 @@
 //
 // Every chunk is sorted, and of the sorted chunks the j-th smallest values make column j. Each column is
 // ranked only as far as its bounds ask (column_clip.h). An element that is clipped is found again in its chunk
-// by its value: the n-th among its equals. Only such elements are written; the rest is a copy.
+// by its value: the n-th among its equals. Only such elements are written.
 
 #include "order_stats.h"
 
@@ -64,27 +64,28 @@ void clip_columns(Integer<T>* columns, const Table<T>& table, Changes<T>& change
 
 // Chunks of D values, sorted by a network.
 template <class T, int D>
-void project_small_chunks(const T* x, T* out, const Table<T>& table) {
+void project_small_chunks(T* x, const Table<T>& table) {
   const int64_t M = table.num_chunks;
   Scratch<Integer<T>> columns(M * D);
   Changes<T> changes(M, D);
   parallel_for(M, grain_for(D),
-               [&](int64_t begin, int64_t end) { sort_chunks<T, D>(x, out, columns.data(), M, begin, end); });
+               [&](int64_t begin, int64_t end) { sort_chunks<T, D>(x, columns.data(), M, begin, end); });
   clip_columns<T>(columns.data(), table, changes);
   if (changes.all_listed(D)) {
-    changes.for_each(D, [&](int64_t j, const Change<T>& change) {
-      const int64_t first = change.chunk * D;
-      out[first + place_in_chunk<T, D>(x + first, j, change.value)] = change.clipped;
+    // All are found before any is written, since a chunk may change in several places.
+    changes.for_each(D, [&](int64_t j, Change<T>& change) {
+      change.index = change.index * D + place_in_chunk<T, D>(x + change.index * D, j, change.value);
     });
+    changes.for_each(D, [&](int64_t, Change<T>& change) { x[change.index] = change.clipped; });
   } else {
     parallel_for(M, grain_for(D),
-                 [&](int64_t begin, int64_t end) { unsort_chunks<T, D>(x, out, columns.data(), M, begin, end); });
+                 [&](int64_t begin, int64_t end) { unsort_chunks<T, D>(x, columns.data(), M, begin, end); });
   }
 }
 
 // Chunks of any size: (key, index) pairs are sorted, and the indices kept.
 template <class T>
-void project_any_chunks(const T* x, T* out, const Table<T>& table) {
+void project_any_chunks(T* x, const Table<T>& table) {
   const int64_t M = table.num_chunks, D = table.chunk_size;
   Scratch<Integer<T>> columns(M * D);
   Scratch<int32_t> places(M * D);
@@ -100,14 +101,13 @@ void project_any_chunks(const T* x, T* out, const Table<T>& table) {
     }
   });
   Changes<T> changes(M, D);
-  Scratch<Integer<T>> clipped(M * D);
-  std::memcpy(clipped.data(), columns.data(), static_cast<size_t>(M * D) * sizeof(T));
-  clip_columns<T>(clipped.data(), table, changes);
+  clip_columns<T>(columns.data(), table, changes);
   parallel_for(M, grain_for(D), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       for (int64_t j = 0; j < D; ++j) {
-        const int64_t at = m * D + places[j * M + m];
-        out[at] = clipped[j * M + m] == columns[j * M + m] ? x[at] : from_key<T>(clipped[j * M + m]);
+        T& value = x[m * D + places[j * M + m]];
+        const Integer<T> key = columns[j * M + m];
+        if (key != to_key<T>(value)) value = from_key<T>(key);
       }
     }
   });
@@ -116,24 +116,23 @@ void project_any_chunks(const T* x, T* out, const Table<T>& table) {
 }  // namespace
 
 template <class T>
-void project_2os(const T* x, T* out, int64_t batch, const Table<T>& table) {
+void project_2os(T* x, int64_t batch, const Table<T>& table) {
   const int64_t size = table.num_chunks * table.chunk_size;
   for_each_sample(batch, [&](int64_t b) {
-    const T* sample = x + b * size;
-    T* result = out + b * size;
+    T* sample = x + b * size;
     switch (table.chunk_size) {
       case 1:
-        return project_small_chunks<T, 1>(sample, result, table);
+        return project_small_chunks<T, 1>(sample, table);
       case 2:
-        return project_small_chunks<T, 2>(sample, result, table);
+        return project_small_chunks<T, 2>(sample, table);
       case 4:
-        return project_small_chunks<T, 4>(sample, result, table);
+        return project_small_chunks<T, 4>(sample, table);
       case 8:
-        return project_small_chunks<T, 8>(sample, result, table);
+        return project_small_chunks<T, 8>(sample, table);
       case 16:
-        return project_small_chunks<T, 16>(sample, result, table);
+        return project_small_chunks<T, 16>(sample, table);
       default:
-        return project_any_chunks<T>(sample, result, table);
+        return project_any_chunks<T>(sample, table);
     }
   });
 }
@@ -174,8 +173,8 @@ TableFault check_table(Table<T>& table) {
   return TableFault::nan;
 }
 
-template void project_2os<float>(const float*, float*, int64_t, const Table<float>&);
-template void project_2os<double>(const double*, double*, int64_t, const Table<double>&);
+template void project_2os<float>(float*, int64_t, const Table<float>&);
+template void project_2os<double>(double*, int64_t, const Table<double>&);
 template TableFault check_table<float>(Table<float>&);
 template TableFault check_table<double>(Table<double>&);
 

@@ -5,9 +5,9 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// x and out must not overlap.
+// In place.
 template <class T>
-void project_2os(const T* x, T* out, int64_t batch, const Table<T>& table);
+void project_2os(T* x, int64_t batch, const Table<T>& table);
 
 template <class T>
 TableFault check_table(Table<T>& table);

@@ -22,6 +22,7 @@ class FreeBlocks {
     return block;
   }
   void give(void* memory, size_t bytes) {
+    if (bytes > kLargestKept) return std::free(memory);
     Block*& head = lists_[list_of(bytes)];
     head = new (memory) Block{head};
   }
@@ -31,6 +32,7 @@ class FreeBlocks {
     Block* next;
   };
   static constexpr size_t kAlignment = 64;
+  static constexpr size_t kLargestKept = 2 << 20;  // what larger blocks hold is worth more than their page faults
 
   static void* pop(Block*& head) {
     Block* block = head;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include "order_stats.h"
 #include "parallel.h"
@@ -163,8 +162,8 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
   const T root = static_cast<T>(std::sqrt(static_cast<double>(tile.size())));
   auto band_at = [&](int64_t i) { return Band<T>{x + i * band_size, tile, shape.width}; };
 
-  // Statistics, [mean, energy] of all tiles; and what they become, with a spare for the steps between.
-  Scratch<T> means(num_tiles), stats(2 * num_tiles), projected(2 * num_tiles), spare(2 * num_tiles);
+  // Statistics, [mean, energy] of all tiles; and what they become.
+  Scratch<T> means(num_tiles), stats(2 * num_tiles), projected(2 * num_tiles);
   parallel_for(num_bands, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> column_means(shape.width), sums(shape.width), padding(power_of_two_from(tile.size()));
     for (int64_t b = begin; b < end; ++b) {
@@ -184,16 +183,9 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
 
   parallel_for(2, 1, [&](int64_t begin, int64_t end) {
     for (int64_t which = begin; which < end; ++which) {
-      const T* from = &stats[which * num_tiles];
-      T *to = &projected[which * num_tiles], *other = &spare[which * num_tiles];
-      if (projection.num_tables == 0) std::memcpy(to, from, static_cast<size_t>(num_tiles) * sizeof(T));
-      // The last step must end in `projected`.
-      if (projection.num_tables % 2 == 0) std::swap(to, other);
-      for (int64_t k = 0; k < projection.num_tables; ++k) {
-        project_2os<T>(from, to, 1, projection.tables[k][which]);
-        from = to;
-        std::swap(to, other);
-      }
+      T* statistic = &projected[which * num_tiles];
+      std::memcpy(statistic, &stats[which * num_tiles], static_cast<size_t>(num_tiles) * sizeof(T));
+      for (int64_t k = 0; k < projection.num_tables; ++k) project_2os<T>(statistic, 1, projection.tables[k][which]);
     }
   });
 

@@ -80,25 +80,27 @@ void scatter_tile(const T* v, int64_t stride, Tile tile, T* plane) {
 }  // namespace
 
 template <class T>
-void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
+void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
   const int64_t size = tile.size(), across = shape.width / tile.width;
   const int64_t num_tiles = batch * shape.size() / size;
-  const bool contiguous = across == 1;  // a tile's rows follow each other
   const bool complete = steps < 63 && size == int64_t(1) << steps;
   parallel_for(num_tiles, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
     Scratch<T> buffers(3 * size);
-    T *gathered = buffers.data(), *spare = gathered + size, *scattered = spare + size;
+    T *gathered = buffers.data(), *result = gathered + size, *spare = result + size;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t offset = t / across * tile.height * shape.width + t % across * tile.width;
-      if (!contiguous) gather_tile(x + offset, shape.width, tile, gathered);
-      const T* from = contiguous ? x + offset : gathered;
-      T* to = contiguous ? out + offset : scattered;
-      if (complete) {
-        (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(from, to, size);
-      } else {
-        butterfly_steps(from, to, spare, size, steps, inverse);
+      T* plane = x + t / across * tile.height * shape.width + t % across * tile.width;
+      const bool contiguous = across == 1;  // the tile's rows follow each other
+      if (complete && contiguous) {
+        (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(plane, size);
+        continue;
       }
-      if (!contiguous) scatter_tile(scattered, shape.width, tile, out + offset);
+      const T* from = plane;
+      if (!contiguous) {
+        gather_tile(plane, shape.width, tile, gathered);
+        from = gathered;
+      }
+      butterfly_steps(from, result, spare, size, steps, inverse);
+      scatter_tile(result, shape.width, tile, plane);
     }
   });
 }
@@ -108,7 +110,7 @@ void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) {
   parallel_for(batch, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       T* v = x + b * size;
-      walsh_hadamard<T, false, false>(v, v, size);
+      walsh_hadamard<T, false, false>(v, size);
       for (int64_t i = 0; i < size; ++i) v[i] *= scale;
     }
   });
@@ -151,10 +153,10 @@ void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size
   });
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                 \
-  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
-  template void hadamard_transform<T>(T*, int64_t, int64_t, T);                  \
-  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);         \
+#define NOISETILT_INSTANTIATE(T)                                         \
+  template void butterfly<T>(T*, int64_t, Shape, Tile, int64_t, bool);   \
+  template void hadamard_transform<T>(T*, int64_t, int64_t, T);          \
+  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t); \
   template void compact_fourier_unpack<T>(const T*, T*, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

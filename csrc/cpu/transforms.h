@@ -5,9 +5,9 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// x and out must not overlap.
+// In place.
 template <class T>
-void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
+void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
 
 template <class T>
 void hadamard_transform(T* x, int64_t batch, int64_t size, T scale);

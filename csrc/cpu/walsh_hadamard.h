@@ -39,26 +39,26 @@ inline void step_between(V& a, V& b) {
   b = difference;
 }
 
-// The step of distance h >= kLanes, from `in` to `out`, which may be the same.
+// The step of distance h >= kLanes.
 template <class T, bool kOrthonormal>
-inline void single_step(const T* in, T* out, int64_t size, int64_t h) {
+inline void single_step(T* x, int64_t size, int64_t h) {
   for (int64_t group = 0; group < size; group += 2 * h) {
     for (int64_t i = group; i < group + h; i += kLanes<T>) {
-      Vector<T> a = load<T>(in + i), b = load<T>(in + i + h);
+      Vector<T> a = load(x + i), b = load(x + i + h);
       step_between<T, kOrthonormal>(a, b);
-      store<T>(out + i, a);
-      store<T>(out + i + h, b);
+      store<T>(x + i, a);
+      store<T>(x + i + h, b);
     }
   }
 }
 
 // The steps of distances h and 2h (kDescending: 2h and h) in one pass.
 template <class T, bool kOrthonormal, bool kDescending>
-inline void double_step(const T* in, T* out, int64_t size, int64_t h) {
+inline void double_step(T* x, int64_t size, int64_t h) {
   for (int64_t group = 0; group < size; group += 4 * h) {
     for (int64_t i = group; i < group + h; i += kLanes<T>) {
       Vector<T> v[4];
-      for (int k = 0; k < 4; ++k) v[k] = load<T>(in + i + k * h);
+      for (int k = 0; k < 4; ++k) v[k] = load(x + i + k * h);
       for (int round = 0; round < 2; ++round) {
         if ((round == 0) != kDescending) {
           step_between<T, kOrthonormal>(v[0], v[1]);
@@ -68,47 +68,38 @@ inline void double_step(const T* in, T* out, int64_t size, int64_t h) {
           step_between<T, kOrthonormal>(v[1], v[3]);
         }
       }
-      for (int k = 0; k < 4; ++k) store<T>(out + i + k * h, v[k]);
+      for (int k = 0; k < 4; ++k) store<T>(x + i + k * h, v[k]);
     }
   }
 }
 
-// Steps at distances 1, 2, ..., size/2 (kDescending: the other way), each times 1/sqrt2 if kOrthonormal, from `in`
-// to `out`, which may be the same. size is a power of two.
+// Steps at distances 1, 2, ..., size/2 (kDescending: the other way), each times 1/sqrt2 if kOrthonormal, in place.
+// size is a power of two.
 template <class T, bool kOrthonormal, bool kDescending>
-void walsh_hadamard(const T* in, T* out, int64_t size) {
+void walsh_hadamard(T* x, int64_t size) {
   constexpr int W = kLanes<T>;
   if (size < W) {
-    if (in != out) std::memcpy(out, in, static_cast<size_t>(size) * sizeof(T));
     for (int64_t step = 1; step < size; step *= 2) {
       const int64_t h = kDescending ? size / 2 / step : step;
       for (int64_t i = 0; i < size; ++i) {
-        if (!(i & h)) step_between<T, kOrthonormal>(out[i], out[i + h]);
+        if (!(i & h)) step_between<T, kOrthonormal>(x[i], x[i + h]);
       }
     }
     return;
   }
-  auto inside_vectors = [&](const T* from) {
-    for (int64_t i = 0; i < size; i += W)
-      store<T>(out + i, steps_in_vector<T, kOrthonormal, kDescending>(load<T>(from + i)));
+  auto inside_vectors = [&] {
+    for (int64_t i = 0; i < size; i += W) store<T>(x + i, steps_in_vector<T, kOrthonormal, kDescending>(load(x + i)));
   };
   if constexpr (kDescending) {
-    const T* from = in;
     int64_t h = size / 2;
-    for (; h / 2 >= W; h /= 4) {
-      double_step<T, kOrthonormal, true>(from, out, size, h / 2);
-      from = out;
-    }
-    if (h >= W) {
-      single_step<T, kOrthonormal>(from, out, size, h);
-      from = out;
-    }
-    inside_vectors(from);
+    for (; h / 2 >= W; h /= 4) double_step<T, kOrthonormal, true>(x, size, h / 2);
+    if (h >= W) single_step<T, kOrthonormal>(x, size, h);
+    inside_vectors();
   } else {
-    inside_vectors(in);
+    inside_vectors();
     int64_t h = W;
-    for (; 2 * h < size; h *= 4) double_step<T, kOrthonormal, false>(out, out, size, h);
-    if (h < size) single_step<T, kOrthonormal>(out, out, size, h);
+    for (; 2 * h < size; h *= 4) double_step<T, kOrthonormal, false>(x, size, h);
+    if (h < size) single_step<T, kOrthonormal>(x, size, h);
   }
 }
 

@@ -5,7 +5,6 @@
 
 #include "order_stats.h"
 #include "parallel.h"
-#include "scratch.h"
 #include "simd.h"
 #include "tile_stats.h"
 #include "transforms.h"
@@ -14,46 +13,28 @@
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-// project(x) on one sample: `current` holds it and, after the call, the result; `spare` is as large.
 template <class T>
-void project_sample(T*& current, T*& spare, const Projection<T>& projection) {
-  for (int64_t k = 0; k < projection.num_values; ++k) {
-    project_2os<T>(current, spare, 1, projection.values[k]);
-    std::swap(current, spare);
-  }
-  for (int64_t k = 0; k < projection.num_tiles; ++k)
-    project_tile_stats<T>(current, projection.shape, projection.tiles[k]);
-}
-
-// Runs body(current, spare) on every sample of x and leaves the result in x.
-template <class T, class Body>
-void in_place(T* x, int64_t batch, int64_t size, const Body& body) {
-  for_each_sample(batch, [&](int64_t b) {
-    Scratch<T> buffer(size);
-    T *sample = x + b * size, *current = sample, *spare = buffer.data();
-    body(current, spare);
-    if (current != sample) std::memcpy(sample, current, static_cast<size_t>(size) * sizeof(T));
-  });
+void project_sample(T* x, const Projection<T>& projection) {
+  for (int64_t k = 0; k < projection.num_values; ++k) project_2os<T>(x, 1, projection.values[k]);
+  for (int64_t k = 0; k < projection.num_tiles; ++k) project_tile_stats<T>(x, projection.shape, projection.tiles[k]);
 }
 
 template <class T>
 void project(T* x, int64_t batch, const Projection<T>& projection) {
-  in_place(x, batch, projection.shape.size(),
-           [&](T*& current, T*& spare) { project_sample(current, spare, projection); });
+  for_each_sample(batch, [&](int64_t b) { project_sample(x + b * projection.shape.size(), projection); });
 }
 
 template <class T>
 void mix(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing) {
   const Shape& shape = projection.shape;
-  in_place(x, batch, shape.size(), [&](T*& current, T*& spare) {
+  for_each_sample(batch, [&](int64_t b) {
+    T* sample = x + b * shape.size();
     for (int64_t k = 0; k < num_mixing; ++k) {
       for (int64_t step = 0; step < mixing[k].repeats; ++step) {
-        butterfly<T>(current, spare, 1, shape, mixing[k].tile, 1, false);
-        std::swap(current, spare);
-        project_sample(current, spare, projection);
+        butterfly<T>(sample, 1, shape, mixing[k].tile, 1, false);
+        project_sample(sample, projection);
       }
-      butterfly<T>(current, spare, 1, shape, mixing[k].tile, mixing[k].repeats, true);
-      std::swap(current, spare);
+      butterfly<T>(sample, 1, shape, mixing[k].tile, mixing[k].repeats, true);
     }
   });
 }

@@ -24,7 +24,7 @@ def refusal(device_type: str) -> str | None:
     """Why the compiled kernels cannot serve the device type; None if they can."""
     if _library.failure is not None:
         return _library.failure
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_2os", device_type.upper()):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_2os_", device_type.upper()):
         return f"this build has no compiled kernels for {device_type}"
     return None
 
@@ -35,7 +35,9 @@ def describe() -> str:
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    return _ops._project_2os(x, lower, upper)
+    result = x.clone()
+    _ops._project_2os_(result, lower, upper)
+    return result
 
 
 def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
@@ -50,9 +52,12 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     )
     result = _ops._finite_or_nan(x)
     _ops._project_(result, *projection)
-    result = compact_fourier(result.flatten(1), inverse=False).view(x.shape)
+    # compact_fourier there and back, written out so that never more than two samples are alive
+    result = _half_fft(torch.fft.fft, result.flatten(1))
+    result = _ops._compact_fourier_pack(result).view(x.shape)
     _ops._project_(result, *projection)
-    result = compact_fourier(result.flatten(1), inverse=True).view(x.shape)
+    result = _ops._compact_fourier_unpack(result.flatten(1))
+    result = _half_fft(torch.fft.ifft, result).view(x.shape)
     _ops._mix_(result, *projection, [n for tile, repeats in config.mixing for n in (*tile, repeats)])
     return result
 
@@ -64,7 +69,9 @@ def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
-    return _ops._butterfly(x, tile, steps, inverse)
+    result = x.clone()
+    _ops._butterfly_(result, tile, steps, inverse)
+    return result
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
