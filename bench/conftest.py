@@ -11,6 +11,7 @@ import torch
 
 ROUNDS = 8
 ROUND_SECONDS = 0.03  # of calls to each function in a round, at least one call
+CLEARLY_SLOWER = 1.5  # than the fastest baseline: not measured further
 MOST_REPEATS = 50
 MOST_FOREIGN_LOAD = 0.05  # share of one core that others may take in a round
 
@@ -47,18 +48,17 @@ def time_calls(function: Function, calls: int) -> list[float]:
     return times
 
 
-def calls_for(function: Function) -> int:
-    return max(1, int(ROUND_SECONDS / min(time_calls(function, 2))))
+def warm_up(function: Function) -> float:
+    """Seconds of a call once caches, tables and compilation are done; of the first one where a call takes seconds."""
+    (first,) = time_calls(function, 1)
+    return first if first > 2 else min(time_calls(function, 3))
 
 
-def alternate(functions: dict[str, Function], rounds: int = ROUNDS) -> tuple[dict[str, list[float]], int]:
-    """Times of every call, all functions in each of the rounds; and how many disturbed rounds were repeated."""
-    for function in functions.values():
-        function()  # warm up: caches, tables, compilation
-    calls = {name: calls_for(function) for name, function in functions.items()}
+def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[dict[str, list[float]], int]:
+    """Times of all calls, every function in each of the rounds; and how many disturbed rounds were repeated."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     done = repeated = 0
-    while done < rounds:
+    while done < ROUNDS:
         load, start = MachineLoad(), time.perf_counter()
         round_times = {name: time_calls(function, calls[name]) for name, function in functions.items()}
         # the accounting ticks in hundredths of a second
@@ -79,8 +79,15 @@ def compare(benchmark: Any) -> Callable[..., None]:
     """
 
     def run(ours: Function, eager: dict[str, Function], target: float | None = None, **others: Function) -> None:
-        times, repeated = alternate({"ours": ours, **eager, **others})
-        fastest = min(eager, key=lambda name: median(times[name]))
+        functions = {"ours": ours, **eager, **others}
+        warm = {name: warm_up(function) for name, function in functions.items()}
+        fastest = min(eager, key=lambda name: warm[name])
+        for name in eager:
+            if warm[name] > CLEARLY_SLOWER * warm[fastest]:
+                del functions[name]
+        calls = {name: max(1, int(ROUND_SECONDS / warm[name])) for name in functions}
+        times, repeated = alternate(functions, calls)
+        fastest = min(eager.keys() & functions.keys(), key=lambda name: median(times[name]))
         ratios = {
             name: {
                 "medians": median(times[name]) / median(times["ours"]),

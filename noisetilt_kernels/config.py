@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from typing import NamedTuple
 
 Tile = tuple[int, int]
@@ -11,7 +12,9 @@ FULL: Tile = (0, 0)
 
 
 def check_alpha(op: str, alpha: float) -> None:
-    """Raises ValueError unless 0 < alpha < 1."""
+    """Raises ValueError unless 0 < alpha < 1, TypeError if it is no number."""
+    if not isinstance(alpha, (int, float)):
+        raise TypeError(f"{op}: alpha must be a number, got {alpha!r}")
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"{op}: alpha must lie strictly between 0 and 1, got {alpha}")
 
@@ -39,9 +42,9 @@ class WhiteningConfig:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "chunk_sizes", tuple(int(d) for d in self.chunk_sizes))
-            object.__setattr__(self, "tile_sizes", tuple((int(th), int(tw)) for th, tw in self.tile_sizes))
-            object.__setattr__(self, "mixing", tuple(((int(th), int(tw)), int(n)) for (th, tw), n in self.mixing))
+            object.__setattr__(self, "chunk_sizes", tuple(index(d) for d in self.chunk_sizes))
+            object.__setattr__(self, "tile_sizes", tuple((index(th), index(tw)) for th, tw in self.tile_sizes))
+            object.__setattr__(self, "mixing", tuple(((index(th), index(tw)), index(n)) for (th, tw), n in self.mixing))
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "WhiteningConfig: chunk_sizes must be integers, tile_sizes pairs (th, tw), "

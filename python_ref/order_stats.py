@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Project every sample onto {Y : lower <= sort_0(sort_1(Y)) <= upper} (DESIGN section 2).
+    """Sort, clip and unsort every sample: onto {Y : lower <= sort_0(sort_1(Y)) <= upper} (DESIGN section 2).
 
     Args:
         x: samples (B, N), float32 or float64; seen row-major as M chunks of D values, N = M*D.

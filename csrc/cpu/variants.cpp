@@ -18,8 +18,7 @@ NOISETILT_DECLARE_VARIANT(x86_64_v3)
 
 static bool runs_x86_64_v3() {
 #ifdef NOISETILT_HAS_X86_64_V3
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 #else
   return false;
 #endif

@@ -80,7 +80,7 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
     result = x.new_zeros(rows, padded)
     result[:, :size] = x
     _ops._hadamard_transform_(result, scale)
-    return result[:, :size]
+    return result[:, :size].contiguous()
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:

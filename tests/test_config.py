@@ -1,0 +1,95 @@
+"""Configurations: the presets of DESIGN section 5, and what they become on a shape."""
+
+import dataclasses
+
+import pytest
+
+import noisetilt_kernels as nt
+from noisetilt_kernels.config import PRESETS, Sample, resolve, resolve_preset
+
+FULL = nt.FULL
+
+
+def test_presets_are_those_of_the_design() -> None:
+    assert PRESETS == ("flux", "wan", "auto")
+    flux, wan = nt.preset("flux"), nt.preset("wan")
+    assert flux.chunk_sizes == wan.chunk_sizes == (4, 16)
+    assert flux.tile_sizes == ((4, 4), (8, 8), (16, 16))
+    assert wan.tile_sizes == ((4, 4), (12, 8))
+    assert flux.alpha == wan.alpha == 1e-4
+    assert resolve(flux, Sample(16, 64, 64)).mixing == (((64, 64), 12), ((8, 8), 6))
+    assert resolve(wan, Sample(336, 60, 104)).mixing == (((60, 104), 13), ((4, 8), 5))
+
+
+# (C, H, W), chunk sizes, tile sizes, mixing domains of "auto", worked out by hand from the table of DESIGN section 5
+AUTO = [
+    ((16, 64, 64), (4, 16), ((4, 4), (8, 8), (16, 16)), (((64, 64), 12), ((8, 8), 6))),
+    ((336, 60, 104), (4, 16), ((4, 4), (12, 8)), (((60, 104), 13), ((4, 8), 5))),
+    ((16, 96, 170), (4, 16), ((4, 5), (8, 10), (16, 17)), (((96, 170), 14), ((8, 10), 7))),
+    ((4, 128, 128), (4, 16), ((4, 4), (8, 8), (16, 16)), (((128, 128), 14), ((8, 8), 6))),
+    ((32, 32, 32), (4, 16), ((4, 4), (8, 8), (16, 16)), (((32, 32), 10), ((8, 8), 6))),
+    ((16, 128, 128), (4, 16), ((4, 4), (8, 8), (16, 16)), (((128, 128), 14), ((8, 8), 6))),
+    ((32, 60, 104), (4, 16), ((4, 4), (6, 8), (15, 13)), (((60, 104), 13), ((6, 8), 6))),
+    ((4, 3, 5), (4,), ((3, 5),), ()),  # an odd plane mixes nothing; repeated tiles are dropped
+    ((2, 1, 2), (4,), ((1, 2),), (((1, 2), 1),)),
+    ((4, 1, 1), (4,), (), ()),  # no tile of two values
+    ((4, 7, 2), (4,), ((1, 2), (7, 2)), (((7, 2), 4),)),
+]
+
+
+@pytest.mark.parametrize(("shape", "chunk_sizes", "tile_sizes", "mixing"), AUTO)
+def test_auto(shape: tuple[int, int, int], chunk_sizes: tuple, tile_sizes: tuple, mixing: tuple) -> None:
+    config = resolve_preset("auto", Sample(*shape), 1e-4)
+    assert config.chunk_sizes == chunk_sizes
+    assert config.tile_sizes == tile_sizes
+    assert dict(config.mixing) == dict(mixing)
+
+
+# length, tile lengths (nearest to 16, 64, 256), small mixing tile
+FLAT = [
+    (65_536, (16, 64, 256), 64),
+    (4096, (16, 64, 256), 64),
+    (1000, (20, 50, 250), 50),  # 20 is nearer to 16 than 10; 50 than 100
+    (48, (16, 48), 48),
+    (24, (12, 24), 24),  # 12 is nearer to 16 than 24
+    (4, (4,), 4),
+    (20, (20,), 20),
+]
+
+
+@pytest.mark.parametrize(("size", "lengths", "small"), FLAT)
+def test_auto_on_flat_vectors(size: int, lengths: tuple[int, ...], small: int) -> None:
+    config = resolve_preset("auto", Sample(1, 1, size, flat=True), 1e-4)
+    assert config.tile_sizes == tuple((1, length) for length in lengths)
+    assert dict(config.mixing) == {(1, size): (size - 1).bit_length(), (1, small): (small - 1).bit_length()}
+    assert config.chunk_sizes == ((4, 16) if size % 16 == 0 else (4,))
+
+
+@pytest.mark.parametrize(("sample", "name"), [(Sample(16, 64, 64), "flux"), (Sample(336, 60, 104), "wan")])
+def test_auto_is_the_preset_on_its_exact_shape(sample: Sample, name: str) -> None:
+    assert resolve_preset("auto", sample, 1e-4) == resolve_preset(name, sample, 1e-4)
+    assert resolve_preset("auto", sample, 0.01).alpha == 0.01
+
+
+def test_ties_between_divisors_go_to_the_smaller() -> None:
+    """30 has 3 and 5 at one distance from 4, and 6 and 10 at one distance from 8."""
+    assert resolve_preset("auto", Sample(8, 30, 2), 1e-4).tile_sizes == ((3, 2), (6, 2), (15, 2))
+    assert resolve_preset("auto", Sample(8, 2, 30), 1e-4).tile_sizes == ((2, 3), (2, 6), (2, 15))
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_resolving_twice_changes_nothing(name: str) -> None:
+    sample = Sample(16, 96, 48)
+    config = resolve_preset(name, sample, 1e-4)
+    assert resolve(config, sample) == config
+    assert FULL not in [tile for tile, _ in config.mixing]
+    assert 0 not in [repeats for _, repeats in config.mixing]
+
+
+def test_a_configuration_is_frozen_hashable_and_normalised() -> None:
+    config = nt.WhiteningConfig([4], [[2, 4]], [[FULL, 0], [[2, 2], 3]])
+    assert config == nt.WhiteningConfig((4,), ((2, 4),), ((FULL, 0), ((2, 2), 3)))
+    assert hash(config) == hash(nt.WhiteningConfig((4,), ((2, 4),), ((FULL, 0), ((2, 2), 3))))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.alpha = 0.5  # type: ignore[misc]
+    assert dataclasses.replace(config, alpha=0.5).alpha == 0.5

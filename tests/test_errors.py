@@ -1,0 +1,486 @@
+"""Every bad input gives the documented error, which names operator and argument; and the process goes on."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bits import assert_same_bits
+from inputs import tables, values
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import noisetilt_kernels as nt
+
+ops = torch.ops.noisetilt
+LOWER, UPPER = tables("typical", 16, 4)
+
+
+def real(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+def spectrum(*shape: int, dtype: torch.dtype = torch.complex64) -> Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+# A call that is right, of every operator. Mistakes replace one or two of its arguments.
+RIGHT: dict[str, dict[str, Any]] = {
+    "whiten": {"x": real(2, 4, 8, 8), "preset": "auto", "alpha": 1e-4},
+    "whiten_config": {
+        "x": real(2, 4, 8, 8),
+        "chunk_sizes": [4],
+        "tile_sizes": [4, 4],
+        "mixing": [0, 0, 0],
+        "alpha": 1e-4,
+    },
+    "project_2os": {"x": real(2, 64), "lower": LOWER, "upper": UPPER},
+    "project_tile_stats": {"x": real(2, 4, 8, 8), "tile": [4, 2], "chunk_sizes": [4, 16], "alpha": 1e-4},
+    "project_wgnc": {"x": real(2, 64), "block_size": 16},
+    "project_wgnc_blocks": {"y": spectrum(2, 32), "block_size": 16},
+    "compact_fourier": {"x": real(2, 64), "inverse": False},
+    "butterfly": {"x": real(2, 4, 8, 8), "tile": [4, 2], "steps": 3, "inverse": False},
+    "hadamard_transform": {"x": real(2, 64), "scale": 0.5},
+}
+
+Mistake = tuple[str, dict[str, Any], type[Exception], str]
+
+
+def mistakes() -> dict[str, Mistake]:
+    """Operator, replaced arguments, error, and what its message must hold (the operator's name aside)."""
+    found: dict[str, Mistake] = {}
+
+    def add(op: str, what: str, error: type[Exception], message: str, **replaced: Any) -> None:
+        found[f"{op}: {what}"] = op, replaced, error, message
+
+    samples = ("whiten", "whiten_config", "project_tile_stats", "butterfly")
+    flat = ("project_2os", "project_wgnc", "compact_fourier")
+    for op in (*samples, *flat, "hadamard_transform"):
+        shape = RIGHT[op]["x"].shape
+        for dtype in (torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
+            message = f"x must be one of float16, bfloat16, float32, float64, got {str(dtype).removeprefix('torch.')}"
+            add(op, str(dtype), TypeError, message, x=torch.zeros(shape).to(dtype))
+    for dtype in (torch.float32, torch.float16, torch.int64):
+        add("project_wgnc_blocks", str(dtype), TypeError, "y must be one of complex64", y=real(2, 32).to(dtype))
+
+    for op in samples:
+        add(op, "no dimension", ValueError, "x must be (N,), (B,N), (C,H,W)", x=real())
+        add(op, "six dimensions", ValueError, "got (1, 1, 4, 4, 8, 8)", x=real(1, 1, 4, 4, 8, 8))
+        for shape in ((0,), (2, 0), (0, 8, 8), (2, 4, 0, 8), (2, 4, 2, 8, 0)):
+            add(op, f"empty {shape}", ValueError, f"x has empty samples: {shape}", x=real(*shape))
+    for op in flat:
+        add(op, "no dimension", ValueError, "x must be (N,) or (B,N), got ()", x=real())
+        add(op, "a latent", ValueError, "got (2, 4, 8, 8); use flatten(1) for latents", x=real(2, 4, 8, 8))
+        add(op, "empty", ValueError, "x has empty samples: (2, 0)", x=real(2, 0))
+    add(
+        "project_wgnc_blocks",
+        "three dimensions",
+        ValueError,
+        "y must be (N,) or (B,N), got (2, 2, 16)",
+        y=spectrum(2, 2, 16),
+    )
+    add("project_wgnc_blocks", "empty", ValueError, "y has empty samples: (0,)", y=spectrum(0))
+    add("hadamard_transform", "no dimension", ValueError, "the last dimension of x is missing or empty: ()", x=real())
+    add("hadamard_transform", "empty", ValueError, "the last dimension of x is missing or empty: (2, 0)", x=real(2, 0))
+
+    for op in ("whiten", "whiten_config", "project_tile_stats"):
+        for alpha in (0.0, 1.0, -1e-4, 1.5, float("nan"), float("inf")):
+            add(op, f"alpha {alpha}", ValueError, f"alpha must lie strictly between 0 and 1, got {alpha}", alpha=alpha)
+
+    for preset in ("sdxl", "", "FLUX"):
+        add(
+            "whiten",
+            f"preset {preset!r}",
+            ValueError,
+            f"unknown preset {preset!r}; valid: 'flux', 'wan', 'auto'",
+            preset=preset,
+        )
+    add(
+        "whiten",
+        "odd size",
+        ValueError,
+        "needs an even number of values, got a 1x3x5 sample",
+        x=real(1, 3, 5),
+        preset="flux",
+    )
+    add(
+        "whiten",
+        "chunks",
+        ValueError,
+        "chunk size 4 does not divide the 6 values of a 1x2x3 sample; chunk sizes that do: 1, 2, 3, 6",
+        x=real(1, 2, 3),
+        preset="flux",
+    )
+    add(
+        "whiten",
+        "tiles",
+        ValueError,
+        "tile 4x4 does not divide the 6x8 plane of a 16x6x8 sample; heights that do: 1, 2, 3, 6",
+        x=real(16, 6, 8),
+        preset="flux",
+    )
+    add(
+        "whiten",
+        "auto without chunks",
+        ValueError,
+        "'auto' needs a number of values divisible by 4 or 16, got 6",
+        x=real(6),
+    )
+
+    add(
+        "whiten_config",
+        "no chunk size",
+        ValueError,
+        "chunk_sizes must be positive and not empty, got ()",
+        chunk_sizes=[],
+    )
+    add("whiten_config", "chunk size 0", ValueError, "chunk_sizes must be positive", chunk_sizes=[4, 0])
+    add("whiten_config", "chunk size 3", ValueError, "chunk size 3 does not divide the 256 values", chunk_sizes=[3])
+    add("whiten_config", "half a tile", ValueError, "tile_sizes lists pairs th, tw and mixing triples", tile_sizes=[4])
+    add("whiten_config", "half a domain", ValueError, "tile_sizes lists pairs th, tw and mixing triples", mixing=[4, 4])
+    add("whiten_config", "tile 1x1", ValueError, "a tile needs at least 2 values, got 1x1", tile_sizes=[1, 1])
+    add("whiten_config", "tile 3x4", ValueError, "tile 3x4 does not divide the 8x8 plane", tile_sizes=[3, 4])
+    add(
+        "whiten_config",
+        "mixing 1x1",
+        ValueError,
+        "a mixing tile needs an even number of values, got 1x1",
+        mixing=[1, 1, 2],
+    )
+    add("whiten_config", "mixing 3x2", ValueError, "tile 3x2 does not divide the 8x8 plane", mixing=[3, 2, 2])
+    add("whiten_config", "repeats", ValueError, "mixing repeats must not be negative, got -1", mixing=[0, 0, -1])
+    add(
+        "whiten_config",
+        "odd plane",
+        ValueError,
+        "tile 3x3 must hold an even number of values",
+        x=real(4, 3, 3),
+        tile_sizes=[3, 3],
+    )
+
+    def tables_of(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        return {"lower": torch.zeros(shape, dtype=dtype), "upper": torch.zeros(shape, dtype=dtype)}
+
+    add(
+        "project_2os",
+        "tables of another size",
+        ValueError,
+        "tables of 8x4 bounds do not fit samples of 64 values; M*D must be 64",
+        **tables_of(8, 4),
+    )
+    add("project_2os", "empty tables", ValueError, "tables of 0x4 bounds do not fit", **tables_of(0, 4))
+    add("project_2os", "flat tables", ValueError, "lower must be (M, D), got (64,)", **tables_of(64))
+    add(
+        "project_2os",
+        "two shapes",
+        ValueError,
+        "lower (16, 4) and upper (4, 16) must have one shape",
+        upper=torch.zeros(4, 16),
+    )
+    add(
+        "project_2os",
+        "float64 tables",
+        TypeError,
+        "lower (for float32 x) must be one of float32, got float64",
+        **tables_of(16, 4, dtype=torch.float64),
+    )
+    add(
+        "project_2os",
+        "float32 tables",
+        TypeError,
+        "lower (for float64 x) must be one of float64, got float32",
+        x=real(64).double(),
+    )
+    add(
+        "project_2os",
+        "float16 tables",
+        TypeError,
+        "upper (for float16 x) must be one of float32, got float16",
+        x=real(64).half(),
+        upper=UPPER.half(),
+    )
+
+    for op in ("project_tile_stats", "butterfly"):
+        add(op, "tile of one number", ValueError, "tile must be (th, tw), got [4]", tile=[4])
+        add(op, "tile of three", ValueError, "tile must be (th, tw), got [4, 4, 4]", tile=[4, 4, 4])
+        for tile in ([3, 2], [4, 16], [0, 2], [-4, 2]):
+            message = f"tile {tile[0]}x{tile[1]} does not divide the 8x8 plane of a 4x8x8 sample; "
+            message += "heights that do: 1, 2, 4, 8; widths: 1, 2, 4, 8"
+            add(op, f"tile {tile}", ValueError, message, tile=tile)
+        add(
+            op,
+            "tile of a flat sample",
+            ValueError,
+            "tile 2x4 does not divide the 1x64 plane of a flat sample of 64 values",
+            x=real(2, 64),
+            tile=[2, 4],
+        )
+    add("project_tile_stats", "tile 1x1", ValueError, "tile 1x1 must hold at least 2 values", tile=[1, 1])
+    add(
+        "project_tile_stats",
+        "no chunk size",
+        ValueError,
+        "chunk_sizes must be positive and not empty, got []",
+        chunk_sizes=[],
+    )
+    add(
+        "project_tile_stats",
+        "chunk size -4",
+        ValueError,
+        "chunk_sizes must be positive and not empty, got [-4]",
+        chunk_sizes=[-4],
+    )
+    add(
+        "butterfly", "odd tile", ValueError, "tile 3x3 must hold an even number of values", x=real(1, 3, 3), tile=[3, 3]
+    )
+    add("butterfly", "tile 1x1", ValueError, "tile 1x1 must hold an even number of values", tile=[1, 1])
+    add("butterfly", "steps", ValueError, "steps must not be negative, got -1", steps=-1)
+
+    add("project_wgnc", "odd size", ValueError, "needs an even number of values, got 33", x=real(33))
+    add("compact_fourier", "odd size", ValueError, "needs an even number of values, got 33", x=real(33))
+    add(
+        "compact_fourier",
+        "odd size back",
+        ValueError,
+        "needs an even number of values, got 33",
+        x=real(33),
+        inverse=True,
+    )
+    divide = "block_size must be at least 2 and divide the 32 complex coefficients of a sample, got {}; "
+    divide += "block sizes that do: 2, 4, 8, 16, 32"
+    for block_size in (-16, 0, 1, 3, 64):
+        add("project_wgnc", f"block size {block_size}", ValueError, divide.format(block_size), block_size=block_size)
+        add(
+            "project_wgnc_blocks",
+            f"block size {block_size}",
+            ValueError,
+            divide.format(block_size),
+            block_size=block_size,
+        )
+    add("project_wgnc", "indivisible", ValueError, "divide the 5 complex coefficients", x=real(10), block_size=2)
+    return found
+
+
+MISTAKES = mistakes()
+
+
+def call(op: str, replaced: dict[str, Any], convert: Callable[[Any], Any] = lambda argument: argument) -> Tensor:
+    arguments = {name: convert(argument) for name, argument in {**RIGHT[op], **replaced}.items()}
+    return getattr(ops, op)(**arguments)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(name: str) -> None:
+    op, replaced, error, message = MISTAKES[name]
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        call(op, replaced)
+    # whiten_config is what nt.whiten calls with a WhiteningConfig, and speaks as these
+    names = ("whiten", "WhiteningConfig") if op == "whiten_config" else (f"{op}:",)
+    assert str(caught.value).startswith(names)
+    # and right after, the operator works
+    assert bool(call(op, {}).isfinite().all())
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_with_fake_tensors(name: str) -> None:
+    """What torch.compile and export see: the same error, before anything runs."""
+    op, replaced, error, message = MISTAKES[name]
+    with FakeTensorMode() as mode, pytest.raises(error, match=re.escape(message)):
+        call(op, replaced, lambda argument: mode.from_tensor(argument) if isinstance(argument, Tensor) else argument)
+
+
+@pytest.mark.parametrize(
+    "name", ["whiten: preset 'sdxl'", "project_2os: two shapes", "butterfly: odd tile", "project_wgnc: block size 3"]
+)
+def test_mistake_under_compile(name: str) -> None:
+    op, replaced, _, message = MISTAKES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda arguments: getattr(ops, op)(**arguments), fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=re.escape(message)):
+        compiled({**RIGHT[op], **replaced})
+    assert_same_bits(compiled(RIGHT[op]), call(op, {}))
+
+
+# ---- values of tables, devices ----
+
+
+def swap(table: Tensor, index: tuple[int, int], value: float) -> Tensor:
+    table = table.clone()
+    table[index] = value
+    return table
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index", [(0, 0), (7, 2), (15, 3)])
+def test_tables_with_nan_or_crossed_bounds(index: tuple[int, int], dtype: torch.dtype) -> None:
+    lower, upper = LOWER.to(dtype), UPPER.to(dtype)
+    bad = [
+        (swap(lower, index, torch.nan), upper, "NaN"),
+        (lower, swap(upper, index, torch.nan), "NaN"),
+        (swap(lower, index, 99.0), upper, "exceed"),
+        (lower, swap(upper, index, -torch.inf), "exceed"),
+    ]
+    x = values("normal", (2, 64), dtype)
+    for tables_of in (lambda table: table, lambda table: table.t().contiguous().t()):  # rows or columns first
+        for a, b, message in bad:
+            with pytest.raises(ValueError, match=f"project_2os: .*{message}"):
+                ops.project_2os(x, tables_of(a), tables_of(b))
+            assert bool(ops.project_2os(x, lower, upper).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["lower", "upper"])
+def test_tables_on_another_device(name: str) -> None:
+    arguments = {**RIGHT["project_2os"], name: RIGHT["project_2os"][name].to("meta")}
+    with pytest.raises(ValueError, match=f"project_2os: {name} is on meta, x on cpu"):
+        ops.project_2os(**arguments)
+    assert bool(call("project_2os", {}).isfinite().all())
+
+
+def test_samples_on_another_device() -> None:
+    with pytest.raises(ValueError, match="project_2os: lower is on cpu, x on meta"):
+        ops.project_2os(real(2, 64).to("meta"), LOWER, UPPER)
+
+
+# ---- the functions ----
+
+TILES = ((4, 4),)
+
+FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "preset": (lambda: nt.preset("sdxl"), ValueError, "preset: unknown preset 'sdxl'; valid: 'flux', 'wan'"),
+    "preset auto": (lambda: nt.preset("auto"), ValueError, "preset: unknown preset 'auto'"),
+    "whiten config": (
+        lambda: nt.whiten(real(4, 8, 8), "flux"),
+        TypeError,
+        "whiten: config must be a WhiteningConfig, got 'flux'",
+    ),
+    "whiten shape": (
+        lambda: nt.whiten(real(4, 6, 8), nt.preset("flux")),
+        ValueError,
+        "whiten: tile 4x4 does not divide the 6x8",
+    ),
+    "config empty": (
+        lambda: nt.WhiteningConfig((), TILES, ()),
+        ValueError,
+        "WhiteningConfig: chunk_sizes must be positive and not empty",
+    ),
+    "config chunk 0": (
+        lambda: nt.WhiteningConfig((0,), TILES, ()),
+        ValueError,
+        "WhiteningConfig: chunk_sizes must be positive",
+    ),
+    "config chunk -4": (
+        lambda: nt.WhiteningConfig((4, -4), TILES, ()),
+        ValueError,
+        "WhiteningConfig: chunk_sizes must be positive",
+    ),
+    "config chunk number": (
+        lambda: nt.WhiteningConfig(4, TILES, ()),
+        TypeError,
+        "WhiteningConfig: chunk_sizes must be integers",
+    ),
+    "config chunk 4.5": (
+        lambda: nt.WhiteningConfig((4.5,), TILES, ()),
+        TypeError,
+        "WhiteningConfig: chunk_sizes must be integers",
+    ),
+    "config chunk None": (
+        lambda: nt.WhiteningConfig((None,), TILES, ()),
+        TypeError,
+        "WhiteningConfig: chunk_sizes must be integers",
+    ),
+    "config tile number": (lambda: nt.WhiteningConfig((4,), (4,), ()), TypeError, "tile_sizes pairs (th, tw)"),
+    "config tile triple": (lambda: nt.WhiteningConfig((4,), ((4, 4, 4),), ()), TypeError, "tile_sizes pairs (th, tw)"),
+    "config tile 1x1": (
+        lambda: nt.WhiteningConfig((4,), ((1, 1),), ()),
+        ValueError,
+        "a tile needs at least 2 values, got 1x1",
+    ),
+    "config tile FULL": (
+        lambda: nt.WhiteningConfig((4,), (nt.FULL,), ()),
+        ValueError,
+        "a tile needs at least 2 values, got 0x0",
+    ),
+    "config tile -2x-2": (
+        lambda: nt.WhiteningConfig((4,), ((-2, -2),), ()),
+        ValueError,
+        "a tile needs at least 2 values",
+    ),
+    "config mixing pair": (
+        lambda: nt.WhiteningConfig((4,), TILES, ((4, 4),)),
+        TypeError,
+        "mixing pairs ((th, tw), repeats)",
+    ),
+    "config mixing odd": (
+        lambda: nt.WhiteningConfig((4,), TILES, (((3, 3), 2),)),
+        ValueError,
+        "a mixing tile needs an even number",
+    ),
+    "config mixing -2": (
+        lambda: nt.WhiteningConfig((4,), TILES, (((-2, -2), 2),)),
+        ValueError,
+        "a mixing tile needs an even number",
+    ),
+    "config repeats": (
+        lambda: nt.WhiteningConfig((4,), TILES, ((nt.FULL, -1),)),
+        ValueError,
+        "repeats must not be negative, got -1",
+    ),
+    "config alpha 0": (
+        lambda: nt.WhiteningConfig((4,), TILES, (), 0.0),
+        ValueError,
+        "WhiteningConfig: alpha must lie strictly",
+    ),
+    "config alpha 1": (
+        lambda: nt.WhiteningConfig((4,), TILES, (), 1),
+        ValueError,
+        "WhiteningConfig: alpha must lie strictly",
+    ),
+    "config alpha text": (lambda: nt.WhiteningConfig((4,), TILES, (), "small"), TypeError, "WhiteningConfig: alpha"),
+    "bounds M": (
+        lambda: nt.confidence_bounds(0, 4),
+        ValueError,
+        "confidence_bounds: num_chunks and chunk_size must be at least 1, got 0 and 4",
+    ),
+    "bounds D": (
+        lambda: nt.confidence_bounds(4, -1),
+        ValueError,
+        "confidence_bounds: num_chunks and chunk_size must be at least 1, got 4 and -1",
+    ),
+    "bounds alpha": (lambda: nt.confidence_bounds(4, 4, 1.0), ValueError, "confidence_bounds: alpha must lie strictly"),
+    "bounds reference": (
+        lambda: nt.confidence_bounds(4, 4, 1e-4, "normal"),
+        TypeError,
+        "confidence_bounds: reference must be Normal() or",
+    ),
+    "chi-square": (lambda: nt.ChiSquare(0), ValueError, "ChiSquare: df must be at least 1, got 0"),
+    "wgnc shape": (
+        lambda: nt.project_wgnc(real(3, 7)),
+        ValueError,
+        "project_wgnc: a sample needs an even number of values, got 21",
+    ),
+    "wgnc blocks": (
+        lambda: nt.project_wgnc(real(4, 12)),
+        ValueError,
+        "project_wgnc: block_size must be at least 2 and divide the 24",
+    ),
+    "wgnc empty": (lambda: nt.project_wgnc(real(0, 32)), ValueError, "project_wgnc: x has empty samples"),
+    "wgnc dtype": (
+        lambda: nt.project_wgnc(real(32, dtype=torch.int64)),
+        TypeError,
+        "project_wgnc: x must be one of float16",
+    ),
+    "hadamard": (
+        lambda: nt.hadamard_transform(real()),
+        ValueError,
+        "hadamard_transform: the last dimension of x is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function(name: str) -> None:
+    function, error, message = FUNCTIONS[name]
+    with pytest.raises(error, match=re.escape(message)):
+        function()
+    assert bool(nt.whiten(real(4, 8, 8)).isfinite().all())

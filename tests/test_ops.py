@@ -1,0 +1,347 @@
+"""The operators as operators: schemas, fakes, compilation, gradients, dtypes, layouts, threads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from bits import assert_same_bits
+from inputs import LATENT, noise, tables, values
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import noisetilt_kernels as nt
+
+ops = torch.ops.noisetilt
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an operator: its first argument has shape (batch, *shape), the others are fixed."""
+
+    op: Callable[..., Tensor]
+    shape: tuple[int, ...]
+    args: tuple[Any, ...] = ()
+    kind: str = "projection"  # or "linear"
+    complex: bool = False
+
+    def input(self, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+        if self.complex:
+            # a clone: the compiler does not take a view of real numbers as complex ones
+            return torch.view_as_complex(values("1/k", (batch, *self.shape, 2), dtype)).clone()
+        return values("1/k", (batch, *self.shape), dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            return self.op(x, *(a.double() if isinstance(a, Tensor) else a for a in self.args))
+        return self.op(x, *self.args)
+
+
+TABLES = tables("typical", 64, 4)
+CASES = {
+    "whiten": Case(ops.whiten, (4, 16, 16)),
+    "whiten flux": Case(ops.whiten, (2, 16, 32), ("flux", 1e-3)),
+    "whiten_config": Case(ops.whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [0, 0, 0, 2, 2, 1], 1e-4)),
+    "project_2os": Case(ops.project_2os, (256,), TABLES),
+    "project_tile_stats": Case(ops.project_tile_stats, (4, 8, 8), ([4, 2], [4, 16])),
+    "project_wgnc": Case(ops.project_wgnc, (256,)),
+    "project_wgnc_blocks": Case(ops.project_wgnc_blocks, (128,), (8,), complex=True),
+    "compact_fourier": Case(ops.compact_fourier, (30,), kind="linear"),
+    "compact_fourier inverse": Case(ops.compact_fourier, (30,), (True,), kind="linear"),
+    "butterfly": Case(ops.butterfly, (2, 4, 6), ([4, 3], 3), kind="linear"),
+    "butterfly inverse": Case(ops.butterfly, (2, 4, 6), ([2, 6], 2, True), kind="linear"),
+    "butterfly of no steps": Case(ops.butterfly, (2, 4, 6), ([4, 6], 0), kind="linear"),
+    "hadamard_transform": Case(ops.hadamard_transform, (3, 16), (0.25,), kind="linear"),
+    "hadamard_transform padded": Case(ops.hadamard_transform, (3, 11), kind="linear"),
+}
+LINEAR = [name for name, case in CASES.items() if case.kind == "linear"]
+PROJECTIONS = [name for name, case in CASES.items() if case.kind == "projection"]
+REAL = [name for name, case in CASES.items() if not case.complex]
+ALL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def test_every_public_operator_has_a_case() -> None:
+    registered = {
+        name.removeprefix("noisetilt::") for name in torch._C._dispatch_get_all_op_names() if "noisetilt" in name
+    }
+    public = {name for name in registered if not name.startswith("_")}
+    assert public == {case.op._qualified_op_name.removeprefix("noisetilt::") for case in CASES.values()}
+
+
+# ---- schema, fake tensors ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    args = tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in case.args)
+    opcheck(case.op.default, (case.input(dtype=dtype), *args))
+    opcheck(case.op.default, (case.input(3, dtype)[1], *args))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_opcheck_with_gradient(name: str) -> None:
+    case = CASES[name]
+    opcheck(case.op.default, (case.input().requires_grad_(), *case.args))
+
+
+STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "every other": lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("stride", STRIDED)
+@pytest.mark.parametrize("name", CASES)
+def test_layout_of_the_result(name: str, stride: str) -> None:
+    """Contiguous, whatever the input's; the fake and the meta device say the same; the input stays as it is."""
+    x = STRIDED[stride](CASES[name].input(3))
+    before = x.clone()
+    result = CASES[name](x)
+    assert_same_bits(result, CASES[name](x.contiguous()))
+    assert_same_bits(x, before, "the input")
+    assert result.data_ptr() != x.data_ptr()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = CASES[name](mode.from_tensor(x))
+    meta = x.to("meta")
+    if not any(isinstance(a, Tensor) for a in CASES[name].args):
+        meta = CASES[name](meta)
+        assert (meta.shape, meta.dtype, meta.device.type) == (result.shape, result.dtype, "meta")
+    assert (fake.shape, fake.dtype, fake.device) == (result.shape, result.dtype, result.device)
+    assert result.is_contiguous()
+    assert fake.stride() == result.stride()
+
+
+# ---- compilation ----
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_into_one_graph(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: case(x * 2) + 1, fullgraph=True, dynamic=False, backend="aot_eager")
+    x = case.input()
+    assert_same_bits(compiled(x), case(x * 2) + 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_dynamic_batch_compiles_once(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: case(x * 2) + 1, fullgraph=True, backend=counter)
+    for batch in (2, 3, 5, 8):
+        x = case.input(batch)
+        torch._dynamo.mark_dynamic(x, 0)  # an error if the batch were specialised
+        assert_same_bits(compiled(x), case(x * 2) + 1)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_gradients_compile(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: case(x).square().sum(), fullgraph=True, backend="aot_eager")
+    x, y = case.input().requires_grad_(), case.input().requires_grad_()
+    compiled(x).backward()
+    case(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_the_functions_compile_too() -> None:
+    torch._dynamo.reset()
+    config = nt.WhiteningConfig((4,), ((4, 4),), ((nt.FULL, 0),))
+
+    def step(x: Tensor) -> Tensor:
+        x = nt.unpack_latents(nt.pack_latents(x), 8, 8)
+        return nt.project_wgnc(nt.hadamard_transform(nt.whiten(x, config) + nt.whiten(x), 0.125))
+
+    x = values("1/k", (2, 4, 8, 8))
+    assert_same_bits(torch.compile(step, fullgraph=True, backend="aot_eager")(x), step(x))
+
+
+def test_inductor() -> None:
+    """The default compiler, once: it may reorder and fuse what stands round an operator."""
+    torch._dynamo.reset()
+    lower, upper = TABLES
+
+    def step(x: Tensor) -> Tensor:
+        y = ops.project_2os((x.t() * 2).t(), lower, upper)
+        return ops.butterfly(y, [1, 256], 8) + 1
+
+    x = values("1/k", (256, 3)).t()
+    assert_same_bits(torch.compile(step, fullgraph=True)(x), step(x))
+
+
+# ---- gradients ----
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_gradients_of_linear_operators(name: str) -> None:
+    case = CASES[name]
+    x = case.input(2, torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(case, (x,))
+    assert torch.autograd.gradgradcheck(case, (x,))
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_gradients_have_the_dtype_of_the_input(name: str, dtype: torch.dtype) -> None:
+    x = CASES[name].input().to(dtype).requires_grad_()
+    CASES[name](x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_nobody_backpropagates_through_a_projection(name: str) -> None:
+    case = CASES[name]
+    x = case.input().requires_grad_()
+    result = case(x)
+    assert result.requires_grad
+    op = name.split()[0]
+    with pytest.raises(NotImplementedError, match=rf"{op} has no gradient: it is a projection.*detach"):
+        result.abs().sum().backward()
+    with torch.no_grad():
+        assert not case(x).requires_grad
+    assert_same_bits(case(x.detach()), result)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inference_mode(name: str) -> None:
+    case = CASES[name]
+    with torch.inference_mode():
+        result = case(case.input())
+    assert result.is_inference()
+    assert_same_bits(result.clone(), case(case.input()))
+
+
+# ---- dtypes and shapes ----
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("name", REAL)
+def test_dtype_in_is_dtype_out(name: str, dtype: torch.dtype) -> None:
+    x = CASES[name].input().to(dtype)
+    result = CASES[name](x)
+    assert result.dtype == dtype
+    assert bool(result.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_dtype_in_is_dtype_out(dtype: torch.dtype) -> None:
+    x = CASES["project_wgnc_blocks"].input(dtype=dtype.to_real())
+    assert ops.project_wgnc_blocks(x).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_lazily_conjugated_and_negated_input(dtype: torch.dtype) -> None:
+    y = CASES["project_wgnc_blocks"].input(dtype=dtype.to_real())
+    assert y.conj().is_conj()
+    assert_same_bits(ops.project_wgnc_blocks(y.conj()), ops.project_wgnc_blocks(y).conj())
+    negated = y.conj().imag  # a view with the negative bit
+    assert negated.is_neg()
+    for op in (ops.compact_fourier, ops.project_wgnc, ops.hadamard_transform):
+        assert_same_bits(op(negated), op(negated.resolve_neg().contiguous()))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_empty_batch(name: str) -> None:
+    case = CASES[name]
+    result = case(case.input()[:0])
+    assert result.shape == (0, *case.shape)
+    assert result.dtype == case.input().dtype
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (4, 4, 4), (3, 4, 4, 4), (3, 2, 2, 4, 4)])
+def test_every_rank(shape: tuple[int, ...]) -> None:
+    """(N,) and (C,H,W) are one sample; frames are channels."""
+    x = values("1/k", shape)
+    batched = x if len(shape) in (2, 4, 5) else x[None]
+    for op in (ops.whiten, lambda x: ops.butterfly(x, [1, 4], 2), lambda x: ops.project_tile_stats(x, [1, 4], [4])):
+        result = op(x)
+        assert result.shape == shape
+        for k in range(len(batched)):
+            single = batched[k].flatten(0, 1) if len(shape) == 5 else batched[k]
+            assert_same_bits(result.view_as(batched)[k], op(single).view_as(batched[k]))
+
+
+def test_keywords_and_defaults() -> None:
+    x = values("1/k", (2, 256))
+    assert_same_bits(ops.whiten(x=x, preset="auto", alpha=1e-4), ops.whiten(x))
+    assert_same_bits(ops.project_wgnc(x, block_size=16), ops.project_wgnc(x))
+    assert_same_bits(ops.compact_fourier(x, inverse=False), ops.compact_fourier(x))
+    assert_same_bits(ops.hadamard_transform(x, scale=1.0), ops.hadamard_transform(x))
+
+
+# ---- threads ----
+
+THREADED: dict[str, Callable[[Tensor], Tensor]] = {
+    "project_2os": lambda x: ops.project_2os(x.flatten(1), *(t.to(x.dtype) for t in nt.confidence_bounds(4096, 16))),
+    "project_2os, unsorted": lambda x: ops.project_2os(x.flatten(1), *tables("unsorted", 16_384, 4, x.dtype)),
+    "project_2os, odd chunks": lambda x: ops.project_2os(
+        x.flatten(1)[:, :65_535], *tables("monotone", 21_845, 3, x.dtype)
+    ),
+    "project_tile_stats": lambda x: ops.project_tile_stats(x, [8, 8], [4, 16]),
+    "butterfly": lambda x: ops.butterfly(x, [64, 64], 12),
+    "butterfly of small tiles": lambda x: ops.butterfly(x, [8, 8], 6),
+    "hadamard_transform": lambda x: ops.hadamard_transform(x),
+    "project_wgnc_blocks": lambda x: ops.project_wgnc_blocks(torch.view_as_complex(x.view(len(x), -1, 2))),
+    "whiten": lambda x: ops.whiten(x),
+    "project_wgnc": lambda x: ops.project_wgnc(x.flatten(1)),
+    "compact_fourier": lambda x: ops.compact_fourier(x.flatten(1)),
+    "compact_fourier inverse": lambda x: ops.compact_fourier(x.flatten(1), True),
+}
+
+
+@pytest.fixture
+def ffts_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps torch's FFTs, which round otherwise on several threads, out of a comparison of all that surrounds them."""
+
+    def on_one_thread(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                torch.set_num_threads(threads)
+
+        return call
+
+    for name in ("fft", "ifft", "rfft", "irfft"):
+        monkeypatch.setattr(torch.fft, name, on_one_thread(getattr(torch.fft, name)))
+
+
+@pytest.mark.usefixtures("thread_count", "ffts_on_one_thread")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", THREADED)
+def test_the_number_of_threads_changes_no_bit(name: str, batch: int, dtype: torch.dtype) -> None:
+    x = torch.cat(
+        [values("1/k", (1, *LATENT), dtype), noise(batch - 1, dtype=dtype) if batch > 1 else noise(1)[:0].to(dtype)]
+    )
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(THREADED[name](x))
+    for threads, result in zip((2, 7), results[1:], strict=True):
+        assert_same_bits(result, results[0], f"{threads} threads")
+
+
+@pytest.mark.usefixtures("thread_count")
+def test_the_number_of_threads_hardly_changes_long_ffts() -> None:
+    """Torch's FFT of a long sample rounds otherwise on several threads."""
+    x = noise(2)
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(ops.whiten(x))
+    for result in results[1:]:
+        assert float(torch.nn.functional.cosine_similarity(result.flatten(1), results[0].flatten(1)).min()) > 0.999999
