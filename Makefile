@@ -28,7 +28,7 @@ build: .venv/.built
 # The kernels alone, with the address and undefined-behaviour sanitizers.
 sanitize: .venv/.installed
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-		-DNOISETILT_SANITIZE=ON -DNOISETILT_LIBRARY=OFF--log-level=WARNING
+		-DNOISETILT_SANITIZE=ON -DNOISETILT_LIBRARY=OFF --log-level=WARNING
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
