@@ -226,7 +226,12 @@ void wgnc_between_ffts_(const Tensor& spectrum, int64_t block_size) {
 
 // Lines "key: value".
 std::string build_info() {
-  return std::string("compiler: ") + __VERSION__ + "\nflags: " + NOISETILT_BUILD_FLAGS +
+#ifdef __clang__
+  const char* compiler = __VERSION__;
+#else
+  const char* compiler = "g++ " __VERSION__;
+#endif
+  return std::string("compiler: ") + compiler + "\nflags: " + NOISETILT_BUILD_FLAGS +
          "\nvariants: " + NOISETILT_BUILD_VARIANTS + "\nvariant: " + variant_name() + "\ntorch_target: 2.11";
 }
 

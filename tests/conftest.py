@@ -8,6 +8,9 @@ from pathlib import Path
 # another make thousands of small calls ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# The tests make hundreds of tables, which are not for the user's cache.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "test-cache")
+
 import pytest
 import torch
 
