@@ -232,7 +232,8 @@ std::string build_info() {
   const char* compiler = "g++ " __VERSION__;
 #endif
   return std::string("compiler: ") + compiler + "\nflags: " + NOISETILT_BUILD_FLAGS +
-         "\nvariants: " + NOISETILT_BUILD_VARIANTS + "\nvariant: " + variant_name() + "\ntorch_target: 2.11";
+         "\nvariants: " + NOISETILT_BUILD_VARIANTS + "\nvariant: " + variant_name(num_variants() - 1) +
+         "\ntorch_target: 2.11";
 }
 
 }  // namespace

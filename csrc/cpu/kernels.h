@@ -75,9 +75,15 @@ struct Kernels {
   void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, int64_t block_size);
 };
 
-// The kernels of the best variant for this processor, and its name.
+// The variants that this processor runs are numbered from 0, the portable one, to num_variants() - 1, the best.
+int num_variants();
+const char* variant_name(int variant);
 template <class T>
-const Kernels<T>& kernels();
-const char* variant_name();
+const Kernels<T>& kernels(int variant);
+
+template <class T>
+const Kernels<T>& kernels() {
+  return kernels<T>(num_variants() - 1);
+}
 
 }  // namespace noisetilt

@@ -9,7 +9,9 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-#if defined(__AVX2__)
+#if defined(__AVX512VL__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;

@@ -1,4 +1,4 @@
-// Chooses the instruction-set variant once, for the processor at hand.
+// Chooses the instruction-set variant for the processor at hand.
 
 #include "kernels.h"
 
@@ -11,32 +11,51 @@ namespace noisetilt {
   }
 
 NOISETILT_DECLARE_VARIANT(baseline)
-#ifdef NOISETILT_HAS_X86_64_V3
+
+#ifdef NOISETILT_X86_64
+
 NOISETILT_DECLARE_VARIANT(x86_64_v3)
+NOISETILT_DECLARE_VARIANT(x86_64_v4)
 
-#endif
-
-static bool runs_x86_64_v3() {
-#ifdef NOISETILT_HAS_X86_64_V3
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-#else
-  return false;
-#endif
+int num_variants() {
+  static const int count = [] {
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))) return 1;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    return avx512 ? 3 : 2;
+  }();
+  return count;
 }
 
 template <class T>
-const Kernels<T>& kernels() {
-#ifdef NOISETILT_HAS_X86_64_V3
-  static const Kernels<T>& best = runs_x86_64_v3() ? x86_64_v3::table<T>() : baseline::table<T>();
-  return best;
-#else
-  return baseline::table<T>();
-#endif
+const Kernels<T>& kernels(int variant) {
+  switch (variant) {
+    case 2:
+      return x86_64_v4::table<T>();
+    case 1:
+      return x86_64_v3::table<T>();
+    default:
+      return baseline::table<T>();
+  }
 }
 
-const char* variant_name() { return runs_x86_64_v3() ? "x86-64-v3" : "baseline"; }
+const char* variant_name(int variant) { return variant == 2 ? "x86-64-v4" : variant == 1 ? "x86-64-v3" : "baseline"; }
 
-template const Kernels<float>& kernels<float>();
-template const Kernels<double>& kernels<double>();
+#else
+
+int num_variants() { return 1; }
+
+template <class T>
+const Kernels<T>& kernels(int) {
+  return baseline::table<T>();
+}
+
+const char* variant_name(int) { return "baseline"; }
+
+#endif
+
+template const Kernels<float>& kernels<float>(int);
+template const Kernels<double>& kernels<double>(int);
 
 }  // namespace noisetilt
