@@ -1,6 +1,7 @@
 """Idiomatic PyTorch: what one would write with torch's own sorts and reductions, free to round as it likes.
 
-"Eager" in the tables is the faster of these and `python_ref`.
+"Eager" in the tables is the faster of these and `python_ref`. Sorts are torch's default ones, which newer versions run
+with AVX-512; `stable=True` asks for stable sorts, which the definition of the operators needs.
 """
 
 import math
@@ -25,15 +26,15 @@ def bounds(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
     return _tables[key]
 
 
-def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    y, in_chunk = x.view(-1, lower.shape[1]).sort(dim=1)
-    y, across = y.sort(dim=0)
+def project_2os(x: Tensor, lower: Tensor, upper: Tensor, stable: bool = False) -> Tensor:
+    y, in_chunk = x.view(-1, lower.shape[1]).sort(dim=1, stable=stable)
+    y, across = y.sort(dim=0, stable=stable)
     y = torch.minimum(torch.maximum(y, lower), upper)
     rows = torch.empty_like(y).scatter_(0, across, y)
     return torch.empty_like(rows).scatter_(1, in_chunk, rows).view(x.shape)
 
 
-def project_tile_stats(x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...]) -> Tensor:
+def project_tile_stats(x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], stable: bool = False) -> Tensor:
     th, tw = tile
     size = th * tw
     tiles = x.unflatten(2, (-1, tw)).unflatten(1, (-1, th))  # [C, H/th, th, W/tw, tw]
@@ -42,25 +43,25 @@ def project_tile_stats(x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int,
     new_m, new_e = m, e
     for chunk_size in chunk_sizes:
         if m.numel() % chunk_size == 0:
-            new_m = project_2os(new_m, *bounds(m.numel(), chunk_size))
-            new_e = project_2os(new_e, *bounds(m.numel(), chunk_size, size - 1))
+            new_m = project_2os(new_m, *bounds(m.numel(), chunk_size), stable)
+            new_e = project_2os(new_e, *bounds(m.numel(), chunk_size, size - 1), stable)
     scale = (new_e / e.clamp_min(1e-30)).sqrt().view(mean.shape)
     return ((tiles - mean) * scale + new_m.view(mean.shape) / math.sqrt(size)).flatten(1, 2).flatten(2)
 
 
-def project(x: Tensor, config: WhiteningConfig) -> Tensor:
+def project(x: Tensor, config: WhiteningConfig, stable: bool) -> Tensor:
     for chunk_size in config.chunk_sizes:
-        x = project_2os(x.flatten(), *bounds(x.numel(), chunk_size)).view(x.shape)
+        x = project_2os(x.flatten(), *bounds(x.numel(), chunk_size), stable).view(x.shape)
     for tile in config.tile_sizes:
-        x = project_tile_stats(x, tile, config.chunk_sizes)
+        x = project_tile_stats(x, tile, config.chunk_sizes, stable)
     return x
 
 
-def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
+def whiten(x: Tensor, config: WhiteningConfig, stable: bool = False) -> Tensor:
     """W of one sample (C, H, W)."""
     shape = x.shape
-    x = project(x, config)
-    x = project(compact_fourier(x.view(1, -1)).view(shape), config)
+    x = project(x, config, stable)
+    x = project(compact_fourier(x.view(1, -1)).view(shape), config, stable)
     x = compact_fourier_inverse(x.view(1, -1)).view(shape)
     for (th, tw), repeats in config.mixing:
         tiles = x.unflatten(2, (-1, tw)).unflatten(1, (-1, th)).transpose(2, 3)  # [C, H/th, W/tw, th, tw]
@@ -68,7 +69,7 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
             v = tiles.flatten(3)
             v = torch.cat([v[..., 0::2] + v[..., 1::2], v[..., 0::2] - v[..., 1::2]], dim=-1) * math.sqrt(0.5)
             x = v.unflatten(3, (th, tw)).transpose(2, 3).flatten(1, 2).flatten(2)
-            tiles = project(x, config).unflatten(2, (-1, tw)).unflatten(1, (-1, th)).transpose(2, 3)
+            tiles = project(x, config, stable).unflatten(2, (-1, tw)).unflatten(1, (-1, th)).transpose(2, 3)
         v = tiles.flatten(3)
         for _ in range(repeats):
             total, difference = v.chunk(2, dim=-1)

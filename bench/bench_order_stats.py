@@ -21,4 +21,5 @@ def test_project_2os(compare, field, target, chunk_size):
             "idiomatic": lambda: baselines.project_2os(x, lower, upper),
         },
         target=target,
+        stable_sorts=lambda: baselines.project_2os(x, lower, upper, stable=True),
     )

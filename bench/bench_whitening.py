@@ -25,6 +25,7 @@ def test_whiten(compare, preset, field, target):
             "idiomatic": lambda: baselines.whiten(x, config),
         },
         target=target,
+        stable_sorts=lambda: baselines.whiten(x, config, stable=True),
     )
 
 

@@ -269,7 +269,7 @@ class ColumnClipper {
   T position(T value) const { return (value - origin_) * scale_; }
 
   static constexpr int64_t kMostBuckets = 65536;
-  static constexpr int64_t kRunSize = 1024;            // entries to sort at a time, which stay in the nearest cache
+  static constexpr int64_t kRunSize = 256;             // entries to sort at a time, which stay in the nearest cache
   static constexpr int64_t kExchangeReach = 32;        // larger buckets are sorted by themselves
   static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
 
