@@ -164,7 +164,8 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
     size = _flat_size_of("project_2os", x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, table in (("lower", lower), ("upper", upper)):
-        _check_dtype("project_2os", table, (dtype,), f"{name} (for {str(x.dtype).removeprefix('torch.')} x)")
+        if table.dtype != dtype:
+            _check_dtype("project_2os", table, (dtype,), f"{name} (for {str(x.dtype).removeprefix('torch.')} x)")
         if table.device != x.device:
             raise ValueError(f"project_2os: {name} is on {table.device}, x on {x.device}")
         if table.dim() != 2:

@@ -71,24 +71,42 @@ void sort_entries(Entry<T>* entries, int64_t count) {
   }
 }
 
-// Sorts entries of which every one is fewer than `reach` places from where it belongs: `reach` rounds of
-// exchanging neighbours, without a branch.
+constexpr int64_t kRunSize = 256;       // entries to sort at a time, in the nearest cache
+constexpr int64_t kExchangeReach = 32;  // buckets up to this size are sorted together
+
+// Sorts at most kRunSize + kExchangeReach entries, each fewer than `reach` places from where it belongs: `reach` rounds
+// of exchanging neighbours, without a branch. The entries at even and at odd places stand in two arrays meanwhile, so
+// that a round is a minimum and a maximum of vectors.
 inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t reach) {
   constexpr int W = kLanes<int64_t>;
-  constexpr Vector<int64_t> odd = select_lanes<1, int64_t>(-1, 0);
-  auto* bits = reinterpret_cast<int64_t*>(entries);
-  for (int64_t round = 0; round < reach; ++round) {
-    int64_t i = round % 2;
-    for (; i + W <= count; i += W) {
-      const Vector<int64_t> v = load(bits + i), swapped = exchange_lanes<1, int64_t>(v);
-      store(bits + i, (v > swapped) ^ odd ? swapped : v);
-    }
-    for (; i + 2 <= count; i += 2) {
-      const int64_t a = bits[i], b = bits[i + 1];
-      bits[i] = a < b ? a : b;
-      bits[i + 1] = a < b ? b : a;
-    }
+  constexpr int64_t kMost = (kRunSize + kExchangeReach) / 2 + W + 1;
+  int64_t even[kMost], odd[kMost];
+  const int64_t half = (count + 1) / 2, padded = (half + W - 1) / W * W;
+  for (int64_t i = 0; i < count / 2; ++i) {
+    even[i] = entries[2 * i].bits;
+    odd[i] = entries[2 * i + 1].bits;
   }
+  if (count % 2) even[half - 1] = entries[count - 1].bits;
+  // Padding, which sorts last and stays there.
+  for (int64_t i = half; i <= padded; ++i) even[i] = std::numeric_limits<int64_t>::max();
+  for (int64_t i = count / 2; i < padded; ++i) odd[i] = std::numeric_limits<int64_t>::max();
+
+  auto round = [padded](int64_t* lower, int64_t* upper) {
+    for (int64_t i = 0; i < padded; i += W) {
+      const Vector<int64_t> a = load(lower + i), b = load(upper + i);
+      store(lower + i, a < b ? a : b);
+      store(upper + i, a < b ? b : a);
+    }
+  };
+  for (int64_t k = 0; k < reach; k += 2) {
+    round(even, odd);
+    round(odd, even + 1);
+  }
+  for (int64_t i = 0; i < count / 2; ++i) {
+    entries[2 * i].bits = even[i];
+    entries[2 * i + 1].bits = odd[i];
+  }
+  if (count % 2) entries[count - 1].bits = even[half - 1];
 }
 inline void exchange_neighbours(Entry<double>* entries, int64_t count, int64_t) { std::sort(entries, entries + count); }
 
@@ -222,17 +240,20 @@ class ColumnClipper {
   int64_t clip_run(int64_t b, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
     if (!open_[b]) return b + 1;
     const int64_t first = starts_[b];
-    int64_t end = first, largest = 0;
-    for (; b < num_buckets_ && open_[b] && end - first < kRunSize; ++b) {
-      const int64_t size = starts_[b + 1] - starts_[b];
-      if (size > kExchangeReach) {
-        sort_entries<T>(entries_.data() + starts_[b], size);  // sorted: exchanges leave it as it is
-      } else {
+    int64_t end = starts_[b + 1];
+    if (end - first > kExchangeReach) {
+      sort_entries<T>(entries_.data() + first, end - first);
+      ++b;
+    } else {
+      int64_t largest = 0;
+      for (; b < num_buckets_ && open_[b] && starts_[b] - first < kRunSize; ++b) {
+        const int64_t size = starts_[b + 1] - starts_[b];
+        if (size > kExchangeReach) break;
         largest = std::max(largest, size);
+        end = starts_[b + 1];
       }
-      end = starts_[b + 1];
+      exchange_neighbours(entries_.data() + first, end - first, largest);
     }
-    exchange_neighbours(entries_.data() + first, end - first, largest);
     clip_ranks(first, end, keys, bounds, changes);
     return b;
   }
@@ -269,8 +290,6 @@ class ColumnClipper {
   T position(T value) const { return (value - origin_) * scale_; }
 
   static constexpr int64_t kMostBuckets = 65536;
-  static constexpr int64_t kRunSize = 256;             // entries to sort at a time, which stay in the nearest cache
-  static constexpr int64_t kExchangeReach = 32;        // larger buckets are sorted by themselves
   static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
 
   int64_t num_chunks_, num_buckets_;
