@@ -147,7 +147,7 @@ struct ChangeList {
 
 // Clips columns of M keys to the bounds of their ranks; holds the working memory of one thread.
 //
-// The keys are counted into buckets of equal width, about four elements each. The count bounds the ranks of
+// The keys are counted into buckets of equal width, about six elements each. The count bounds the ranks of
 // a bucket's elements, and where the tables do not decrease, one comparison with the largest lower and the
 // smallest upper bound of these ranks shows that none of them changes. The elements of all other ("open")
 // buckets are sorted inside their bucket, which gives exact ranks.
@@ -182,9 +182,7 @@ class ColumnClipper {
 
  private:
   static int64_t bucket_count(int64_t num_chunks) {
-    int64_t count = 1;
-    while (count < num_chunks / 4 && count < kMostBuckets) count *= 2;
-    return count;
+    return std::max<int64_t>(1, std::min<int64_t>(num_chunks / 6, kMostBuckets));
   }
 
   // Counts the keys into buckets; false where equal-width buckets cannot tell them apart.
@@ -289,7 +287,7 @@ class ColumnClipper {
 
   T position(T value) const { return (value - origin_) * scale_; }
 
-  static constexpr int64_t kMostBuckets = 65536;
+  static constexpr int64_t kMostBuckets = 65536;       // their numbers have 16 bits
   static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
 
   int64_t num_chunks_, num_buckets_;
