@@ -1,6 +1,7 @@
 """Runs the benchmarks, writes bench/results/<machine>-<date>.json, and prints the table last."""
 
 import datetime
+import json
 import platform
 import re
 import sys
@@ -13,6 +14,15 @@ from . import report
 HERE = Path(__file__).parent
 
 
+def drop_raw_times(results: Path) -> None:
+    """Leaves the statistics of a results file, without every single time and the list of processor features."""
+    run = json.loads(results.read_text())
+    run["machine_info"]["cpu"].pop("flags", None)
+    for benchmark in run["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+    results.write_text(json.dumps(run, indent=1) + "\n")
+
+
 def main() -> int:
     """Arguments are pytest's, for example `-k order_stats`."""
     machine = re.sub(r"[^a-z0-9]+", "-", f"{report.cpu_model()} {platform.machine()}".lower()).strip("-")
@@ -23,6 +33,7 @@ def main() -> int:
         [*options, f"--benchmark-json={results}", *sys.argv[1:], *map(str, sorted(HERE.glob("bench_*.py")))]
     )
     if results.exists() and results.stat().st_size:
+        drop_raw_times(results)
         print(f"\n{report.table(results)}\n\n{results}")
     return int(code)
 

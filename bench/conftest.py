@@ -12,7 +12,8 @@ import torch
 ROUNDS = 8
 ROUND_SECONDS = 0.03  # of calls to each function in a round, at least one call
 CLEARLY_SLOWER = 1.5  # than the fastest baseline: not measured further
-MOST_REPEATS = 50
+MOST_REPEATS = 24
+MOST_SPREAD = 1.25  # of a function's medians over the rounds
 MOST_FOREIGN_LOAD = 0.05  # share of one core that others may take in a round
 
 Function = Callable[[], object]
@@ -54,21 +55,32 @@ def warm_up(function: Function) -> float:
     return first if first > 2 else min(time_calls(function, 3))
 
 
-def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[dict[str, list[float]], int]:
-    """Times of all calls, every function in each of the rounds; and how many disturbed rounds were repeated."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    done = repeated = 0
-    while done < ROUNDS:
+Round = dict[str, list[float]]
+
+
+def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Round, int]:
+    """Times of all calls, every function in each of the rounds; and how many disturbed rounds were repeated.
+
+    A round is disturbed where other processes took processor time, or where some function's median is far above that
+    of its best round (the host of a virtual machine takes time without a trace in the accounting).
+    """
+    rounds: list[Round] = []
+    repeated = 0
+    while len(rounds) < ROUNDS:
         load, start = MachineLoad(), time.perf_counter()
-        round_times = {name: time_calls(function, calls[name]) for name, function in functions.items()}
+        measured = {name: time_calls(function, calls[name]) for name, function in functions.items()}
         # the accounting ticks in hundredths of a second
-        if load.since() > MOST_FOREIGN_LOAD * (time.perf_counter() - start) + 0.02 and repeated < MOST_REPEATS:
+        quiet = load.since() <= MOST_FOREIGN_LOAD * (time.perf_counter() - start) + 0.02
+        if quiet or repeated >= MOST_REPEATS:
+            rounds.append(measured)
+        else:
             repeated += 1
-            continue
-        for name, measured in round_times.items():
-            times[name] += measured
-        done += 1
-    return times, repeated
+        if len(rounds) == ROUNDS and repeated < MOST_REPEATS:
+            best = {name: min(median(r[name]) for r in rounds) for name in functions}
+            steady = [r for r in rounds if all(median(r[name]) <= MOST_SPREAD * best[name] for name in functions)]
+            repeated += len(rounds) - len(steady)
+            rounds = steady
+    return {name: [t for r in rounds for t in r[name]] for name in functions}, repeated
 
 
 @pytest.fixture
