@@ -8,6 +8,10 @@ import torch
 
 _DIRECTORY = Path(__file__).parent
 
+HOW_TO_BUILD = (
+    "install a C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`"
+)
+
 failure: str | None = None
 """Why the compiled library is not in use; None if it is."""
 
@@ -27,9 +31,8 @@ def _load() -> None:
         for schema in re.findall(r'^SCHEMA\("(.*)"\)$', (_DIRECTORY / "schemas.def").read_text(), re.MULTILINE):
             _fallback.define(schema.replace('\\"', '"'))
         warnings.warn(
-            f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, install a "
-            "C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`; "
-            "`noisetilt doctor` tells more.",
+            f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, "
+            f"{HOW_TO_BUILD}; `noisetilt doctor` tells more.",
             stacklevel=5,  # the line that imports the package
         )
 

@@ -13,10 +13,6 @@ from .backends import backends
 
 Report = dict[str, Any]
 
-HOW_TO_BUILD = (
-    "install a C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`"
-)
-
 
 def examine() -> Report:
     """The state of this installation, ready for JSON.
@@ -103,7 +99,7 @@ def _cuda() -> dict[str, Any]:
 
 def _compiled_library() -> dict[str, Any]:
     if _library.failure is not None:
-        return {"path": None, "failure": _library.failure, "how_to_build": HOW_TO_BUILD, "build": {}}
+        return {"path": None, "failure": _library.failure, "how_to_build": _library.HOW_TO_BUILD, "build": {}}
     path = next(Path(_library.__file__).parent.glob("_C*.so"))
     return {"path": str(path), "failure": None, "how_to_build": None, "build": _library.build_info()}
 
@@ -128,7 +124,7 @@ def _bounds_cache() -> dict[str, Any]:
 
 def _verdict(report: Report) -> str:
     if report["library"]["failure"] is not None:
-        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {HOW_TO_BUILD}"
+        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {_library.HOW_TO_BUILD}"
     parts = [f"cpu: native C++ kernels ({report['cpu']['variant']})"]
     parts += [
         f"{device}: {status['backend']}, {status['detail']}"
