@@ -1,10 +1,12 @@
 # `make demo` and `make test` do all set-up themselves: an environment of their own in .venv, pinned dependencies
 # (requirements.txt), the build. They need Python >= 3.10 and a C++17 compiler. Repeated, they only do what changed.
+# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch; neither needs a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
+	$(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test env build sanitize bench lint clean
+.PHONY: demo test env build sanitize check-cuda check-cuda-link bench lint clean
 
 demo: build
 	$(BIN)/noisetilt demo
@@ -32,6 +34,25 @@ sanitize: .venv/.installed
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
+# What nvcc makes of the CUDA kernels: registers, spills, width of the loads.
+check-cuda: .venv/.installed
+	$(BIN)/python .ci/check_cuda_build.py
+
+# The CUDA library against a CUDA build of torch, where there may be no GPU: it must load and serve.
+check-cuda-link: .venv-cuda/.installed
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--force-reinstall .
+	cd .venv-cuda && bin/noisetilt doctor && bin/python -W error -c 'import noisetilt_kernels as nt, torch; \
+		status = nt.backends()["cuda"]; assert status.backend == "native", status; \
+		assert torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", "CUDA")'
+
+# The oldest torch that is served, in the CUDA build that PyPI has of it.
+.venv-cuda/.installed:
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools wheel \
+		numpy scipy safetensors platformdirs click
+	touch $@
+
 bench: build
 	$(BIN)/python -m bench
 
@@ -39,8 +60,8 @@ bench: build
 lint: .venv/.built
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info noisetilt_kernels/_C*.so
+	rm -rf .venv .venv-cuda build dist *.egg-info noisetilt_kernels/_C*.so

@@ -24,6 +24,7 @@ def examine() -> Report:
         cuda: the CUDA version torch was built for (or None), names of the devices.
         library: path of the compiled library in use and the flags it was built with; or failure, why there is
             none, and how_to_build.
+        cuda_library: likewise; its failure is also why the native backend refuses CUDA.
         devices: for each device type whether one is present, the backend that serves it, and why every backend
             preferred to that one does not.
         bounds_cache: directory, number of files and bytes of the confidence bounds kept on disk.
@@ -35,6 +36,7 @@ def examine() -> Report:
         "cpu": _cpu(),
         "cuda": _cuda(),
         "library": _compiled_library(),
+        "cuda_library": _cuda_library(),
         "devices": _devices(),
         "bounds_cache": _bounds_cache(),
     }
@@ -47,7 +49,8 @@ def render(report: Report) -> str:
     rows = list(report["versions"].items())
     rows.append(("platform", report["platform"]))
     rows += _render_hardware(report)
-    rows += _render_library(report["library"])
+    rows += _render_library("library", report["library"])
+    rows += _render_library("cuda library", report["cuda_library"])
     for device, status in report["devices"].items():
         absent = "" if status["present"] else "  (no such device here)"
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
@@ -100,8 +103,13 @@ def _cuda() -> dict[str, Any]:
 def _compiled_library() -> dict[str, Any]:
     if _library.failure is not None:
         return {"path": None, "failure": _library.failure, "how_to_build": _library.HOW_TO_BUILD, "build": {}}
-    path = next(Path(_library.__file__).parent.glob("_C*.so"))
-    return {"path": str(path), "failure": None, "how_to_build": None, "build": _library.build_info()}
+    path = str(_library.path("_C"))
+    return {"path": path, "failure": None, "how_to_build": None, "build": _library.build_info()}
+
+
+def _cuda_library() -> dict[str, Any]:
+    path = None if _library.cuda_failure is not None else str(_library.path("_C_cuda"))
+    return {"path": path, "failure": _library.cuda_failure, "build": _library.cuda_build_info()}
 
 
 def _devices() -> dict[str, Any]:
@@ -143,7 +151,7 @@ def _render_hardware(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _render_library(library: dict[str, Any]) -> list[tuple[str, str]]:
+def _render_library(label: str, library: dict[str, Any]) -> list[tuple[str, str]]:
     if library["failure"] is not None:
-        return [("library", f"not in use: {library['failure']}")]
-    return [("library", library["path"]), *((f"  {key}", value) for key, value in library["build"].items())]
+        return [(label, f"not in use: {library['failure']}")]
+    return [(label, library["path"]), *((f"  {key}", value) for key, value in library["build"].items())]

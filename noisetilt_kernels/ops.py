@@ -6,6 +6,7 @@ identically under `torch.compile`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -82,54 +83,90 @@ class _Plan(NamedTuple):
     """What a call comes down to once its arguments have been checked."""
 
     sample_shape: tuple[int, ...]
-    run: Callable[[Any, Tensor], Tensor]  # (backend, contiguous samples (B, *sample_shape)) -> samples
+    run: Callable[..., Tensor]  # (backend, contiguous samples (B, *sample_shape), other tensors) -> samples
 
 
-def _run(plan: _Plan, x: Tensor) -> Tensor:
-    """Runs the plan on x as contiguous float32 or float64 samples, and gives the result x's dtype and shape."""
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    samples = x
-    if x.dtype in (torch.float16, torch.bfloat16):
-        samples = x.float()
-    elif x.dtype.is_complex:
-        samples = x.resolve_conj()
-    if not samples.is_contiguous():
-        samples = samples.contiguous()
-    result = plan.run(backend_for(x.device.type), samples.view(-1, *plan.sample_shape))
-    if result.dtype != x.dtype:
-        result = result.to(x.dtype)
-    return result.view(x.shape)
+def _prepare(plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
+    """The plan as a function of any tensor of x's shape, dtype and device, and the other tensors.
 
-
-_PLANS_KEPT = 256
-
-
-def _register(name: str, make_plan: Callable[..., _Plan], *, cached: bool = True) -> None:
-    """Implements operator `name` from make_plan(x, ...), which checks the arguments.
-
-    A plan depends on the shape and dtype of x and on the other arguments alone, and is made once for each
-    (`cached`), unless tensors are among the arguments.
+    It runs on contiguous float32 or float64 samples, and gives the result x's dtype and shape.
     """
-    plans: dict[Any, _Plan] = {}
+    if x.numel() == 0:
+        return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
+    run, backend = plan.run, backend_for(x.device.type)
+    sample_shape = plan.sample_shape
+    reshaped = x.shape[1:] != sample_shape
+    half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
+
+    def call(x: Tensor, *tensors: Tensor) -> Tensor:
+        samples = x.float() if half else x.resolve_conj() if lazy else x
+        if not samples.is_contiguous():
+            samples = samples.contiguous()
+        if reshaped:
+            samples = samples.view(-1, *sample_shape)
+        result = run(backend, samples, *tensors)
+        if half:
+            result = result.to(x.dtype)
+        return result.view_as(x) if reshaped else result
+
+    return call
+
+
+_CALLS_KEPT = 256
+
+_Key = torch._C.DispatchKey
+_KeySet = torch._C.DispatchKeySet
+# Of tensors of no special kind outside every mode: on the way to an operator there is nothing but autograd.
+_PLAIN = {
+    (_KeySet(backend) | _KeySet(autograd)).raw_repr()
+    for backend, autograd in ((_Key.CPU, _Key.AutogradCPU), (_Key.CUDA, _Key.AutogradCUDA))
+}
+# Here the autograd kernel is found that torch.library.register_autograd makes for all devices.
+_AUTOGRAD_OTHER = _KeySet(_Key.AutogradOther)
+
+_HASHABLE = (int, float, bool, str)
+
+
+def _metadata(arg: Any) -> Any:
+    """What a plan may depend on, hashable."""
+    if type(arg) is list:
+        return tuple(arg)
+    return (arg.shape, arg.stride(), arg.dtype, arg.device) if isinstance(arg, Tensor) else arg
+
+
+def _register(name: str, make_plan: Callable[..., _Plan], *, num_tables: int = 0) -> None:
+    """Implements operator `name` from make_plan(x, ...), which checks the arguments; tables are the first after x.
+
+    A plan depends on the metadata of x and the tables and on the other arguments, and is kept for the next call.
+    """
+    calls: dict[Any, Callable[..., Tensor]] = {}
+    redispatch = getattr(torch.ops.noisetilt, name).default.redispatch
 
     def implementation(x: Tensor, *args: Any) -> Tensor:
-        if not cached:
-            return _run(make_plan(x, *args), x)
-        key = (x.shape, x.dtype, *(tuple(arg) if isinstance(arg, list) else arg for arg in args))
-        plan = plans.get(key)
-        if plan is None:
-            plan = make_plan(x, *args)
-            if len(plans) == _PLANS_KEPT:
-                plans.clear()
-            plans[key] = plan
-        return _run(plan, x)
+        key = (x.shape, x.dtype, x.device, *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args])
+        call = calls.get(key)
+        if call is None:
+            call = _prepare(make_plan(x, *args), x)
+            if len(calls) == _CALLS_KEPT:
+                calls.clear()
+            calls[key] = call
+        return call(x, *args[:num_tables])
+
+    def shortcut(keyset: Any, x: Tensor, *args: Any) -> Tensor:
+        """Where there is nothing to differentiate, the kernel right away: half the time of the way round."""
+        requires_grad = x.requires_grad or (num_tables and torch._C._any_requires_grad(*args))
+        if keyset.raw_repr() in _PLAIN and not (requires_grad and torch.is_grad_enabled()):
+            with torch._C._AutoDispatchBelowAutograd():
+                return implementation(x, *args)
+        return redispatch((keyset & torch._C._after_autograd_keyset) | _AUTOGRAD_OTHER, x, *args)
 
     def fake(x: Tensor, *args: Any) -> Tensor:
         make_plan(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _library_impl.impl(name, implementation, "CompositeExplicitAutograd")
+    for key in ("AutogradCPU", "AutogradCUDA"):
+        _library_impl.impl(name, shortcut, key, with_keyset=True)
     torch.library.register_fake(f"noisetilt::{name}", fake, lib=_library_impl)
 
 
@@ -177,10 +214,11 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
             f"project_2os: tables of {lower.shape[0]}x{lower.shape[1]} bounds do not fit samples of {size} values; "
             f"M*D must be {size}"
         )
-    if lower.stride() != upper.stride():
-        # clone and not contiguous(), which leaves the stride of a dimension of size 1 as it is
-        lower, upper = (table.clone(memory_format=torch.contiguous_format) for table in (lower, upper))
-    return _Plan((size,), lambda backend, samples: backend.project_2os(samples, lower, upper))
+    if lower.stride() == upper.stride():
+        return _Plan((size,), lambda backend, samples, lower, upper: backend.project_2os(samples, lower, upper))
+    # clone and not contiguous(), which leaves the stride of a dimension of size 1 as it is
+    clone = partial(torch.clone, memory_format=torch.contiguous_format)
+    return _Plan((size,), lambda backend, samples, *tables: backend.project_2os(samples, *map(clone, tables)))
 
 
 def _project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = 1e-4):
@@ -259,7 +297,7 @@ def unflatten_config(
 
 _register("whiten", _whiten)
 _register("whiten_config", _whiten_config)
-_register("project_2os", _project_2os, cached=False)
+_register("project_2os", _project_2os, num_tables=2)
 _register("project_tile_stats", _project_tile_stats)
 _register("project_wgnc", _project_wgnc)
 _register("project_wgnc_blocks", _project_wgnc_blocks)

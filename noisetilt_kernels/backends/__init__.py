@@ -38,5 +38,5 @@ def backends() -> dict[str, BackendStatus]:
         serving = backend_for(device_type)
         preferred = _BACKENDS[: _BACKENDS.index(serving)]
         refused = {backend.NAME: backend.refusal(device_type) for backend in preferred}
-        table[device_type] = BackendStatus(device_type, serving.NAME, serving.describe(), refused)
+        table[device_type] = BackendStatus(device_type, serving.NAME, serving.describe(device_type), refused)
     return table

@@ -1,6 +1,9 @@
-"""The compiled kernels as a backend: C++ on the CPU, reached through PyTorch's dispatcher.
+"""The compiled kernels as a backend: C++ on the CPU and CUDA, reached through PyTorch's dispatcher.
 
 The FFTs are torch's: a sample of N values goes through a complex FFT of half its length.
+
+On CUDA everything is enqueued on the current stream. The host waits for the device only when it meets tables or a
+configuration for the first time; after one call like it, a call can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable
@@ -9,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from .. import _library
 from ..bounds import Tables, cached_tables
@@ -22,76 +26,106 @@ _ops = torch.ops.noisetilt
 
 def refusal(device_type: str) -> str | None:
     """Why the compiled kernels cannot serve the device type; None if they can."""
-    if _library.failure is not None:
-        return _library.failure
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_2os_", device_type.upper()):
-        return f"this build has no compiled kernels for {device_type}"
+    if device_type not in ("cpu", "cuda"):
+        return f"there are no compiled kernels for {device_type}"
+    failure = _library.failure if device_type == "cpu" else _library.cuda_failure
+    if failure is None and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        "noisetilt::_project_", device_type.upper()
+    ):
+        failure = f"this build has no compiled kernels for {device_type}"
+    if failure is None and device_type == "cuda":
+        failure = _unserved_gpu()
+    return failure
+
+
+def describe(device_type: str) -> str:
+    """One line on what serves."""
+    if device_type == "cuda":
+        return f"CUDA kernels for compute capability {_library.cuda_build_info()['architectures']}"
+    return f"C++ kernels, {_library.build_info()['variant']} variant"
+
+
+def _unserved_gpu() -> str | None:
+    """Which GPU here the kernels were not built for; None if there is none."""
+    built = _library.cuda_build_info()["architectures"]
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not any(_runs_on(arch, capability) for arch in built.split()):
+            return (
+                f"the CUDA library is built for compute capability {built}, {torch.cuda.get_device_name(index)} has "
+                f"{capability[0]}.{capability[1]}; set TORCH_CUDA_ARCH_LIST to it and install again"
+            )
     return None
 
 
-def describe() -> str:
-    """One line on what serves."""
-    return f"C++ kernels, {_library.build_info()['variant']} variant"
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Binary code runs on later processors of its generation, PTX on all later ones."""
+    major, minor = map(int, arch.removesuffix("+PTX").split("."))
+    return (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX"))
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     result = x.clone()
-    _ops._project_2os_(result, lower, upper)
+    if x.is_cuda:
+        _ops._project_.default(result.view(len(x), 1, 1, -1), [lower, upper, _limits_of(lower, upper)], [False], 1, [])
+    else:
+        _ops._project_2os_.default(result, lower, upper)
     return result
 
 
 def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
     result = x.clone()
-    _ops._project_(result, *_projection(x.shape[1:], (), chunk_sizes, (tile,), alpha, x.dtype, x.device))
+    _ops._project_.default(result, *_projection(x, (), chunk_sizes, (tile,), alpha))
     return result
 
 
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
-    projection = _projection(
-        x.shape[1:], config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha, x.dtype, x.device
-    )
-    result = _ops._finite_or_nan(x)
-    _ops._project_(result, *projection)
+    projection = _projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    result = _ops._finite_or_nan.default(x)
+    _ops._project_.default(result, *projection)
     # compact_fourier there and back, written out so that never more than two samples are alive
     result = _half_fft(torch.fft.fft, result.flatten(1))
-    result = _ops._compact_fourier_pack(result).view(x.shape)
-    _ops._project_(result, *projection)
-    result = _ops._compact_fourier_unpack(result.flatten(1))
+    result = _ops._compact_fourier_pack.default(result).view(x.shape)
+    _ops._project_.default(result, *projection)
+    result = _ops._compact_fourier_unpack.default(result.flatten(1))
     result = _half_fft(torch.fft.ifft, result).view(x.shape)
-    _ops._mix_(result, *projection, [n for tile, repeats in config.mixing for n in (*tile, repeats)])
+    _ops._mix_.default(result, *projection, [n for tile, repeats in config.mixing for n in (*tile, repeats)])
     return result
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
     if inverse:
-        return _half_fft(torch.fft.ifft, _ops._compact_fourier_unpack(x))
-    return _ops._compact_fourier_pack(_half_fft(torch.fft.fft, x))
+        return _half_fft(torch.fft.ifft, _ops._compact_fourier_unpack.default(x))
+    return _ops._compact_fourier_pack.default(_half_fft(torch.fft.fft, x))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
     result = x.clone()
-    _ops._butterfly_(result, tile, steps, inverse)
+    _ops._butterfly_.default(result, tile, steps, inverse)
     return result
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
     rows, size = x.shape
     padded = 1 << (size - 1).bit_length()
-    result = x.new_zeros(rows, padded)
-    result[:, :size] = x
-    _ops._hadamard_transform_(result, scale)
-    return result[:, :size].contiguous()
+    if padded == size:
+        result = x.clone()
+    else:
+        result = x.new_zeros(rows, padded)
+        result[:, :size] = x
+    _ops._hadamard_transform_.default(result, scale)
+    return result if padded == size else result[:, :size].contiguous()
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
     spectrum = _half_fft(torch.fft.fft, x)
-    _ops._wgnc_between_ffts_(spectrum, block_size)
+    _ops._wgnc_between_ffts_.default(spectrum, block_size)
     return _half_fft(torch.fft.ifft, spectrum)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     result = torch.view_as_real(y).clone()
-    _ops._project_wgnc_blocks_(result, block_size)
+    _ops._project_wgnc_blocks_.default(result, block_size)
     return torch.view_as_complex(result)
 
 
@@ -99,7 +133,8 @@ def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
     """torch.fft.fft or ifft of samples (B, N) read as N/2 complex numbers each; the result likewise as reals (B, N).
 
     On the CPU one sample at a time: a library may round a batch differently, and what becomes of a sample must not
-    depend on its company.
+    depend on its company. On CUDA the batch at once, in whose company cuFFT may round a sample differently, within the
+    tolerance of FFTs (DESIGN section 9): one after the other, small ones would leave the device idle.
     """
     z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
     if x.device.type == "cpu" and len(z) > 1:
@@ -120,8 +155,24 @@ class _Projection(NamedTuple):
     tiles: list[int]
 
 
-@lru_cache(maxsize=32)
+_captured: dict[int, _Projection] = {}  # those that a CUDA graph reads, which must outlive their place in the cache
+
+
 def _projection(
+    x: Tensor,
+    value_chunk_sizes: tuple[int, ...],
+    chunk_sizes: tuple[int, ...],
+    tile_sizes: tuple[Tile, ...],
+    alpha: float,
+) -> _Projection:
+    projection = _cached_projection(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured[id(projection)] = projection
+    return projection
+
+
+@lru_cache(maxsize=32)
+def _cached_projection(
     shape: tuple[int, ...],
     value_chunk_sizes: tuple[int, ...],
     chunk_sizes: tuple[int, ...],
@@ -131,6 +182,11 @@ def _projection(
     device: torch.device,
 ) -> _Projection:
     """Tables in the order in which project(x) uses them; chunk sizes that do not divide a tile count are left out."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "noisetilt: a CUDA graph is being captured, and the bounds are not on the device yet; "
+            "call the operator once with such arguments before"
+        )
     channels, height, width = shape
     size = channels * height * width
     projection = _Projection([], [], len(value_chunk_sizes), [])
@@ -138,6 +194,8 @@ def _projection(
     def add(count: int, chunk_size: int, reference: Reference) -> None:
         tables: Tables = cached_tables(count // chunk_size, chunk_size, alpha, reference, dtype, device)
         projection.tables.extend((tables.lower, tables.upper))
+        if device.type == "cuda":
+            projection.tables.append(_ops._rank_limits.default(tables.lower, tables.upper)[0])
         projection.monotone.append(tables.monotone)
 
     for chunk_size in value_chunk_sizes:
@@ -149,4 +207,41 @@ def _projection(
             add(count, chunk_size, Normal())
             add(count, chunk_size, ChiSquare(th * tw - 1))
         projection.tiles.extend((th, tw, len(dividing)))
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
     return projection
+
+
+class _Known(NamedTuple):
+    """Tables of the user's that have been checked: the upper of a lower, their versions then, and their limits."""
+
+    upper: TensorWeakRef
+    versions: tuple[int, int]
+    limits: Tensor
+
+
+_known_tables = WeakTensorKeyDictionary()  # lower: _Known
+
+
+def _limits_of(lower: Tensor, upper: Tensor) -> Tensor:
+    """The rank limits of a user's tables on CUDA. Raises ValueError where a bound is NaN or the bounds are crossed.
+
+    The host reads the verdict once, and again after a table has been changed in place. While a graph is captured it
+    cannot: the limits are then made in the graph, of what the tables hold at each replay, and the tables not checked.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return _ops._rank_limits.default(lower, upper)[0]
+    tracked = not (lower.is_inference() or upper.is_inference())  # those have no version
+    versions = (lower._version, upper._version) if tracked else None
+    known: _Known | None = _known_tables.get(lower)
+    if known is not None and known.versions == versions and known.upper() is upper:
+        return known.limits
+    limits, faults = _ops._rank_limits.default(lower, upper)
+    nan, crossed, _ = faults.tolist()
+    if nan:
+        raise ValueError("project_2os: lower and upper must not contain NaN")
+    if crossed:
+        raise ValueError("project_2os: lower must not exceed upper anywhere")
+    if versions is not None:
+        _known_tables[lower] = _Known(TensorWeakRef(upper), versions, limits)
+    return limits

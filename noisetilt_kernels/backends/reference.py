@@ -17,7 +17,7 @@ def refusal(device_type: str) -> str | None:
     return None
 
 
-def describe() -> str:
+def describe(device_type: str) -> str:
     return "pure PyTorch (python_ref)"
 
 

@@ -1,0 +1,135 @@
+"""Compiles the CUDA kernels and checks what nvcc made of them; needs no GPU, and does nothing where there is no nvcc.
+
+Checked for each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget; no
+fused multiply-add, which would change bits; 16-byte loads in the kernels that are meant to have them.
+"""
+
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = ("8.0", "9.0", "10.0")
+
+# Kernels, and what is expected of them.
+REGISTERS = 128
+MORE_REGISTERS: dict[str, int] = {}  # what else than REGISTERS a thread may use
+MAY_USE_LOCAL_MEMORY: dict[str, str] = {}  # with the reason
+MAY_FUSE = ("between_ffts_kernel", "compact_fourier_kernel", "turn_kernel")  # CUDA's sincospi does
+LOADS_16_BYTES = ("butterfly_kernel",)
+
+build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+
+
+@dataclass
+class Kernel:
+    """What ptxas reports of a kernel, how often its PTX fuses a product and a sum, and its machine code's 16-byte
+    loads."""
+
+    name: str  # as the source has it, template arguments and all
+    registers: int
+    stack: int
+    spilled: int
+    fused: int
+    wide_loads: int
+
+    @property
+    def function(self) -> str:
+        return self.name.split("<")[0]
+
+    def faults(self) -> list[str]:
+        found = []
+        budget = MORE_REGISTERS.get(self.function, REGISTERS)
+        if self.registers > budget:
+            found.append(f"{self.registers} registers, more than {budget}")
+        if (self.stack or self.spilled) and self.function not in MAY_USE_LOCAL_MEMORY:
+            found.append(f"{self.stack} bytes of local memory, {self.spilled} bytes spilled")
+        if self.fused and self.function not in MAY_FUSE:
+            found.append("fused multiply-adds")
+        if self.function in LOADS_16_BYTES and not self.wide_loads:
+            found.append("no 16-byte load")
+        return found
+
+
+def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list[Kernel], str]:
+    """The kernels of a source, or what nvcc complains about."""
+    with tempfile.TemporaryDirectory() as scratch:
+        cubin = Path(scratch) / "kernels.cubin"
+        command = [nvcc, *build.NVCC_FLAGS, f"-Xcompiler={','.join(build.NVCC_HOST_FLAGS)}", f"-I{build.CSRC}"]
+        command += ["--Werror=all-warnings", f"-arch=sm_{arch.replace('.', '')}", "-Xptxas=-v"]
+        command += ["--keep", f"--keep-dir={scratch}", "-cubin", str(source), "-o", str(cubin)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            return [], done.stdout + done.stderr
+        (ptx,) = Path(scratch).glob("*.ptx")
+        return kernels_of(done.stderr, ptx.read_text(), disassemble(nvdisasm, cubin)), ""
+
+
+def disassemble(nvdisasm: str, cubin: Path) -> str:
+    return subprocess.run([nvdisasm, "--print-code", cubin], capture_output=True, text=True, check=True).stdout
+
+
+def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
+    """Brings together what `ptxas -v` reports, the PTX and the machine code."""
+    resources = re.compile(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL
+    )
+    reports = parts(r"Compiling entry function '(\w+)'", report)
+    bodies = parts(r"^(?:\.visible )?\.entry (\w+)\(", ptx)
+    codes = parts(r"^\.text\.(\w+):$", code)
+    found = []
+    for mangled, text in reports.items():
+        stack, stores, loads, registers = map(int, resources.search(text).groups())
+        name = subprocess.run(["c++filt", "--no-params", mangled], capture_output=True, text=True, check=True).stdout
+        name = re.sub(r"\(anonymous namespace\)::|noisetilt::|cuda::", "", name.strip())
+        fused, wide = bodies[mangled].count("fma."), len(re.findall(r"\bLDG\.\S*128", codes[mangled]))
+        found.append(Kernel(name, registers, stack, stores + loads, fused, wide))
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def parts(heading: str, text: str) -> dict[str, str]:
+    """What stands between the headings of a text, by the name in the heading."""
+    _, *pieces = re.split(heading, text, flags=re.MULTILINE)
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
+
+
+def find_nvdisasm(nvcc: str) -> str:
+    beside = Path(nvcc).with_name("nvdisasm")
+    if beside.exists():
+        return str(beside)
+    files = metadata.files("nvidia-cuda-nvdisasm") or []
+    return next(str(file.locate()) for file in files if file.name == "nvdisasm")
+
+
+def main() -> int:
+    nvcc = build.find_nvcc()
+    if nvcc is None:
+        print("no nvcc here: the CUDA kernels are not checked")
+        return 0
+    nvdisasm = find_nvdisasm(nvcc)
+    jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in ARCHITECTURES]
+    with ThreadPoolExecutor(build.parallel_jobs()) as pool:
+        results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
+    faults = []
+    for (source, arch), (kernels, complaint) in zip(jobs, results, strict=True):
+        print(f"\n{source.name}, {arch}")
+        for kernel in kernels:
+            local = f", {kernel.stack} bytes of local memory, {kernel.spilled} spilled" if kernel.stack else ""
+            wide = f", {kernel.wide_loads} 16-byte loads" if kernel.wide_loads else ""
+            print(f"  {kernel.registers:3} registers{local}{wide}  {kernel.name}")
+        what = [complaint] if complaint else []
+        what += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
+        faults += [f"{source.name}, {arch}: {fault}" for fault in what]
+    print("\n" + ("\n".join(faults) or f"{len(jobs)} compilations, nothing amiss"))
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

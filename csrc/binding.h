@@ -1,0 +1,227 @@
+// The binding of the kernels to PyTorch's stable ABI: what is the same for every device.
+//
+// What arrives here has been checked by noisetilt_kernels/ops.py; the checks that remain guard memory.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace noisetilt {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("noisetilt: ") + what);
+}
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
+}
+
+// Calls body with a float or a double, whichever x holds.
+template <class Body>
+void for_dtype(const Tensor& x, const Body& body) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return body(float{});
+    case ScalarType::Double:
+      return body(double{});
+    default:
+      require(false, "a kernel takes float32 or float64");
+  }
+}
+
+inline void require_contiguous(const Tensor& x) { require(x.is_contiguous(), "a kernel needs contiguous samples"); }
+
+inline Shape shape_of(const Tensor& x) {
+  require(x.dim() == 4, "expected samples (B, C, H, W)");
+  return {x.size(1), x.size(2), x.size(3)};
+}
+
+inline Tile tile_of(int64_t height, int64_t width, Shape shape) {
+  require(height > 0 && width > 0 && shape.height % height == 0 && shape.width % width == 0,
+          "a tile that does not divide the sample");
+  return {height, width};
+}
+
+// `like` has the device and the dtype that the tables must have.
+template <class T>
+Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& like, bool monotone) {
+  require(lower.dim() == 2 && upper.dim() == 2 && lower.size(0) == upper.size(0) && lower.size(1) == upper.size(1) &&
+              lower.stride(0) == upper.stride(0) && lower.stride(1) == upper.stride(1),
+          "the two tables must agree in shape and strides");
+  for (const Tensor* table : {&lower, &upper})
+    require(table->scalar_type() == like.scalar_type() && table->device() == like.device(),
+            "tables of another dtype or device");
+  return {data<T>(lower), data<T>(upper), lower.size(0), lower.size(1), lower.stride(0), lower.stride(1), monotone};
+}
+
+// A Projection and the arrays that it points to. `tensors` lists lower, upper and what else the device keeps with each
+// table, `per_table` tensors in all: those of the values, then for each tile those of means and energies, alternating.
+// `tiles` holds (height, width, number of chunk sizes) of each tile.
+template <class T>
+class OwnedProjection {
+ public:
+  OwnedProjection(const Tensor& x, const std::vector<Tensor>& tensors, size_t per_table, const Ints& monotone,
+                  int64_t num_values, const Ints& tiles)
+      : tensors_(tensors), per_table_(per_table) {
+    require(tensors.size() == per_table * monotone.size() && tiles.size() % 3 == 0, "malformed projection");
+    const Shape shape = shape_of(x);
+    for (size_t k = 0; k < monotone.size(); ++k)
+      tables_.push_back(table_of<T>(tensor(k, 0), tensor(k, 1), x, monotone[k] != 0));
+    size_t used = static_cast<size_t>(num_values);
+    for (size_t k = 0; k < tiles.size(); k += 3) used += 2 * static_cast<size_t>(tiles[k + 2]);
+    require(used == tables_.size(), "malformed projection");
+
+    for (int64_t k = 0; k < num_values; ++k) require_size(tables_[k], shape.size());
+    size_t next = static_cast<size_t>(num_values);
+    for (size_t k = 0; k < tiles.size(); k += 3) {
+      const Tile tile = tile_of(tiles[k], tiles[k + 1], shape);
+      pairs_.emplace_back();
+      for (int64_t i = 0; i < tiles[k + 2]; ++i, next += 2) {
+        require_size(tables_[next], shape.size() / tile.size());
+        require_size(tables_[next + 1], shape.size() / tile.size());
+        pairs_.back().push_back({{tables_[next], tables_[next + 1]}});
+      }
+      tiles_.push_back({tile, nullptr, tiles[k + 2]});
+    }
+    for (size_t k = 0; k < tiles_.size(); ++k) tiles_[k].tables = &pairs_[k].data()->pair;
+    projection_ = {shape, tables_.data(), num_values, tiles_.data(), static_cast<int64_t>(tiles_.size())};
+  }
+  OwnedProjection(const OwnedProjection&) = delete;
+  OwnedProjection& operator=(const OwnedProjection&) = delete;
+
+  operator const Projection<T>&() const { return projection_; }
+  const std::vector<Table<T>>& tables() const { return tables_; }
+  // The tensors of a table, numbered from 0.
+  const Tensor& tensor(size_t table, size_t which) const { return tensors_[per_table_ * table + which]; }
+
+ private:
+  struct MeanAndEnergy {
+    Table<T> pair[2];
+  };
+  static void require_size(const Table<T>& table, int64_t size) {
+    require(table.num_chunks * table.chunk_size == size, "tables for another size");
+  }
+  const std::vector<Tensor>& tensors_;
+  size_t per_table_;
+  std::vector<Table<T>> tables_;
+  std::vector<std::vector<MeanAndEnergy>> pairs_;
+  std::vector<TileProjection<T>> tiles_;
+  Projection<T> projection_;
+};
+
+// The operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for samples
+// like x, for the T that x holds.
+template <class Device>
+struct Operators {
+  static Tensor finite_or_nan(const Tensor& x) {
+    Tensor out = torch::stable::empty_like(x);
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      kernels.finite_or_nan(data<T>(x), data<T>(out), x.size(0), shape_of(x).size());
+    });
+    return out;
+  }
+
+  static void project_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone, int64_t num_values,
+                       const Ints& tiles) {
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
+      kernels.project(data<T>(x), x.size(0), projection);
+    });
+  }
+
+  static void mix_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone, int64_t num_values,
+                   const Ints& tiles, const Ints& mixing) {
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
+      require(mixing.size() % 3 == 0, "malformed mixing");
+      std::vector<Mixing> domains;
+      for (size_t k = 0; k < mixing.size(); k += 3)
+        domains.push_back({tile_of(mixing[k], mixing[k + 1], shape_of(x)), mixing[k + 2]});
+      kernels.mix(data<T>(x), x.size(0), projection, domains.data(), static_cast<int64_t>(domains.size()));
+    });
+  }
+
+  static void butterfly_(const Tensor& x, const Ints& tile, int64_t steps, bool inverse) {
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(tile.size() == 2, "a tile is (height, width)");
+      const Shape shape = shape_of(x);
+      kernels.butterfly(data<T>(x), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps, inverse);
+    });
+  }
+
+  static void hadamard_transform_(const Tensor& x, double scale) {
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0, "a power of two is needed");
+      kernels.hadamard_transform(data<T>(x), x.size(0), x.size(1), static_cast<T>(scale));
+    });
+  }
+
+  static Tensor compact_fourier_pack(const Tensor& spectrum) {
+    Tensor z = torch::stable::empty_like(spectrum);
+    Device::run(spectrum, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(spectrum.dim() == 2 && spectrum.size(1) % 2 == 0, "expected (B, N), N even");
+      kernels.compact_fourier_pack(data<T>(spectrum), data<T>(z), spectrum.size(0), spectrum.size(1));
+    });
+    return z;
+  }
+
+  static Tensor compact_fourier_unpack(const Tensor& z) {
+    Tensor spectrum = torch::stable::empty_like(z);
+    Device::run(z, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(z.dim() == 2 && z.size(1) % 2 == 0, "expected (B, N), N even");
+      kernels.compact_fourier_unpack(data<T>(z), data<T>(spectrum), z.size(0), z.size(1));
+    });
+    return spectrum;
+  }
+
+  static void project_wgnc_blocks_(const Tensor& y, int64_t block_size) {
+    Device::run(y, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(block_size >= 2 && y.numel() % (2 * block_size) == 0, "a block size that does not divide");
+      kernels.project_wgnc_blocks(data<T>(y), y.numel() / (2 * block_size), block_size);
+    });
+  }
+
+  static void wgnc_between_ffts_(const Tensor& spectrum, int64_t block_size) {
+    Device::run(spectrum, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      require(spectrum.dim() == 2 && block_size >= 2 && spectrum.size(1) % (2 * block_size) == 0,
+              "a block size that does not divide");
+      kernels.wgnc_between_ffts(data<T>(spectrum), spectrum.size(0), spectrum.size(1), block_size);
+    });
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& library) {
+    library.impl("_finite_or_nan", TORCH_BOX(&finite_or_nan));
+    library.impl("_project_", TORCH_BOX(&project_));
+    library.impl("_mix_", TORCH_BOX(&mix_));
+    library.impl("_butterfly_", TORCH_BOX(&butterfly_));
+    library.impl("_hadamard_transform_", TORCH_BOX(&hadamard_transform_));
+    library.impl("_compact_fourier_pack", TORCH_BOX(&compact_fourier_pack));
+    library.impl("_compact_fourier_unpack", TORCH_BOX(&compact_fourier_unpack));
+    library.impl("_project_wgnc_blocks_", TORCH_BOX(&project_wgnc_blocks_));
+    library.impl("_wgnc_between_ffts_", TORCH_BOX(&wgnc_between_ffts_));
+  }
+};
+
+}  // namespace noisetilt

@@ -1,0 +1,104 @@
+// Butterfly steps, DESIGN section 4, and the Walsh-Hadamard transform, several steps at a time in registers.
+//
+// One step takes bit 0 of an index to the top: the sum of values 2i and 2i + 1 goes to i, their difference to K/2 + i.
+// So s steps combine the 2^s values that begin at 2^s g, step t those whose places differ in bit t, and put result i at
+// g + i K/2^s. That holds for every K that 2^s divides.
+#pragma once
+
+#include "tiles.cuh"
+
+namespace noisetilt::cuda {
+
+constexpr int32_t kMostSteps = 4;  // at a time
+
+template <class T, bool kOrthonormal>
+__device__ inline T step_scaled(T v) {
+  return kOrthonormal ? v * static_cast<T>(0.70710678118654752440) : v;
+}
+
+// How many of `steps` to take at a time on vectors of `size`.
+__host__ __device__ inline int32_t steps_at_once(int32_t steps, int32_t size) {
+  int32_t s = 1;
+  while (s < kMostSteps && s < steps && size % (2 << s) == 0) ++s;
+  return s;
+}
+
+// S steps on 2^S values.
+template <int32_t S, bool kOrthonormal, bool kInverse, class T>
+__device__ inline void butterfly(T* v) {
+#pragma unroll
+  for (int32_t step = 0; step < S; ++step) {
+    const int32_t bit = 1 << (kInverse ? S - 1 - step : step);
+#pragma unroll
+    for (int32_t i = 0; i < (1 << S); ++i) {
+      if (i & bit) continue;
+      const T a = v[i], b = v[i | bit];
+      v[i] = step_scaled<T, kOrthonormal>(a + b);
+      v[i | bit] = step_scaled<T, kOrthonormal>(a - b);
+    }
+  }
+}
+
+// S steps on group `group` of a vector of `size`. load(place) gives a value, store(place, value) takes one.
+template <int32_t S, bool kOrthonormal, bool kInverse, class T, class Load, class Store>
+__device__ inline void butterfly_group(int32_t group, int32_t size, const Load& load, const Store& store) {
+  constexpr int32_t n = 1 << S;
+  const auto place_of = [&](int32_t i, bool consecutive) {
+    return consecutive ? group * n + i : group + i * (size >> S);
+  };
+  T v[n];
+#pragma unroll
+  for (int32_t i = 0; i < n; ++i) v[i] = load(place_of(i, !kInverse));
+  butterfly<S, kOrthonormal, kInverse>(v);
+#pragma unroll
+  for (int32_t i = 0; i < n; ++i) store(place_of(i, kInverse), v[i]);
+}
+
+// The same for a number of steps known at run time, 1 .. kMostSteps.
+template <bool kOrthonormal, bool kInverse, class T, class Load, class Store>
+__device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t size, const Load& load,
+                                       const Store& store) {
+  switch (steps) {
+    case 1:
+      return butterfly_group<1, kOrthonormal, kInverse, T>(group, size, load, store);
+    case 2:
+      return butterfly_group<2, kOrthonormal, kInverse, T>(group, size, load, store);
+    case 3:
+      return butterfly_group<3, kOrthonormal, kInverse, T>(group, size, load, store);
+    default:
+      return butterfly_group<4, kOrthonormal, kInverse, T>(group, size, load, store);
+  }
+}
+
+// `steps` steps on all tiles from begin to end, by `num_threads` threads of which this is `thread`.
+template <class T>
+__device__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid, int32_t begin,
+                                int32_t end, int32_t steps, bool inverse, int32_t thread, int32_t num_threads) {
+  const int32_t size = grid.size(), groups = size >> steps;
+  for (int32_t k = thread; k < (end - begin) * groups; k += num_threads) {
+    const int32_t tile = begin + k / groups, group = k % groups;
+    const T* from = &in[grid.first_of(tile)];
+    T* to = &out[grid.first_of(tile)];
+    const auto load = [&](int32_t place) { return from[grid.offset_of(place)]; };
+    const auto store = [&](int32_t place, T value) { to[grid.offset_of(place)] = value; };
+    if (inverse)
+      butterfly_group<true, true, T>(steps, group, size, load, store);
+    else
+      butterfly_group<true, false, T>(steps, group, size, load, store);
+  }
+}
+
+// One step, as far as it falls into `out`, by the threads of the block; `in` holds all of the tiles that meet it.
+template <class T>
+__device__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
+  const int32_t half = grid.size() / 2;
+  for (int32_t place = out.begin + static_cast<int32_t>(threadIdx.x); place < out.end; place += blockDim.x) {
+    const auto [tile, i] = grid.position_of(place);
+    const T* values = &in[grid.first_of(tile)];
+    const int32_t pair = 2 * (i < half ? i : i - half);
+    const T a = values[grid.offset_of(pair)], b = values[grid.offset_of(pair + 1)];
+    out[place] = step_scaled<T, true>(i < half ? a + b : a - b);
+  }
+}
+
+}  // namespace noisetilt::cuda

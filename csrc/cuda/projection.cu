@@ -1,0 +1,410 @@
+// The whitening operator between the FFTs, DESIGN section 5: project(x), alone or after every butterfly step of the
+// mixing domains, in one launch.
+//
+// A team of blocks takes a sample; every block holds a slice of it, in shared memory if it fits, and does there what
+// needs no other block. Blocks of a team meet at barriers in global memory, so all of them must be resident at once; more
+// samples than there are teams are taken in turns.
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "butterfly.cuh"
+#include "runtime.h"
+#include "tile_stats.cuh"
+
+namespace noisetilt::cuda {
+namespace {
+
+constexpr int kMostFields = 128, kMostTiles = 16, kMostMixing = 16;
+
+constexpr int kThreads = 512;
+
+template <class T>
+struct TileSize {
+  TileGrid grid;
+  T root;  // of the tile's size
+  int32_t num_chunk_sizes;
+};
+
+struct MixingDomain {
+  TileGrid grid;
+  int32_t repeats;
+  bool inside_blocks;  // no tile is divided between blocks
+};
+
+// Where in a team's memory its arrays begin, in bytes.
+struct Layout {
+  size_t counters[2], verdicts[2], arrivals, zeroed;  // the first part, zero at the start, and its size
+  size_t places, clipped, entries[3], digit_counts, stages[3], measured, means, mixing[2], slices[2], rest;
+};
+
+template <class T>
+struct Work {
+  T* x;
+  int64_t batch;
+  int32_t size, slice_size, num_blocks;  // of a sample, a block's part, a team
+  bool slices_shared;                    // they are in shared memory
+  Layout layout;
+  unsigned char *zeroed, *rest;
+  int32_t num_values, num_tiles, num_mixing;
+  Field<T> fields[kMostFields];  // as in Projection: of the values; then for each tile of mean and energy, alternating
+  TileSize<T> tiles[kMostTiles];
+  MixingDomain mixing[kMostMixing];
+  int32_t num_fields;
+};
+
+// Shared memory of a block: this, then what OrderStats needs, then the slices.
+template <class T>
+struct SharedHead {
+  OrderStatsMemory<T> order_stats;
+  TileStatsMemory<T> tile_stats;
+  Buckets buckets[kMostFields];
+  int32_t scale;
+};
+
+__host__ __device__ constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+template <class T>
+class Worker {
+ public:
+  __device__ explicit Worker(const Work<T>& work)
+      : work_(work),
+        team_index_(blockIdx.x / work.num_blocks),
+        team_{at<uint32_t>(work.zeroed, work.layout.zeroed, work.layout.arrivals),
+              static_cast<uint32_t>(work.num_blocks), blockIdx.x % work.num_blocks, 0},
+        head_(*reinterpret_cast<SharedHead<T>*>(dynamic_shared_memory())),
+        order_stats_(team_, head_.order_stats, dynamic_shared_memory() + aligned(sizeof(SharedHead<T>))),
+        tile_stats_(team_, order_stats_, head_.tile_stats) {
+    const int32_t begin = min(work.size, static_cast<int32_t>(team_.rank) * work.slice_size);
+    const int32_t end = min(work.size, begin + work.slice_size);
+    unsigned char* slices =
+        dynamic_shared_memory() + aligned(sizeof(SharedHead<T>)) + aligned(OrderStats<T>::shared_bytes(blockDim.x));
+    for (int k = 0; k < 2; ++k) {
+      T* values = work.slices_shared ? reinterpret_cast<T*>(slices) + k * work.slice_size
+                                     : at_rest<T>(work.layout.slices[k]) + begin;
+      (k == 0 ? slice_ : spare_) = {values, begin, end};
+    }
+    if (threadIdx.x == 0) find_memory();
+    for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x)
+      head_.buckets[k] = {bucket_factor(work.fields[k]), work.fields[k].num_buckets};
+  }
+
+  __device__ void run() {
+    const int32_t num_teams = gridDim.x / work_.num_blocks;
+    for (int64_t sample = team_index_; sample < work_.batch; sample += num_teams) {
+      T* x = work_.x + sample * work_.size;
+      for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) slice_[i] = x[i];
+      if (work_.num_mixing == 0) {
+        project(scale_of(x));
+      } else {
+        for (int32_t k = 0; k < work_.num_mixing; ++k) mix(work_.mixing[k]);
+      }
+      __syncthreads();
+      for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) x[i] = slice_[i];
+    }
+  }
+
+ private:
+  // Power of two by which the values are larger than typical ones, seen from a thousand of them.
+  __device__ int32_t scale_of(const T* x) {
+    if (threadIdx.x == 0) head_.scale = 0;
+    __syncthreads();
+    const int32_t step = max(work_.size / static_cast<int32_t>(blockDim.x), 1);
+    const int64_t place = static_cast<int64_t>(threadIdx.x) * step;
+    int32_t exponent = 0;
+    if (place < work_.size) {
+      const uint32_t bits = __float_as_uint(fabsf(static_cast<float>(x[place]))) >> 23;
+      exponent = static_cast<int32_t>(min(max(bits, 1u), 254u)) - 127;
+    }
+    exponent = __reduce_add_sync(kAllLanes, exponent);
+    if (threadIdx.x % kWarp == 0) atomicAdd(&head_.scale, exponent);
+    __syncthreads();
+    const int32_t seen = min(work_.size, static_cast<int32_t>(blockDim.x));
+    return head_.scale / seen + 1;  // of standard normal values the mean exponent is -1.4
+  }
+
+  __device__ void project(int32_t scale = 0) {
+    const Field<T>* field = work_.fields;
+    const Buckets* buckets = head_.buckets;
+    T* values = slice_.values - slice_.begin;
+    for (int32_t k = 0; k < work_.num_values; ++k, ++field, ++buckets) {
+      __syncthreads();
+      const Vectors<T> vectors{values, values, 1, work_.size, slice_.begin, slice_.end};
+      // After the first projection the values have their typical size.
+      const bool typical = k > 0 || abs(scale) <= 1;
+      const int32_t inverse = typical ? 127 : min(max(127 - scale, 1), 254);
+      const Buckets scaled{buckets->factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23), buckets->count};
+      order_stats_.project(vectors, field, &scaled, typical);
+    }
+    for (int32_t k = 0; k < work_.num_tiles; ++k) {
+      __syncthreads();
+      const TileSize<T>& tile = work_.tiles[k];
+      tile_stats_.project(slice_,
+                          {tile.grid, tile.root, work_.size / tile.grid.size(), tile.num_chunk_sizes, field, buckets});
+      field += 2 * tile.num_chunk_sizes;
+      buckets += 2 * tile.num_chunk_sizes;
+    }
+  }
+
+  __device__ void mix(const MixingDomain& domain) {
+    for (int32_t k = 0; k < domain.repeats; ++k) {
+      if (domain.inside_blocks) {
+        __syncthreads();
+        butterfly_step(slice_, spare_, domain.grid);
+        swap_slices();
+      } else {
+        butterfly_step(publish(), slice_, domain.grid);
+      }
+      project();
+    }
+    unmix(domain);
+  }
+
+  __device__ void unmix(const MixingDomain& domain) {
+    const int32_t size = domain.grid.size();
+    Slice<T> sample{};
+    if (!domain.inside_blocks) sample = publish();
+    int32_t at_once;
+    for (int32_t left = domain.repeats; left > 0; left -= at_once) {
+      at_once = steps_at_once(left, size);
+      if (domain.inside_blocks) {
+        __syncthreads();
+        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, at_once, true, threadIdx.x,
+                        blockDim.x);
+        swap_slices();
+      } else {
+        const Slice<T> next = exchange();
+        butterfly_tiles(sample, next, domain.grid, 0, work_.size / size, at_once, true, team_.thread(),
+                        team_.num_threads());
+        team_.sync();
+        sample = next;
+      }
+    }
+    if (domain.inside_blocks) return;
+    for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) slice_[i] = sample[i];
+  }
+
+  // The whole sample, for all of the team to read. The next two calls leave it as it is until a team barrier is passed.
+  __device__ Slice<T> publish() {
+    __syncthreads();
+    const Slice<T> sample = exchange();
+    for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) sample[i] = slice_[i];
+    team_.sync();
+    return sample;
+  }
+
+  __device__ Slice<T> exchange() {
+    exchange_ ^= 1;
+    return {at_rest<T>(work_.layout.mixing[exchange_]), 0, work_.size};
+  }
+
+  __device__ void swap_slices() {
+    const Slice<T> slice = slice_;
+    slice_ = spare_;
+    spare_ = slice;
+  }
+
+  template <class U>
+  __device__ U* at(unsigned char* memory, size_t per_team, size_t offset) const {
+    return reinterpret_cast<U*>(memory + team_index_ * per_team + offset);
+  }
+  template <class U>
+  __device__ U* at_rest(size_t offset) const {
+    return at<U>(work_.rest, work_.layout.rest, offset);
+  }
+
+  __device__ void find_memory() {
+    const Layout& layout = work_.layout;
+    OrderStatsMemory<T>& order_stats = head_.order_stats;
+    for (int k = 0; k < 2; ++k) {
+      order_stats.counters[k] = at<uint32_t>(work_.zeroed, layout.zeroed, layout.counters[k]);
+      order_stats.verdicts[k] = at<uint32_t>(work_.zeroed, layout.zeroed, layout.verdicts[k]);
+    }
+    order_stats.places = at_rest<uint32_t>(layout.places);
+    order_stats.clipped = at_rest<T>(layout.clipped);
+    for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = at_rest<Entry<T>>(layout.entries[k]);
+    order_stats.radix.counts = at_rest<uint32_t>(layout.digit_counts);
+    for (int k = 0; k < 3; ++k) head_.tile_stats.stages[k] = at_rest<T>(layout.stages[k]);
+    head_.tile_stats.measured = at_rest<T>(layout.measured);
+    head_.tile_stats.means = at_rest<T>(layout.means);
+  }
+
+  const Work<T>& work_;
+  uint32_t team_index_;
+  Team team_;
+  SharedHead<T>& head_;
+  OrderStats<T> order_stats_;
+  TileStats<T> tile_stats_;
+  Slice<T> slice_, spare_;
+  int32_t exchange_ = 0;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1) projection_kernel(const __grid_constant__ Work<T> work) {
+  Worker<T>(work).run();
+}
+
+// Slices that are multiples of this divide no tile.
+int64_t unit_of(Tile tile, Shape shape) {
+  const bool contiguous = tile.height == 1 || tile.width == shape.width;
+  return tile.height * (contiguous ? tile.width : shape.width);
+}
+
+template <class T>
+Field<T> field_of(const Table<T>& table, const RankLimits* limits) {
+  return {table.lower,
+          table.upper,
+          limits,
+          table.row_stride,
+          table.column_stride,
+          static_cast<int32_t>(table.num_chunks),
+          static_cast<int32_t>(table.chunk_size),
+          num_buckets(table.num_chunks, table.chunk_size)};
+}
+
+// How samples are cut: `slices` of shared memory hold a block's part each, if it fits.
+struct Slicing {
+  int64_t slice_size, num_blocks;
+  bool shared;
+};
+
+template <class T>
+Slicing slice(int64_t size, int64_t unit, int64_t batch, int64_t most_blocks, int64_t shared_bytes, int64_t slices) {
+  const int64_t units = size / unit;
+  const int64_t units_that_fit = shared_bytes / (slices * unit * static_cast<int64_t>(sizeof(T)));
+  int64_t blocks = std::min(units, std::max<int64_t>(1, most_blocks / batch));
+  bool shared = false;
+  if (units_that_fit > 0 && (units + units_that_fit - 1) / units_that_fit <= most_blocks) {
+    blocks = std::max(blocks, (units + units_that_fit - 1) / units_that_fit);
+    shared = true;
+  }
+  const int64_t in_slice = (units + blocks - 1) / blocks;
+  return {in_slice * unit, (units + in_slice - 1) / in_slice, shared};
+}
+
+template <class T>
+void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection, const RankLimits* const* limits,
+         const Mixing* mixing, int64_t num_mixing) {
+  const Shape& shape = projection.shape;
+  const int64_t size = shape.size();
+  if (batch == 0) return;
+
+  Work<T> work{};
+  std::vector<Field<T>> fields;
+  int64_t unit = 1, most_statistics = 0;
+  auto add = [&](const Table<T>& table) {
+    fields.push_back(field_of(table, limits[fields.size()]));
+  };
+  for (int64_t k = 0; k < projection.num_values; ++k) {
+    add(projection.values[k]);
+    if (projection.values[k].chunk_size <= kCountedChunk) unit = std::lcm(unit, projection.values[k].chunk_size);
+  }
+  if (projection.num_tiles > kMostTiles || num_mixing > kMostMixing)
+    throw std::invalid_argument("noisetilt: more than 16 tile sizes or mixing domains");
+  for (int64_t k = 0; k < projection.num_tiles; ++k) {
+    const TileProjection<T>& tile = projection.tiles[k];
+    for (int64_t i = 0; i < tile.num_tables; ++i) {
+      add(tile.tables[i][0]);
+      add(tile.tables[i][1]);
+    }
+    unit = std::lcm(unit, unit_of(tile.tile, shape));
+    most_statistics = std::max(most_statistics, size / tile.tile.size());
+    work.tiles[k] = {grid_of(tile.tile, shape), static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                     static_cast<int32_t>(tile.num_tables)};
+  }
+  if (fields.size() > kMostFields) throw std::invalid_argument("noisetilt: more than 128 tables of bounds");
+  std::copy(fields.begin(), fields.end(), work.fields);
+
+  // Blocks that hold whole mixing tiles need no exchange, but there may be few such blocks.
+  int64_t mixing_unit = unit;
+  for (int64_t k = 0; k < num_mixing; ++k) mixing_unit = std::lcm(mixing_unit, unit_of(mixing[k].tile, shape));
+  const int threads = block_threads(kThreads);
+  const size_t fixed_bytes = aligned(sizeof(SharedHead<T>)) + aligned(OrderStats<T>::shared_bytes(threads));
+  const int64_t for_slices =
+      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int64_t>(fixed_bytes);
+  const int64_t num_slices = num_mixing > 0 ? 2 : 1;
+  const int64_t most_blocks = device_attribute(cudaDevAttrMultiProcessorCount);
+  Slicing slicing = slice<T>(size, mixing_unit, batch, most_blocks, for_slices, num_slices);
+  const Slicing finer = slice<T>(size, unit, batch, most_blocks, for_slices, num_slices);
+  if (finer.num_blocks >= 4 * slicing.num_blocks || (finer.shared && !slicing.shared)) slicing = finer;
+
+  for (int64_t k = 0; k < num_mixing; ++k)
+    work.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats),
+                      slicing.slice_size % unit_of(mixing[k].tile, shape) == 0};
+
+  int64_t most_counters = 0, chunks_sorted = 0;
+  for (const Field<T>& field : fields) {
+    most_counters = std::max<int64_t>(most_counters, 2ll * field.chunk_size * field.num_buckets);
+    chunks_sorted |= field.chunk_size > kCountedChunk;
+  }
+  Layout& layout = work.layout;
+  size_t offset = 0;
+  auto place = [&](int64_t count, size_t each) {
+    const size_t at = offset;
+    offset += aligned(static_cast<size_t>(count) * each);
+    return at;
+  };
+  for (size_t& at : layout.counters) at = place(most_counters, sizeof(uint32_t));
+  for (size_t& at : layout.verdicts) at = place(2, sizeof(uint32_t));
+  layout.arrivals = place(1, sizeof(uint32_t));
+  layout.zeroed = offset;
+  offset = 0;
+  layout.places = place(size, sizeof(uint32_t));
+  layout.clipped = place(size, sizeof(T));
+  for (int k = 0; k < 3; ++k) layout.entries[k] = place(k < 2 + chunks_sorted ? size : 0, sizeof(Entry<T>));
+  layout.digit_counts = place(slicing.num_blocks * 256, sizeof(uint32_t));
+  for (size_t& at : layout.stages) at = place(2 * most_statistics, sizeof(T));
+  layout.measured = place(size, sizeof(T));
+  layout.means = place(size, sizeof(T));
+  for (size_t& at : layout.mixing) at = place(num_mixing > 0 ? size : 0, sizeof(T));
+  for (int k = 0; k < 2; ++k) layout.slices[k] = place(!slicing.shared && k < num_slices ? size : 0, sizeof(T));
+  layout.rest = offset;
+
+  const int64_t num_teams = std::min(batch, std::max<int64_t>(1, most_blocks / slicing.num_blocks));
+  work.x = x;
+  work.batch = batch;
+  work.size = static_cast<int32_t>(size);
+  work.slice_size = static_cast<int32_t>(slicing.slice_size);
+  work.num_blocks = static_cast<int32_t>(slicing.num_blocks);
+  work.slices_shared = slicing.shared;
+  work.num_values = static_cast<int32_t>(projection.num_values);
+  work.num_tiles = static_cast<int32_t>(projection.num_tiles);
+  work.num_mixing = static_cast<int32_t>(num_mixing);
+  work.num_fields = static_cast<int32_t>(fields.size());
+  const size_t zeroed = layout.zeroed * static_cast<size_t>(num_teams);
+  work.zeroed = allocate<unsigned char>(launch, static_cast<int64_t>(zeroed));
+  work.rest = allocate<unsigned char>(launch, static_cast<int64_t>(layout.rest) * num_teams);
+  check(cudaMemsetAsync(work.zeroed, 0, zeroed, launch.stream), "clearing memory");
+
+  const size_t shared_bytes =
+      fixed_bytes + (slicing.shared ? static_cast<size_t>(num_slices * slicing.slice_size) * sizeof(T) : 0);
+  if (resident_blocks(projection_kernel<T>, threads, shared_bytes) < 1)
+    throw std::runtime_error("noisetilt: this GPU does not hold a block of the projection kernel");
+  enqueue(launch, projection_kernel<T>, Residence::all_at_once, num_teams * slicing.num_blocks, threads, shared_bytes,
+          work);
+}
+
+}  // namespace
+
+template <class T>
+void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+             const RankLimits* const* limits) {
+  run(launch, x, batch, projection, limits, nullptr, 0);
+}
+
+template <class T>
+void mix(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection, const RankLimits* const* limits,
+         const Mixing* mixing, int64_t num_mixing) {
+  if (num_mixing > 0) run(launch, x, batch, projection, limits, mixing, num_mixing);
+}
+
+#define NOISETILT_INSTANTIATE(T)                                                                                     \
+  template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*);             \
+  template void mix<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*, const Mixing*, \
+                       int64_t);
+NOISETILT_INSTANTIATE(float)
+NOISETILT_INSTANTIATE(double)
+
+}  // namespace noisetilt::cuda

@@ -1,0 +1,408 @@
+// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64. Blocks of 16 coefficients
+// have a thread each; any other size has a thread block, for the sake of completeness more than speed.
+
+#include <algorithm>
+#include <cmath>
+
+#include "half_fft.cuh"
+#include "keys.cuh"
+#include "runtime.h"
+#include "team.cuh"
+
+namespace noisetilt::cuda {
+namespace {
+
+// The norms that every block of B coefficients takes.
+struct BlockNorms {
+  explicit BlockNorms(int64_t block_size)
+      : size(static_cast<int32_t>(block_size)),
+        fewest(0),
+        t(3.14159265358979323846 * static_cast<double>(block_size) / 4),
+        l1(std::sqrt(3.14159265358979323846) / 2 * static_cast<double>(block_size)) {
+    fewest = static_cast<int32_t>(std::floor(t)) + 1;
+  }
+  int32_t size, fewest;  // fewer coefficients cannot carry both norms
+  double t;              // |.|_1^2 = t |.|_2^2
+  double l1;             // a = |.|_1
+};
+
+__device__ inline double positive_part(double x) { return x > 0 ? x : 0.0; }
+
+// The soft threshold if exactly n magnitudes exceed it; d1, d2: sums of the n largest and of their squares.
+__device__ inline double threshold(double d1, double d2, int32_t n, double t) {
+  const double count = n;
+  return (d1 - sqrt(t * (count * d2 - d1 * d1) / (count - t))) / count;
+}
+
+// Radii of a block in which `ties` > t magnitudes tie at the maximum: of the first of them, and of the others.
+__device__ inline void tied_radii(const BlockNorms& norms, int32_t ties, double& first, double& other) {
+  const double k = ties;
+  first = (norms.l1 + sqrt((k - 1) * (k * norms.size - norms.l1 * norms.l1))) / k;
+  other = (norms.l1 - first) / (k - 1);
+}
+
+// A coefficient with magnitude r brought to the given radius; the phase of 0 is 1.
+template <class T>
+__device__ inline Complex<T> with_radius(double re, double im, double r, double radius) {
+  if (r == 0) return {static_cast<T>(radius), T(0)};
+  const double factor = radius / r;
+  return {static_cast<T>(factor * re), static_cast<T>(factor * im)};
+}
+
+// Squares of doubles may over- or underflow, those of widened floats cannot; the result has no scale.
+template <class T>
+__device__ inline double divisor_of(double largest) {
+  return sizeof(T) == 8 && largest > 0 ? largest : 1.0;
+}
+
+// ---- blocks of 16 coefficients ----
+
+constexpr int32_t kBlock = 16;
+
+// Coefficients in shared memory, two blocks never beginning in the same bank.
+__host__ __device__ constexpr int32_t spread(int32_t k) { return k + k / kBlock; }
+
+__device__ inline void sort_descending(double (&v)[kBlock]) {
+#pragma unroll
+  for (int32_t run = 2; run <= kBlock; run *= 2) {
+#pragma unroll
+    for (int32_t distance = run / 2; distance > 0; distance /= 2) {
+#pragma unroll
+      for (int32_t i = 0; i < kBlock; ++i) {
+        const int32_t j = i ^ distance;
+        if (j < i) continue;
+        const bool swap = (i & run) == 0 ? v[i] < v[j] : v[j] < v[i];
+        const double a = v[i], b = v[j];
+        v[i] = swap ? b : a;
+        v[j] = swap ? a : b;
+      }
+    }
+  }
+}
+
+// Projects a block in place, by one thread.
+template <class T>
+__device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
+  double largest = 0;
+  bool finite = true;
+#pragma unroll
+  for (int32_t j = 0; j < kBlock; ++j) {
+    finite &= is_finite(y[j].re) && is_finite(y[j].im);
+    if constexpr (sizeof(T) == 8) largest = fmax(largest, fmax(fabs(y[j].re), fabs(y[j].im)));
+  }
+  if (!finite) {
+    for (int32_t j = 0; j < kBlock; ++j) y[j] = {quiet_nan<T>(), quiet_nan<T>()};
+    return;
+  }
+  const double divisor = divisor_of<T>(largest);
+  double r[kBlock], d[kBlock];
+#pragma unroll
+  for (int32_t j = 0; j < kBlock; ++j) {
+    const double re = y[j].re / divisor, im = y[j].im / divisor;
+    d[j] = r[j] = sqrt(re * re + im * im);
+  }
+  sort_descending(d);
+  const double greatest = d[0];
+  constexpr int32_t kFewest = 13;  // floor(16 pi / 4) + 1
+  double d1 = 0, d2 = 0, delta = 0;
+  bool found = false;
+#pragma unroll
+  for (int32_t n = 1; n <= kBlock; ++n) {
+    d[n - 1] = d[n - 1] - greatest;
+    d1 = d1 + d[n - 1];
+    d2 = d2 + d[n - 1] * d[n - 1];
+    if (n < kFewest) continue;
+    const double candidate = threshold(d1, d2, n, norms.t);
+    const bool fits = !found && (n == kBlock || d[n % kBlock] - greatest <= candidate);
+    delta = fits ? candidate : delta;
+    found |= fits;
+  }
+  double total = 0;
+#pragma unroll
+  for (int32_t j = 0; j < kBlock; ++j) total = total + positive_part(d[j] - delta);
+  const double gain = norms.l1 / total;
+  const bool tied = d[kFewest - 1] == 0;
+  double first = 0, other = 0;
+  if (tied) {
+    int32_t ties = 0;
+    for (int32_t j = 0; j < kBlock; ++j) ties += r[j] == greatest;
+    tied_radii(norms, ties, first, other);
+  }
+#pragma unroll
+  for (int32_t j = 0; j < kBlock; ++j) {
+    double radius = gain * positive_part((r[j] - greatest) - delta);
+    if (tied) {
+      radius = r[j] == greatest ? first : 0.0;
+      first = r[j] == greatest ? other : first;
+    }
+    y[j] = with_radius<T>(y[j].re / divisor, y[j].im / divisor, r[j], radius);
+  }
+}
+
+constexpr int kThreads = 128;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) blocks_of_16_kernel(T* y, int64_t num_blocks,
+                                                                const __grid_constant__ BlockNorms norms) {
+  auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
+  auto* coefficients = reinterpret_cast<Complex<T>*>(y);
+  const int32_t threads = blockDim.x;
+  for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks; first += gridDim.x * int64_t(threads)) {
+    const int32_t blocks = static_cast<int32_t>(min(static_cast<int64_t>(threads), num_blocks - first));
+    Complex<T>* from = coefficients + first * kBlock;
+    for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) shared[spread(k)] = from[k];
+    __syncthreads();
+    if (static_cast<int32_t>(threadIdx.x) < blocks) project_block(shared + spread(threadIdx.x * kBlock), norms);
+    __syncthreads();
+    for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) from[k] = shared[spread(k)];
+    __syncthreads();
+  }
+}
+
+// ---- the same with the steps from and to the half-length FFT, in one pass ----
+//
+// A thread block owns the coefficients k in [begin, end), whole blocks, k <= h/2, and their partners h - k. The
+// partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of coefficients that
+// others own, and write in place, has been set aside before: the pairs beside its range.
+
+constexpr int32_t kMostBeside = 32;  // pairs
+
+struct Range {
+  int32_t begin, end, last;  // owns begin .. min(last, end - 1)
+  __device__ Range(int32_t index, int32_t blocks, int32_t h)
+      : begin(index * blocks * kBlock),
+        end(min((index + 1) * blocks * kBlock, (h / 2 / kBlock + 1) * kBlock)),
+        last(min(end - 1, h / 2)) {}
+  // Pairs begin - 15 .. end are read; of those the ones that others own are numbered.
+  __device__ int32_t first() const { return begin == 0 ? 0 : begin - (kBlock - 1); }
+  __device__ bool owns(int32_t k) const { return k >= begin && k <= last; }
+  __device__ int32_t number_beside(int32_t k) const { return k < begin ? k - first() : begin - first() + k - last - 1; }
+};
+
+template <class T>
+struct Pair {
+  Complex<T> a, b;  // elements k and h - k
+};
+
+template <class T>
+__device__ inline Pair<T> load_pair(const Complex<T>* z, int32_t k, int32_t h) {
+  return {z[k == h ? 0 : k], z[k == 0 ? 0 : h - k]};
+}
+
+template <class T>
+__global__ void set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges, Pair<T>* beside) {
+  const int64_t sample = blockIdx.x / ranges;
+  const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
+  const auto* z = reinterpret_cast<const Complex<T>*>(spectrum) + sample * h;
+  for (int32_t k = range.first() + threadIdx.x; k <= range.end; k += blockDim.x) {
+    if (range.owns(k)) continue;
+    beside[static_cast<int64_t>(blockIdx.x) * kMostBeside + range.number_beside(k)] = load_pair(z, k, h);
+  }
+}
+
+struct Scales {
+  double ends, pairs, ends_back, pairs_back;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    between_ffts_kernel(T* spectrum, int32_t h, int32_t blocks, int32_t ranges, const Pair<T>* beside,
+                        const __grid_constant__ BlockNorms norms, const __grid_constant__ Scales scales) {
+  const int64_t sample = blockIdx.x / ranges;
+  const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
+  auto* z = reinterpret_cast<Complex<T>*>(spectrum) + sample * h;
+  beside += static_cast<int64_t>(blockIdx.x) * kMostBeside;
+
+  // Coefficients begin .. end - 1, and h - end .. h - begin + 15.
+  auto* left = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
+  Complex<T>* right = left + spread(range.end - range.begin);
+  const auto at_left = [&](int32_t k) -> Complex<T>& { return left[spread(k - range.begin)]; };
+  const auto at_right = [&](int32_t n) -> Complex<T>& { return right[spread(n - (h - range.end))]; };
+  // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
+  const auto turn_first = [](Complex<T> c, T scale) { return Complex<T>{(c.re + c.im) * scale, (c.re - c.im) * scale}; };
+
+  for (int32_t k = range.first() + static_cast<int32_t>(threadIdx.x); k <= range.end; k += blockDim.x) {
+    Pair<T> pair = range.owns(k) ? load_pair(z, k, h) : beside[range.number_beside(k)];
+    if (k == 0 || k == h) {
+      const Complex<T> y = turn_first(pair.a, static_cast<T>(scales.ends));
+      (k == 0 ? at_left(0) : at_right(0)) = y;
+      continue;
+    }
+    turn_pair<HalfFft::to_spectrum>(pair.a, pair.b, k, h, static_cast<T>(scales.pairs));
+    if (k >= range.begin && k < range.end) at_left(k) = pair.a;
+    at_right(h - k) = pair.b;
+  }
+  __syncthreads();
+  const int32_t own = (range.end - range.begin) / kBlock, extra = range.begin == 0 ? 0 : 1;
+  for (int32_t b = threadIdx.x; b < 2 * own + extra; b += blockDim.x)
+    project_block(b < own ? left + spread(b * kBlock) : right + spread((b - own) * kBlock), norms);
+  __syncthreads();
+  for (int32_t k = range.begin + static_cast<int32_t>(threadIdx.x); k <= range.last; k += blockDim.x) {
+    if (k == 0) {
+      z[0] = turn_first(at_left(0), static_cast<T>(scales.ends_back));
+      continue;
+    }
+    Complex<T> a = at_left(k), b = at_right(h - k);
+    turn_pair<HalfFft::from_spectrum>(a, b, k, h, static_cast<T>(scales.pairs_back));
+    z[k] = a;
+    if (h - k != k) z[h - k] = b;
+  }
+}
+
+// ---- blocks of any size ----
+
+// A thread block takes a block at a time; `memory` holds two doubles a coefficient for each thread block.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    any_blocks_kernel(T* y, int64_t num_blocks, const __grid_constant__ BlockNorms norms, double* memory) {
+  struct Found {
+    double divisor, greatest, delta, gain, first, other;
+    int32_t first_tied;  // -1 if none
+    bool finite;
+  };
+  Found& found = *reinterpret_cast<Found*>(dynamic_shared_memory());
+  const int32_t B = norms.size, thread = threadIdx.x, threads = blockDim.x;
+  double *r = memory + static_cast<int64_t>(blockIdx.x) * 2 * B, *sorted = r + B;
+  for (int64_t p = blockIdx.x; p < num_blocks; p += gridDim.x) {
+    auto* block = reinterpret_cast<Complex<T>*>(y) + p * B;
+    if (thread == 0) {
+      double largest = 0;
+      found.finite = true;
+      for (int32_t j = 0; j < B; ++j) {
+        found.finite &= is_finite(block[j].re) && is_finite(block[j].im);
+        largest = fmax(largest, fmax(fabs(static_cast<double>(block[j].re)), fabs(static_cast<double>(block[j].im))));
+      }
+      found.divisor = divisor_of<T>(largest);
+    }
+    __syncthreads();
+    if (!found.finite) {
+      for (int32_t j = thread; j < B; j += threads) block[j] = {quiet_nan<T>(), quiet_nan<T>()};
+      __syncthreads();
+      continue;
+    }
+    for (int32_t j = thread; j < B; j += threads) {
+      const double re = block[j].re / found.divisor, im = block[j].im / found.divisor;
+      r[j] = sqrt(re * re + im * im);
+    }
+    __syncthreads();
+    for (int32_t j = thread; j < B; j += threads) {
+      int32_t rank = 0;
+      for (int32_t k = 0; k < B; ++k) rank += r[k] > r[j] || (r[k] == r[j] && k < j);
+      sorted[rank] = r[j];
+    }
+    __syncthreads();
+    if (thread == 0) {
+      // The sums are sequential by definition.
+      const double greatest = sorted[0];
+      double d1 = 0, d2 = 0, delta = 0, total = 0;
+      for (int32_t n = 1; n <= B; ++n) {
+        const double d = sorted[n - 1] - greatest;
+        d1 = d1 + d;
+        d2 = d2 + d * d;
+        if (n < norms.fewest) continue;
+        delta = threshold(d1, d2, n, norms.t);
+        if (n == B || sorted[n] - greatest <= delta) break;
+      }
+      for (int32_t n = 0; n < B; ++n) total = total + positive_part((sorted[n] - greatest) - delta);
+      found.greatest = greatest;
+      found.delta = delta;
+      found.gain = norms.l1 / total;
+      found.first_tied = -1;
+      if (sorted[norms.fewest - 1] == greatest) {
+        int32_t ties = 0;
+        for (int32_t j = B; j-- > 0;) {
+          if (r[j] != greatest) continue;
+          found.first_tied = j;
+          ++ties;
+        }
+        tied_radii(norms, ties, found.first, found.other);
+      }
+    }
+    __syncthreads();
+    for (int32_t j = thread; j < B; j += threads) {
+      double radius = found.gain * positive_part((r[j] - found.greatest) - found.delta);
+      if (found.first_tied >= 0)
+        radius = r[j] != found.greatest ? 0.0 : j == found.first_tied ? found.first : found.other;
+      block[j] = with_radius<T>(block[j].re / found.divisor, block[j].im / found.divisor, r[j], radius);
+    }
+    __syncthreads();
+  }
+}
+
+// The steps beside the projection, on their own.
+template <class T, HalfFft kDirection>
+__global__ void __launch_bounds__(kThreads)
+    turn_kernel(T* spectrum, int64_t batch, int32_t h, double end_scale, double scale) {
+  const int64_t pairs = h / 2 + 1;
+  for (int64_t p = grid_thread(); p < batch * pairs; p += grid_threads()) {
+    const int64_t sample = p / pairs;
+    const int32_t k = static_cast<int32_t>(p - sample * pairs);
+    auto* y = reinterpret_cast<Complex<T>*>(spectrum) + sample * h;
+    if (k == 0) {
+      const Complex<T> c = y[0];
+      y[0] = {(c.re + c.im) * static_cast<T>(end_scale), (c.re - c.im) * static_cast<T>(end_scale)};
+      continue;
+    }
+    Complex<T> a = y[k], b = y[h - k];
+    turn_pair<kDirection>(a, b, k, h, static_cast<T>(scale));
+    y[h - k] = b;
+    y[k] = a;
+  }
+}
+
+}  // namespace
+
+template <class T>
+void project_wgnc_blocks(const Launch& launch, T* y, int64_t num_blocks, int64_t block_size) {
+  const BlockNorms norms(block_size);
+  const int threads = block_threads(kThreads);
+  if (block_size == kBlock) {
+    const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
+    resident_blocks(blocks_of_16_kernel<T>, threads, shared_bytes);
+    enqueue(launch, blocks_of_16_kernel<T>, Residence::any,
+            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, num_blocks,
+            norms);
+  } else {
+    const int64_t blocks = std::min<int64_t>(num_blocks, 8 * device_attribute(cudaDevAttrMultiProcessorCount));
+    double* memory = allocate<double>(launch, blocks * 2 * block_size);
+    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, num_blocks, norms, memory);
+  }
+}
+
+template <class T>
+void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
+  const int32_t h = static_cast<int32_t>(size / 2);
+  const double root = std::sqrt(static_cast<double>(size));
+  const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(0.5) * root, 0.5 * root};
+  const int threads = block_threads(kThreads);
+  if (block_size != kBlock) {
+    const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
+    enqueue(launch, turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
+            scales.ends, scales.pairs);
+    project_wgnc_blocks(launch, spectrum, batch * h / block_size, block_size);
+    enqueue(launch, turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
+            scales.ends_back, scales.pairs_back);
+    return;
+  }
+  const BlockNorms norms(block_size);
+  // A thread block of 128 threads projects up to 63 + 63 + 1 blocks; a small batch is spread over all multiprocessors.
+  const int64_t all = h / 2 / kBlock + 1, spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;
+  const int64_t blocks = std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads - 1) / 2);
+  const int64_t ranges = (all + blocks - 1) / blocks;
+  auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMostBeside);
+  enqueue(launch, set_aside_kernel<T>, Residence::any, batch * ranges, 32, 0, static_cast<const T*>(spectrum), h,
+          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
+  const size_t shared_bytes = static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
+  resident_blocks(between_ffts_kernel<T>, threads, shared_bytes);
+  enqueue(launch, between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes, spectrum, h,
+          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside), norms,
+          scales);
+}
+
+#define NOISETILT_INSTANTIATE(T)                                                          \
+  template void project_wgnc_blocks<T>(const Launch&, T*, int64_t, int64_t);              \
+  template void wgnc_between_ffts<T>(const Launch&, T*, int64_t, int64_t, int64_t);
+NOISETILT_INSTANTIATE(float)
+NOISETILT_INSTANTIATE(double)
+
+}  // namespace noisetilt::cuda

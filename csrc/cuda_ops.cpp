@@ -1,0 +1,142 @@
+// The CUDA kernels as operators, in a library of their own: it needs symbols that only a CUDA build of PyTorch has.
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "binding.h"
+#include "cuda/kernels.h"
+
+namespace noisetilt {
+namespace {
+
+using cuda::Launch;
+using cuda::RankLimits;
+using cuda::TableFaults;
+
+// Makes x's device the current one; its current stream, and memory that PyTorch may use anew as soon as this is gone:
+// what uses it then comes later on the stream.
+class Enqueuing {
+ public:
+  explicit Enqueuing(const Tensor& x) : x_(x), device_(x.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    launch_ = {static_cast<cudaStream_t>(stream), &allocate, this};
+  }
+  Enqueuing(const Enqueuing&) = delete;
+  Enqueuing& operator=(const Enqueuing&) = delete;
+
+  const Launch& launch() const { return launch_; }
+
+ private:
+  static void* allocate(void* self, size_t bytes) {
+    auto* enqueuing = static_cast<Enqueuing*>(self);
+    const auto size = static_cast<int64_t>(bytes);
+    enqueuing->memory_.push_back(torch::stable::new_empty(enqueuing->x_, {size}, ScalarType::Byte));
+    return enqueuing->memory_.back().data_ptr();
+  }
+  const Tensor& x_;
+  torch::stable::accelerator::DeviceGuard device_;
+  std::vector<Tensor> memory_;
+  Launch launch_;
+};
+
+// The kernels in the form of Kernels<T> of the CPU.
+template <class T>
+struct Kernels {
+  const Launch& launch;
+
+  void finite_or_nan(const T* x, T* out, int64_t batch, int64_t size) const {
+    cuda::finite_or_nan(launch, x, out, batch, size);
+  }
+  void project(T* x, int64_t batch, const OwnedProjection<T>& projection) const {
+    cuda::project<T>(launch, x, batch, projection, limits_of(projection).data());
+  }
+  void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing, int64_t num_mixing) const {
+    cuda::mix<T>(launch, x, batch, projection, limits_of(projection).data(), mixing, num_mixing);
+  }
+  void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) const {
+    cuda::butterfly(launch, x, batch, shape, tile, steps, inverse);
+  }
+  void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) const {
+    cuda::hadamard_transform(launch, x, batch, size, scale);
+  }
+  void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) const {
+    cuda::compact_fourier_pack(launch, spectrum, z, batch, size);
+  }
+  void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) const {
+    cuda::compact_fourier_unpack(launch, z, spectrum, batch, size);
+  }
+  void project_wgnc_blocks(T* y, int64_t num_blocks, int64_t block_size) const {
+    cuda::project_wgnc_blocks(launch, y, num_blocks, block_size);
+  }
+  void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) const {
+    cuda::wgnc_between_ffts(launch, spectrum, batch, size, block_size);
+  }
+
+ private:
+  // The third tensor of each table: what _rank_limits made of it.
+  static std::vector<const RankLimits*> limits_of(const OwnedProjection<T>& projection) {
+    std::vector<const RankLimits*> limits;
+    for (const Table<T>& table : projection.tables()) {
+      const Tensor& tensor = projection.tensor(limits.size(), 2);
+      require(tensor.device() == projection.tensor(limits.size(), 0).device() &&
+                  tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
+                  tensor.numel() == 2 * table.chunk_size * cuda::num_buckets(table.num_chunks, table.chunk_size),
+              "rank limits of another table");
+      limits.push_back(data<RankLimits>(tensor));
+    }
+    return limits;
+  }
+};
+
+void require_int32(int64_t size) {
+  require(size <= std::numeric_limits<int32_t>::max(), "the CUDA kernels take samples of at most 2147483647 values");
+}
+
+struct Cuda {
+  static constexpr size_t tensors_per_table = 3;
+
+  template <class Body>
+  static void run(const Tensor& x, const Body& body) {
+    require_contiguous(x);
+    require_int32(x.numel() / std::max<int64_t>(x.size(0), 1));
+    const Enqueuing enqueuing(x);
+    for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{enqueuing.launch()}, type); });
+  }
+};
+
+std::tuple<Tensor, Tensor> rank_limits(const Tensor& lower, const Tensor& upper) {
+  require(lower.dim() == 2 && lower.numel() > 0, "a table is (M, D)");
+  require_int32(lower.numel());
+  const Enqueuing enqueuing(lower);
+  const int64_t buckets = cuda::num_buckets(lower.size(0), lower.size(1));
+  Tensor limits = torch::stable::new_empty(lower, {lower.size(1), buckets, 2}, ScalarType::Int);
+  Tensor faults = torch::stable::new_empty(lower, {3}, ScalarType::Int);
+  for_dtype(lower, [&](auto type) {
+    const auto table = table_of<decltype(type)>(lower, upper, lower, false);
+    cuda::rank_limits(enqueuing.launch(), table, data<RankLimits>(limits), data<TableFaults>(faults));
+  });
+  return {limits, faults};
+}
+
+// Lines "key: value".
+std::string build_info() {
+  return "nvcc: " NOISETILT_NVCC_VERSION "\nflags: " NOISETILT_CUDA_FLAGS
+         "\narchitectures: " NOISETILT_CUDA_ARCHITECTURES;
+}
+
+}  // namespace
+}  // namespace noisetilt
+
+STABLE_TORCH_LIBRARY_IMPL(noisetilt, CUDA, m) {
+  noisetilt::Operators<noisetilt::Cuda>::implement(m);
+  m.impl("_rank_limits", TORCH_BOX(&noisetilt::rank_limits));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_build_info", TORCH_BOX(&noisetilt::build_info));
+}

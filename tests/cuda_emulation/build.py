@@ -1,0 +1,65 @@
+"""Builds the emulated kernels and the toys with g++ and ninja, into build/cuda_emulation."""
+
+import importlib.util
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests" / "cuda_emulation"
+KERNELS = ROOT / "csrc" / "cuda"
+BUILD = ROOT / "build" / "cuda_emulation"
+
+# inline variables hidden, or two modules in one process would share the state of the device
+FLAGS = "-x c++ -std=c++17 -O2 -g1 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas"
+RACES = "-DEMULATION_RACES"
+TRACED = f"{RACES} -fsanitize=thread"  # but races.cpp for its runtime
+MODULE_CPP = HERE / "module.cpp"
+CU = sorted(KERNELS.glob("*.cu"))
+TARGETS = {  # name: ({source: flags}, flags of the linker); *_races find races in shared memory, slowly
+    "toys.so": ({HERE / "toys.cu": ""}, "-shared"),
+    "toys_races.so": ({HERE / "races.cpp": RACES, HERE / "toys.cu": TRACED}, "-shared"),
+    "toys_asan": ({HERE / "toys.cu": "-DTOYS_MAIN -fsanitize=address"}, "-fsanitize=address"),
+    "kernels.so": (dict.fromkeys([MODULE_CPP, *CU], ""), "-shared"),
+    "kernels_asan.so": (dict.fromkeys([MODULE_CPP, *CU], "-fsanitize=address"), "-shared -fsanitize=address"),
+    "kernels_races.so": ({HERE / "races.cpp": RACES, MODULE_CPP: RACES, **dict.fromkeys(CU, TRACED)}, "-shared"),
+}
+
+
+def build(target: str) -> Path:
+    """Brings one of TARGETS up to date."""
+    includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
+    lines = [
+        f"flags = {FLAGS} -I {HERE} -I {ROOT / 'csrc'} " + " ".join(f"-isystem {path}" for path in includes),
+        "rule compile",
+        "  command = g++ $flags $more -MD -MF $out.d -c $in -o $out",
+        "  deps = gcc",
+        "  depfile = $out.d",
+        "rule link",
+        "  command = g++ $more $in -o $out -ldl",
+    ]
+    for name, (sources, linker_flags) in TARGETS.items():
+        objects = {source: f"{name}.{source.stem}.o" for source in sources}
+        for source, more in sources.items():
+            lines += [f"build {objects[source]}: compile {source}", f"  more = {more} -DMODULE={Path(name).stem}"]
+        lines += [f"build {name}: link {' '.join(objects.values())}", f"  more = {linker_flags}"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "ninja", "-C", str(BUILD), target]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{target} does not build:\n{result.stdout}{result.stderr}")
+    return BUILD / target
+
+
+def load(name: str) -> ModuleType:
+    """The module of one of TARGETS, built if need be."""
+    spec = importlib.util.spec_from_file_location(name, build(f"{name}.so"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

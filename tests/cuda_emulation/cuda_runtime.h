@@ -1,0 +1,526 @@
+// CUDA's names over emulation.h: the part of cuda_runtime.h, and of the built-in functions of device code, that the
+// kernels use. Extend it as they do.
+#pragma once
+
+#include <math.h>
+
+#include <cmath>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "emulation.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__  // empty, since g++ writes its own attribute so
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) alignas(n)
+
+// ---- types and indices ----
+
+#define EMULATE_VECTORS(type, name)                                                           \
+  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
+  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 { type x, y, z, w; }; \
+  constexpr name##2 make_##name##2(type x, type y) { return {x, y}; }                         \
+  constexpr name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+EMULATE_VECTORS(short, short)
+EMULATE_VECTORS(unsigned short, ushort)
+EMULATE_VECTORS(int, int)
+EMULATE_VECTORS(unsigned, uint)
+EMULATE_VECTORS(long long, longlong)
+EMULATE_VECTORS(unsigned long long, ulonglong)
+EMULATE_VECTORS(float, float)
+EMULATE_VECTORS(double, double)
+#undef EMULATE_VECTORS
+
+constexpr int warpSize = emulation::kWarpSize;
+
+#define threadIdx (emulation::current->thread)
+#define blockIdx (emulation::current->warp->block->index)
+
+// ---- barriers and collective operations ----
+
+inline void __syncthreads(emulation::Site site = emulation::here()) {
+  emulation::barrier("__syncthreads", false, site);
+}
+inline int __syncthreads_count(int predicate, emulation::Site site = emulation::here()) {
+  return emulation::barrier("__syncthreads_count", predicate != 0, site);
+}
+inline int __syncthreads_or(int predicate, emulation::Site site = emulation::here()) {
+  return emulation::barrier("__syncthreads_or", predicate != 0, site) != 0;
+}
+inline int __syncthreads_and(int predicate, emulation::Site site = emulation::here()) {
+  return emulation::barrier("__syncthreads_and", predicate == 0, site) == 0;
+}
+
+namespace emulation {
+
+template <class T>
+uint64_t to_bits(T value) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return bits;
+}
+
+template <class T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// A lane outside of the mask gives noise.
+template <class T>
+T shuffle(const char* operation, unsigned mask, T value, unsigned source, Site site) {
+  const auto read = [](const Warp& warp, unsigned mask, unsigned lane) {
+    const unsigned source = warp.source[lane];
+    return mask >> source & 1 ? warp.argument[source] : random_bits();
+  };
+  return from_bits<T>(collective(operation, mask, to_bits(value), source, site, read));
+}
+
+template <class Combine>
+uint64_t reduce(const char* operation, unsigned mask, uint64_t value, Site site, const Combine& combine) {
+  const auto combine_all = [&](const Warp& warp, unsigned mask, unsigned) {
+    uint64_t result = warp.argument[__builtin_ctz(mask)];
+    for (unsigned lanes = mask & (mask - 1); lanes; lanes &= lanes - 1)
+      result = combine(result, warp.argument[__builtin_ctz(lanes)]);
+    return result;
+  };
+  return collective(operation, mask, value, 0, site, combine_all);
+}
+
+inline unsigned ballot(const char* operation, unsigned mask, int predicate, Site site) {
+  const uint64_t mine = predicate ? uint64_t{1} << current->lane : 0;
+  return static_cast<unsigned>(reduce(operation, mask, mine, site, [](uint64_t a, uint64_t b) { return a | b; }));
+}
+
+}  // namespace emulation
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, emulation::Site site = emulation::here()) {
+  const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
+  return emulation::shuffle("__shfl_sync", mask, value, (lane & ~within) | (static_cast<unsigned>(source) & within),
+                            site);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
+                  emulation::Site site = emulation::here()) {
+  const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
+  const unsigned source = lane ^ static_cast<unsigned>(lane_mask);
+  return emulation::shuffle("__shfl_xor_sync", mask, value, source <= (lane | within) ? source : lane, site);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                 emulation::Site site = emulation::here()) {
+  const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
+  return emulation::shuffle("__shfl_up_sync", mask, value, delta <= (lane & within) ? lane - delta : lane, site);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                   emulation::Site site = emulation::here()) {
+  const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
+  return emulation::shuffle("__shfl_down_sync", mask, value, delta <= within - (lane & within) ? lane + delta : lane,
+                            site);
+}
+
+inline void __syncwarp(unsigned mask = ~0u, emulation::Site site = emulation::here()) {
+  const auto order = [](const emulation::Warp& warp, unsigned mask, unsigned lane) {
+    if (mask >> lane == 1) emulation::lanes_synchronized(warp, mask);  // once: for the last lane
+    return 0;
+  };
+  emulation::collective("__syncwarp", mask, 0, 0, site, order);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, emulation::Site site = emulation::here()) {
+  return emulation::ballot("__ballot_sync", mask, predicate, site);
+}
+inline int __any_sync(unsigned mask, int predicate, emulation::Site site = emulation::here()) {
+  return emulation::ballot("__any_sync", mask, predicate, site) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, emulation::Site site = emulation::here()) {
+  return emulation::ballot("__all_sync", mask, !predicate, site) == 0;
+}
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, emulation::Site site = emulation::here()) {
+  const auto same = [](const emulation::Warp& warp, unsigned mask, unsigned lane) {
+    uint64_t result = 0;
+    for (unsigned lanes = mask; lanes; lanes &= lanes - 1) {
+      const int other = __builtin_ctz(lanes);
+      result |= uint64_t{warp.argument[other] == warp.argument[lane]} << other;
+    }
+    return result;
+  };
+  return static_cast<unsigned>(
+      emulation::collective("__match_any_sync", mask, emulation::to_bits(value), 0, site, same));
+}
+
+#define EMULATE_REDUCE(type, name, expression)                                                                   \
+  inline type name(unsigned mask, type value, emulation::Site site = emulation::here()) {                        \
+    const auto combine = [](uint64_t x, uint64_t y) {                                                            \
+      const type a = emulation::from_bits<type>(x), b = emulation::from_bits<type>(y);                           \
+      return emulation::to_bits<type>(expression);                                                               \
+    };                                                                                                           \
+    return emulation::from_bits<type>(emulation::reduce(#name, mask, emulation::to_bits(value), site, combine)); \
+  }
+EMULATE_REDUCE(unsigned, __reduce_add_sync, a + b)
+EMULATE_REDUCE(unsigned, __reduce_min_sync, a < b ? a : b)
+EMULATE_REDUCE(unsigned, __reduce_max_sync, a < b ? b : a)
+EMULATE_REDUCE(unsigned, __reduce_and_sync, a& b)
+EMULATE_REDUCE(unsigned, __reduce_or_sync, a | b)
+EMULATE_REDUCE(unsigned, __reduce_xor_sync, a ^ b)
+EMULATE_REDUCE(int, __reduce_add_sync, static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b)))
+EMULATE_REDUCE(int, __reduce_min_sync, a < b ? a : b)
+EMULATE_REDUCE(int, __reduce_max_sync, a < b ? b : a)
+#undef EMULATE_REDUCE
+
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+inline void __nanosleep(unsigned) { emulation::poll(); }
+[[noreturn]] inline void __trap(emulation::Site site = emulation::here()) {
+  emulation::fail(emulation::text("__trap", site));
+}
+
+// ---- memory ----
+
+namespace emulation {
+
+// T itself, but not deduced: CUDA has overloads for these types, not templates.
+template <class T, class... Types>
+using OneOf = std::enable_if_t<(std::is_same_v<T, Types> || ...), T>;
+
+// An atomic operation that leaves memory as it was may be part of a loop that waits.
+template <class T, class Update>
+__attribute__((noinline, no_sanitize("thread"))) T read_modify_write(T* address, const Update& update) {
+  preempt();
+  atomic_access(address, sizeof *address, __builtin_return_address(0));
+  const T old = *address;
+  const T next = update(old);
+  std::memcpy(address, &next, sizeof next);
+  if (std::memcmp(&next, &old, sizeof old))
+    progress();
+  else
+    poll();
+  return old;
+}
+
+template <class T>
+T cached_load(const T* address) {
+  preempt();
+  return *address;
+}
+
+template <class T>
+void cached_store(T* address, T value) {
+  preempt();
+  *address = value;
+}
+
+}  // namespace emulation
+
+#define EMULATE_ATOMIC(name, expression, ...)                                                        \
+  template <class T>                                                                                 \
+  emulation::OneOf<T, __VA_ARGS__> name(T* address, std::common_type_t<T> value) {                   \
+    return emulation::read_modify_write(address, [=](T old) { return static_cast<T>(expression); }); \
+  }
+EMULATE_ATOMIC(atomicAdd, old + value, int, unsigned, unsigned long long, float, double)
+EMULATE_ATOMIC(atomicSub, old - value, int, unsigned)
+EMULATE_ATOMIC(atomicMin, old < value ? old : value, int, unsigned, long long, unsigned long long)
+EMULATE_ATOMIC(atomicMax, old < value ? value : old, int, unsigned, long long, unsigned long long)
+EMULATE_ATOMIC(atomicAnd, old& value, int, unsigned, unsigned long long)
+EMULATE_ATOMIC(atomicOr, old | value, int, unsigned, unsigned long long)
+EMULATE_ATOMIC(atomicXor, old ^ value, int, unsigned, unsigned long long)
+EMULATE_ATOMIC(atomicExch, value, int, unsigned, unsigned long long, float)
+#undef EMULATE_ATOMIC
+template <class T>
+emulation::OneOf<T, int, unsigned, unsigned long long, unsigned short> atomicCAS(T* address,
+                                                                                 std::common_type_t<T> expected,
+                                                                                 std::common_type_t<T> value) {
+  return emulation::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
+}
+
+// clang-format off
+template <class T> T __ldg(const T* address) { return *address; }
+template <class T> T __ldcs(const T* address) { return *address; }
+template <class T> T __ldca(const T* address) { return *address; }
+template <class T> T __ldcg(const T* address) { return emulation::cached_load(address); }
+template <class T> T __ldcv(const T* address) { return emulation::cached_load(address); }
+template <class T> void __stcs(T* address, std::common_type_t<T> value) { *address = value; }
+template <class T> void __stcg(T* address, std::common_type_t<T> value) { emulation::cached_store(address, value); }
+template <class T> void __stwt(T* address, std::common_type_t<T> value) { emulation::cached_store(address, value); }
+
+// ---- integers ----
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline unsigned long long __brevll(unsigned long long x) {
+  unsigned long long reversed = 0;
+  for (int k = 0; k < 64; ++k) reversed |= (x >> k & 1) << (63 - k);
+  return reversed;
+}
+inline unsigned __brev(unsigned x) { return static_cast<unsigned>(__brevll(x) >> 32); }
+
+#define EMULATE_MIN_MAX(type)                                  \
+  constexpr type min(type a, type b) { return b < a ? b : a; } \
+  constexpr type max(type a, type b) { return a < b ? b : a; }
+EMULATE_MIN_MAX(int)
+EMULATE_MIN_MAX(unsigned)
+EMULATE_MIN_MAX(long)
+EMULATE_MIN_MAX(unsigned long)
+EMULATE_MIN_MAX(long long)
+EMULATE_MIN_MAX(unsigned long long)
+#undef EMULATE_MIN_MAX
+inline float min(float a, float b) { return fminf(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+
+// ---- floating point: to be compiled with -ffp-contract=off ----
+
+inline int __float_as_int(float x) { return emulation::from_bits<int>(emulation::to_bits(x)); }
+inline unsigned __float_as_uint(float x) { return emulation::from_bits<unsigned>(emulation::to_bits(x)); }
+inline float __int_as_float(int x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
+inline float __uint_as_float(unsigned x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
+inline long long __double_as_longlong(double x) { return emulation::from_bits<long long>(emulation::to_bits(x)); }
+inline double __longlong_as_double(long long x) { return emulation::from_bits<double>(emulation::to_bits(x)); }
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double x) { return sqrt(x); }
+inline double __drcp_rn(double x) { return 1 / x; }
+inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+inline float __double2float_rn(double x) { return static_cast<float>(x); }
+inline float rsqrtf(float x) { return static_cast<float>(1 / sqrt(static_cast<double>(x))); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+// clang-format on
+
+// Exact where the result is 0, 1 or -1.
+inline void sincospi(double x, double* sine, double* cosine) {
+  const double quarters = nearbyint(2 * x);
+  const long double angle = (x - quarters / 2) * 3.14159265358979323846264338327950288L;
+  const double s = static_cast<double>(sinl(angle)), c = static_cast<double>(cosl(angle));
+  const int turn = static_cast<int>(fmod(quarters, 4)) & 3;
+  *sine = turn == 0 ? s : turn == 1 ? c : turn == 2 ? -s : -c;
+  *cosine = turn == 0 ? c : turn == 1 ? -s : turn == 2 ? -c : s;
+}
+inline void sincospif(float x, float* sine, float* cosine) {
+  double s, c;
+  sincospi(x, &s, &c);
+  *sine = static_cast<float>(s);
+  *cosine = static_cast<float>(c);
+}
+
+// ---- the host's side ----
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotSupported = 801,
+};
+using cudaStream_t = struct CUstream_st*;
+enum cudaDeviceAttr {
+  cudaDevAttrMaxThreadsPerBlock = 1,
+  cudaDevAttrMaxSharedMemoryPerBlock = 8,
+  cudaDevAttrWarpSize = 10,
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxThreadsPerMultiProcessor = 39,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+  cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrMaxBlocksPerMultiprocessor = 106,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111,
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2, cudaLaunchAttributeClusterDimension = 4 };
+union cudaLaunchAttributeValue {
+  char pad[64];
+  int cooperative;
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+namespace emulation {
+
+constexpr int64_t kSharedBytesByDefault = 48 << 10;
+inline std::map<const void*, int64_t> allowed_shared_bytes;  // of kernels that may have more
+inline cudaError_t last_error = cudaSuccess;
+
+inline cudaError_t status(cudaError_t error) { return error ? last_error = error : error; }
+
+inline int64_t blocks_per_sm(int64_t threads, int64_t shared_bytes) {
+  const int64_t padded = (threads + kWarpSize - 1) / kWarpSize * kWarpSize;
+  return std::min({static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
+                   device.shared_bytes_per_sm / std::max<int64_t>(shared_bytes + device.reserved_shared_bytes, 1)});
+}
+
+inline bool allows(const void* kernel, int64_t threads, int64_t shared_bytes) {
+  const auto found = allowed_shared_bytes.find(kernel);
+  const int64_t allowed = found == allowed_shared_bytes.end() ? kSharedBytesByDefault : found->second;
+  return threads > 0 && threads <= device.threads_per_block && shared_bytes >= 0 &&
+         shared_bytes <= std::min(allowed, device.shared_bytes_per_block) && blocks_per_sm(threads, shared_bytes) > 0;
+}
+
+inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
+  const dim3 blocks = config.gridDim, threads = config.blockDim;
+  const size_t num_blocks = size_t{blocks.x} * blocks.y * blocks.z;
+  const size_t num_threads = size_t{threads.x} * threads.y * threads.z;
+  if (num_blocks == 0 || num_threads == 0 || blocks.x > 0x7fffffff || blocks.y > 0xffff || blocks.z > 0xffff ||
+      threads.z > 64)
+    return cudaErrorInvalidConfiguration;
+  if (!allows(kernel, static_cast<int64_t>(num_threads), static_cast<int64_t>(config.dynamicSmemBytes)))
+    return cudaErrorInvalidValue;
+  const size_t limit = static_cast<size_t>(
+      device.num_sms * blocks_per_sm(static_cast<int64_t>(num_threads), static_cast<int64_t>(config.dynamicSmemBytes)));
+  // blocks that do not wait for one another may run alone, or few at a time
+  size_t residents = std::min({num_blocks, limit, size_t{1} + random_bits() % 4});
+  for (unsigned k = 0; k < config.numAttrs; ++k) {
+    const cudaLaunchAttribute& attribute = config.attrs[k];
+    if (attribute.id == cudaLaunchAttributeCooperative && attribute.val.cooperative) {
+      if (num_blocks > limit) return cudaErrorCooperativeLaunchTooLarge;
+      residents = num_blocks;
+    } else if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      const auto& cluster = attribute.val.clusterDim;
+      if (cluster.x * cluster.y * cluster.z > 1) return cudaErrorNotSupported;
+    }
+  }
+  Grid grid{};
+  grid.kernel = kernel;
+  grid.body = std::move(body);
+  gridDim = blocks;
+  blockDim = threads;
+  grid.num_blocks = num_blocks;
+  grid.num_threads = num_threads;
+  grid.shared_bytes = config.dynamicSmemBytes;
+  run(grid, residents);
+  return cudaSuccess;
+}
+
+}  // namespace emulation
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  return [&](Parameters... values) {
+    return emulation::status(
+        emulation::launch(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(values...); }));
+  }(std::forward<Arguments>(arguments)...);
+}
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+    case cudaErrorNotSupported:
+      return "operation not supported";
+    default:
+      return "invalid argument";
+  }
+}
+inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
+inline cudaError_t cudaPeekAtLastError() { return emulation::last_error; }
+inline cudaError_t cudaGetDevice(int* number) { return *number = 0, cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  using emulation::device;
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock:
+      return *value = device.threads_per_block, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return *value = emulation::kSharedBytesByDefault, cudaSuccess;
+    case cudaDevAttrWarpSize:
+      return *value = warpSize, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      return *value = device.num_sms, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return *value = device.threads_per_sm, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = device.compute_capability / 10, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = device.compute_capability % 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return *value = static_cast<int>(device.shared_bytes_per_sm), cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      return *value = 1, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = static_cast<int>(device.shared_bytes_per_block), cudaSuccess;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      return *value = device.blocks_per_sm, cudaSuccess;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      return *value = static_cast<int>(device.reserved_shared_bytes), cudaSuccess;
+  }
+  return emulation::status(cudaErrorInvalidValue);
+}
+
+template <class T>
+cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || value > emulation::device.shared_bytes_per_block) return emulation::status(cudaErrorInvalidValue);
+  emulation::allowed_shared_bytes[reinterpret_cast<const void*>(kernel)] = value;
+  return cudaSuccess;
+}
+
+template <class T>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T* kernel, int threads, size_t shared_bytes) {
+  const auto bytes = static_cast<int64_t>(shared_bytes);
+  *blocks = emulation::allows(reinterpret_cast<const void*>(kernel), threads, bytes)
+                ? static_cast<int>(emulation::blocks_per_sm(threads, bytes))
+                : 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t = nullptr) {
+  if (bytes) std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+  if (bytes) std::memmove(to, from, bytes);
+  return cudaSuccess;
+}

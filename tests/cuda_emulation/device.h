@@ -1,0 +1,28 @@
+// The settings of the device, to Python: set_device(num_sms=3, seed=7) leaves the others at their defaults.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+inline void bind_device(pybind11::module_& m) {
+  namespace py = pybind11;
+  const emulation::Device usual;
+  m.def(
+      "set_device",
+      [](int num_sms, int threads_per_block, int threads_per_sm, int64_t shared_bytes_per_block,
+         int64_t shared_bytes_per_sm, uint64_t seed) {
+        emulation::Device device;
+        device.num_sms = num_sms;
+        device.threads_per_block = threads_per_block;
+        device.threads_per_sm = threads_per_sm;
+        device.shared_bytes_per_block = shared_bytes_per_block;
+        device.shared_bytes_per_sm = shared_bytes_per_sm;
+        device.seed = seed;
+        emulation::device = device;
+        emulation::allowed_shared_bytes.clear();
+      },
+      py::kw_only(), py::arg("num_sms") = usual.num_sms, py::arg("threads_per_block") = usual.threads_per_block,
+      py::arg("threads_per_sm") = usual.threads_per_sm,
+      py::arg("shared_bytes_per_block") = usual.shared_bytes_per_block,
+      py::arg("shared_bytes_per_sm") = usual.shared_bytes_per_sm, py::arg("seed") = usual.seed);
+}

@@ -1,0 +1,252 @@
+// The kernels of csrc/cuda, emulated, to Python. Arrays are float32 or float64 and are not changed: results are new.
+// What the kernels get lies in memory of just its size.
+#include <cuda_runtime.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <deque>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/kernels.h"
+#include "device.h"
+
+namespace py = pybind11;
+
+namespace noisetilt::cuda {
+namespace {
+
+using Ints = std::vector<int64_t>;
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+template <class T>
+using Tables = std::vector<std::pair<py::array_t<T>, py::array_t<T>>>;  // lower and upper
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+// The memory of one call.
+class DeviceMemory {
+ public:
+  Launch launch() { return {nullptr, &allocate, this}; }
+
+  template <class T>
+  T* make(int64_t count) {
+    return reinterpret_cast<T*>(add(static_cast<size_t>(count) * sizeof(T)));
+  }
+  template <class T>
+  T* copy(const Array<T>& array) {
+    T* values = make<T>(array.size());
+    std::copy(array.data(), array.data() + array.size(), values);
+    return values;
+  }
+  // An array of `shape` with the values; ends the call.
+  template <class T>
+  Array<T> result(const T* values, const Ints& shape) const {
+    for (const emulation::Memory& memory : memories_)
+      if (!memory.intact())
+        throw std::runtime_error("written past memory of " + std::to_string(memory.size()) + " bytes");
+    Array<T> array(shape);
+    std::copy(values, values + array.size(), array.mutable_data());
+    return array;
+  }
+
+ private:
+  static void* allocate(void* memory, size_t bytes) { return static_cast<DeviceMemory*>(memory)->add(bytes); }
+  unsigned char* add(size_t bytes) { return memories_.emplace_back(bytes, 256).data(); }
+  std::deque<emulation::Memory> memories_;
+};
+
+template <class T>
+Ints shape_of(const Array<T>& x) {
+  return Ints(x.shape(), x.shape() + x.ndim());
+}
+
+template <class T>
+Shape sample_shape(const Array<T>& x) {
+  require(x.ndim() == 4, "expected samples (B, C, H, W)");
+  return {x.shape(1), x.shape(2), x.shape(3)};
+}
+
+Tile tile_of(const Ints& tile) {
+  require(tile.size() == 2, "a tile is (height, width)");
+  return {tile[0], tile[1]};
+}
+
+template <class T>
+Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
+  require(lower.ndim() == 2 && upper.ndim() == 2, "a table is (M, D)");
+  for (int k = 0; k < 2; ++k)
+    require(lower.shape(k) == upper.shape(k) && lower.strides(k) == upper.strides(k),
+            "the two tables must agree in shape and strides");
+  bool monotone = true;
+  for (const py::array_t<T>& bounds : {lower, upper})
+    for (py::ssize_t r = 1; r < bounds.shape(0); ++r)
+      for (py::ssize_t j = 0; j < bounds.shape(1); ++j) monotone &= bounds.at(r - 1, j) <= bounds.at(r, j);
+  const auto size = static_cast<py::ssize_t>(sizeof(T));
+  return {lower.data(), upper.data(), lower.shape(0), lower.shape(1), lower.strides(0) / size, lower.strides(1) / size,
+          monotone};
+}
+
+// Limits of the table's ranks, and its faults.
+template <class T>
+std::pair<RankLimits*, TableFaults*> limits_of(DeviceMemory& memory, const Table<T>& table) {
+  auto* limits = memory.make<RankLimits>(table.chunk_size * num_buckets(table.num_chunks, table.chunk_size));
+  auto* faults = memory.make<TableFaults>(1);
+  rank_limits(memory.launch(), table, limits, faults);
+  return {limits, faults};
+}
+
+// A Projection and what it points to. The lists are those of _project_ in noisetilt_kernels/schemas.def.
+template <class T>
+class OwnedProjection {
+ public:
+  OwnedProjection(DeviceMemory& memory, Shape shape, const Tables<T>& tables, int64_t num_values, const Ints& tiles) {
+    for (const auto& [lower, upper] : tables) {
+      tables_.push_back(table_of<T>(lower, upper));
+      limits_.push_back(limits_of(memory, tables_.back()).first);
+    }
+    require(tiles.size() % 3 == 0, "a tile is (height, width, number of chunk sizes)");
+    auto next = static_cast<size_t>(num_values);
+    for (size_t k = 0; k < tiles.size(); k += 3) {
+      pairs_.emplace_back();
+      for (int64_t i = 0; i < tiles[k + 2]; ++i, next += 2)
+        pairs_.back().push_back({{tables_.at(next), tables_.at(next + 1)}});
+      tiles_.push_back({{tiles[k], tiles[k + 1]}, nullptr, tiles[k + 2]});
+    }
+    require(next == tables_.size(), "too many tables");
+    for (size_t k = 0; k < tiles_.size(); ++k) tiles_[k].tables = &pairs_[k].data()->pair;
+    projection_ = {shape, tables_.data(), num_values, tiles_.data(), static_cast<int64_t>(tiles_.size())};
+  }
+  const Projection<T>& get() const { return projection_; }
+  const RankLimits* const* limits() const { return limits_.data(); }
+
+ private:
+  struct MeanAndEnergy {
+    Table<T> pair[2];
+  };
+  std::vector<Table<T>> tables_;
+  std::vector<const RankLimits*> limits_;
+  std::vector<std::vector<MeanAndEnergy>> pairs_;
+  std::vector<TileProjection<T>> tiles_;
+  Projection<T> projection_;
+};
+
+template <class T>
+void bind(py::module_& m) {
+  const auto x = py::arg("x").noconvert();
+  const auto tables = py::arg("tables").noconvert();
+
+  m.def(
+      "rank_limits",
+      [](const py::array_t<T>& lower, const py::array_t<T>& upper) {
+        DeviceMemory memory;
+        const Table<T> table = table_of<T>(lower, upper);
+        const auto [limits, faults] = limits_of(memory, table);
+        const int64_t buckets = num_buckets(table.num_chunks, table.chunk_size);
+        return std::pair(memory.result(&limits->first, {table.chunk_size, buckets, 2}),
+                         memory.result(&faults->nan, {3}));
+      },
+      py::arg("lower").noconvert(), py::arg("upper").noconvert());
+  m.def(
+      "project",
+      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles) {
+        DeviceMemory memory;
+        const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
+        T* values = memory.copy(x);
+        project(memory.launch(), values, x.shape(0), projection.get(), projection.limits());
+        return memory.result(values, shape_of(x));
+      },
+      x, tables, py::arg("num_values"), py::arg("tiles"));
+  m.def(
+      "mix",
+      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles, const Ints& mixing) {
+        DeviceMemory memory;
+        const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
+        require(mixing.size() % 3 == 0, "a mixing domain is (height, width, repeats)");
+        std::vector<Mixing> domains;
+        for (size_t k = 0; k < mixing.size(); k += 3) domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+        T* values = memory.copy(x);
+        mix(memory.launch(), values, x.shape(0), projection.get(), projection.limits(), domains.data(),
+            static_cast<int64_t>(domains.size()));
+        return memory.result(values, shape_of(x));
+      },
+      x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));
+  m.def(
+      "finite_or_nan",
+      [](const Array<T>& x) {
+        DeviceMemory memory;
+        T* out = memory.make<T>(x.size());
+        finite_or_nan(memory.launch(), static_cast<const T*>(memory.copy(x)), out, x.shape(0), sample_shape(x).size());
+        return memory.result(out, shape_of(x));
+      },
+      x);
+
+  m.def(
+      "butterfly",
+      [](const Array<T>& x, const Ints& tile, int64_t steps, bool inverse) {
+        DeviceMemory memory;
+        T* values = memory.copy(x);
+        butterfly(memory.launch(), values, x.shape(0), sample_shape(x), tile_of(tile), steps, inverse);
+        return memory.result(values, shape_of(x));
+      },
+      x, py::arg("tile"), py::arg("steps"), py::arg("inverse") = false);
+  m.def(
+      "hadamard_transform",
+      [](const Array<T>& x, double scale) {
+        require(x.ndim() == 2, "expected (B, N)");
+        DeviceMemory memory;
+        T* values = memory.copy(x);
+        hadamard_transform(memory.launch(), values, x.shape(0), x.shape(1), static_cast<T>(scale));
+        return memory.result(values, shape_of(x));
+      },
+      x, py::arg("scale") = 1.0);
+  const auto bind_repacking = [&](const char* name, void (*repack)(const Launch&, const T*, T*, int64_t, int64_t)) {
+    m.def(
+        name,
+        [repack](const Array<T>& x) {
+          require(x.ndim() == 2, "expected (B, N)");
+          DeviceMemory memory;
+          T* out = memory.make<T>(x.size());
+          repack(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1));
+          return memory.result(out, shape_of(x));
+        },
+        x);
+  };
+  bind_repacking("compact_fourier_pack", &compact_fourier_pack<T>);
+  bind_repacking("compact_fourier_unpack", &compact_fourier_unpack<T>);
+
+  m.def(
+      "project_wgnc_blocks",
+      [](const Array<T>& y, int64_t block_size) {
+        DeviceMemory memory;
+        T* values = memory.copy(y);
+        project_wgnc_blocks(memory.launch(), values, y.size() / (2 * block_size), block_size);
+        return memory.result(values, shape_of(y));
+      },
+      x, py::arg("block_size"));
+  m.def(
+      "wgnc_between_ffts",
+      [](const Array<T>& spectrum, int64_t block_size) {
+        require(spectrum.ndim() == 2, "expected (B, N)");
+        DeviceMemory memory;
+        T* values = memory.copy(spectrum);
+        wgnc_between_ffts(memory.launch(), values, spectrum.shape(0), spectrum.shape(1), block_size);
+        return memory.result(values, shape_of(spectrum));
+      },
+      x, py::arg("block_size"));
+}
+
+}  // namespace
+}  // namespace noisetilt::cuda
+
+PYBIND11_MODULE(MODULE, m) {
+  bind_device(m);
+  m.def("num_buckets", &noisetilt::cuda::num_buckets);
+  noisetilt::cuda::bind<float>(m);
+  noisetilt::cuda::bind<double>(m);
+}

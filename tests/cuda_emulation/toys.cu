@@ -1,0 +1,408 @@
+// Small kernels with which the emulation is tested: each right as it stands, and wrong with one of its bugs.
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cuda/atomic>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace toys {
+namespace {
+
+constexpr unsigned kAll = 0xffffffffu;
+
+enum Bug {
+  kNone,
+  kNoBarrier,         // a __syncthreads is missing
+  kNoSecondBarrier,   // another one is missing
+  kDivergentBarrier,  // not all threads come to it
+  kTwoBarriers,       // half of the threads wait at another
+  kExit,              // a thread exits before it
+  kAbsentLane,        // a lane does not take part in a collective operation
+  kOtherOperation,    // a lane takes part in another
+  kForeignMask,       // the mask lacks the caller
+  kNoSyncwarp,
+  kShuffle,       // in place of __syncwarp: all lanes wait, but nothing orders memory
+  kPlainCounter,  // a load and a store in place of an atomic operation
+  kNoGridBarrier,
+  kLostBlock,   // one block never arrives at it
+  kOrdinary,    // not launched as cooperative
+  kTooLarge,    // more blocks than fit at once
+  kStale,       // reads what an earlier launch left in shared memory
+  kOverrun,     // reads past shared memory
+  kOverwrite,   // writes past it
+  kNotAllowed,  // more shared memory than asked for with cudaFuncSetAttribute
+  kOverLimit,   // more than the device has
+  kOverflow,    // more threads than a block may have
+};
+
+struct Shape {
+  unsigned blocks, threads;
+};
+
+__device__ unsigned* shared_words() { return reinterpret_cast<unsigned*>(emulation::dynamic_shared_memory()); }
+
+// ---- a sum by shuffles and shared memory ----
+
+__global__ void reduce(const unsigned* in, unsigned* out, Bug bug) {
+  unsigned* partial = shared_words();
+  const unsigned t = threadIdx.x, lane = t % 32, num_warps = blockDim.x / 32;
+  if (bug == kExit && t == 40) return;
+  unsigned sum = in[blockIdx.x * blockDim.x + t];
+  const unsigned mask = bug == kForeignMask && t == 7 ? 0xff00u : kAll;
+  if (bug == kOtherOperation && t == 3)
+    sum += __shfl_down_sync(kAll, sum, 16);
+  else if (bug != kAbsentLane || t != 5)
+    sum += __shfl_xor_sync(mask, sum, 16);
+  for (int d = 8; d; d /= 2) sum += __shfl_xor_sync(kAll, sum, d);
+  if (lane == 0) partial[t / 32] = sum;
+  if (bug == kTwoBarriers && t < 32)
+    __syncthreads();
+  else if (bug != kNoBarrier && (bug != kDivergentBarrier || t % 2))
+    __syncthreads();
+  sum = 0;
+  for (unsigned w = 0; w < num_warps; ++w) sum += partial[w];
+  if (t == blockDim.x - 1) out[blockIdx.x] = sum;
+}
+
+// ---- the inclusive scan of Hillis and Steele in shared memory ----
+
+__global__ void scan(const unsigned* in, unsigned* out, Bug bug) {
+  unsigned* sums = shared_words();
+  const unsigned t = threadIdx.x, n = blockDim.x, at = blockIdx.x * n + t;
+  sums[t] = in[at];
+  __syncthreads();
+  for (unsigned d = 1; d < n; d *= 2) {
+    const unsigned below = t >= d ? sums[t - d] : 0;
+    if (bug != kNoBarrier) __syncthreads();
+    sums[t] += below;
+    if (bug != kNoSecondBarrier) __syncthreads();
+  }
+  out[at] = sums[t];
+}
+
+// ---- neighbours in a warp, by shared memory ----
+
+__global__ void rotate(const unsigned* in, unsigned* out, Bug bug) {
+  unsigned* words = shared_words();
+  const unsigned t = threadIdx.x, at = blockIdx.x * blockDim.x + t;
+  words[t] = in[at];
+  if (bug == kShuffle)
+    __shfl_sync(kAll, t, 0);
+  else if (bug != kNoSyncwarp)
+    __syncwarp();
+  out[at] = words[t / 32 * 32 + (t + 1) % 32];
+}
+
+// ---- ranks among equal values, stable, in a warp ----
+
+__global__ void rank(const unsigned* in, unsigned* out, Bug) {
+  const unsigned t = threadIdx.x, at = blockIdx.x * blockDim.x + t;
+  const unsigned same = __match_any_sync(kAll, in[at] % 8);
+  out[at] = static_cast<unsigned>(__popc(same & ((1u << t % 32) - 1)));
+}
+
+// ---- a histogram by atomics, in shared memory and then in global memory ----
+
+__global__ void histogram(const unsigned* in, unsigned* out, Bug bug) {
+  unsigned* counts = shared_words();
+  const unsigned t = threadIdx.x;
+  if (t < 16) counts[t] = 0;
+  if (bug != kNoBarrier) __syncthreads();
+  atomicAdd(&counts[in[blockIdx.x * blockDim.x + t] % 16], 1u);
+  if (bug != kNoSecondBarrier) __syncthreads();
+  if (t >= 16) return;
+  if (bug == kPlainCounter)
+    __stcg(&out[t], __ldcg(&out[t]) + counts[t]);
+  else
+    atomicAdd(&out[t], counts[t]);
+}
+
+// ---- blocks that wait for one another: each adds up what all have written, three times ----
+
+__global__ void exchange(const unsigned* in, unsigned* out, unsigned* arrivals, unsigned* words, Bug bug) {
+  const cuda::atomic_ref<unsigned, cuda::thread_scope_device> count(*arrivals);
+  const unsigned t = threadIdx.x, n = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + t;
+  unsigned value = in[at], target = 0;
+  for (int round = 0; round < 3; ++round) {
+    words[round * n + at] = value;
+    if (bug != kNoGridBarrier) {
+      __syncthreads();
+      target += gridDim.x;
+      if (t == 0) {
+        if (bug != kLostBlock || blockIdx.x != 1) count.fetch_add(1, cuda::memory_order_acq_rel);
+        while (count.load(cuda::memory_order_acquire) < target) __nanosleep(20);
+      }
+      __syncthreads();
+    }
+    value = 0;
+    for (unsigned k = 0; k < n; ++k) value += words[round * n + k];
+    value += at;
+  }
+  out[at] = value;
+}
+
+// ---- shared memory ----
+
+__global__ void reverse(const unsigned* in, unsigned* out, Bug bug) {
+  unsigned* words = shared_words();
+  const unsigned t = threadIdx.x, n = blockDim.x, at = blockIdx.x * n + t;
+  if (bug != kStale) words[n - 1 - t + (bug == kOverwrite)] = in[at];
+  __syncthreads();
+  out[at] = words[t + (bug == kOverrun || bug == kOverwrite)];
+}
+
+// ---- every other collective operation, against its definition ----
+
+__global__ void collectives(const unsigned* in, unsigned* out, Bug) {
+  const unsigned t = threadIdx.x, lane = t % 32, first = blockIdx.x * blockDim.x + t - lane;
+  const unsigned value = in[first + lane];
+  const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  unsigned sum = 0, most = 0, all = 0, odd = 0;
+  for (unsigned k = 0; k < 32; ++k) {
+    odd |= (in[first + k] & 1) << k;
+    if (!(half >> k & 1)) continue;
+    sum += in[first + k];
+    most = max(most, in[first + k]);
+    all |= in[first + k];
+  }
+  const int odd_in_block = __syncthreads_count(value & 1), any_odd = __syncthreads_or(value & 1);
+  const int all_odd = __syncthreads_and(value & 1);
+  const double wide = __shfl_sync(kAll, static_cast<double>(value) + 0.5, 9);
+  const bool right[] = {
+      __reduce_add_sync(half, value) == sum,
+      __reduce_max_sync(half, value) == most,
+      __reduce_or_sync(half, value) == all,
+      __reduce_min_sync(half, -static_cast<int>(value)) == -static_cast<int>(most),
+      __ballot_sync(kAll, value & 1) == odd,
+      __any_sync(kAll, value & 1) == (odd != 0),
+      __all_sync(kAll, value & 1) == (odd == kAll),
+      __ballot_sync(half, value & 1) == (odd & half),
+      wide == in[first + 9] + 0.5,
+      __shfl_sync(kAll, value, 3, 8) == in[first + lane / 8 * 8 + 3],
+      __shfl_up_sync(kAll, value, 2, 8) == in[first + (lane % 8 >= 2 ? lane - 2 : lane)],
+      __shfl_down_sync(kAll, value, 3) == in[first + (lane + 3 < 32 ? lane + 3 : lane)],
+      __shfl_xor_sync(kAll, value, 9, 8) == in[first + (lane & 8 ? lane ^ 9 : lane)],
+      (any_odd != 0) == (odd_in_block > 0),
+      (all_odd != 0) == (odd_in_block == static_cast<int>(blockDim.x)),
+      __clz(static_cast<int>(value | 1)) + 31 - __builtin_clz(value | 1) * 2 + __clz(1) == 62 - __clz(value | 1),
+      __ffs(8) == 4 && __brev(1u) == 0x80000000u && __popcll(~0ull) == 64,
+  };
+  unsigned wrong = 0;
+  for (unsigned k = 0; k < sizeof right; ++k) wrong |= static_cast<unsigned>(!right[k]) << k;
+  out[first + lane] = wrong;
+}
+
+// ---- the host's side ----
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative, Arguments... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = cooperative;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+using Words = std::vector<unsigned>;
+
+Words numbers(Shape shape) {
+  Words words(shape.blocks * shape.threads);
+  for (unsigned& word : words) word = static_cast<unsigned>(emulation::random_bits() >> 45);
+  return words;
+}
+
+bool reduce_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(shape.blocks), expected(shape.blocks);
+  launch(reduce, shape, shape.threads / 32 * 4, false, in.data(), out.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k) expected[k / shape.threads] += in[k];
+  return out == expected;
+}
+
+bool scan_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), expected(in.size());
+  launch(scan, shape, shape.threads * 4, false, in.data(), out.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k) expected[k] = in[k] + (k % shape.threads ? expected[k - 1] : 0);
+  return out == expected;
+}
+
+bool rotate_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), expected(in.size());
+  launch(rotate, shape, shape.threads * 4, false, in.data(), out.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k) expected[k] = in[k / 32 * 32 + (k + 1) % 32];
+  return out == expected;
+}
+
+bool rank_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), expected(in.size());
+  launch(rank, shape, 0, false, in.data(), out.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k)
+    for (size_t other = k / 32 * 32; other < k; ++other) expected[k] += in[other] % 8 == in[k] % 8;
+  return out == expected;
+}
+
+bool histogram_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(16), expected(16);
+  launch(histogram, shape, 64, false, in.data(), out.data(), bug);
+  for (unsigned word : in) ++expected[word % 16];
+  return out == expected;
+}
+
+bool exchange_is_right(Shape shape, Bug bug) {
+  int fits = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fits, exchange, static_cast<int>(shape.threads), 0));
+  shape.blocks = static_cast<unsigned>(fits * emulation::device.num_sms) + (bug == kTooLarge);
+  const Words in = numbers(shape);
+  const unsigned n = static_cast<unsigned>(in.size());
+  Words out(n), expected = in, words(3 * n);
+  unsigned arrivals = 0;
+  launch(exchange, shape, 0, bug != kOrdinary, in.data(), out.data(), &arrivals, words.data(), bug);
+  for (int round = 0; round < 3; ++round) {
+    const unsigned sum = std::accumulate(expected.begin(), expected.end(), 0u);
+    for (unsigned k = 0; k < n; ++k) expected[k] = sum + k;
+  }
+  return out == expected;
+}
+
+bool reverse_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), expected(in.size());
+  size_t bytes = shape.threads * 4;
+  if (bug == kStale) launch(reverse, shape, bytes, false, in.data(), out.data(), kNone);
+  if (bug == kNotAllowed) bytes = (48 << 10) + 1;
+  if (bug == kOverLimit) {
+    bytes = static_cast<size_t>(emulation::device.shared_bytes_per_block) + 1;
+    check(cudaFuncSetAttribute(reverse, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  }
+  if (bug == kOverflow) shape.threads = static_cast<unsigned>(emulation::device.threads_per_block) + 32;
+  launch(reverse, shape, bytes, false, in.data(), out.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k)
+    expected[k] = in[k / shape.threads * shape.threads + (shape.threads - 1 - k % shape.threads)];
+  return out == expected;
+}
+
+bool collectives_are_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size());
+  launch(collectives, shape, 0, false, in.data(), out.data(), bug);
+  for (unsigned wrong : out)
+    if (wrong) throw std::runtime_error("collective operations " + std::to_string(wrong));
+  return true;
+}
+
+// Switches a second: n threads at a barrier, `count` times.
+__global__ void barriers(int count) {
+  for (int k = 0; k < count; ++k) __syncthreads();
+}
+
+struct Toy {
+  const char* name;
+  bool (*is_right)(Shape, Bug);
+  std::vector<std::pair<const char*, Bug>> bugs;
+};
+
+const std::vector<Toy>& all() {
+  static const std::vector<Toy> toys = {
+      {"reduce",
+       reduce_is_right,
+       {{"no barrier", kNoBarrier},
+        {"divergent barrier", kDivergentBarrier},
+        {"two barriers", kTwoBarriers},
+        {"exit", kExit},
+        {"absent lane", kAbsentLane},
+        {"other operation", kOtherOperation},
+        {"foreign mask", kForeignMask}}},
+      {"scan", scan_is_right, {{"no barrier", kNoBarrier}, {"no second barrier", kNoSecondBarrier}}},
+      {"rotate", rotate_is_right, {{"no syncwarp", kNoSyncwarp}, {"shuffle", kShuffle}}},
+      {"rank", rank_is_right, {}},
+      {"histogram",
+       histogram_is_right,
+       {{"no barrier", kNoBarrier}, {"no second barrier", kNoSecondBarrier}, {"plain counter", kPlainCounter}}},
+      {"exchange",
+       exchange_is_right,
+       {{"no grid barrier", kNoGridBarrier},
+        {"lost block", kLostBlock},
+        {"ordinary launch", kOrdinary},
+        {"too large", kTooLarge}}},
+      {"reverse",
+       reverse_is_right,
+       {{"stale", kStale},
+        {"overrun", kOverrun},
+        {"overwrite", kOverwrite},
+        {"not allowed", kNotAllowed},
+        {"over the limit", kOverLimit},
+        {"too many threads", kOverflow}}},
+      {"collectives", collectives_are_right, {}},
+  };
+  return toys;
+}
+
+// Whether the toy's result is right; throws if a launch fails.
+bool run(const std::string& name, const std::string& bug, unsigned blocks, unsigned threads) {
+  for (const Toy& toy : all()) {
+    if (toy.name != name) continue;
+    if (bug.empty()) return toy.is_right({blocks, threads}, kNone);
+    for (const auto& [bug_name, value] : toy.bugs)
+      if (bug_name == bug) return toy.is_right({blocks, threads}, value);
+  }
+  throw std::invalid_argument("no toy " + name + " with bug " + bug);
+}
+
+}  // namespace
+}  // namespace toys
+
+#ifdef TOYS_MAIN
+
+// toys NAME BUG SEED
+int main(int, char** arguments) try {
+  emulation::device.seed = std::strtoull(arguments[3], nullptr, 10);
+  const bool right = toys::run(arguments[1], arguments[2], 5, 64);
+  std::puts(right ? "right" : "wrong");
+  return 0;
+} catch (const std::exception& error) {
+  std::puts(error.what());
+  return 0;
+}
+
+#else
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "device.h"
+
+PYBIND11_MODULE(MODULE, m) {
+  bind_device(m);
+  m.def("run", &toys::run);
+  m.def("barriers", [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
+  m.def("bugs", [] {
+    std::map<std::string, std::vector<std::string>> names;
+    for (const toys::Toy& toy : toys::all()) {
+      names[toy.name];
+      for (const auto& bug : toy.bugs) names[toy.name].push_back(bug.first);
+    }
+    return names;
+  });
+}
+
+#endif
