@@ -4,6 +4,8 @@
 // The values of every column are counted into buckets: a bucket tells between which ranks its values lie, and most of
 // a nearly typical sample is settled by that, unchanged. Else the values are gathered by bucket and ranked
 // exactly among their neighbours; or, where buckets are crowded (many ties, odd scales) or chunks are long, by sorting.
+//
+// A round of counting may test several projections at once: those before the first that is not settled change nothing.
 #pragma once
 
 #include "keys.cuh"
@@ -16,7 +18,7 @@ namespace noisetilt::cuda {
 constexpr int32_t kCountedChunk = 32;     // chunks up to this size are ranked by comparing all with all
 constexpr uint32_t kMostCompared = 512;   // buckets up to this size likewise: beyond, sorting is faster
 constexpr int32_t kSmallColumn = 1024;    // columns up to this length, and
-constexpr int32_t kSmallVector = 4096;    // vectors up to this one, are ranked whole by every block on its own
+constexpr int32_t kSmallVector = 4096;    // vectors up to this one, are ranked by every block on its own
 
 // A table and what belongs to it.
 template <class T>
@@ -25,10 +27,16 @@ struct Field {
   const RankLimits* limits;
   int64_t row_stride, column_stride;
   int32_t num_chunks, chunk_size, num_buckets;
+  int32_t first_counter;  // of [column][bucket], in the team's memory
+  int32_t unit;           // what is projected as one and has one verdict: the values, or the tiles of a size
+
+  // Long chunks are sorted, which needs no buckets.
+  __device__ bool is_counted() const { return chunk_size <= kCountedChunk; }
+  __device__ int32_t num_counters() const { return chunk_size * num_buckets; }
 
   __device__ int32_t size() const { return num_chunks * chunk_size; }
   __device__ bool is_small() const {
-    return num_chunks <= kSmallColumn && size() <= kSmallVector && chunk_size <= kCountedChunk;
+    return num_chunks <= kSmallColumn && size() <= kSmallVector && is_counted();
   }
   // x clipped to the bounds of its rank; NaN stays.
   __device__ T clip(T x, int32_t rank, int32_t column) const {
@@ -37,6 +45,20 @@ struct Field {
     return x < low ? low : x > high ? high : x;
   }
 };
+
+template <class T>
+Field<T> field_of(const Table<T>& table, const RankLimits* limits, int64_t first_counter = 0, int64_t unit = 0) {
+  return {table.lower,
+          table.upper,
+          limits,
+          table.row_stride,
+          table.column_stride,
+          static_cast<int32_t>(table.num_chunks),
+          static_cast<int32_t>(table.chunk_size),
+          num_buckets(table.num_chunks, table.chunk_size),
+          static_cast<int32_t>(first_counter),
+          static_cast<int32_t>(unit)};
+}
 
 // 4 over the typical size of a value, a power of two: that of a quarter of the largest bound.
 template <class T>
@@ -75,13 +97,19 @@ struct Vectors {
   __device__ T* out(int32_t f) const { return first_out + f * size; }
 };
 
+struct Verdict {
+  uint32_t unsettled;  // a value may be out of its bounds
+  uint32_t fullest;    // number of values in the fullest bucket
+};
+
 // What the blocks of a team share, in global memory.
 template <class T>
 struct OrderStatsMemory {
-  uint32_t* counters[2];  // [vector][column][bucket], all zero where not in use
-  uint32_t* verdicts[2];  // {a value is unsettled, size of the fullest bucket}, likewise
-  uint32_t* places;       // [vector][value]: column and bucket
+  uint32_t* counters[2];  // of every field, all zero where not in use
+  Verdict* verdicts[2];   // of every unit, likewise
+  uint32_t* ranks;        // of every field: the first rank of a bucket, then the one to go to the next value gathered
   T* clipped;             // [vector][value]: NaN where it is unchanged
+  uint32_t* columns;      // [value], for sorting
   RadixMemory<T> radix;
 };
 
@@ -98,39 +126,62 @@ class OrderStats {
     return small > radix ? small : radix;
   }
 
+  // A round of counting: count() for each vector of a range of fields, a team barrier, sum_up() of the fields, a team
+  // barrier; then verdict() of their units, and end_round().
+
   // The block's own values are there after a __syncthreads, others, where chunks cross blocks, after a team barrier.
-  // So are the results for the block's threads; nobody may change `in` before the next team barrier.
-  // `settle`: the buckets are those that the limits were made for.
-  __device__ __noinline__ void project(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets, bool settle) {
-    if (fields[0].chunk_size <= kCountedChunk) {
-      count(v, fields, buckets);
-      team_.sync();
-      sum_up(v, fields, settle);
-      team_.sync();
-      const uint32_t* verdict = memory_.verdicts[parity_];
-      const bool settled = verdict[0] == 0;
-      const uint32_t fullest = verdict[1];
-      uint32_t* counters = memory_.counters[parity_];
-      parity_ ^= 1;
-      used_ = static_cast<uint32_t>(v.count * fields[0].chunk_size * fields[0].num_buckets);
-      if (settled) return copy(v);
-      if (fullest <= kMostCompared)
-        rank_among_neighbours(v, fields, buckets, counters);
-      else
-        rank_by_sorting(v, fields, fields[0].num_buckets);
-    } else {
-      rank_by_sorting(v, fields, 1);
-    }
-    team_.sync();
+  __device__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
+    const int32_t D = fields[0].chunk_size;
     for (int32_t f = 0; f < v.count; ++f) {
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const T clipped = memory_.clipped[f * v.size + i];
-        v.out(f)[i] = clipped == clipped ? clipped : v.in(f)[i];
-      }
+      uint32_t* counters = memory_.counters[parity_] + fields[f].first_counter;
+      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x)
+        atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
     }
   }
 
-  // As project, where fields are small: every block reads all values, and none waits for another.
+  __device__ void declare_unsettled(int32_t unit) { memory_.verdicts[parity_][unit].unsettled = 1; }
+
+  // Turns the counts of every column into first ranks, and says what they settle. `settle`: the buckets are those that
+  // the limits were made for.
+  __device__ void sum_up(const Field<T>* begin, const Field<T>* end, int32_t num_units, bool settle) {
+    int32_t segment = static_cast<int32_t>(team_.thread() / kWarp);
+    const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarp);
+    for (const Field<T>* field = begin; field != end; ++field) {
+      const int32_t length = min(field->num_buckets, kSegment), per_column = field->num_buckets / length;
+      const int32_t num_segments = field->chunk_size * per_column;
+      for (; segment < num_segments; segment += num_warps) sum_up_segment(*field, segment, length, settle);
+      segment -= num_segments;
+    }
+    // Nobody looks at what the round before this one left: all are past this one's first barrier.
+    uint32_t* others = memory_.counters[parity_ ^ 1];
+    for (uint32_t i = used_begin_ + team_.thread(); i < used_end_; i += team_.num_threads()) others[i] = 0;
+    for (uint32_t i = team_.thread(); i < static_cast<uint32_t>(num_units); i += team_.num_threads())
+      memory_.verdicts[parity_ ^ 1][i] = {0, 0};
+    used_begin_ = begin == end ? 0 : static_cast<uint32_t>(begin->first_counter);
+    used_end_ = begin == end ? 0 : static_cast<uint32_t>(end[-1].first_counter + end[-1].num_counters());
+  }
+
+  __device__ Verdict verdict(int32_t unit) const { return memory_.verdicts[parity_][unit]; }
+  __device__ void end_round() { parity_ ^= 1; }
+
+  // Projects vectors whose unit the last round has not settled; its verdict is `verdict`. The result is for the block's
+  // threads after a __syncthreads; nobody may change `in` before the next team barrier.
+  __device__ __noinline__ void project_counted(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets,
+                                               const Verdict& verdict) {
+    if (verdict.fullest <= kMostCompared)
+      rank_among_neighbours(v, fields, buckets);
+    else
+      rank_by_sorting(v, fields, buckets);
+    take_clipped(v);
+  }
+
+  // The same without a round before it, for long chunks.
+  __device__ void project_by_sorting(const Vectors<T>& v, const Field<T>* fields) {
+    rank_by_sorting(v, fields, nullptr);
+    take_clipped(v);
+  }
+
+  // Projects without a round before it, where fields are small: every block reads all values, and none waits.
   __device__ void project_small(const Vectors<T>& v, const Field<T>* fields) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size;
     const int32_t stride = M + static_cast<int32_t>(16 / sizeof(Key<T>));  // columns begin in different banks
@@ -163,115 +214,125 @@ class OrderStats {
   }
 
  private:
-  __device__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
-    const int32_t D = fields[0].chunk_size;
-    for (int32_t f = 0; f < v.count; ++f) {
-      uint32_t* counters = memory_.counters[parity_] + f * D * buckets[f].count;
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const int32_t chunk = i / D, column = rank_in_chunk(v.in(f) + chunk * D, D, i - chunk * D);
-        const uint32_t place = static_cast<uint32_t>(column * buckets[f].count + buckets[f].of(v.in(f)[i]));
-        memory_.places[f * v.size + i] = place;
-        atomicAdd(&counters[place], 1u);
-      }
-    }
+  static constexpr int32_t kSegment = 1024;  // counters that a warp sums up
+
+  // Column and bucket of value i, as an index.
+  __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, const Buckets& buckets) {
+    const int32_t chunk = i / chunk_size;
+    const int32_t column = rank_in_chunk(values + chunk * chunk_size, chunk_size, i - chunk * chunk_size);
+    return static_cast<uint32_t>(column * buckets.count + buckets.of(values[i]));
   }
 
-  // Turns the counts of every column into first ranks, and says what they settle.
-  __device__ void sum_up(const Vectors<T>& v, const Field<T>* fields, bool settle) {
-    const int32_t D = fields[0].chunk_size, num_buckets = fields[0].num_buckets;
-    auto* partial = reinterpret_cast<uint32_t*>(shared_);
+  // By one warp.
+  __device__ void sum_up_segment(const Field<T>& field, int32_t segment, int32_t length, bool settle) {
+    const int32_t lane = static_cast<int32_t>(threadIdx.x % kWarp), in_row = 4 * static_cast<int32_t>(kWarp);
+    const int32_t per_column = field.num_buckets / length, column = segment / per_column;
+    const int32_t begin = (segment - column * per_column) * length;
+    const int64_t first = static_cast<int64_t>(column) * field.num_buckets;
+    const auto* counts = reinterpret_cast<const uint4*>(memory_.counters[parity_] + field.first_counter + first);
+    auto* ranks = reinterpret_cast<uint4*>(memory_.ranks + field.first_counter + first);
+    const auto* limits = reinterpret_cast<const int4*>(field.limits + first);
+
+    uint32_t before = 0;
+#pragma unroll 4
+    for (int32_t k = 4 * lane; k < begin; k += in_row) {
+      const uint4 four = counts[k / 4];
+      before += four.x + four.y + four.z + four.w;
+    }
+    before = __reduce_add_sync(kAllLanes, before);
+
     bool unsettled = false;
     uint32_t fullest = 0;
-    for (int32_t c = team_.rank; c < v.count * D; c += team_.num_blocks) {
-      const RankLimits* limits = fields[c / D].limits + static_cast<int64_t>(c % D) * num_buckets;
-      auto* counts = reinterpret_cast<uint4*>(memory_.counters[parity_] + static_cast<int64_t>(c) * num_buckets);
-      uint32_t before = 0;
-      for (int32_t first = 0; first < num_buckets / 4; first += blockDim.x) {
-        const int32_t at = first + threadIdx.x;
-        const bool inside = at < num_buckets / 4;
-        const uint4 four = inside ? counts[at] : uint4{0, 0, 0, 0};
-        const uint32_t count[4] = {four.x, four.y, four.z, four.w};
-        uint32_t total;
-        uint32_t rank = before + block_prefix_sum(four.x + four.y + four.z + four.w, partial, total);
-        before += total;
-        uint32_t ranks[4];
+#pragma unroll 2
+    for (int32_t row = begin; row < begin + length; row += in_row) {
+      const int32_t k = row + 4 * lane;
+      const uint4 four = counts[k / 4];
+      const int4 low = limits[k / 2], high = limits[k / 2 + 1];
+      const uint32_t count[4] = {four.x, four.y, four.z, four.w};
+      const int32_t limit[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      const uint32_t sum = four.x + four.y + four.z + four.w;
+      uint32_t inclusive = sum;
 #pragma unroll
-        for (int32_t k = 0; k < 4; ++k) {
-          ranks[k] = rank;
-          rank += count[k];
-          fullest = max(fullest, count[k]);
-          if (count[k] == 0) continue;
-          if (!settle) {
-            unsettled = true;
-          } else {
-            const RankLimits limit = limits[4 * at + k];
-            unsettled |= static_cast<int32_t>(ranks[k]) < limit.first || static_cast<int32_t>(rank) - 1 > limit.last;
-          }
-        }
-        if (inside) counts[at] = uint4{ranks[0], ranks[1], ranks[2], ranks[3]};
+      for (int32_t d = 1; d < static_cast<int32_t>(kWarp); d *= 2) {
+        const uint32_t below = __shfl_up_sync(kAllLanes, inclusive, static_cast<unsigned>(d));
+        if (lane >= d) inclusive += below;
       }
+      uint32_t rank = before + inclusive - sum;
+      before += __shfl_sync(kAllLanes, inclusive, static_cast<int>(kWarp) - 1);
+      uint32_t first_ranks[4];
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) {
+        first_ranks[i] = rank;
+        rank += count[i];
+        fullest = max(fullest, count[i]);
+        const bool inside =
+            settle && static_cast<int32_t>(first_ranks[i]) >= limit[2 * i] && static_cast<int32_t>(rank) <= limit[2 * i + 1] + 1;
+        unsettled |= count[i] != 0 && !inside;
+      }
+      ranks[k / 4] = uint4{first_ranks[0], first_ranks[1], first_ranks[2], first_ranks[3]};
     }
     fullest = __reduce_max_sync(kAllLanes, fullest);
     unsettled = __any_sync(kAllLanes, unsettled);
-    if (threadIdx.x % kWarp == 0) {
-      if (unsettled) atomicOr(&memory_.verdicts[parity_][0], 1u);
-      atomicMax(&memory_.verdicts[parity_][1], fullest);
-    }
-    // Nobody looks at what the projection before this one left: all are past this one's first barrier.
-    uint32_t* others = memory_.counters[parity_ ^ 1];
-    for (uint32_t i = team_.thread(); i < used_; i += team_.num_threads()) others[i] = 0;
-    if (team_.thread() < 2) memory_.verdicts[parity_ ^ 1][team_.thread()] = 0;
+    if (lane != 0) return;
+    Verdict& verdict = memory_.verdicts[parity_][field.unit];
+    if (unsettled) verdict.unsettled = 1;
+    atomicMax(&verdict.fullest, fullest);
   }
 
-  __device__ void copy(const Vectors<T>& v) {
+  __device__ void take_clipped(const Vectors<T>& v) {
+    team_.sync();
     for (int32_t f = 0; f < v.count; ++f) {
-      if (v.in(f) == v.out(f)) continue;
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) v.out(f)[i] = v.in(f)[i];
+      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
+        const T clipped = memory_.clipped[f * v.size + i];
+        v.out(f)[i] = clipped == clipped ? clipped : v.in(f)[i];
+      }
     }
   }
 
   // Gathers the values by bucket, and ranks every one by comparing it with those of its bucket. What is left of the
-  // counters is where each bucket ends.
-  __device__ void rank_among_neighbours(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets,
-                                        uint32_t* counters) {
+  // ranks is where each bucket ends.
+  __device__ void rank_among_neighbours(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size, num_buckets = fields[0].num_buckets;
     Entry<T>* entries = memory_.radix.entries[0];
     for (int32_t f = 0; f < v.count; ++f) {
+      uint32_t* ranks = memory_.ranks + fields[f].first_counter;
       for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const uint32_t place = memory_.places[f * v.size + i];
-        const uint32_t rank = atomicAdd(&counters[static_cast<uint32_t>(f * D * num_buckets) + place], 1u);
+        const uint32_t place = place_of(v.in(f), D, i, buckets[f]);
         const int32_t column = static_cast<int32_t>(place) / num_buckets;
-        entries[f * v.size + column * M + static_cast<int32_t>(rank)] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
+        const int32_t rank = static_cast<int32_t>(atomicAdd(&ranks[place], 1u));
+        entries[f * v.size + column * M + rank] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
       }
     }
     team_.sync();
     for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(v.count * v.size); p += team_.num_threads()) {
-      const int32_t column = static_cast<int32_t>(p) / M, f = column / D;  // of both vectors, one after the other
+      const int32_t f = static_cast<int32_t>(p) / v.size, column = static_cast<int32_t>(p) / M - f * D;
       const Entry<T> own = entries[p];
-      const T x = from_key<T>(own.key);
-      const int32_t bucket = buckets[f].of(x);
-      const uint32_t* ends = counters + static_cast<int64_t>(column) * num_buckets;
+      const int32_t bucket = buckets[f].of(from_key<T>(own.key));
+      const uint32_t* ends = memory_.ranks + fields[f].first_counter + static_cast<int64_t>(column) * num_buckets;
       const uint32_t begin = bucket == 0 ? 0 : ends[bucket - 1], end = ends[bucket];
-      const Entry<T>* neighbours = entries + static_cast<int64_t>(column) * M;
+      const Entry<T>* neighbours = entries + f * v.size + static_cast<int64_t>(column) * M;
       uint32_t rank = begin;
 #pragma unroll 4
       for (uint32_t k = begin; k < end; ++k) rank += neighbours[k] < own;
-      clip(fields[f], f * v.size, own, static_cast<int32_t>(rank), column - f * D);
+      clip(fields[f], f * v.size, own, static_cast<int32_t>(rank), column);
     }
   }
 
-  // `divisor` makes a place a column.
-  __device__ void rank_by_sorting(const Vectors<T>& v, const Field<T>* fields, int32_t divisor) {
+  // `buckets` may be null if chunks are long.
+  __device__ __noinline__ void rank_by_sorting(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size, size = v.size;
     RadixSort<T> radix(team_, memory_.radix, shared_, size);
+    uint32_t* columns = memory_.columns;
     for (int32_t f = 0; f < v.count; ++f) {
-      uint32_t* columns = memory_.places + f * size;
       Entry<T>* entries = memory_.radix.entries[0];
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x)
+      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
         entries[i] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
+        if (fields[f].is_counted())
+          columns[i] = place_of(v.in(f), D, i, buckets[f]) / static_cast<uint32_t>(fields[f].num_buckets);
+      }
       team_.sync();
       entries = radix.sort(entries, ~Key<T>(0), nullptr, [](const Entry<T>& e) { return e.key; });
-      if (D > kCountedChunk) {
+      if (!fields[f].is_counted()) {
         // Sorted by chunk as well, every value stands where its chunk begins plus its rank there.
         const Entry<T>* chunks =
             radix.sort(entries, M - 1, entries, [=](const Entry<T>& e) { return e.index / static_cast<uint32_t>(D); });
@@ -279,13 +340,12 @@ class OrderStats {
           columns[chunks[p].index] = p % static_cast<uint32_t>(D);
         team_.sync();
       }
-      const auto column_of = [=](const Entry<T>& e) { return columns[e.index] / static_cast<uint32_t>(divisor); };
-      entries = radix.sort(entries, D - 1, nullptr, column_of);
+      entries = radix.sort(entries, D - 1, nullptr, [=](const Entry<T>& e) { return columns[e.index]; });
       for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(size); p += team_.num_threads()) {
         const int32_t column = static_cast<int32_t>(p) / M;
         clip(fields[f], f * size, entries[p], static_cast<int32_t>(p) - column * M, column);
       }
-      if (f + 1 < v.count) team_.sync();  // the entries are written again
+      team_.sync();  // the entries and columns are written again
     }
   }
 
@@ -298,7 +358,7 @@ class OrderStats {
   const OrderStatsMemory<T>& memory_;
   unsigned char* shared_;
   int32_t parity_ = 0;
-  uint32_t used_ = 0;  // counters of the other parity that are not zero
+  uint32_t used_begin_ = 0, used_end_ = 0;  // counters of the other parity that are not zero
 };
 
 }  // namespace noisetilt::cuda

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
 
 #include "butterfly.cuh"
 #include "runtime.h"
@@ -17,7 +16,7 @@
 namespace noisetilt::cuda {
 namespace {
 
-constexpr int kMostFields = 128, kMostTiles = 16, kMostMixing = 16;
+constexpr int kMostFields = 128, kMostTiles = 16, kMostUnits = 32, kMostMixing = 16;
 
 constexpr int kThreads = 512;
 
@@ -25,7 +24,8 @@ template <class T>
 struct TileSize {
   TileGrid grid;
   T root;  // of the tile's size
-  int32_t num_chunk_sizes;
+  int32_t first_tile, num_chunk_sizes, first_field;
+  bool counted;  // so are all its fields
 };
 
 struct MixingDomain {
@@ -37,7 +37,7 @@ struct MixingDomain {
 // Where in a team's memory its arrays begin, in bytes.
 struct Layout {
   size_t counters[2], verdicts[2], arrivals, zeroed;  // the first part, zero at the start, and its size
-  size_t places, clipped, entries[3], digit_counts, stages[3], measured, means, mixing[2], slices[2], rest;
+  size_t ranks, clipped, columns, entries[3], digit_counts, measured[2], projected[2], means, mixing[2], slices[2], rest;
 };
 
 template <class T>
@@ -62,6 +62,10 @@ struct SharedHead {
   TileStatsMemory<T> tile_stats;
   Buckets buckets[kMostFields];
   int32_t scale;
+  // How a unit fared: it is not tested again for so many projections; the longer, the more often it was unsettled.
+  struct {
+    int32_t rest, patience;
+  } tests[kMostUnits];
 };
 
 __host__ __device__ constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -89,6 +93,7 @@ class Worker {
     if (threadIdx.x == 0) find_memory();
     for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x)
       head_.buckets[k] = {bucket_factor(work.fields[k]), work.fields[k].num_buckets};
+    for (int32_t k = threadIdx.x; k < kMostUnits; k += blockDim.x) head_.tests[k] = {0, 0};
   }
 
   __device__ void run() {
@@ -125,27 +130,103 @@ class Worker {
     return head_.scale / seen + 1;  // of standard normal values the mean exponent is -1.4
   }
 
+  // Projects the slice. `scale`: of the values, as scale_of gives it.
   __device__ void project(int32_t scale = 0) {
-    const Field<T>* field = work_.fields;
-    const Buckets* buckets = head_.buckets;
+    const int32_t num_units = work_.num_values + work_.num_tiles;
+    // After the first projection the values have their typical size.
+    bool typical = abs(scale) <= 1;
+    for (int32_t unit = 0; unit < num_units; typical = true) {
+      __syncthreads();
+      const int32_t end = typical ? end_of_round(unit) : unit + (work_.fields[0].is_counted() ? 1 : 0);
+      unit = end > unit ? project_round(unit, end, typical ? 0 : scale) : project_untested(unit);
+    }
+    if (threadIdx.x < kMostUnits && head_.tests[threadIdx.x].rest > 0) --head_.tests[threadIdx.x].rest;
+  }
+
+  // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the past tells,
+  // and of the values one more, since counting is the first step of their projection.
+  __device__ int32_t end_of_round(int32_t begin) const {
+    const int32_t num_units = work_.num_values + work_.num_tiles;
+    for (int32_t unit = begin; unit < num_units; ++unit) {
+      const bool of_values = unit < work_.num_values;
+      if (!(of_values ? work_.fields[unit].is_counted() : work_.tiles[unit - work_.num_values].counted)) return unit;
+      if (head_.tests[unit].rest > 0) return of_values ? unit + 1 : unit;
+    }
+    return num_units;
+  }
+
+  // Tests units, and projects the first that is not settled. Returns the one after it, or `end`.
+  __device__ int32_t project_round(int32_t begin, int32_t end, int32_t scale) {
+    const int32_t num_values = work_.num_values, num_units = num_values + work_.num_tiles;
+    const int32_t inverse = min(max(127 - scale, 1), 254);
+    const Buckets scaled{head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
+                         head_.buckets[begin].count};
+    for (int32_t unit = max(begin, num_values); unit < end; ++unit) tile_stats_.measure(slice_, tile_problem(unit));
+    if (end > num_values) team_.sync();
+    for (int32_t unit = begin; unit < end; ++unit) {
+      if (unit < num_values)
+        order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled);
+      else
+        tile_stats_.count(slice_, tile_problem(unit));
+    }
+    team_.sync();
+    order_stats_.sum_up(work_.fields + first_field(begin), work_.fields + first_field(end), num_units, scale == 0);
+    team_.sync();
+    int32_t unit = begin;
+    Verdict verdict{};
+    for (; unit < end; ++unit) {
+      verdict = order_stats_.verdict(unit);
+      if (verdict.unsettled) break;
+    }
+    order_stats_.end_round();
+    if (threadIdx.x == 0) {
+      for (int32_t k = begin; k < unit; ++k) head_.tests[k] = {0, 0};
+      if (unit < end && scale == 0) {
+        constexpr int32_t kMostPatience = 8;
+        const int32_t patience = min(2 * head_.tests[unit].patience + 1, kMostPatience);
+        head_.tests[unit] = {patience + 1, patience};  // this projection counts as one
+      }
+    }
+    if (unit == end) return end;
+    if (unit < num_values)
+      order_stats_.project_counted(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, verdict);
+    else
+      tile_stats_.project(slice_, tile_problem(unit), num_units);
+    return unit + 1;
+  }
+
+  __device__ int32_t project_untested(int32_t unit) {
+    if (unit < work_.num_values) {
+      order_stats_.project_by_sorting(values(), work_.fields + unit);
+    } else {
+      const TileStatsProblem<T> problem = tile_problem(unit);
+      tile_stats_.measure(slice_, problem);
+      team_.sync();
+      tile_stats_.project(slice_, problem, work_.num_values + work_.num_tiles);
+    }
+    return unit + 1;
+  }
+
+  __device__ Vectors<T> values() const {
     T* values = slice_.values - slice_.begin;
-    for (int32_t k = 0; k < work_.num_values; ++k, ++field, ++buckets) {
-      __syncthreads();
-      const Vectors<T> vectors{values, values, 1, work_.size, slice_.begin, slice_.end};
-      // After the first projection the values have their typical size.
-      const bool typical = k > 0 || abs(scale) <= 1;
-      const int32_t inverse = typical ? 127 : min(max(127 - scale, 1), 254);
-      const Buckets scaled{buckets->factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23), buckets->count};
-      order_stats_.project(vectors, field, &scaled, typical);
-    }
-    for (int32_t k = 0; k < work_.num_tiles; ++k) {
-      __syncthreads();
-      const TileSize<T>& tile = work_.tiles[k];
-      tile_stats_.project(slice_,
-                          {tile.grid, tile.root, work_.size / tile.grid.size(), tile.num_chunk_sizes, field, buckets});
-      field += 2 * tile.num_chunk_sizes;
-      buckets += 2 * tile.num_chunk_sizes;
-    }
+    return {values, values, 1, work_.size, slice_.begin, slice_.end};
+  }
+
+  __device__ int32_t first_field(int32_t unit) const {
+    const int32_t tile = unit - work_.num_values;
+    return tile < 0 ? unit : tile == work_.num_tiles ? work_.num_fields : work_.tiles[tile].first_field;
+  }
+
+  __device__ TileStatsProblem<T> tile_problem(int32_t unit) const {
+    const TileSize<T>& tile = work_.tiles[unit - work_.num_values];
+    return {tile.grid,
+            tile.root,
+            unit,
+            tile.first_tile,
+            work_.size / tile.grid.size(),
+            tile.num_chunk_sizes,
+            work_.fields + tile.first_field,
+            head_.buckets + tile.first_field};
   }
 
   __device__ void mix(const MixingDomain& domain) {
@@ -220,14 +301,15 @@ class Worker {
     OrderStatsMemory<T>& order_stats = head_.order_stats;
     for (int k = 0; k < 2; ++k) {
       order_stats.counters[k] = at<uint32_t>(work_.zeroed, layout.zeroed, layout.counters[k]);
-      order_stats.verdicts[k] = at<uint32_t>(work_.zeroed, layout.zeroed, layout.verdicts[k]);
+      order_stats.verdicts[k] = at<Verdict>(work_.zeroed, layout.zeroed, layout.verdicts[k]);
+      head_.tile_stats.measured[k] = at_rest<T>(layout.measured[k]);
+      head_.tile_stats.projected[k] = at_rest<T>(layout.projected[k]);
     }
-    order_stats.places = at_rest<uint32_t>(layout.places);
+    order_stats.ranks = at_rest<uint32_t>(layout.ranks);
     order_stats.clipped = at_rest<T>(layout.clipped);
+    order_stats.columns = at_rest<uint32_t>(layout.columns);
     for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = at_rest<Entry<T>>(layout.entries[k]);
     order_stats.radix.counts = at_rest<uint32_t>(layout.digit_counts);
-    for (int k = 0; k < 3; ++k) head_.tile_stats.stages[k] = at_rest<T>(layout.stages[k]);
-    head_.tile_stats.measured = at_rest<T>(layout.measured);
     head_.tile_stats.means = at_rest<T>(layout.means);
   }
 
@@ -250,18 +332,6 @@ __global__ void __launch_bounds__(kThreads, 1) projection_kernel(const __grid_co
 int64_t unit_of(Tile tile, Shape shape) {
   const bool contiguous = tile.height == 1 || tile.width == shape.width;
   return tile.height * (contiguous ? tile.width : shape.width);
-}
-
-template <class T>
-Field<T> field_of(const Table<T>& table, const RankLimits* limits) {
-  return {table.lower,
-          table.upper,
-          limits,
-          table.row_stride,
-          table.column_stride,
-          static_cast<int32_t>(table.num_chunks),
-          static_cast<int32_t>(table.chunk_size),
-          num_buckets(table.num_chunks, table.chunk_size)};
 }
 
 // How samples are cut: `slices` of shared memory hold a block's part each, if it fits.
@@ -291,31 +361,37 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   const int64_t size = shape.size();
   if (batch == 0) return;
 
+  if (projection.num_tiles > kMostTiles || projection.num_values + projection.num_tiles > kMostUnits ||
+      num_mixing > kMostMixing)
+    throw std::invalid_argument("noisetilt: more than 16 tile sizes, chunk sizes or mixing domains");
   Work<T> work{};
-  std::vector<Field<T>> fields;
-  int64_t unit = 1, most_statistics = 0;
-  auto add = [&](const Table<T>& table) {
-    fields.push_back(field_of(table, limits[fields.size()]));
+  int64_t unit = 1, num_counters = 0, num_tiles = 0, most_tiles = 0;
+  bool all_counted = true;
+  const auto add = [&](const Table<T>& table, int64_t of_unit) {
+    if (work.num_fields == kMostFields) throw std::invalid_argument("noisetilt: more than 128 tables of bounds");
+    work.fields[work.num_fields] = field_of(table, limits[work.num_fields], num_counters, of_unit);
+    const Field<T>& field = work.fields[work.num_fields++];
+    num_counters += int64_t(field.chunk_size) * field.num_buckets;
+    all_counted &= field.chunk_size <= kCountedChunk;
   };
   for (int64_t k = 0; k < projection.num_values; ++k) {
-    add(projection.values[k]);
+    add(projection.values[k], k);
     if (projection.values[k].chunk_size <= kCountedChunk) unit = std::lcm(unit, projection.values[k].chunk_size);
   }
-  if (projection.num_tiles > kMostTiles || num_mixing > kMostMixing)
-    throw std::invalid_argument("noisetilt: more than 16 tile sizes or mixing domains");
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
+    const int64_t in_sample = size / tile.tile.size();
+    work.tiles[k] = {grid_of(tile.tile, shape), static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                     static_cast<int32_t>(num_tiles), static_cast<int32_t>(tile.num_tables), work.num_fields, true};
     for (int64_t i = 0; i < tile.num_tables; ++i) {
-      add(tile.tables[i][0]);
-      add(tile.tables[i][1]);
+      for (const Table<T>& table : tile.tables[i]) add(table, projection.num_values + k);
+      work.tiles[k].counted &= tile.tables[i][0].chunk_size <= kCountedChunk;
     }
     unit = std::lcm(unit, unit_of(tile.tile, shape));
-    most_statistics = std::max(most_statistics, size / tile.tile.size());
-    work.tiles[k] = {grid_of(tile.tile, shape), static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
-                     static_cast<int32_t>(tile.num_tables)};
+    num_tiles += in_sample;
+    most_tiles = std::max(most_tiles, in_sample);
   }
-  if (fields.size() > kMostFields) throw std::invalid_argument("noisetilt: more than 128 tables of bounds");
-  std::copy(fields.begin(), fields.end(), work.fields);
+  if (num_counters > INT32_MAX) throw std::invalid_argument("noisetilt: too many tables of bounds for so large a sample");
 
   // Blocks that hold whole mixing tiles need no exchange, but there may be few such blocks.
   int64_t mixing_unit = unit;
@@ -334,11 +410,6 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
     work.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats),
                       slicing.slice_size % unit_of(mixing[k].tile, shape) == 0};
 
-  int64_t most_counters = 0, chunks_sorted = 0;
-  for (const Field<T>& field : fields) {
-    most_counters = std::max<int64_t>(most_counters, 2ll * field.chunk_size * field.num_buckets);
-    chunks_sorted |= field.chunk_size > kCountedChunk;
-  }
   Layout& layout = work.layout;
   size_t offset = 0;
   auto place = [&](int64_t count, size_t each) {
@@ -346,18 +417,19 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
     offset += aligned(static_cast<size_t>(count) * each);
     return at;
   };
-  for (size_t& at : layout.counters) at = place(most_counters, sizeof(uint32_t));
-  for (size_t& at : layout.verdicts) at = place(2, sizeof(uint32_t));
+  for (size_t& at : layout.counters) at = place(num_counters, sizeof(uint32_t));
+  for (size_t& at : layout.verdicts) at = place(kMostUnits, sizeof(Verdict));
   layout.arrivals = place(1, sizeof(uint32_t));
   layout.zeroed = offset;
   offset = 0;
-  layout.places = place(size, sizeof(uint32_t));
+  layout.ranks = place(num_counters, sizeof(uint32_t));
   layout.clipped = place(size, sizeof(T));
-  for (int k = 0; k < 3; ++k) layout.entries[k] = place(k < 2 + chunks_sorted ? size : 0, sizeof(Entry<T>));
+  layout.columns = place(size, sizeof(uint32_t));
+  for (int k = 0; k < 3; ++k) layout.entries[k] = place(k == 2 && all_counted ? 0 : size, sizeof(Entry<T>));
   layout.digit_counts = place(slicing.num_blocks * 256, sizeof(uint32_t));
-  for (size_t& at : layout.stages) at = place(2 * most_statistics, sizeof(T));
-  layout.measured = place(size, sizeof(T));
-  layout.means = place(size, sizeof(T));
+  for (size_t& at : layout.measured) at = place(2 * num_tiles, sizeof(T));
+  for (size_t& at : layout.projected) at = place(2 * most_tiles, sizeof(T));
+  layout.means = place(num_tiles, sizeof(T));
   for (size_t& at : layout.mixing) at = place(num_mixing > 0 ? size : 0, sizeof(T));
   for (int k = 0; k < 2; ++k) layout.slices[k] = place(!slicing.shared && k < num_slices ? size : 0, sizeof(T));
   layout.rest = offset;
@@ -372,7 +444,6 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   work.num_values = static_cast<int32_t>(projection.num_values);
   work.num_tiles = static_cast<int32_t>(projection.num_tiles);
   work.num_mixing = static_cast<int32_t>(num_mixing);
-  work.num_fields = static_cast<int32_t>(fields.size());
   const size_t zeroed = layout.zeroed * static_cast<size_t>(num_teams);
   work.zeroed = allocate<unsigned char>(launch, static_cast<int64_t>(zeroed));
   work.rest = allocate<unsigned char>(launch, static_cast<int64_t>(layout.rest) * num_teams);

@@ -72,20 +72,12 @@ int32_t num_buckets(int64_t num_chunks, int64_t chunk_size) {
 
 template <class T>
 void rank_limits(const Launch& launch, const Table<T>& table, RankLimits* limits, TableFaults* faults) {
-  const int32_t buckets = num_buckets(table.num_chunks, table.chunk_size);
-  const Field<T> field{table.lower,
-                       table.upper,
-                       nullptr,
-                       table.row_stride,
-                       table.column_stride,
-                       static_cast<int32_t>(table.num_chunks),
-                       static_cast<int32_t>(table.chunk_size),
-                       buckets};
+  const Field<T> field = field_of<T>(table, nullptr);
   const int threads = block_threads(kThreads);
   check(cudaMemsetAsync(faults, 0, sizeof(TableFaults), launch.stream), "clearing memory");
   enqueue(launch, check_kernel<T>, Residence::any, blocks_for(table.num_chunks * table.chunk_size, threads), threads,
           0, field, faults);
-  enqueue(launch, limits_kernel<T>, Residence::any, blocks_for(table.chunk_size * buckets, threads), threads, 0, field, limits,
+  enqueue(launch, limits_kernel<T>, Residence::any, blocks_for(table.chunk_size * field.num_buckets, threads), threads, 0, field, limits,
           static_cast<const TableFaults*>(faults));
 }
 

@@ -11,23 +11,22 @@ constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
 template <class T>
 constexpr T kConstantEnergy = static_cast<T>(sizeof(T) == 4 ? 0x1p-90 : 0x1p-900);
 
-// What the blocks of a team share, in global memory.
+// What the blocks of a team share, in global memory. Statistics of tile t are at [which][t]: sqrt(K) mean, energy.
+// Each array has a twin to write next: nobody reads it any more, since a team barrier lies between writing and reading.
 template <class T>
 struct TileStatsMemory {
-  // Statistics of tile t at [which][t]: sqrt(K) mean, energy. There is one array for each stage of projection, in
-  // rotation: it is written again three stages later, and of any three stages one ends with a team barrier, so by
-  // then nobody reads it.
-  T* stages[3];
-  // What a block keeps of its own tiles until they are rescaled, as many values as there are in a sample. A block
-  // keeps to its slice's places here, since tiles of another size are numbered differently.
-  T *means, *measured;
+  T* measured[2];   // of every tile size
+  T* projected[2];  // of the one in work
+  T* means;         // of every tile size
 };
 
 // A tile size and its tables: fields[2 k] of the means, fields[2 k + 1] of the energies, for chunk size k.
 template <class T>
 struct TileStatsProblem {
   TileGrid grid;
-  T root;  // of the tile's size
+  T root;                 // of the tile's size
+  int32_t unit;
+  int32_t first_tile;     // in memory: the number of tiles of the sizes before
   int32_t num_tiles;
   int32_t num_chunk_sizes;
   const Field<T>* fields;
@@ -40,40 +39,14 @@ class TileStats {
   __device__ TileStats(Team& team, OrderStats<T>& order_stats, const TileStatsMemory<T>& memory)
       : team_(team), order_stats_(order_stats), memory_(memory) {}
 
-  // Slice and result are for the block's threads after a __syncthreads.
-  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem) {
-    const int32_t P = problem.num_tiles, size = problem.grid.size();
-    const int32_t begin = x.begin / size, end = x.end / size;
-    const TileLanes lanes(size);
-    T* statistics = next_stage();
-    measure(x, problem, lanes, begin, end, statistics);
-    for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
-      const Field<T>* fields = problem.fields + 2 * k;
-      team_.sync();
-      T* projected = next_stage();
-      const Vectors<T> vectors{statistics, projected, 2, P, begin, end};
-      if (fields[0].is_small())
-        order_stats_.project_small(vectors, fields);
-      else
-        order_stats_.project(vectors, fields, problem.buckets + 2 * k, true);
-      statistics = projected;
-    }
-    __syncthreads();
-    rescale(x, problem, lanes, begin, end, statistics);
-  }
-
- private:
-  __device__ T* next_stage() {
-    T* stage = memory_.stages[stage_];
-    stage_ = stage_ == 2 ? 0 : stage_ + 1;
-    return stage;
-  }
-
-  __device__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem, const TileLanes& lanes, int32_t begin,
-                          int32_t end, T* statistics) {
+  // Measures the tiles of x, which is there after a __syncthreads.
+  __device__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem) {
+    measured_ ^= 1u << problem.unit;
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T count = static_cast<T>(size);
-    lanes.for_each(begin, end, [&](int32_t tile, bool valid) {
+    T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
+    const TileLanes lanes(size);
+    lanes.for_each(x.begin / size, x.end / size, [&](int32_t tile, bool valid) {
       const T* values = &x[problem.grid.first_of(tile)];
       const T mean = lanes.sum<T>(size, [&](int32_t i) { return values[problem.grid.offset_of(i)]; }) / count;
       const T energy = lanes.sum<T>(size, [&](int32_t i) {
@@ -81,20 +54,73 @@ class TileStats {
         return centred * centred;
       });
       if (!valid || threadIdx.x % lanes.lanes != 0) return;
-      const int32_t kept = x.begin + tile - begin;
-      memory_.means[kept] = mean;
-      memory_.measured[kept] = statistics[tile] = problem.root * mean;
-      memory_.measured[kept + end - begin] = statistics[P + tile] = energy;
+      means[tile] = mean;
+      statistics[tile] = problem.root * mean;
+      statistics[P + tile] = energy;
     });
   }
 
-  __device__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem, const TileLanes& lanes, int32_t begin,
-                          int32_t end, const T* projected) {
+  // For a round of counting, a team barrier after measure(): settled, the tiles stay as they are.
+  __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem) {
+    const Vectors<T> v = vectors(x, problem, measured(problem), nullptr);
+    for (int32_t k = 0; k < problem.num_chunk_sizes; ++k)
+      order_stats_.count(v, problem.fields + 2 * k, problem.buckets + 2 * k);
+    for (int32_t tile = v.begin + static_cast<int32_t>(threadIdx.x); tile < v.end; tile += blockDim.x) {
+      if (!is_finite(v.in(1)[tile])) order_stats_.declare_unsettled(problem.unit);
+    }
+  }
+
+  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after a
+  // __syncthreads.
+  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, int32_t num_units) {
+    T* statistics = measured(problem);
+    for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
+      if (k > 0) team_.sync();
+      projected_ ^= 1;
+      T* projected = memory_.projected[projected_];
+      const Vectors<T> v = vectors(x, problem, statistics, projected);
+      const Field<T>* fields = problem.fields + 2 * k;
+      if (fields[0].is_small())
+        order_stats_.project_small(v, fields);
+      else
+        project_long(v, fields, problem.buckets + 2 * k, num_units);
+      statistics = projected;
+    }
+    __syncthreads();
+    rescale(x, problem, statistics);
+  }
+
+ private:
+  __device__ T* measured(const TileStatsProblem<T>& problem) const {
+    return memory_.measured[(measured_ >> problem.unit) & 1] + 2 * problem.first_tile;
+  }
+
+  __device__ Vectors<T> vectors(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* in, T* out) const {
+    const int32_t size = problem.grid.size();
+    return {in, out, 2, problem.num_tiles, x.begin / size, x.end / size};
+  }
+
+  __device__ void project_long(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets, int32_t num_units) {
+    if (!fields[0].is_counted()) return order_stats_.project_by_sorting(v, fields);
+    order_stats_.count(v, fields, buckets);
+    team_.sync();
+    order_stats_.sum_up(fields, fields + 2, num_units, true);
+    team_.sync();
+    const Verdict verdict = order_stats_.verdict(fields[0].unit);
+    order_stats_.end_round();
+    if (verdict.unsettled) return order_stats_.project_counted(v, fields, buckets, verdict);
+    for (int32_t f = 0; f < v.count; ++f) {
+      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) v.out(f)[i] = v.in(f)[i];
+    }
+  }
+
+  __device__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* projected) {
     const int32_t P = problem.num_tiles, size = problem.grid.size();
-    lanes.for_each(begin, end, [&](int32_t tile, bool valid) {
+    const T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
+    const TileLanes lanes(size);
+    lanes.for_each(x.begin / size, x.end / size, [&](int32_t tile, bool valid) {
       if (!valid) return;
-      const int32_t kept = x.begin + tile - begin;
-      const T mean = memory_.means[kept], m = memory_.measured[kept], energy = memory_.measured[kept + end - begin];
+      const T mean = means[tile], m = statistics[tile], energy = statistics[P + tile];
       const T new_m = projected[tile], new_e = projected[P + tile];
       const bool finite = is_finite(energy);
       if (finite && new_m == m && new_e == energy) return;
@@ -117,7 +143,8 @@ class TileStats {
   Team& team_;
   OrderStats<T>& order_stats_;
   const TileStatsMemory<T>& memory_;
-  int32_t stage_ = 0;
+  uint32_t measured_ = 0;  // which of the twins, a bit for each unit
+  int32_t projected_ = 0;
 };
 
 }  // namespace noisetilt::cuda

@@ -1,0 +1,49 @@
+"""Tests that need a GPU. Without one there is nothing to collect here.
+
+A fault on the GPU makes every later call of the process fail, and a kernel that never ends stops it. So that either
+costs one test and not all the others, the process then ends, and the next one goes on: NOISETILT_TESTS_BEGUN names a
+file of the tests that have begun, which are not begun again. `bench/gpu.sh` does so.
+"""
+
+import faulthandler
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
+
+SECONDS = 100  # that a test may take before the process ends
+FAULT = 70  # exit code after a fault on the GPU
+
+_begun = os.environ.get("NOISETILT_TESTS_BEGUN")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _begun and Path(_begun).exists():
+        begun = set(Path(_begun).read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
+        items[:] = [item for item in items if item.nodeid not in begun]
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    if _begun:
+        with open(_begun, "a") as file:
+            file.write(nodeid + "\n")
+
+
+@pytest.fixture(autouse=True)
+def _end_where_the_gpu_does() -> Iterator[None]:
+    if _begun:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+    yield
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if _begun:
+            pytest.exit(f"a fault on the GPU, of this test or of what it left behind: {error}", returncode=FAULT)
+        raise
+    finally:
+        faulthandler.cancel_dump_traceback_later()
