@@ -20,8 +20,13 @@ ARCHITECTURES = ("8.0", "9.0", "10.0")
 
 # Kernels, and what is expected of them.
 REGISTERS = 128
-MORE_REGISTERS: dict[str, int] = {}  # what else than REGISTERS a thread may use
-MAY_USE_LOCAL_MEMORY: dict[str, str] = {}  # with the reason
+MORE_REGISTERS = {"blocks_of_16_kernel": 255, "between_ffts_kernel": 255}  # a block of coefficients a thread
+MAY_USE_LOCAL_MEMORY = {
+    "projection_kernel": "what leads from phase to phase; the phases are functions of their own, which have none",
+    "butterfly_kernel<float, 4": "rows of 32,768 values",
+    "butterfly_kernel<double": "a few bytes in one of its forms",
+    "any_blocks_kernel": "not meant to be fast",
+}
 MAY_FUSE = ("between_ffts_kernel", "compact_fourier_kernel", "turn_kernel")  # CUDA's sincospi does
 LOADS_16_BYTES = ("butterfly_kernel",)
 
@@ -30,13 +35,14 @@ build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
 
 @dataclass
 class Kernel:
-    """What ptxas reports of a kernel, how often its PTX fuses a product and a sum, and its machine code's 16-byte
-    loads."""
+    """What ptxas reports of a kernel and of the functions it calls, how often its PTX fuses a product and a sum, and the
+    16-byte loads in its machine code."""
 
     name: str  # as the source has it, template arguments and all
     registers: int
     stack: int
     spilled: int
+    called_local: int  # bytes of local memory and spilled ones in functions that it calls
     fused: int
     wide_loads: int
 
@@ -49,8 +55,10 @@ class Kernel:
         budget = MORE_REGISTERS.get(self.function, REGISTERS)
         if self.registers > budget:
             found.append(f"{self.registers} registers, more than {budget}")
-        if (self.stack or self.spilled) and self.function not in MAY_USE_LOCAL_MEMORY:
+        if (self.stack or self.spilled) and not self.name.startswith(tuple(MAY_USE_LOCAL_MEMORY)):
             found.append(f"{self.stack} bytes of local memory, {self.spilled} bytes spilled")
+        if self.called_local:
+            found.append(f"{self.called_local} bytes of local memory in functions that it calls")
         if self.fused and self.function not in MAY_FUSE:
             found.append("fused multiply-adds")
         if self.function in LOADS_16_BYTES and not self.wide_loads:
@@ -78,19 +86,19 @@ def disassemble(nvdisasm: str, cubin: Path) -> str:
 
 def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
     """Brings together what `ptxas -v` reports, the PTX and the machine code."""
-    resources = re.compile(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL
-    )
+    memory = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
     reports = parts(r"Compiling entry function '(\w+)'", report)
-    bodies = parts(r"^(?:\.visible )?\.entry (\w+)\(", ptx)
+    bodies = parts(r"^(?:\.visible )?\.entry (\w+)\(", ptx)  # with the functions that follow
+    before_all = ptx.split(".entry", 1)[0].count("fma.")
     codes = parts(r"^\.text\.(\w+):$", code)
     found = []
     for mangled, text in reports.items():
-        stack, stores, loads, registers = map(int, resources.search(text).groups())
+        (stack, *spilled), *called = [tuple(map(int, match)) for match in memory.findall(text)]
+        registers = int(re.search(r"Used (\d+) registers", text)[1])
         name = subprocess.run(["c++filt", "--no-params", mangled], capture_output=True, text=True, check=True).stdout
         name = re.sub(r"\(anonymous namespace\)::|noisetilt::|cuda::", "", name.strip())
-        fused, wide = bodies[mangled].count("fma."), len(re.findall(r"\bLDG\.\S*128", codes[mangled]))
-        found.append(Kernel(name, registers, stack, stores + loads, fused, wide))
+        fused, wide = bodies[mangled].count("fma.") + before_all, len(re.findall(r"\bLDG\.\S*128", codes[mangled]))
+        found.append(Kernel(name, registers, stack, sum(spilled), sum(map(sum, called)), fused, wide))
     return sorted(found, key=lambda kernel: kernel.name)
 
 

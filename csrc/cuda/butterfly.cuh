@@ -72,7 +72,7 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
 
 // `steps` steps on all tiles from begin to end, by `num_threads` threads of which this is `thread`.
 template <class T>
-__device__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid, int32_t begin,
+__device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid, int32_t begin,
                                 int32_t end, int32_t steps, bool inverse, int32_t thread, int32_t num_threads) {
   const int32_t size = grid.size(), groups = size >> steps;
   for (int32_t k = thread; k < (end - begin) * groups; k += num_threads) {
@@ -90,7 +90,7 @@ __device__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const T
 
 // One step, as far as it falls into `out`, by the threads of the block; `in` holds all of the tiles that meet it.
 template <class T>
-__device__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
+__device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
   const int32_t half = grid.size() / 2;
   for (int32_t place = out.begin + static_cast<int32_t>(threadIdx.x); place < out.end; place += blockDim.x) {
     const auto [tile, i] = grid.position_of(place);

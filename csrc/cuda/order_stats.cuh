@@ -130,7 +130,7 @@ class OrderStats {
   // barrier; then verdict() of their units, and end_round().
 
   // The block's own values are there after a __syncthreads, others, where chunks cross blocks, after a team barrier.
-  __device__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
+  __device__ __noinline__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     const int32_t D = fields[0].chunk_size;
     for (int32_t f = 0; f < v.count; ++f) {
       uint32_t* counters = memory_.counters[parity_] + fields[f].first_counter;
@@ -143,7 +143,7 @@ class OrderStats {
 
   // Turns the counts of every column into first ranks, and says what they settle. `settle`: the buckets are those that
   // the limits were made for.
-  __device__ void sum_up(const Field<T>* begin, const Field<T>* end, int32_t num_units, bool settle) {
+  __device__ __noinline__ void sum_up(const Field<T>* begin, const Field<T>* end, int32_t num_units, bool settle) {
     int32_t segment = static_cast<int32_t>(team_.thread() / kWarp);
     const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarp);
     for (const Field<T>* field = begin; field != end; ++field) {
@@ -182,7 +182,7 @@ class OrderStats {
   }
 
   // Projects without a round before it, where fields are small: every block reads all values, and none waits.
-  __device__ void project_small(const Vectors<T>& v, const Field<T>* fields) {
+  __device__ __noinline__ void project_small(const Vectors<T>& v, const Field<T>* fields) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size;
     const int32_t stride = M + static_cast<int32_t>(16 / sizeof(Key<T>));  // columns begin in different banks
     auto* columns = reinterpret_cast<Key<T>*>(shared_);

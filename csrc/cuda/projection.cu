@@ -16,7 +16,7 @@
 namespace noisetilt::cuda {
 namespace {
 
-constexpr int kMostFields = 128, kMostTiles = 16, kMostUnits = 32, kMostMixing = 16;
+constexpr int kMostFields = 40, kMostTiles = 8, kMostUnits = 16, kMostMixing = 8;
 
 constexpr int kThreads = 512;
 
@@ -54,6 +54,7 @@ struct Work {
   MixingDomain mixing[kMostMixing];
   int32_t num_fields;
 };
+static_assert(sizeof(Work<double>) <= 4096, "what every driver takes as kernel parameters");
 
 // Shared memory of a block: this, then what OrderStats needs, then the slices.
 template <class T>
@@ -133,6 +134,8 @@ class Worker {
   // Projects the slice. `scale`: of the values, as scale_of gives it.
   __device__ void project(int32_t scale = 0) {
     const int32_t num_units = work_.num_values + work_.num_tiles;
+    __syncthreads();
+    if (threadIdx.x < kMostUnits && head_.tests[threadIdx.x].rest > 0) --head_.tests[threadIdx.x].rest;
     // After the first projection the values have their typical size.
     bool typical = abs(scale) <= 1;
     for (int32_t unit = 0; unit < num_units; typical = true) {
@@ -140,7 +143,6 @@ class Worker {
       const int32_t end = typical ? end_of_round(unit) : unit + (work_.fields[0].is_counted() ? 1 : 0);
       unit = end > unit ? project_round(unit, end, typical ? 0 : scale) : project_untested(unit);
     }
-    if (threadIdx.x < kMostUnits && head_.tests[threadIdx.x].rest > 0) --head_.tests[threadIdx.x].rest;
   }
 
   // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the past tells,
@@ -184,7 +186,7 @@ class Worker {
       if (unit < end && scale == 0) {
         constexpr int32_t kMostPatience = 8;
         const int32_t patience = min(2 * head_.tests[unit].patience + 1, kMostPatience);
-        head_.tests[unit] = {patience + 1, patience};  // this projection counts as one
+        head_.tests[unit] = {patience, patience};
       }
     }
     if (unit == end) return end;
@@ -361,14 +363,13 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   const int64_t size = shape.size();
   if (batch == 0) return;
 
-  if (projection.num_tiles > kMostTiles || projection.num_values + projection.num_tiles > kMostUnits ||
-      num_mixing > kMostMixing)
-    throw std::invalid_argument("noisetilt: more than 16 tile sizes, chunk sizes or mixing domains");
+  if (projection.num_values > kMostUnits - kMostTiles || projection.num_tiles > kMostTiles || num_mixing > kMostMixing)
+    throw std::invalid_argument("noisetilt: more than 8 tile sizes, chunk sizes or mixing domains");
   Work<T> work{};
   int64_t unit = 1, num_counters = 0, num_tiles = 0, most_tiles = 0;
   bool all_counted = true;
   const auto add = [&](const Table<T>& table, int64_t of_unit) {
-    if (work.num_fields == kMostFields) throw std::invalid_argument("noisetilt: more than 128 tables of bounds");
+    if (work.num_fields == kMostFields) throw std::invalid_argument("noisetilt: more than 40 tables of bounds");
     work.fields[work.num_fields] = field_of(table, limits[work.num_fields], num_counters, of_unit);
     const Field<T>& field = work.fields[work.num_fields++];
     num_counters += int64_t(field.chunk_size) * field.num_buckets;

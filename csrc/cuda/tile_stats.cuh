@@ -40,7 +40,7 @@ class TileStats {
       : team_(team), order_stats_(order_stats), memory_(memory) {}
 
   // Measures the tiles of x, which is there after a __syncthreads.
-  __device__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem) {
+  __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem) {
     measured_ ^= 1u << problem.unit;
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T count = static_cast<T>(size);
@@ -114,7 +114,7 @@ class TileStats {
     }
   }
 
-  __device__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* projected) {
+  __device__ __noinline__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* projected) {
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
     const TileLanes lanes(size);

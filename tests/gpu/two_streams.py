@@ -1,0 +1,64 @@
+"""Operators on two streams, and from two threads, at once: `python two_streams.py`, with a time limit set by the caller.
+
+The kernel of the projections occupies the whole GPU and waits for its own blocks. If those of two launches were mixed,
+both would wait for ever.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import torch
+from bits import assert_same_bits
+from inputs import noise, power_law
+from torch import Tensor
+
+import noisetilt_kernels  # noqa: F401
+
+REPEATS = 30
+
+
+def main() -> None:
+    whiten = torch.ops.noisetilt.whiten
+    wan = power_law(1.0, (336, 60, 104)).float()[None].cuda()
+    inputs = [power_law(1.0).float()[None].cuda(), noise(1).cuda(), noise(7).cuda(), wan]
+    expected = [whiten(x) for x in inputs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+
+    def check(results: list[tuple[int, Tensor]]) -> None:
+        for k, result in results:
+            assert_same_bits(result, expected[k], f"input {k}")
+
+    for first, second in ((0, 0), (0, 1), (1, 2), (0, 3), (3, 3)):
+        results = []
+        for _ in range(REPEATS if max(first, second) < 3 else 5):
+            for k, stream in zip((first, second), streams, strict=True):
+                with torch.cuda.stream(stream):
+                    results.append((k, whiten(inputs[k])))
+        torch.cuda.synchronize()
+        check(results)
+        print(f"inputs {first} and {second} on two streams: done", flush=True)
+
+    found: list[list[tuple[int, Tensor]]] = [[], []]
+
+    def work(index: int) -> None:
+        with torch.cuda.stream(streams[index]):
+            found[index] += [(k, whiten(inputs[k])) for _ in range(REPEATS) for k in (index, 2)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.cuda.synchronize()
+    for results in found:
+        assert len(results) == 2 * REPEATS
+        check(results)
+    print("two threads: done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
