@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (defines the operators)
+from . import _library, autograd_shortcut  # noqa: F401  (_library defines the operators)
 from .backends import backend_for
 from .config import Sample, Tile, WhiteningConfig, check_alpha, check_tile, resolve, resolve_preset
 
@@ -114,16 +114,6 @@ def _prepare(plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
 
 _CALLS_KEPT = 256
 
-_Key = torch._C.DispatchKey
-_KeySet = torch._C.DispatchKeySet
-# Of tensors of no special kind outside every mode: on the way to an operator there is nothing but autograd.
-_PLAIN = {
-    (_KeySet(backend) | _KeySet(autograd)).raw_repr()
-    for backend, autograd in ((_Key.CPU, _Key.AutogradCPU), (_Key.CUDA, _Key.AutogradCUDA))
-}
-# Here the autograd kernel is found that torch.library.register_autograd makes for all devices.
-_AUTOGRAD_OTHER = _KeySet(_Key.AutogradOther)
-
 _HASHABLE = (int, float, bool, str)
 
 
@@ -140,7 +130,6 @@ def _register(name: str, make_plan: Callable[..., _Plan], *, num_tables: int = 0
     A plan depends on the metadata of x and the tables and on the other arguments, and is kept for the next call.
     """
     calls: dict[Any, Callable[..., Tensor]] = {}
-    redispatch = getattr(torch.ops.noisetilt, name).default.redispatch
 
     def implementation(x: Tensor, *args: Any) -> Tensor:
         key = (x.shape, x.dtype, x.device, *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args])
@@ -152,21 +141,12 @@ def _register(name: str, make_plan: Callable[..., _Plan], *, num_tables: int = 0
             calls[key] = call
         return call(x, *args[:num_tables])
 
-    def shortcut(keyset: Any, x: Tensor, *args: Any) -> Tensor:
-        """Where there is nothing to differentiate, the kernel right away: half the time of the way round."""
-        requires_grad = x.requires_grad or (num_tables and torch._C._any_requires_grad(*args))
-        if keyset.raw_repr() in _PLAIN and not (requires_grad and torch.is_grad_enabled()):
-            with torch._C._AutoDispatchBelowAutograd():
-                return implementation(x, *args)
-        return redispatch((keyset & torch._C._after_autograd_keyset) | _AUTOGRAD_OTHER, x, *args)
-
     def fake(x: Tensor, *args: Any) -> Tensor:
         make_plan(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _library_impl.impl(name, implementation, "CompositeExplicitAutograd")
-    for key in ("AutogradCPU", "AutogradCUDA"):
-        _library_impl.impl(name, shortcut, key, with_keyset=True)
+    autograd_shortcut.register(_library_impl, name, implementation, num_tables)
     torch.library.register_fake(f"noisetilt::{name}", fake, lib=_library_impl)
 
 
