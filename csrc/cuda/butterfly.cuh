@@ -72,8 +72,9 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
 
 // `steps` steps on all tiles from begin to end, by `num_threads` threads of which this is `thread`.
 template <class T>
-__device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid, int32_t begin,
-                                int32_t end, int32_t steps, bool inverse, int32_t thread, int32_t num_threads) {
+__device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid,
+                                             int32_t begin, int32_t end, int32_t steps, bool inverse, int32_t thread,
+                                             int32_t num_threads) {
   const int32_t size = grid.size(), groups = size >> steps;
   for (int32_t k = thread; k < (end - begin) * groups; k += num_threads) {
     const int32_t tile = begin + k / groups, group = k % groups;

@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 constexpr int64_t kPerBlock = 4096;  // values of one sample
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) copy_kernel(const T* x, T* out, int64_t size, int64_t blocks_per_sample,
-                                                        uint32_t* poisoned) {
+__global__ void __launch_bounds__(kThreads)
+    copy_kernel(const T* x, T* out, int64_t size, int64_t blocks_per_sample, uint32_t* poisoned) {
   const int64_t sample = blockIdx.x / blocks_per_sample, begin = blockIdx.x % blocks_per_sample * kPerBlock;
   const int64_t end = min(size, begin + kPerBlock);
   bool finite = true;
@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(const T* x, T* out, int6
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) poison_kernel(T* out, int64_t size, int64_t blocks_per_sample,
-                                                          const uint32_t* poisoned) {
+__global__ void __launch_bounds__(kThreads)
+    poison_kernel(T* out, int64_t size, int64_t blocks_per_sample, const uint32_t* poisoned) {
   const int64_t sample = blockIdx.x / blocks_per_sample, begin = blockIdx.x % blocks_per_sample * kPerBlock;
   if (!poisoned[sample]) return;
   const int64_t end = min(size, begin + kPerBlock);
@@ -43,8 +43,8 @@ void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int6
   const int64_t blocks_per_sample = (size + kPerBlock - 1) / kPerBlock;
   enqueue(launch, copy_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, x, out, size,
           blocks_per_sample, poisoned);
-  enqueue(launch, poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out, size,
-          blocks_per_sample, poisoned);
+  enqueue(launch, poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out, size, blocks_per_sample,
+          poisoned);
 }
 
 template void finite_or_nan<float>(const Launch&, const float*, float*, int64_t, int64_t);

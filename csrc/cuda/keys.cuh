@@ -54,8 +54,28 @@ __device__ inline bool operator<(const Entry<T>& a, const Entry<T>& b) {
   return a.key < b.key || (a.key == b.key && a.index < b.index);
 }
 
+// Sorts n values, a power of two, ascending. None is NaN.
+template <int32_t n, class K>
+__device__ inline void sort_in_registers(K (&v)[n]) {
+#pragma unroll
+  for (int32_t run = 2; run <= n; run *= 2) {
+#pragma unroll
+    for (int32_t distance = run / 2; distance > 0; distance /= 2) {
+#pragma unroll
+      for (int32_t i = 0; i < n; ++i) {
+        if ((i ^ distance) < i) continue;
+        K &a = v[i], &b = v[i ^ distance];
+        const K low = b < a ? b : a, high = b < a ? a : b;
+        a = (i & run) == 0 ? low : high;
+        b = (i & run) == 0 ? high : low;
+      }
+    }
+  }
+}
+
 // Counts values into `count` buckets, an even number. Bucket numbers never decrease with the value, which is all that
-// correctness needs; for speed, the steps are even near 0 and relative farther out, up to 63/factor. NaN is in the last.
+// correctness needs; for speed, the steps are even near 0 and relative farther out, up to 63/factor. NaN is in the
+// last.
 struct Buckets {
   float factor;  // 4 over the typical size of a value
   int32_t count;

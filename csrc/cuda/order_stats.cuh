@@ -8,17 +8,17 @@
 // A round of counting may test several projections at once: those before the first that is not settled change nothing.
 #pragma once
 
-#include "keys.cuh"
 #include "kernels.h"
+#include "keys.cuh"
 #include "radix_sort.cuh"
 #include "team.cuh"
 
 namespace noisetilt::cuda {
 
-constexpr int32_t kCountedChunk = 32;     // chunks up to this size are ranked by comparing all with all
-constexpr uint32_t kMostCompared = 512;   // buckets up to this size likewise: beyond, sorting is faster
-constexpr int32_t kSmallColumn = 1024;    // columns up to this length, and
-constexpr int32_t kSmallVector = 4096;    // vectors up to this one, are ranked by every block on its own
+constexpr int32_t kCountedChunk = 32;    // chunks up to this size are ranked by comparing all with all
+constexpr uint32_t kMostCompared = 512;  // buckets up to this size likewise: beyond, sorting is faster
+constexpr int32_t kSmallColumn = 1024;   // columns up to this length, and
+constexpr int32_t kSmallVector = 4096;   // vectors up to this one, are ranked by every block on its own
 
 // A table and what belongs to it.
 template <class T>
@@ -35,9 +35,7 @@ struct Field {
   __device__ int32_t num_counters() const { return chunk_size * num_buckets; }
 
   __device__ int32_t size() const { return num_chunks * chunk_size; }
-  __device__ bool is_small() const {
-    return num_chunks <= kSmallColumn && size() <= kSmallVector && is_counted();
-  }
+  __device__ bool is_small() const { return num_chunks <= kSmallColumn && size() <= kSmallVector && is_counted(); }
   // x clipped to the bounds of its rank; NaN stays.
   __device__ T clip(T x, int32_t rank, int32_t column) const {
     const int64_t at = rank * row_stride + column * column_stride;
@@ -187,17 +185,28 @@ class OrderStats {
     const int32_t stride = M + static_cast<int32_t>(16 / sizeof(Key<T>));  // columns begin in different banks
     auto* columns = reinterpret_cast<Key<T>*>(shared_);
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < v.count * v.size; i += blockDim.x) {
-      const int32_t f = i / v.size, chunk = (i - f * v.size) / D, place = i - f * v.size - chunk * D;
-      const T* values = v.in(f) + chunk * D;
-      columns[(f * D + rank_in_chunk(values, D, place)) * stride + chunk] = to_key(values[place]);
+    switch (D) {
+      case 4:
+        make_columns<4>(v, columns, M, stride);
+        break;
+      case 16:
+        make_columns<16>(v, columns, M, stride);
+        break;
+      default:
+        for (int32_t i = threadIdx.x; i < v.count * v.size; i += blockDim.x) {
+          const int32_t chunk = i / D;  // of both vectors, one after the other
+          const int32_t column = rank_in_chunk(v.first_in + chunk * D, D, i - chunk * D), f = chunk / M;
+          columns[(f * D + column) * stride + chunk - f * M] = to_key(v.first_in[i]);
+        }
     }
     __syncthreads();
     // Several neighbouring lanes count for one value.
     const int32_t own = v.end - v.begin, num_values = v.count * own;
     int32_t lanes = 1;
-    while (lanes < static_cast<int32_t>(kWarp) && 2 * lanes * num_values <= static_cast<int32_t>(blockDim.x)) lanes *= 2;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes, per_round = static_cast<int32_t>(blockDim.x) / lanes;
+    while (lanes < static_cast<int32_t>(kWarp) && 2 * lanes * num_values <= static_cast<int32_t>(blockDim.x))
+      lanes *= 2;
+    const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes,
+                  per_round = static_cast<int32_t>(blockDim.x) / lanes;
     for (int32_t first = 0; first < num_values; first += per_round) {
       const int32_t k = first + static_cast<int32_t>(threadIdx.x) / lanes;
       const bool valid = k < num_values;
@@ -206,8 +215,11 @@ class OrderStats {
       const T x = v.in(f)[i];
       const Key<T> key = to_key(x);
       const Key<T>* others = columns + (f * D + column) * stride;
-      int32_t rank = 0;
-      for (int32_t m = lane; m < M; m += lanes) rank += others[m] < key || (others[m] == key && m < chunk);
+      int32_t rank = 0, m = lane;
+#pragma unroll 4
+      for (; m < chunk; m += lanes) rank += others[m] <= key;
+#pragma unroll 4
+      for (; m < M; m += lanes) rank += others[m] < key;
       for (int32_t d = lanes / 2; d > 0; d /= 2) rank += __shfl_xor_sync(kAllLanes, rank, d);
       if (valid && lane == 0) v.out(f)[i] = fields[f].clip(x, rank, column);
     }
@@ -215,6 +227,20 @@ class OrderStats {
 
  private:
   static constexpr int32_t kSegment = 1024;  // counters that a warp sums up
+
+  // columns[(f D + j) stride + m]: the key of rank j in chunk m of vector f.
+  template <int32_t D>
+  __device__ static void make_columns(const Vectors<T>& v, Key<T>* columns, int32_t num_chunks, int32_t stride) {
+    for (int32_t chunk = threadIdx.x; chunk < v.count * num_chunks; chunk += blockDim.x) {
+      const int32_t f = chunk / num_chunks;
+      Key<T> keys[D];
+#pragma unroll
+      for (int32_t i = 0; i < D; ++i) keys[i] = to_key(v.first_in[chunk * D + i]);
+      sort_in_registers(keys);
+#pragma unroll
+      for (int32_t j = 0; j < D; ++j) columns[(f * D + j) * stride + chunk - f * num_chunks] = keys[j];
+    }
+  }
 
   // Column and bucket of value i, as an index.
   __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, const Buckets& buckets) {
@@ -265,8 +291,8 @@ class OrderStats {
         first_ranks[i] = rank;
         rank += count[i];
         fullest = max(fullest, count[i]);
-        const bool inside =
-            settle && static_cast<int32_t>(first_ranks[i]) >= limit[2 * i] && static_cast<int32_t>(rank) <= limit[2 * i + 1] + 1;
+        const bool inside = settle && static_cast<int32_t>(first_ranks[i]) >= limit[2 * i] &&
+                            static_cast<int32_t>(rank) <= limit[2 * i + 1] + 1;
         unsettled |= count[i] != 0 && !inside;
       }
       ranks[k / 4] = uint4{first_ranks[0], first_ranks[1], first_ranks[2], first_ranks[3]};

@@ -2,8 +2,8 @@
 // mixing domains, in one launch.
 //
 // A team of blocks takes a sample; every block holds a slice of it, in shared memory if it fits, and does there what
-// needs no other block. Blocks of a team meet at barriers in global memory, so all of them must be resident at once; more
-// samples than there are teams are taken in turns.
+// needs no other block. Blocks of a team meet at barriers in global memory, so all of them must be resident at once;
+// more samples than there are teams are taken in turns.
 
 #include <algorithm>
 #include <cmath>
@@ -37,7 +37,8 @@ struct MixingDomain {
 // Where in a team's memory its arrays begin, in bytes.
 struct Layout {
   size_t counters[2], verdicts[2], arrivals, zeroed;  // the first part, zero at the start, and its size
-  size_t ranks, clipped, columns, entries[3], digit_counts, measured[2], projected[2], means, mixing[2], slices[2], rest;
+  size_t ranks, clipped, columns, entries[3], digit_counts, measured[2], projected[2], means, mixing[2], slices[2],
+      rest;
 };
 
 template <class T>
@@ -46,6 +47,7 @@ struct Work {
   int64_t batch;
   int32_t size, slice_size, num_blocks;  // of a sample, a block's part, a team
   bool slices_shared;                    // they are in shared memory
+  bool chunks_inside_blocks;             // no chunk of tile statistics is divided between blocks
   Layout layout;
   unsigned char *zeroed, *rest;
   int32_t num_values, num_tiles, num_mixing;
@@ -145,8 +147,8 @@ class Worker {
     }
   }
 
-  // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the past tells,
-  // and of the values one more, since counting is the first step of their projection.
+  // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the past
+  // tells, and of the values one more, since counting is the first step of their projection.
   __device__ int32_t end_of_round(int32_t begin) const {
     const int32_t num_units = work_.num_values + work_.num_tiles;
     for (int32_t unit = begin; unit < num_units; ++unit) {
@@ -164,7 +166,12 @@ class Worker {
     const Buckets scaled{head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
                          head_.buckets[begin].count};
     for (int32_t unit = max(begin, num_values); unit < end; ++unit) tile_stats_.measure(slice_, tile_problem(unit));
-    if (end > num_values) team_.sync();
+    if (end > num_values) {
+      if (work_.chunks_inside_blocks)
+        __syncthreads();
+      else
+        team_.sync();
+    }
     for (int32_t unit = begin; unit < end; ++unit) {
       if (unit < num_values)
         order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled);
@@ -382,8 +389,12 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
     const int64_t in_sample = size / tile.tile.size();
-    work.tiles[k] = {grid_of(tile.tile, shape), static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
-                     static_cast<int32_t>(num_tiles), static_cast<int32_t>(tile.num_tables), work.num_fields, true};
+    work.tiles[k] = {grid_of(tile.tile, shape),
+                     static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                     static_cast<int32_t>(num_tiles),
+                     static_cast<int32_t>(tile.num_tables),
+                     work.num_fields,
+                     true};
     for (int64_t i = 0; i < tile.num_tables; ++i) {
       for (const Table<T>& table : tile.tables[i]) add(table, projection.num_values + k);
       work.tiles[k].counted &= tile.tables[i][0].chunk_size <= kCountedChunk;
@@ -392,7 +403,8 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
     num_tiles += in_sample;
     most_tiles = std::max(most_tiles, in_sample);
   }
-  if (num_counters > INT32_MAX) throw std::invalid_argument("noisetilt: too many tables of bounds for so large a sample");
+  if (num_counters > INT32_MAX)
+    throw std::invalid_argument("noisetilt: too many tables of bounds for so large a sample");
 
   // Blocks that hold whole mixing tiles need no exchange, but there may be few such blocks.
   int64_t mixing_unit = unit;
@@ -410,6 +422,13 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   for (int64_t k = 0; k < num_mixing; ++k)
     work.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats),
                       slicing.slice_size % unit_of(mixing[k].tile, shape) == 0};
+
+  work.chunks_inside_blocks = true;
+  for (int64_t k = 0; k < projection.num_tiles; ++k) {
+    const TileProjection<T>& tile = projection.tiles[k];
+    for (int64_t i = 0; i < tile.num_tables; ++i)
+      work.chunks_inside_blocks &= slicing.slice_size / tile.tile.size() % tile.tables[i][0].chunk_size == 0;
+  }
 
   Layout& layout = work.layout;
   size_t offset = 0;
@@ -472,8 +491,8 @@ void mix(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   if (num_mixing > 0) run(launch, x, batch, projection, limits, mixing, num_mixing);
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                                                     \
-  template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*);             \
+#define NOISETILT_INSTANTIATE(T)                                                                                  \
+  template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*);           \
   template void mix<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*, const Mixing*, \
                        int64_t);
 NOISETILT_INSTANTIATE(float)

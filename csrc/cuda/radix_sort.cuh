@@ -18,7 +18,10 @@ template <class T>
 class RadixSort {
  public:
   __device__ RadixSort(Team& team, const RadixMemory<T>& memory, unsigned char* shared, int32_t size)
-      : team_(team), memory_(memory), shared_(reinterpret_cast<uint32_t*>(shared)), size_(static_cast<uint32_t>(size)) {}
+      : team_(team),
+        memory_(memory),
+        shared_(reinterpret_cast<uint32_t*>(shared)),
+        size_(static_cast<uint32_t>(size)) {}
 
   __host__ __device__ static size_t shared_bytes(int32_t threads) {
     return (kDigits + (kDigits + 1) * (static_cast<size_t>(threads) / kWarp)) * sizeof(uint32_t);
@@ -45,7 +48,7 @@ class RadixSort {
 
   template <class GetDigit>
   __device__ void pass(const Entry<T>* from, Entry<T>* to, const GetDigit& digit_of) {
-    uint32_t* next = shared_;                 // [digit]: where the next entry goes
+    uint32_t* next = shared_;                   // [digit]: where the next entry goes
     uint32_t* warp_counts = shared_ + kDigits;  // [warp][digit]
     const uint32_t per_block = (size_ + team_.num_blocks - 1) / team_.num_blocks;
     const uint32_t begin = min(size_, team_.rank * per_block), end = min(size_, begin + per_block);

@@ -75,10 +75,10 @@ void rank_limits(const Launch& launch, const Table<T>& table, RankLimits* limits
   const Field<T> field = field_of<T>(table, nullptr);
   const int threads = block_threads(kThreads);
   check(cudaMemsetAsync(faults, 0, sizeof(TableFaults), launch.stream), "clearing memory");
-  enqueue(launch, check_kernel<T>, Residence::any, blocks_for(table.num_chunks * table.chunk_size, threads), threads,
-          0, field, faults);
-  enqueue(launch, limits_kernel<T>, Residence::any, blocks_for(table.chunk_size * field.num_buckets, threads), threads, 0, field, limits,
-          static_cast<const TableFaults*>(faults));
+  enqueue(launch, check_kernel<T>, Residence::any, blocks_for(table.num_chunks * table.chunk_size, threads), threads, 0,
+          field, faults);
+  enqueue(launch, limits_kernel<T>, Residence::any, blocks_for(table.chunk_size * field.num_buckets, threads), threads,
+          0, field, limits, static_cast<const TableFaults*>(faults));
 }
 
 template void rank_limits<float>(const Launch&, const Table<float>&, RankLimits*, TableFaults*);

@@ -24,9 +24,9 @@ struct TileStatsMemory {
 template <class T>
 struct TileStatsProblem {
   TileGrid grid;
-  T root;                 // of the tile's size
+  T root;  // of the tile's size
   int32_t unit;
-  int32_t first_tile;     // in memory: the number of tiles of the sizes before
+  int32_t first_tile;  // in memory: the number of tiles of the sizes before
   int32_t num_tiles;
   int32_t num_chunk_sizes;
   const Field<T>* fields;
@@ -70,7 +70,8 @@ class TileStats {
     }
   }
 
-  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after a
+  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after
+  // a
   // __syncthreads.
   __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, int32_t num_units) {
     T* statistics = measured(problem);

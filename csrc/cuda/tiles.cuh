@@ -37,7 +37,8 @@ inline TileGrid grid_of(Tile tile, Shape shape) {
   int32_t shift = 0;
   while ((int64_t(1) << shift) < tile.width) ++shift;
   if ((int64_t(1) << shift) != tile.width) shift = -1;
-  return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width), static_cast<int32_t>(shape.width), shift};
+  return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width), static_cast<int32_t>(shape.width),
+          shift};
 }
 
 // A block's part of a sample: the values begin to end, values[0] being the first of them.

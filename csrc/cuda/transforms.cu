@@ -86,9 +86,9 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
 
 // Steps on tiles of x: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved so.
 template <class T, int32_t kUnits, bool kOrthonormal, bool kInverse>
-__global__ void __launch_bounds__(kMostThreads) butterfly_kernel(T* x, const __grid_constant__ Tiles tiles,
-                                                                 int32_t per_block, bool by_fours, int32_t steps,
-                                                                 T scale) {
+__global__ void __launch_bounds__(kMostThreads)
+    butterfly_kernel(T* x, const __grid_constant__ Tiles tiles, int32_t per_block, bool by_fours, int32_t steps,
+                     T scale) {
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
@@ -257,10 +257,10 @@ void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64
                                              0.5 * std::sqrt(0.5 * n));
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                           \
-  template void butterfly<T>(const Launch&, T*, int64_t, Shape, Tile, int64_t, bool);      \
-  template void hadamard_transform<T>(const Launch&, T*, int64_t, int64_t, T);             \
-  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t);    \
+#define NOISETILT_INSTANTIATE(T)                                                        \
+  template void butterfly<T>(const Launch&, T*, int64_t, Shape, Tile, int64_t, bool);   \
+  template void hadamard_transform<T>(const Launch&, T*, int64_t, int64_t, T);          \
+  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t); \
   template void compact_fourier_unpack<T>(const Launch&, const T*, T*, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

@@ -62,24 +62,6 @@ constexpr int32_t kBlock = 16;
 // Coefficients in shared memory, two blocks never beginning in the same bank.
 __host__ __device__ constexpr int32_t spread(int32_t k) { return k + k / kBlock; }
 
-__device__ inline void sort_descending(double (&v)[kBlock]) {
-#pragma unroll
-  for (int32_t run = 2; run <= kBlock; run *= 2) {
-#pragma unroll
-    for (int32_t distance = run / 2; distance > 0; distance /= 2) {
-#pragma unroll
-      for (int32_t i = 0; i < kBlock; ++i) {
-        const int32_t j = i ^ distance;
-        if (j < i) continue;
-        const bool swap = (i & run) == 0 ? v[i] < v[j] : v[j] < v[i];
-        const double a = v[i], b = v[j];
-        v[i] = swap ? b : a;
-        v[j] = swap ? a : b;
-      }
-    }
-  }
-}
-
 // Projects a block in place, by one thread.
 template <class T>
 __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
@@ -95,25 +77,26 @@ __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
     return;
   }
   const double divisor = divisor_of<T>(largest);
-  double r[kBlock], d[kBlock];
+  double r[kBlock], ascending[kBlock], d[kBlock];
 #pragma unroll
   for (int32_t j = 0; j < kBlock; ++j) {
     const double re = y[j].re / divisor, im = y[j].im / divisor;
-    d[j] = r[j] = sqrt(re * re + im * im);
+    ascending[j] = r[j] = sqrt(re * re + im * im);
   }
-  sort_descending(d);
-  const double greatest = d[0];
+  sort_in_registers(ascending);
+  const double greatest = ascending[kBlock - 1];
+#pragma unroll
+  for (int32_t j = 0; j < kBlock; ++j) d[j] = ascending[kBlock - 1 - j] - greatest;
   constexpr int32_t kFewest = 13;  // floor(16 pi / 4) + 1
   double d1 = 0, d2 = 0, delta = 0;
   bool found = false;
 #pragma unroll
   for (int32_t n = 1; n <= kBlock; ++n) {
-    d[n - 1] = d[n - 1] - greatest;
     d1 = d1 + d[n - 1];
     d2 = d2 + d[n - 1] * d[n - 1];
     if (n < kFewest) continue;
     const double candidate = threshold(d1, d2, n, norms.t);
-    const bool fits = !found && (n == kBlock || d[n % kBlock] - greatest <= candidate);
+    const bool fits = !found && (n == kBlock || d[n % kBlock] <= candidate);
     delta = fits ? candidate : delta;
     found |= fits;
   }
@@ -142,8 +125,8 @@ __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
 constexpr int kThreads = 128;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) blocks_of_16_kernel(T* y, int64_t num_blocks,
-                                                                const __grid_constant__ BlockNorms norms) {
+__global__ void __launch_bounds__(kThreads)
+    blocks_of_16_kernel(T* y, int64_t num_blocks, const __grid_constant__ BlockNorms norms) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   auto* coefficients = reinterpret_cast<Complex<T>*>(y);
   const int32_t threads = blockDim.x;
@@ -162,8 +145,8 @@ __global__ void __launch_bounds__(kThreads) blocks_of_16_kernel(T* y, int64_t nu
 // ---- the same with the steps from and to the half-length FFT, in one pass ----
 //
 // A thread block owns the coefficients k in [begin, end), whole blocks, k <= h/2, and their partners h - k. The
-// partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of coefficients that
-// others own, and write in place, has been set aside before: the pairs beside its range.
+// partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of coefficients
+// that others own, and write in place, has been set aside before: the pairs beside its range.
 
 constexpr int32_t kMostBeside = 32;  // pairs
 
@@ -219,7 +202,9 @@ __global__ void __launch_bounds__(kThreads)
   const auto at_left = [&](int32_t k) -> Complex<T>& { return left[spread(k - range.begin)]; };
   const auto at_right = [&](int32_t n) -> Complex<T>& { return right[spread(n - (h - range.end))]; };
   // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
-  const auto turn_first = [](Complex<T> c, T scale) { return Complex<T>{(c.re + c.im) * scale, (c.re - c.im) * scale}; };
+  const auto turn_first = [](Complex<T> c, T scale) {
+    return Complex<T>{(c.re + c.im) * scale, (c.re - c.im) * scale};
+  };
 
   for (int32_t k = range.first() + static_cast<int32_t>(threadIdx.x); k <= range.end; k += blockDim.x) {
     Pair<T> pair = range.owns(k) ? load_pair(z, k, h) : beside[range.number_beside(k)];
@@ -392,15 +377,16 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMostBeside);
   enqueue(launch, set_aside_kernel<T>, Residence::any, batch * ranges, 32, 0, static_cast<const T*>(spectrum), h,
           static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
-  const size_t shared_bytes = static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
+  const size_t shared_bytes =
+      static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
   resident_blocks(between_ffts_kernel<T>, threads, shared_bytes);
   enqueue(launch, between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes, spectrum, h,
           static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside), norms,
           scales);
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                          \
-  template void project_wgnc_blocks<T>(const Launch&, T*, int64_t, int64_t);              \
+#define NOISETILT_INSTANTIATE(T)                                             \
+  template void project_wgnc_blocks<T>(const Launch&, T*, int64_t, int64_t); \
   template void wgnc_between_ffts<T>(const Launch&, T*, int64_t, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
