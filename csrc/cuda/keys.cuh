@@ -42,6 +42,12 @@ __device__ inline bool is_finite(T x) {
   return x - x == T(0);
 }
 
+// Four values, moved 16 bytes at a time.
+template <class T>
+struct alignas(16) Four {
+  T v[4];
+};
+
 // A value of a sample, by its key and its place: ties are ordered by place.
 template <class T>
 struct alignas(2 * sizeof(T)) Entry {

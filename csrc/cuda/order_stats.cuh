@@ -132,8 +132,14 @@ class OrderStats {
     const int32_t D = fields[0].chunk_size;
     for (int32_t f = 0; f < v.count; ++f) {
       uint32_t* counters = memory_.counters[parity_] + fields[f].first_counter;
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x)
-        atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
+      if (D == 4 && worth_a_thread_a_chunk(v, f, D)) {
+        count_chunks<4>(v, f, counters, buckets[f]);
+      } else if (D == 16 && worth_a_thread_a_chunk(v, f, D)) {
+        count_chunks<16>(v, f, counters, buckets[f]);
+      } else {
+        for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x)
+          atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
+      }
     }
   }
 
@@ -227,6 +233,31 @@ class OrderStats {
 
  private:
   static constexpr int32_t kSegment = 1024;  // counters that a warp sums up
+
+  // Sorting a chunk takes a thread less than ranking each of its values takes all of them, if there are chunks for all
+  // threads. Chunks must not cross blocks, and be aligned.
+  __device__ static bool worth_a_thread_a_chunk(const Vectors<T>& v, int32_t f, int32_t chunk_size) {
+    return v.begin % chunk_size == 0 && v.end % chunk_size == 0 &&
+           v.end - v.begin >= static_cast<int32_t>(blockDim.x) * chunk_size &&
+           reinterpret_cast<uintptr_t>(v.in(f) + v.begin) % sizeof(Four<T>) == 0;
+  }
+
+  template <int32_t D>
+  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters, const Buckets& buckets) {
+    for (int32_t chunk = v.begin / D + threadIdx.x; chunk < v.end / D; chunk += blockDim.x) {
+      const auto* fours = reinterpret_cast<const Four<T>*>(v.in(f) + chunk * D);
+      Key<T> keys[D];
+#pragma unroll
+      for (int32_t i = 0; i < D; i += 4) {
+        const Four<T> four = fours[i / 4];
+#pragma unroll
+        for (int32_t k = 0; k < 4; ++k) keys[i + k] = to_key(four.v[k]);
+      }
+      sort_in_registers(keys);
+#pragma unroll
+      for (int32_t j = 0; j < D; ++j) atomicAdd(&counters[j * buckets.count + buckets.of(from_key<T>(keys[j]))], 1u);
+    }
+  }
 
   // columns[(f D + j) stride + m]: the key of rank j in chunk m of vector f.
   template <int32_t D>

@@ -6,6 +6,7 @@
 
 #include "butterfly.cuh"
 #include "half_fft.cuh"
+#include "keys.cuh"
 #include "runtime.h"
 
 namespace noisetilt::cuda {
@@ -65,12 +66,6 @@ __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t siz
   }
   __syncthreads();
 }
-
-// Four values, moved 16 bytes at a time.
-template <class T>
-struct alignas(16) Four {
-  T v[4];
-};
 
 // Calls body(k, place) for the `count` values from tile `first` on, k = 0, 1, ..: with the place in x of each, or of
 // every fourth where `by_fours`.
