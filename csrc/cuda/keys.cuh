@@ -80,22 +80,24 @@ __device__ inline void sort_in_registers(K (&v)[n]) {
 }
 
 // Counts values into `count` buckets, an even number. Bucket numbers never decrease with the value, which is all that
-// correctness needs; for speed, the steps are even near 0 and relative farther out, up to 63/factor. NaN is in the
-// last.
+// correctness needs; for speed, the steps are even near the centre and relative farther out, up to 63/factor from it.
+// NaN is in the last.
 struct Buckets {
-  float factor;  // 4 over the typical size of a value
+  float centre;
+  float factor;  // 4 over the typical distance of a value
   int32_t count;
 
   template <class T>
   __device__ int32_t of(T x) const {
     if (x != x) return count - 1;
-    // The bits of 1 + |x| * factor above those of 1 count its octaves and, evenly, the parts of each.
+    // The bits of 1 + |distance| * factor above those of 1 count its octaves and, evenly, the parts of each.
     constexpr uint32_t kOctaves = 6;
-    const uint32_t above_one = __float_as_uint(fabsf(static_cast<float>(x)) * factor + 1.0f) - 0x3f800000u;
+    const float distance = static_cast<float>(x) - centre;
+    const uint32_t above_one = __float_as_uint(fabsf(distance) * factor + 1.0f) - 0x3f800000u;
     const uint32_t half = static_cast<uint32_t>(count) / 2;
     const uint64_t scaled = (static_cast<uint64_t>(above_one) * half / kOctaves) >> 23;
     const uint32_t outward = scaled < half ? static_cast<uint32_t>(scaled) : half - 1;
-    return static_cast<int32_t>(x < 0 ? half - 1 - outward : half + outward);
+    return static_cast<int32_t>(distance < 0 ? half - 1 - outward : half + outward);
   }
 };
 

@@ -58,14 +58,22 @@ Field<T> field_of(const Table<T>& table, const RankLimits* limits, int64_t first
           static_cast<int32_t>(unit)};
 }
 
-// 4 over the typical size of a value, a power of two: that of a quarter of the largest bound.
+// Buckets for values that the table finds typical: about the bounds of the middle rank; a typical distance, as a power
+// of two, is a quarter of the widest from there.
 template <class T>
-__device__ inline float bucket_factor(const Field<T>& field) {
-  const int64_t last = (field.num_chunks - 1) * field.row_stride + (field.chunk_size - 1) * field.column_stride;
-  const float largest = fmaxf(fabsf(static_cast<float>(field.lower[0])), fabsf(static_cast<float>(field.upper[last])));
-  const int32_t exponent = static_cast<int32_t>((__float_as_uint(largest) >> 23) & 255u) - 127 - 2;
+__device__ inline Buckets buckets_of(const Field<T>& field) {
+  const int64_t middle = field.num_chunks / 2 * field.row_stride, last = (field.num_chunks - 1) * field.row_stride;
+  const auto column = [&](int32_t j) { return j * field.column_stride; };
+  float centre = 0;
+  for (const int32_t j : {(field.chunk_size - 1) / 2, field.chunk_size / 2})
+    centre +=
+        (static_cast<float>(field.lower[middle + column(j)]) + static_cast<float>(field.upper[middle + column(j)])) / 4;
+  if (!is_finite(centre)) centre = 0;
+  const float widest =
+      (static_cast<float>(field.upper[last + column(field.chunk_size - 1)]) - static_cast<float>(field.lower[0])) / 2;
+  const int32_t exponent = static_cast<int32_t>((__float_as_uint(widest) >> 23) & 255u) - 127 - 2;
   const int32_t inverse = 2 - exponent + 127;
-  return __uint_as_float(static_cast<uint32_t>(min(max(inverse, 1), 254)) << 23);
+  return {centre, __uint_as_float(static_cast<uint32_t>(min(max(inverse, 1), 254)) << 23), field.num_buckets};
 }
 
 // Rank of chunk[i] among the chunk's values; ties by index.

@@ -94,8 +94,7 @@ class Worker {
       (k == 0 ? slice_ : spare_) = {values, begin, end};
     }
     if (threadIdx.x == 0) find_memory();
-    for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x)
-      head_.buckets[k] = {bucket_factor(work.fields[k]), work.fields[k].num_buckets};
+    for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x) head_.buckets[k] = buckets_of(work.fields[k]);
     for (int32_t k = threadIdx.x; k < kMostUnits; k += blockDim.x) head_.tests[k] = {0, 0};
   }
 
@@ -163,7 +162,7 @@ class Worker {
   __device__ int32_t project_round(int32_t begin, int32_t end, int32_t scale) {
     const int32_t num_values = work_.num_values, num_units = num_values + work_.num_tiles;
     const int32_t inverse = min(max(127 - scale, 1), 254);
-    const Buckets scaled{head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
+    const Buckets scaled{0, head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
                          head_.buckets[begin].count};
     for (int32_t unit = max(begin, num_values); unit < end; ++unit) tile_stats_.measure(slice_, tile_problem(unit));
     if (end > num_values) {

@@ -43,7 +43,7 @@ __device__ int32_t ranks_below(const T* bounds, int64_t stride, int32_t num_chun
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     limits_kernel(const __grid_constant__ Field<T> field, RankLimits* limits, const TableFaults* faults) {
-  const Buckets buckets{bucket_factor(field), field.num_buckets};
+  const Buckets buckets = buckets_of(field);
   const bool monotone = faults->falling == 0 && faults->nan == 0;
   const int64_t size = static_cast<int64_t>(field.chunk_size) * field.num_buckets;
   for (int64_t i = grid_thread(); i < size; i += grid_threads()) {
