@@ -13,6 +13,7 @@ from noisetilt_kernels.bounds import cached_tables
 from noisetilt_kernels.config import WhiteningConfig
 from noisetilt_kernels.python_ref import ChiSquare, Normal, compact_fourier, compact_fourier_inverse
 
+device = torch.device("cpu")  # that the tables are for
 _tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}  # plain, so that torch.compile sees constants
 
 
@@ -21,7 +22,7 @@ def bounds(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
     key = count, chunk_size, df
     if key not in _tables:
         reference = ChiSquare(df) if df else Normal()
-        tables = cached_tables(count // chunk_size, chunk_size, 1e-4, reference, torch.float32, torch.device("cpu"))
+        tables = cached_tables(count // chunk_size, chunk_size, 1e-4, reference, torch.float32, device)
         _tables[key] = tables.lower, tables.upper
     return _tables[key]
 
@@ -86,7 +87,7 @@ def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
     y = torch.cat([first[..., None], spectrum[..., 1:-1]], dim=-1).view(-1, block_size)
     r = y.abs()
     w = r.sort(dim=1, descending=True).values
-    n = torch.arange(1, block_size + 1, dtype=torch.float64)
+    n = torch.arange(1, block_size + 1, dtype=torch.float64, device=x.device)
     s1, s2 = w.cumsum(1), (w * w).cumsum(1)
     t = math.pi / 4 * block_size
     lam = s1 / n - (t * (n * s2 - s1 * s1).clamp_min(0) / (n - t).clamp_min(1e-9)).sqrt() / n

@@ -1,4 +1,4 @@
-"""The table of a benchmark run."""
+"""The tables of a benchmark run."""
 
 import json
 from pathlib import Path
@@ -42,3 +42,60 @@ def _duration(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def gpu_tables(results: Path) -> str:
+    """Markdown of a results file of `python -m bench.gpu`: what failed, the times, the details, the targets."""
+    run = json.loads(results.read_text())
+    machine = run["machine_info"]
+    failed = [result for result in run["benchmarks"] if "error" in result]
+    rows = [result for result in run["benchmarks"] if "error" not in result]
+    parts = [f"{machine['gpu']}, torch {machine['torch']}, CUDA {machine['cuda']}, {run['datetime'][:10]}, medians"]
+    parts.append(_gpu_times([row for row in rows if row["seconds"]]))
+    parts.append("\n".join(f"- {row['name'].strip()}: {_notes(row)}" for row in rows if row["notes"] or row["against"]))
+    if failed:
+        parts.append("\n".join(["Failed:", *(f"- {result['name']}: {result['error']}" for result in failed)]))
+    parts.append(_gpu_targets(rows))
+    return "\n\n".join(parts)
+
+
+def _gpu_times(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| case | GPU, L2 warm | L2 cold | call | copy, warm | copy, cold | launches | as many of nothing |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = [
+            _fine(row["seconds"][kind]["p50"]) if kind in row["seconds"] else "" for kind in ("warm", "cold", "call")
+        ]
+        floors = [_fine(row["floors"][kind]) if kind in row["floors"] else "" for kind in ("copy", "copy, cold")]
+        nothing = _fine(row["floors"]["launches"]) if "launches" in row["floors"] else ""
+        lines.append(f"| {' | '.join([row['name'], *times, *floors, str(row['launches'] or ''), nothing])} |")
+    return "\n".join(lines)
+
+
+def _gpu_targets(rows: list[dict[str, Any]]) -> str:
+    lines = ["| target | of | measured | wanted | |", "|---|---|---|---|---|"]
+    for row in rows:
+        for check in row["checks"]:
+            show = _fine if check["unit"] == "s" else "{:.2f}x".format
+            sign = ">=" if check["at_least"] else "<="
+            verdict = "met" if check["met"] else "**missed**"
+            value, target = show(check["value"]), show(check["target"])
+            lines.append(f"| {check['what']} | {row['name']} | {value} | {sign} {target} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _notes(row: dict[str, Any]) -> str:
+    notes = [f"{name} {_fine(seconds)}" for name, seconds in row["against"].items()]
+    for name, value in row["notes"].items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key}: {_fine(seconds)}" for key, seconds in value.items())
+        elif name.endswith("time"):
+            value = _fine(value)
+        notes.append(f"{name} {value}")
+    return "; ".join(notes)
+
+
+def _fine(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-4 else _duration(seconds)

@@ -157,21 +157,25 @@ struct Operators {
     });
   }
 
-  static void butterfly_(const Tensor& x, const Ints& tile, int64_t steps, bool inverse) {
+  static Tensor butterfly(const Tensor& x, const Ints& tile, int64_t steps, bool inverse) {
+    Tensor out = torch::stable::empty_like(x);
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(tile.size() == 2, "a tile is (height, width)");
       const Shape shape = shape_of(x);
-      kernels.butterfly(data<T>(x), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps, inverse);
+      kernels.butterfly(data<T>(x), data<T>(out), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps, inverse);
     });
+    return out;
   }
 
-  static void hadamard_transform_(const Tensor& x, double scale) {
+  static Tensor hadamard_transform(const Tensor& x, double scale) {
+    Tensor out = torch::stable::empty_like(x);
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0, "a power of two is needed");
-      kernels.hadamard_transform(data<T>(x), x.size(0), x.size(1), static_cast<T>(scale));
+      kernels.hadamard_transform(data<T>(x), data<T>(out), x.size(0), x.size(1), static_cast<T>(scale));
     });
+    return out;
   }
 
   static Tensor compact_fourier_pack(const Tensor& spectrum) {
@@ -194,12 +198,14 @@ struct Operators {
     return spectrum;
   }
 
-  static void project_wgnc_blocks_(const Tensor& y, int64_t block_size) {
+  static Tensor project_wgnc_blocks(const Tensor& y, int64_t block_size) {
+    Tensor out = torch::stable::empty_like(y);
     Device::run(y, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(block_size >= 2 && y.numel() % (2 * block_size) == 0, "a block size that does not divide");
-      kernels.project_wgnc_blocks(data<T>(y), y.numel() / (2 * block_size), block_size);
+      kernels.project_wgnc_blocks(data<T>(y), data<T>(out), y.numel() / (2 * block_size), block_size);
     });
+    return out;
   }
 
   static void wgnc_between_ffts_(const Tensor& spectrum, int64_t block_size) {
@@ -215,11 +221,11 @@ struct Operators {
     library.impl("_finite_or_nan", TORCH_BOX(&finite_or_nan));
     library.impl("_project_", TORCH_BOX(&project_));
     library.impl("_mix_", TORCH_BOX(&mix_));
-    library.impl("_butterfly_", TORCH_BOX(&butterfly_));
-    library.impl("_hadamard_transform_", TORCH_BOX(&hadamard_transform_));
+    library.impl("_butterfly", TORCH_BOX(&butterfly));
+    library.impl("_hadamard_transform", TORCH_BOX(&hadamard_transform));
     library.impl("_compact_fourier_pack", TORCH_BOX(&compact_fourier_pack));
     library.impl("_compact_fourier_unpack", TORCH_BOX(&compact_fourier_unpack));
-    library.impl("_project_wgnc_blocks_", TORCH_BOX(&project_wgnc_blocks_));
+    library.impl("_project_wgnc_blocks", TORCH_BOX(&project_wgnc_blocks));
     library.impl("_wgnc_between_ffts_", TORCH_BOX(&wgnc_between_ffts_));
   }
 };

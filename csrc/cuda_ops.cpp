@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
 
 #include "binding.h"
@@ -58,11 +57,11 @@ struct Kernels {
   void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing, int64_t num_mixing) const {
     cuda::mix<T>(launch, x, batch, projection, limits_of(projection).data(), mixing, num_mixing);
   }
-  void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) const {
-    cuda::butterfly(launch, x, batch, shape, tile, steps, inverse);
+  void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) const {
+    cuda::butterfly(launch, x, out, batch, shape, tile, steps, inverse);
   }
-  void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) const {
-    cuda::hadamard_transform(launch, x, batch, size, scale);
+  void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) const {
+    cuda::hadamard_transform(launch, x, out, batch, size, scale);
   }
   void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) const {
     cuda::compact_fourier_pack(launch, spectrum, z, batch, size);
@@ -70,8 +69,8 @@ struct Kernels {
   void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) const {
     cuda::compact_fourier_unpack(launch, z, spectrum, batch, size);
   }
-  void project_wgnc_blocks(T* y, int64_t num_blocks, int64_t block_size) const {
-    cuda::project_wgnc_blocks(launch, y, num_blocks, block_size);
+  void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size) const {
+    cuda::project_wgnc_blocks(launch, y, out, num_blocks, block_size);
   }
   void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) const {
     cuda::wgnc_between_ffts(launch, spectrum, batch, size, block_size);
@@ -93,8 +92,9 @@ struct Kernels {
   }
 };
 
-void require_int32(int64_t size) {
-  require(size <= std::numeric_limits<int32_t>::max(), "the CUDA kernels take samples of at most 2147483647 values");
+// Places in a sample, and some sums and products of them, are counted in 32 bits.
+void require_countable(int64_t size) {
+  require(size <= int64_t(1) << 30, "the CUDA kernels take samples of at most 1073741824 values");
 }
 
 struct Cuda {
@@ -103,7 +103,7 @@ struct Cuda {
   template <class Body>
   static void run(const Tensor& x, const Body& body) {
     require_contiguous(x);
-    require_int32(x.numel() / std::max<int64_t>(x.size(0), 1));
+    require_countable(x.numel() / std::max<int64_t>(x.size(0), 1));
     const Enqueuing enqueuing(x);
     for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{enqueuing.launch()}, type); });
   }
@@ -111,7 +111,7 @@ struct Cuda {
 
 std::tuple<Tensor, Tensor> rank_limits(const Tensor& lower, const Tensor& upper) {
   require(lower.dim() == 2 && lower.numel() > 0, "a table is (M, D)");
-  require_int32(lower.numel());
+  require_countable(lower.numel());
   const Enqueuing enqueuing(lower);
   const int64_t buckets = cuda::num_buckets(lower.size(0), lower.size(1));
   Tensor limits = torch::stable::new_empty(lower, {lower.size(1), buckets, 2}, ScalarType::Int);

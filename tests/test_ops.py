@@ -251,6 +251,13 @@ def test_lazily_conjugated_and_negated_input(dtype: torch.dtype) -> None:
         assert_same_bits(op(negated), op(negated.resolve_neg().contiguous()))
 
 
+def test_samples_that_begin_where_no_complex_number_does() -> None:
+    x = torch.randn(2 * 64 + 1)[1:].view(2, 64)
+    assert x.storage_offset() == 1
+    for op in (ops.compact_fourier, lambda x: ops.compact_fourier(x, True), ops.project_wgnc, ops.whiten):
+        assert_same_bits(op(x), op(x.clone()))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_empty_batch(name: str) -> None:
     case = CASES[name]

@@ -20,6 +20,12 @@ constexpr int64_t kGrain = 8192;  // values of work that are worth a thread
 template <class T>
 constexpr T kSqrtHalf = static_cast<T>(0.70710678118654752440);
 
+// From one array to another, which may be the same.
+template <class T>
+void copy(const T* from, T* to, int64_t count) {
+  if (from != to) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+}
+
 // One butterfly step on a vector of even length; in and out must not overlap.
 template <class T>
 void butterfly_step(const T* in, T* out, int64_t size) {
@@ -80,7 +86,7 @@ void scatter_tile(const T* v, int64_t stride, Tile tile, T* plane) {
 }  // namespace
 
 template <class T>
-void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
+void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
   const int64_t size = tile.size(), across = shape.width / tile.width;
   const int64_t num_tiles = batch * shape.size() / size;
   const bool complete = steps < 63 && size == int64_t(1) << steps;
@@ -88,10 +94,12 @@ void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool 
     Scratch<T> buffers(3 * size);
     T *gathered = buffers.data(), *result = gathered + size, *spare = result + size;
     for (int64_t t = begin; t < end; ++t) {
-      T* plane = x + t / across * tile.height * shape.width + t % across * tile.width;
+      const int64_t place = t / across * tile.height * shape.width + t % across * tile.width;
+      const T* plane = x + place;
       const bool contiguous = across == 1;  // the tile's rows follow each other
       if (complete && contiguous) {
-        (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(plane, size);
+        copy(plane, out + place, size);
+        (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(out + place, size);
         continue;
       }
       const T* from = plane;
@@ -100,16 +108,17 @@ void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool 
         from = gathered;
       }
       butterfly_steps(from, result, spare, size, steps, inverse);
-      scatter_tile(result, shape.width, tile, plane);
+      scatter_tile(result, shape.width, tile, out + place);
     }
   });
 }
 
 template <class T>
-void hadamard_transform(T* x, int64_t batch, int64_t size, T scale) {
+void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) {
   parallel_for(batch, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      T* v = x + b * size;
+      T* v = out + b * size;
+      copy(x + b * size, v, size);
       walsh_hadamard<T, false, false>(v, size);
       for (int64_t i = 0; i < size; ++i) v[i] *= scale;
     }
@@ -153,10 +162,10 @@ void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size
   });
 }
 
-#define NOISETILT_INSTANTIATE(T)                                         \
-  template void butterfly<T>(T*, int64_t, Shape, Tile, int64_t, bool);   \
-  template void hadamard_transform<T>(T*, int64_t, int64_t, T);          \
-  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t); \
+#define NOISETILT_INSTANTIATE(T)                                                 \
+  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
+  template void hadamard_transform<T>(const T*, T*, int64_t, int64_t, T);        \
+  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);         \
   template void compact_fourier_unpack<T>(const T*, T*, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

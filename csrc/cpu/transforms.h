@@ -7,10 +7,10 @@ namespace noisetilt::NOISETILT_VARIANT {
 
 // In place.
 template <class T>
-void butterfly(T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
+void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
 
 template <class T>
-void hadamard_transform(T* x, int64_t batch, int64_t size, T scale);
+void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale);
 
 // Between a sample's compact Fourier form, or its WGNC spectrum, and the half-length FFT.
 template <class T>

@@ -155,7 +155,7 @@ inline void write_block(T* y, const BlockMemory<V>& b, int64_t lane, int64_t siz
 
 // Projects `count` blocks, a lane of V each.
 template <class T, class V>
-inline void project_lanes(T* y, int64_t count, const BlockMemory<V>& memory, const BlockNorms& norms) {
+inline void project_lanes(const T* y, T* out, int64_t count, const BlockMemory<V>& memory, const BlockNorms& norms) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);
   bool finite[lanes];
   for (int64_t l = 0; l < lanes; ++l) {
@@ -163,13 +163,13 @@ inline void project_lanes(T* y, int64_t count, const BlockMemory<V>& memory, con
     finite[l] = read_block(y + 2 * std::min(l, count - 1) * norms.size, memory, l, norms.size);
   }
   project_block(memory, norms);
-  for (int64_t l = 0; l < count; ++l) write_block(y + 2 * l * norms.size, memory, l, norms.size, finite[l]);
+  for (int64_t l = 0; l < count; ++l) write_block(out + 2 * l * norms.size, memory, l, norms.size, finite[l]);
 }
 
 }  // namespace
 
 template <class T>
-void project_wgnc_blocks(T* y, int64_t num_blocks, int64_t block_size) {
+void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   const BlockNorms norms(block_size);
   parallel_for(num_blocks, std::max<int64_t>(1, kGrain / block_size), [&](int64_t begin, int64_t end) {
     if (block_size == 16) {
@@ -177,13 +177,14 @@ void project_wgnc_blocks(T* y, int64_t num_blocks, int64_t block_size) {
       V memory[6][16];
       const BlockMemory<V> block{memory[0], memory[1], memory[2], memory[3], memory[4], memory[5]};
       for (int64_t p = begin; p < end; p += kLanes<double>)
-        project_lanes(y + 2 * p * block_size, std::min<int64_t>(kLanes<double>, end - p), block, norms);
+        project_lanes(y + 2 * p * block_size, out + 2 * p * block_size, std::min<int64_t>(kLanes<double>, end - p),
+                      block, norms);
     } else {
       Scratch<double> memory(6 * block_size);
       double* v = memory.data();
       const int64_t n = block_size;
       const BlockMemory<double> block{v, v + n, v + 2 * n, v + 3 * n, v + 4 * n, v + 5 * n};
-      for (int64_t p = begin; p < end; ++p) project_lanes(y + 2 * p * n, 1, block, norms);
+      for (int64_t p = begin; p < end; ++p) project_lanes(y + 2 * p * n, out + 2 * p * n, 1, block, norms);
     }
   });
 }
@@ -207,7 +208,7 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
       turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, coefficients, coefficients);
     });
-    project_wgnc_blocks(y, h / block_size, block_size);
+    project_wgnc_blocks(y, y, h / block_size, block_size);
     turn_first(end_scale_back);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
       turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale_back, coefficients, coefficients);
@@ -215,8 +216,8 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
   });
 }
 
-template void project_wgnc_blocks<float>(float*, int64_t, int64_t);
-template void project_wgnc_blocks<double>(double*, int64_t, int64_t);
+template void project_wgnc_blocks<float>(const float*, float*, int64_t, int64_t);
+template void project_wgnc_blocks<double>(const double*, double*, int64_t, int64_t);
 template void wgnc_between_ffts<float>(float*, int64_t, int64_t, int64_t);
 template void wgnc_between_ffts<double>(double*, int64_t, int64_t, int64_t);
 

@@ -7,7 +7,7 @@ namespace noisetilt::NOISETILT_VARIANT {
 
 // In place, on interleaved complex numbers.
 template <class T>
-void project_wgnc_blocks(T* y, int64_t num_blocks, int64_t block_size);
+void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size);
 
 // From the half-length FFT of each sample to that of its projection.
 template <class T>

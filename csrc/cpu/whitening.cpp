@@ -31,10 +31,10 @@ void mix(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mix
     T* sample = x + b * shape.size();
     for (int64_t k = 0; k < num_mixing; ++k) {
       for (int64_t step = 0; step < mixing[k].repeats; ++step) {
-        butterfly<T>(sample, 1, shape, mixing[k].tile, 1, false);
+        butterfly<T>(sample, sample, 1, shape, mixing[k].tile, 1, false);
         project_sample(sample, projection);
       }
-      butterfly<T>(sample, 1, shape, mixing[k].tile, mixing[k].repeats, true);
+      butterfly<T>(sample, sample, 1, shape, mixing[k].tile, mixing[k].repeats, true);
     }
   });
 }

@@ -1,8 +1,8 @@
 // The CUDA kernels: what the operator library and the tests see of them. No PyTorch here.
 //
 // Everything is enqueued on launch.stream of the current device and returns at once: no synchronisation, so all of it
-// can be captured in a graph. All pointers are to contiguous device memory; x alone is worked on in place. T is float
-// or double. No function validates; the operator layer has.
+// can be captured in a graph. All pointers are to contiguous device memory; x alone is worked on in place; x and out
+// do not overlap. T is float or double. No function validates; the operator layer has.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -53,19 +53,20 @@ template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size);
 
 template <class T>
-void butterfly(const Launch& launch, T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
+void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
+               bool inverse);
 // Rows of `size` values, a power of two.
 template <class T>
-void hadamard_transform(const Launch& launch, T* x, int64_t batch, int64_t size, T scale);
+void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale);
 // The spectrum is the half-length complex FFT of a sample seen as N/2 complex numbers.
 template <class T>
 void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size);
 template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size);
 
-// On interleaved complex numbers.
+// On interleaved complex numbers; here y and out may be the same.
 template <class T>
-void project_wgnc_blocks(const Launch& launch, T* y, int64_t num_blocks, int64_t block_size);
+void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
 template <class T>
 void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size);
 

@@ -104,7 +104,7 @@ class Worker {
       T* x = work_.x + sample * work_.size;
       for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) slice_[i] = x[i];
       if (work_.num_mixing == 0) {
-        project(scale_of(x));
+        project(work_.num_values > 0 ? scale_of(x) : 0);
       } else {
         for (int32_t k = 0; k < work_.num_mixing; ++k) mix(work_.mixing[k]);
       }
@@ -114,7 +114,8 @@ class Worker {
   }
 
  private:
-  // Power of two by which the values are larger than typical ones, seen from a thousand of them.
+  // Power of two by which the values are larger than typical ones, seen from a sample of them. They do not change
+  // before the first team barrier.
   __device__ int32_t scale_of(const T* x) {
     if (threadIdx.x == 0) head_.scale = 0;
     __syncthreads();

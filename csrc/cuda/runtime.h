@@ -12,8 +12,9 @@
 namespace noisetilt::cuda {
 
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("noisetilt: ") + what + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next one to ask would be told of it
+  throw std::runtime_error(std::string("noisetilt: ") + what + ": " + cudaGetErrorString(status));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

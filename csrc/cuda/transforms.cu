@@ -79,11 +79,11 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
   }
 }
 
-// Steps on tiles of x: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved so.
+// Steps on tiles: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved so.
 template <class T, int32_t kUnits, bool kOrthonormal, bool kInverse>
 __global__ void __launch_bounds__(kMostThreads)
-    butterfly_kernel(T* x, const __grid_constant__ Tiles tiles, int32_t per_block, bool by_fours, int32_t steps,
-                     T scale) {
+    butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block, bool by_fours,
+                     int32_t steps, T scale) {
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
@@ -120,9 +120,9 @@ __global__ void __launch_bounds__(kMostThreads)
     if (by_fours) {
       Four<T> four;
       for (int32_t i = 0; i < 4; ++i) four.v[i] = result(padded(k) + i);
-      *reinterpret_cast<Four<T>*>(x + place) = four;
+      *reinterpret_cast<Four<T>*>(out + place) = four;
     } else {
-      x[place] = result(padded(k));
+      out[place] = result(padded(k));
     }
   });
 }
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const T* in, T* out, in
 }
 
 template <class T, bool kOrthonormal, bool kInverse>
-void transform(const Launch& launch, T* x, const Tiles& tiles, int64_t steps, T scale) {
+void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps, T scale) {
   const int64_t size = tiles.grid.size(), all = tiles.count * size;
   const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, kPerBlock / size));
   const int64_t units = per_block * size / kUnit;
@@ -162,27 +162,34 @@ void transform(const Launch& launch, T* x, const Tiles& tiles, int64_t steps, T 
                                                     : butterfly_kernel<T, kMostUnits, kOrthonormal, kInverse>;
     const int64_t each = units <= most_threads ? 1 : units <= 2 * most_threads ? 2 : kMostUnits;
     const int threads = static_cast<int>((units + each * kWarp - 1) / (each * kWarp) * kWarp);
-    const bool by_fours = tiles.grid.width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+    const bool by_fours = tiles.grid.width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(Four<T>) == 0 &&
+                          reinterpret_cast<uintptr_t>(out) % sizeof(Four<T>) == 0;
     resident_blocks(kernel, threads, static_cast<size_t>(shared_bytes));
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
-            static_cast<size_t>(shared_bytes), x, tiles, static_cast<int32_t>(per_block), by_fours,
+            static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_fours,
             static_cast<int32_t>(steps), scale);
     return;
   }
   const int threads = block_threads(kThreads);
   const int64_t blocks = blocks_for(all / kUnit, threads);
-  T *from = x, *to = allocate<T>(launch, all);
-  int32_t at_once;
-  for (int64_t left = steps; left > 0; left -= at_once) {
-    at_once = steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
-    enqueue(launch, long_butterfly_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
-            static_cast<const T*>(from), to, tiles, at_once);
-    std::swap(from, to);
+  int32_t rounds = 0;
+  for (int64_t left = steps; left > 0; ++rounds)
+    left -= steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
+  // To and fro, so that the last round ends in `out`.
+  T* spare = rounds > 1 ? allocate<T>(launch, all) : nullptr;
+  const T* from = x;
+  for (int64_t left = steps; left > 0; --rounds) {
+    const int32_t at_once = steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
+    T* to = rounds % 2 == 1 ? out : spare;
+    enqueue(launch, long_butterfly_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0, from, to,
+            tiles, at_once);
+    from = to;
+    left -= at_once;
   }
   if (!kOrthonormal)
-    enqueue(launch, scale_kernel<T>, Residence::any, blocks, threads, 0, static_cast<const T*>(from), x, all, scale);
-  else if (from != x)
-    check(cudaMemcpyAsync(x, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice, launch.stream),
+    enqueue(launch, scale_kernel<T>, Residence::any, blocks, threads, 0, from, out, all, scale);
+  else if (from != out)
+    check(cudaMemcpyAsync(out, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice, launch.stream),
           "copying");
 }
 
@@ -225,17 +232,17 @@ void compact_fourier(const Launch& launch, const T* in, T* out, int64_t batch, i
 }  // namespace
 
 template <class T>
-void butterfly(const Launch& launch, T* x, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
-  if (steps == 0) return;
+void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
+               bool inverse) {
   const Tiles tiles{grid_of(tile, shape), batch * shape.size() / tile.size()};
-  (inverse ? transform<T, true, true> : transform<T, true, false>)(launch, x, tiles, steps, T(1));
+  (inverse ? transform<T, true, true> : transform<T, true, false>)(launch, x, out, tiles, steps, T(1));
 }
 
 template <class T>
-void hadamard_transform(const Launch& launch, T* x, int64_t batch, int64_t size, T scale) {
+void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale) {
   int64_t steps = 0;
   while ((int64_t(1) << steps) < size) ++steps;
-  transform<T, false, false>(launch, x, {grid_of({1, size}, {1, 1, size}), batch}, steps, scale);
+  transform<T, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps, scale);
 }
 
 template <class T>
@@ -252,10 +259,10 @@ void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64
                                              0.5 * std::sqrt(0.5 * n));
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                        \
-  template void butterfly<T>(const Launch&, T*, int64_t, Shape, Tile, int64_t, bool);   \
-  template void hadamard_transform<T>(const Launch&, T*, int64_t, int64_t, T);          \
-  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t); \
+#define NOISETILT_INSTANTIATE(T)                                                                \
+  template void butterfly<T>(const Launch&, const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
+  template void hadamard_transform<T>(const Launch&, const T*, T*, int64_t, int64_t, T);        \
+  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t);         \
   template void compact_fourier_unpack<T>(const Launch&, const T*, T*, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

@@ -126,18 +126,18 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    blocks_of_16_kernel(T* y, int64_t num_blocks, const __grid_constant__ BlockNorms norms) {
+    blocks_of_16_kernel(const T* y, T* out, int64_t num_blocks, const __grid_constant__ BlockNorms norms) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
-  auto* coefficients = reinterpret_cast<Complex<T>*>(y);
   const int32_t threads = blockDim.x;
   for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks; first += gridDim.x * int64_t(threads)) {
     const int32_t blocks = static_cast<int32_t>(min(static_cast<int64_t>(threads), num_blocks - first));
-    Complex<T>* from = coefficients + first * kBlock;
+    const auto* from = reinterpret_cast<const Complex<T>*>(y) + first * kBlock;
+    auto* to = reinterpret_cast<Complex<T>*>(out) + first * kBlock;
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) shared[spread(k)] = from[k];
     __syncthreads();
     if (static_cast<int32_t>(threadIdx.x) < blocks) project_block(shared + spread(threadIdx.x * kBlock), norms);
     __syncthreads();
-    for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) from[k] = shared[spread(k)];
+    for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) to[k] = shared[spread(k)];
     __syncthreads();
   }
 }
@@ -236,10 +236,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- blocks of any size ----
 
-// A thread block takes a block at a time; `memory` holds two doubles a coefficient for each thread block.
+// From y to out, which may be the same. A thread block takes a block at a time; `memory` holds two doubles a
+// coefficient for each thread block.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    any_blocks_kernel(T* y, int64_t num_blocks, const __grid_constant__ BlockNorms norms, double* memory) {
+    any_blocks_kernel(const T* y, T* out, int64_t num_blocks, const __grid_constant__ BlockNorms norms,
+                      double* memory) {
   struct Found {
     double divisor, greatest, delta, gain, first, other;
     int32_t first_tied;  // -1 if none
@@ -249,7 +251,8 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t B = norms.size, thread = threadIdx.x, threads = blockDim.x;
   double *r = memory + static_cast<int64_t>(blockIdx.x) * 2 * B, *sorted = r + B;
   for (int64_t p = blockIdx.x; p < num_blocks; p += gridDim.x) {
-    auto* block = reinterpret_cast<Complex<T>*>(y) + p * B;
+    const auto* block = reinterpret_cast<const Complex<T>*>(y) + p * B;
+    auto* result = reinterpret_cast<Complex<T>*>(out) + p * B;
     if (thread == 0) {
       double largest = 0;
       found.finite = true;
@@ -261,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     if (!found.finite) {
-      for (int32_t j = thread; j < B; j += threads) block[j] = {quiet_nan<T>(), quiet_nan<T>()};
+      for (int32_t j = thread; j < B; j += threads) result[j] = {quiet_nan<T>(), quiet_nan<T>()};
       __syncthreads();
       continue;
     }
@@ -308,7 +311,7 @@ __global__ void __launch_bounds__(kThreads)
       double radius = found.gain * positive_part((r[j] - found.greatest) - found.delta);
       if (found.first_tied >= 0)
         radius = r[j] != found.greatest ? 0.0 : j == found.first_tied ? found.first : found.other;
-      block[j] = with_radius<T>(block[j].re / found.divisor, block[j].im / found.divisor, r[j], radius);
+      result[j] = with_radius<T>(block[j].re / found.divisor, block[j].im / found.divisor, r[j], radius);
     }
     __syncthreads();
   }
@@ -338,19 +341,19 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void project_wgnc_blocks(const Launch& launch, T* y, int64_t num_blocks, int64_t block_size) {
+void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   const BlockNorms norms(block_size);
   const int threads = block_threads(kThreads);
   if (block_size == kBlock) {
     const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
     resident_blocks(blocks_of_16_kernel<T>, threads, shared_bytes);
     enqueue(launch, blocks_of_16_kernel<T>, Residence::any,
-            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, num_blocks,
+            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, out, num_blocks,
             norms);
   } else {
     const int64_t blocks = std::min<int64_t>(num_blocks, 8 * device_attribute(cudaDevAttrMultiProcessorCount));
     double* memory = allocate<double>(launch, blocks * 2 * block_size);
-    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, num_blocks, norms, memory);
+    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, out, num_blocks, norms, memory);
   }
 }
 
@@ -364,7 +367,7 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
     enqueue(launch, turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
             scales.ends, scales.pairs);
-    project_wgnc_blocks(launch, spectrum, batch * h / block_size, block_size);
+    project_wgnc_blocks<T>(launch, spectrum, spectrum, batch * h / block_size, block_size);
     enqueue(launch, turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
             scales.ends_back, scales.pairs_back);
     return;
@@ -385,8 +388,8 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
           scales);
 }
 
-#define NOISETILT_INSTANTIATE(T)                                             \
-  template void project_wgnc_blocks<T>(const Launch&, T*, int64_t, int64_t); \
+#define NOISETILT_INSTANTIATE(T)                                                       \
+  template void project_wgnc_blocks<T>(const Launch&, const T*, T*, int64_t, int64_t); \
   template void wgnc_between_ffts<T>(const Launch&, T*, int64_t, int64_t, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)

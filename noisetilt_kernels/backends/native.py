@@ -100,21 +100,17 @@ def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
-    result = x.clone()
-    _ops._butterfly_.default(result, tile, steps, inverse)
-    return result
+    return _ops._butterfly.default(x, tile, steps, inverse)
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
     rows, size = x.shape
     padded = 1 << (size - 1).bit_length()
     if padded == size:
-        result = x.clone()
-    else:
-        result = x.new_zeros(rows, padded)
-        result[:, :size] = x
-    _ops._hadamard_transform_.default(result, scale)
-    return result if padded == size else result[:, :size].contiguous()
+        return _ops._hadamard_transform.default(x, scale)
+    result = x.new_zeros(rows, padded)
+    result[:, :size] = x
+    return _ops._hadamard_transform.default(result, scale)[:, :size].contiguous()
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
@@ -124,9 +120,7 @@ def project_wgnc(x: Tensor, block_size: int) -> Tensor:
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
-    result = torch.view_as_real(y).clone()
-    _ops._project_wgnc_blocks_.default(result, block_size)
-    return torch.view_as_complex(result)
+    return torch.view_as_complex(_ops._project_wgnc_blocks.default(torch.view_as_real(y), block_size))
 
 
 def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -136,6 +130,8 @@ def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
     depend on its company. On CUDA the batch at once, in whose company cuFFT may round a sample differently, within the
     tolerance of FFTs (DESIGN section 9): one after the other, small ones would leave the device idle.
     """
+    if x.storage_offset() % 2:  # complex numbers do not begin there
+        x = x.clone()
     z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
     if x.device.type == "cpu" and len(z) > 1:
         result = torch.empty_like(z)

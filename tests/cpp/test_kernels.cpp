@@ -227,17 +227,17 @@ static void test_transforms() {
       const std::vector<T> x = make_input<T>(2 * shape.size(), Input::normal, 3);
       const auto y = on_all_threads<T>("butterfly over threads", x.size(), [&](std::vector<T>& out) {
         out = x;
-        tested<T>().butterfly(out.data(), 2, shape, tile, steps, false);
+        tested<T>().butterfly(out.data(), out.data(), 2, shape, tile, steps, false);
       });
       std::vector<T> back = y;
-      tested<T>().butterfly(back.data(), 2, shape, tile, steps, true);
+      tested<T>().butterfly(back.data(), back.data(), 2, shape, tile, steps, true);
       expect(distance(x, back) < tolerance, "butterfly and back", tile.size(), steps);
     }
   }
   for (int64_t size : {1, 2, 4, 8, 16, 32, 64, 2048}) {
     std::vector<T> x = make_input<T>(3 * size, Input::normal, 4), y = x;
-    tested<T>().hadamard_transform(y.data(), 3, size, T(1));
-    tested<T>().hadamard_transform(y.data(), 3, size, T(1) / static_cast<T>(size));
+    tested<T>().hadamard_transform(y.data(), y.data(), 3, size, T(1));
+    tested<T>().hadamard_transform(y.data(), y.data(), 3, size, T(1) / static_cast<T>(size));
     expect(distance(x, y) < tolerance, "Hadamard twice", size);
   }
   for (int64_t size : {2, 4, 6, 10, 64, 66, 1000, 4096}) {
@@ -257,7 +257,7 @@ static void test_wgnc() {
       const std::vector<T> x = make_input<T>(2 * block * blocks, kind, 8);
       const auto y = on_all_threads<T>("WGNC over threads", x.size(), [&](std::vector<T>& out) {
         out = x;
-        tested<T>().project_wgnc_blocks(out.data(), blocks, block);
+        tested<T>().project_wgnc_blocks(out.data(), out.data(), blocks, block);
       });
       for (int64_t p = 0; p < blocks; ++p) {
         double l1 = 0, l2 = 0;
@@ -272,7 +272,7 @@ static void test_wgnc() {
       }
     }
     std::vector<T> special = make_input<T>(2 * block * 9, Input::special, 9);
-    tested<T>().project_wgnc_blocks(special.data(), 9, block);
+    tested<T>().project_wgnc_blocks(special.data(), special.data(), 9, block);
     std::vector<T> spectrum = make_input<T>(2 * 2 * block * 6, Input::normal, 10);
     tested<T>().wgnc_between_ffts(spectrum.data(), 2, 2 * block * 6, block);
   }

@@ -190,9 +190,9 @@ void bind(py::module_& m) {
       "butterfly",
       [](const Array<T>& x, const Ints& tile, int64_t steps, bool inverse) {
         DeviceMemory memory;
-        T* values = memory.copy(x);
-        butterfly(memory.launch(), values, x.shape(0), sample_shape(x), tile_of(tile), steps, inverse);
-        return memory.result(values, shape_of(x));
+        T* out = memory.make<T>(x.size());
+        butterfly<T>(memory.launch(), memory.copy(x), out, x.shape(0), sample_shape(x), tile_of(tile), steps, inverse);
+        return memory.result(out, shape_of(x));
       },
       x, py::arg("tile"), py::arg("steps"), py::arg("inverse") = false);
   m.def(
@@ -200,9 +200,9 @@ void bind(py::module_& m) {
       [](const Array<T>& x, double scale) {
         require(x.ndim() == 2, "expected (B, N)");
         DeviceMemory memory;
-        T* values = memory.copy(x);
-        hadamard_transform(memory.launch(), values, x.shape(0), x.shape(1), static_cast<T>(scale));
-        return memory.result(values, shape_of(x));
+        T* out = memory.make<T>(x.size());
+        hadamard_transform<T>(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1), static_cast<T>(scale));
+        return memory.result(out, shape_of(x));
       },
       x, py::arg("scale") = 1.0);
   const auto bind_repacking = [&](const char* name, void (*repack)(const Launch&, const T*, T*, int64_t, int64_t)) {
@@ -224,9 +224,9 @@ void bind(py::module_& m) {
       "project_wgnc_blocks",
       [](const Array<T>& y, int64_t block_size) {
         DeviceMemory memory;
-        T* values = memory.copy(y);
-        project_wgnc_blocks(memory.launch(), values, y.size() / (2 * block_size), block_size);
-        return memory.result(values, shape_of(y));
+        T* out = memory.make<T>(y.size());
+        project_wgnc_blocks<T>(memory.launch(), memory.copy(y), out, y.size() / (2 * block_size), block_size);
+        return memory.result(out, shape_of(y));
       },
       x, py::arg("block_size"));
   m.def(

@@ -2,7 +2,8 @@
 
 A fault on the GPU makes every later call of the process fail, and a kernel that never ends stops it. So that either
 costs one test and not all the others, the process then ends, and the next one goes on: NOISETILT_TESTS_BEGUN names a
-file of the tests that have begun, which are not begun again. `bench/gpu.sh` does so.
+file of the tests that have begun, which are not begun again; a file *.where beside it tells what a process that ended
+before its report would have reported. `bench/gpu.sh` does so.
 """
 
 import faulthandler
@@ -15,10 +16,11 @@ import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 
-SECONDS = 100  # that a test may take before the process ends
+SECONDS = 60  # that a test may take before the process ends
 FAULT = 70  # exit code after a fault on the GPU
 
 _begun = os.environ.get("NOISETILT_TESTS_BEGUN")
+_where = open(f"{_begun}.where", "w") if _begun else None  # noqa: SIM115
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,10 +36,15 @@ def pytest_runtest_logstart(nodeid: str) -> None:
             file.write(nodeid + "\n")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _where and report.failed:
+        print(f"{report.nodeid}:\n{report.longreprtext[-2000:]}\n", file=_where, flush=True)
+
+
 @pytest.fixture(autouse=True)
 def _end_where_the_gpu_does() -> Iterator[None]:
-    if _begun:
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+    if _where:
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=_where)
     yield
     try:
         torch.cuda.synchronize()

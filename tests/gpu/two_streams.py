@@ -1,14 +1,10 @@
-"""Operators on two streams, and from two threads, at once: `python two_streams.py`, with a time limit set by the caller.
+"""Operators on two streams, and from two threads, at once; run by test_gpu_runtime.py, which sets a time limit.
 
 The kernel of the projections occupies the whole GPU and waits for its own blocks. If those of two launches were mixed,
 both would wait for ever.
 """
 
-import sys
 import threading
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
 from bits import assert_same_bits

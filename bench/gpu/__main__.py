@@ -1,0 +1,149 @@
+"""Runs the benchmarks on the current GPU, writes bench/results/<device>-<date>.json, and prints the tables last.
+
+Every group of cases has a process and a time limit of its own: a fault on the GPU, or a kernel that never ends, costs
+the rest of its group and nothing else.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import report
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def run_group(name: str) -> None:
+    """In a process of its own: prints a line of JSON for every case."""
+    from .. import baselines
+    from . import cases, measure
+
+    baselines.device = measure.DEVICE
+    for row in cases.GROUPS[name][1]():
+        if isinstance(row, cases.Failure):
+            result: dict[str, Any] = row._asdict()
+        else:
+            result = asdict(row) | {"checks": [asdict(check) | {"met": check.met} for check in row.checks]}
+        print(json.dumps(result), flush=True)
+        torch.cuda.synchronize()  # raises after a fault, when nothing of this process can be trusted any more
+        torch.cuda.empty_cache()
+
+
+def collect(name: str, seconds: float) -> list[dict[str, Any]]:
+    """The results of a group; what is missing is said in the last of them."""
+    command = [sys.executable, "-u", "-m", "bench.gpu", "--group", name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    deadline, received = time.monotonic() + seconds, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ended = False
+        while not ended and time.monotonic() < deadline:
+            if selector.select(timeout=max(0.0, min(1.0, deadline - time.monotonic()))):
+                piece = process.stdout.read()
+                received, ended = received + (piece or b""), piece == b""
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)  # compilers that it has started as well
+    try:
+        code = process.wait(timeout=20)
+    except subprocess.TimeoutExpired:  # it cannot end before its kernel does
+        code = -signal.SIGKILL
+    lines = received.decode(errors="replace").splitlines()
+    results = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    if not ended:
+        results.append({"name": name, "error": f"not done after {seconds:.0f} s"})
+    elif code:
+        results.append({"name": name, "error": f"ended with code {code}"})
+    return [result | {"group": name} for result in results]
+
+
+def machine_info() -> dict[str, Any]:
+    device = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        driver = ""
+    return {
+        "gpu": device.name,
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": getattr(device, "L2_cache_size", None),
+        "driver, clocks, power limit": driver,
+        "cpu": report.cpu_model(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def commit() -> str | None:
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=RESULTS).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=400, help="for everything")
+    parser.add_argument("--only", nargs="*", help="groups of cases")
+    parser.add_argument("--copy", type=Path, help="a folder for results.json and tables.md as well")
+    parser.add_argument("--group", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench.gpu: there is no GPU here that torch can use; nothing was measured")
+        return 2
+    if options.group:
+        run_group(options.group)
+        return 0
+
+    from .cases import GROUPS
+
+    machine = machine_info()
+    slug = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
+    path = RESULTS / f"{slug}-{datetime.date.today()}.json"
+    run: dict[str, Any] = {
+        "machine_info": machine,
+        "commit": commit(),
+        "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "benchmarks": [],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + options.seconds
+    for name, (limit, _) in GROUPS.items():
+        if options.only and name not in options.only:
+            continue
+        left = deadline - time.monotonic()
+        results = [{"name": name, "error": "no time was left", "group": name}]
+        if left > 10:
+            start = time.monotonic()
+            results = collect(name, min(limit, left))
+            print(f"{name}: {len(results)} results, {time.monotonic() - start:.0f} s", flush=True)
+        run["benchmarks"] += results
+        path.write_text(json.dumps(run, indent=1) + "\n")
+        if options.copy:
+            shutil.copy(path, options.copy / "results.json")
+            (options.copy / "tables.md").write_text(report.gpu_tables(path) + "\n")
+    print(f"\n{report.gpu_tables(path)}\n\n{path}")
+    return int(any("error" in result for result in run["benchmarks"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,472 @@
+"""The cases, in groups that are run in a process each: what is measured, against what, and the targets."""
+
+import ctypes
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisetilt_kernels import confidence_bounds, python_ref
+from noisetilt_kernels.backends import native, reference
+from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
+
+from .. import baselines
+from ..inputs import FLUX, WAN, gaussian, structured
+from .measure import (
+    DEVICE,
+    Check,
+    Function,
+    Graph,
+    Row,
+    call_times,
+    compare,
+    copy_floor,
+    gpu_times,
+    measure,
+    replay_times,
+)
+
+ops = torch.ops.noisetilt
+
+FIELDS = {"1/k": structured, "noise": gaussian}
+BANDWIDTH = (1024, *FLUX)  # 256 MiB of float32
+ROOT = Path(__file__).parents[2]
+
+
+class Failure(NamedTuple):
+    """Why there is no row."""
+
+    name: str
+    error: str
+
+
+Rows = Iterator[Row | Failure]
+GROUPS: dict[str, tuple[int, Callable[[], Rows]]] = {}  # the seconds that a group may take, and its cases
+
+
+def group(seconds: int) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
+    def add(cases: Callable[[], Rows]) -> Callable[[], Rows]:
+        GROUPS[cases.__name__] = seconds, cases
+        return cases
+
+    return add
+
+
+def guarded(case: Callable[..., Row], *args: object) -> Row | Failure:
+    """The case's row; the other cases go on whatever happens to it."""
+    try:
+        return case(*args)
+    except Exception as error:
+        traceback.print_exc()
+        what = [str(arg).strip() for arg in args if isinstance(arg, (str, int, float, tuple))]
+        return Failure(f"{case.__name__}({', '.join(what)})", f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def faster(what: str, ratio: float, target: float) -> Check:
+    return Check(what, ratio, "x", target, at_least=True)
+
+
+def within(what: str, seconds: float, target: float) -> Check:
+    return Check(what, seconds, "s", target, at_least=False)
+
+
+def num_bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+# ---- whiten ----
+
+
+def whitening(preset: str, shape: tuple[int, ...], field: str) -> tuple[Tensor, WhiteningConfig]:
+    channels, height, width = shape
+    return FIELDS[field](shape).to(DEVICE), resolve_preset(preset, Sample(channels, height, width), 1e-4)
+
+
+def whiten_once(preset: str, shape: tuple[int, ...], field: str, target: float, ratio: float) -> Row:
+    x, config = whitening(preset, shape, field)
+    row = measure(f"whiten {preset}, {field}", lambda: ops.whiten(x, preset), num_bytes(x))
+    row.checks.append(within("GPU time", row.seconds["warm"]["p50"], target))
+    idiomatic = partial(baselines.whiten, x, config)
+    eager: dict[str, Function] = {"python_ref": lambda: reference.whiten(x[None], config), "idiomatic": idiomatic}
+    row.checks.append(faster("over eager", compare(row, eager, seconds=0.6), ratio))
+    if preset == "flux":
+        try:
+            row.notes["idiomatic in a graph, GPU time"] = replay_times(Graph(idiomatic), cold=False)["p50"]
+        except RuntimeError as error:
+            row.notes["idiomatic in a graph failed"] = str(error).splitlines()[0][:200]
+    row.notes["peak memory beyond the input, in inputs"] = round(peak_memory(lambda: ops.whiten(x, preset), x), 2)
+    return row
+
+
+def peak_memory(function: Function, x: Tensor) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / num_bytes(x)
+
+
+def whiten_batch(field: str) -> Row:
+    """Batches against one sample."""
+    x, _ = whitening("flux", FLUX, field)
+    times = {}
+    for batch in (1, 2, 4, 8, 16, 64):
+        many = torch.stack([x.roll(k, dims=-1) for k in range(batch)])
+        times[batch] = gpu_times(partial(ops.whiten, many, "flux"))[0]["warm"]["p50"]
+    row = measure(f"whiten flux, {field}, batch 64", lambda: ops.whiten(many, "flux"), num_bytes(many))
+    row.notes["GPU time of batches"] = times
+    clusters = resident_clusters()
+    row.notes["resident clusters of 16 blocks"] = clusters
+    eight = 2.0 if clusters is not None and clusters < 8 else 1.5
+    row.checks.append(Check("batch 8 / batch 1", times[8] / times[1], "x", eight, at_least=False))
+    row.checks.append(Check("batch 64 / batch 1", times[64] / times[1], "x", 7.0, at_least=False))
+    return row
+
+
+def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
+    """The parts of whiten, each on what it gets there."""
+    x, config = whitening(preset, shape, field)
+    x = x[None]
+    projection = native._projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    mixing = [n for tile, repeats in config.mixing for n in (*tile, repeats)]
+
+    def project(y: Tensor) -> Tensor:
+        y = y.clone()
+        ops._project_(y, *projection)
+        return y
+
+    def mix(y: Tensor) -> Tensor:
+        y = y.clone()
+        ops._mix_(y, *projection, mixing)
+        return y
+
+    projected = project(x)
+    z = ops.compact_fourier(projected.flatten(1)).view_as(x)
+    projected_z = project(z)
+    mixed = ops.compact_fourier(projected_z.flatten(1), True).view_as(x)
+    half_length = torch.view_as_complex(projected.view(1, -1, 2))
+    parts: dict[str, tuple[Function, bool]] = {
+        "finite_or_nan": (lambda: ops._finite_or_nan(x), False),
+        "project, values": (lambda: project(x), True),
+        "project, Fourier": (lambda: project(z), True),
+        "FFT there": (lambda: torch.fft.fft(half_length), False),
+        "FFT back": (lambda: torch.fft.ifft(half_length), False),
+        "pack": (lambda: ops._compact_fourier_pack(projected.flatten(1)), False),
+        "unpack": (lambda: ops._compact_fourier_unpack(projected_z.flatten(1)), False),
+        "mix": (lambda: mix(mixed), True),
+    }
+    copy = copy_floor(num_bytes(x))
+    for name, (function, copies) in parts.items():
+        row = guarded(measure, f"  {name} ({preset}, {field})", function, num_bytes(x), False)
+        if copies and isinstance(row, Row):  # less the copy that keeps the input
+            for kind in ("warm", "cold"):
+                row.seconds[kind] = {k: max(v - copy[kind]["p50"], 0.0) for k, v in row.seconds[kind].items()}
+        yield row
+
+
+@group(75)
+def whiten_flux() -> Rows:
+    yield guarded(whiten_once, "flux", FLUX, "1/k", 0.8e-3, 40)
+    yield guarded(whiten_once, "flux", FLUX, "noise", 0.5e-3, 40)
+    for field in FIELDS:
+        yield guarded(whiten_batch, field)
+    for field in FIELDS:
+        yield from stages("flux", FLUX, field)
+
+
+@group(75)
+def whiten_wan() -> Rows:
+    yield guarded(whiten_once, "wan", WAN, "1/k", 5e-3, 20)
+    yield guarded(whiten_once, "wan", WAN, "noise", 3e-3, 20)
+    for field in FIELDS:
+        yield from stages("wan", WAN, field)
+
+
+# ---- order statistics ----
+
+
+def cub() -> ctypes.CDLL | None:
+    """The library of radix_sort.cu, if it has been built."""
+    path = ROOT / "build" / "radix_sort.so"
+    return ctypes.CDLL(str(path)) if path.exists() else None
+
+
+def resident_clusters() -> int | None:
+    library = cub()
+    return None if library is None else int(library.noisetilt_clusters_of_16())
+
+
+def cub_sort(kind: int, x: Tensor, chunk_size: int) -> Function:
+    """A function that sorts columns as long as those of x's chunks, with places, by CUB."""
+    library = cub()
+    if library is None:
+        raise RuntimeError("radix_sort.cu has not been built")
+    size, length = x.numel(), x.numel() // chunk_size
+    keys = x.view(-1, chunk_size).t().contiguous().flatten()
+    if kind == 2:  # ordered as unsigned numbers, below the column
+        bits = keys.view(torch.int32).long()
+        ordered = torch.where(bits < 0, ~bits & 0xFFFFFFFF, bits | 0x80000000)
+        keys = ordered | (torch.arange(size, device=DEVICE) // length << 32)
+    sorted_keys, places = torch.empty_like(keys), torch.arange(size, dtype=torch.int32, device=DEVICE)
+    sorted_places = torch.empty_like(places)
+    num_bytes = ctypes.c_size_t()
+
+    def run(memory: int | None) -> None:
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (keys, sorted_keys, places, sorted_places)]
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        arguments = (*pointers, chunk_size, length, stream)
+        failed = library.noisetilt_sort(kind, ctypes.c_void_p(memory), ctypes.byref(num_bytes), *arguments)
+        if failed:
+            raise RuntimeError(f"CUB: CUDA error {failed}")
+
+    run(None)
+    memory = torch.empty(max(num_bytes.value, 1), dtype=torch.uint8, device=DEVICE)
+    run(memory.data_ptr())
+    expected = x.view(-1, chunk_size).t().sort(dim=1, stable=True).values.flatten()
+    found = x.view(-1, chunk_size).t().contiguous().flatten()[sorted_places.long()]
+    if not torch.equal(found, expected):
+        raise RuntimeError("CUB's sort is not one")
+    return lambda: run(memory.data_ptr())
+
+
+CUB = ("CUB segmented radix sort", "CUB segmented sort", "CUB radix sort of wide keys")
+
+
+def project_2os(chunk_size: int, field: str) -> Row:
+    x = FIELDS[field](FLUX).flatten().to(DEVICE)
+    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(x.numel() // chunk_size, chunk_size))
+    row = measure(f"project_2os, D = {chunk_size}, {field}", lambda: ops.project_2os(x, lower, upper), num_bytes(x))
+    eager = {
+        "python_ref": lambda: python_ref.project_2os(x[None], lower, upper),
+        "idiomatic": lambda: baselines.project_2os(x, lower, upper),
+    }
+    row.checks.append(faster("over eager", compare(row, eager), 15))
+    for kind, name in enumerate(CUB):
+        try:
+            row.notes[f"{name}, GPU time"] = gpu_times(cub_sort(kind, x, chunk_size))[0]["warm"]["p50"]
+        except (RuntimeError, OSError) as error:
+            row.notes[f"{name} failed"] = str(error)
+    segmented = [row.notes[f"{name}, GPU time"] for name in CUB[:2] if f"{name}, GPU time" in row.notes]
+    if segmented:
+        row.checks.append(faster("over CUB's faster segmented sort", min(segmented) / row.seconds["warm"]["p50"], 2))
+    return row
+
+
+def project_tile_stats(side: int, field: str) -> Row:
+    x = FIELDS[field](FLUX).to(DEVICE)
+    row = measure(
+        f"project_tile_stats {side}x{side}, {field}",
+        lambda: ops.project_tile_stats(x, [side, side], [4, 16]),
+        num_bytes(x),
+    )
+    eager = {
+        "python_ref": lambda: reference.project_tile_stats(x[None], (side, side), (4, 16), 1e-4),
+        "idiomatic": lambda: baselines.project_tile_stats(x, (side, side), (4, 16)),
+    }
+    row.notes["over eager"] = round(compare(row, eager), 1)
+    return row
+
+
+@group(60)
+def order_stats() -> Rows:
+    for field in FIELDS:
+        for chunk_size in (4, 16):
+            yield guarded(project_2os, chunk_size, field)
+    for field in FIELDS:
+        for side in (4, 8, 16):
+            yield guarded(project_tile_stats, side, field)
+
+
+# ---- bandwidth ----
+
+
+def bandwidth(name: str, function: Function, x: Tensor, target: float | None) -> Row:
+    """Times against a copy of as many bytes."""
+    row = measure(name, function, num_bytes(x), call=False)
+    fraction = row.floors["copy"] / row.seconds["warm"]["p50"]
+    row.notes |= {
+        "of a copy's bandwidth": round(fraction, 2),
+        "copy, GB/s": round(2e-9 * num_bytes(x) / row.floors["copy"]),
+    }
+    if target is not None:
+        row.checks.append(faster("of a copy's bandwidth", fraction, target))
+    return row
+
+
+def butterfly(tile: tuple[int, int], steps: int) -> Row:
+    x = torch.randn(BANDWIDTH, device=DEVICE)
+    name = f"butterfly {tile[0]}x{tile[1]}, {steps} step{'s' * (steps > 1)}, 256 MiB"
+    return bandwidth(name, lambda: ops.butterfly(x, tile, steps), x, 0.85)
+
+
+def hadamard(size: int) -> Row:
+    x = torch.randn(64 * 2**20 // size, size, device=DEVICE)
+    scale = size**-0.5
+    name = f"hadamard_transform {size}, 256 MiB"
+    row = bandwidth(name, lambda: ops.hadamard_transform(x, scale), x, None)
+    try:
+        from fast_hadamard_transform import hadamard_transform  # type: ignore[import-not-found]
+    except ImportError:
+        return row
+    if size <= 32768:
+        theirs = gpu_times(lambda: hadamard_transform(x, scale))[0]["warm"]["p50"]
+        row.notes["fast_hadamard_transform, GPU time"] = theirs
+    return row
+
+
+def small_butterfly() -> Row:
+    x = gaussian(FLUX).to(DEVICE)
+    row = measure("butterfly 64x64, 12 steps, 16x64x64", lambda: ops.butterfly(x, [64, 64], 12), num_bytes(x))
+    eager = {
+        "python_ref": lambda: python_ref.butterfly(x[None], (64, 64), 12),
+        "idiomatic": lambda: baselines.repeated_butterfly(x, 12),
+    }
+    row.notes["over eager"] = round(compare(row, eager), 1)
+    return row
+
+
+def compact_fourier(batch: int, inverse: bool) -> Row:
+    x = torch.randn(batch, 65536, device=DEVICE)
+    direction = "unpack" if inverse else "pack"
+    kernel = ops._compact_fourier_unpack if inverse else ops._compact_fourier_pack
+    row = measure(
+        f"compact_fourier{' inverse' * inverse}, batch {batch}",
+        lambda: ops.compact_fourier(x, inverse),
+        num_bytes(x),
+        call=batch == 1,
+    )
+    half_length = torch.view_as_complex(x.view(batch, -1, 2))
+    row.notes["FFT alone, GPU time"] = gpu_times(lambda: torch.fft.fft(half_length))[0]["warm"]["p50"]
+    alone = gpu_times(lambda: kernel(x))[0]["warm"]["p50"]
+    row.notes |= {
+        f"{direction} alone, GPU time": alone,
+        f"{direction} alone, of a copy's bandwidth": round(row.floors["copy"] / alone, 2),
+    }
+    return row
+
+
+@group(60)
+def transforms() -> Rows:
+    for tile, steps in (((64, 64), 12), ((64, 64), 1), ((8, 8), 6)):
+        yield guarded(butterfly, tile, steps)
+    yield guarded(small_butterfly)
+    for exponent in range(4, 17, 2):
+        yield guarded(hadamard, 2**exponent)
+    for batch in (1, 1024):
+        for inverse in (False, True):
+            yield guarded(compact_fourier, batch, inverse)
+
+
+# ---- WGNC ----
+
+
+def project_wgnc() -> Row:
+    x = gaussian((1, 65536)).to(DEVICE)
+    row = measure("project_wgnc, N = 65,536", lambda: ops.project_wgnc(x), num_bytes(x))
+    row.checks.append(within("GPU time", row.seconds["warm"]["p50"], 40e-6))
+    eager = {
+        "python_ref": lambda: python_ref.project_wgnc(x.double()).float(),
+        "idiomatic": lambda: baselines.project_wgnc(x),
+    }
+    row.checks.append(faster("over float64 eager", compare(row, eager), 20))
+    half_length = torch.view_as_complex(x.view(1, -1, 2))
+    both = gpu_times(lambda: torch.fft.ifft(torch.fft.fft(half_length)))[0]
+    row.notes["FFT there and back, GPU time"] = both["warm"]["p50"]
+    return row
+
+
+def project_wgnc_batch() -> Row:
+    x = torch.randn(1024, 65536, device=DEVICE)
+    row = measure("project_wgnc, batch 1024", lambda: ops.project_wgnc(x), num_bytes(x), call=False)
+    half_length = torch.view_as_complex(x.view(1024, -1, 2))
+    both = gpu_times(lambda: torch.fft.ifft(torch.fft.fft(half_length)))[0]
+    row.notes["FFT there and back, GPU time"] = both["warm"]["p50"]
+    return row
+
+
+def project_wgnc_blocks(block_size: int, target: float | None) -> Row:
+    parts = torch.randn(1024, 32768, 2, device=DEVICE)
+    y = torch.view_as_complex(parts)
+    name = f"project_wgnc_blocks of {block_size}, 256 MiB"
+    return bandwidth(name, lambda: ops.project_wgnc_blocks(y, block_size), parts, target)
+
+
+@group(45)
+def wgnc() -> Rows:
+    yield guarded(project_wgnc)
+    yield guarded(project_wgnc_batch)
+    yield guarded(project_wgnc_blocks, 16, 0.6)
+    yield guarded(project_wgnc_blocks, 32, None)
+
+
+# ---- what a call costs the host ----
+
+
+def dispatch(name: str, function: Function, target: float | None) -> Row:
+    """Host time of a call whose work is not waited for, of small batches of calls into an empty queue."""
+    calls, times = 8, []
+    for _ in range(20):
+        function()
+    for _ in range(60):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        times.append((time.perf_counter() - start) / calls)
+    row = Row(f"dispatch of {name}")
+    row.notes["host time"] = median(times)
+    if target is not None:
+        row.checks.append(within("host time", median(times), target))
+    return row
+
+
+@group(30)
+def dispatches() -> Rows:
+    x, y = gaussian((4, 16, 16)).to(DEVICE), gaussian((1, 1024)).to(DEVICE)
+    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(256, 4))
+    spectrum = torch.view_as_complex(y.view(1, -1, 2)).clone()
+    functions: dict[str, Function] = {
+        "whiten": lambda: ops.whiten(x),
+        "project_2os": lambda: ops.project_2os(y, lower, upper),
+        "project_tile_stats": lambda: ops.project_tile_stats(x, [4, 4], [4, 16]),
+        "project_wgnc": lambda: ops.project_wgnc(y),
+        "project_wgnc_blocks": lambda: ops.project_wgnc_blocks(spectrum),
+        "compact_fourier": lambda: ops.compact_fourier(y),
+        "butterfly": lambda: ops.butterfly(x, [16, 16], 8),
+        "hadamard_transform": lambda: ops.hadamard_transform(y, 1 / math.sqrt(1024)),
+    }
+    yield guarded(dispatch, "torch.clone", y.clone, None)
+    for name, function in functions.items():
+        yield guarded(dispatch, name, function, 8e-6)
+
+
+# ---- whiten against a compiler ----
+
+
+@group(120)
+def whiten_compiled() -> Rows:
+    yield guarded(compiled)
+
+
+def compiled() -> Row:
+    """torch.compile of the idiomatic version, in a CUDA graph."""
+    x, config = whitening("flux", FLUX, "1/k")
+    start = time.perf_counter()
+    function = torch.compile(lambda x: baselines.whiten(x, config))
+    function(x)
+    torch.cuda.synchronize()
+    row = measure("whiten flux, 1/k, and torch.compile", lambda: ops.whiten(x, "flux"), num_bytes(x))
+    row.notes["seconds of compilation"] = round(time.perf_counter() - start, 1)
+    row.against["compiled"] = call_times(lambda: function(x))["p50"]
+    graph = replay_times(Graph(lambda: function(x)), cold=False)["p50"]
+    row.against["compiled, in a graph (GPU time)"] = graph
+    row.checks.append(faster("over torch.compile in a graph, GPU time", graph / row.seconds["warm"]["p50"], 15))
+    return row

@@ -1,0 +1,196 @@
+"""Times on a GPU: of graph replays, with the L2 cache warm and cold, and of calls as a user makes them."""
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda")
+
+SECONDS = 0.25  # that one measurement takes, about
+ROUNDS = 5, 60  # at least, at most
+GRAPH_SECONDS = 2e-4  # of a graph with the L2 warm: shorter functions are captured several times over
+
+Function = Callable[[], object]
+Seconds = dict[str, float]  # min, p20, p50, p80
+
+
+@dataclass
+class Check:
+    """A value against its target."""
+
+    what: str
+    value: float
+    unit: str  # "x" for ratios, "s" for times
+    target: float
+    at_least: bool  # or at most
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+@dataclass
+class Row:
+    """What was measured of one case."""
+
+    name: str
+    seconds: dict[str, Seconds] = field(default_factory=dict)  # warm, cold: of the GPU; call: until the result is there
+    launches: int | None = None
+    floors: Seconds = field(default_factory=dict)  # medians: a copy of the same bytes, as many launches of nothing
+    against: Seconds = field(default_factory=dict)  # medians of what others do, called likewise
+    checks: list[Check] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def percentiles(times: list[float]) -> Seconds:
+    fifths = quantiles(times, n=5) if len(times) > 1 else times * 4
+    return {"min": min(times), "p20": fifths[0], "p50": median(times), "p80": fifths[3]}
+
+
+def call_times(function: Function, seconds: float = SECONDS) -> Seconds:
+    """Of a call until its result is there, by the wall clock."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    first = once()
+    if first < 2:
+        first = min(once() for _ in range(3))
+    return percentiles([once() for _ in range(_rounds(first, seconds))])
+
+
+def _rounds(each: float, seconds: float = SECONDS) -> int:
+    least, most = ROUNDS
+    return max(least, min(most, int(seconds / max(each, 1e-7))))
+
+
+class Graph:
+    """A function as a CUDA graph, `copies` times in a row."""
+
+    def __init__(self, function: Function, copies: int = 1):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # tables, plans of FFTs and compilation
+            for _ in range(2):
+                function()
+        torch.cuda.synchronize()
+        self.copies = copies
+        self.graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(self.graph):
+            for _ in range(copies):
+                function()
+        self.graph.instantiate()
+        self.replay()
+        torch.cuda.synchronize()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+    def launches(self) -> int | None:
+        """Kernels, copies and fills; None where the graph does not tell."""
+        count = ctypes.c_size_t()
+        try:
+            library = ctypes.CDLL(f"libcudart.so.{(torch.version.cuda or '').split('.')[0]}")
+            graph = ctypes.c_void_p(self.graph.raw_cuda_graph())
+            failed = library.cudaGraphGetNodes(graph, None, ctypes.byref(count))
+        except (OSError, AttributeError, RuntimeError):
+            return None
+        return None if failed else count.value // self.copies
+
+
+_flushed: list[Tensor] = []
+
+
+def flush() -> None:
+    """Enqueues a write of four times the L2 cache."""
+    if not _flushed:
+        size = getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 0) or 64 << 20
+        _flushed.append(torch.empty(4 * size, dtype=torch.int8, device=DEVICE))
+    _flushed[0].zero_()
+
+
+def replay_times(graph: Graph, cold: bool) -> Seconds:
+    """Of the GPU alone, for one of the graph's copies."""
+
+    def enqueue() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if cold:
+            flush()
+        start.record()
+        graph.replay()
+        end.record()
+        return start, end
+
+    def seconds(events: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> list[float]:
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) * 1e-3 / graph.copies for start, end in events]
+
+    each = min(seconds([enqueue() for _ in range(3)])) * graph.copies
+    return percentiles(seconds([enqueue() for _ in range(_rounds(each))]))
+
+
+def gpu_times(function: Function) -> tuple[dict[str, Seconds], int | None]:
+    """Warm and cold times of the GPU, and the number of launches."""
+    single = Graph(function)
+    cold = replay_times(single, cold=True)
+    once = replay_times(single, cold=False)
+    copies = min(50, int(GRAPH_SECONDS / once["p50"]) + 1)
+    warm = once if copies == 1 else replay_times(Graph(function, copies), cold=False)
+    return {"warm": warm, "cold": cold}, single.launches()
+
+
+_floors: dict[tuple[str, int], dict[str, Seconds]] = {}
+
+
+def copy_floor(num_bytes: int) -> dict[str, Seconds]:
+    """Times of torch.clone of so many bytes."""
+    if ("copy", num_bytes) not in _floors:
+        x = torch.zeros(num_bytes, dtype=torch.uint8, device=DEVICE)
+        _floors["copy", num_bytes] = gpu_times(x.clone)[0]
+    return _floors["copy", num_bytes]
+
+
+def launch_floor(launches: int) -> dict[str, Seconds]:
+    """Times of so many kernels in a row that add 1 to one number."""
+    if ("launch", launches) not in _floors:
+        x = torch.zeros(1, device=DEVICE)
+
+        def chain() -> None:
+            for _ in range(launches):
+                x.add_(1)
+
+        _floors["launch", launches] = gpu_times(chain)[0]
+    return _floors["launch", launches]
+
+
+def measure(name: str, function: Function, num_bytes: int, call: bool = True) -> Row:
+    """A row with times and floors; `num_bytes`: of the input, or of the result, which is as large."""
+    row = Row(name)
+    row.seconds, row.launches = gpu_times(function)
+    if call:
+        row.seconds["call"] = call_times(function)
+    row.floors["copy"] = copy_floor(num_bytes)["warm"]["p50"]
+    row.floors["copy, cold"] = copy_floor(num_bytes)["cold"]["p50"]
+    if row.launches:
+        row.floors["launches"] = launch_floor(row.launches)["warm"]["p50"]
+    return row
+
+
+def compare(row: Row, others: Mapping[str, Function], seconds: float = SECONDS) -> float:
+    """Adds the call times of others to the row; the ratio of the fastest to ours. What fails is noted."""
+    for name, function in others.items():
+        try:
+            row.against[name] = call_times(function, seconds)["p50"]
+        except (RuntimeError, TypeError, ValueError) as error:
+            row.notes[f"{name} failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    fastest = min((row.against[name] for name in others if name in row.against), default=float("nan"))
+    return fastest / row.seconds["call"]["p50"]
