@@ -35,7 +35,7 @@ build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
 
 @dataclass
 class Kernel:
-    """What ptxas reports of a kernel and of the functions it calls, how often its PTX fuses a product and a sum, and the
+    """What ptxas reports of a kernel and of the functions it calls; how often its PTX fuses a product and a sum; the
     16-byte loads in its machine code."""
 
     name: str  # as the source has it, template arguments and all
