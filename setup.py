@@ -105,7 +105,13 @@ def architectures(version: tuple[int, ...]) -> list[str]:
     for arch in found:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
             raise CompileError(f"TORCH_CUDA_ARCH_LIST={listed!r}: {arch!r} is no architecture; write 8.0;9.0+PTX")
-    return [re.sub("[af]", "", arch) for arch in found]  # as in 9.0a: nothing here needs what one model alone has
+    found = [re.sub("[af]", "", arch) for arch in found]  # as in 9.0a: nothing here needs what one model alone has
+    served = [arch for arch in found if float(arch.removesuffix("+PTX")) >= 8]
+    if served != found:
+        print(f"noisetilt: of {', '.join(found)} the kernels are built for those from 8.0 on", file=sys.stderr)
+    if not served:
+        raise CompileError(f"TORCH_CUDA_ARCH_LIST={listed!r}: the kernels need 8.0 or newer")
+    return served
 
 
 def gencode(arch: str) -> list[str]:

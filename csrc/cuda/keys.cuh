@@ -91,12 +91,11 @@ struct Buckets {
   __device__ int32_t of(T x) const {
     if (x != x) return count - 1;
     // The bits of 1 + |distance| * factor above those of 1 count its octaves and, evenly, the parts of each.
-    constexpr uint32_t kOctaves = 6;
     const float distance = static_cast<float>(x) - centre;
     const uint32_t above_one = __float_as_uint(fabsf(distance) * factor + 1.0f) - 0x3f800000u;
     const uint32_t half = static_cast<uint32_t>(count) / 2;
-    const uint64_t scaled = (static_cast<uint64_t>(above_one) * half / kOctaves) >> 23;
-    const uint32_t outward = scaled < half ? static_cast<uint32_t>(scaled) : half - 1;
+    // above_one / 2^23 octaves of six, times half
+    const uint32_t outward = min(__umulhi(above_one, half * 512 / 6), half - 1);
     return static_cast<int32_t>(distance < 0 ? half - 1 - outward : half + outward);
   }
 };

@@ -136,8 +136,9 @@ class OrderStats {
   // barrier; then verdict() of their units, and end_round().
 
   // The block's own values are there after a __syncthreads, others, where chunks cross blocks, after a team barrier.
-  __device__ __noinline__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
-    const int32_t D = fields[0].chunk_size;
+  __device__ __noinline__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets,
+                                     Rotation& rotation) {
+    const int32_t D = fields[0].chunk_size, own = v.end - v.begin;
     for (int32_t f = 0; f < v.count; ++f) {
       uint32_t* counters = memory_.counters[parity_] + fields[f].first_counter;
       if (D == 4 && worth_a_thread_a_chunk(v, f, D)) {
@@ -145,8 +146,9 @@ class OrderStats {
       } else if (D == 16 && worth_a_thread_a_chunk(v, f, D)) {
         count_chunks<16>(v, f, counters, buckets[f]);
       } else {
-        for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x)
+        for (int32_t i = v.begin + rotation.thread(); i < v.end; i += blockDim.x)
           atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
+        rotation.advance(own);
       }
     }
   }
@@ -251,7 +253,7 @@ class OrderStats {
   }
 
   template <int32_t D>
-  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters, const Buckets& buckets) {
+  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters, Buckets buckets) {
     for (int32_t chunk = v.begin / D + threadIdx.x; chunk < v.end / D; chunk += blockDim.x) {
       const auto* fours = reinterpret_cast<const Four<T>*>(v.in(f) + chunk * D);
       Key<T> keys[D];
@@ -282,7 +284,7 @@ class OrderStats {
   }
 
   // Column and bucket of value i, as an index.
-  __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, const Buckets& buckets) {
+  __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, Buckets buckets) {
     const int32_t chunk = i / chunk_size;
     const int32_t column = rank_in_chunk(values + chunk * chunk_size, chunk_size, i - chunk * chunk_size);
     return static_cast<uint32_t>(column * buckets.count + buckets.of(values[i]));
@@ -299,7 +301,7 @@ class OrderStats {
     const auto* limits = reinterpret_cast<const int4*>(field.limits + first);
 
     uint32_t before = 0;
-#pragma unroll 4
+#pragma unroll 16
     for (int32_t k = 4 * lane; k < begin; k += in_row) {
       const uint4 four = counts[k / 4];
       before += four.x + four.y + four.z + four.w;
@@ -308,7 +310,7 @@ class OrderStats {
 
     bool unsettled = false;
     uint32_t fullest = 0;
-#pragma unroll 2
+#pragma unroll 4
     for (int32_t row = begin; row < begin + length; row += in_row) {
       const int32_t k = row + 4 * lane;
       const uint4 four = counts[k / 4];

@@ -61,6 +61,7 @@ static_assert(sizeof(Work<double>) <= 4096, "what every driver takes as kernel p
 // Shared memory of a block: this, then what OrderStats needs, then the slices.
 template <class T>
 struct SharedHead {
+  Work<T> work;  // which as a parameter would be read through the first-level cache, that every team barrier empties
   OrderStatsMemory<T> order_stats;
   TileStatsMemory<T> tile_stats;
   Buckets buckets[kMostFields];
@@ -76,12 +77,13 @@ __host__ __device__ constexpr size_t aligned(size_t bytes) { return (bytes + 255
 template <class T>
 class Worker {
  public:
+  // All is there after a __syncthreads.
   __device__ explicit Worker(const Work<T>& work)
-      : work_(work),
-        team_index_(blockIdx.x / work.num_blocks),
+      : team_index_(blockIdx.x / work.num_blocks),
         team_{at<uint32_t>(work.zeroed, work.layout.zeroed, work.layout.arrivals),
               static_cast<uint32_t>(work.num_blocks), blockIdx.x % work.num_blocks, 0},
         head_(*reinterpret_cast<SharedHead<T>*>(dynamic_shared_memory())),
+        work_(head_.work),
         order_stats_(team_, head_.order_stats, dynamic_shared_memory() + aligned(sizeof(SharedHead<T>))),
         tile_stats_(team_, order_stats_, head_.tile_stats) {
     const int32_t begin = min(work.size, static_cast<int32_t>(team_.rank) * work.slice_size);
@@ -90,15 +92,19 @@ class Worker {
         dynamic_shared_memory() + aligned(sizeof(SharedHead<T>)) + aligned(OrderStats<T>::shared_bytes(blockDim.x));
     for (int k = 0; k < 2; ++k) {
       T* values = work.slices_shared ? reinterpret_cast<T*>(slices) + k * work.slice_size
-                                     : at_rest<T>(work.layout.slices[k]) + begin;
+                                     : at<T>(work.rest, work.layout.rest, work.layout.slices[k]) + begin;
       (k == 0 ? slice_ : spare_) = {values, begin, end};
     }
-    if (threadIdx.x == 0) find_memory();
+    static_assert(sizeof(Work<T>) % sizeof(uint32_t) == 0, "copied by words");
+    for (int32_t k = threadIdx.x; k < static_cast<int32_t>(sizeof(Work<T>) / sizeof(uint32_t)); k += blockDim.x)
+      reinterpret_cast<uint32_t*>(&head_.work)[k] = reinterpret_cast<const uint32_t*>(&work)[k];
+    if (threadIdx.x == 0) find_memory(work);
     for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x) head_.buckets[k] = buckets_of(work.fields[k]);
     for (int32_t k = threadIdx.x; k < kMostUnits; k += blockDim.x) head_.tests[k] = {0, 0};
   }
 
   __device__ void run() {
+    __syncthreads();
     const int32_t num_teams = gridDim.x / work_.num_blocks;
     for (int64_t sample = team_index_; sample < work_.batch; sample += num_teams) {
       T* x = work_.x + sample * work_.size;
@@ -142,7 +148,7 @@ class Worker {
     bool typical = abs(scale) <= 1;
     for (int32_t unit = 0; unit < num_units; typical = true) {
       __syncthreads();
-      const int32_t end = typical ? end_of_round(unit) : unit + (work_.fields[0].is_counted() ? 1 : 0);
+      const int32_t end = typical ? end_of_round(unit) : min(end_of_round(unit), unit + 1);
       unit = end > unit ? project_round(unit, end, typical ? 0 : scale) : project_untested(unit);
     }
   }
@@ -165,7 +171,9 @@ class Worker {
     const int32_t inverse = min(max(127 - scale, 1), 254);
     const Buckets scaled{0, head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
                          head_.buckets[begin].count};
-    for (int32_t unit = max(begin, num_values); unit < end; ++unit) tile_stats_.measure(slice_, tile_problem(unit));
+    Rotation rotation;
+    for (int32_t unit = max(begin, num_values); unit < end; ++unit)
+      tile_stats_.measure(slice_, tile_problem(unit), rotation);
     if (end > num_values) {
       if (work_.chunks_inside_blocks)
         __syncthreads();
@@ -174,9 +182,9 @@ class Worker {
     }
     for (int32_t unit = begin; unit < end; ++unit) {
       if (unit < num_values)
-        order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled);
+        order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, rotation);
       else
-        tile_stats_.count(slice_, tile_problem(unit));
+        tile_stats_.count(slice_, tile_problem(unit), rotation);
     }
     team_.sync();
     order_stats_.sum_up(work_.fields + first_field(begin), work_.fields + first_field(end), num_units, scale == 0);
@@ -200,7 +208,7 @@ class Worker {
     if (unit < num_values)
       order_stats_.project_counted(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, verdict);
     else
-      tile_stats_.project(slice_, tile_problem(unit), num_units);
+      tile_stats_.project(slice_, tile_problem(unit), num_units, &verdict);
     return unit + 1;
   }
 
@@ -209,9 +217,10 @@ class Worker {
       order_stats_.project_by_sorting(values(), work_.fields + unit);
     } else {
       const TileStatsProblem<T> problem = tile_problem(unit);
-      tile_stats_.measure(slice_, problem);
+      Rotation rotation;
+      tile_stats_.measure(slice_, problem, rotation);
       team_.sync();
-      tile_stats_.project(slice_, problem, work_.num_values + work_.num_tiles);
+      tile_stats_.project(slice_, problem, work_.num_values + work_.num_tiles, nullptr);
     }
     return unit + 1;
   }
@@ -242,7 +251,9 @@ class Worker {
     for (int32_t k = 0; k < domain.repeats; ++k) {
       if (domain.inside_blocks) {
         __syncthreads();
-        butterfly_step(slice_, spare_, domain.grid);
+        const int32_t size = domain.grid.size();
+        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, 1, false, threadIdx.x,
+                        blockDim.x);
         swap_slices();
       } else {
         butterfly_step(publish(), slice_, domain.grid);
@@ -305,27 +316,29 @@ class Worker {
     return at<U>(work_.rest, work_.layout.rest, offset);
   }
 
-  __device__ void find_memory() {
-    const Layout& layout = work_.layout;
+  __device__ void find_memory(const Work<T>& work) {
+    const Layout& layout = work.layout;
+    const auto in_zeroed = [&](size_t offset) { return at<unsigned char>(work.zeroed, layout.zeroed, offset); };
+    const auto in_rest = [&](size_t offset) { return at<unsigned char>(work.rest, layout.rest, offset); };
     OrderStatsMemory<T>& order_stats = head_.order_stats;
     for (int k = 0; k < 2; ++k) {
-      order_stats.counters[k] = at<uint32_t>(work_.zeroed, layout.zeroed, layout.counters[k]);
-      order_stats.verdicts[k] = at<Verdict>(work_.zeroed, layout.zeroed, layout.verdicts[k]);
-      head_.tile_stats.measured[k] = at_rest<T>(layout.measured[k]);
-      head_.tile_stats.projected[k] = at_rest<T>(layout.projected[k]);
+      order_stats.counters[k] = reinterpret_cast<uint32_t*>(in_zeroed(layout.counters[k]));
+      order_stats.verdicts[k] = reinterpret_cast<Verdict*>(in_zeroed(layout.verdicts[k]));
+      head_.tile_stats.measured[k] = reinterpret_cast<T*>(in_rest(layout.measured[k]));
+      head_.tile_stats.projected[k] = reinterpret_cast<T*>(in_rest(layout.projected[k]));
     }
-    order_stats.ranks = at_rest<uint32_t>(layout.ranks);
-    order_stats.clipped = at_rest<T>(layout.clipped);
-    order_stats.columns = at_rest<uint32_t>(layout.columns);
-    for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = at_rest<Entry<T>>(layout.entries[k]);
-    order_stats.radix.counts = at_rest<uint32_t>(layout.digit_counts);
-    head_.tile_stats.means = at_rest<T>(layout.means);
+    order_stats.ranks = reinterpret_cast<uint32_t*>(in_rest(layout.ranks));
+    order_stats.clipped = reinterpret_cast<T*>(in_rest(layout.clipped));
+    order_stats.columns = reinterpret_cast<uint32_t*>(in_rest(layout.columns));
+    for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = reinterpret_cast<Entry<T>*>(in_rest(layout.entries[k]));
+    order_stats.radix.counts = reinterpret_cast<uint32_t*>(in_rest(layout.digit_counts));
+    head_.tile_stats.means = reinterpret_cast<T*>(in_rest(layout.means));
   }
 
-  const Work<T>& work_;
   uint32_t team_index_;
   Team team_;
   SharedHead<T>& head_;
+  const Work<T>& work_;
   OrderStats<T> order_stats_;
   TileStats<T> tile_stats_;
   Slice<T> slice_, spare_;
@@ -403,7 +416,7 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
     num_tiles += in_sample;
     most_tiles = std::max(most_tiles, in_sample);
   }
-  if (num_counters > INT32_MAX)
+  if (num_counters > INT32_MAX || 2 * num_tiles > INT32_MAX)
     throw std::invalid_argument("noisetilt: too many tables of bounds for so large a sample");
 
   // Blocks that hold whole mixing tiles need no exchange, but there may be few such blocks.
@@ -471,6 +484,7 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
 
   const size_t shared_bytes =
       fixed_bytes + (slicing.shared ? static_cast<size_t>(num_slices * slicing.slice_size) * sizeof(T) : 0);
+  allow_shared_memory(projection_kernel<T>);
   if (resident_blocks(projection_kernel<T>, threads, shared_bytes) < 1)
     throw std::runtime_error("noisetilt: this GPU does not hold a block of the projection kernel");
   enqueue(launch, projection_kernel<T>, Residence::all_at_once, num_teams * slicing.num_blocks, threads, shared_bytes,

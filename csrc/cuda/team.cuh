@@ -46,6 +46,21 @@ struct Team {
   }
 };
 
+// Small jobs that follow each other without a barrier, each for a part of the block's threads: one begins with the warp
+// after those of the one before.
+struct Rotation {
+  int32_t begin = 0;
+
+  __device__ int32_t thread() const {
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) - begin;
+    return thread < 0 ? thread + static_cast<int32_t>(blockDim.x) : thread;
+  }
+  __device__ void advance(int32_t threads) {
+    constexpr int32_t warp = static_cast<int32_t>(kWarp);
+    begin = (begin + (threads + warp - 1) / warp * warp) % static_cast<int32_t>(blockDim.x);
+  }
+};
+
 // First item of this thread, and how far it is to the next one, in a kernel that strides over its work.
 __device__ inline int64_t grid_thread() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 __device__ inline int64_t grid_threads() { return gridDim.x * static_cast<int64_t>(blockDim.x); }

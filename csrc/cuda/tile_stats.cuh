@@ -40,13 +40,13 @@ class TileStats {
       : team_(team), order_stats_(order_stats), memory_(memory) {}
 
   // Measures the tiles of x, which is there after a __syncthreads.
-  __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem) {
+  __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem, Rotation& rotation) {
     measured_ ^= 1u << problem.unit;
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T count = static_cast<T>(size);
     T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
     const TileLanes lanes(size);
-    lanes.for_each(x.begin / size, x.end / size, [&](int32_t tile, bool valid) {
+    lanes.for_each(x.begin / size, x.end / size, rotation, [&](int32_t tile, bool valid) {
       const T* values = &x[problem.grid.first_of(tile)];
       const T mean = lanes.sum<T>(size, [&](int32_t i) { return values[problem.grid.offset_of(i)]; }) / count;
       const T energy = lanes.sum<T>(size, [&](int32_t i) {
@@ -61,19 +61,19 @@ class TileStats {
   }
 
   // For a round of counting, a team barrier after measure(): settled, the tiles stay as they are.
-  __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem) {
+  __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem, Rotation& rotation) {
     const Vectors<T> v = vectors(x, problem, measured(problem), nullptr);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k)
-      order_stats_.count(v, problem.fields + 2 * k, problem.buckets + 2 * k);
+      order_stats_.count(v, problem.fields + 2 * k, problem.buckets + 2 * k, rotation);
     for (int32_t tile = v.begin + static_cast<int32_t>(threadIdx.x); tile < v.end; tile += blockDim.x) {
       if (!is_finite(v.in(1)[tile])) order_stats_.declare_unsettled(problem.unit);
     }
   }
 
   // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after
-  // a
-  // __syncthreads.
-  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, int32_t num_units) {
+  // a __syncthreads. `counted`: the verdict, if a round has just found these statistics unsettled; or null.
+  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, int32_t num_units,
+                          const Verdict* counted) {
     T* statistics = measured(problem);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
       if (k > 0) team_.sync();
@@ -83,6 +83,8 @@ class TileStats {
       const Field<T>* fields = problem.fields + 2 * k;
       if (fields[0].is_small())
         order_stats_.project_small(v, fields);
+      else if (k == 0 && counted != nullptr)
+        order_stats_.project_counted(v, fields, problem.buckets, *counted);
       else
         project_long(v, fields, problem.buckets + 2 * k, num_units);
       statistics = projected;
@@ -103,7 +105,8 @@ class TileStats {
 
   __device__ void project_long(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets, int32_t num_units) {
     if (!fields[0].is_counted()) return order_stats_.project_by_sorting(v, fields);
-    order_stats_.count(v, fields, buckets);
+    Rotation rotation;
+    order_stats_.count(v, fields, buckets, rotation);
     team_.sync();
     order_stats_.sum_up(fields, fields + 2, num_units, true);
     team_.sync();
@@ -119,7 +122,8 @@ class TileStats {
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
     const TileLanes lanes(size);
-    lanes.for_each(x.begin / size, x.end / size, [&](int32_t tile, bool valid) {
+    Rotation rotation;
+    lanes.for_each(x.begin / size, x.end / size, rotation, [&](int32_t tile, bool valid) {
       if (!valid) return;
       const T mean = means[tile], m = statistics[tile], energy = statistics[P + tile];
       const T new_m = projected[tile], new_e = projected[P + tile];

@@ -106,12 +106,12 @@ struct TileLanes {
 
   // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block, with all lanes of a warp at once.
   template <class Body>
-  __device__ void for_each(int32_t begin, int32_t end, const Body& body) const {
-    const int32_t per_round = static_cast<int32_t>(blockDim.x) / lanes;
-    for (int32_t first = begin; first < end; first += per_round) {
-      const int32_t tile = first + static_cast<int32_t>(threadIdx.x) / lanes;
+  __device__ void for_each(int32_t begin, int32_t end, Rotation& rotation, const Body& body) const {
+    const int32_t thread = rotation.thread(), per_round = static_cast<int32_t>(blockDim.x) / lanes;
+    const int32_t in_warp = static_cast<int32_t>(threadIdx.x % kWarp) / lanes;  // tiles before this one
+    for (int32_t tile = begin + thread / lanes; tile - in_warp < end; tile += per_round)
       body(min(tile, end - 1), tile < end);
-    }
+    rotation.advance((end - begin) * lanes);
   }
 };
 

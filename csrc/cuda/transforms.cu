@@ -40,19 +40,33 @@ struct Values {
 // values (after the inverse steps), which is several groups of butterfly_group where S is small.
 template <int32_t S, bool kOrthonormal, bool kInverse, int32_t kUnits, class T>
 __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t size, int32_t num_units) {
-  constexpr int32_t n = 1 << S;
-  const int32_t units = size / kUnit;
-  const auto place_of = [&](int32_t unit, int32_t c, bool consecutive) {
-    const int32_t vector = unit / units, group = (unit - vector * units) * (kUnit >> S) + (c >> S);
-    return padded(consecutive ? unit * kUnit + c : vector * size + group + (c & (n - 1)) * (size >> S));
+  constexpr int32_t n = 1 << S, kGroups = kUnit / n;
+  const int32_t units = size / kUnit, far = size >> S;
+  // Places of the values of a unit: consecutive, or those of each of its groups `far` apart.
+  const auto for_each_place = [&](int32_t unit, bool consecutive, const auto& body) {
+    if (consecutive) {
+      T* v = shared + padded(unit * kUnit);
+#pragma unroll
+      for (int32_t c = 0; c < kUnit; ++c) body(v[c], c);  // half a row of banks: no padding inside
+      return;
+    }
+    const int32_t vector = unit / units, first = vector * size + (unit - vector * units) * kGroups;
+    if (far % 32 == 0) {
+      // kGroups neighbours lie in one row of banks, and rows are whole
+      T* v = shared + padded(first);
+#pragma unroll
+      for (int32_t c = 0; c < kUnit; ++c) body(v[c / n + (c % n) * (far + far / 32)], c);
+      return;
+    }
+#pragma unroll
+    for (int32_t c = 0; c < kUnit; ++c) body(shared[padded(first + c / n + (c % n) * far)], c);
   };
 #pragma unroll
   for (int32_t u = 0; u < kUnits; ++u) {
     const int32_t unit = threadIdx.x + u * blockDim.x;
     if (unit >= num_units) break;
     T(&v)[kUnit] = values.v[u];
-#pragma unroll
-    for (int32_t c = 0; c < kUnit; ++c) v[c] = shared[place_of(unit, c, !kInverse)];
+    for_each_place(unit, !kInverse, [&](const T& value, int32_t c) { v[c] = value; });
 #pragma unroll
     for (int32_t c = 0; c < kUnit; c += n) butterfly<S, kOrthonormal, kInverse>(v + c);
   }
@@ -61,8 +75,7 @@ __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t siz
   for (int32_t u = 0; u < kUnits; ++u) {
     const int32_t unit = threadIdx.x + u * blockDim.x;
     if (unit >= num_units) break;
-#pragma unroll
-    for (int32_t c = 0; c < kUnit; ++c) shared[place_of(unit, c, kInverse)] = values.v[u][c];
+    for_each_place(unit, kInverse, [&](T& value, int32_t c) { value = values.v[u][c]; });
   }
   __syncthreads();
 }
@@ -73,9 +86,15 @@ template <class Body>
 __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t count, bool by_fours,
                                       const Body& body) {
   const int32_t step = by_fours ? 4 : 1, size = tiles.grid.size();
+  const int64_t begin = first * size;
+  const bool contiguous = tiles.grid.height == 1 || tiles.grid.width == tiles.grid.row_length;
   for (int32_t k = threadIdx.x * step; k < count; k += blockDim.x * step) {
-    const int32_t tile = k / size;
-    body(k, tiles.first_of(first + tile) + tiles.grid.offset_of(k - tile * size));
+    if (contiguous) {
+      body(k, begin + k);
+    } else {
+      const int32_t tile = k / size;
+      body(k, tiles.first_of(first + tile) + tiles.grid.offset_of(k - tile * size));
+    }
   }
 }
 
@@ -164,7 +183,7 @@ void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int
     const int threads = static_cast<int>((units + each * kWarp - 1) / (each * kWarp) * kWarp);
     const bool by_fours = tiles.grid.width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(Four<T>) == 0 &&
                           reinterpret_cast<uintptr_t>(out) % sizeof(Four<T>) == 0;
-    resident_blocks(kernel, threads, static_cast<size_t>(shared_bytes));
+    allow_shared_memory(kernel);
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
             static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_fours,
             static_cast<int32_t>(steps), scale);

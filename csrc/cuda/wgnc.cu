@@ -346,7 +346,7 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
   const int threads = block_threads(kThreads);
   if (block_size == kBlock) {
     const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
-    resident_blocks(blocks_of_16_kernel<T>, threads, shared_bytes);
+    allow_shared_memory(blocks_of_16_kernel<T>);
     enqueue(launch, blocks_of_16_kernel<T>, Residence::any,
             std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, out, num_blocks,
             norms);
@@ -382,7 +382,7 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
           static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
   const size_t shared_bytes =
       static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
-  resident_blocks(between_ffts_kernel<T>, threads, shared_bytes);
+  allow_shared_memory(between_ffts_kernel<T>);
   enqueue(launch, between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes, spectrum, h,
           static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside), norms,
           scales);
