@@ -105,17 +105,20 @@ struct Vectors {
 
 struct Verdict {
   uint32_t unsettled;  // a value may be out of its bounds
-  uint32_t fullest;    // number of values in the fullest bucket
+  uint32_t fullest;    // number of values in the fullest unsettled bucket
 };
+
+constexpr uint32_t kUnsettled = 1u << 31;  // marks a bucket
 
 // What the blocks of a team share, in global memory.
 template <class T>
 struct OrderStatsMemory {
   uint32_t* counters[2];  // of every field, all zero where not in use
   Verdict* verdicts[2];   // of every unit, likewise
-  uint32_t* ranks;        // of every field: the first rank of a bucket, then the one to go to the next value gathered
-  T* clipped;             // [vector][value]: NaN where it is unchanged
-  uint32_t* columns;      // [value], for sorting
+  // Of every field: the first rank of a bucket, then the one to go to the next value gathered; and kUnsettled.
+  uint32_t* ranks;
+  T* clipped;         // [vector][value]: NaN where it is unchanged
+  uint32_t* columns;  // [value], for sorting
   RadixMemory<T> radix;
 };
 
@@ -308,7 +311,6 @@ class OrderStats {
     }
     before = __reduce_add_sync(kAllLanes, before);
 
-    bool unsettled = false;
     uint32_t fullest = 0;
 #pragma unroll 4
     for (int32_t row = begin; row < begin + length; row += in_row) {
@@ -331,18 +333,18 @@ class OrderStats {
       for (int32_t i = 0; i < 4; ++i) {
         first_ranks[i] = rank;
         rank += count[i];
-        fullest = max(fullest, count[i]);
         const bool inside = settle && static_cast<int32_t>(first_ranks[i]) >= limit[2 * i] &&
                             static_cast<int32_t>(rank) <= limit[2 * i + 1] + 1;
-        unsettled |= count[i] != 0 && !inside;
+        if (count[i] == 0 || inside) continue;
+        first_ranks[i] |= kUnsettled;
+        fullest = max(fullest, count[i]);
       }
       ranks[k / 4] = uint4{first_ranks[0], first_ranks[1], first_ranks[2], first_ranks[3]};
     }
     fullest = __reduce_max_sync(kAllLanes, fullest);
-    unsettled = __any_sync(kAllLanes, unsettled);
-    if (lane != 0) return;
+    if (lane != 0 || fullest == 0) return;
     Verdict& verdict = memory_.verdicts[parity_][field.unit];
-    if (unsettled) verdict.unsettled = 1;
+    verdict.unsettled = 1;
     atomicMax(&verdict.fullest, fullest);
   }
 
@@ -356,8 +358,8 @@ class OrderStats {
     }
   }
 
-  // Gathers the values by bucket, and ranks every one by comparing it with those of its bucket. What is left of the
-  // ranks is where each bucket ends.
+  // Gathers the values by bucket, and ranks those of unsettled buckets by comparing them with their bucket's. What is
+  // left of the ranks is where each bucket ends.
   __device__ void rank_among_neighbours(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size, num_buckets = fields[0].num_buckets;
     Entry<T>* entries = memory_.radix.entries[0];
@@ -366,7 +368,7 @@ class OrderStats {
       for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
         const uint32_t place = place_of(v.in(f), D, i, buckets[f]);
         const int32_t column = static_cast<int32_t>(place) / num_buckets;
-        const int32_t rank = static_cast<int32_t>(atomicAdd(&ranks[place], 1u));
+        const int32_t rank = static_cast<int32_t>(atomicAdd(&ranks[place], 1u) & ~kUnsettled);
         entries[f * v.size + column * M + rank] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
       }
     }
@@ -376,11 +378,16 @@ class OrderStats {
       const Entry<T> own = entries[p];
       const int32_t bucket = buckets[f].of(from_key<T>(own.key));
       const uint32_t* ends = memory_.ranks + fields[f].first_counter + static_cast<int64_t>(column) * num_buckets;
-      const uint32_t begin = bucket == 0 ? 0 : ends[bucket - 1], end = ends[bucket];
+      const uint32_t end = ends[bucket];
+      if (!(end & kUnsettled)) {
+        memory_.clipped[f * v.size + static_cast<int32_t>(own.index)] = quiet_nan<T>();
+        continue;
+      }
+      const uint32_t begin = bucket == 0 ? 0 : ends[bucket - 1] & ~kUnsettled;
       const Entry<T>* neighbours = entries + f * v.size + static_cast<int64_t>(column) * M;
       uint32_t rank = begin;
 #pragma unroll 4
-      for (uint32_t k = begin; k < end; ++k) rank += neighbours[k] < own;
+      for (uint32_t k = begin; k < (end & ~kUnsettled); ++k) rank += neighbours[k] < own;
       clip(fields[f], f * v.size, own, static_cast<int32_t>(rank), column);
     }
   }

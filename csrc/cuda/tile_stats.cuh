@@ -42,15 +42,17 @@ class TileStats {
   // Measures the tiles of x, which is there after a __syncthreads.
   __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem, Rotation& rotation) {
     measured_ ^= 1u << problem.unit;
-    const int32_t P = problem.num_tiles, size = problem.grid.size();
+    const TileGrid grid = problem.grid;
+    const int32_t P = problem.num_tiles, size = grid.size();
     const T count = static_cast<T>(size);
     T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
     const TileLanes lanes(size);
-    lanes.for_each(x.begin / size, x.end / size, rotation, [&](int32_t tile, bool valid) {
-      const T* values = &x[problem.grid.first_of(tile)];
-      const T mean = lanes.sum<T>(size, [&](int32_t i) { return values[problem.grid.offset_of(i)]; }) / count;
-      const T energy = lanes.sum<T>(size, [&](int32_t i) {
-        const T centred = values[problem.grid.offset_of(i)] - mean;
+    const Slice<T> slice = x;
+    lanes.for_each(x.begin / size, x.end / size, rotation, [=](int32_t tile, bool valid) {
+      const T* values = &slice[grid.first_of(tile)];
+      const T mean = lanes.template sum<T>(size, [=](int32_t i) { return values[grid.offset_of(i)]; }) / count;
+      const T energy = lanes.template sum<T>(size, [=](int32_t i) {
+        const T centred = values[grid.offset_of(i)] - mean;
         return centred * centred;
       });
       if (!valid || threadIdx.x % lanes.lanes != 0) return;

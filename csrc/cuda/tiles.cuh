@@ -10,12 +10,13 @@ namespace noisetilt::cuda {
 struct TileGrid {
   int32_t height, width;
   int32_t row_length;  // of the sample
+  int32_t across;      // tiles in a row of them
   int32_t shift;       // log2 of width, or -1
 
   __host__ __device__ int32_t size() const { return height * width; }
   // Place in the sample of the tile's first value.
   __device__ int32_t first_of(int32_t tile) const {
-    const int32_t across = row_length / width, band = tile / across;
+    const int32_t band = tile / across;
     return band * height * row_length + (tile - band * across) * width;
   }
   // Place of value i of a tile relative to its first.
@@ -27,7 +28,7 @@ struct TileGrid {
     int32_t tile, i;
   };
   __device__ Position position_of(int32_t place) const {
-    const int32_t row = place / row_length, column = place - row * row_length, across = row_length / width;
+    const int32_t row = place / row_length, column = place - row * row_length;
     const int32_t band = row / height, tile_column = shift >= 0 ? column >> shift : column / width;
     return {band * across + tile_column, (row - band * height) * width + column - tile_column * width};
   }
@@ -38,7 +39,7 @@ inline TileGrid grid_of(Tile tile, Shape shape) {
   while ((int64_t(1) << shift) < tile.width) ++shift;
   if ((int64_t(1) << shift) != tile.width) shift = -1;
   return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width), static_cast<int32_t>(shape.width),
-          shift};
+          static_cast<int32_t>(shape.width / tile.width), shift};
 }
 
 // A block's part of a sample: the values begin to end, values[0] being the first of them.
@@ -91,7 +92,7 @@ struct TileLanes {
   template <class T, class Term>
   __device__ T sum(int32_t size, const Term& term) const {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes, share = padded / lanes;
-    const auto leaf = [&](int32_t k) {
+    const auto leaf = [=](int32_t k) {
       const int32_t i = lane + k * lanes;
       return i < size ? term(i) : T(0);
     };

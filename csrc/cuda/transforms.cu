@@ -22,8 +22,8 @@ struct Tiles {
   TileGrid grid;
   int64_t count;
   __device__ int64_t first_of(int64_t tile) const {
-    const int64_t across = grid.row_length / grid.width, band = tile / across;
-    return band * grid.height * grid.row_length + (tile - band * across) * grid.width;
+    const int64_t band = tile / grid.across;
+    return band * grid.height * grid.row_length + (tile - band * grid.across) * grid.width;
   }
 };
 
