@@ -37,7 +37,7 @@ struct Team {
     target += num_blocks;
     if (threadIdx.x == 0) {
       const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> count(*arrivals);
-      count.fetch_add(1, ::cuda::memory_order_acq_rel);
+      count.fetch_add(1, ::cuda::memory_order_release);
       // a difference, since the count may pass 2^32
       while (static_cast<int32_t>(count.load(::cuda::memory_order_acquire) - target) < 0) {
       }

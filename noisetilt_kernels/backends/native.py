@@ -23,6 +23,9 @@ NAME = "native"
 
 _ops = torch.ops.noisetilt
 
+_COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+_REAL_OF = {complex_dtype: dtype for dtype, complex_dtype in _COMPLEX_OF.items()}
+
 
 def refusal(device_type: str) -> str | None:
     """Why the compiled kernels cannot serve the device type; None if they can."""
@@ -120,7 +123,7 @@ def project_wgnc(x: Tensor, block_size: int) -> Tensor:
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
-    return torch.view_as_complex(_ops._project_wgnc_blocks.default(torch.view_as_real(y), block_size))
+    return _ops._project_wgnc_blocks.default(y.view(_REAL_OF[y.dtype]), block_size).view(y.dtype)
 
 
 def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -132,14 +135,14 @@ def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
     """
     if x.storage_offset() % 2:  # complex numbers do not begin there
         x = x.clone()
-    z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
+    z = x.view(_COMPLEX_OF[x.dtype])
     if x.device.type == "cpu" and len(z) > 1:
         result = torch.empty_like(z)
         for sample, target in zip(z, result, strict=True):
             fft(sample, out=target)
     else:
         result = fft(z)
-    return torch.view_as_real(result).flatten(1)
+    return result.view(x.dtype)
 
 
 class _Projection(NamedTuple):
