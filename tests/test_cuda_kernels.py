@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from bits import assert_same_bits
@@ -13,8 +12,9 @@ from inputs import DISTRIBUTIONS, TABLES, power_law, tables, values
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
+from noisetilt_kernels.backends import native
 from noisetilt_kernels.backends.reference import _bounds_like
-from noisetilt_kernels.python_ref import ChiSquare, Normal, Reference
+from noisetilt_kernels.python_ref import Normal
 
 REAL = (torch.float32, torch.float64)
 
@@ -43,23 +43,15 @@ def projection(
     tile_sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """The arguments of `project` for samples (C, H, W)."""
-    bounds = _bounds_like(torch.empty(0, dtype=dtype), 1e-4)
-    size = int(np.prod(shape))
-    arguments: dict[str, Any] = {"tables": [], "num_values": len(value_chunk_sizes), "tiles": []}
-
-    def add(count: int, chunk_size: int, reference: Reference) -> None:
-        arguments["tables"].append(numpy(*bounds(count // chunk_size, chunk_size, reference)))
-
-    for chunk_size in value_chunk_sizes:
-        add(size, chunk_size, Normal())
-    for th, tw in tile_sizes:
-        count = size // (th * tw)
-        dividing = [chunk_size for chunk_size in chunk_sizes if count % chunk_size == 0]
-        for chunk_size in dividing:
-            add(count, chunk_size, Normal())
-            add(count, chunk_size, ChiSquare(th * tw - 1))
-        arguments["tiles"] += [th, tw, len(dividing)]
-    return arguments
+    like = torch.empty(1, *shape, dtype=dtype)
+    tables, _, num_values, tiles = native._projection(
+        like, tuple(value_chunk_sizes), tuple(chunk_sizes), tuple(tile_sizes), 1e-4
+    )
+    return {
+        "tables": [numpy(*pair) for pair in zip(tables[::2], tables[1::2], strict=True)],
+        "num_values": num_values,
+        "tiles": tiles,
+    }
 
 
 # ---- two-level order statistics ----

@@ -94,20 +94,11 @@ template <class T>
 __device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
   const int32_t half = grid.size() / 2;
   for (int32_t place = out.begin + static_cast<int32_t>(threadIdx.x); place < out.end; place += blockDim.x) {
-    int32_t i, first, second;
-    if (grid.width == grid.row_length) {
-      const int32_t size = 2 * half, tile = place / size;
-      i = place - tile * size;
-      first = tile * size + 2 * (i < half ? i : i - half);
-      second = first + 1;
-    } else {
-      const TileGrid::Position position = grid.position_of(place);
-      i = position.i;
-      const int32_t pair = 2 * (i < half ? i : i - half);
-      first = grid.first_of(position.tile) + grid.offset_of(pair);
-      second = grid.first_of(position.tile) + grid.offset_of(pair + 1);
-    }
-    out[place] = step_scaled<T, true>(i < half ? in[first] + in[second] : in[first] - in[second]);
+    const auto [tile, i] = grid.position_of(place);
+    const T* values = &in[grid.first_of(tile)];
+    const int32_t pair = 2 * (i < half ? i : i - half);
+    const T a = values[grid.offset_of(pair)], b = values[grid.offset_of(pair + 1)];
+    out[place] = step_scaled<T, true>(i < half ? a + b : a - b);
   }
 }
 

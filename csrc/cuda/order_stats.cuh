@@ -115,6 +115,7 @@ template <class T>
 struct OrderStatsMemory {
   uint32_t* counters[2];  // of every field, all zero where not in use
   Verdict* verdicts[2];   // of every unit, likewise
+  int32_t num_units;
   // Of every field: the first rank of a bucket, then the one to go to the next value gathered; and kUnsettled.
   uint32_t* ranks;
   T* clipped;         // [vector][value]: NaN where it is unchanged
@@ -160,7 +161,7 @@ class OrderStats {
 
   // Turns the counts of every column into first ranks, and says what they settle. `settle`: the buckets are those that
   // the limits were made for.
-  __device__ __noinline__ void sum_up(const Field<T>* begin, const Field<T>* end, int32_t num_units, bool settle) {
+  __device__ __noinline__ void sum_up(const Field<T>* begin, const Field<T>* end, bool settle) {
     int32_t segment = static_cast<int32_t>(team_.thread() / kWarp);
     const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarp);
     for (const Field<T>* field = begin; field != end; ++field) {
@@ -172,7 +173,7 @@ class OrderStats {
     // Nobody looks at what the round before this one left: all are past this one's first barrier.
     uint32_t* others = memory_.counters[parity_ ^ 1];
     for (uint32_t i = used_begin_ + team_.thread(); i < used_end_; i += team_.num_threads()) others[i] = 0;
-    for (uint32_t i = team_.thread(); i < static_cast<uint32_t>(num_units); i += team_.num_threads())
+    for (uint32_t i = team_.thread(); i < static_cast<uint32_t>(memory_.num_units); i += team_.num_threads())
       memory_.verdicts[parity_ ^ 1][i] = {0, 0};
     used_begin_ = begin == end ? 0 : static_cast<uint32_t>(begin->first_counter);
     used_end_ = begin == end ? 0 : static_cast<uint32_t>(end[-1].first_counter + end[-1].num_counters());
@@ -320,12 +321,7 @@ class OrderStats {
       const uint32_t count[4] = {four.x, four.y, four.z, four.w};
       const int32_t limit[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       const uint32_t sum = four.x + four.y + four.z + four.w;
-      uint32_t inclusive = sum;
-#pragma unroll
-      for (int32_t d = 1; d < static_cast<int32_t>(kWarp); d *= 2) {
-        const uint32_t below = __shfl_up_sync(kAllLanes, inclusive, static_cast<unsigned>(d));
-        if (lane >= d) inclusive += below;
-      }
+      const uint32_t inclusive = warp_prefix_sum(sum);
       uint32_t rank = before + inclusive - sum;
       before += __shfl_sync(kAllLanes, inclusive, static_cast<int>(kWarp) - 1);
       uint32_t first_ranks[4];

@@ -65,15 +65,21 @@ struct Rotation {
 __device__ inline int64_t grid_thread() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
 __device__ inline int64_t grid_threads() { return gridDim.x * static_cast<int64_t>(blockDim.x); }
 
+// Sum over the lanes of the warp up to this one.
+__device__ inline uint32_t warp_prefix_sum(uint32_t value) {
+#pragma unroll
+  for (uint32_t d = 1; d < kWarp; d *= 2) {
+    const uint32_t below = __shfl_up_sync(kAllLanes, value, d);
+    if (threadIdx.x % kWarp >= d) value += below;
+  }
+  return value;
+}
+
 // Exclusive prefix sum over the threads of the block; `total` is the sum of all. `partial` holds a word a warp, in
 // shared memory. The block has a multiple of 32 threads.
 __device__ inline uint32_t block_prefix_sum(uint32_t value, uint32_t* partial, uint32_t& total) {
   const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
-  uint32_t inclusive = value;
-  for (uint32_t d = 1; d < kWarp; d *= 2) {
-    const uint32_t below = __shfl_up_sync(kAllLanes, inclusive, d);
-    if (lane >= d) inclusive += below;
-  }
+  const uint32_t inclusive = warp_prefix_sum(value);
   if (lane == kWarp - 1) partial[warp] = inclusive;
   __syncthreads();
   uint32_t before = 0;

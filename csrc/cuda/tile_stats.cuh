@@ -74,8 +74,7 @@ class TileStats {
 
   // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after
   // a __syncthreads. `counted`: the verdict, if a round has just found these statistics unsettled; or null.
-  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, int32_t num_units,
-                          const Verdict* counted) {
+  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, const Verdict* counted) {
     T* statistics = measured(problem);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
       if (k > 0) team_.sync();
@@ -88,7 +87,7 @@ class TileStats {
       else if (k == 0 && counted != nullptr)
         order_stats_.project_counted(v, fields, problem.buckets, *counted);
       else
-        project_long(v, fields, problem.buckets + 2 * k, num_units);
+        project_long(v, fields, problem.buckets + 2 * k);
       statistics = projected;
     }
     __syncthreads();
@@ -105,12 +104,12 @@ class TileStats {
     return {in, out, 2, problem.num_tiles, x.begin / size, x.end / size};
   }
 
-  __device__ void project_long(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets, int32_t num_units) {
+  __device__ void project_long(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     if (!fields[0].is_counted()) return order_stats_.project_by_sorting(v, fields);
     Rotation rotation;
     order_stats_.count(v, fields, buckets, rotation);
     team_.sync();
-    order_stats_.sum_up(fields, fields + 2, num_units, true);
+    order_stats_.sum_up(fields, fields + 2, true);
     team_.sync();
     const Verdict verdict = order_stats_.verdict(fields[0].unit);
     order_stats_.end_round();

@@ -6,14 +6,18 @@
 
 namespace noisetilt::cuda {
 
-// Tiles of height x width are numbered row by row of the sample's planes, their values row by row of the tile.
+// Tiles of height x width are numbered row by row of the sample's planes, their values row by row of the tile. A tile
+// whose rows follow each other counts as one row, and as all there is across the sample.
 struct TileGrid {
   int32_t height, width;
   int32_t row_length;  // of the sample
   int32_t across;      // tiles in a row of them
-  int32_t shift;       // log2 of width, or -1
+  int32_t shift;       // log2 of width, -1 if it is no power of two; for a tile of one row anything from there up
 
   __host__ __device__ int32_t size() const { return height * width; }
+  // Slices of a sample that are multiples of this divide no tile.
+  __host__ __device__ int32_t band() const { return height * row_length; }
+  __host__ __device__ bool contiguous() const { return height == 1 && across == 1; }
   // Place in the sample of the tile's first value.
   __device__ int32_t first_of(int32_t tile) const {
     const int32_t band = tile / across;
@@ -35,6 +39,10 @@ struct TileGrid {
 };
 
 inline TileGrid grid_of(Tile tile, Shape shape) {
+  if (tile.height == 1 || tile.width == shape.width) {
+    const auto size = static_cast<int32_t>(tile.size());
+    return {1, size, size, 1, 31};
+  }
   int32_t shift = 0;
   while ((int64_t(1) << shift) < tile.width) ++shift;
   if ((int64_t(1) << shift) != tile.width) shift = -1;

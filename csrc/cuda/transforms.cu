@@ -87,9 +87,8 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
                                       const Body& body) {
   const int32_t step = by_fours ? 4 : 1, size = tiles.grid.size();
   const int64_t begin = first * size;
-  const bool contiguous = tiles.grid.height == 1 || tiles.grid.width == tiles.grid.row_length;
   for (int32_t k = threadIdx.x * step; k < count; k += blockDim.x * step) {
-    if (contiguous) {
+    if (tiles.grid.contiguous()) {
       body(k, begin + k);
     } else {
       const int32_t tile = k / size;

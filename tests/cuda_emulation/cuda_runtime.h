@@ -179,8 +179,6 @@ EMULATE_REDUCE(int, __reduce_min_sync, a < b ? a : b)
 EMULATE_REDUCE(int, __reduce_max_sync, a < b ? b : a)
 #undef EMULATE_REDUCE
 
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) { emulation::poll(); }
 [[noreturn]] inline void __trap(emulation::Site site = emulation::here()) {
   emulation::fail(emulation::text("__trap", site));
@@ -259,9 +257,7 @@ template <class T> void __stwt(T* address, std::common_type_t<T> value) { emulat
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 inline unsigned long long __brevll(unsigned long long x) {
   unsigned long long reversed = 0;
@@ -287,30 +283,11 @@ inline double max(double a, double b) { return fmax(a, b); }
 
 // ---- floating point: to be compiled with -ffp-contract=off ----
 
-inline int __float_as_int(float x) { return emulation::from_bits<int>(emulation::to_bits(x)); }
 inline unsigned __float_as_uint(float x) { return emulation::from_bits<unsigned>(emulation::to_bits(x)); }
-inline float __int_as_float(int x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
 inline float __uint_as_float(unsigned x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
 inline long long __double_as_longlong(double x) { return emulation::from_bits<long long>(emulation::to_bits(x)); }
 inline double __longlong_as_double(long long x) { return emulation::from_bits<double>(emulation::to_bits(x)); }
 
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float x) { return sqrtf(x); }
-inline float __frcp_rn(float x) { return 1 / x; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __dsqrt_rn(double x) { return sqrt(x); }
-inline double __drcp_rn(double x) { return 1 / x; }
-inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-inline float __double2float_rn(double x) { return static_cast<float>(x); }
-inline float rsqrtf(float x) { return static_cast<float>(1 / sqrt(static_cast<double>(x))); }
-inline double rsqrt(double x) { return 1 / sqrt(x); }
 // clang-format on
 
 // Exact where the result is 0, 1 or -1.

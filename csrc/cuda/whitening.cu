@@ -167,7 +167,7 @@ class Worker {
 
   // Tests units, and projects the first that is not settled. Returns the one after it, or `end`.
   __device__ int32_t project_round(int32_t begin, int32_t end, int32_t scale) {
-    const int32_t num_values = work_.num_values, num_units = num_values + work_.num_tiles;
+    const int32_t num_values = work_.num_values;
     const int32_t inverse = min(max(127 - scale, 1), 254);
     const Buckets scaled{0, head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
                          head_.buckets[begin].count};
@@ -187,7 +187,7 @@ class Worker {
         tile_stats_.count(slice_, tile_problem(unit), rotation);
     }
     team_.sync();
-    order_stats_.sum_up(work_.fields + first_field(begin), work_.fields + first_field(end), num_units, scale == 0);
+    order_stats_.sum_up(work_.fields + first_field(begin), work_.fields + first_field(end), scale == 0);
     team_.sync();
     int32_t unit = begin;
     Verdict verdict{};
@@ -208,7 +208,7 @@ class Worker {
     if (unit < num_values)
       order_stats_.project_counted(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, verdict);
     else
-      tile_stats_.project(slice_, tile_problem(unit), num_units, &verdict);
+      tile_stats_.project(slice_, tile_problem(unit), &verdict);
     return unit + 1;
   }
 
@@ -220,7 +220,7 @@ class Worker {
       Rotation rotation;
       tile_stats_.measure(slice_, problem, rotation);
       team_.sync();
-      tile_stats_.project(slice_, problem, work_.num_values + work_.num_tiles, nullptr);
+      tile_stats_.project(slice_, problem, nullptr);
     }
     return unit + 1;
   }
@@ -328,6 +328,7 @@ class Worker {
       head_.tile_stats.projected[k] = reinterpret_cast<T*>(in_rest(layout.projected[k]));
     }
     order_stats.ranks = reinterpret_cast<uint32_t*>(in_rest(layout.ranks));
+    order_stats.num_units = work.num_values + work.num_tiles;
     order_stats.clipped = reinterpret_cast<T*>(in_rest(layout.clipped));
     order_stats.columns = reinterpret_cast<uint32_t*>(in_rest(layout.columns));
     for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = reinterpret_cast<Entry<T>*>(in_rest(layout.entries[k]));
@@ -348,12 +349,6 @@ class Worker {
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) projection_kernel(const __grid_constant__ Work<T> work) {
   Worker<T>(work).run();
-}
-
-// Slices that are multiples of this divide no tile.
-int64_t unit_of(Tile tile, Shape shape) {
-  const bool contiguous = tile.height == 1 || tile.width == shape.width;
-  return tile.height * (contiguous ? tile.width : shape.width);
 }
 
 // How samples are cut: `slices` of shared memory hold a block's part each, if it fits.
@@ -412,7 +407,7 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
       for (const Table<T>& table : tile.tables[i]) add(table, projection.num_values + k);
       work.tiles[k].counted &= tile.tables[i][0].chunk_size <= kCountedChunk;
     }
-    unit = std::lcm(unit, unit_of(tile.tile, shape));
+    unit = std::lcm(unit, work.tiles[k].grid.band());
     num_tiles += in_sample;
     most_tiles = std::max(most_tiles, in_sample);
   }
@@ -421,7 +416,10 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
 
   // Blocks that hold whole mixing tiles need no exchange, but there may be few such blocks.
   int64_t mixing_unit = unit;
-  for (int64_t k = 0; k < num_mixing; ++k) mixing_unit = std::lcm(mixing_unit, unit_of(mixing[k].tile, shape));
+  for (int64_t k = 0; k < num_mixing; ++k) {
+    work.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats), false};
+    mixing_unit = std::lcm(mixing_unit, work.mixing[k].grid.band());
+  }
   const int threads = block_threads(kThreads);
   const size_t fixed_bytes = aligned(sizeof(SharedHead<T>)) + aligned(OrderStats<T>::shared_bytes(threads));
   const int64_t for_slices =
@@ -433,8 +431,7 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   if (finer.num_blocks >= 4 * slicing.num_blocks || (finer.shared && !slicing.shared)) slicing = finer;
 
   for (int64_t k = 0; k < num_mixing; ++k)
-    work.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats),
-                      slicing.slice_size % unit_of(mixing[k].tile, shape) == 0};
+    work.mixing[k].inside_blocks = slicing.slice_size % work.mixing[k].grid.band() == 0;
 
   work.chunks_inside_blocks = true;
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
