@@ -5,6 +5,7 @@ backend of their device. The same checks serve the fake (meta) implementations, 
 identically under `torch.compile`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from . import _library, autograd_shortcut  # noqa: F401  (_library defines the operators)
 from .backends import backend_for
+from .backends.extents import Extents
 from .config import Sample, Tile, WhiteningConfig, check_alpha, check_tile, resolve, resolve_preset
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -84,16 +86,17 @@ class _Plan(NamedTuple):
 
     sample_shape: tuple[int, ...]
     run: Callable[..., Tensor]  # (backend, contiguous samples (B, *sample_shape), other tensors) -> samples
+    extents: Extents = Extents()
 
 
-def _prepare(plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
+def _prepare(op: str, plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
     """The plan as a function of any tensor of x's shape, dtype and device, and the other tensors.
 
     It runs on contiguous float32 or float64 samples, and gives the result x's dtype and shape.
     """
     if x.numel() == 0:
         return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
-    run, backend = plan.run, backend_for(x.device.type)
+    run, backend = plan.run, backend_for(op, x.device, plan.extents)
     sample_shape = plan.sample_shape
     reshaped = x.shape[1:] != sample_shape
     half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
@@ -135,7 +138,7 @@ def _register(name: str, make_plan: Callable[..., _Plan], *, num_tables: int = 0
         key = (x.shape, x.dtype, x.device, *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args])
         call = calls.get(key)
         if call is None:
-            call = _prepare(make_plan(x, *args), x)
+            call = _prepare(name, make_plan(x, *args), x)
             if len(calls) == _CALLS_KEPT:
                 calls.clear()
             calls[key] = call
@@ -165,16 +168,19 @@ def _no_gradient(name: str) -> None:
 
 def _whiten(x: Tensor, preset: str = "auto", alpha: float = 1e-4) -> _Plan:
     sample = _sample_of("whiten", x)
-    config = resolve_preset(preset, sample, alpha)
-    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config))
+    return _whitening(sample, resolve_preset(preset, sample, alpha))
 
 
 def _whiten_config(
     x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float = 1e-4
 ):
     sample = _sample_of("whiten", x)
-    config = resolve(unflatten_config(chunk_sizes, tile_sizes, mixing, alpha), sample)
-    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config))
+    return _whitening(sample, resolve(unflatten_config(chunk_sizes, tile_sizes, mixing, alpha), sample))
+
+
+def _whitening(sample: Sample, config: WhiteningConfig) -> _Plan:
+    extents = Extents(tile_size=max((th * tw for th, tw in config.tile_sizes), default=0))
+    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), extents)
 
 
 def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
@@ -210,20 +216,23 @@ def _project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[in
     sizes = tuple(int(d) for d in chunk_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
-    return _Plan(sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha))
+    extents = Extents(tile_size=math.prod(pair))
+    return _Plan(sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha), extents)
 
 
 def _project_wgnc(x: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc", x)
     _check_even("project_wgnc", size)
     _check_block_size("project_wgnc", block_size, size // 2)
-    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size))
+    extents = Extents(block_size=block_size)
+    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size), extents)
 
 
 def _project_wgnc_blocks(y: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc_blocks", y, "y", _COMPLEX)
     _check_block_size("project_wgnc_blocks", block_size, size)
-    return _Plan((size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size))
+    extents = Extents(block_size=block_size)
+    return _Plan((size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size), extents)
 
 
 def _compact_fourier(x: Tensor, inverse: bool = False) -> _Plan:

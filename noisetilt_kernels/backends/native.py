@@ -1,6 +1,6 @@
-"""The compiled kernels as a backend: C++ on the CPU and CUDA, reached through PyTorch's dispatcher.
+"""The compiled C++ kernels as a backend, reached through PyTorch's dispatcher.
 
-The FFTs are torch's: a sample of N values goes through a complex FFT of half its length.
+The same operations serve CUDA (see `cuda`). The FFTs are torch's: a sample of N values goes through a complex FFT of half its length.
 
 On CUDA everything is enqueued on the current stream. The host waits for the device only when it meets tables or a
 configuration for the first time; after one call like it, a call can be captured in a CUDA graph.
@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from .. import _library
 from ..bounds import Tables, cached_tables
 from ..config import Tile, WhiteningConfig
 from ..python_ref import ChiSquare, Normal, Reference
+from .extents import Extents
+from .graph_capture import check_not_capturing, keep_if_capturing
+from .user_tables import Examined, raise_for_faults
 
 NAME = "native"
 
@@ -27,44 +29,23 @@ _COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _REAL_OF = {complex_dtype: dtype for dtype, complex_dtype in _COMPLEX_OF.items()}
 
 
-def refusal(device_type: str) -> str | None:
-    """Why the compiled kernels cannot serve the device type; None if they can."""
-    if device_type not in ("cpu", "cuda"):
-        return f"there are no compiled kernels for {device_type}"
-    failure = _library.failure if device_type == "cpu" else _library.cuda_failure
-    if failure is None and not torch._C._dispatch_has_kernel_for_dispatch_key(
-        "noisetilt::_project_", device_type.upper()
-    ):
-        failure = f"this build has no compiled kernels for {device_type}"
-    if failure is None and device_type == "cuda":
-        failure = _unserved_gpu()
-    return failure
+def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
+    """Why the C++ kernels cannot serve the operator on the device; None if they can."""
+    if device.type != "cpu":
+        return f"its kernels are for the CPU, not for {device.type}"
+    if _library.failure is None and not has_kernels_for("cpu"):
+        return "this build has no CPU kernels"
+    return _library.failure
 
 
 def describe(device_type: str) -> str:
     """One line on what serves."""
-    if device_type == "cuda":
-        return f"CUDA kernels for compute capability {_library.cuda_build_info()['architectures']}"
     return f"C++ kernels, {_library.build_info()['variant']} variant"
 
 
-def _unserved_gpu() -> str | None:
-    """Which GPU here the kernels were not built for; None if there is none."""
-    built = _library.cuda_build_info()["architectures"]
-    for index in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(index)
-        if not any(_runs_on(arch, capability) for arch in built.split()):
-            return (
-                f"the CUDA library is built for compute capability {built}, {torch.cuda.get_device_name(index)} has "
-                f"{capability[0]}.{capability[1]}; set TORCH_CUDA_ARCH_LIST to it and install again"
-            )
-    return None
-
-
-def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Binary code runs on later processors of its generation, PTX on all later ones."""
-    major, minor = map(int, arch.removesuffix("+PTX").split("."))
-    return (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX"))
+def has_kernels_for(device_type: str) -> bool:
+    """Whether the libraries that are loaded have kernels for the device type."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", device_type.upper())
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -154,9 +135,6 @@ class _Projection(NamedTuple):
     tiles: list[int]
 
 
-_captured: dict[int, _Projection] = {}  # those that a CUDA graph reads, which must outlive their place in the cache
-
-
 def _projection(
     x: Tensor,
     value_chunk_sizes: tuple[int, ...],
@@ -165,8 +143,7 @@ def _projection(
     alpha: float,
 ) -> _Projection:
     projection = _cached_projection(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        _captured[id(projection)] = projection
+    keep_if_capturing(projection, x.device)
     return projection
 
 
@@ -181,11 +158,7 @@ def _cached_projection(
     device: torch.device,
 ) -> _Projection:
     """Tables in the order in which project(x) uses them; chunk sizes that do not divide a tile count are left out."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "noisetilt: a CUDA graph is being captured, and the bounds are not on the device yet; "
-            "call the operator once with such arguments before"
-        )
+    check_not_capturing(device)
     channels, height, width = shape
     size = channels * height * width
     projection = _Projection([], [], len(value_chunk_sizes), [])
@@ -211,15 +184,14 @@ def _cached_projection(
     return projection
 
 
-class _Known(NamedTuple):
-    """Tables of the user's that have been checked: the upper of a lower, their versions then, and their limits."""
+def _examine(lower: Tensor, upper: Tensor) -> Tensor:
+    limits, faults = _ops._rank_limits.default(lower, upper)
+    nan, crossed, _ = faults.tolist()
+    raise_for_faults(nan, crossed)
+    return limits
 
-    upper: TensorWeakRef
-    versions: tuple[int, int]
-    limits: Tensor
 
-
-_known_tables = WeakTensorKeyDictionary()  # lower: _Known
+_examined = Examined(_examine)
 
 
 def _limits_of(lower: Tensor, upper: Tensor) -> Tensor:
@@ -230,17 +202,4 @@ def _limits_of(lower: Tensor, upper: Tensor) -> Tensor:
     """
     if torch.cuda.is_current_stream_capturing():
         return _ops._rank_limits.default(lower, upper)[0]
-    tracked = not (lower.is_inference() or upper.is_inference())  # those have no version
-    versions = (lower._version, upper._version) if tracked else None
-    known: _Known | None = _known_tables.get(lower)
-    if known is not None and known.versions == versions and known.upper() is upper:
-        return known.limits
-    limits, faults = _ops._rank_limits.default(lower, upper)
-    nan, crossed, _ = faults.tolist()
-    if nan:
-        raise ValueError("project_2os: lower and upper must not contain NaN")
-    if crossed:
-        raise ValueError("project_2os: lower must not exceed upper anywhere")
-    if versions is not None:
-        _known_tables[lower] = _Known(TensorWeakRef(upper), versions, limits)
-    return limits
+    return _examined(lower, upper)

@@ -1,18 +1,21 @@
 """The pure-PyTorch reference as a backend: serves every device, slowly."""
 
+import torch
 from torch import Tensor
 
 from .. import python_ref
 from ..bounds import Tables, cached_tables
 from ..config import WhiteningConfig
 from ..python_ref import Reference, project_wgnc, project_wgnc_blocks
+from .extents import Extents
+from .user_tables import check_tables
 
 NAME = "reference"
 
 __all__ = ["project_wgnc", "project_wgnc_blocks"]
 
 
-def refusal(device_type: str) -> str | None:
+def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     """Never refuses."""
     return None
 
@@ -22,8 +25,7 @@ def describe(device_type: str) -> str:
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    if bool((lower.isnan() | upper.isnan() | (lower > upper)).any()):
-        raise ValueError("project_2os: the tables must hold no NaN and lower must nowhere exceed upper")
+    check_tables(lower, upper)
     return python_ref.project_2os(x, lower, upper)
 
 

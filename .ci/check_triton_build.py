@@ -1,0 +1,275 @@
+"""Compiles the Triton kernels and checks what came out; needs no GPU.
+
+The functions of the package are called as programs call them, so that Triton makes the same variants of each kernel, but
+it takes its target from a stand-in for the driver, and launches nothing.
+
+Checked for each of TARGETS: no spilled register and no local memory; shared memory within the budget; nothing that
+changes bits: fused multiply-adds, approximations, denormal numbers flushed to zero; and that the first call of `whiten`
+does not spend too long in the compiler.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import noisetilt_kernels.triton as operators
+from noisetilt_kernels.bounds import Tables
+from noisetilt_kernels.config import Sample, resolve_preset
+from noisetilt_kernels.triton.launch import LAUNCH_TABLE
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+IN_FULL = "sm_90"  # the others get what `whiten` and a few more calls need
+
+MOST_SHARED = {"cuda": 48 * 1024, "hip": 64 * 1024}
+MOST_SECONDS = 30.0  # meant to be 10, but machines differ
+
+# What some kernels may do, by the beginning of their names.
+MAY_USE_LOCAL_MEMORY: dict[str, str] = {}
+MAY_USE_MORE_SHARED: dict[str, str] = {}
+
+CHANGES_BITS = {
+    "cuda": re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\b[\w.]+\.(?:ftz|approx|full)\b[\w.]*"),  # in PTX
+    "hip": re.compile(r"float_denorm_mode_\w+ [012]"),  # of amdgcn
+}
+FUSES = {
+    "cuda": re.compile(r"\b[FD]FMA2?\b[\w.]*"),  # in SASS
+    "hip": re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmamk|fmaak|mac|mad)_(?:legacy_)?f(?:32|64)\w*"),
+}
+# What machines do in several steps, some of them fused: division, of long integers too, and roots.
+IN_STEPS = re.compile(r"\b(?:arith\.divf|tt\.precise_divf|math\.sqrt|tt\.precise_sqrt)\b|\barith\.(?:div|rem)[su]i .*i64")
+
+
+@dataclass
+class Kernel:
+    """A variant of a kernel, and what came out."""
+
+    name: str  # with the type of its values and its constants
+    backend: str
+    seconds: float  # in the compiler
+    registers: int
+    shared: int  # bytes, and so on
+    local: int
+    spilled: int  # registers, where it is known
+    instructions: int
+    changes_bits: set[str]
+    fuses: set[str]
+
+    def faults(self) -> Iterator[str]:
+        if (self.local or self.spilled) and not self.name.startswith(tuple(MAY_USE_LOCAL_MEMORY)):
+            yield f"{self.local} bytes of local memory, {self.spilled} registers spilled"
+        if self.shared > MOST_SHARED[self.backend] and not self.name.startswith(tuple(MAY_USE_MORE_SHARED)):
+            yield f"{self.shared} bytes of shared memory, more than {MOST_SHARED[self.backend]}"
+        if self.changes_bits | self.fuses:
+            yield f"changes bits: {', '.join(sorted(self.changes_bits | self.fuses))}"
+
+
+# ---- what programs call ----
+
+
+def whiten(preset: str, sample: Sample, dtype: torch.dtype) -> None:
+    operators.whiten(torch.zeros(1, *sample[:3], dtype=dtype), resolve_preset(preset, sample, 1e-4))
+
+
+def project_2os(num_chunks: int, chunk_size: int, dtype: torch.dtype) -> None:
+    table = torch.zeros(chunk_size, num_chunks, dtype=dtype).t()
+    operators.project_2os(torch.zeros(1, num_chunks * chunk_size, dtype=dtype), table, table)
+
+
+def project_tile_stats(tile: tuple[int, int], height: int, width: int, dtype: torch.dtype) -> None:
+    operators.project_tile_stats(torch.zeros(1, 16, height, width, dtype=dtype), tile, (4, 16), 1e-4)
+
+
+def butterfly(tile: tuple[int, int], steps: int, height: int, width: int, dtype: torch.dtype) -> None:
+    for inverse in (False, True):
+        operators.butterfly(torch.zeros(1, 16, height, width, dtype=dtype), tile, steps, inverse)
+
+
+def hadamard_transform(size: int, dtype: torch.dtype) -> None:
+    operators.hadamard_transform(torch.zeros(16, size, dtype=dtype), size**-0.5)
+
+
+def project_wgnc(size: int, block_size: int, dtype: torch.dtype) -> None:
+    operators.project_wgnc(torch.zeros(1, size, dtype=dtype), block_size)
+    operators.project_wgnc_blocks(torch.zeros(1, size // 2, dtype=dtype.to_complex()), block_size)
+
+
+FLUX, WAN = Sample(16, 64, 64), Sample(16 * 21, 60, 104)
+FIRST_CALL = partial(whiten, "flux", FLUX, torch.float32)
+FEW_CALLS = [
+    *(partial(whiten, "flux", FLUX, dtype) for dtype in (torch.float32, torch.float64)),
+    *(partial(project_wgnc, FLUX.size, 16, dtype) for dtype in (torch.float32, torch.float64)),
+]
+ALL_CALLS = [
+    *FEW_CALLS,
+    partial(whiten, "wan", WAN, torch.float32),
+    *(
+        partial(*call, dtype)
+        for dtype in (torch.float32, torch.float64)
+        for call in (
+            *((project_2os, FLUX.size // size, size) for size in (1, 4, 16, 64)),
+            (project_2os, 10, 5000),
+            (project_2os, 100, 500),
+            (project_tile_stats, (4, 4), 64, 64),
+            (project_tile_stats, (12, 8), 60, 104),
+            (project_tile_stats, (3, 5), 60, 60),
+            (project_tile_stats, (64, 64), 64, 64),
+            (butterfly, (64, 64), 12, 64, 64),
+            (butterfly, (8, 8), 6, 64, 64),
+            (butterfly, (60, 104), 13, 60, 104),
+            (butterfly, (256, 256), 16, 256, 256),
+            (hadamard_transform, 4096),
+            (hadamard_transform, 65536),
+            (project_wgnc, FLUX.size, 8),
+            (project_wgnc, 64_000, 100),
+        )
+    ),
+]
+
+
+def empty_tables(num_chunks: int, chunk_size: int, alpha: float, reference: Any, *of: Any) -> Tables:
+    """Stands in for `cached_tables`: no kernel depends on the numbers."""
+    table = torch.zeros(chunk_size, num_chunks, dtype=of[0]).t()
+    return Tables(table, table, True)
+
+
+# ---- what Triton makes of them ----
+
+_run = JITFunction.run
+
+
+def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    """Stands in for `JITFunction.run`."""
+    _run(kernel, *args, grid=grid, warmup=True, **options)
+
+
+def driver_of(target: GPUTarget) -> SimpleNamespace:
+    """What Triton asks of a driver before it launches. Its device is the target: kernels are kept by device."""
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: target,
+        get_current_stream=lambda device: 0,
+    )
+
+
+def compile_for(target: GPUTarget, calls: list[Callable[[], None]]) -> tuple[list[Kernel], list[str]]:
+    """The kernels that the calls need, and what went wrong."""
+    compiled, complaints = [], []
+
+    def listener(**kernel: Any) -> None:
+        compiled.append(kernel)
+
+    triton.runtime.driver.set_active(driver_of(target))
+    with mock.patch.object(triton.knobs.compilation, "listener", listener):
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                arguments = ", ".join(map(str, call.args))
+                complaints.append(f"{call.func.__name__}({arguments}): {type(error).__name__}: {error}")
+    return sorted((examine(**kernel) for kernel in compiled), key=lambda kernel: kernel.name), complaints
+
+
+def examine(src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool) -> Kernel:
+    """What the listener is told of a kernel, looked into."""
+    if cache_hit:
+        raise RuntimeError(f"{src.name} was not compiled, but found in a cache")
+    backend = metadata["target"].backend
+    path = {Path(file).suffix: Path(file) for file in metadata_group.values()}
+    if backend == "cuda":
+        assembly, code = path[".ptx"].read_text(), tool("nvdisasm", "--print-code", path[".cubin"])
+        usage = tool("cuobjdump", "--dump-resource-usage", path[".cubin"])
+        registers, *local = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+        resources = {"registers": registers, "local": sum(local), "spilled": len(re.findall(r"\bSTL\b", code))}
+        instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/ ", code, re.MULTILINE)
+    else:
+        assembly = code = path[".amdgcn"].read_text()
+        keys = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
+        registers, local, *spilled = (int(re.search(rf"\.{key}: +(\d+)", code)[1]) for key in keys)
+        resources = {"registers": registers, "local": local, "spilled": sum(spilled)}
+        instructions = re.findall(r"^\t[a-z]", code, re.MULTILINE)
+    return Kernel(
+        name=name_of(src, metadata["num_warps"]),
+        backend=backend,
+        seconds=times.total / 1e6,
+        shared=metadata["shared"],
+        instructions=len(instructions),
+        changes_bits=set(CHANGES_BITS[backend].findall(assembly)),
+        fuses=set() if IN_STEPS.search(path[".ttgir"].read_text()) else set(FUSES[backend].findall(code)),
+        **resources,
+    )
+
+
+def name_of(source: Any, warps: int) -> str:
+    """The kernel's name, the type of its first argument's values, and its constants: numbers, and what is true."""
+    names = {source.fn.arg_names[place]: value for (place,), value in source.constants.items()}
+    constants = [
+        key if value is True else f"{key}={value}"
+        for key, value in names.items()
+        if key.isupper() and value is not False and not isinstance(value, float)
+    ]
+    dtype = next(iter(source.signature.values())).removeprefix("*")
+    return f"{source.name}<{', '.join([dtype, *constants, f'{warps} warps'])}>"
+
+
+def tool(name: str, *arguments: str | Path) -> str:
+    """The output of one of NVIDIA's tools, which Triton brings."""
+    path = getattr(triton.knobs.nvidia, name).path
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main() -> int:
+    if triton.knobs.runtime.interpret:
+        sys.exit("TRITON_INTERPRET is set: nothing would be compiled")
+    faults = []
+    started = time.perf_counter()
+    for label, target in TARGETS.items():
+        kernels, complaints = compile_for(target, [FIRST_CALL])
+        seconds = sum(kernel.seconds for kernel in kernels)
+        if seconds > MOST_SECONDS:
+            complaints.append(f"{seconds:.1f} s to compile for the first call, more than {MOST_SECONDS:.0f} s")
+        more = compile_for(target, ALL_CALLS if label == IN_FULL else FEW_CALLS)
+        kernels, complaints = kernels + more[0], complaints + more[1]
+        print(f"\n{label}: {seconds:.1f} s to compile for the first call of whiten; these took {sum(k.seconds for k in kernels):.1f} s")
+        for k in kernels:
+            print(
+                f"  {k.seconds:4.1f} s {k.registers:3} registers {k.shared:6} shared {k.local:4} local {k.spilled:3} spilled "
+                f"{k.instructions:6} instructions  {k.name}"
+            )
+        complaints += [
+            f"{name} was not compiled"
+            for name in LAUNCH_TABLE
+            if not any(kernel.name.startswith(f"{name}<") for kernel in kernels)
+        ]
+        complaints += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
+        faults += [f"{label}: {complaint}" for complaint in complaints]
+    print("\n" + ("\n".join(faults) or "nothing amiss"), f"({time.perf_counter() - started:.0f} s)")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(operators, "cached_tables", empty_tables),
+        mock.patch.dict("os.environ", TRITON_CACHE_DIR=cache),
+    ):
+        sys.exit(main())

@@ -1,0 +1,123 @@
+"""The operators as Triton kernels: the operations of a backend (see `noisetilt_kernels.backends`).
+
+Everything is enqueued on the current stream of x's device. The first call with new arguments makes tables and compiles
+kernels; after it, a call can be captured in a CUDA graph.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.graph_capture import check_not_capturing, keep_if_capturing
+from ..backends.user_tables import Examined, check_tables
+from ..bounds import cached_tables
+from ..config import Tile, WhiteningConfig
+from ..python_ref import ChiSquare, Normal, Reference
+from . import tile_stats, transforms, wgnc, whitening
+from .order_stats import Bounds
+from .order_stats import project_2os as _project_2os
+from .tile_stats import TileProjection
+from .whitening import Projection
+
+__all__ = [
+    "butterfly",
+    "compact_fourier",
+    "hadamard_transform",
+    "project_2os",
+    "project_tile_stats",
+    "project_wgnc",
+    "project_wgnc_blocks",
+    "whiten",
+]
+
+
+def _on_its_device(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Launches where the first argument is; Triton launches on the current device."""
+
+    @wraps(operation)
+    def wrapped(x: Tensor, *args: Any) -> Tensor:
+        if x.device.type == "cpu" or x.device.index == torch.cuda.current_device():
+            return operation(x, *args)
+        with torch.cuda.device(x.device):
+            return operation(x, *args)
+
+    return wrapped
+
+
+_examined = Examined(check_tables)
+
+
+@_on_its_device
+def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    if x.device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
+        _examined(lower, upper)
+    return _project_2os(x, Bounds(lower[None], upper[None]))
+
+
+@_on_its_device
+def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
+    projection = _projection(x, (), chunk_sizes, (tile,), alpha)
+    return tile_stats.project_tile_stats(x, projection.tiles)
+
+
+@_on_its_device
+def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
+    projection = _projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    return whitening.whiten(x, projection, config.mixing)
+
+
+compact_fourier = _on_its_device(transforms.compact_fourier)
+butterfly = _on_its_device(transforms.butterfly)
+hadamard_transform = _on_its_device(transforms.hadamard_transform)
+project_wgnc = _on_its_device(wgnc.project_wgnc)
+project_wgnc_blocks = _on_its_device(wgnc.project_wgnc_blocks)
+
+
+def _projection(
+    x: Tensor,
+    value_chunk_sizes: tuple[int, ...],
+    chunk_sizes: tuple[int, ...],
+    tile_sizes: tuple[Tile, ...],
+    alpha: float,
+) -> Projection:
+    projection = _cached_projection(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
+    keep_if_capturing(projection, x.device)
+    return projection
+
+
+@lru_cache(maxsize=32)
+def _cached_projection(
+    shape: tuple[int, ...],
+    value_chunk_sizes: tuple[int, ...],
+    chunk_sizes: tuple[int, ...],
+    tile_sizes: tuple[Tile, ...],
+    alpha: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Projection:
+    """Tables on the device; chunk sizes that do not divide a number of tiles are left out."""
+    check_not_capturing(device)
+    channels, height, width = shape
+    size = channels * height * width
+
+    def bounds(count: int, chunk_size: int, *references: Reference) -> Bounds:
+        tables = [cached_tables(count // chunk_size, chunk_size, alpha, r, dtype, device) for r in references]
+        lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # ranks run down a column
+        upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
+        return Bounds(lower, upper)
+
+    def of_tiles(tile: Tile) -> TileProjection:
+        tile_size = tile[0] * tile[1]
+        count = size // tile_size
+        references = Normal(), ChiSquare(tile_size - 1)
+        return TileProjection(tile, tuple(bounds(count, d, *references) for d in chunk_sizes if count % d == 0))
+
+    projection = Projection(
+        tuple(bounds(size, d, Normal()) for d in value_chunk_sizes), tuple(of_tiles(tile) for tile in tile_sizes)
+    )
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
+    return projection

@@ -1,0 +1,189 @@
+"""WGNC: projection onto blockwise l1 and l2 norms of the compact complex spectrum, in float64 (DESIGN section 6)."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arithmetic import div_rn, is_finite, rounded, sqrt_rn
+from .launch import LAUNCH_TABLE, launch, power_of_two
+from .sorting import LAST, sort_entries
+
+MOST_COEFFICIENTS = 4096
+"""The largest blocks that a program can hold."""
+
+SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+SQRT_TWO = tl.constexpr(math.sqrt(2.0))
+
+
+def project_wgnc(x: Tensor, block_size: int) -> Tensor:
+    """Nearest samples whose spectra have every block at its expected norms, of x (B, N). Returns (B, N)."""
+    spectrum = torch.fft.rfft(x, norm="ortho")
+    parts = torch.view_as_real(spectrum)
+    _project_blocks(parts, parts, x.numel() // 2, x.shape[1] // 2, block_size, of_half_spectrum=True)
+    return torch.fft.irfft(spectrum, n=x.shape[1], norm="ortho")
+
+
+def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
+    """Compact complex spectra y (B, n) with every block of coefficients projected. Returns (B, n)."""
+    result = torch.empty_like(y)
+    parts = torch.view_as_real(y), torch.view_as_real(result)
+    _project_blocks(*parts, y.numel(), y.shape[1], block_size, of_half_spectrum=False)
+    return result
+
+
+def _project_blocks(
+    y: Tensor, out: Tensor, coefficients: int, per_sample: int, block_size: int, of_half_spectrum: bool
+) -> None:
+    """Projects blocks of the parts y of spectra, (B, n, 2), or (B, n + 1, 2) where they are halves."""
+    padded = power_of_two(block_size)
+    blocks = max(LAUNCH_TABLE["project_wgnc_blocks_kernel"]["coefficients"] // padded, 1)
+    t = math.pi * block_size / 4
+    launch(
+        project_wgnc_blocks_kernel,
+        -(-coefficients // (blocks * block_size)),
+        y,
+        out,
+        coefficients // block_size,
+        per_sample // block_size,
+        SIZE=block_size,
+        PADDED=padded,
+        BLOCKS=blocks,
+        T=t,
+        A=math.sqrt(math.pi) / 2 * block_size,
+        FEWEST=math.floor(t) + 1,
+        HALF_SPECTRUM=of_half_spectrum,
+    )
+
+
+@triton.jit
+def project_wgnc_blocks_kernel(
+    y,
+    out,
+    num_blocks,
+    blocks_per_sample,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    T: tl.constexpr,
+    A: tl.constexpr,
+    FEWEST: tl.constexpr,
+    HALF_SPECTRUM: tl.constexpr,
+):
+    """Projects blocks of SIZE coefficients onto {|y|_1 = A, |y|_1^2 = T |y|_2^2}, BLOCKS of them in a program.
+
+    Of a HALF_SPECTRUM X_0 .. X_n of real samples, the first coefficient is (X_0 + i X_n) / sqrt2.
+    """
+    dtype: tl.constexpr = y.dtype.element_ty
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    y += 2 * first * SIZE
+    out += 2 * first * SIZE
+    block = tl.arange(0, BLOCKS)[:, None]
+    j = tl.arange(0, PADDED)[None, :]
+    there = (block < num_blocks - first) & (j < SIZE)
+    places = 2 * (block * SIZE + j)
+    if HALF_SPECTRUM:
+        sample = first // blocks_per_sample
+        y += 2 * sample
+        out += 2 * sample
+        block += first % blocks_per_sample
+        places += 2 * (block // blocks_per_sample).to(tl.int32)
+        is_first = there & (block % blocks_per_sample == 0) & (j == 0)
+        to_last = 2 * blocks_per_sample * SIZE
+    all_places = places[:, :, None] + tl.arange(0, 2)[None, None, :]
+    parts = tl.load(y + all_places, mask=there[:, :, None], other=0.0)
+    if HALF_SPECTRUM:
+        re, im = tl.split(parts)
+        c = rounded(SQRT_HALF, dtype)
+        im = tl.where(is_first, tl.load(y + to_last + places, mask=is_first, other=0.0) * c, im)
+        parts = tl.join(tl.where(is_first, re * c, re), im)
+
+    # Blocks side by side: then a thread has a whole one, if it is small.
+    re, im = tl.split(tl.permute(parts, (1, 0, 2)).to(tl.float64))
+    faults = tl.where(is_finite(re) & is_finite(im), 0, 1)
+    finite = tl.sum(faults, axis=0)[None, :] == 0
+    re, im = tl.where(finite, re, 0.0), tl.where(finite, im, 0.0)
+    if dtype == tl.float64:  # keep squares from over- or underflowing; the result has no scale
+        largest = tl.max(tl.maximum(tl.abs(re), tl.abs(im)), axis=0)[None, :]
+        largest = tl.where(largest == 0, 1.0, largest)
+        re, im = div_rn(re, largest), div_rn(im, largest)
+
+    r = sqrt_rn(re * re + im * im)
+    radius = _projected_radii(r, SIZE, PADDED, BLOCKS, T, A, FEWEST)
+    factor = div_rn(radius, tl.where(r == 0, 1.0, r))
+    re = tl.where(r == 0, radius, factor * re)  # the phase of 0 is 1
+    im = tl.where(r == 0, 0.0, factor * im)
+    re, im = tl.where(finite, re, float("nan")), tl.where(finite, im, float("nan"))
+    parts = tl.permute(tl.join(re, im).to(dtype), (1, 0, 2))
+
+    if HALF_SPECTRUM:
+        re, im = tl.split(parts)
+        c = rounded(SQRT_TWO, dtype)
+        tl.store(out + to_last + places, im * c, mask=is_first)
+        parts = tl.join(tl.where(is_first, re * c, re), tl.where(is_first, 0.0, im))
+    tl.store(out + all_places, parts, mask=there[:, :, None])
+
+
+@triton.jit
+def _projected_radii(
+    r,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    T: tl.constexpr,
+    A: tl.constexpr,
+    FEWEST: tl.constexpr,
+):
+    """Magnitudes (PADDED, BLOCKS) of the projected blocks, given their magnitudes r; see python_ref."""
+    UNROLLED: tl.constexpr = SIZE if SIZE <= 32 else 1
+    j = tl.arange(0, PADDED)[:, None]
+    # The bits of numbers >= 0 are ordered as these are, and their complements the other way round.
+    key = tl.where(j < SIZE, ~r.to(tl.int64, bitcast=True), LAST)
+    key = tl.reshape(key, [PADDED * BLOCKS])
+    key, _ = sort_entries(key, key, BLOCKS, PADDED, False)
+    w = tl.reshape(~key, [PADDED, BLOCKS]).to(tl.float64, bitcast=True)
+    greatest = _row(w, 0)
+    d = w - greatest
+
+    t, a, size = rounded(T, tl.float64), rounded(A, tl.float64), rounded(SIZE, tl.float64)
+    delta = tl.zeros([1, BLOCKS], tl.float64)
+    found = delta != 0
+    d1, d2 = delta, delta
+    next_d = _row(d, 0)
+    for n in tl.range(1, SIZE + 1, loop_unroll_factor=UNROLLED):
+        d1, d2 = d1 + next_d, d2 + next_d * next_d
+        next_d = _row(d, n)
+        if n >= FEWEST:
+            count = tl.full([1], n, tl.float64)
+            candidate = div_rn(d1 - sqrt_rn(div_rn(t * (count * d2 - d1 * d1), count - t)), count)
+            fits = ~found & ((next_d <= candidate) | (n == SIZE))
+            delta, found = tl.where(fits, candidate, delta), found | fits
+
+    total = tl.zeros([1, BLOCKS], tl.float64)
+    for n in tl.range(0, SIZE, loop_unroll_factor=UNROLLED):
+        total += _positive_part(_row(d, n) - delta)
+    gain = div_rn(a, total)
+
+    # More than t magnitudes tie at the maximum: many nearest points; the first tied one stands out.
+    k = tl.sum(tl.where((w == greatest) & (j < SIZE), 1, 0), axis=0)[None, :].to(tl.float64)
+    r_first = div_rn(a + sqrt_rn((k - 1) * (k * size - a * a)), k)
+    r_other = div_rn(a - r_first, k - 1)
+    tied = (r == greatest) & (j < SIZE)
+    first = j == tl.min(tl.where(tied, j, PADDED), axis=0)[None, :]
+    degenerate = tl.where(first, r_first, tl.where(tied, r_other, 0.0))
+    return tl.where(k >= FEWEST, degenerate, gain * _positive_part((r - greatest) - delta))
+
+
+@triton.jit
+def _row(x, n):
+    """Row n of x, (1, N), float64. The compiler may leave out integers that it adds 0 to, but not the signs of 0.0."""
+    is_there = tl.arange(0, x.shape[0])[:, None] == n
+    bits = tl.sum(tl.where(is_there, x.to(tl.int64, bitcast=True), 0), axis=0)
+    return bits[None, :].to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _positive_part(x):
+    return tl.where(x > 0, x, 0.0)
