@@ -63,8 +63,7 @@ def _load_cuda() -> None:
         except (OSError, RuntimeError) as error:
             cuda_failure = str(error.__cause__ or error)
             warnings.warn(
-                f"noisetilt_kernels runs on its slow pure-PyTorch reference on CUDA: {cuda_failure}. "
-                "`noisetilt doctor` tells more.",
+                f"noisetilt_kernels runs without its CUDA kernels: {cuda_failure}. `noisetilt doctor` tells more.",
                 stacklevel=5,  # the line that imports the package
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import __version__, _library, bounds
-from .backends import backends
+from .backends import FORCED, backends
 
 Report = dict[str, Any]
 
@@ -24,7 +24,8 @@ def examine() -> Report:
         cuda: the CUDA version torch was built for (or None), names of the devices.
         library: path of the compiled library in use and the flags it was built with; or failure, why there is
             none, and how_to_build.
-        cuda_library: likewise; its failure is also why the native backend refuses CUDA.
+        cuda_library: likewise; its failure is also why the cuda backend refuses.
+        forced_backend: the one that NOISETILT_BACKEND names (or None).
         devices: for each device type whether one is present, the backend that serves it, and why every backend
             preferred to that one does not.
         bounds_cache: directory, number of files and bytes of the confidence bounds kept on disk.
@@ -37,6 +38,7 @@ def examine() -> Report:
         "cuda": _cuda(),
         "library": _compiled_library(),
         "cuda_library": _cuda_library(),
+        "forced_backend": None if FORCED is None else FORCED.NAME,
         "devices": _devices(),
         "bounds_cache": _bounds_cache(),
     }
@@ -51,6 +53,8 @@ def render(report: Report) -> str:
     rows += _render_hardware(report)
     rows += _render_library("library", report["library"])
     rows += _render_library("cuda library", report["cuda_library"])
+    if report["forced_backend"] is not None:
+        rows.append(("NOISETILT_BACKEND", report["forced_backend"]))
     for device, status in report["devices"].items():
         absent = "" if status["present"] else "  (no such device here)"
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
@@ -131,15 +135,14 @@ def _bounds_cache() -> dict[str, Any]:
 
 
 def _verdict(report: Report) -> str:
-    if report["library"]["failure"] is not None:
+    cpu = report["devices"]["cpu"]["backend"]
+    if cpu == "reference" and report["forced_backend"] is None:
         return f"cpu: slow pure-PyTorch reference; for the compiled kernels {_library.HOW_TO_BUILD}"
-    parts = [f"cpu: native C++ kernels ({report['cpu']['variant']})"]
-    parts += [
+    return "; ".join(
         f"{device}: {status['backend']}, {status['detail']}"
         for device, status in report["devices"].items()
-        if status["present"] and device != "cpu"
-    ]
-    return "; ".join(parts)
+        if status["present"]
+    )
 
 
 def _render_hardware(report: Report) -> list[tuple[str, str]]:

@@ -86,7 +86,8 @@ class _Plan(NamedTuple):
 
     sample_shape: tuple[int, ...]
     run: Callable[..., Tensor]  # (backend, contiguous samples (B, *sample_shape), other tensors) -> samples
-    extents: Extents = Extents()
+    tile_size: int = 0  # see Extents
+    block_size: int = 0
 
 
 def _prepare(op: str, plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
@@ -96,8 +97,8 @@ def _prepare(op: str, plan: _Plan, x: Tensor) -> Callable[..., Tensor]:
     """
     if x.numel() == 0:
         return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
-    run, backend = plan.run, backend_for(op, x.device, plan.extents)
-    sample_shape = plan.sample_shape
+    sample_shape, run, tile_size, block_size = plan
+    backend = backend_for(op, x.device, Extents(math.prod(sample_shape), tile_size, block_size))
     reshaped = x.shape[1:] != sample_shape
     half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
 
@@ -179,8 +180,8 @@ def _whiten_config(
 
 
 def _whitening(sample: Sample, config: WhiteningConfig) -> _Plan:
-    extents = Extents(tile_size=max((th * tw for th, tw in config.tile_sizes), default=0))
-    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), extents)
+    largest_tile = max((th * tw for th, tw in config.tile_sizes), default=0)
+    return _Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), tile_size=largest_tile)
 
 
 def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
@@ -216,23 +217,26 @@ def _project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[in
     sizes = tuple(int(d) for d in chunk_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
-    extents = Extents(tile_size=math.prod(pair))
-    return _Plan(sample[:3], lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha), extents)
+    return _Plan(
+        sample[:3],
+        lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha),
+        tile_size=math.prod(pair),
+    )
 
 
 def _project_wgnc(x: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc", x)
     _check_even("project_wgnc", size)
     _check_block_size("project_wgnc", block_size, size // 2)
-    extents = Extents(block_size=block_size)
-    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size), extents)
+    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size), block_size=block_size)
 
 
 def _project_wgnc_blocks(y: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc_blocks", y, "y", _COMPLEX)
     _check_block_size("project_wgnc_blocks", block_size, size)
-    extents = Extents(block_size=block_size)
-    return _Plan((size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size), extents)
+    return _Plan(
+        (size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size), block_size=block_size
+    )
 
 
 def _compact_fourier(x: Tensor, inverse: bool = False) -> _Plan:

@@ -1,7 +1,7 @@
 """Fixtures that more than one test file needs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch loads OpenMP: threads that wait sleep. On a machine shared with other work, threads that spin for one
@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from noisetilt_kernels import bounds
+from noisetilt_kernels.triton import launch
 
 
 @pytest.fixture
@@ -36,3 +37,12 @@ def thread_count() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def set_blocks() -> Iterator[Callable[..., None]]:
+    """`set_blocks(kernel, **sizes)` of the Triton kernels, undone at the end: small blocks are many of little work."""
+    before = {kernel: dict(sizes) for kernel, sizes in launch.LAUNCH_TABLE.items()}
+    yield launch.set_blocks
+    for kernel, sizes in before.items():
+        launch.set_blocks(kernel, **sizes)

@@ -77,6 +77,7 @@ def test_triton_serves_gpus_that_it_compiles_for(monkeypatch: pytest.MonkeyPatch
         assert backend_for("whiten", CUDA, Extents()) is triton
         assert backend_for("project_wgnc", CUDA, Extents(block_size=8192)) is reference
         assert backend_for("project_tile_stats", CUDA, Extents(tile_size=1 << 20)) is reference
+        assert backend_for("project_2os", CUDA, Extents(sample_size=(1 << 30) + 1)) is reference
         assert list(nt.backends()["cuda"].refused) == ["cuda"]
     finally:
         backend_for.cache_clear()

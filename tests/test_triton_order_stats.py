@@ -1,11 +1,12 @@
 """The Triton kernels of two-level order statistics, interpreted, against the reference: the same bits."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from bits import assert_same_bits
 from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
-from triton_blocks import set_blocks
 
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.triton import order_stats
@@ -17,10 +18,10 @@ LONG = [(260, 1), (150, 4), (65, 3), (40, 16), (5, 70), (2, 150), (1, 140), (33,
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(set_blocks: Callable[..., None]) -> None:
     """Blocks so small that columns are many runs, runs are merged more than once, and chunks are sorted beforehand."""
-    set_blocks(monkeypatch, "sort_runs_kernel", values=128, entries=32, chunk=8)
-    set_blocks(monkeypatch, "rank_in_runs_kernel", lookups=128, runs=4)
+    set_blocks("sort_runs_kernel", values=128, entries=32, chunk=8)
+    set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
 
 
 def check(x: Tensor, lower: Tensor, upper: Tensor, context: str = "") -> None:
@@ -54,9 +55,9 @@ def test_columns_and_chunks_of_many_runs(
 
 
 @pytest.mark.parametrize("runs", [2, 8, 16])
-def test_groups_of_any_number_of_runs(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_blocks(monkeypatch, "sort_runs_kernel", values=64, entries=16)
-    set_blocks(monkeypatch, "rank_in_runs_kernel", lookups=64, runs=runs)
+def test_groups_of_any_number_of_runs(runs: int, set_blocks: Callable[..., None]) -> None:
+    set_blocks("sort_runs_kernel", values=64, entries=16)
+    set_blocks("rank_in_runs_kernel", lookups=64, runs=runs)
     for num_chunks in (16, 17, 64, 150):
         check(values("bf16-quantised", (1, 2 * num_chunks)), *tables("unsorted", num_chunks, 2))
 

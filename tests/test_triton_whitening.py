@@ -4,13 +4,13 @@ W too: on the CPU both take torch's rfft, so that not even the FFT differs.
 """
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from bits import assert_same_bits
 from inputs import DISTRIBUTIONS, values
 from torch import Tensor
-from triton_blocks import set_blocks
 
 from noisetilt_kernels import triton as kernels
 from noisetilt_kernels.backends import reference
@@ -64,8 +64,8 @@ def test_chunk_sizes_that_do_not_divide_are_passed_over() -> None:
     check_tile_stats(values("everything", (2, 3, 8, 8)), (4, 4), (5,))
 
 
-def test_tile_stats_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_blocks(monkeypatch, "tile_stats_kernel", values=16)
+def test_tile_stats_in_many_blocks(set_blocks: Callable[..., None]) -> None:
+    set_blocks("tile_stats_kernel", values=16)
     for shape, tile in TILES[:4]:
         check_tile_stats(values("1/k", (2, *shape)), tile, (4,), f"{shape}, {tile}")
 
@@ -98,13 +98,13 @@ def test_whiten_of_other_configurations(shape: tuple[int, ...], changes: dict) -
     assert_same_bits(kernels.whiten(x, config), reference.whiten(x, config))
 
 
-def test_whiten_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_blocks(monkeypatch, "sort_runs_kernel", values=128, entries=32)
-    set_blocks(monkeypatch, "rank_in_runs_kernel", lookups=128, runs=4)
-    set_blocks(monkeypatch, "tile_stats_kernel", values=64)
-    set_blocks(monkeypatch, "butterfly_kernel", values=16)
-    set_blocks(monkeypatch, "find_non_finite_kernel", values=32)
-    set_blocks(monkeypatch, "finite_or_nan_kernel", values=32)
+def test_whiten_in_many_blocks(set_blocks: Callable[..., None]) -> None:
+    set_blocks("sort_runs_kernel", values=128, entries=32)
+    set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
+    set_blocks("tile_stats_kernel", values=64)
+    set_blocks("butterfly_kernel", values=16)
+    set_blocks("find_non_finite_kernel", values=32)
+    set_blocks("finite_or_nan_kernel", values=32)
     x = values("1/k", (1, 2, 8, 8))
     config = whitening((2, 8, 8), mixing=((FULL, 2),))
     assert_same_bits(kernels.whiten(x, config), reference.whiten(x, config))
@@ -113,9 +113,9 @@ def test_whiten_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("place", [0, 40, 127])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_value_that_is_not_finite_makes_its_sample_nan(
-    value: float, place: int, monkeypatch: pytest.MonkeyPatch
+    value: float, place: int, set_blocks: Callable[..., None]
 ) -> None:
-    set_blocks(monkeypatch, "find_non_finite_kernel", values=32)
+    set_blocks("find_non_finite_kernel", values=32)
     config = whitening((2, 8, 8), mixing=())
     x = values("normal", (2, 2, 8, 8))
     clean = kernels.whiten(x, config)
@@ -125,7 +125,7 @@ def test_a_value_that_is_not_finite_makes_its_sample_nan(
     assert_same_bits(result[0], clean[0])
 
 
-def test_finite_values_that_are_the_largest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finite_values_that_are_the_largest_stay() -> None:
     config = whitening((2, 8, 8), mixing=())
     x = values("largest", (1, 2, 8, 8))
     with warnings.catch_warnings():

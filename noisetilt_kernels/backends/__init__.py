@@ -56,12 +56,11 @@ def backend_for(op: str, device: torch.device, extents: Extents) -> ModuleType:
     Raises:
         RuntimeError: it is not the one that the environment variable NOISETILT_BACKEND names.
     """
-    reason = None
     for backend in _preferences(device):
         reason = backend.refusal(op, device, extents)
         if reason is None:
             return backend
-    raise RuntimeError(f"{op}: {_VARIABLE} asks for {FORCED.NAME}, which cannot serve {device}: {reason}")
+    raise RuntimeError(f"{op}: {_VARIABLE} asks for {backend.NAME}, which cannot serve {device}: {reason}")
 
 
 def backends() -> dict[str, BackendStatus]:

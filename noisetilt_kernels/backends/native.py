@@ -1,6 +1,7 @@
 """The compiled C++ kernels as a backend, reached through PyTorch's dispatcher.
 
-The same operations serve CUDA (see `cuda`). The FFTs are torch's: a sample of N values goes through a complex FFT of half its length.
+The same operations serve CUDA (see `cuda`). The FFTs are torch's: a sample of N values goes through a complex FFT of
+half its length.
 
 On CUDA everything is enqueued on the current stream. The host waits for the device only when it meets tables or a
 configuration for the first time; after one call like it, a call can be captured in a CUDA graph.

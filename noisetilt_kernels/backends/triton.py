@@ -15,6 +15,8 @@ from .extents import Extents
 NAME = "triton"
 
 OLDEST = (3, 6)
+MOST_SAMPLE_VALUES = 2**30
+"""Values of a sample whose places, and a little more, are 32-bit numbers."""
 MOST_TILE_VALUES = 16_384
 """Values of a tile that one program holds."""
 MOST_BLOCK_COEFFICIENTS = 4096
@@ -24,16 +26,8 @@ _OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's
 
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
-    """Why the Triton kernels cannot serve the operator on the device, for arguments of such extents; None if they can."""
-    reason = _refused_device(device) or _refused_installation()
-    if reason is None and extents.tile_size > MOST_TILE_VALUES:
-        reason = f"tiles of {extents.tile_size} values are more than the {MOST_TILE_VALUES} that a program holds"
-    if reason is None and extents.block_size > MOST_BLOCK_COEFFICIENTS:
-        reason = (
-            f"blocks of {extents.block_size} coefficients are more than the {MOST_BLOCK_COEFFICIENTS} "
-            "that a program holds"
-        )
-    return reason
+    """Why the Triton kernels cannot serve the operator on the device, for such arguments; None if they can."""
+    return _refused_device(device) or _refused_installation() or _refused_extents(extents)
 
 
 def describe(device_type: str) -> str:
@@ -67,6 +61,17 @@ def _refused_device(device: torch.device) -> str | None:
                     f"Triton needs compute capability 8.0, {torch.cuda.get_device_name(index)} has "
                     f"{capability[0]}.{capability[1]}"
                 )
+    return None
+
+
+def _refused_extents(extents: Extents) -> str | None:
+    for what, extent, most in (
+        ("samples of {} values", extents.sample_size, MOST_SAMPLE_VALUES),
+        ("tiles of {} values", extents.tile_size, MOST_TILE_VALUES),
+        ("blocks of {} coefficients", extents.block_size, MOST_BLOCK_COEFFICIENTS),
+    ):
+        if extent > most:
+            return f"{what.format(extent)} are too large: its kernels serve up to {most}"
     return None
 
 

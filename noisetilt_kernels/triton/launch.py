@@ -4,20 +4,77 @@ The table is made by `python -m bench.gpu.tune`; nothing is tuned in a user's pr
 """
 
 import json
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 LAUNCH_TABLE_PATH = Path(__file__).parent / "launch_table.json"
 LAUNCH_TABLE: dict[str, dict[str, int]] = json.loads(LAUNCH_TABLE_PATH.read_text())
-"""For each kernel its `warps` and the size of its blocks, powers of two."""
+"""For each kernel its `warps` and the sizes of its blocks, powers of two; to be changed by `set_blocks`."""
+
+_ALIGNMENT = 16  # bytes: Triton compiles another kernel for pointers that are less aligned
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_plans: list[Any] = []
+
+
+class Launch:
+    """A launch of a kernel with everything but its tensors, which are its first parameters, of always the same dtypes.
+
+    Triton's ordinary way finds the compiled kernel by looking at every argument. From the second time on that is
+    spared here: at hundreds of launches a call it would take most of the time.
+    """
+
+    def __init__(self, kernel: Any, num_programs: int, *scalars: int, **constants: Any) -> None:
+        """The constants are those of the kernel's compile-time parameters, all of them and in their order."""
+        self._kernel, self._grid, self._scalars, self._constants = kernel, (num_programs, 1, 1), scalars, constants
+        self._warps = LAUNCH_TABLE[kernel.fn.__name__]["warps"]
+        self._rest = (*scalars, *constants.values())
+        self._compiled: dict[int, Any] = {}  # by device
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Enqueues the programs on the current stream of the current device."""
+        aligned = tensors[0].is_cuda and not any(tensor.data_ptr() % _ALIGNMENT for tensor in tensors)
+        device = torch.cuda.current_device() if aligned else -1
+        compiled = self._compiled.get(device)
+        if compiled is not None:
+            compiled[self._grid](*tensors, *self._rest)
+            return
+        options = {"num_warps": self._warps, "enable_fp_fusion": False}
+        compiled = self._kernel[self._grid](*tensors, *self._scalars, **self._constants, **options)
+        if aligned:
+            self._compiled[device] = compiled
 
 
 def launch(kernel: Any, num_programs: int, *args: Any, **constants: Any) -> None:
-    """Enqueues `num_programs` programs of a kernel on the current stream."""
-    warps = LAUNCH_TABLE[kernel.fn.__name__]["warps"]
-    kernel[(num_programs,)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
+    """Launches a kernel once."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    Launch(kernel, num_programs, *args[len(tensors) :], **constants)(*tensors)
+
+
+def planned(plan: _F) -> _F:
+    """Keeps what `plan` returns for the next call with such arguments: launches that depend on nothing else."""
+    kept = lru_cache(maxsize=256)(plan)
+    _plans.append(kept)
+    return kept  # type: ignore[return-value]
+
+
+def set_blocks(kernel: str, **sizes: int) -> None:
+    """Changes the launch table's entry of a kernel in this process."""
+    LAUNCH_TABLE[kernel].update(sizes)
+    for plan in _plans:
+        plan.cache_clear()
 
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
+
+
+def ceil_div(n: int, divisor: int) -> int:
+    """n / divisor, rounded up."""
+    return -(-n // divisor)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import LAUNCH_TABLE, launch, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import LAST, entry_of, index_of, precedes, sort_entries
 
 
@@ -193,83 +193,96 @@ def rank_in_runs_kernel(
 class _Entries(NamedTuple):
     """Entries of vectors, (V, N) each: int64 keys, and int32 indices where they are apart from the keys."""
 
-    key: Tensor
-    index: Tensor
+    keys: Tensor
+    indices: Tensor
 
     @staticmethod
     def like(x: Tensor) -> "_Entries":
-        key = torch.empty(x.shape, dtype=torch.int64, device=x.device)
-        return _Entries(key, torch.empty_like(key, dtype=torch.int32) if x.dtype == torch.float64 else key)
+        keys = torch.empty(x.shape, dtype=torch.int64, device=x.device)
+        return _Entries(keys, torch.empty_like(keys, dtype=torch.int32) if x.dtype == torch.float64 else keys)
 
 
 def project_2os(x: Tensor, bounds: Bounds) -> Tensor:
-    """Sort, clip and unsort vectors (V, M*D), float32 or float64, contiguous, to bounds of their dtype; a new tensor."""
+    """Sort, clip and unsort vectors (V, M*D), float32 or float64, contiguous, to bounds of their dtype."""
     _, num_chunks, chunk_size = bounds.lower.shape
     out = torch.empty_like(x)
     if chunk_size <= LAUNCH_TABLE["sort_runs_kernel"]["chunk"]:
-        _sort_columns(x, num_chunks, chunk_size, clip=(out, bounds))
+        _sort_columns(x, num_chunks, chunk_size, None, (out, bounds))
     else:
-        chunks = _sort_columns(x, chunk_size, 1)  # of each chunk, taken for a vector
-        _sort_columns(x, num_chunks, chunk_size, chunks, clip=(out, bounds))
+        chunks = _sort_columns(x, chunk_size, 1, None, None)  # of each chunk, taken for a vector
+        _sort_columns(x, num_chunks, chunk_size, chunks, (out, bounds))
     return out
 
 
 def _sort_columns(
-    x: Tensor,
-    num_chunks: int,
-    chunk_size: int,
-    chunks: _Entries | None = None,
-    clip: tuple[Tensor, Bounds] | None = None,
-) -> _Entries | None:
+    x: Tensor, num_chunks: int, chunk_size: int, chunks: _Entries | None, clip: tuple[Tensor, Bounds] | None
+) -> _Entries:
     """Sorts every chunk, unless `chunks` holds the entries of sorted ones, then every column.
 
-    Either clips the values to the bounds, into a tensor of x's shape; or returns the entries, column by column.
+    Either clips the values to bounds, into a tensor of x's shape; or returns the entries, column by column.
     """
+    unused = _Entries(x, x)
+    out, bounds = clip or (x, Bounds(x.view(1, 1, -1), x.view(1, 1, -1)))
+    strides = bounds.lower.stride() if clip else None
+    plan = _plan(x.numel(), x.dtype, num_chunks, chunk_size, chunks is not None, strides, len(bounds.lower))
+    runs = unused if clip and not plan.ranks else _Entries.like(x)
+    plan.sort(x, *(chunks or unused), *runs, out, *bounds)
+    for rank in plan.ranks:
+        merged = unused if clip and rank is plan.ranks[-1] else _Entries.like(x)
+        rank(x, *runs, *merged, out, *bounds)
+        runs = merged
+    return runs
+
+
+class _Plan(NamedTuple):
+    """The launches of sort_runs_kernel and, one after the other, of rank_in_runs_kernel."""
+
+    sort: Launch
+    ranks: tuple[Launch, ...]
+
+
+@planned
+def _plan(
+    size: int,
+    dtype: torch.dtype,
+    num_chunks: int,
+    chunk_size: int,
+    sorted_chunks: bool,
+    strides: tuple[int, ...] | None,
+    num_fields: int,
+) -> _Plan:
+    """For vectors of `size` values together, and bounds of these strides, if they are to be clipped."""
     table = LAUNCH_TABLE["sort_runs_kernel"]
     rows, columns = power_of_two(num_chunks), power_of_two(chunk_size)
-    run_size = min(rows, table["entries"], rows if chunks else table["values"] // columns)
-    bits = (triton.cdiv(num_chunks, run_size) - 1).bit_length()  # of the number of a run
-    complete = clip is not None and bits == 0
-    runs = None if complete else _Entries.like(x)
-    target, bounds = clip if clip else (x, Bounds(x.view(1, 1, -1), x.view(1, 1, -1)))
-    tables = (target, *bounds, *bounds.lower.stride(), len(bounds.lower))
+    run_size = min(rows, table["entries"], rows if sorted_chunks else table["values"] // columns)
     columns_at_once = min(columns, max(1, table["entries"] // run_size))
-    num_vectors = x.numel() // (num_chunks * chunk_size)
-    launch(
+    bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # of the number of a run
+    num_vectors = size // (num_chunks * chunk_size)
+    scalars = (*(strides or (0, 0, 0)), num_fields, num_chunks, chunk_size)
+    sort = Launch(
         sort_runs_kernel,
-        num_vectors * triton.cdiv(num_chunks, run_size) * triton.cdiv(chunk_size, columns_at_once),
-        x,
-        *(chunks or (x, x)),
-        *(runs or (x, x)),
-        *tables,
-        num_chunks,
-        chunk_size,
+        num_vectors * ceil_div(num_chunks, run_size) * ceil_div(chunk_size, columns_at_once),
+        *scalars,
         ROWS=run_size,
-        CHUNK=1 if chunks else columns,
+        CHUNK=1 if sorted_chunks else columns,
         COLUMNS=columns_at_once,
-        SORTED_CHUNKS=chunks is not None,
-        COMPLETE=complete,
+        SORTED_CHUNKS=sorted_chunks,
+        COMPLETE=strides is not None and bits == 0,
     )
     table = LAUNCH_TABLE["rank_in_runs_kernel"]
-    levels = triton.cdiv(bits, table["runs"].bit_length() - 1)
-    for level in reversed(range(levels)):
-        group_bits = triton.cdiv(bits, level + 1)
-        last = level == 0 and clip is not None
+    ranks = []
+    for level in reversed(range(ceil_div(bits, table["runs"].bit_length() - 1))):
+        group_bits = ceil_div(bits, level + 1)
         entries = min(run_size, table["lookups"] >> group_bits)
-        merged = None if last else _Entries.like(x)
-        launch(
+        rank = Launch(
             rank_in_runs_kernel,
-            num_vectors * chunk_size * triton.cdiv(num_chunks, entries),
-            x,
-            *runs,
-            *(merged or runs),
-            *tables,
-            num_chunks,
-            chunk_size,
+            num_vectors * chunk_size * ceil_div(num_chunks, entries),
+            *scalars,
             run_size,
             RUNS=2**group_bits,
             ENTRIES=entries,
-            CLIP=last,
+            CLIP=strides is not None and level == 0,
         )
-        runs, run_size, bits = merged, run_size << group_bits, bits - group_bits
-    return runs
+        ranks.append(rank)
+        run_size, bits = run_size << group_bits, bits - group_bits
+    return _Plan(sort, tuple(ranks))

@@ -62,9 +62,7 @@ def _compare_exchange(key, index, DISTANCE: tl.constexpr, DESCENDING: tl.constex
     if WIDE:
         first_index, second_index = pairs(index, DISTANCE)
         swap = precedes(second, second_index, first, first_index, WIDE) != descending
-        index = unpaired(
-            tl.where(swap, second_index, first_index), tl.where(swap, first_index, second_index), DISTANCE
-        )
+        index = unpaired(tl.where(swap, second_index, first_index), tl.where(swap, first_index, second_index), DISTANCE)
     else:
         swap = (second < first) != descending
     return unpaired(tl.where(swap, second, first), tl.where(swap, first, second), DISTANCE), index

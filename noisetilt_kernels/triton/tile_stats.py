@@ -15,8 +15,9 @@ from torch import Tensor
 from ..config import Tile
 from ..python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn
-from .launch import LAUNCH_TABLE, launch, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .order_stats import Bounds, project_2os
+
 
 class TileProjection(NamedTuple):
     """What the statistics of one tile size are projected to: bounds of mean and energy for every chunk size."""
@@ -149,37 +150,44 @@ def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tens
     other. Tiles have at most MOST_TILE_VALUES values (see `backends.triton`)."""
     statistics = None
     for projection in projections:
-        x, statistics = _rescale_and_measure(x, statistics, projection.tile)
+        x, statistics = _measure(x, statistics, projection.tile)
         projected = statistics.measured.view(-1, statistics.measured.shape[-1])
         for bounds in projection.bounds:
             projected = project_2os(projected, bounds)
         statistics = statistics._replace(projected=projected)
-    return x if statistics is None else _rescale_and_measure(x, statistics, None)[0]
+    return x if statistics is None else _rescale(x, statistics)
 
 
-def _rescale_and_measure(
-    x: Tensor, statistics: _Statistics | None, tile: Tile | None
-) -> tuple[Tensor, _Statistics | None]:
-    """Rescales tiles by their statistics, if there are any; measures tiles of the size given, if one is."""
-    batch, channels, height, width = x.shape
-    th, tw = tile or statistics.tile
-    old_th, old_tw = statistics.tile if statistics else (th, tw)
-    num_tiles = x.numel() // (th * tw)
+def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Tensor, _Statistics]:
+    """Rescales tiles to their projected statistics, if there are any, and measures tiles of the given size."""
+    batch, size = len(x), x[0].numel()
+    num_tiles = size // (tile[0] * tile[1])
+    out = x if statistics is None else torch.empty_like(x)
+    means, measured = x.new_empty(batch, num_tiles), x.new_empty(batch, 2, num_tiles)
+    old_tile, *old = statistics or (None, x, x, x)
+    _plan(x.shape, x.dtype, old_tile, tile)(x, out, *old, means, measured)
+    return out, _Statistics(tile, means, measured, measured)
+
+
+def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
+    """Rescales tiles to their projected statistics."""
+    tile, *old = statistics
+    out = torch.empty_like(x)
+    _plan(x.shape, x.dtype, tile, None)(x, out, *old, x, x)
+    return out
+
+
+@planned
+def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, tile: Tile | None) -> Launch:
+    """For samples of `shape`, which are rescaled in tiles of the one size and measured in those of the other."""
+    _, channels, height, width = shape
+    (th, tw), (old_th, old_tw) = tile or old_tile or (1, 1), old_tile or tile or (1, 1)
+    num_tiles = math.prod(shape) // (th * tw)
     size = power_of_two(th * tw)
     tiles_at_once = max(1, LAUNCH_TABLE["tile_stats_kernel"]["values"] // size)
-    out, measured = x, None
-    if statistics:
-        out = torch.empty_like(x)
-    if tile:
-        means = x.new_empty(batch, num_tiles // batch)
-        measured = _Statistics(tile, means, *[x.new_empty(batch, 2, num_tiles // batch)] * 2)
-    launch(
+    return Launch(
         tile_stats_kernel,
-        triton.cdiv(num_tiles, tiles_at_once),
-        x,
-        out,
-        *(statistics[1:] if statistics else (x, x, x)),
-        *(measured[1:3] if measured else (x, x)),
+        ceil_div(num_tiles, tiles_at_once),
         num_tiles,
         channels,
         height,
@@ -190,11 +198,10 @@ def _rescale_and_measure(
         WIDTH=tw,
         SIZE=size,
         TILES=tiles_at_once,
-        RESCALE=statistics is not None,
+        RESCALE=old_tile is not None,
         MEASURE=tile is not None,
         ROOT=math.sqrt(th * tw),
         OLD_ROOT=math.sqrt(old_th * old_tw),
-        RATIO=CONSTANT_RATIO[x.dtype],
-        ENERGY=CONSTANT_ENERGY[x.dtype],
+        RATIO=CONSTANT_RATIO[dtype],
+        ENERGY=CONSTANT_ENERGY[dtype],
     )
-    return out, measured

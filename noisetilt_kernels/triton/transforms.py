@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import Tile
 from .arithmetic import pairs, rounded, unpaired
-from .launch import LAUNCH_TABLE, launch, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 SQRT_TWO = tl.constexpr(math.sqrt(2.0))
@@ -34,34 +34,44 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float | None) -> Tensor:
-    """Butterfly steps in as few launches as possible; with a `scale`, sums and differences that only it multiplies."""
-    size, plane_width = tile[0] * tile[1], x.shape[3]
+    """Butterfly steps; with a `scale`, sums and differences that only it multiplies."""
+    if steps == 0:
+        return x.clone()
+    text = None if scale is None else float(scale).hex()  # in which -0 is not 0
+    for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text):
+        x, before = torch.empty_like(x), x
+        launch_steps(before, x)
+    return x
+
+
+@planned
+def _plan(
+    shape: tuple[int, ...], dtype: torch.dtype, tile: Tile, steps: int, inverse: bool, scale: str | None
+) -> list[Launch]:
+    """As few launches as possible, which share the steps evenly."""
+    num_values, size = math.prod(shape), tile[0] * tile[1]
     values = LAUNCH_TABLE["butterfly_kernel"]["values"]
     # 2^g values take part in each result of g steps: they must divide a tile, and have place in a block.
     most_steps = min(size & -size, values).bit_length() - 1
-    if steps == 0 or x.numel() == 0:
-        return x.clone()
-    num_launches = -(-steps // most_steps)
-    for k in range(num_launches):
-        length = 2 ** (steps * (k + 1) // num_launches - steps * k // num_launches)
-        result = torch.empty_like(x)
-        launch(
+    num_launches = ceil_div(steps, most_steps)
+    lengths = [2 ** (steps * (k + 1) // num_launches - steps * k // num_launches) for k in range(num_launches)]
+    scales = [1.0] * (num_launches - 1) + [1.0 if scale is None else float.fromhex(scale)]
+    return [
+        Launch(
             butterfly_kernel,
-            -(-x.numel() // values),
-            x,
-            result,
-            1.0 if scale is None or k + 1 < num_launches else scale,
-            x.numel() // length,
+            ceil_div(num_values, values),
+            launch_scale,
+            num_values // length,
             SIZE=size,
             LENGTH=length,
             VALUES=values,
             TILE_WIDTH=tile[1],
-            TILES_ACROSS=plane_width // tile[1],
+            TILES_ACROSS=shape[3] // tile[1],
             INVERSE=inverse,
             ORTHONORMAL=scale is None,
         )
-        x = result
-    return x
+        for length, launch_scale in zip(lengths, scales, strict=True)
+    ]
 
 
 @triton.jit
@@ -155,21 +165,20 @@ def _offsets(
     PER_TILE: tl.constexpr = SIZE // LENGTH
     # Only what a program begins with needs 64 bits, unless tiles are huge.
     INDEX: tl.constexpr = tl.int64 if SIZE * TILES_ACROSS >= 2**29 else tl.int32
-    sequence = (first % PER_TILE).to(INDEX) + sequence
+    sequence, k = (first % PER_TILE).to(INDEX) + sequence, k.to(INDEX)
     tile = sequence // PER_TILE
     sequence = sequence % PER_TILE
     index = k * PER_TILE + sequence if SPREAD else sequence * LENGTH + k
     first = first // PER_TILE
     if TILES_ACROSS == 1:
         offsets = first * SIZE + (tile * SIZE + index)
-        TOGETHER: tl.constexpr = RUN
     else:
         tile = (first % TILES_ACROSS).to(INDEX) + tile
         start = tile // TILES_ACROSS * (TILES_ACROSS * SIZE) + tile % TILES_ACROSS * TILE_WIDTH
         row = index // TILE_WIDTH * (TILES_ACROSS * TILE_WIDTH)
         offsets = first // TILES_ACROSS * (TILES_ACROSS * SIZE) + (start + row + index % TILE_WIDTH)
-        TOGETHER: tl.constexpr = _common_power_of_two(RUN, TILE_WIDTH)
     # Not seen by the compiler alone. The hints hold only here, where the offsets are made.
+    TOGETHER: tl.constexpr = RUN if TILES_ACROSS == 1 else _common_power_of_two(RUN, TILE_WIDTH)
     return tl.max_contiguous(tl.multiple_of(offsets, TOGETHER), TOGETHER)
 
 
@@ -182,25 +191,24 @@ def _common_power_of_two(a, b):
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
     """Compact orthogonal Fourier transform of samples x (B, N), N even, or its inverse. Returns (B, N)."""
     batch, size = x.shape
+    rearrange = _rearrangement(batch, size, x.dtype, inverse)
     if inverse:
         spectrum = x.new_empty(batch, size // 2 + 1, 2)
-        _rearrange_spectrum(spectrum, x, inverse=True)
+        rearrange(spectrum, x)
         return torch.fft.irfft(torch.view_as_complex(spectrum), n=size, norm="ortho")
     result = torch.empty_like(x)
-    _rearrange_spectrum(torch.view_as_real(torch.fft.rfft(x, norm="ortho")), result, inverse=False)
+    rearrange(torch.view_as_real(torch.fft.rfft(x, norm="ortho")), result)
     return result
 
 
-def _rearrange_spectrum(spectrum: Tensor, z: Tensor, inverse: bool) -> None:
-    """Makes z (B, N) of spectrum (B, N/2 + 1, 2), or the inverse."""
-    batch, size = z.shape
+@planned
+def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> Launch:
+    """Of spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
     coefficients = LAUNCH_TABLE["compact_fourier_kernel"]["coefficients"]
-    programs = -(-size // (2 * coefficients))
-    launch(
+    programs = ceil_div(size // 2, coefficients)
+    return Launch(
         compact_fourier_kernel,
         batch * programs,
-        spectrum,
-        z,
         size // 2,
         programs,
         COEFFICIENTS=coefficients,
@@ -210,28 +218,32 @@ def _rearrange_spectrum(spectrum: Tensor, z: Tensor, inverse: bool) -> None:
 
 @triton.jit
 def compact_fourier_kernel(
-    spectrum, z, half, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
+    spectrum, z, half: tl.int64, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
 ):
     """z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..] of X_0 .. X_half, or the inverse."""
-    sample = (tl.program_id(0) // programs_per_sample).to(tl.int64)
-    k = tl.program_id(0) % programs_per_sample * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
-    there = k < half
+    dtype: tl.constexpr = z.dtype.element_ty
+    sample = tl.program_id(0) // programs_per_sample
+    program = tl.program_id(0) % programs_per_sample
     spectrum += sample * (2 * half + 2)
     z += sample * (2 * half)
-    # X_0 and X_half are real: the latter takes the place of the former's imaginary part.
+    k = program.to(tl.int64) * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
+    there = (k > 0) & (k < half)
     parts = spectrum + 2 * k[:, None] + tl.arange(0, 2)[None, :]
-    to_re = z + tl.where(k == 0, 0, k + 1)
-    to_im = z + tl.where(k == 0, 1, k + half)
     if INVERSE:
-        c = tl.where(k == 0, 1.0, rounded(SQRT_HALF, z.dtype.element_ty))
-        re = tl.load(to_re, mask=there) * c
-        im = tl.load(to_im, mask=there) * c
-        last = tl.join(im, tl.zeros_like(im))
-        tl.store(parts, tl.join(re, tl.where(k == 0, 0.0, im)), mask=there[:, None])
-        tl.store(parts + 2 * half, last, mask=(k == 0)[:, None])
+        c = rounded(SQRT_HALF, dtype)
+        re = tl.load(z + 1 + k, mask=there) * c
+        im = tl.load(z + half + k, mask=there) * c
+        tl.store(parts, tl.join(re, im), mask=there[:, None])
     else:
-        c = tl.where(k == 0, 1.0, rounded(SQRT_TWO, z.dtype.element_ty))
+        c = rounded(SQRT_TWO, dtype)
         re, im = tl.split(tl.load(parts, mask=there[:, None]))
-        last, _ = tl.split(tl.load(parts + 2 * half, mask=(k == 0)[:, None]))
-        tl.store(to_re, re * c, mask=there)
-        tl.store(to_im, tl.where(k == 0, last, im) * c, mask=there)
+        tl.store(z + 1 + k, re * c, mask=there)
+        tl.store(z + half + k, im * c, mask=there)
+    if program == 0:  # the ends, which are real
+        end = tl.arange(0, 2)
+        ends = spectrum + end * (2 * half)
+        if INVERSE:
+            tl.store(ends, tl.load(z + end))
+            tl.store(ends + 1, tl.zeros([2], dtype))
+        else:
+            tl.store(z + end, tl.load(ends))

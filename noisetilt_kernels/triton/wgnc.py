@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import div_rn, is_finite, rounded, sqrt_rn
-from .launch import LAUNCH_TABLE, launch, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import LAST, sort_entries
 
 MOST_COEFFICIENTS = 4096
@@ -20,34 +20,35 @@ SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
     """Nearest samples whose spectra have every block at its expected norms, of x (B, N). Returns (B, N)."""
+    batch, size = x.shape
     spectrum = torch.fft.rfft(x, norm="ortho")
     parts = torch.view_as_real(spectrum)
-    _project_blocks(parts, parts, x.numel() // 2, x.shape[1] // 2, block_size, of_half_spectrum=True)
-    return torch.fft.irfft(spectrum, n=x.shape[1], norm="ortho")
+    _projection(batch, size // (2 * block_size), block_size, x.dtype, True)(parts, parts)
+    return torch.fft.irfft(spectrum, n=size, norm="ortho")
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     """Compact complex spectra y (B, n) with every block of coefficients projected. Returns (B, n)."""
+    batch, size = y.shape
     result = torch.empty_like(y)
-    parts = torch.view_as_real(y), torch.view_as_real(result)
-    _project_blocks(*parts, y.numel(), y.shape[1], block_size, of_half_spectrum=False)
+    project = _projection(batch, size // block_size, block_size, y.dtype, False)
+    project(torch.view_as_real(y), torch.view_as_real(result))
     return result
 
 
-def _project_blocks(
-    y: Tensor, out: Tensor, coefficients: int, per_sample: int, block_size: int, of_half_spectrum: bool
-) -> None:
-    """Projects blocks of the parts y of spectra, (B, n, 2), or (B, n + 1, 2) where they are halves."""
+@planned
+def _projection(
+    batch: int, blocks_per_sample: int, block_size: int, dtype: torch.dtype, of_half_spectrum: bool
+) -> Launch:
+    """From parts of spectra (B, n, 2), or (B, n + 1, 2) where they are halves, to such."""
     padded = power_of_two(block_size)
     blocks = max(LAUNCH_TABLE["project_wgnc_blocks_kernel"]["coefficients"] // padded, 1)
     t = math.pi * block_size / 4
-    launch(
+    return Launch(
         project_wgnc_blocks_kernel,
-        -(-coefficients // (blocks * block_size)),
-        y,
-        out,
-        coefficients // block_size,
-        per_sample // block_size,
+        ceil_div(batch * blocks_per_sample, blocks),
+        batch * blocks_per_sample,
+        blocks_per_sample,
         SIZE=block_size,
         PADDED=padded,
         BLOCKS=blocks,
@@ -63,7 +64,7 @@ def project_wgnc_blocks_kernel(
     y,
     out,
     num_blocks,
-    blocks_per_sample,
+    blocks_per_sample: tl.int64,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -178,7 +179,10 @@ def _projected_radii(
 
 @triton.jit
 def _row(x, n):
-    """Row n of x, (1, N), float64. The compiler may leave out integers that it adds 0 to, but not the signs of 0.0."""
+    """Row n of x (M, N), float64, as (1, N).
+
+    Added up as integers: where a thread has whole columns the compiler leaves out sums with 0, but not with 0.0.
+    """
     is_there = tl.arange(0, x.shape[0])[:, None] == n
     bits = tl.sum(tl.where(is_there, x.to(tl.int64, bitcast=True), 0), axis=0)
     return bits[None, :].to(tl.float64, bitcast=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Tile
 from .arithmetic import is_finite
-from .launch import LAUNCH_TABLE, launch, power_of_two
+from .launch import LAUNCH_TABLE, ceil_div, launch, power_of_two
 from .order_stats import Bounds, project_2os
 from .tile_stats import TileProjection, project_tile_stats
 from .transforms import butterfly, compact_fourier
@@ -72,14 +72,14 @@ def finite_or_nan(x: Tensor) -> Tensor:
     """A copy of samples (B, C, H, W); one with a non-finite value is NaN throughout."""
     batch, size = len(x), x[0].numel()
     block = LAUNCH_TABLE["find_non_finite_kernel"]["values"]
-    num_found = triton.cdiv(size, block)
+    num_found = ceil_div(size, block)
     found = torch.empty(batch, num_found, dtype=torch.int32, device=x.device)
     launch(find_non_finite_kernel, batch * num_found, x, found, size, BLOCK=block)
     out = torch.empty_like(x)
     block = LAUNCH_TABLE["finite_or_nan_kernel"]["values"]
     launch(
         finite_or_nan_kernel,
-        batch * triton.cdiv(size, block),
+        batch * ceil_div(size, block),
         x,
         found,
         out,

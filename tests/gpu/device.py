@@ -1,19 +1,46 @@
-"""What the tests on a GPU share: comparison with the reference on the CPU, and a call of every operator."""
+"""What the tests on a GPU share: which backend they are about, comparison with the reference on the CPU, a call of every
+operator, and configurations of W."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from bits import assert_same_bits
 from inputs import tables, values
 from torch import Tensor
 
+import noisetilt_kernels as nt
+from noisetilt_kernels import ops as operators
+from noisetilt_kernels import python_ref
+from noisetilt_kernels.backends import native, reference
+from noisetilt_kernels.backends.extents import Extents
+from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
+
 DEVICE = torch.device("cuda")
+BACKEND = nt.backends()["cuda"].backend
+"""The one under test. NOISETILT_BACKEND=triton makes it that; test_the_kernels_serve demands CUDA's else."""
+
+only_cuda = pytest.mark.skipif(
+    BACKEND != "cuda", reason=f"about operators that only the CUDA library has, and {BACKEND} serves"
+)
+
 REAL = (torch.float32, torch.float64)
 ROUNDED = 1e-12  # float64 against the reference, relative to the norm (DESIGN section 9)
 
 ops = torch.ops.noisetilt
+
+
+_HOST = native if native.refusal("", torch.device("cpu"), Extents()) is None else reference
+
+
+def on_cpu(op: Callable[..., Tensor], x: Tensor, *args: Any, backend: ModuleType = _HOST) -> Tensor:
+    """What an operator returns for x on the CPU, whichever backend the environment forces."""
+    plan = getattr(operators, f"_{op.__name__}")(x, *args)
+    return plan.run(backend, x.reshape(-1, *plan.sample_shape)).view_as(x)
 
 
 def assert_agrees(actual: Tensor, expected: Tensor, context: str = "") -> None:
@@ -117,3 +144,40 @@ CASES = {
 }
 LINEAR = [name for name, case in CASES.items() if case.linear]
 PROJECTIONS = [name for name, case in CASES.items() if not case.linear]
+
+# ---- configurations of W, and its parts by the reference ----
+
+SMALL = {  # shape: configuration
+    (2, 8, 8): WhiteningConfig((4, 16), ((2, 2), (4, 4)), (((8, 8), 6), ((4, 4), 4))),
+    (4, 16, 16): WhiteningConfig((4, 16), ((4, 4), (8, 8), (16, 16)), (((16, 16), 8), ((8, 8), 3), ((4, 16), 2))),
+    (3, 12, 8): WhiteningConfig((2, 3), ((3, 4), (1, 2), (12, 8)), (((12, 8), 7), ((6, 2), 2))),
+    (1, 1, 256): WhiteningConfig((4, 16), ((1, 16), (1, 64)), (((1, 256), 8), ((1, 64), 6))),
+    (5, 4, 6): WhiteningConfig((3, 40), ((2, 3), (4, 2)), (((4, 6), 3),)),
+    (2, 7, 5): WhiteningConfig((2, 7), ((7, 5), (1, 5), (7, 1)), ()),
+    (1, 48, 20): WhiteningConfig((1, 2, 4), ((48, 20), (24, 10)), (((48, 20), 10), ((6, 4), 3))),
+    (6, 64, 64): WhiteningConfig((4, 16), ((2, 2),), (((2, 2), 2),)),
+}
+OF_MODELS = {  # FLUX, FLUX at 1360x768, SDXL, SANA, Z-Image, a flat sample, Wan
+    shape: resolve_preset("auto", Sample(*shape, flat=shape[:2] == (1, 1)), 1e-4)
+    for shape in (
+        (16, 64, 64),
+        (16, 96, 170),
+        (4, 128, 128),
+        (32, 32, 32),
+        (16, 128, 128),
+        (1, 1, 65_536),
+        (336, 60, 104),
+    )
+}
+
+
+def expected_project(x: Tensor, config: WhiteningConfig) -> Tensor:
+    return python_ref.project(x, config.chunk_sizes, config.tile_sizes, _bounds_like(x, config.alpha))
+
+
+def expected_mix(x: Tensor, config: WhiteningConfig) -> Tensor:
+    for tile, repeats in config.mixing:
+        for _ in range(repeats):
+            x = expected_project(python_ref.butterfly(x, tile, 1), config)
+        x = python_ref.butterfly_inverse(x, tile, repeats)
+    return x

@@ -1,25 +1,25 @@
-"""Operators on the GPU against the reference on the CPU: order statistics, transforms, WGNC."""
+"""Operators on the GPU against the reference on the CPU: order statistics, tile statistics, transforms, WGNC."""
 
 import math
 
 import pytest
 import torch
 from bits import assert_same_bits
-from device import DEVICE, REAL, check, ops, samples
+from device import BACKEND, DEVICE, REAL, SMALL, check, only_cuda, ops, samples
 from inputs import DISTRIBUTIONS, TABLES, tables, values
 from tolerances import FFT, ORTHOGONAL, relative_error
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import python_ref
+from noisetilt_kernels import backends, python_ref
+from noisetilt_kernels.backends.reference import _bounds_like
 
 NAMES = tuple(DISTRIBUTIONS)
 COMPLEX = (torch.complex64, torch.complex128)
 
 
 def test_the_kernels_serve() -> None:
-    status = nt.backends()["cuda"]
-    assert status.backend == "native", status
+    assert (backends.FORCED.NAME if backends.FORCED else "cuda") == BACKEND, nt.backends()["cuda"]
 
 
 # ---- two-level order statistics ----
@@ -136,6 +136,23 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_same_bits(actual.cpu(), python_ref.hadamard_transform(x.float(), 2.0**-8).to(dtype), "hadamard_transform")
 
 
+# ---- tile statistics ----
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SMALL)
+def test_tile_stats(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    config, x = SMALL[shape], samples(NAMES, shape, dtype)
+    for tile in config.tile_sizes:
+        check(
+            lambda x, tile=tile: ops.project_tile_stats(x, tile, config.chunk_sizes),
+            lambda x, tile=tile: python_ref.project_tile_stats(x, tile, config.chunk_sizes, _bounds_like(x, 1e-4)),
+            x,
+            NAMES,
+            f"{tile}",
+        )
+
+
 # ---- butterfly, Walsh-Hadamard ----
 
 PLANES = [  # (C, H, W), tile, most steps
@@ -245,7 +262,13 @@ def test_compact_fourier(size: int, dtype: torch.dtype) -> None:
     assert relative_error(z.cpu(), python_ref.compact_fourier(x)) < FFT[dtype]
     assert relative_error(back.cpu(), python_ref.compact_fourier_inverse(x)) < FFT[dtype]
     assert relative_error(ops.compact_fourier(z, True).cpu(), x) < ORTHOGONAL[dtype]
-    # without the FFT
+
+
+@only_cuda
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("size", [2, 4, 6, 30, 64, 1000, 4096, 65_536, 261_120, 2_096_640])
+def test_packed_spectra(size: int, dtype: torch.dtype) -> None:
+    x = samples(("normal", "1/k", "shifted"), (size,), dtype)
     spectrum = half_fft(torch.fft.fft, x)
     for kernel in (ops._compact_fourier_pack, ops._compact_fourier_unpack):
         assert relative_error(kernel(spectrum.to(DEVICE)).cpu(), kernel(spectrum)) < ORTHOGONAL[dtype]
