@@ -1,6 +1,7 @@
 """Which backend serves, why the others do not, and how one is forced."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_a_forced_backend_that_cannot_serve_is_an_error(name: str, reason: str) 
     assert told.returncode == 0, told.stderr
     assert "backend='none'" in told.stdout
     assert reason in told.stdout
+
+
+def test_the_doctor_tells_of_a_forced_backend() -> None:
+    code = "from noisetilt_kernels.cli import main; main(['doctor'])"
+    told = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
+    assert re.search(r"^NOISETILT_BACKEND +cuda$", told, re.MULTILINE)
+    assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", told, re.MULTILINE)
+    assert told.splitlines()[-1].startswith("cpu: none")
+    told = python(code, NOISETILT_BACKEND="reference").stdout
+    assert told.splitlines()[-1].startswith("cpu: reference")
 
 
 def test_an_unknown_name_is_an_error() -> None:

@@ -58,7 +58,7 @@ def test_doctor_json() -> None:
     assert Path(report["library"]["path"]).is_file()
     assert report["library"]["failure"] is None
     assert report["library"]["build"] == _library.build_info()
-    assert report["verdict"].startswith(f"cpu: native C++ kernels ({report['cpu']['variant']})")
+    assert report["verdict"].startswith(f"cpu: native, C++ kernels, {report['cpu']['variant']} variant")
 
 
 def test_doctor_text_says_what_the_json_says() -> None:
