@@ -53,12 +53,11 @@ def precedes(key, index, other_key, other_index, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _compare_exchange(key, index, DISTANCE: tl.constexpr, DESCENDING: tl.constexpr, WIDE: tl.constexpr):
-    """Orders entries DISTANCE apart; descending where their place has a 1 in that of DESCENDING."""
+def _compare_exchange(key, index, turn, DISTANCE: tl.constexpr, WIDE: tl.constexpr):
+    """Orders entries DISTANCE apart; descending where their place has the bit `turn`."""
     HALF: tl.constexpr = key.numel // 2
     first, second = pairs(key, DISTANCE)
-    place = tl.arange(0, HALF // DISTANCE)[:, None]
-    descending = (place & (DESCENDING // (2 * DISTANCE))) != 0
+    descending = (tl.arange(0, HALF // DISTANCE)[:, None] * (2 * DISTANCE) & turn) != 0
     if WIDE:
         first_index, second_index = pairs(index, DISTANCE)
         swap = precedes(second, second_index, first, first_index, WIDE) != descending
@@ -76,13 +75,9 @@ def sort_entries(key, index, STRIDE: tl.constexpr, LENGTH: tl.constexpr, WIDE: t
     """
     LOG_LENGTH: tl.constexpr = LENGTH.bit_length() - 1
     for stage in tl.static_range(LOG_LENGTH):
-        # Sequences of 2^(stage+1), in turns ascending and descending; the last one ascending alone.
+        # Sequences of 2^(stage+1), in turns ascending and descending; the last one ascending alone. As a tensor the
+        # turn is no part of what Triton compiles a function for: one for each distance, instead of each step.
+        turn = tl.full((), STRIDE * 2 ** (stage + 1) if stage + 1 < LOG_LENGTH else 0, tl.int32)
         for step in tl.static_range(stage + 1):
-            key, index = _compare_exchange(
-                key,
-                index,
-                STRIDE * 2 ** (stage - step),
-                STRIDE * 2 ** (stage + 1) if stage + 1 < LOG_LENGTH else 0,
-                WIDE,
-            )
+            key, index = _compare_exchange(key, index, turn, STRIDE * 2 ** (stage - step), WIDE)
     return key, index
