@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import Tile
 from ..python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
-from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn
+from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .order_stats import Bounds, project_2os
 
@@ -36,12 +36,16 @@ class _Statistics(NamedTuple):
 
 
 @triton.jit
-def tree_sum(terms, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """Sums of COUNT times SIZE terms (COUNT * SIZE,), in the order of DESIGN section 9: (COUNT,)."""
+def tree_sum(terms, SIZE: tl.constexpr):
+    """Sums of SIZE terms each, in the order of DESIGN section 9, in the places of all their terms.
+
+    There and not in a tensor of the sums alone: for one so small, Triton would have each thread hold all the terms.
+    """
     LOG_SIZE: tl.constexpr = SIZE.bit_length() - 1
     for step in tl.static_range(LOG_SIZE):
         first, second = pairs(terms, SIZE >> (step + 1))
-        terms = tl.reshape(first + second, [COUNT * SIZE >> (step + 1)])
+        total = first + second
+        terms = unpaired(total, total, SIZE >> (step + 1))
     return terms
 
 
@@ -114,18 +118,16 @@ def tile_stats_kernel(
         tl.store(out_ptr + place, value, mask=present)
 
     if MEASURE:
-        value = tl.where(present, value, 0)
-        mean = div_rn(tree_sum(value, TILES, SIZE), rounded(COUNT, dtype))
-        centred = tl.reshape(value, [TILES, SIZE]) - mean[:, None]
-        centred = tl.where(tl.arange(0, SIZE)[None, :] < COUNT, centred, 0)
-        energy = tree_sum(tl.reshape(centred * centred, [TILES * SIZE]), TILES, SIZE)
+        mean = div_rn(tree_sum(tl.where(present, value, 0), SIZE), rounded(COUNT, dtype))
+        centred = tl.where(k < COUNT, value - mean, 0)
+        energy = tree_sum(centred * centred, SIZE)
 
-        t = tl.program_id(0) * TILES + tl.arange(0, TILES)
         in_sample = channels * in_plane
-        field = t.to(tl.int64) + t // in_sample * in_sample  # of the sample's two, the first
-        tl.store(means_ptr + t, mean, mask=t < num_tiles)
-        tl.store(measured_ptr + field, rounded(ROOT, dtype) * mean, mask=t < num_tiles)
-        tl.store(measured_ptr + field + in_sample, energy, mask=t < num_tiles)
+        field = tile.to(tl.int64) + tile // in_sample * in_sample  # of the sample's two, the first
+        is_first = present & (k == 0)
+        tl.store(means_ptr + tile, mean, mask=is_first)
+        tl.store(measured_ptr + field, rounded(ROOT, dtype) * mean, mask=is_first)
+        tl.store(measured_ptr + field + in_sample, energy, mask=is_first)
 
 
 @triton.jit
@@ -181,7 +183,8 @@ def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
 def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, tile: Tile | None) -> Launch:
     """For samples of `shape`, which are rescaled in tiles of the one size and measured in those of the other."""
     _, channels, height, width = shape
-    (th, tw), (old_th, old_tw) = tile or old_tile or (1, 1), old_tile or tile or (1, 1)
+    old_th, old_tw = old_tile or tile or (1, 1)
+    th, tw = tile or (1, old_tw)  # where nothing is measured, any way to cut the values will do
     num_tiles = math.prod(shape) // (th * tw)
     size = power_of_two(th * tw)
     tiles_at_once = max(1, LAUNCH_TABLE["tile_stats_kernel"]["values"] // size)
