@@ -1,12 +1,13 @@
 # `make demo` and `make test` do all set-up themselves: an environment of their own in .venv, pinned dependencies
 # (requirements.txt), the build. They need Python >= 3.10 and a C++17 compiler. Repeated, they only do what changed.
-# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch; neither needs a GPU.
+# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch; neither they nor
+# `make check-triton` need a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
 	$(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test env build sanitize check-cuda check-cuda-link bench lint clean
+.PHONY: demo test env build sanitize check-cuda check-cuda-link check-triton bench lint clean
 
 demo: build
 	$(BIN)/noisetilt demo
@@ -38,12 +39,16 @@ sanitize: .venv/.installed
 check-cuda: .venv/.installed
 	$(BIN)/python .ci/check_cuda_build.py
 
+# What Triton makes of its kernels, for several GPUs.
+check-triton: .venv/.built
+	$(BIN)/python .ci/check_triton_build.py
+
 # The CUDA library against a CUDA build of torch, where there may be no GPU: it must load and serve.
 check-cuda-link: .venv-cuda/.installed
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 		--force-reinstall .
 	cd .venv-cuda && bin/noisetilt doctor && bin/python -W error -c 'import noisetilt_kernels as nt, torch; \
-		status = nt.backends()["cuda"]; assert status.backend == "native", status; \
+		status = nt.backends()["cuda"]; assert status.backend == "cuda", status; \
 		assert torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", "CUDA")'
 
 # The oldest torch that is served, in the CUDA build that PyPI has of it.

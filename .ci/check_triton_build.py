@@ -1,7 +1,7 @@
 """Compiles the Triton kernels and checks what came out; needs no GPU.
 
-The functions of the package are called as programs call them, so that Triton makes the same variants of each kernel, but
-it takes its target from a stand-in for the driver, and launches nothing.
+The functions of the package are called as programs call them, so that Triton makes the same variants of each kernel;
+but it takes its target from a stand-in for the driver, and launches nothing.
 
 Checked for each of TARGETS: no spilled register and no local memory; shared memory within the budget; nothing that
 changes bits: fused multiply-adds, approximations, denormal numbers flushed to zero; and that the first call of `whiten`
@@ -12,10 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import noisetilt_kernels.triton as operators
+from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
 from noisetilt_kernels.bounds import Tables
 from noisetilt_kernels.config import Sample, resolve_preset
 from noisetilt_kernels.triton.launch import LAUNCH_TABLE
@@ -46,16 +48,23 @@ MOST_SECONDS = 30.0  # meant to be 10, but machines differ
 MAY_USE_LOCAL_MEMORY: dict[str, str] = {}
 MAY_USE_MORE_SHARED: dict[str, str] = {}
 
-CHANGES_BITS = {
-    "cuda": re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\b[\w.]+\.(?:ftz|approx|full)\b[\w.]*"),  # in PTX
-    "hip": re.compile(r"float_denorm_mode_\w+ [012]"),  # of amdgcn
+# What changes bits: in LLVM's code, in PTX or amdgcn, and in SASS or amdgcn.
+LENIENT = re.compile(
+    r"\b(?:fast|reassoc|nsz|arcp|contract|afn)\b(?= .*\b(?:float|double)\b)"
+    r"|!fpmath|llvm\.fmuladd\.\w+|llvm\.amdgcn\.(?:rcp|sqrt)\.\w+"
+)
+INEXACT = {
+    "cuda": re.compile(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\b[\w.]+\.(?:ftz|approx|full)\b[\w.]*"),
+    "hip": re.compile(r"float_denorm_mode_\w+ [012]"),
 }
-FUSES = {
-    "cuda": re.compile(r"\b[FD]FMA2?\b[\w.]*"),  # in SASS
-    "hip": re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmamk|fmaak|mac|mad)_(?:legacy_)?f(?:32|64)\w*"),
+FUSED = {
+    "cuda": re.compile(r"\b[FD]FMA2?\b"),
+    "hip": re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmamk|fmaak|mac|mad)_(?:legacy_)?f(?:32|64)"),
 }
-# What machines do in several steps, some of them fused: division, of long integers too, and roots.
-IN_STEPS = re.compile(r"\b(?:arith\.divf|tt\.precise_divf|math\.sqrt|tt\.precise_sqrt)\b|\barith\.(?:div|rem)[su]i .*i64")
+# What takes machines several steps, some of them fused: division, of long integers too, and roots.
+IN_STEPS = re.compile(
+    r"\b(?:arith\.divf|tt\.precise_divf|math\.sqrt|tt\.precise_sqrt)\b|\barith\.(?:div|rem)[su]i .*i64"
+)
 
 
 @dataclass
@@ -68,18 +77,21 @@ class Kernel:
     registers: int
     shared: int  # bytes, and so on
     local: int
-    spilled: int  # registers, where it is known
+    spilled: int  # registers; of NVIDIA, instructions that do it
     instructions: int
-    changes_bits: set[str]
-    fuses: set[str]
+    inexact: set[str]  # what changes bits
+
+    @property
+    def function(self) -> str:
+        return self.name.split("<")[0]
 
     def faults(self) -> Iterator[str]:
         if (self.local or self.spilled) and not self.name.startswith(tuple(MAY_USE_LOCAL_MEMORY)):
             yield f"{self.local} bytes of local memory, {self.spilled} registers spilled"
         if self.shared > MOST_SHARED[self.backend] and not self.name.startswith(tuple(MAY_USE_MORE_SHARED)):
             yield f"{self.shared} bytes of shared memory, more than {MOST_SHARED[self.backend]}"
-        if self.changes_bits | self.fuses:
-            yield f"changes bits: {', '.join(sorted(self.changes_bits | self.fuses))}"
+        if self.inexact:
+            yield f"changes bits: {', '.join(sorted(self.inexact))}"
 
 
 # ---- what programs call ----
@@ -115,12 +127,14 @@ def project_wgnc(size: int, block_size: int, dtype: torch.dtype) -> None:
 FLUX, WAN = Sample(16, 64, 64), Sample(16 * 21, 60, 104)
 FIRST_CALL = partial(whiten, "flux", FLUX, torch.float32)
 FEW_CALLS = [
-    *(partial(whiten, "flux", FLUX, dtype) for dtype in (torch.float32, torch.float64)),
+    partial(whiten, "flux", FLUX, torch.float64),
     *(partial(project_wgnc, FLUX.size, 16, dtype) for dtype in (torch.float32, torch.float64)),
 ]
 ALL_CALLS = [
     *FEW_CALLS,
     partial(whiten, "wan", WAN, torch.float32),
+    partial(project_tile_stats, (128, 128), 128, 128, torch.float32),
+    partial(project_wgnc, FLUX.size, MOST_BLOCK_COEFFICIENTS, torch.float32),
     *(
         partial(*call, dtype)
         for dtype in (torch.float32, torch.float64)
@@ -185,7 +199,8 @@ def compile_for(target: GPUTarget, calls: list[Callable[[], None]]) -> tuple[lis
             except Exception as error:
                 arguments = ", ".join(map(str, call.args))
                 complaints.append(f"{call.func.__name__}({arguments}): {type(error).__name__}: {error}")
-    return sorted((examine(**kernel) for kernel in compiled), key=lambda kernel: kernel.name), complaints
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda kernel: examine(**kernel), compiled)), complaints
 
 
 def examine(src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool) -> Kernel:
@@ -206,14 +221,18 @@ def examine(src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], 
         registers, local, *spilled = (int(re.search(rf"\.{key}: +(\d+)", code)[1]) for key in keys)
         resources = {"registers": registers, "local": local, "spilled": sum(spilled)}
         instructions = re.findall(r"^\t[a-z]", code, re.MULTILINE)
+    inexact = LENIENT.findall(path[".llir"].read_text()) + INEXACT[backend].findall(assembly)
+    if metadata["enable_fp_fusion"]:
+        inexact.append("leave to fuse")
+    if not IN_STEPS.search(path[".ttgir"].read_text()):
+        inexact += FUSED[backend].findall(code)
     return Kernel(
         name=name_of(src, metadata["num_warps"]),
         backend=backend,
         seconds=times.total / 1e6,
         shared=metadata["shared"],
         instructions=len(instructions),
-        changes_bits=set(CHANGES_BITS[backend].findall(assembly)),
-        fuses=set() if IN_STEPS.search(path[".ttgir"].read_text()) else set(FUSES[backend].findall(code)),
+        inexact=set(inexact),
         **resources,
     )
 
@@ -240,28 +259,25 @@ def main() -> int:
     if triton.knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET is set: nothing would be compiled")
     faults = []
-    started = time.perf_counter()
     for label, target in TARGETS.items():
         kernels, complaints = compile_for(target, [FIRST_CALL])
         seconds = sum(kernel.seconds for kernel in kernels)
         if seconds > MOST_SECONDS:
-            complaints.append(f"{seconds:.1f} s to compile for the first call, more than {MOST_SECONDS:.0f} s")
-        more = compile_for(target, ALL_CALLS if label == IN_FULL else FEW_CALLS)
-        kernels, complaints = kernels + more[0], complaints + more[1]
-        print(f"\n{label}: {seconds:.1f} s to compile for the first call of whiten; these took {sum(k.seconds for k in kernels):.1f} s")
-        for k in kernels:
+            complaints.append(f"{seconds:.1f} s in the compiler for the first call, more than {MOST_SECONDS:.0f}")
+        more_kernels, more_complaints = compile_for(target, ALL_CALLS if label == IN_FULL else FEW_CALLS)
+        kernels, complaints = sorted([*kernels, *more_kernels], key=attrgetter("name")), complaints + more_complaints
+        print(f"\n{label}, {triton.__version__}: {seconds:.1f} s in the compiler for the first call of whiten")
+        for kernel in kernels:
+            local = f", {kernel.local} bytes of local memory, {kernel.spilled} spilled" if kernel.local else ""
             print(
-                f"  {k.seconds:4.1f} s {k.registers:3} registers {k.shared:6} shared {k.local:4} local {k.spilled:3} spilled "
-                f"{k.instructions:6} instructions  {k.name}"
+                f"  {kernel.registers:3} registers, {kernel.shared:5} bytes shared{local}, "
+                f"{kernel.instructions:4} instructions, {kernel.seconds:4.1f} s  {kernel.name}"
             )
-        complaints += [
-            f"{name} was not compiled"
-            for name in LAUNCH_TABLE
-            if not any(kernel.name.startswith(f"{name}<") for kernel in kernels)
-        ]
+        compiled = {kernel.function for kernel in kernels}
+        complaints += [f"{name} was not compiled" for name in LAUNCH_TABLE if name not in compiled]
         complaints += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
         faults += [f"{label}: {complaint}" for complaint in complaints]
-    print("\n" + ("\n".join(faults) or "nothing amiss"), f"({time.perf_counter() - started:.0f} s)")
+    print("\n" + ("\n".join(faults) or "nothing amiss"))
     return int(bool(faults))
 
 

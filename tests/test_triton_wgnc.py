@@ -42,11 +42,9 @@ def test_every_distribution(block_size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", COMPLEX)
 @pytest.mark.parametrize("block_size", [2, 5, 16, 17])
-@pytest.mark.parametrize("coefficients", [32, 64])
-def test_small_programs(
-    coefficients: int, block_size: int, dtype: torch.dtype, set_blocks: Callable[..., None]
-) -> None:
-    set_blocks("project_wgnc_blocks_kernel", coefficients=coefficients)
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_small_programs(blocks: int, block_size: int, dtype: torch.dtype, set_blocks: Callable[..., None]) -> None:
+    set_blocks("project_wgnc_blocks_kernel", blocks=blocks, coefficients=32 * blocks)
     for num_blocks in (1, 5):
         check(complex_values("everything", (2, num_blocks * block_size), dtype), block_size, f"{num_blocks} blocks")
 
@@ -97,6 +95,21 @@ def test_few_values(dtype: torch.dtype) -> None:
             check(torch.view_as_complex(torch.view_as_real(y).round(decimals=digits)), 16, f"{digits} digits")
 
 
+def test_a_magnitude_at_the_threshold() -> None:
+    """Of 5, exactly where the 4 largest have their threshold: there it is taken."""
+    t = math.pi * 5 / 4
+    blocks = []
+    for others in (1 - 0.3 * torch.rand(300, 3, generator=torch.Generator().manual_seed(0)).double()).tolist():
+        d1 = d2 = 0.0
+        for w in (1.0, *sorted(others, reverse=True)):
+            d1, d2 = d1 + (w - 1), d2 + (w - 1) * (w - 1)
+        threshold = (d1 - math.sqrt(t * (4 * d2 - d1 * d1) / (4 - t))) / 4
+        if -1 < threshold < -0.5:  # then 1 + threshold is not rounded
+            blocks.append([1.0, *others, 1 + threshold])
+    assert len(blocks) > 50
+    check(torch.tensor(blocks, dtype=torch.complex128), 5)
+
+
 @pytest.mark.parametrize("dtype", COMPLEX)
 @pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
 def test_a_block_that_is_not_finite_becomes_nan(special: float, dtype: torch.dtype) -> None:
@@ -128,11 +141,18 @@ def test_samples(num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
     assert_same_bits(x, before, "the input")
 
 
+def test_the_ends_of_a_spectrum_stay_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every FFT ignores what they have for imaginary parts."""
+    monkeypatch.setattr(torch.fft, "irfft", lambda spectrum, **how: spectrum)
+    spectrum = project_wgnc(values("normal", (3, 192)), 16)
+    assert not spectrum[:, [0, -1]].imag.any()
+
+
 @pytest.mark.parametrize("dtype", REAL)
 def test_samples_in_small_programs(dtype: torch.dtype, set_blocks: Callable[..., None]) -> None:
     """Programs that begin and end inside samples, and such as hold several."""
-    for coefficients in (16, 32, 64):
-        set_blocks("project_wgnc_blocks_kernel", coefficients=coefficients)
+    for blocks in (1, 2, 4):
+        set_blocks("project_wgnc_blocks_kernel", blocks=blocks)
         for block_size, num_blocks in ((2, 3), (4, 5), (16, 1), (16, 3)):
             x = values("normal", (3, 2 * num_blocks * block_size), dtype)
             assert_same_bits(project_wgnc(x, block_size), python_ref.project_wgnc(x, block_size), f"{num_blocks}")

@@ -19,7 +19,7 @@ MOST_SAMPLE_VALUES = 2**30
 """Values of a sample whose places, and a little more, are 32-bit numbers."""
 MOST_TILE_VALUES = 16_384
 """Values of a tile that one program holds."""
-MOST_BLOCK_COEFFICIENTS = 4096
+MOST_BLOCK_COEFFICIENTS = 2048
 """Coefficients of a WGNC block that one program holds."""
 
 _OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's

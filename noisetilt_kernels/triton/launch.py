@@ -29,7 +29,7 @@ class Launch:
     spared here: at hundreds of launches a call it would take most of the time.
     """
 
-    def __init__(self, kernel: Any, num_programs: int, *scalars: int, **constants: Any) -> None:
+    def __init__(self, kernel: Any, num_programs: int, *scalars: float, **constants: Any) -> None:
         """The constants are those of the kernel's compile-time parameters, all of them and in their order."""
         self._kernel, self._grid, self._scalars, self._constants = kernel, (num_programs, 1, 1), scalars, constants
         self._warps = LAUNCH_TABLE[kernel.fn.__name__]["warps"]
@@ -48,12 +48,6 @@ class Launch:
         compiled = self._kernel[self._grid](*tensors, *self._scalars, **self._constants, **options)
         if aligned:
             self._compiled[device] = compiled
-
-
-def launch(kernel: Any, num_programs: int, *args: Any, **constants: Any) -> None:
-    """Launches a kernel once."""
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    Launch(kernel, num_programs, *args[len(tensors) :], **constants)(*tensors)
 
 
 def planned(plan: _F) -> _F:

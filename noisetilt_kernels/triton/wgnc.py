@@ -11,9 +11,6 @@ from .arithmetic import div_rn, is_finite, rounded, sqrt_rn
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import LAST, sort_entries
 
-MOST_COEFFICIENTS = 4096
-"""The largest blocks that a program can hold."""
-
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
@@ -42,7 +39,9 @@ def _projection(
 ) -> Launch:
     """From parts of spectra (B, n, 2), or (B, n + 1, 2) where they are halves, to such."""
     padded = power_of_two(block_size)
-    blocks = max(LAUNCH_TABLE["project_wgnc_blocks_kernel"]["coefficients"] // padded, 1)
+    sizes = LAUNCH_TABLE["project_wgnc_blocks_kernel"]
+    # Small blocks a thread has whole; larger ones are spread over threads, and take more registers.
+    blocks = sizes["blocks"] if padded <= 16 else max(sizes["coefficients"] // padded, 1)
     t = math.pi * block_size / 4
     return Launch(
         project_wgnc_blocks_kernel,
@@ -101,7 +100,7 @@ def project_wgnc_blocks_kernel(
         im = tl.where(is_first, tl.load(y + to_last + places, mask=is_first, other=0.0) * c, im)
         parts = tl.join(tl.where(is_first, re * c, re), im)
 
-    # Blocks side by side: then a thread has a whole one, if it is small.
+    # Blocks side by side: then a thread has a whole one, if there are as many as threads.
     re, im = tl.split(tl.permute(parts, (1, 0, 2)).to(tl.float64))
     faults = tl.where(is_finite(re) & is_finite(im), 0, 1)
     finite = tl.sum(faults, axis=0)[None, :] == 0
@@ -171,7 +170,7 @@ def _projected_radii(
     k = tl.sum(tl.where((w == greatest) & (j < SIZE), 1, 0), axis=0)[None, :].to(tl.float64)
     r_first = div_rn(a + sqrt_rn((k - 1) * (k * size - a * a)), k)
     r_other = div_rn(a - r_first, k - 1)
-    tied = (r == greatest) & (j < SIZE)
+    tied = r == greatest
     first = j == tl.min(tl.where(tied, j, PADDED), axis=0)[None, :]
     degenerate = tl.where(first, r_first, tl.where(tied, r_other, 0.0))
     return tl.where(k >= FEWEST, degenerate, gain * _positive_part((r - greatest) - delta))

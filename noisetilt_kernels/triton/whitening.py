@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Tile
 from .arithmetic import is_finite
-from .launch import LAUNCH_TABLE, ceil_div, launch, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .order_stats import Bounds, project_2os
 from .tile_stats import TileProjection, project_tile_stats
 from .transforms import butterfly, compact_fourier
@@ -70,22 +70,20 @@ def finite_or_nan_kernel(x_ptr, found_ptr, out_ptr, size, num_found, FOUND: tl.c
 
 def finite_or_nan(x: Tensor) -> Tensor:
     """A copy of samples (B, C, H, W); one with a non-finite value is NaN throughout."""
-    batch, size = len(x), x[0].numel()
+    find, copy, num_blocks = _plan(len(x), x[0].numel(), x.dtype)
+    found = torch.empty(len(x), num_blocks, dtype=torch.int32, device=x.device)
+    out = torch.empty_like(x)
+    find(x, found)
+    copy(x, found, out)
+    return out
+
+
+@planned
+def _plan(batch: int, size: int, dtype: torch.dtype) -> tuple[Launch, Launch, int]:
+    """The launches of `finite_or_nan`, and in how many blocks of a sample the first one looks."""
     block = LAUNCH_TABLE["find_non_finite_kernel"]["values"]
     num_found = ceil_div(size, block)
-    found = torch.empty(batch, num_found, dtype=torch.int32, device=x.device)
-    launch(find_non_finite_kernel, batch * num_found, x, found, size, BLOCK=block)
-    out = torch.empty_like(x)
+    find = Launch(find_non_finite_kernel, batch * num_found, size, BLOCK=block)
     block = LAUNCH_TABLE["finite_or_nan_kernel"]["values"]
-    launch(
-        finite_or_nan_kernel,
-        batch * ceil_div(size, block),
-        x,
-        found,
-        out,
-        size,
-        num_found,
-        FOUND=power_of_two(num_found),
-        BLOCK=block,
-    )
-    return out
+    constants = {"FOUND": power_of_two(num_found), "BLOCK": block}
+    return find, Launch(finite_or_nan_kernel, batch * ceil_div(size, block), size, num_found, **constants), num_found
