@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# All that is to be done on a new GPU, unattended, in less than nine minutes: build, tests, sanitizers, benchmarks.
+# All that is to be done on a new GPU, unattended, in nine minutes: build, tests, sanitizers, benchmarks, for the CUDA
+# library and for the Triton backend; then better block sizes for the latter.
 #
-#   bench/gpu.sh           everything
-#   bench/gpu.sh --quick   with what is built already, and half the time for the benchmarks; no sanitizers
+#   bench/gpu.sh                everything
+#   bench/gpu.sh --quick        with what is built already, and half the time for the benchmarks; no sanitizers
+#   PARTS=cuda bench/gpu.sh     only the CUDA library
+#   PARTS=triton bench/gpu.sh   only the Triton backend, which needs no nvcc
+#
+# Where more than nine minutes can be had, though not in one go, the two parts one after the other measure everything;
+# together, the last benchmarks and the tuning may find no time left.
 #
 # Every part has a time limit, and none stops the others. What is printed last are the benchmarks' tables and a line for
-# every part; both, the results file and the logs are left in $OUT (default: build/gpu). Exits non-zero if a part failed.
+# every part; both, the results files, the new launch_table.json and the logs are left in $OUT (default: build/gpu).
+# Exits non-zero if a part failed.
 #
 # Needs torch with CUDA, nvcc of the same CUDA version and g++; pytest for the tests. Nothing is downloaded. Python
 # packages that are missing can be brought along as wheels, in the folder $WHEELS (default: .wheels, which git must be
@@ -28,13 +35,23 @@ quick=0
 [[ ${1:-} == --quick ]] && quick=1
 mkdir -p "$out" build
 out=$(realpath "$out")
-rm -f "$out"/{environment,build,tests,sanitizers,benchmarks}.log "$out"/{summary.txt,tables.md,results.json}
+read -ra parts <<<"${PARTS:-cuda triton}"
+for part in "${parts[@]}"; do
+  [[ $part == cuda || $part == triton ]] || { echo "PARTS=$PARTS: '$part' is neither cuda nor triton" >&2 && exit 2; }
+done
+rm -f "$out"/{environment,build,sanitizers}.log "$out"/{tests,benchmarks}-{cuda,triton}.log "$out"/tune.log
+rm -f "$out"/{summary.txt,tables.md,results.json,results-triton.json,launch_table.json}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
 export XDG_CACHE_HOME=$scratch/cache # tables and compiled kernels: of this run alone
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
 failed=$scratch/failed
+
+# wanted PART: whether PARTS names it
+wanted() {
+  [[ " ${parts[*]} " == *" $1 "* ]]
+}
 
 # report NAME RESULT: a line of the summary
 report() {
@@ -80,17 +97,18 @@ step() {
   return "$code"
 }
 
-# test_file SECONDS FILE: the tests of a file. After one that ends the process (tests/gpu/conftest.py), the rest.
+# test_file BACKEND SECONDS FILE [SHARE]: the tests of a file, or a share of them, as 2/3. After one that ends the process
+# (tests/gpu/conftest.py), the rest.
 test_file() {
-  local name begun lines code result=ok ended=0 left deadline last
-  name=$(basename "$2" .py)
-  begun=$scratch/$name.begun lines=$scratch/$name.output
-  deadline=$((SECONDS + $(until_end "$1")))
+  local backend=$1 name begun lines code result=ok ended=0 left deadline last
+  name="$backend: $(basename "$3" .py)${4:+, $4}"
+  begun=$scratch/${name//[^a-z0-9_]/-}.begun lines=${begun%.begun}.output
+  deadline=$((SECONDS + $(until_end "$2")))
   while :; do
     left=$((deadline - SECONDS))
     ((left > 5)) || { result="FAILED: out of time" && break; }
-    NOISETILT_TESTS_BEGUN=$begun limited "$left" "$PYTHON" -m pytest -q -ra -p no:cacheprovider --tb=short \
-      --maxfail=60 --durations=5 "$2" >>"$lines" 2>&1
+    NOISETILT_BACKEND=$backend NOISETILT_TESTS_BEGUN=$begun NOISETILT_TESTS_SHARE=${4:-1/1} limited "$left" \
+      "$PYTHON" -m pytest -q -ra -p no:cacheprovider --tb=short --maxfail=60 --durations=5 "$3" >>"$lines" 2>&1
     code=$?
     ((code == 0 || code == 5)) && break # 5: none is left
     result=FAILED
@@ -99,7 +117,7 @@ test_file() {
     printf '\nThe process ended with code %s in, or after, %s\n' "$code" "$(tail -n 1 "$begun" 2>&1)" >>"$lines"
     cat "$begun.where" >>"$lines" 2>&1
   done
-  { printf '\n==== %s: %s\n' "$name" "$result" && tail -c 3000000 "$lines"; } >>"$out/tests.log"
+  { printf '\n==== %s: %s\n' "$name" "$result" && tail -c 3000000 "$lines"; } >>"$out/tests-$backend.log"
   last=$(grep -E ' in [0-9.]+s' "$lines" | grep -oE '[0-9]+ (passed|failed|skipped|errors?)' |
     awk '{ n[$2] += $1 } END { for (k in n) printf "%d %s ", n[k], k }')
   ((ended == 0)) || result+=", ended $ended processes"
@@ -107,15 +125,42 @@ test_file() {
   [[ $result == ok ]] || echo "$name" >>"$failed"
 }
 
+# test_files BACKEND SECONDS: the tests of all files but the large ones, side by side. The slow ones in shares: Triton
+# compiles, and the reference, which computes what is expected, takes its time.
+test_files() {
+  local file share shares
+  for file in tests/gpu/test_gpu_*.py; do
+    case $1:$file in
+      *large*) continue ;;
+      *whiten* | triton:*bits*) shares=3 ;;
+      triton:*runtime*) shares=2 ;;
+      *) shares=1 ;;
+    esac
+    for ((share = 1; share <= shares; share++)); do
+      test_file "$1" "$2" "$file" "$share/$shares" &
+    done
+  done
+  wait
+}
+
+# benchmarks BACKEND SECONDS
+benchmarks() {
+  local left
+  left=$(until_end "$2")
+  step "$1: benchmarks" "$left" "benchmarks-$1.log" env NOISETILT_BACKEND="$1" "$PYTHON" -m bench.gpu \
+    --seconds $((left > 15 ? left - 15 : 1)) --copy "$out"
+}
+
+# sanitize BACKEND TOOL SECONDS PART: every kernel whose name has the part
 sanitize() {
-  step "compute-sanitizer $1" "$2" sanitizers.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    "$sanitizer" --tool "$1" --kernel-regex kns=noisetilt --report-api-errors no --print-limit 30 --error-exitcode 9 \
+  step "$1: compute-sanitizer $2" "$3" sanitizers.log env NOISETILT_BACKEND="$1" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    "$sanitizer" --tool "$2" --kernel-regex "kns=$4" --report-api-errors no --print-limit 30 --error-exitcode 9 \
     "$PYTHON" -m bench.gpu.sanitize
 }
 
-# ---- environment and build ----
+# ---- environment ----
 
-phase_end=200
+phase_end=60
 
 if [[ -d $WHEELS ]] && ls "$WHEELS"/*.whl >/dev/null 2>&1; then
   step "wheels of $WHEELS" 60 environment.log "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile \
@@ -133,64 +178,110 @@ import importlib.util, sys
 from importlib import metadata
 
 there = lambda name: importlib.util.find_spec(name) is not None
-needed = ["torch", "numpy", "scipy", "safetensors", "platformdirs", "click", "setuptools", "pytest"]
-for name in [*needed, "triton", "fast_hadamard_transform"]:
-    print(name, metadata.version(name) if there(name) else "MISSING")
+
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # of another distribution
+        return "there"
+
+needed = ["torch", "triton", "numpy", "scipy", "safetensors", "platformdirs", "click", "setuptools", "pytest"]
+for name in [*needed, "fast_hadamard_transform"]:
+    print(name, version(name) if there(name) else "MISSING")
 missing = [name for name in needed if not there(name)]
 print("Python", sys.version.split()[0], "| missing:", ", ".join(missing) or "nothing")
 sys.exit(bool(missing))'
 capability=$(timeout 60 "$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
-[[ -n $capability ]] || report "a GPU for torch" "FAILED: none; the tests and benchmarks will not run"
+if [[ -z $capability ]]; then
+  report "a GPU for torch" "FAILED: none; there is nothing to test or measure on"
+  printf '\nIn %d s, logs in %s:\n' "$SECONDS" "$out"
+  cat "$out/summary.txt"
+  exit 1
+fi
 
-if ((quick == 0)) && [[ -n $capability ]]; then
-  step "build for $capability" 200 build.log env TORCH_CUDA_ARCH_LIST="$capability" FORCE_CUDA=1 \
-    MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py build_ext --inplace --parallel 2
+# ---- builds; the tests of the Triton backend, which needs none, begin beside that of the CUDA library ----
+
+export OMP_NUM_THREADS=4
+build=("$PYTHON" setup.py build_ext --inplace --parallel 2)
+phase_end=110
+# The CPU kernels tell what is expected of W; without them the reference does, slowly.
+((quick)) || step "build for the CPU" 80 build.log env FORCE_CUDA=0 "${build[@]}"
+
+if wanted triton; then
+  { # large samples first, while the GPU's memory is free
+    phase_end=340
+    test_file triton 60 tests/gpu/test_gpu_large.py
+    test_files triton 260
+  } &
 fi
-if [[ -n $capability ]]; then
-  step "CUB, to compare with" 90 build.log nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC \
-    -gencode="arch=compute_${capability/./},code=sm_${capability/./}" bench/gpu/radix_sort.cu -o build/radix_sort.so
+if wanted cuda; then
+  phase_end=210
+  ((quick)) || step "cuda: build for $capability" 180 build.log env TORCH_CUDA_ARCH_LIST="$capability" FORCE_CUDA=1 \
+    MAX_JOBS="${MAX_JOBS:-$(nproc)}" "${build[@]}"
+  step "CUB, to compare with" 60 build.log nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC \
+    -gencode="arch=compute_${capability/./},code=sm_${capability/./}" bench/gpu/radix_sort.cu -o build/radix_sort.so &
 fi
-step "the kernels serve CUDA" 60 build.log "$PYTHON" -c '
-import sys, torch, noisetilt_kernels as nt
+serves() {
+  step "$1: serves" 60 build.log env NOISETILT_BACKEND="$1" "$PYTHON" -c '
+import sys
+import noisetilt_kernels as nt
 from noisetilt_kernels import doctor
+
 print(doctor.render(doctor.examine()))
 status = nt.backends()["cuda"]
 print(status.backend, status.detail, *status.refused.values())
-sys.exit(not torch.cuda.is_available() or status.backend != "native")'
-served=$?
+sys.exit(status.backend == "none")'
+}
 
-# ---- tests and sanitizers, side by side ----
+# ---- tests of the CUDA library, and sanitizers ----
 
-phase_end=350
-if [[ -z $capability ]]; then
-  report "tests, sanitizers, benchmarks" "FAILED: there is no GPU"
-  echo "no GPU" >>"$failed"
-else
-  export OMP_NUM_THREADS=4
-  for file in tests/gpu/test_gpu_*.py; do
-    [[ $file == *large* ]] || test_file 200 "$file" &
+phase_end=340
+((quick)) || [[ -n $sanitizer ]] || report "compute-sanitizer" "not there"
+((quick)) && sanitizer=
+if wanted cuda && serves cuda; then
+  cuda=1
+  test_files cuda 200 &
+  for tool in memcheck racecheck synccheck; do
+    [[ -z $sanitizer ]] || sanitize cuda "$tool" 200 noisetilt &
   done
-  if ((quick == 0)); then
-    if [[ -n $sanitizer ]]; then
-      for tool in memcheck racecheck synccheck; do sanitize "$tool" 200 & done
-    else
-      report "compute-sanitizer" "not there"
-    fi
-    # fills the compiler's cache, so that the measurement below need not wait for it
-    step "torch.compile, ahead" 200 build.log "$PYTHON" -m bench.gpu --group whiten_compiled &
+elif wanted cuda; then
+  report "cuda: all the rest" "FAILED: left out, since it does not serve"
+fi
+[[ -z $sanitizer ]] || ! wanted triton || sanitize triton memcheck 200 _kernel &
+# fills the compiler's cache, so that the measurement below need not wait for it
+((quick)) || step "torch.compile, ahead" 200 build.log "$PYTHON" -m bench.gpu --group whiten_compiled &
+wait
+phase_end=370
+[[ -z ${cuda:-} ]] || test_file cuda 60 tests/gpu/test_gpu_large.py
+unset OMP_NUM_THREADS
+
+# ---- benchmarks and tuning, alone ----
+
+phase_end=545
+left=$((phase_end - SECONDS)) # of which, in percent, each of the three may take
+case "${cuda:-0} $(wanted triton && echo 1)" in
+  "1 1") shares=(45 33) ;;
+  "1 ") shares=(100 0) ;;
+  *) shares=(0 60) ;;
+esac
+((quick)) && left=$((left / 2))
+[[ -z ${cuda:-} ]] || benchmarks cuda $((left * shares[0] / 100))
+if wanted triton && serves triton; then
+  benchmarks triton $((left * shares[1] / 100))
+  left=$(until_end 180)
+  if ((left > 30)); then
+    step "triton: tuning" "$left" tune.log env NOISETILT_BACKEND=triton "$PYTHON" -m bench.gpu.tune \
+      --seconds $((left - 15)) --output "$out/launch_table.json"
+  else
+    report "triton: tuning" "left out: $left s are left"
   fi
-  wait
-  phase_end=390
-  test_file 60 tests/gpu/test_gpu_large.py
-  unset OMP_NUM_THREADS
+fi
 
-  # ---- benchmarks, alone ----
-
-  ((served == 0)) || report "benchmarks" "of the reference: the kernels do not serve"
-  phase_end=520
-  left=$(until_end $((quick ? 150 : 400)))
-  step "benchmarks" "$left" benchmarks.log "$PYTHON" -m bench.gpu --seconds $((left - 15)) --copy "$out"
-  [[ ! -f $out/tables.md ]] || { printf '\n' && cat "$out/tables.md"; }
+results=()
+for file in "$out"/results{,-triton}.json; do [[ ! -f $file ]] || results+=("$file"); done
+if ((${#results[@]})); then
+  printf '\n'
+  timeout 20 "$PYTHON" -m bench.report "${results[@]}" 2>&1 | tee "$out/tables.md"
 fi
 printf '\nIn %d s, logs in %s:\n' "$SECONDS" "$out"
 cat "$out/summary.txt"

@@ -1,6 +1,7 @@
-"""The tables of a benchmark run."""
+"""The tables of benchmark runs: `python -m bench.report RESULTS...` prints those of a GPU."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,41 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
 
 
-def gpu_tables(results: Path) -> str:
-    """Markdown of a results file of `python -m bench.gpu`: what failed, the times, the details, the targets."""
-    run = json.loads(results.read_text())
+def gpu_tables(*results: Path) -> str:
+    """Markdown of results files of `python -m bench.gpu`, one for each backend, and the backends side by side."""
+    runs = [json.loads(path.read_text()) for path in results]
+    parts = [_gpu_run(run) for run in runs]
+    if len(runs) > 1:
+        parts.append(_gpu_backends(runs))
+    return "\n\n".join(parts)
+
+
+def _gpu_run(run: dict[str, Any]) -> str:
+    """What failed, the times, the details, the targets."""
     machine = run["machine_info"]
     failed = [result for result in run["benchmarks"] if "error" in result]
     rows = [result for result in run["benchmarks"] if "error" not in result]
-    parts = [f"{machine['gpu']}, torch {machine['torch']}, CUDA {machine['cuda']}, {run['datetime'][:10]}, medians"]
+    versions = f"torch {machine['torch']}, CUDA {machine['cuda']}, Triton {machine['triton']}"
+    parts = [f"**{run['backend']}**, {machine['gpu']}, {versions}, {run['datetime'][:10]}, medians"]
     parts.append(_gpu_times([row for row in rows if row["seconds"]]))
     parts.append("\n".join(f"- {row['name'].strip()}: {_notes(row)}" for row in rows if row["notes"] or row["against"]))
     if failed:
         parts.append("\n".join(["Failed:", *(f"- {result['name']}: {result['error']}" for result in failed)]))
     parts.append(_gpu_targets(rows))
     return "\n\n".join(parts)
+
+
+def _gpu_backends(runs: list[dict[str, Any]]) -> str:
+    """Times of the GPU, of the cases that every run has."""
+    times = [
+        {row["name"]: row["seconds"]["warm"]["p50"] for row in run["benchmarks"] if "warm" in row.get("seconds", {})}
+        for run in runs
+    ]
+    lines = [f"| GPU, L2 warm | {' | '.join(run['backend'] for run in runs)} |", "|---" * (len(runs) + 1) + "|"]
+    for name in times[0]:
+        if all(name in others for others in times):
+            lines.append(f"| {name} | {' | '.join(_fine(run[name]) for run in times)} |")
+    return "\n".join(lines)
 
 
 def _gpu_times(rows: list[dict[str, Any]]) -> str:
@@ -99,3 +122,7 @@ def _notes(row: dict[str, Any]) -> str:
 
 def _fine(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-4 else _duration(seconds)
+
+
+if __name__ == "__main__":
+    print(gpu_tables(*map(Path, sys.argv[1:])))

@@ -1,5 +1,8 @@
 """Runs the benchmarks on the current GPU, writes bench/results/<device>-<date>.json, and prints the tables last.
 
+What is measured is the backend that serves; NOISETILT_BACKEND=triton makes it that one, and the results
+<device>-triton-<date>.json.
+
 Every group of cases has a process and a time limit of its own: a fault on the GPU, or a kernel that never ends, costs
 the rest of its group and nothing else.
 """
@@ -21,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import noisetilt_kernels as nt
 
 from .. import report
 
@@ -89,7 +94,16 @@ def machine_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "triton": triton_version(),
     }
+
+
+def triton_version() -> str | None:
+    try:
+        import triton  # its distributions have several names
+    except ImportError:
+        return None
+    return triton.__version__
 
 
 def commit() -> str | None:
@@ -104,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--seconds", type=float, default=400, help="for everything")
     parser.add_argument("--only", nargs="*", help="groups of cases")
-    parser.add_argument("--copy", type=Path, help="a folder for results.json and tables.md as well")
+    parser.add_argument("--copy", type=Path, help="a folder for results.json, or results-triton.json, as well")
     parser.add_argument("--group", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -117,9 +131,12 @@ def main() -> int:
     from .cases import GROUPS
 
     machine = machine_info()
+    backend = nt.backends()["cuda"].backend
     slug = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
-    path = RESULTS / f"{slug}-{datetime.date.today()}.json"
+    other = "" if backend == "cuda" else f"-{backend}"
+    path = RESULTS / f"{slug}{other}-{datetime.date.today()}.json"
     run: dict[str, Any] = {
+        "backend": backend,
         "machine_info": machine,
         "commit": commit(),
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -139,8 +156,7 @@ def main() -> int:
         run["benchmarks"] += results
         path.write_text(json.dumps(run, indent=1) + "\n")
         if options.copy:
-            shutil.copy(path, options.copy / "results.json")
-            (options.copy / "tables.md").write_text(report.gpu_tables(path) + "\n")
+            shutil.copy(path, options.copy / f"results{other}.json")
     print(f"\n{report.gpu_tables(path)}\n\n{path}")
     return int(any("error" in result for result in run["benchmarks"]))
 

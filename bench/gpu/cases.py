@@ -1,18 +1,25 @@
-"""The cases, in groups that are run in a process each: what is measured, against what, and the targets."""
+"""The cases, in groups that are run in a process each: what is measured, against what, and the targets of a backend."""
 
 import ctypes
 import math
+import os
+import subprocess
+import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+import noisetilt_kernels as nt
 from noisetilt_kernels import confidence_bounds, python_ref
 from noisetilt_kernels.backends import native, reference
 from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
@@ -34,9 +41,9 @@ from .measure import (
 )
 
 ops = torch.ops.noisetilt
+BACKEND = nt.backends()["cuda"].backend
 
 FIELDS = {"1/k": structured, "noise": gaussian}
-BANDWIDTH = (1024, *FLUX)  # 256 MiB of float32
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,9 +58,10 @@ Rows = Iterator[Row | Failure]
 GROUPS: dict[str, tuple[int, Callable[[], Rows]]] = {}  # the seconds that a group may take, and its cases
 
 
-def group(seconds: int) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
+def group(seconds: int, only: str = BACKEND) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
     def add(cases: Callable[[], Rows]) -> Callable[[], Rows]:
-        GROUPS[cases.__name__] = seconds, cases
+        if only == BACKEND:
+            GROUPS[cases.__name__] = seconds, cases
         return cases
 
     return add
@@ -69,12 +77,19 @@ def guarded(case: Callable[..., Row], *args: object) -> Row | Failure:
         return Failure(f"{case.__name__}({', '.join(what)})", f"{type(error).__name__}: {str(error)[:500]}")
 
 
-def faster(what: str, ratio: float, target: float) -> Check:
-    return Check(what, ratio, "x", target, at_least=True)
+def faster(row: Row, what: str, ratio: float, **targets: float | None) -> None:
+    """Adds a ratio to the row: as a check, if the backend has a target, else as a note."""
+    target = targets.get(BACKEND)
+    if target is None:
+        row.notes[what] = round(ratio, 2)
+    else:
+        row.checks.append(Check(what, ratio, "x", target, at_least=True))
 
 
-def within(what: str, seconds: float, target: float) -> Check:
-    return Check(what, seconds, "s", target, at_least=False)
+def within(row: Row, what: str, seconds: float, **targets: float | None) -> None:
+    target = targets.get(BACKEND)
+    if target is not None:
+        row.checks.append(Check(what, seconds, "s", target, at_least=False))
 
 
 def num_bytes(x: Tensor) -> int:
@@ -89,20 +104,50 @@ def whitening(preset: str, shape: tuple[int, ...], field: str) -> tuple[Tensor, 
     return FIELDS[field](shape).to(DEVICE), resolve_preset(preset, Sample(channels, height, width), 1e-4)
 
 
-def whiten_once(preset: str, shape: tuple[int, ...], field: str, target: float, ratio: float) -> Row:
+def whiten_once(preset: str, shape: tuple[int, ...], field: str, seconds: float, ratio: float) -> Row:
+    """`seconds`, of the GPU, and `ratio`: the CUDA library's targets."""
     x, config = whitening(preset, shape, field)
-    row = measure(f"whiten {preset}, {field}", lambda: ops.whiten(x, preset), num_bytes(x))
-    row.checks.append(within("GPU time", row.seconds["warm"]["p50"], target))
+
+    def ours() -> Tensor:
+        return ops.whiten(x, preset)
+
+    row = measure(f"whiten {preset}, {field}", ours, num_bytes(x))
+    within(row, "GPU time", row.seconds["warm"]["p50"], cuda=seconds)
     idiomatic = partial(baselines.whiten, x, config)
     eager: dict[str, Function] = {"python_ref": lambda: reference.whiten(x[None], config), "idiomatic": idiomatic}
-    row.checks.append(faster("over eager", compare(row, eager, seconds=0.6), ratio))
+    over_eager = compare(row, eager, seconds=0.6)
+    faster(row, "over eager", over_eager, cuda=ratio)
+    in_graph = over_eager * row.seconds["call"]["p50"] / row.seconds["warm"]["p50"]
+    faster(row, "in a graph, over eager", in_graph, triton=20 if preset == "flux" else None)
     if preset == "flux":
+        fastest = min((name for name in eager if name in row.against), key=row.against.__getitem__)
+        sequence, theirs = (call_times(function, calls=4)["p50"] for function in (ours, eager[fastest]))
+        row.notes |= {"calls in sequence, time": sequence, f"{fastest} in sequence, time": theirs}
+        faster(row, "calls in sequence, over eager", theirs / sequence, triton=6)
         try:
             row.notes["idiomatic in a graph, GPU time"] = replay_times(Graph(idiomatic), cold=False)["p50"]
         except RuntimeError as error:
             row.notes["idiomatic in a graph failed"] = str(error).splitlines()[0][:200]
-    row.notes["peak memory beyond the input, in inputs"] = round(peak_memory(lambda: ops.whiten(x, preset), x), 2)
+    if BACKEND == "triton":
+        row.notes["Triton's launches"] = triton_launches(ours)
+    row.notes["peak memory beyond the input, in inputs"] = round(peak_memory(ours, x), 2)
     return row
+
+
+def triton_launches(function: Function) -> str:
+    """How many of which kernel a call launches."""
+    from noisetilt_kernels.triton.launch import Launch
+
+    counts: Counter[str] = Counter()
+    launch = Launch.__call__
+
+    def counted(self: Any, *tensors: Tensor) -> None:
+        counts[self._kernel.fn.__name__] += 1
+        launch(self, *tensors)
+
+    with mock.patch.object(Launch, "__call__", counted):
+        function()
+    return f"{counts.total()} ({', '.join(f'{name} {count}' for name, count in counts.most_common())})"
 
 
 def peak_memory(function: Function, x: Tensor) -> float:
@@ -123,16 +168,19 @@ def whiten_batch(field: str) -> Row:
         times[batch] = gpu_times(partial(ops.whiten, many, "flux"))[0]["warm"]["p50"]
     row = measure(f"whiten flux, {field}, batch 64", lambda: ops.whiten(many, "flux"), num_bytes(many))
     row.notes["GPU time of batches"] = times
-    clusters = resident_clusters()
-    row.notes["resident clusters of 16 blocks"] = clusters
-    eight = 2.0 if clusters is not None and clusters < 8 else 1.5
-    row.checks.append(Check("batch 8 / batch 1", times[8] / times[1], "x", eight, at_least=False))
-    row.checks.append(Check("batch 64 / batch 1", times[64] / times[1], "x", 7.0, at_least=False))
+    if BACKEND == "cuda":
+        clusters = resident_clusters()
+        row.notes["resident clusters of 16 blocks"] = clusters
+        eight = 2.0 if clusters is not None and clusters < 8 else 1.5
+        row.checks.append(Check("batch 8 / batch 1", times[8] / times[1], "x", eight, at_least=False))
+        row.checks.append(Check("batch 64 / batch 1", times[64] / times[1], "x", 7.0, at_least=False))
     return row
 
 
 def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
-    """The parts of whiten, each on what it gets there."""
+    """The parts of whiten, each on what it gets there, where they are operators."""
+    if BACKEND != "cuda":
+        return
     x, config = whitening(preset, shape, field)
     x = x[None]
     projection = native._projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
@@ -180,6 +228,42 @@ def whiten_flux() -> Rows:
         yield guarded(whiten_batch, field)
     for field in FIELDS:
         yield from stages("flux", FLUX, field)
+
+
+FIRST_CALL = """
+import time
+import torch
+import noisetilt_kernels
+
+x = torch.randn(16, 64, 64, device="cuda")
+torch.cuda.synchronize()
+start = time.perf_counter()
+torch.ops.noisetilt.whiten(x, "flux")
+torch.cuda.synchronize()
+print(time.perf_counter() - start)
+"""
+
+
+def first_call_of_a_process() -> Row:
+    """With the bounds tables on disk."""
+    x, _ = whitening("flux", FLUX, "noise")
+    ops.whiten(x, "flux")
+    row = Row("whiten flux, first call of a process")
+    with TemporaryDirectory() as cache:
+        for what in ("nothing compiled, time", "compiled kernels on disk, time"):
+            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+            command = [sys.executable, "-c", FIRST_CALL]
+            run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=50)
+            if run.returncode:
+                raise RuntimeError(run.stderr[-500:])
+            row.notes[what] = float(run.stdout.split()[-1])
+    within(row, "nothing compiled", row.notes["nothing compiled, time"], triton=10)
+    return row
+
+
+@group(60, only="triton")
+def first_call() -> Rows:
+    yield guarded(first_call_of_a_process)
 
 
 @group(75)
@@ -248,7 +332,9 @@ def project_2os(chunk_size: int, field: str) -> Row:
         "python_ref": lambda: python_ref.project_2os(x[None], lower, upper),
         "idiomatic": lambda: baselines.project_2os(x, lower, upper),
     }
-    row.checks.append(faster("over eager", compare(row, eager), 15))
+    faster(row, "over eager", compare(row, eager), cuda=15, triton=5)
+    if BACKEND == "triton":
+        return row
     for kind, name in enumerate(CUB):
         try:
             row.notes[f"{name}, GPU time"] = gpu_times(cub_sort(kind, x, chunk_size))[0]["warm"]["p50"]
@@ -256,7 +342,7 @@ def project_2os(chunk_size: int, field: str) -> Row:
             row.notes[f"{name} failed"] = str(error)
     segmented = [row.notes[f"{name}, GPU time"] for name in CUB[:2] if f"{name}, GPU time" in row.notes]
     if segmented:
-        row.checks.append(faster("over CUB's faster segmented sort", min(segmented) / row.seconds["warm"]["p50"], 2))
+        faster(row, "over CUB's faster segmented sort", min(segmented) / row.seconds["warm"]["p50"], cuda=2)
     return row
 
 
@@ -271,7 +357,7 @@ def project_tile_stats(side: int, field: str) -> Row:
         "python_ref": lambda: reference.project_tile_stats(x[None], (side, side), (4, 16), 1e-4),
         "idiomatic": lambda: baselines.project_tile_stats(x, (side, side), (4, 16)),
     }
-    row.notes["over eager"] = round(compare(row, eager), 1)
+    faster(row, "over eager", compare(row, eager))
     return row
 
 
@@ -288,30 +374,27 @@ def order_stats() -> Rows:
 # ---- bandwidth ----
 
 
-def bandwidth(name: str, function: Function, x: Tensor, target: float | None) -> Row:
+def bandwidth(name: str, function: Function, x: Tensor, **targets: float | None) -> Row:
     """Times against a copy of as many bytes."""
     row = measure(name, function, num_bytes(x), call=False)
     fraction = row.floors["copy"] / row.seconds["warm"]["p50"]
-    row.notes |= {
-        "of a copy's bandwidth": round(fraction, 2),
-        "copy, GB/s": round(2e-9 * num_bytes(x) / row.floors["copy"]),
-    }
-    if target is not None:
-        row.checks.append(faster("of a copy's bandwidth", fraction, target))
+    row.notes["copy, GB/s"] = round(2e-9 * num_bytes(x) / row.floors["copy"])
+    faster(row, "of a copy's bandwidth", fraction, **targets)
     return row
 
 
-def butterfly(tile: tuple[int, int], steps: int) -> Row:
-    x = torch.randn(BANDWIDTH, device=DEVICE)
-    name = f"butterfly {tile[0]}x{tile[1]}, {steps} step{'s' * (steps > 1)}, 256 MiB"
-    return bandwidth(name, lambda: ops.butterfly(x, tile, steps), x, 0.85)
+def butterfly(tile: tuple[int, int], steps: int, mebibytes: int) -> Row:
+    x = torch.randn(4 * mebibytes, *FLUX, device=DEVICE)
+    name = f"butterfly {tile[0]}x{tile[1]}, {steps} step{'s' * (steps > 1)}, {mebibytes} MiB"
+    cuda = 0.85 if mebibytes == 256 else None
+    return bandwidth(name, lambda: ops.butterfly(x, tile, steps), x, cuda=cuda, triton=0.75)
 
 
 def hadamard(size: int) -> Row:
     x = torch.randn(64 * 2**20 // size, size, device=DEVICE)
     scale = size**-0.5
     name = f"hadamard_transform {size}, 256 MiB"
-    row = bandwidth(name, lambda: ops.hadamard_transform(x, scale), x, None)
+    row = bandwidth(name, lambda: ops.hadamard_transform(x, scale), x)
     try:
         from fast_hadamard_transform import hadamard_transform  # type: ignore[import-not-found]
     except ImportError:
@@ -329,14 +412,12 @@ def small_butterfly() -> Row:
         "python_ref": lambda: python_ref.butterfly(x[None], (64, 64), 12),
         "idiomatic": lambda: baselines.repeated_butterfly(x, 12),
     }
-    row.notes["over eager"] = round(compare(row, eager), 1)
+    faster(row, "over eager", compare(row, eager))
     return row
 
 
 def compact_fourier(batch: int, inverse: bool) -> Row:
     x = torch.randn(batch, 65536, device=DEVICE)
-    direction = "unpack" if inverse else "pack"
-    kernel = ops._compact_fourier_unpack if inverse else ops._compact_fourier_pack
     row = measure(
         f"compact_fourier{' inverse' * inverse}, batch {batch}",
         lambda: ops.compact_fourier(x, inverse),
@@ -345,18 +426,22 @@ def compact_fourier(batch: int, inverse: bool) -> Row:
     )
     half_length = torch.view_as_complex(x.view(batch, -1, 2))
     row.notes["FFT alone, GPU time"] = gpu_times(lambda: torch.fft.fft(half_length))[0]["warm"]["p50"]
-    alone = gpu_times(lambda: kernel(x))[0]["warm"]["p50"]
-    row.notes |= {
-        f"{direction} alone, GPU time": alone,
-        f"{direction} alone, of a copy's bandwidth": round(row.floors["copy"] / alone, 2),
-    }
+    if BACKEND == "cuda":
+        kernel = ops._compact_fourier_unpack if inverse else ops._compact_fourier_pack
+        alone = gpu_times(lambda: kernel(x))[0]["warm"]["p50"]
+        direction = "unpack" if inverse else "pack"
+        row.notes |= {
+            f"{direction} alone, GPU time": alone,
+            f"{direction} alone, of a copy's bandwidth": round(row.floors["copy"] / alone, 2),
+        }
     return row
 
 
 @group(60)
 def transforms() -> Rows:
     for tile, steps in (((64, 64), 12), ((64, 64), 1), ((8, 8), 6)):
-        yield guarded(butterfly, tile, steps)
+        for mebibytes in (64, 256):
+            yield guarded(butterfly, tile, steps, mebibytes)
     yield guarded(small_butterfly)
     for exponent in range(4, 17, 2):
         yield guarded(hadamard, 2**exponent)
@@ -371,12 +456,12 @@ def transforms() -> Rows:
 def project_wgnc() -> Row:
     x = gaussian((1, 65536)).to(DEVICE)
     row = measure("project_wgnc, N = 65,536", lambda: ops.project_wgnc(x), num_bytes(x))
-    row.checks.append(within("GPU time", row.seconds["warm"]["p50"], 40e-6))
+    within(row, "GPU time", row.seconds["warm"]["p50"], cuda=40e-6)
     eager = {
         "python_ref": lambda: python_ref.project_wgnc(x.double()).float(),
         "idiomatic": lambda: baselines.project_wgnc(x),
     }
-    row.checks.append(faster("over float64 eager", compare(row, eager), 20))
+    faster(row, "over float64 eager", compare(row, eager), cuda=20)
     half_length = torch.view_as_complex(x.view(1, -1, 2))
     both = gpu_times(lambda: torch.fft.ifft(torch.fft.fft(half_length)))[0]
     row.notes["FFT there and back, GPU time"] = both["warm"]["p50"]
@@ -392,11 +477,11 @@ def project_wgnc_batch() -> Row:
     return row
 
 
-def project_wgnc_blocks(block_size: int, target: float | None) -> Row:
+def project_wgnc_blocks(block_size: int, cuda: float | None) -> Row:
     parts = torch.randn(1024, 32768, 2, device=DEVICE)
     y = torch.view_as_complex(parts)
     name = f"project_wgnc_blocks of {block_size}, 256 MiB"
-    return bandwidth(name, lambda: ops.project_wgnc_blocks(y, block_size), parts, target)
+    return bandwidth(name, lambda: ops.project_wgnc_blocks(y, block_size), parts, cuda=cuda)
 
 
 @group(45)
@@ -410,9 +495,9 @@ def wgnc() -> Rows:
 # ---- what a call costs the host ----
 
 
-def dispatch(name: str, function: Function, target: float | None) -> Row:
+def dispatch(name: str, function: Function, cuda: float | None, calls: int = 8) -> Row:
     """Host time of a call whose work is not waited for, of small batches of calls into an empty queue."""
-    calls, times = 8, []
+    times = []
     for _ in range(20):
         function()
     for _ in range(60):
@@ -423,8 +508,7 @@ def dispatch(name: str, function: Function, target: float | None) -> Row:
         times.append((time.perf_counter() - start) / calls)
     row = Row(f"dispatch of {name}")
     row.notes["host time"] = median(times)
-    if target is not None:
-        row.checks.append(within("host time", median(times), target))
+    within(row, "host time", median(times), cuda=cuda)
     return row
 
 
@@ -446,6 +530,8 @@ def dispatches() -> Rows:
     yield guarded(dispatch, "torch.clone", y.clone, None)
     for name, function in functions.items():
         yield guarded(dispatch, name, function, 8e-6)
+    flux = gaussian(FLUX).to(DEVICE)
+    yield guarded(dispatch, "whiten flux", lambda: ops.whiten(flux, "flux"), None, 2)
 
 
 # ---- whiten against a compiler ----
@@ -468,5 +554,5 @@ def compiled() -> Row:
     row.against["compiled"] = call_times(lambda: function(x))["p50"]
     graph = replay_times(Graph(lambda: function(x)), cold=False)["p50"]
     row.against["compiled, in a graph (GPU time)"] = graph
-    row.checks.append(faster("over torch.compile in a graph, GPU time", graph / row.seconds["warm"]["p50"], 15))
+    faster(row, "over torch.compile in a graph, GPU time", graph / row.seconds["warm"]["p50"], cuda=15)
     return row

@@ -53,19 +53,20 @@ def percentiles(times: list[float]) -> Seconds:
     return {"min": min(times), "p20": fifths[0], "p50": median(times), "p80": fifths[3]}
 
 
-def call_times(function: Function, seconds: float = SECONDS) -> Seconds:
-    """Of a call until its result is there, by the wall clock."""
+def call_times(function: Function, seconds: float = SECONDS, calls: int = 1) -> Seconds:
+    """Of a call until its result is there, by the wall clock; or of each of several in sequence."""
 
     def once() -> float:
         start = time.perf_counter()
-        function()
+        for _ in range(calls):
+            function()
         torch.cuda.synchronize()
         return time.perf_counter() - start
 
     first = once()
     if first < 2:
         first = min(once() for _ in range(3))
-    return percentiles([once() for _ in range(_rounds(first, seconds))])
+    return percentiles([once() / calls for _ in range(_rounds(first, seconds))])
 
 
 def _rounds(each: float, seconds: float = SECONDS) -> int:

@@ -4,6 +4,9 @@ A fault on the GPU makes every later call of the process fail, and a kernel that
 costs one test and not all the others, the process then ends, and the next one goes on: NOISETILT_TESTS_BEGUN names a
 file of the tests that have begun, which are not begun again; a file *.where beside it tells what a process that ended
 before its report would have reported. `bench/gpu.sh` does so.
+
+NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests: the Triton backend compiles some 800 kernels for
+them, 0.4 s each.
 """
 
 import faulthandler
@@ -16,7 +19,7 @@ import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 
-# That a test may take before the process ends. Triton compiles in the first that needs a kernel.
+# That a test may take before the process ends. With Triton it may be the first that needs a few dozen kernels.
 SECONDS = 150 if os.environ.get("NOISETILT_BACKEND") == "triton" else 60
 FAULT = 70  # exit code after a fault on the GPU
 
@@ -25,10 +28,11 @@ _where = open(f"{_begun}.where", "w") if _begun else None  # noqa: SIM115
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if _begun and Path(_begun).exists():
-        begun = set(Path(_begun).read_text().splitlines())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
-        items[:] = [item for item in items if item.nodeid not in begun]
+    share, shares = map(int, os.environ.get("NOISETILT_TESTS_SHARE", "1/1").split("/"))
+    begun = set(Path(_begun).read_text().splitlines()) if _begun and Path(_begun).exists() else set()
+    chosen = [item for item in items[share - 1 :: shares] if item.nodeid not in begun]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -1,5 +1,5 @@
-"""What the tests on a GPU share: which backend they are about, comparison with the reference on the CPU, a call of every
-operator, and configurations of W."""
+"""What the tests on a GPU share: the backend that they are about, comparison with the reference on the CPU, a call of
+every operator, and configurations of W."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -64,7 +64,8 @@ def test_small_samples(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", OF_MODELS)
 def test_latents_of_models(shape: tuple[int, ...]) -> None:
-    check_stages(samples(("normal", "1/k"), shape), OF_MODELS[shape])
+    names = ("normal", "1/k") if math.prod(shape) < 1_000_000 else ("1/k",)  # the reference is slow
+    check_stages(samples(names, shape), OF_MODELS[shape])
 
 
 @pytest.mark.parametrize("dtype", REAL)

@@ -1,0 +1,230 @@
+"""Makes noisetilt_kernels/triton/launch_table.json anew: the block sizes and warps that are fastest on the GPU at hand.
+
+One kernel after the other, a small grid of candidates is measured in place of the table's entry, on the problems of
+that kernel, everything as a CUDA graph. The best replaces it if it is more than 2% faster, twice, and leaves the bits
+of all results as they are. What they need is compiled ahead, by several processes side by side.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..inputs import FLUX, WAN, structured
+from .measure import DEVICE, Function, Graph, replay_times
+
+Sizes = dict[str, int]
+Table = dict[str, Sizes]
+Measure = Callable[[str, Sizes], float]  # a kernel with such sizes: seconds, infinite if it fails or errs
+
+PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "triton" / "launch_table.json"
+BETTER = 0.98
+
+GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # the kernels that take most of the time come first
+    "sort_runs_kernel": {"values": (2048, 4096, 8192), "entries": (512, 1024, 2048), "warps": (4, 8, 16)},
+    "rank_in_runs_kernel": {"lookups": (512, 1024, 2048, 4096), "runs": (16, 32), "warps": (2, 4, 8)},
+    "tile_stats_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
+    "butterfly_kernel": {"values": (4096, 8192), "warps": (4, 8, 16)},
+    "project_wgnc_blocks_kernel": {"blocks": (32, 64, 128, 256), "warps": (1, 2, 4, 8)},
+    "compact_fourier_kernel": {"coefficients": (512, 1024, 2048), "warps": (4, 8)},
+    "find_non_finite_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
+    "finite_or_nan_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
+}
+
+
+# ---- what to try ----
+
+
+def candidates(current: Sizes, grid: Mapping[str, Iterable[int]]) -> list[Sizes]:
+    """All sizes of a grid but the current ones; what the grid lacks stays. First those that differ in the fewest."""
+    found = [current | dict(zip(grid, sizes, strict=True)) for sizes in itertools.product(*grid.values())]
+
+    def changes(sizes: Sizes) -> int:
+        return sum(sizes[name] != current[name] for name in grid)
+
+    return sorted(filter(changes, found), key=changes)
+
+
+def descend(
+    table: Table,
+    grids: Mapping[str, Mapping[str, Iterable[int]]],
+    measure: Measure,
+    in_time: Callable[[], bool] = lambda: True,
+    tell: Callable[[str], None] = print,
+) -> Table:
+    """The table with the better entries that were found while in time, one kernel after the other."""
+    table = {kernel: dict(sizes) for kernel, sizes in table.items()}
+    for kernel, grid in grids.items():
+        if not in_time():
+            tell(f"{kernel}: no time was left")
+            continue
+        current, tried = table[kernel], 0
+        best, least = current, measure(kernel, current)
+        standing = least
+        for sizes in candidates(current, grid):
+            if not in_time():
+                break
+            seconds, tried = measure(kernel, sizes), tried + 1
+            if seconds < least:
+                best, least = sizes, seconds
+        if best is not current and least < BETTER * standing:
+            again = measure(kernel, current), measure(kernel, best)
+            if again[1] < BETTER * again[0]:
+                table[kernel] = best
+        verdict = f"{best}, {standing / least:.2f}x as fast" if table[kernel] is best is not current else "kept"
+        tell(f"{kernel}: {current}: {verdict}; {tried} others tried")
+        measure(kernel, table[kernel])  # leaves it in use
+    return table
+
+
+def render(table: Table) -> str:
+    """The file: a line for each kernel."""
+    lines = (f"  {json.dumps(kernel)}: {json.dumps(sizes)}" for kernel, sizes in table.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+# ---- what is measured ----
+
+
+def problems() -> dict[str, list[Callable[[], Tensor]]]:
+    """For each kernel, functions in which it matters."""
+    import noisetilt_kernels  # noqa: F401  (the operators)
+    from noisetilt_kernels.triton.whitening import finite_or_nan
+
+    ops = torch.ops.noisetilt
+    flux, wan = structured(FLUX).to(DEVICE), structured(WAN).to(DEVICE)
+    many = torch.randn(1024, *FLUX, device=DEVICE)  # 256 MiB
+    flat, spectra = many.view(1024, -1), torch.view_as_complex(many.view(1024, -1, 2))
+    whiten = [lambda: ops.whiten(flux, "flux"), lambda: ops.whiten(wan, "wan")]
+    finite = [lambda: finite_or_nan(flux[None]), lambda: finite_or_nan(many)]
+    return {
+        "sort_runs_kernel": whiten,
+        "rank_in_runs_kernel": whiten,
+        "tile_stats_kernel": whiten,
+        "butterfly_kernel": [
+            partial(ops.butterfly, many, tile, steps) for tile, steps in (([64, 64], 12), ([64, 64], 1), ([8, 8], 6))
+        ],
+        "compact_fourier_kernel": [partial(ops.compact_fourier, flat, inverse) for inverse in (False, True)],
+        "project_wgnc_blocks_kernel": [
+            lambda: ops.project_wgnc_blocks(spectra),
+            lambda: ops.project_wgnc_blocks(spectra, 64),
+            lambda: ops.project_wgnc(flat[:1]),
+        ],
+        "find_non_finite_kernel": finite,
+        "finite_or_nan_kernel": finite,
+    }
+
+
+class OnGpu:
+    """Measures a kernel with other sizes: the geometric mean of the times of its problems."""
+
+    def __init__(self) -> None:
+        self._problems = problems()
+        self._expected: dict[str, list[Tensor]] = {}  # of the kernels' problems, with the table as it was
+
+    def __call__(self, kernel: str, sizes: Sizes) -> float:
+        use(kernel, sizes)
+        try:
+            results = [bits(function()) for function in self._problems[kernel]]
+            expected = self._expected.setdefault(kernel, results)
+            if not all(map(torch.equal, results, expected)):
+                print(f"  {kernel} {sizes}: other bits", flush=True)
+                return math.inf
+            times = [graph_seconds(function) for function in self._problems[kernel]]
+        except Exception as error:  # out of shared memory, most likely
+            print(f"  {kernel} {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            return math.inf
+        mean = math.exp(sum(map(math.log, times)) / len(times))
+        print(f"  {kernel} {sizes}: {', '.join(f'{seconds * 1e6:.1f}' for seconds in times)} us", flush=True)
+        return mean
+
+
+def use(kernel: str, sizes: Sizes) -> None:
+    """From here on, the kernel is launched with these sizes."""
+    from noisetilt_kernels.triton.launch import set_blocks
+
+    set_blocks(kernel, **sizes)
+
+
+def bits(x: Tensor) -> Tensor:
+    x = torch.view_as_real(x) if x.is_complex() else x
+    return x.contiguous().view(torch.int32)
+
+
+def graph_seconds(function: Function) -> float:
+    return replay_times(Graph(function), cold=False)["p50"]
+
+
+# ---- compilation ahead ----
+
+
+def compile_ahead(table: Table, seconds: float) -> None:
+    """Fills Triton's cache with what the candidates need, by other processes; what is not done in time is left."""
+    wanted = [(kernel, sizes) for kernel, grid in GRIDS.items() for sizes in candidates(table[kernel], grid)]
+    workers = max(1, min(12, len(os.sched_getaffinity(0)) - 2))
+    deadline = time.monotonic() + seconds
+
+    def run(share: list[tuple[str, Sizes]]) -> None:
+        command = [sys.executable, "-m", "bench.gpu.tune", "--compile", json.dumps(share)]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, timeout=max(1.0, deadline - time.monotonic()), stdout=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, (wanted[k::workers] for k in range(workers))))
+
+
+def compile_only(wanted: list[tuple[str, Sizes]], table: Table) -> None:
+    """Calls the problems of each kernel with the sizes wanted, so that Triton compiles what they need."""
+    functions = problems()
+    for kernel, sizes in wanted:
+        use(kernel, sizes)
+        for function in functions[kernel]:
+            try:
+                function()
+            except Exception:
+                traceback.print_exc()
+        use(kernel, table[kernel])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=170, help="for everything")
+    parser.add_argument("--output", type=Path, default=PATH, help="the file to write (default: the package's)")
+    parser.add_argument("--compile", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench.gpu.tune: there is no GPU here that torch can use; the table is left as it is")
+        return 2
+    table: Table = json.loads(PATH.read_text())
+    if os.environ.setdefault("NOISETILT_BACKEND", "triton") != "triton":
+        print("bench.gpu.tune: NOISETILT_BACKEND names another backend than triton")
+        return 2
+    if options.compile:
+        compile_only(options.compile, table)
+        return 0
+    begin = time.monotonic()
+    compile_ahead(table, 0.5 * options.seconds)
+    print(f"compiled ahead: {time.monotonic() - begin:.0f} s", flush=True)
+    better = descend(table, GRIDS, OnGpu(), lambda: time.monotonic() - begin < 0.9 * options.seconds)
+    options.output.write_text(render(better))
+    print(f"\nold:\n{render(table)}\nnew, in {options.output}:\n{render(better)}")
+    changed = sum(table[kernel] != better[kernel] for kernel in table)
+    print(f"{changed} of {len(table)} kernels have other sizes; {time.monotonic() - begin:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
