@@ -22,7 +22,7 @@ from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
 
 DEVICE = torch.device("cuda")
 BACKEND = nt.backends()["cuda"].backend
-"""The one under test. NOISETILT_BACKEND=triton makes it that; test_the_kernels_serve demands CUDA's else."""
+"""The one under test: the preferred one, or the one that NOISETILT_BACKEND names."""
 
 only_cuda = pytest.mark.skipif(
     BACKEND != "cuda", reason=f"about operators that only the CUDA library has, and {BACKEND} serves"
