@@ -4,14 +4,18 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from bits import assert_same_bits
 from every_operator import assert_bits_of_the_kernels, call_every_operator
+from torch import Tensor
 
 import noisetilt_kernels as nt
+from noisetilt_kernels import ops
 from noisetilt_kernels.backends import Extents, backend_for, cuda, native, reference, triton
 from noisetilt_kernels.config import Sample, resolve_preset
 
@@ -64,44 +68,82 @@ def test_triton_is_not_chosen_on_the_cpu_unless_it_is_forced(monkeypatch: pytest
     assert "compiles for GPUs" in triton.refusal("whiten", CPU, Extents())
 
 
-def test_triton_serves_gpus_that_it_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with one GPU, of the given capability, and a torch built for it."""
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
+    """As on a machine with GPUs, by their capabilities, and a torch built for them; Triton cannot ask the driver."""
+    found: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    assert "a GPU has 7.5" in triton.refusal("whiten", CUDA, Extents())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: found[index])
+    return found
+
+
+def test_triton_serves_gpus_that_it_compiles_for(gpus: dict[int, tuple[int, int]]) -> None:
+    gpus[0] = 7, 5
+    assert "GPU 0 has 7.5" in triton.refusal("whiten", CUDA, Extents())
+    gpus[0] = 8, 0
     assert triton.refusal("whiten", CUDA, Extents()) is None
-    backend_for.cache_clear()
-    try:
-        assert backend_for("whiten", CUDA, Extents()) is triton
-        assert backend_for("project_wgnc", CUDA, Extents(block_size=8192)) is reference
-        assert backend_for("project_tile_stats", CUDA, Extents(tile_size=1 << 20)) is reference
-        assert backend_for("project_2os", CUDA, Extents(sample_size=(1 << 30) + 1)) is reference
-        assert list(nt.backends()["cuda"].refused) == ["cuda"]
-    finally:
-        backend_for.cache_clear()
+    assert backend_for("whiten", CUDA, Extents()) is triton
+    assert list(nt.backends()["cuda"].refused) == ["cuda"]
+    gpus[1] = 7, 5
+    assert triton.refusal("whiten", torch.device("cuda:0"), Extents()) is None
+    assert "GPU 1 has 7.5" in triton.refusal("whiten", torch.device("cuda:1"), Extents())
+    assert "GPU 1 has 7.5" in triton.refusal("whiten", CUDA, Extents())
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("sample_size", triton.MOST_SAMPLE_VALUES),
+        ("tile_size", triton.MOST_TILE_VALUES),
+        ("block_size", triton.MOST_BLOCK_COEFFICIENTS),
+    ],
+)
+def test_triton_leaves_what_is_too_large(name: str, most: int, gpus: dict[int, tuple[int, int]]) -> None:
+    gpus[0] = 9, 0
+    assert backend_for("whiten", CUDA, Extents(**{name: most})) is triton
+    assert backend_for("whiten", CUDA, Extents(**{name: most + 1})) is reference
+    assert str(most + 1) in triton.refusal("whiten", CUDA, Extents(**{name: most + 1}))
+
+
+@pytest.mark.parametrize(
+    ("call", "extents"),
+    [
+        (lambda x: nt.whiten(x[None]), Extents(64, 64)),
+        (lambda x: nt.whiten(x, nt.WhiteningConfig((4,), ((2, 2), (4, 2)), ())), Extents(64, 8)),
+        (lambda x: torch.ops.noisetilt.project_tile_stats(x, [8, 4], [2]), Extents(64, 32)),
+        (lambda x: torch.ops.noisetilt.project_wgnc(x.view(1, -1), 4), Extents(64, 0, 4)),
+        (lambda x: torch.ops.noisetilt.project_wgnc_blocks(x.view(1, -1) + 0j, 8), Extents(64, 0, 8)),
+        (lambda x: torch.ops.noisetilt.compact_fourier(x.view(1, -1)), Extents(64)),
+    ],
+)
+def test_the_choice_is_told_the_extents(
+    call: Callable[[Tensor], Tensor], extents: Extents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(ops, "backend_for", lambda op, device, extents: told.append(extents) or reference)
+    call(torch.randn(1, 8, 8, dtype=torch.float64))  # of a dtype and shape that no other test here has called it with
+    assert told == [extents]
 
 
 @pytest.mark.parametrize(("version", "served"), [("3.5.1", False), ("3.6.0", True), ("3.10.0", True), ("4.0.0", True)])
 def test_triton_must_be_new_enough(version: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_version", lambda: version)
-    triton._refused_installation.cache_clear()
-    try:
-        reason = triton._refused_installation()
-        assert reason is None if served else f"Triton {version} is installed" in reason
-    finally:
-        triton._refused_installation.cache_clear()
+    reason = triton._refused_installation.__wrapped__()
+    assert reason is None if served else f"Triton {version} is installed" in reason
 
 
 def test_without_triton_the_refusal_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    triton._refused_installation.cache_clear()
-    try:
-        assert "pip install" in triton._refused_installation()
-    finally:
-        triton._refused_installation.cache_clear()
+    assert "pip install" in triton._refused_installation.__wrapped__()
+
+
+def test_a_driver_that_cannot_be_built_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is a GPU, but no C compiler. Here there is no GPU, and Triton finds no driver."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=None))
+    assert "it needs a C compiler" in triton._refused_driver.__wrapped__()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")

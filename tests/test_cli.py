@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from click.testing import CliRunner
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import _library, bounds
-from noisetilt_kernels.backends import backend_for
 from noisetilt_kernels.cli import main
 
 REASON = "no compiled library is installed"
@@ -28,12 +26,9 @@ def run(*arguments: str) -> str:
 
 
 @pytest.fixture
-def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state after an installation without a compiler, as far as the doctor can see."""
     monkeypatch.setattr(_library, "failure", REASON)
-    backend_for.cache_clear()
-    yield
-    backend_for.cache_clear()  # what was chosen meanwhile must not outlive the test
 
 
 def assert_agrees_with_backends(report: dict[str, Any]) -> None:

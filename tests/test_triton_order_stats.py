@@ -9,6 +9,7 @@ from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
+from noisetilt_kernels import triton as kernels
 from noisetilt_kernels.triton import order_stats
 from noisetilt_kernels.triton.order_stats import Bounds
 
@@ -85,6 +86,39 @@ def test_table_layouts(small_blocks: None) -> None:
     padded = [torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)[3:-1, 1:-2] for t in (lower, upper)]
     for bounds in ((lower.t().contiguous().t(), upper.t().contiguous().t()), padded):
         assert_same_bits(order_stats.project_2os(x, Bounds(*(t[None] for t in bounds))), expected)
+
+
+def test_runs_smaller_than_a_program_could_take(set_blocks: Callable[..., None]) -> None:
+    set_blocks("sort_runs_kernel", values=16, entries=4)
+    set_blocks("rank_in_runs_kernel", lookups=256, runs=2)
+    check(values("everything", (1, 64)), *tables("unsorted", 64, 1))
+
+
+def test_new_blocks_are_used_at_once(set_blocks: Callable[..., None]) -> None:
+    arguments = 64, torch.float32, 64, 1, False, (64, 1, 64), 1
+    assert not order_stats._plan(*arguments).ranks
+    set_blocks("sort_runs_kernel", values=16, entries=4)
+    assert order_stats._plan(*arguments).ranks
+
+
+def test_tables_are_examined_until_they_are_known() -> None:
+    x = values("normal", (1, 64))
+    lower, upper = tables("typical", 16, 4)
+    kernels.project_2os(x, lower, upper)
+    for place, value, message in ((0, torch.nan, "NaN"), (0, 100.0, "exceed")):
+        changed = lower.clone()
+        changed.view(-1)[place] = value
+        with pytest.raises(ValueError, match=message):
+            kernels.project_2os(x, changed, upper)
+        lower.copy_(changed)
+        with pytest.raises(ValueError, match=message):
+            kernels.project_2os(x, lower, upper)
+
+
+def test_memory_that_is_not_aligned() -> None:
+    x, tables_of = values("1/k", (1, 65)), tables("unsorted", 16, 4)
+    lower, upper = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(16, 4) for t in tables_of)
+    assert_same_bits(kernels.project_2os(x[:, 1:], lower, upper), python_ref.project_2os(x[:, 1:], *tables_of))
 
 
 def test_the_input_is_left_alone(small_blocks: None) -> None:

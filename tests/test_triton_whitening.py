@@ -3,6 +3,7 @@
 W too: on the CPU both take torch's rfft, so that not even the FFT differs.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from noisetilt_kernels import triton as kernels
 from noisetilt_kernels.backends import reference
 from noisetilt_kernels.config import FULL, Sample, WhiteningConfig, resolve
+from noisetilt_kernels.python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
+from noisetilt_kernels.triton import tile_stats
 
 REAL = (torch.float32, torch.float64)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflow, by the interpreter's numpy
@@ -55,6 +58,34 @@ def test_nearly_constant_tiles(dtype: torch.dtype) -> None:
     for scale in (2.0**-17, 2.0**-18, 2.0**-19, 2.0**-47, 2.0**-48, 0.0):
         check_tile_stats(0.7 + scale * base, (4, 4), (4,), f"around 0.7, {scale}")
         check_tile_stats(scale * 2.0**-40 * base, (4, 4), (4,), f"around 0, {scale}")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_tiles_at_the_border_of_constant_ones(dtype: torch.dtype) -> None:
+    """E = K (ratio mean)^2, and E = the least energy, or a step to either side."""
+    signs = torch.tensor([1.0, -1.0], dtype=dtype).repeat(8)
+    ratio, energy = CONSTANT_RATIO[dtype], CONSTANT_ENERGY[dtype]
+    x = torch.stack([signs, signs]).view(1, 2, 4, 4)
+    for factor in (0.75, 1.0, 1.25):
+        check_tile_stats(1 + factor * ratio * x, (4, 4), (2,), f"around 1, {factor}")
+        check_tile_stats(factor * math.sqrt(energy / 16) * x, (4, 4), (2,), f"around 0, {factor}")
+
+
+def test_numbers_of_tiles_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits stay what they are; no such number can be had here."""
+    monkeypatch.setattr(tile_stats, "_HUGE", 0)
+    tile_stats._plan.cache_clear()
+    for shape, tile in TILES[:4]:
+        check_tile_stats(values("1/k", (2, *shape)), tile, (4,), f"{shape}, {tile}")
+    tile_stats._plan.cache_clear()
+
+
+def test_the_input_is_left_alone() -> None:
+    x = values("1/k", (1, 2, 8, 8))
+    before = x.clone()
+    kernels.project_tile_stats(x, (4, 4), (4,), 1e-4)
+    kernels.whiten(x, whitening((2, 8, 8), mixing=((FULL, 1),)))
+    assert_same_bits(x, before)
 
 
 def test_chunk_sizes_that_do_not_divide_are_passed_over() -> None:

@@ -7,7 +7,6 @@ float64 samples, batch first. Its `refusal` tells why it cannot serve an operato
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -49,7 +48,6 @@ class BackendStatus:
     refused: dict[str, str]
 
 
-@cache
 def backend_for(op: str, device: torch.device, extents: Extents) -> ModuleType:
     """The preferred backend that does not refuse the operator on the device, for arguments of such extents.
 

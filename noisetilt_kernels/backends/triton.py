@@ -16,7 +16,7 @@ NAME = "triton"
 
 OLDEST = (3, 6)
 MOST_SAMPLE_VALUES = 2**30
-"""Values of a sample whose places, and a little more, are 32-bit numbers."""
+"""Values of a sample: its places are 32-bit numbers."""
 MOST_TILE_VALUES = 16_384
 """Values of a tile that one program holds."""
 MOST_BLOCK_COEFFICIENTS = 2048
@@ -27,15 +27,15 @@ _OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     """Why the Triton kernels cannot serve the operator on the device, for such arguments; None if they can."""
-    return _refused_device(device) or _refused_installation() or _refused_extents(extents)
+    return _refused_device(device) or _refused_installation() or _refused_driver() or _refused_extents(extents)
 
 
 def describe(device_type: str) -> str:
     """One line on what serves."""
     how = "in the interpreter" if _interpreting() else "compiled at the first call"
     return (
-        f"Triton {_version()} kernels, {how}; tiles above {MOST_TILE_VALUES} values and WGNC blocks "
-        f"above {MOST_BLOCK_COEFFICIENTS} coefficients are left to the next backend"
+        f"Triton {_version()} kernels, {how}; not for tiles above {MOST_TILE_VALUES} values, WGNC blocks above "
+        f"{MOST_BLOCK_COEFFICIENTS} coefficients, samples above {MOST_SAMPLE_VALUES} values"
     )
 
 
@@ -83,6 +83,21 @@ def _refused_installation() -> str | None:
         return f"Triton cannot be imported ({error}); pip install 'noisetilt-kernels[triton]'"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"Triton {version} is installed; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+    return None
+
+
+@cache
+def _refused_driver() -> str | None:
+    """Triton builds parts of its driver with a C compiler, when they are first used."""
+    if not torch.cuda.is_available():
+        return None
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever the compiler, the linker or the driver raises
+        reason = f"{type(error).__name__}: {error}"
+        return f"Triton cannot use the GPU ({reason}); it needs a C compiler and Python's headers"
     return None
 
 

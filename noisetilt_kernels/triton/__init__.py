@@ -34,11 +34,16 @@ __all__ = [
 ]
 
 
-def _on_its_device(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Launches where the first argument is; Triton launches on the current device."""
+_ALIGNMENT = 16  # bytes, see Launch
+
+
+def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Launches where the first argument is, since Triton launches on the current device; and aligns it."""
 
     @wraps(operation)
     def wrapped(x: Tensor, *args: Any) -> Tensor:
+        if x.data_ptr() % _ALIGNMENT:
+            x = x.clone()
         if x.device.type == "cpu" or x.device.index == torch.cuda.current_device():
             return operation(x, *args)
         with torch.cuda.device(x.device):
@@ -50,30 +55,32 @@ def _on_its_device(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _examined = Examined(check_tables)
 
 
-@_on_its_device
+@_for_kernels
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     if x.device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
         _examined(lower, upper)
+    if lower.data_ptr() % _ALIGNMENT or upper.data_ptr() % _ALIGNMENT:
+        lower, upper = (table.clone(memory_format=torch.contiguous_format) for table in (lower, upper))
     return _project_2os(x, Bounds(lower[None], upper[None]))
 
 
-@_on_its_device
+@_for_kernels
 def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
     projection = _projection(x, (), chunk_sizes, (tile,), alpha)
     return tile_stats.project_tile_stats(x, projection.tiles)
 
 
-@_on_its_device
+@_for_kernels
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     projection = _projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
     return whitening.whiten(x, projection, config.mixing)
 
 
-compact_fourier = _on_its_device(transforms.compact_fourier)
-butterfly = _on_its_device(transforms.butterfly)
-hadamard_transform = _on_its_device(transforms.hadamard_transform)
-project_wgnc = _on_its_device(wgnc.project_wgnc)
-project_wgnc_blocks = _on_its_device(wgnc.project_wgnc_blocks)
+compact_fourier = _for_kernels(transforms.compact_fourier)
+butterfly = _for_kernels(transforms.butterfly)
+hadamard_transform = _for_kernels(transforms.hadamard_transform)
+project_wgnc = _for_kernels(wgnc.project_wgnc)
+project_wgnc_blocks = _for_kernels(wgnc.project_wgnc_blocks)
 
 
 def _projection(

@@ -16,17 +16,16 @@ LAUNCH_TABLE_PATH = Path(__file__).parent / "launch_table.json"
 LAUNCH_TABLE: dict[str, dict[str, int]] = json.loads(LAUNCH_TABLE_PATH.read_text())
 """For each kernel its `warps` and the sizes of its blocks, powers of two; to be changed by `set_blocks`."""
 
-_ALIGNMENT = 16  # bytes: Triton compiles another kernel for pointers that are less aligned
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 _plans: list[Any] = []
 
 
 class Launch:
-    """A launch of a kernel with everything but its tensors, which are its first parameters, of always the same dtypes.
+    """A launch of a kernel with everything but its tensors, which are its first parameters.
 
-    Triton's ordinary way finds the compiled kernel by looking at every argument. From the second time on that is
-    spared here: at hundreds of launches a call it would take most of the time.
+    They must always be of the same dtypes and begin at a multiple of 16 bytes, as memory from PyTorch does: for others
+    Triton compiles another kernel. Its ordinary way finds the compiled one by looking at every argument; from the
+    second time on that is spared here, since at hundreds of launches a call it would take most of the time.
     """
 
     def __init__(self, kernel: Any, num_programs: int, *scalars: float, **constants: Any) -> None:
@@ -34,19 +33,18 @@ class Launch:
         self._kernel, self._grid, self._scalars, self._constants = kernel, (num_programs, 1, 1), scalars, constants
         self._warps = LAUNCH_TABLE[kernel.fn.__name__]["warps"]
         self._rest = (*scalars, *constants.values())
-        self._compiled: dict[int, Any] = {}  # by device
+        self._compiled: dict[int | None, Any] = {}  # by device; nothing of interpreted ones
 
     def __call__(self, *tensors: Tensor) -> None:
         """Enqueues the programs on the current stream of the current device."""
-        aligned = tensors[0].is_cuda and not any(tensor.data_ptr() % _ALIGNMENT for tensor in tensors)
-        device = torch.cuda.current_device() if aligned else -1
+        device = torch.cuda.current_device() if tensors[0].is_cuda else None
         compiled = self._compiled.get(device)
         if compiled is not None:
             compiled[self._grid](*tensors, *self._rest)
             return
         options = {"num_warps": self._warps, "enable_fp_fusion": False}
         compiled = self._kernel[self._grid](*tensors, *self._scalars, **self._constants, **options)
-        if aligned:
+        if device is not None:
             self._compiled[device] = compiled
 
 

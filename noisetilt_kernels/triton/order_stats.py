@@ -31,7 +31,7 @@ def clip_entries(
     rank, column, present,
 ):  # fmt: skip
     """Writes the value at `position` of a vector clipped to the bounds of its rank and column."""
-    bound = (vector % num_fields) * field_stride + rank.to(tl.int64) * row_stride + column * column_stride
+    bound = (vector % num_fields) * field_stride + rank.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
     x = tl.load(x_ptr + base + position, mask=present)
     lower = tl.load(lower_ptr + bound, mask=present)
     upper = tl.load(upper_ptr + bound, mask=present)

@@ -18,6 +18,8 @@ from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .order_stats import Bounds, project_2os
 
+_HUGE = 2**31 - 2**15  # less than what the last program may step over
+
 
 class TileProjection(NamedTuple):
     """What the statistics of one tile size are projected to: bounds of mean and energy for every chunk size."""
@@ -74,16 +76,21 @@ def tile_stats_kernel(
     OLD_ROOT: tl.constexpr,
     RATIO: tl.constexpr,
     ENERGY: tl.constexpr,
+    HUGE: tl.constexpr,
 ):
     """Rescales (RESCALE) tiles of OLD_HEIGHT x OLD_WIDTH to their projected statistics, and measures (MEASURE) those of
     HEIGHT x WIDTH.
 
     A program takes TILES of the latter, each filled up to SIZE values, a power of two. ROOT: the root of a tile's size.
+    HUGE: numbers of tiles, in the whole batch, may have more than 32 bits.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     COUNT: tl.constexpr = HEIGHT * WIDTH
     i = tl.arange(0, TILES * SIZE)
-    tile, k = tl.program_id(0) * TILES + i // SIZE, i % SIZE
+    program = tl.program_id(0)
+    if HUGE:
+        program = program.to(tl.int64)
+    tile, k = program * TILES + i // SIZE, i % SIZE
     present = (tile < num_tiles) & (k < COUNT)
     tiles_across = width // WIDTH
     in_plane = tiles_across * (height // HEIGHT)
@@ -100,8 +107,8 @@ def tile_stats_kernel(
         sample = plane // channels
         old = plane % channels * old_in_plane + y // OLD_HEIGHT * old_across + x // OLD_WIDTH
         old_k = y % OLD_HEIGHT * OLD_WIDTH + x % OLD_WIDTH
-        first = sample.to(tl.int64) * old_in_sample + old
-        mean_at, energy_at = first + sample * old_in_sample, first + (sample + 1) * old_in_sample
+        begin = sample.to(tl.int64) * old_in_sample
+        first, mean_at, energy_at = begin + old, 2 * begin + old, 2 * begin + old_in_sample + old
         value = _rescaled(
             value,
             old_k,
@@ -118,12 +125,12 @@ def tile_stats_kernel(
         tl.store(out_ptr + place, value, mask=present)
 
     if MEASURE:
-        mean = div_rn(tree_sum(tl.where(present, value, 0), SIZE), rounded(COUNT, dtype))
+        mean = div_rn(tree_sum(value, SIZE), rounded(COUNT, dtype))
         centred = tl.where(k < COUNT, value - mean, 0)
         energy = tree_sum(centred * centred, SIZE)
 
         in_sample = channels * in_plane
-        field = tile.to(tl.int64) + tile // in_sample * in_sample  # of the sample's two, the first
+        field = tile.to(tl.int64) + tile // in_sample * in_sample.to(tl.int64)  # of the sample's two, the first
         is_first = present & (k == 0)
         tl.store(means_ptr + tile, mean, mask=is_first)
         tl.store(measured_ptr + field, rounded(ROOT, dtype) * mean, mask=is_first)
@@ -207,4 +214,5 @@ def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, til
         OLD_ROOT=math.sqrt(old_th * old_tw),
         RATIO=CONSTANT_RATIO[dtype],
         ENERGY=CONSTANT_ENERGY[dtype],
+        HUGE=math.prod(shape) >= _HUGE,
     )

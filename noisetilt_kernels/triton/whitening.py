@@ -1,7 +1,7 @@
 """The whitening operator W, DESIGN section 5."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Tile
 from .arithmetic import is_finite
-from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned
 from .order_stats import Bounds, project_2os
 from .tile_stats import TileProjection, project_tile_stats
 from .transforms import butterfly, compact_fourier
@@ -46,32 +46,30 @@ def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]
 
 @triton.jit
 def find_non_finite_kernel(x_ptr, found_ptr, size, BLOCK: tl.constexpr):
-    """Whether there is a NaN or an infinity in a block of a sample."""
-    program = tl.program_id(0)
+    """Notes for a sample if there is a NaN or an infinity in a block of it."""
     num_blocks = tl.cdiv(size, BLOCK)
-    place = program % num_blocks * BLOCK + tl.arange(0, BLOCK)
-    sample = (program // num_blocks).to(tl.int64)
+    place = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
+    sample = (tl.program_id(0) // num_blocks).to(tl.int64)
     x = tl.load(x_ptr + sample * size + place, mask=place < size, other=0)
-    tl.store(found_ptr + program, tl.max(tl.where(is_finite(x), 0, 1), axis=0))
+    found = tl.max(tl.where(is_finite(x), 0, 1), axis=0)
+    tl.store(found_ptr + sample, 1, mask=found == 1)  # whoever stores, stores the same
 
 
 @triton.jit
-def finite_or_nan_kernel(x_ptr, found_ptr, out_ptr, size, num_found, FOUND: tl.constexpr, BLOCK: tl.constexpr):
-    """Copies a block of a sample; or NaN, if anything was found in one of the sample's blocks."""
-    program = tl.program_id(0)
+def finite_or_nan_kernel(x_ptr, found_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    """Copies a block of a sample; or NaN, if anything was found in the sample."""
     num_blocks = tl.cdiv(size, BLOCK)
-    place = program % num_blocks * BLOCK + tl.arange(0, BLOCK)
-    sample = (program // num_blocks).to(tl.int64)
-    k = tl.arange(0, FOUND)
-    found = tl.max(tl.load(found_ptr + sample * num_found + k, mask=k < num_found, other=0), axis=0)
+    place = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
+    sample = (tl.program_id(0) // num_blocks).to(tl.int64)
+    found = tl.load(found_ptr + sample)
     x = tl.load(x_ptr + sample * size + place, mask=place < size)
-    tl.store(out_ptr + sample * size + place, tl.where(found > 0, float("nan"), x), mask=place < size)
+    tl.store(out_ptr + sample * size + place, tl.where(found == 1, float("nan"), x), mask=place < size)
 
 
 def finite_or_nan(x: Tensor) -> Tensor:
     """A copy of samples (B, C, H, W); one with a non-finite value is NaN throughout."""
-    find, copy, num_blocks = _plan(len(x), x[0].numel(), x.dtype)
-    found = torch.empty(len(x), num_blocks, dtype=torch.int32, device=x.device)
+    find, copy = _plan(len(x), x[0].numel(), x.dtype)
+    found = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     out = torch.empty_like(x)
     find(x, found)
     copy(x, found, out)
@@ -79,11 +77,11 @@ def finite_or_nan(x: Tensor) -> Tensor:
 
 
 @planned
-def _plan(batch: int, size: int, dtype: torch.dtype) -> tuple[Launch, Launch, int]:
-    """The launches of `finite_or_nan`, and in how many blocks of a sample the first one looks."""
-    block = LAUNCH_TABLE["find_non_finite_kernel"]["values"]
-    num_found = ceil_div(size, block)
-    find = Launch(find_non_finite_kernel, batch * num_found, size, BLOCK=block)
-    block = LAUNCH_TABLE["finite_or_nan_kernel"]["values"]
-    constants = {"FOUND": power_of_two(num_found), "BLOCK": block}
-    return find, Launch(finite_or_nan_kernel, batch * ceil_div(size, block), size, num_found, **constants), num_found
+def _plan(batch: int, size: int, dtype: torch.dtype) -> tuple[Launch, Launch]:
+    """The launches of `finite_or_nan`."""
+
+    def launch(kernel: Any) -> Launch:
+        block = LAUNCH_TABLE[kernel.fn.__name__]["values"]
+        return Launch(kernel, batch * ceil_div(size, block), size, BLOCK=block)
+
+    return launch(find_non_finite_kernel), launch(finite_or_nan_kernel)

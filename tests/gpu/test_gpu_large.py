@@ -47,6 +47,7 @@ CASES = {
     "hadamard_transform": ((1024,), lambda x: ops.hadamard_transform(x)),
     "hadamard_transform of tiny rows": ((2,), lambda x: ops.hadamard_transform(x)),
     "project_tile_stats": ((16, 64, 64), lambda x: ops.project_tile_stats(x, [8, 8], [4, 16])),
+    "project_tile_stats of narrow tiles": ((16, 64, 64), lambda x: ops.project_tile_stats(x, [8, 1], [4, 16])),
     "project_wgnc_blocks": (
         (65_536,),
         lambda x: torch.view_as_real(ops.project_wgnc_blocks(torch.view_as_complex(x.view(len(x), -1, 2)))),
