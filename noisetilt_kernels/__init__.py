@@ -4,6 +4,7 @@ Importing this package registers `torch.ops.noisetilt.*`.
 """
 
 from . import ops as _ops  # registers the operators
+from . import sampling
 from .api import hadamard_transform, pack_latents, project_wgnc, unpack_latents, whiten
 from .backends import backends
 from .bounds import confidence_bounds
@@ -23,6 +24,7 @@ __all__ = [
     "pack_latents",
     "preset",
     "project_wgnc",
+    "sampling",
     "unpack_latents",
     "whiten",
 ]

@@ -5,17 +5,23 @@ from pathlib import Path
 
 import torch
 
+from noisetilt_kernels.sampling import Result
+
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_readme_snippets_run() -> None:
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     names: dict[str, object] = {}
     exec("\n".join(snippets), names)
     noise = names["noise"]
     assert isinstance(noise, torch.Tensor)
     assert abs(noise.norm() / noise.numel() ** 0.5 - 1) < 0.015
+    result = names["result"]
+    assert isinstance(result, Result)
+    assert result.nfe == 4 * 25
+    assert (result.rewards > 0.05).all()
 
 
 def test_readme_links_lead_somewhere() -> None:

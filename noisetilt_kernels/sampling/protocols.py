@@ -1,0 +1,63 @@
+"""What the samplers ask of a model and of a reward.
+
+Every entry of a batch has a prompt of its own, so prompts travel with the batch: `prompts` is a sequence of as many
+strings as the batch has entries. A model keeps no state between calls; encoding each distinct prompt once, and keeping
+what came out, is its own business. Batch entries must not influence one another.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
+"""`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> (B,), higher is better.
+
+It is differentiable in the images, and no image changes the reward of another. It may be any callable.
+"""
+
+
+@runtime_checkable
+class FlowModel(Protocol):
+    """A rectified flow: x_t = (1-t) x_0 + t eps, with t = 1 noise and t = 0 data (DESIGN section 7)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one latent, unpacked: (N,), (C, H, W) or (C, F, H, W)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are expected."""
+
+    def sigmas(self, n: int) -> Tensor:
+        """The n + 1 times of n steps, strictly decreasing from exactly 1 to exactly 0."""
+
+    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        """v = E[eps - x_0 | x_t = x] at time t = sigma.
+
+        x: float32 (B, *shape). Returns (B, *shape), differentiable in x. Called under `no_grad` wherever no gradient
+        is needed; it must not be under a `no_grad` of its own.
+        """
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents (B, *shape), float32 -> images (B, 3, H, W) with values in [0, 1], differentiable.
+
+        Clamping to [0, 1] stops the gradient wherever it applies.
+        """
+
+
+@runtime_checkable
+class OneStepModel(Protocol):
+    """A generator that turns noise into an image at once, as WGNC optimises."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one latent, unpacked: (N,), (C, H, W) or (C, F, H, W)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are expected."""
+
+    def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Noise (B, *shape), float32 -> images (B, 3, H, W) with values in [0, 1], differentiable."""

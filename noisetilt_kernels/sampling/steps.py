@@ -1,0 +1,72 @@
+"""One step of the reverse SDE, the same for every sampler (DESIGN section 7; NoiseTilt eq. 33 to 36)."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .protocols import FlowModel
+from .schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Step:
+    """From time t to t - delta with diffusion coefficient g and noise of standard deviation sigma.
+
+    The last step ends at t - delta = 0 and has g = sigma = 0, whatever the schedule: x_0 becomes the denoised estimate
+    x0_hat. Noise added there would end up in the image, as nothing comes after to remove it, and it would be of first
+    order in the step's length; the variance that x0_hat lacks, Var[x_0 | x_t], is of second order. So there is no
+    noise to tilt, nothing to select and no gradient to take: the last step is unguided in every method.
+    """
+
+    index: int
+    t: float
+    delta: float
+    g: float
+    sigma: float
+
+
+def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) -> list[Step]:
+    """The steps of a trajectory over `model.sigmas(steps)`.
+
+    Raises:
+        ValueError: the times are not steps + 1 strictly decreasing ones from 1 to 0.
+    """
+    sigmas = torch.as_tensor(model.sigmas(steps)).double().cpu()
+    if sigmas.shape != (steps + 1,) or sigmas[0] != 1 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
+        raise ValueError(
+            f"{function}: model.sigmas({steps}) must be {steps + 1} strictly decreasing times from 1 to 0, "
+            f"got {sigmas.tolist()}"
+        )
+    times: list[float] = sigmas.tolist()
+    planned = []
+    for index, (t, after) in enumerate(pairwise(times)):
+        last = index == steps - 1
+        delta = t - after
+        g, sigma = (0.0, 0.0) if last else (schedule.g(t), schedule.sigma(t, delta))
+        planned.append(Step(index, t, delta, g, sigma))
+    return planned
+
+
+def denoised(x: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """x0_hat = E[x_0 | x_t = x] = x - t v."""
+    return x - t * velocity
+
+
+def score(x: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """Gradient of the log-density of x_t, -(x + (1-t) v) / t; t > 0."""
+    return -(x + (1 - t) * velocity) / t
+
+
+def mean(x: Tensor, velocity: Tensor, step: Step) -> Tensor:
+    """mu = x - delta v + g^2/2 delta s: where the step leads without noise."""
+    ode = x - step.delta * velocity
+    if step.g == 0:
+        return ode
+    return ode + (0.5 * step.g**2 * step.delta) * score(x, velocity, step.t)
+
+
+def advance(x: Tensor, velocity: Tensor, step: Step, noise: Tensor) -> Tensor:
+    """x_{t-delta} = mu + sigma noise, with standard normal or tilted noise of x's shape."""
+    return mean(x, velocity, step) + step.sigma * noise
