@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import noisetilt_kernels.triton as operators
+from noisetilt_kernels import bounds
 from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
 from noisetilt_kernels.bounds import Tables
 from noisetilt_kernels.config import Sample, resolve_preset
@@ -285,7 +286,7 @@ if __name__ == "__main__":
     with (
         tempfile.TemporaryDirectory() as cache,
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(operators, "cached_tables", empty_tables),
+        mock.patch.object(bounds, "cached_tables", empty_tables),
         mock.patch.dict("os.environ", TRITON_CACHE_DIR=cache),
     ):
         sys.exit(main())

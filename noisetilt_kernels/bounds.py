@@ -1,8 +1,10 @@
 """Confidence bounds, cached in memory and on disk."""
 
 import logging
+import math
 import os
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import python_ref
-from .config import check_alpha
+from .config import Tile, check_alpha
 from .python_ref import NORMAL, ChiSquare, Normal, Reference
 
 _FORMAT = "noisetilt bounds 1"  # part of every key: raise it when the tables change
@@ -76,6 +78,33 @@ def cached_tables(
         _write(path, key, columns)
     lower, upper, monotone = columns
     return Tables(lower.to(device).t(), upper.to(device).t(), monotone)
+
+
+def projection_tables(
+    shape: Sequence[int],
+    value_chunk_sizes: Sequence[int],
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[Tile],
+    alpha: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[Tables], list[list[tuple[Tables, Tables]]]]:
+    """What project(x) needs on samples of a shape (C, H, W) (DESIGN sections 3 and 5).
+
+    Returns:
+        Tables of the values, for each chunk size; and for each tile size those of mean and energy, for each of its
+        chunk sizes. Chunk sizes that do not divide the number of tiles are left out.
+    """
+    size = math.prod(shape)
+
+    def tables(count: int, chunk_size: int, reference: Reference) -> Tables:
+        return cached_tables(count // chunk_size, chunk_size, alpha, reference, dtype, device)
+
+    def of_tiles(tile_size: int) -> list[tuple[Tables, Tables]]:
+        count, energy = size // tile_size, ChiSquare(tile_size - 1)
+        return [(tables(count, d, NORMAL), tables(count, d, energy)) for d in chunk_sizes if count % d == 0]
+
+    return [tables(size, d, NORMAL) for d in value_chunk_sizes], [of_tiles(math.prod(tile)) for tile in tile_sizes]
 
 
 def cache_directory() -> Path:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..bounds import Tables, cached_tables
+from ..bounds import Tables, projection_tables
 from ..config import Tile, WhiteningConfig
-from ..python_ref import ChiSquare, Normal, Reference
 from .extents import Extents
 from .graph_capture import check_not_capturing, keep_if_capturing
 from .user_tables import Examined, raise_for_faults
@@ -158,28 +157,24 @@ def _cached_projection(
     dtype: torch.dtype,
     device: torch.device,
 ) -> _Projection:
-    """Tables in the order in which project(x) uses them; chunk sizes that do not divide a tile count are left out."""
+    """Tables in the order in which project(x) uses them."""
     check_not_capturing(device)
-    channels, height, width = shape
-    size = channels * height * width
     projection = _Projection([], [], len(value_chunk_sizes), [])
 
-    def add(count: int, chunk_size: int, reference: Reference) -> None:
-        tables: Tables = cached_tables(count // chunk_size, chunk_size, alpha, reference, dtype, device)
+    def add(tables: Tables) -> None:
         projection.tables.extend((tables.lower, tables.upper))
         if device.type == "cuda":
             projection.tables.append(_ops._rank_limits.default(tables.lower, tables.upper)[0])
         projection.monotone.append(tables.monotone)
 
-    for chunk_size in value_chunk_sizes:
-        add(size, chunk_size, Normal())
-    for th, tw in tile_sizes:
-        count = size // (th * tw)
-        dividing = [chunk_size for chunk_size in chunk_sizes if count % chunk_size == 0]
-        for chunk_size in dividing:
-            add(count, chunk_size, Normal())
-            add(count, chunk_size, ChiSquare(th * tw - 1))
-        projection.tiles.extend((th, tw, len(dividing)))
+    values, tiles = projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
+    for tables in values:
+        add(tables)
+    for (th, tw), statistics in zip(tile_sizes, tiles, strict=True):
+        for of_mean, of_energy in statistics:
+            add(of_mean)
+            add(of_energy)
+        projection.tiles.extend((th, tw, len(statistics)))
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
     return projection

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..backends.graph_capture import check_not_capturing, keep_if_capturing
 from ..backends.user_tables import Examined, check_tables
-from ..bounds import cached_tables
+from ..bounds import Tables, projection_tables
 from ..config import Tile, WhiteningConfig
-from ..python_ref import ChiSquare, Normal, Reference
 from . import tile_stats, transforms, wgnc, whitening
 from .order_stats import Bounds
 from .order_stats import project_2os as _project_2os
@@ -105,25 +104,21 @@ def _cached_projection(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Projection:
-    """Tables on the device; chunk sizes that do not divide a number of tiles are left out."""
+    """Tables on the device, those of mean and energy side by side."""
     check_not_capturing(device)
-    channels, height, width = shape
-    size = channels * height * width
 
-    def bounds(count: int, chunk_size: int, *references: Reference) -> Bounds:
-        tables = [cached_tables(count // chunk_size, chunk_size, alpha, r, dtype, device) for r in references]
+    def bounds(*tables: Tables) -> Bounds:
         lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # ranks run down a column
         upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
         return Bounds(lower, upper)
 
-    def of_tiles(tile: Tile) -> TileProjection:
-        tile_size = tile[0] * tile[1]
-        count = size // tile_size
-        references = Normal(), ChiSquare(tile_size - 1)
-        return TileProjection(tile, tuple(bounds(count, d, *references) for d in chunk_sizes if count % d == 0))
-
+    values, tiles = projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
     projection = Projection(
-        tuple(bounds(size, d, Normal()) for d in value_chunk_sizes), tuple(of_tiles(tile) for tile in tile_sizes)
+        tuple(bounds(tables) for tables in values),
+        tuple(
+            TileProjection(tile, tuple(bounds(*tables) for tables in statistics))
+            for tile, statistics in zip(tile_sizes, tiles, strict=True)
+        ),
     )
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
