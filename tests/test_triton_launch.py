@@ -1,4 +1,4 @@
-"""From the second time on, launches pass to the driver what Triton's own way passes. A stand-in for a driver will do."""
+"""From the second time on, launches pass on what Triton's own way does. A stand-in will do for a driver."""
 
 import os
 import subprocess
