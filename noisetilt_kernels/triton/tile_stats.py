@@ -124,7 +124,7 @@ def tile_stats_kernel(
         )
         tl.store(out_ptr + place, value, mask=present)
 
-    if MEASURE:
+    if MEASURE:  # values that are not there are 0, rescaled as well: all of their statistics are
         mean = div_rn(tree_sum(value, SIZE), rounded(COUNT, dtype))
         centred = tl.where(k < COUNT, value - mean, 0)
         energy = tree_sum(centred * centred, SIZE)
