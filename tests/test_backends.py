@@ -139,11 +139,19 @@ def test_without_triton_the_refusal_says_how_to_get_it(monkeypatch: pytest.Monke
     assert "pip install" in triton._refused_installation.__wrapped__()
 
 
-def test_a_driver_that_cannot_be_built_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is a GPU, but no C compiler. Here there is no GPU, and Triton finds no driver."""
+def test_a_driver_that_cannot_be_built_is_a_refusal(
+    gpus: dict[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is a GPU, but no C compiler."""
+    gpus[0] = 9, 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=None))
-    assert "it needs a C compiler" in triton._refused_driver.__wrapped__()
+    triton._refused_driver.cache_clear()
+    try:
+        assert "it needs a C compiler" in triton.refusal("whiten", CUDA, Extents())
+        assert backend_for("whiten", CUDA, Extents()) is reference
+    finally:
+        triton._refused_driver.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")

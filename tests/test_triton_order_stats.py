@@ -11,6 +11,7 @@ from torch import Tensor
 from noisetilt_kernels import python_ref
 from noisetilt_kernels import triton as kernels
 from noisetilt_kernels.triton import order_stats
+from noisetilt_kernels.triton.launch import Launch
 from noisetilt_kernels.triton.order_stats import Bounds
 
 REAL = (torch.float32, torch.float64)
@@ -115,7 +116,15 @@ def test_tables_are_examined_until_they_are_known() -> None:
             kernels.project_2os(x, lower, upper)
 
 
-def test_memory_that_is_not_aligned() -> None:
+def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are given none: for that they would have to be compiled again."""
+    real = Launch.__call__
+
+    def checked(self: Launch, *tensors: Tensor) -> None:
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        real(self, *tensors)
+
+    monkeypatch.setattr(Launch, "__call__", checked)
     x, tables_of = values("1/k", (1, 65)), tables("unsorted", 16, 4)
     lower, upper = (torch.cat([t.new_zeros(1), t.flatten()])[1:].view(16, 4) for t in tables_of)
     assert_same_bits(kernels.project_2os(x[:, 1:], lower, upper), python_ref.project_2os(x[:, 1:], *tables_of))
