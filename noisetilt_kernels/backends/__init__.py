@@ -74,6 +74,6 @@ def _status(device: torch.device) -> BackendStatus:
     for backend in _preferences(device):
         reason = backend.refusal("whiten", device, Extents())
         if reason is None:
-            return BackendStatus(device.type, backend.NAME, backend.describe(device.type), refused)
+            return BackendStatus(device.type, backend.NAME, backend.describe(), refused)
         refused[backend.NAME] = reason
     return BackendStatus(device.type, "none", f"{_VARIABLE} allows no other", refused)

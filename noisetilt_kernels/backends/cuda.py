@@ -41,7 +41,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     return _unserved_gpu()
 
 
-def describe(device_type: str) -> str:
+def describe() -> str:
     """One line on what serves."""
     return f"CUDA kernels for compute capability {_library.cuda_build_info()['architectures']}"
 

@@ -8,17 +8,16 @@ configuration for the first time; after one call like it, a call can be captured
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _library
-from ..bounds import Tables, projection_tables
+from ..bounds import Tables
 from ..config import Tile, WhiteningConfig
 from .extents import Extents
-from .graph_capture import check_not_capturing, keep_if_capturing
+from .projections import Projections, TileTables
 from .user_tables import Examined, raise_for_faults
 
 NAME = "native"
@@ -38,7 +37,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     return _library.failure
 
 
-def describe(device_type: str) -> str:
+def describe() -> str:
     """One line on what serves."""
     return f"C++ kernels, {_library.build_info()['variant']} variant"
 
@@ -135,49 +134,27 @@ class _Projection(NamedTuple):
     tiles: list[int]
 
 
-def _projection(
-    x: Tensor,
-    value_chunk_sizes: tuple[int, ...],
-    chunk_sizes: tuple[int, ...],
-    tile_sizes: tuple[Tile, ...],
-    alpha: float,
-) -> _Projection:
-    projection = _cached_projection(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
-    keep_if_capturing(projection, x.device)
-    return projection
-
-
-@lru_cache(maxsize=32)
-def _cached_projection(
-    shape: tuple[int, ...],
-    value_chunk_sizes: tuple[int, ...],
-    chunk_sizes: tuple[int, ...],
-    tile_sizes: tuple[Tile, ...],
-    alpha: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> _Projection:
+def _make_projection(values: list[Tables], tiles: list[TileTables]) -> _Projection:
     """Tables in the order in which project(x) uses them."""
-    check_not_capturing(device)
-    projection = _Projection([], [], len(value_chunk_sizes), [])
+    projection = _Projection([], [], len(values), [])
 
     def add(tables: Tables) -> None:
         projection.tables.extend((tables.lower, tables.upper))
-        if device.type == "cuda":
+        if tables.lower.is_cuda:
             projection.tables.append(_ops._rank_limits.default(tables.lower, tables.upper)[0])
         projection.monotone.append(tables.monotone)
 
-    values, tiles = projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
     for tables in values:
         add(tables)
-    for (th, tw), statistics in zip(tile_sizes, tiles, strict=True):
+    for (th, tw), statistics in tiles:
         for of_mean, of_energy in statistics:
             add(of_mean)
             add(of_energy)
         projection.tiles.extend((th, tw, len(statistics)))
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
     return projection
+
+
+_projection = Projections(_make_projection)
 
 
 def _examine(lower: Tensor, upper: Tensor) -> Tensor:

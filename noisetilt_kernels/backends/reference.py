@@ -20,7 +20,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     return None
 
 
-def describe(device_type: str) -> str:
+def describe() -> str:
     return "pure PyTorch (python_ref)"
 
 

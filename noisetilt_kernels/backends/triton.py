@@ -30,7 +30,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     return _refused_device(device) or _refused_installation() or _refused_driver() or _refused_extents(extents)
 
 
-def describe(device_type: str) -> str:
+def describe() -> str:
     """One line on what serves."""
     how = "in the interpreter" if _interpreting() else "compiled at the first call"
     return (

@@ -5,33 +5,21 @@ kernels; after it, a call can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.graph_capture import check_not_capturing, keep_if_capturing
+from ..backends.projections import Projections, TileTables
 from ..backends.user_tables import Examined, check_tables
-from ..bounds import Tables, projection_tables
+from ..bounds import Tables
 from ..config import Tile, WhiteningConfig
 from . import tile_stats, transforms, wgnc, whitening
 from .order_stats import Bounds
 from .order_stats import project_2os as _project_2os
 from .tile_stats import TileProjection
 from .whitening import Projection
-
-__all__ = [
-    "butterfly",
-    "compact_fourier",
-    "hadamard_transform",
-    "project_2os",
-    "project_tile_stats",
-    "project_wgnc",
-    "project_wgnc_blocks",
-    "whiten",
-]
-
 
 _ALIGNMENT = 16  # bytes, see Launch
 
@@ -82,44 +70,18 @@ project_wgnc = _for_kernels(wgnc.project_wgnc)
 project_wgnc_blocks = _for_kernels(wgnc.project_wgnc_blocks)
 
 
-def _projection(
-    x: Tensor,
-    value_chunk_sizes: tuple[int, ...],
-    chunk_sizes: tuple[int, ...],
-    tile_sizes: tuple[Tile, ...],
-    alpha: float,
-) -> Projection:
-    projection = _cached_projection(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
-    keep_if_capturing(projection, x.device)
-    return projection
+def _bounds(*tables: Tables) -> Bounds:
+    lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # ranks run down a column
+    upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
+    return Bounds(lower, upper)
 
 
-@lru_cache(maxsize=32)
-def _cached_projection(
-    shape: tuple[int, ...],
-    value_chunk_sizes: tuple[int, ...],
-    chunk_sizes: tuple[int, ...],
-    tile_sizes: tuple[Tile, ...],
-    alpha: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Projection:
-    """Tables on the device, those of mean and energy side by side."""
-    check_not_capturing(device)
-
-    def bounds(*tables: Tables) -> Bounds:
-        lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # ranks run down a column
-        upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
-        return Bounds(lower, upper)
-
-    values, tiles = projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
-    projection = Projection(
-        tuple(bounds(tables) for tables in values),
-        tuple(
-            TileProjection(tile, tuple(bounds(*tables) for tables in statistics))
-            for tile, statistics in zip(tile_sizes, tiles, strict=True)
-        ),
+def _make_projection(values: list[Tables], tiles: list[TileTables]) -> Projection:
+    """The tables of mean and energy side by side."""
+    return Projection(
+        tuple(_bounds(tables) for tables in values),
+        tuple(TileProjection(tile, tuple(_bounds(*tables) for tables in statistics)) for tile, statistics in tiles),
     )
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them
-    return projection
+
+
+_projection = Projections(_make_projection)

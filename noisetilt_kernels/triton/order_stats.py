@@ -95,7 +95,7 @@ def sort_runs_kernel(
         key, index = entry_of(x, position)
         key, index = sort_entries(tl.where(there, key, LAST), index, 1, CHUNK, WIDE)
         key = _columns(key, group, ROWS, CHUNK, COLUMNS)
-        index = _columns(index, group, ROWS, CHUNK, COLUMNS)
+        index = _columns(index, group, ROWS, CHUNK, COLUMNS) if WIDE else key
 
     key, index = sort_entries(key, index, COLUMNS, ROWS, WIDE)
     if COMPLETE:
