@@ -18,7 +18,7 @@ from gaussian_flows import LatentFlow, LatentGenerator, brightness, left_half
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import NonFiniteError, RecordWriter, Result, Run, StepRecord
+from noisetilt_kernels.sampling import FinishedParticle, NonFiniteError, RecordWriter, Result, Run, StepRecord
 
 STEPS = 4
 
@@ -143,7 +143,7 @@ os.kill(os.getpid(), 9)
 def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> None:
     sampler, model, options = GUIDED[name]
     finished = []
-    run = Run(micro_batch=2, on_finished=lambda particle, *_: finished.append(particle))
+    run = Run(micro_batch=2, on_finished=lambda one: finished.append(one.particle))
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite reward.* at step 2 of particle 3; ") as caught:
         # micro-batches of particles 0, 1 and 2, 3; svdd has one particle at once, with two candidates
         first = {"svdd": 3 * STEPS + 2}.get(name, STEPS + 2)
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
 def test_a_finished_reward_that_is_not_finite_is_an_error_after_the_others_are_handed_over(name: str) -> None:
     sampler, model, options = GUIDED.get(name, BASE)
     finished = []
-    run = Run(micro_batch=6, on_finished=lambda particle, *_: finished.append(particle))
+    run = Run(micro_batch=6, on_finished=lambda one: finished.append(one.particle))
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite reward at step {STEPS - 1} of particle 1; "):
         first = 0 if name == "base" else STEPS - 1
         sampler(model, Spoilt(math.nan, first), ["", "bad", ""], run=run, **options)
@@ -181,7 +181,7 @@ def test_plain_noise_instead_is_base_for_that_particle(name: str, factor: float)
         seed=5,
         micro_batch=2,
         non_finite="plain_noise",
-        on_finished=lambda particle, *_: finished.append(particle),
+        on_finished=lambda one: finished.append(one.particle),
     )
     result = sampler(model, Spoilt(factor), ["", "bad"], run=run, **options)
     assert finished == [0, 1]
@@ -241,7 +241,7 @@ def test_a_zero_gradient_gives_plain_noise_and_says_so() -> None:
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
 def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
     sampler, model, options = GUIDED.get(name, BASE)
-    finished: dict[int, tuple[Tensor, float]] = {}
+    finished: dict[int, FinishedParticle] = {}
     records: list[StepRecord] = []
 
     def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -249,17 +249,17 @@ def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
             raise KeyboardInterrupt
         return left_half(images, prompts)
 
-    def keep(particle: int, latent: Tensor, reward: float) -> None:
-        finished[particle] = latent, reward
+    def keep(one: FinishedParticle) -> None:
+        finished[one.particle] = one
 
     run = Run(seed=1, micro_batch=2, on_finished=keep, on_record=records.append)
     with pytest.raises(KeyboardInterrupt):
         sampler(model, reward, ["", "", "", "", "", "stop"], run=run, **options)
     whole = sampler(model, left_half, [""] * 6, run=Run(seed=1, micro_batch=2), **options)
     assert list(finished) == ([0, 1, 2, 3, 4] if name == "svdd" else [0, 1, 2, 3])
-    for particle, (latent, value) in finished.items():
-        assert_same_bits(latent, whole.latents[particle])
-        assert value == whole.rewards[particle]
+    for particle, one in finished.items():
+        assert_same_bits(one.latent, whole.latents[particle])
+        assert one.reward == whole.rewards[particle] == left_half(one.image[None], [""])
         assert len([record for record in records if record.particle == particle]) == STEPS
 
     # and the rest can be made up for
@@ -272,7 +272,7 @@ def test_finished_particles_are_handed_over_at_once() -> None:
     order: list[str] = []
     run = Run(
         micro_batch=2,
-        on_finished=lambda particle, *_: order.append(f"finished {particle}"),
+        on_finished=lambda one: order.append(f"finished {one.particle}"),
         on_record=lambda record: order.append(f"step {record.step} of {record.particle}"),
     )
     sampling.base(LatentFlow(), brightness, [""] * 3, steps=1, run=run)

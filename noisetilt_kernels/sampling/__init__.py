@@ -9,7 +9,7 @@ Plain functions over a small protocol of models and rewards:
 from .operators import OPERATORS
 from .protocols import FlowModel, OneStepModel, Reward
 from .records import RecordWriter, StepRecord
-from .run import NON_FINITE, NonFiniteError, Result, Run
+from .run import NON_FINITE, FinishedParticle, NonFiniteError, Result, Run
 from .samplers import base, best_of_n, dps, ntrk, svdd
 from .schedules import SCHEDULES, Schedule
 from .wgnc import wgnc
@@ -18,6 +18,7 @@ __all__ = [
     "NON_FINITE",
     "OPERATORS",
     "SCHEDULES",
+    "FinishedParticle",
     "FlowModel",
     "NonFiniteError",
     "OneStepModel",

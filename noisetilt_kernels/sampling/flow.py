@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checks import check_integer, check_model
 from .protocols import FlowModel, Reward
-from .run import Batch, Result, Run, run_particles
+from .run import Batch, Finish, Result, Run, run_particles
 from .schedules import Schedule, as_schedule
 from .steps import Step, mean, plan_steps
 
@@ -61,7 +61,7 @@ def sample_flow(
     check_integer(method, "steps", steps, 1)
     planned = plan_steps(method, model, steps, as_schedule(method, schedule))
 
-    def travel(batch: Batch) -> tuple[Tensor, Tensor]:
+    def travel(batch: Batch) -> Finish:
         state = State(batch.draw())
         *moves, last = planned
         for step in moves:
@@ -71,8 +71,9 @@ def sample_flow(
             velocity = velocity_of(batch, model, x, last.t, batch.prompts)
         x0 = mean(x, velocity, last)
         with batch.meter.time("reward"):
-            rewards = batch.rewards(model.decode(x0), batch.prompts)
+            images = model.decode(x0)
+            rewards = batch.rewards(images, batch.prompts)
         batch.record(last.index, last.t, rewards.tolist())
-        return x0, rewards
+        return Finish(x0, images, rewards)
 
     return run_particles(method, model, reward, prompts, run, travel, steps, entries)

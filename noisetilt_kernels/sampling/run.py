@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ class Run:
         first_particle: the number of the first particle; a run that was cut short goes on where it was.
         non_finite: "raise" stops at a reward or gradient that is not finite; "plain_noise" leaves that step of that
             particle unguided, and says so in its record. A finished particle may then have a NaN for its reward.
-        on_finished: called with (particle, latent, reward) as soon as the micro-batch of that particle is through; the
-            latent is float32, on the CPU. What it has been called with is finished whatever comes later: on Ctrl-C the
-            samplers let KeyboardInterrupt pass, and a caller that writes each latent here loses none.
+        on_finished: called with each `FinishedParticle` as soon as its micro-batch is through. What it has been called
+            with is finished whatever comes later: on Ctrl-C the samplers let KeyboardInterrupt pass, and a caller that
+            writes each particle here loses none.
         on_record: called with every `StepRecord` as it is made; `RecordWriter.write` puts it into a file.
         progress: show a progress bar.
 
@@ -43,7 +44,7 @@ class Run:
     micro_batch: int = 1
     first_particle: int = 0
     non_finite: str = "raise"
-    on_finished: Callable[[int, Tensor, float], None] | None = None
+    on_finished: Callable[["FinishedParticle"], None] | None = None
     on_record: Callable[[StepRecord], None] | None = None
     progress: bool = False
 
@@ -55,6 +56,20 @@ class Run:
         for name in ("on_finished", "on_record"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"Run: {name} must be callable or None, got {getattr(self, name)!r}")
+
+
+class FinishedParticle(NamedTuple):
+    """What a caller is handed as soon as it is there."""
+
+    particle: int
+    """Its number."""
+    prompt: str
+    latent: Tensor
+    """x_0, for one-step models the noise; float32 (*shape), on the CPU."""
+    image: Tensor
+    """What was made of it, float32 (3, H, W) with values in [0, 1], on the CPU."""
+    reward: float
+    """Of that image."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -171,13 +186,24 @@ class Batch:
         self.bar.update(len(self))
 
 
+class Finish(NamedTuple):
+    """Where a micro-batch has arrived."""
+
+    latents: Tensor
+    """(B, *shape)"""
+    images: Tensor
+    """(B, 3, H, W)"""
+    rewards: Tensor
+    """(B,)"""
+
+
 def run_particles(
     method: str,
     model: FlowModel | OneStepModel,
     reward: Reward,
     prompts: str | Sequence[str],
     run: Run,
-    travel: Callable[[Batch], tuple[Tensor, Tensor]],
+    travel: Callable[[Batch], Finish],
     steps: int,
     entries: int = 1,
 ) -> Result:
@@ -189,8 +215,7 @@ def run_particles(
         reward: as of `Reward`.
         prompts: one for each particle.
         run: settings.
-        travel: takes a batch all the way, recording each step: -> latents (B, *shape), rewards (B,). It runs under
-            `no_grad`.
+        travel: takes a batch all the way, recording each step. It runs under `no_grad`.
         steps: how many of them it records.
         entries: how many batch entries the model is given for each particle.
 
@@ -224,10 +249,10 @@ def run_particles(
             particles = range(run.first_particle + start, run.first_particle + start + len(part))
             streams = [ParticleNoise(run.seed, particle, model.shape) for particle in particles]
             batch = Batch(method, particles, part, streams, model.device, reward, run, meter, bar, keep)
-            x0, judged = (tensor.cpu() for tensor in travel(batch))
-            _hand_over(batch, x0, judged, steps - 1)
-            latents.append(x0)
-            rewards += judged.tolist()
+            finish = Finish(*(tensor.float().cpu() for tensor in travel(batch)))
+            _hand_over(batch, finish, steps - 1)
+            latents.append(finish.latents)
+            rewards += finish.rewards.tolist()
         return Result(
             method,
             tuple(prompts),
@@ -239,12 +264,21 @@ def run_particles(
         )
 
 
-def _hand_over(batch: Batch, latents: Tensor, rewards: Tensor, last_step: int) -> None:
+def _hand_over(batch: Batch, finish: Finish, last_step: int) -> None:
     """Give the finished particles to the caller; complain about those that are not finite when the others are safe."""
+    latents, images, rewards = finish
     finite = rewards.isfinite() & latents.flatten(1).isfinite().all(dim=1)
     wanted = finite if batch.run.non_finite == "raise" else torch.ones_like(finite)
     for index in wanted.nonzero().flatten().tolist():
         if batch.run.on_finished is not None:
-            batch.run.on_finished(batch.particles[index], latents[index].clone(), float(rewards[index]))
+            # copies, or a caller that keeps one would keep the micro-batch
+            own = FinishedParticle(
+                batch.particles[index],
+                batch.prompts[index],
+                latents[index].clone(),
+                images[index].clone(),
+                float(rewards[index]),
+            )
+            batch.run.on_finished(own)
     for index in (~finite).nonzero().flatten().tolist():
         batch.complain(last_step, index, f"non-finite {'latent' if rewards[index].isfinite() else 'reward'}")

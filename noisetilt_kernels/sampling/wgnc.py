@@ -9,7 +9,7 @@ from .checks import check_integer, check_model, check_number
 from .gradients import cosines, norms, one_step_guidance
 from .operators import operator_by_name
 from .protocols import OneStepModel, Reward
-from .run import Batch, Result, Run, run_particles
+from .run import Batch, Finish, Result, Run, run_particles
 
 
 def wgnc(
@@ -53,7 +53,7 @@ def wgnc(
     check_number("wgnc", "clip", clip, 0)
     project = operator_by_name("wgnc", operator, tuple(model.shape))
 
-    def travel(batch: Batch) -> tuple[Tensor, Tensor]:
+    def travel(batch: Batch) -> Finish:
         # A parameter for each particle: Adam then has the same lengths to work on whatever the micro-batch, and leaves
         # out the ones without a gradient.
         latents = list(batch.draw())
@@ -79,6 +79,6 @@ def wgnc(
         with batch.meter.time("reward"):
             rewards = batch.rewards(images, batch.prompts)
         batch.record(iterations, 1.0, rewards.tolist())
-        return x, rewards
+        return Finish(x, images, rewards)
 
     return run_particles("wgnc", model, reward, prompts, run or Run(), travel, iterations + 1)
