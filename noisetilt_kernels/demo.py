@@ -5,12 +5,10 @@ Needs matplotlib and pillow.
 
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -256,25 +254,3 @@ def _default_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
-
-
-def check_destination(path: Path) -> None:
-    """Raises OSError if a file at `path` could not be written, before any work is done for it."""
-    if path.is_dir():
-        raise IsADirectoryError("it is a directory")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no directory {path.parent}")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it takes its place once it is complete.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,14 +2,14 @@
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import __version__, _library, bounds
+from . import _library, bounds
 from .backends import FORCED, backends
+from .versions import versions
 
 Report = dict[str, Any]
 
@@ -18,7 +18,7 @@ def examine() -> Report:
     """The state of this installation, ready for JSON.
 
     Returns:
-        versions: of the package, Python, torch, numpy and scipy.
+        versions: of the package, Python, torch, and what else it works with.
         platform: operating system and architecture.
         cpu: model, cores this process may use, torch_threads, and the variant of the compiled kernels (or None).
         cuda: the CUDA version torch was built for (or None), names of the devices.
@@ -32,7 +32,7 @@ def examine() -> Report:
         verdict: one line.
     """
     report: Report = {
-        "versions": _versions(),
+        "versions": versions(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cuda": _cuda(),
@@ -65,16 +65,6 @@ def render(report: Report) -> str:
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:{width}}  {text}" for label, text in rows]
     return "\n".join([*lines, "", report["verdict"]])
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "noisetilt_kernels": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": metadata.version("numpy"),
-        "scipy": metadata.version("scipy"),
-    }
 
 
 def _cpu() -> dict[str, Any]:

@@ -6,9 +6,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
+_WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
 SIZE = 32
 """Height and width of images that are quickly made, in pixels: latents (4, 16, 16), 64 tokens."""
+LENGTH = 24
+"""Tokens that both text encoders take."""
 
 
 def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline:
@@ -53,7 +55,8 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
 
 
 _SCHEDULERS = {True: {"shift": 3.0, "use_dynamic_shifting": True}, False: {"shift": 1.0}}
-_CLIP_VOCABULARY = ("<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS))
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_CLIP_VOCABULARY = ("<|startoftext|>", "<|endoftext|>", *_LETTERS, *(f"{letter}</w>" for letter in _LETTERS))
 
 
 def _clip() -> CLIPTextModel:
@@ -63,7 +66,7 @@ def _clip() -> CLIPTextModel:
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=LENGTH,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -77,9 +80,9 @@ def _t5() -> T5EncoderModel:
 
 def _clip_tokenizer() -> CLIPTokenizer:
     vocabulary = {token: index for index, token in enumerate(_CLIP_VOCABULARY)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LENGTH)
 
 
 def _t5_tokenizer() -> T5Tokenizer:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in WORDS)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=16)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in _WORDS)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)

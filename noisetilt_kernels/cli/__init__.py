@@ -7,6 +7,10 @@ from pathlib import Path
 import click
 
 
+from .compare import compare
+from .sample import optimize, sample
+
+
 @click.group()
 def main() -> None:
     """Whitening kernels for reward-guided diffusion sampling."""
@@ -21,10 +25,28 @@ def doctor(as_json: bool) -> None:
     """
     import json
 
-    from . import doctor
+    from .. import doctor
 
     report = doctor.examine()
     click.echo(json.dumps(report, indent=2) if as_json else doctor.render(report))
+
+
+@main.command()
+@click.option("--shape", default="16x64x64", show_default=True, metavar="CxHxW", help="Of the sample.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:1.")
+def bench(shape: str, device: str) -> None:
+    """Time the operators here, against the reference."""
+    from ..config import Sample
+    from . import errors
+
+    extents = [int(part) if part.isdecimal() else 0 for part in shape.split("x")]
+    if len(extents) != 3 or 0 in extents:
+        raise click.UsageError(f"--shape must be written as 16x64x64, got {shape!r}")
+    with errors.explained():
+        from .. import benchmark
+
+        timings = list(benchmark.measure(Sample(*extents), device))
+    click.echo(benchmark.table(Sample(*extents), device, timings))
 
 
 @main.command()
@@ -45,7 +67,7 @@ def demo(out: Path, seed: int) -> None:
     its direction, and leaves the noise alone.
     """
     try:
-        from . import demo
+        from .. import demo
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "PIL"):
             raise
@@ -69,3 +91,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error
+
+
+for _command in (sample, optimize, compare):
+    main.add_command(_command)

@@ -1,0 +1,84 @@
+"""`noisetilt compare`: methods side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runs.methods import parse_method
+from .errors import explained, stopped
+from .options import machine_of, machine_options, model_options, prompt_options, reward_options, settings_of
+
+
+@click.command()
+@model_options
+@prompt_options
+@reward_options
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    required=True,
+    metavar="NAME[:OPTION=VALUE,...]",
+    help="A method such as base, ntrk:rho=0.1,operator=w or svdd:candidates=4; differences are to the first.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Images of each prompt and method; the same seeds for all methods.",
+)
+@click.option(
+    "--best-of",
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    help="Choose the best of every N as well; N must divide the number of seeds.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it.")
+@click.option("--resume", is_flag=True, help="Go on with the comparison in the folder.")
+@machine_options
+def compare(
+    methods: tuple[str, ...],
+    seeds: int,
+    best_of: str,
+    out: Path,
+    resume: bool,
+    device: str | None,
+    micro_batch: int,
+    offload: bool,
+    **described: Any,
+) -> None:
+    """Compare methods with the same prompts and seeds: table, plots, contact sheet.
+
+    \b
+    noisetilt compare --model digits --prompt "a handwritten seven" --reward brightness \\
+        --held-out digit-judge --method ntrk:rho=0.1 --method base --out comparison/
+    """
+    with explained():
+        from ..runs import comparison
+
+        chosen = [parse_method(text) for text in methods]
+        counts = _counts(best_of, seeds)
+        machine = machine_of(device, micro_batch, offload)
+        settings = settings_of(chosen[0], device=machine.device, particles=seeds, **described)
+        with stopped(lambda: f"what was finished is in {out}"):
+            rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume)
+        click.echo(comparison.markdown(rows))
+        click.echo(f"\ntable, plots and images: {out.resolve()}")
+
+
+def _counts(text: str, seeds: int) -> list[int]:
+    """The numbers of --best-of.
+
+    Raises:
+        click.UsageError: one is no number, or does not divide the number of seeds.
+    """
+    counts = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not int(part) or seeds % int(part):
+            raise click.UsageError(f"--best-of must be numbers that divide the {seeds} seeds, got {part!r}")
+        counts.append(int(part))
+    return counts

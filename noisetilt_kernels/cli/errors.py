@@ -1,0 +1,36 @@
+"""Failures that a person can do something about, as one sentence and an exit code."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C stopped, as shells have it."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns the errors that the package raises on purpose into one sentence; others are bugs, and keep their trace."""
+    from ..rewards import RewardError
+    from ..runs.execute import OutOfMemoryError
+    from ..runs.folder import RunFolderError
+    from ..sampling import NonFiniteError
+
+    try:
+        yield
+    except (ValueError, RewardError, RunFolderError, OutOfMemoryError, NonFiniteError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+
+
+@contextmanager
+def stopped(state: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C tells what there is and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped: {state()}; the same command with --resume goes on", err=True)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,127 @@
+"""`noisetilt sample` and `noisetilt optimize`: one run into one folder."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runs.methods import Method
+from .errors import explained, stopped
+from .options import (
+    flow_options,
+    machine_of,
+    machine_options,
+    model_options,
+    prompt_options,
+    reward_options,
+    run_options,
+    settings_of,
+)
+
+
+@click.command()
+@model_options
+@prompt_options
+@reward_options
+@click.option(
+    "--method",
+    type=click.Choice(["base", "ntrk", "dps", "svdd"]),
+    default="ntrk",
+    show_default=True,
+    help="The sampler; with several --particles the best one of each prompt is marked (best of n).",
+)
+@flow_options
+@run_options
+@machine_options
+def sample(
+    method: str,
+    rho: float | None,
+    operator: str | None,
+    strength: float | None,
+    candidates: int | None,
+    steps: int | None,
+    schedule: str | None,
+    scale: float | None,
+    **others: Any,
+) -> None:
+    """Steer a flow model toward a reward.
+
+    \b
+    noisetilt sample --model digits --prompt "a handwritten seven" \\
+        --reward brightness --method ntrk --particles 4 --out run/
+    """
+    options = {
+        "rho": rho,
+        "operator": operator,
+        "strength": strength,
+        "candidates": candidates,
+        "steps": steps,
+        "schedule": schedule if scale is None else schedule or "linear",
+        "scale": scale,
+    }
+    _run(method, options, **others)
+
+
+@click.command()
+@model_options
+@prompt_options
+@reward_options
+@click.option("--iterations", type=click.IntRange(1), help="Of the optimiser.  [default: 200]")
+@click.option("--lr", type=float, help="Learning rate of Adam.  [default: 0.02]")
+@click.option("--clip", type=float, help="Upper limit of the norm of what Adam is given.  [default: 0.03]")
+@click.option(
+    "--operator", type=click.Choice(["wgnc", "w", "norm", "identity"]), help="The projection.  [default: wgnc]"
+)
+@run_options
+@machine_options
+def optimize(
+    iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any
+) -> None:
+    """Optimise the noise of a one-step model toward a reward (WGNC).
+
+    \b
+    noisetilt optimize --model digits-turbo --prompt "a handwritten seven" \\
+        --reward brightness --iterations 50 --lr 0.1 --out run/
+    """
+    _run("wgnc", {"iterations": iterations, "lr": lr, "clip": clip, "operator": operator}, **others)
+
+
+def _run(
+    method: str,
+    options: dict[str, Any],
+    *,
+    out: Path,
+    resume: bool,
+    dry_run: bool,
+    device: str | None,
+    micro_batch: int,
+    offload: bool,
+    **described: Any,
+) -> None:
+    with explained():
+        from ..runs import loading, plan
+        from ..runs.execute import execute
+        from ..runs.folder import RunFolder
+
+        machine = machine_of(device, micro_batch, offload)
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = settings_of(Method(method, given), device=machine.device, **described)
+        click.echo(plan.describe(settings, machine, out))
+        if dry_run:
+            return
+        folder = RunFolder(out, settings.to_json(), resume=resume)
+        model = loading.load_model(settings, machine)
+        reward, held_out = loading.load_rewards(settings, machine)
+        with stopped(lambda: f"{len(folder.outcomes)} of {len(settings.every_prompt)} images are in {out}"):
+            summary = execute(settings, machine, folder, model, reward, held_out)
+        click.echo(_told(summary))
+        click.echo(f"images, record and settings: {out.resolve()}")
+
+
+def _told(summary: dict[str, Any]) -> str:
+    lines = [f"{'':<16}{'mean':>12}  95 % interval"]
+    for name, value in {"reward": summary["reward"], **summary["parts"]}.items():
+        mean = "none finite" if value["mean"] is None else f"{value['mean']:.5g}"
+        interval = "" if value["half_width"] is None else f"  +- {value['half_width']:.3g}"
+        lines.append(f"{name:<16}{mean:>12}{interval}")
+    return "\n".join([*lines, f"best: {', '.join(f'{particle:04d}.png' for particle in summary['best'])}"])

@@ -1,0 +1,111 @@
+"""The reward of looks: LAION's aesthetic predictor on the image embeddings of CLIP. Needs transformers."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from .checks import RewardError, check_batch
+from .loading import default_dtype, load_model, load_preprocessing, model_config
+from .sources import AESTHETIC, CLIP
+
+PREDICTOR_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+"""The aesthetic predictor as LAION has it (github.com/christophschuhmann/improved-aesthetic-predictor)."""
+
+
+class AestheticScore:
+    """LAION's aesthetic predictor V2 (sac+logos+ava1, linear) on CLIP ViT-L/14; about 1 to 10. Prompts are not read.
+
+    Args:
+        source: one of
+            - a hub id or folder with a conversion for transformers: vision model and predictor in one checkpoint;
+            - a folder with the predictor as LAION has it, `sac+logos+ava1-l14-linearMSE.pth`, added to the files of
+              the CLIP model; if it is alone there, the CLIP model comes from the hub.
+        device: of the model, and where images will be.
+        dtype: of the vision model; None is bfloat16 on GPUs and float32 on the CPU. The predictor is float32.
+
+    Raises:
+        RewardError: something is missing or does not belong together; the message says what to do.
+    """
+
+    def __init__(
+        self, source: str | Path = AESTHETIC, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        device = torch.device(device)
+        files = sorted(Path(source).glob("*.pth"))
+        if len(files) > 1:
+            raise RewardError(f"aesthetic: {source} must hold one .pth file, got {', '.join(f.name for f in files)}")
+        alone = files and not (files[0].parent / "config.json").exists()
+        clip = CLIP if alone else str(source)
+        config = _vision_config(clip)
+        self._preprocess = load_preprocessing("aesthetic", clip, config.image_size)
+        if files:
+            vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
+            predictor = _read_predictor(files[0], config.projection_dim)
+        else:
+            wanted = f"a vision model and the predictor in one, as {AESTHETIC}, or add LAION's {PREDICTOR_FILE} to it"
+            vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
+            predictor = vision.layers
+            del vision.layers  # stays float32
+        self._predictor = list(predictor.requires_grad_(False).to(device).values())
+        self._vision = vision.to(device=device, dtype=dtype or default_dtype(device))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_batch("aesthetic", images, prompts)
+        pixels = self._preprocess(images).to(self._vision.dtype)
+        score = functional.normalize(self._vision(pixel_values=pixels).image_embeds.float(), dim=-1)
+        for layer in self._predictor:
+            score = layer(score)
+        return score[:, 0]
+
+
+class VisionModel(CLIPVisionModelWithProjection):
+    """The vision half of a CLIP model, also of a checkpoint of both halves."""
+
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, as transformers has it
+        r"^text_(model|projection)\.",
+        "^logit_scale$",
+        "position_ids",
+    ]
+
+
+class VisionModelWithPredictor(VisionModel):
+    """With the aesthetic predictor, as conversions for transformers have it."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.layers = _make_predictor(config.projection_dim)
+        self.post_init()
+
+
+def _make_predictor(width: int) -> nn.ModuleDict:
+    """Linear layers without anything between them, numbered as if the dropouts of the training were still there."""
+    sizes = {"0": (width, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
+    return nn.ModuleDict({number: nn.Linear(*size) for number, size in sizes.items()})
+
+
+def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        predictor = _make_predictor(width)
+        predictor.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+        raise RewardError(
+            f"aesthetic: {file} must be LAION's linear predictor V2 for embeddings of width {width}, a state dict of "
+            f"layers 0, 2, 4, 6 and 7; fetch {PREDICTOR_FILE} again"
+        ) from None
+    return predictor
+
+
+def _vision_config(source: str) -> Any:
+    """Of a model of both halves, or of the vision half alone."""
+    types = ["clip", "clip_vision_model", "aesthetics_predictor"]
+    config = dict(model_config("aesthetic", source, types))
+    if config["model_type"] == "clip":
+        config = {**config["vision_config"], "projection_dim": config["projection_dim"]}
+    return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})

@@ -1,0 +1,116 @@
+"""What CLIP's image processor does to an image, in torch: batched and differentiable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from .checks import RewardError
+
+_MODES = {2: "bilinear", 3: "bicubic"}
+"""By PIL's numbers, as the configuration has them."""
+
+_DEFAULTS: Mapping[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_normalize": True,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+"""CLIP's own, for what a configuration does not say."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop the centre, normalise: images (B, 3, H, W) in [0, 1] of any size -> (B, 3, h, w), float32.
+
+    Hugging Face's processor does the same to images of 8 bits, by PIL; the results agree to its rounding.
+
+    Attributes:
+        shortest_edge: what the shorter side is resized to, the longer one in proportion (rounded down); or
+        size: height and width to resize to; if both are None nothing is resized.
+        mode: of the interpolation, always with antialiasing.
+        crop: height and width to cut out of the centre, zeros around what is smaller; None keeps everything.
+        mean, std: of red, green and blue.
+    """
+
+    shortest_edge: int | None
+    size: tuple[int, int] | None
+    mode: str
+    crop: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
+        """From what `preprocessor_config.json` holds; what it does not say is as of CLIP.
+
+        Raises:
+            RewardError: it asks for something that is not done here.
+        """
+        config = {**_DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
+        shortest_edge, size = _target_size(config["size"]) if config["do_resize"] else (None, None)
+        if config["do_resize"] and config["resample"] not in _MODES:
+            raise RewardError(f"the image processor's resample must be 2 or 3 (bicubic), got {config['resample']!r}")
+        if not config.get("do_rescale", True):
+            raise RewardError("the image processor's do_rescale must be true, for images with values in [0, 1]")
+        normalized = config["do_normalize"]
+        return cls(
+            shortest_edge=shortest_edge,
+            size=size,
+            mode=_MODES.get(config["resample"], "bicubic"),
+            crop=_height_and_width("crop_size", config["crop_size"]) if config["do_center_crop"] else None,
+            mean=tuple(config["image_mean"]) if normalized else (0.0, 0.0, 0.0),
+            std=tuple(config["image_std"]) if normalized else (1.0, 1.0, 1.0),
+        )
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """Height and width of every result, or None if they depend on the image."""
+        return self.crop or self.size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.float()
+        target = self._resized(*images.shape[2:])
+        if target is not None:
+            # As PIL does: first across, then down, and after each what overshoots at edges, as bicubic interpolation
+            # does, is cut off. What 8 bits would round to 0 and 255 is let through: with clamp(0, 1) rounding errors
+            # would stop the gradient of plain black and white.
+            for size in ((images.shape[2], target[1]), target):
+                images = functional.interpolate(images, size=size, mode=self.mode, antialias=True)
+                images = images.clamp(-0.5 / 255, 1 + 0.5 / 255)
+        if self.crop is not None:
+            top, left = (-((n - crop) // 2) for n, crop in zip(images.shape[2:], self.crop, strict=True))
+            bottom, right = self.crop[0] - images.shape[2] - top, self.crop[1] - images.shape[3] - left
+            images = functional.pad(images, (left, right, top, bottom))  # negative amounts cut
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _resized(self, height: int, width: int) -> tuple[int, int] | None:
+        if self.shortest_edge is None:
+            return self.size
+        short = min(height, width)
+        return self.shortest_edge * height // short, self.shortest_edge * width // short
+
+
+def _target_size(size: Any) -> tuple[int | None, tuple[int, int] | None]:
+    """`shortest_edge` and `size` of the configuration's size; a plain number, as old ones have it, is the former."""
+    if isinstance(size, int):
+        return size, None
+    if set(size) == {"shortest_edge"}:
+        return size["shortest_edge"], None
+    return None, _height_and_width("size", size)
+
+
+def _height_and_width(name: str, size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if set(size) != {"height", "width"}:
+        wanted = "height and width" if name == "crop_size" else "shortest_edge, or height and width"
+        raise RewardError(f"the image processor's {name} must be given by {wanted}, got {dict(size)}")
+    return size["height"], size["width"]

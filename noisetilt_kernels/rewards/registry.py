@@ -1,0 +1,211 @@
+"""The rewards by name: what they are, how they are loaded, and whether they have a gradient.
+
+A name may carry an argument after a colon: `color:blue`, `color:#ff8000`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from ..sampling import Reward
+from ..sampling.checks import check_choice
+from . import simple, sources
+from .checks import RewardError
+from .digits import DIGIT_REWARDS, DigitJudgeReward, DigitReward, digit_of
+from .weighted import WeightedSum
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward that can be loaded by name.
+
+    Attributes:
+        description: one line.
+        load: makes it of the argument in its name, the source of its weights, and the device.
+        check_argument: raises ValueError for what must not follow the colon; None if nothing may.
+        source: folder or hub id of its weights if no other is named; None if it has none.
+        differentiable: whether it can steer; if not it can only judge.
+        check_prompt: raises ValueError for a prompt that the reward cannot judge by.
+    """
+
+    description: str
+    load: Callable[[str | None, str, str | torch.device], Reward]
+    check_argument: Callable[[str], object] | None = None
+    source: str | None = None
+    differentiable: bool = True
+    check_prompt: Callable[[str], object] | None = None
+
+
+def _plain(reward: Reward) -> Callable[..., Reward]:
+    return lambda argument, source, device: reward
+
+
+def _color(argument: str | None, source: str, device: str | torch.device) -> Reward:
+    return simple.color() if argument is None else simple.color(argument)
+
+
+def _weights(reward_class: Callable[[str, str | torch.device], Reward]) -> Callable[..., Reward]:
+    return lambda argument, source, device: reward_class(source, device)
+
+
+def _by_transformers(module: str, class_name: str) -> Callable[..., Reward]:
+    def load(argument: str | None, source: str, device: str | torch.device) -> Reward:
+        try:
+            reward_class = getattr(import_module(f".{module}", __package__), class_name)
+        except ImportError as error:
+            raise RewardError(
+                f'load_reward: this reward needs transformers ({error}); pip install "noisetilt-kernels[diffusers]"'
+            ) from None
+        reward: Reward = reward_class(source, device)
+        return reward
+
+    return load
+
+
+ENTRIES: Mapping[str, Entry] = {
+    "aesthetic": Entry(
+        "LAION aesthetic predictor V2, about 1 to 10",
+        _by_transformers("aesthetic", "AestheticScore"),
+        source=sources.AESTHETIC,
+    ),
+    "brightness": Entry("mean luminance, 0 to 1", _plain(simple.brightness)),
+    "clip": Entry(
+        "100 times the cosine of image and prompt", _by_transformers("clip", "ClipScore"), source=sources.CLIP
+    ),
+    "color": Entry(
+        "closeness of the mean colour to red, or to another one as in color:blue, -1 to 0",
+        _color,
+        check_argument=simple.color,
+    ),
+    "digit": Entry(
+        "log-probability of the handwritten digit that the prompt names, at most 0",
+        _weights(DigitReward),
+        source=str(DIGIT_REWARDS),
+        check_prompt=digit_of,
+    ),
+    "digit-judge": Entry(
+        "1 where an independent judge sees the digit that the prompt names, else 0; no gradient",
+        _weights(DigitJudgeReward),
+        source=str(DIGIT_REWARDS),
+        differentiable=False,
+        check_prompt=digit_of,
+    ),
+    "pickscore": Entry(
+        "what people prefer for the prompt, about 18 to 24",
+        _by_transformers("clip", "PickScore"),
+        source=sources.PICKSCORE,
+    ),
+    "smoothness": Entry("likeness of neighbouring pixels, -1 to 0", _plain(simple.smoothness)),
+    "symmetry": Entry("likeness of left and right, -1 to 0", _plain(simple.symmetry)),
+}
+
+REWARDS = tuple(ENTRIES)
+
+
+def load_reward(name: str, *, source: str | None = None, device: str | torch.device = "cpu") -> Reward:
+    """A reward by its name.
+
+    Args:
+        name: one of `REWARDS`; "color" may have a colour after a colon.
+        source: folder or hub id of its weights; None is the usual one.
+        device: where images will be.
+
+    Raises:
+        ValueError: an unknown name, an argument that is not valid, or a source for a reward without weights.
+        RewardError: the weights cannot be had, or transformers is not installed; the message says what to do.
+    """
+    entry, argument = _find("load_reward", name)
+    if entry.source is None:
+        if source is not None:
+            raise ValueError(f"load_reward: source must be None for {name!r}, which has no weights, got {source!r}")
+        return entry.load(argument, "", device)
+    return entry.load(argument, source or entry.source, device)
+
+
+def parse_weights(spec: str) -> dict[str, float]:
+    """Weights of rewards: "aesthetic=1.0,color:#ff8000=-0.5" -> {"aesthetic": 1.0, "color:#ff8000": -0.5}.
+
+    A name alone has the weight 1. Nothing is loaded.
+
+    Raises:
+        ValueError: an unknown or repeated name, or a weight that is not a finite number.
+    """
+    weights: dict[str, float] = {}
+    for part in spec.split(","):
+        name, _, text = part.strip().partition("=")
+        name = name.strip()
+        if not name:
+            raise ValueError(f"parse_weights: spec must be of the form 'name=weight,name=weight', got {spec!r}")
+        _find("parse_weights", name)
+        if name in weights:
+            raise ValueError(f"parse_weights: each reward must be named once, got {name!r} twice in {spec!r}")
+        try:
+            weights[name] = float(text) if "=" in part else 1.0
+        except ValueError:
+            weights[name] = math.nan
+        if not math.isfinite(weights[name]):
+            raise ValueError(f"parse_weights: the weight of {name!r} must be a finite number, got {text.strip()!r}")
+    return weights
+
+
+def load_rewards(
+    spec: str | Mapping[str, float],
+    *,
+    sources: Mapping[str, str] | None = None,
+    device: str | torch.device = "cpu",
+) -> WeightedSum:
+    """The weighted sum of rewards that is to steer.
+
+    Args:
+        spec: as `parse_weights` takes it, or what it returns.
+        sources: of the weights by the name of the reward, where it is not the usual one; other names may be there too.
+        device: where images will be.
+
+    Raises:
+        ValueError: as of `parse_weights` and `load_reward`; or a reward has no gradient. Before anything is loaded.
+        RewardError: as of `load_reward`.
+    """
+    weights = parse_weights(spec) if isinstance(spec, str) else dict(spec)
+    if not weights:
+        raise ValueError("load_rewards: spec must name at least one reward, got none")
+    for name in weights:
+        entry, _ = _find("load_rewards", name)
+        if not entry.differentiable:
+            valid = ", ".join(repr(other) for other, one in ENTRIES.items() if one.differentiable)
+            raise ValueError(
+                f"load_rewards: reward {name!r} has no gradient, so it can judge images but not steer; valid: {valid}"
+            )
+    for name in sources or {}:
+        check_choice("load_rewards", "reward in sources", name, REWARDS)
+    return WeightedSum(
+        {
+            name: (weight, load_reward(name, source=(sources or {}).get(name), device=device))
+            for name, weight in weights.items()
+        }
+    )
+
+
+def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
+    """Raises ValueError for a prompt that one of the rewards cannot judge by; nothing is loaded."""
+    for name in names:
+        entry, _ = _find("check_prompts", name)
+        for prompt in prompts:
+            if entry.check_prompt is not None:
+                entry.check_prompt(prompt)
+
+
+def _find(function: str, name: Any) -> tuple[Entry, str | None]:
+    """The entry of a name, and the argument after its colon."""
+    base, colon, argument = name.partition(":") if isinstance(name, str) else (name, "", "")
+    check_choice(function, "reward", base, REWARDS)
+    entry = ENTRIES[base]
+    if not colon:
+        return entry, None
+    if entry.check_argument is None:
+        raise ValueError(f"{function}: reward {base!r} takes no argument, got {name!r}; only 'color' does")
+    entry.check_argument(argument)
+    return entry, argument

@@ -1,0 +1,78 @@
+"""Methods side by side, with the same prompts and seeds: their runs, a table, plots and a contact sheet."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from .contact_sheet import contact_sheet
+from .execute import execute
+from .files import write_whole
+from .folder import RunFolder, png
+from .loading import load_model, load_rewards
+from .methods import Method
+from .plots import draw_comparison, figure_png
+from .settings import Machine, Settings
+from .table import Row, markdown, tabulate
+
+
+def compare(
+    settings: Settings,
+    methods: Sequence[Method],
+    machine: Machine,
+    out: Path,
+    best_of: Sequence[int] = (1,),
+    *,
+    resume: bool = False,
+) -> list[Row]:
+    """Run every method with the same settings, each into a folder of its own below `out`, and put them side by side.
+
+    Args:
+        settings: of all runs but for the method.
+        methods: differences are to the first.
+        machine: how the runs are computed.
+        out: folder; table.md, comparison.json, comparison.png and contact-sheet.png are written to it at the end.
+        best_of: divisors of `settings.particles`, as of `tabulate`.
+        resume: go on with what is in the folders.
+
+    Raises:
+        ValueError: two methods are the same, or as of the samplers; RunFolderError: as of `RunFolder`; what loading
+            a model or a reward raises.
+    """
+    names = [folder_name(method) for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
+    runs = [replace(settings, method=method) for method in methods]
+    folders = [RunFolder(out / name, run.to_json(), resume=resume) for name, run in zip(names, runs, strict=True)]
+    model = load_model(settings, machine)
+    reward, held_out = load_rewards(settings, machine)
+    for run, folder in zip(runs, folders, strict=True):
+        execute(run, machine, folder, model, reward, held_out)
+    outcomes = {
+        method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
+        for method, folder in zip(methods, folders, strict=True)
+    }
+    rows = tabulate(outcomes, settings.particles, best_of)
+    write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
+    write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
+    write_whole(out / "comparison.png", figure_png(draw_comparison(rows, settings.held_out, " + ".join(settings.rewards))))
+    write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
+    return rows
+
+
+def _contact_sheet(settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]) -> Image.Image:
+    """A row for each method: of every prompt the first particle, up to ten of them, with its reward."""
+    shown = [index * settings.particles for index in range(len(settings.prompts))][:10]
+    return contact_sheet(
+        [[Image.open(folder.image_file(particle)) for particle in shown] for folder in folders],
+        list(map(str, methods)),
+        [[f"{folder.outcomes[particle].reward:.4g}" for particle in shown] for folder in folders],
+        side=96,
+    )
+
+
+def folder_name(method: Method) -> str:
+    """Of a method's run."""
+    return str(method).replace(":", "-").replace(",", "-").replace("=", "")

@@ -1,0 +1,122 @@
+"""Carries out a run into its folder."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..sampling import FinishedParticle, FlowModel, OneStepModel, RecordWriter, Reward, Run
+from ..sampling.run import best_index
+from ..rewards import WeightedSum
+from .contact_sheet import contact_sheet
+from .files import write_whole
+from .folder import Outcome, RunFolder, png
+from .settings import Machine, Settings
+from .statistics import estimate
+
+
+class OutOfMemoryError(Exception):
+    """The device's memory did not suffice; the message says what to do."""
+
+
+def execute(
+    settings: Settings,
+    machine: Machine,
+    folder: RunFolder,
+    model: FlowModel | OneStepModel,
+    reward: WeightedSum,
+    held_out: Mapping[str, Reward],
+) -> dict[str, Any]:
+    """Make what is missing of a run, then its contact sheet and its summary, which is returned.
+
+    Args:
+        settings: of the run.
+        machine: how it is computed.
+        folder: where to; every particle is there as soon as it is finished.
+        model: as `settings` name it, likewise the next two.
+        reward: what steers.
+        held_out: what judges, by name.
+
+    Raises:
+        OutOfMemoryError: the device's memory did not suffice.
+        NonFiniteError: as of the samplers.
+    """
+    prompts = settings.every_prompt
+
+    def keep(one: FinishedParticle) -> None:
+        images = one.image[None].to(model.device)
+        with torch.no_grad():
+            parts = dict(reward.parts(images, [one.prompt]))
+            parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
+        scores = {name: float(value) for name, value in parts.items()}
+        folder.keep(Outcome(one.particle, one.prompt, one.reward, scores), one.latent, one.image)
+
+    with RecordWriter(folder.records_file) as records, _memory_explained(machine):
+        for particles in folder.missing(len(prompts)):
+            run = Run(
+                seed=settings.seed,
+                micro_batch=machine.micro_batch,
+                first_particle=particles.start,
+                non_finite=settings.non_finite,
+                on_finished=keep,
+                on_record=records.write,
+                progress=machine.progress,
+            )
+            settings.method.sample(model, reward, prompts[particles.start : particles.stop], run)
+    write_contact_sheet(settings, folder)
+    summary = summarise(settings, folder)
+    folder.write_summary(summary)
+    return summary
+
+
+def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
+    """Rewards of a whole run as `Estimate`s, and the best particle of each prompt."""
+    outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
+    names = [*settings.rewards, *settings.held_out]
+    return {
+        "method": str(settings.method),
+        "particles": len(outcomes),
+        "nfe": settings.nfe,
+        "reward": estimate(one.reward for one in outcomes).to_json(),
+        "parts": {name: estimate(one.parts[name] for one in outcomes).to_json() for name in names},
+        "best": _best(settings, outcomes),
+    }
+
+
+def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
+    """contact-sheet.png: a row for each prompt, the best particle framed."""
+    outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
+    best = set(_best(settings, outcomes))
+    rows = [range(start, start + settings.particles) for start in range(0, len(outcomes), settings.particles)]
+    sheet = contact_sheet(
+        [[Image.open(folder.image_file(particle)) for particle in row] for row in rows],
+        settings.prompts,
+        [[f"{outcomes[particle].reward:.4g}" for particle in row] for row in rows],
+        [[particle in best for particle in row] for row in rows],
+    )
+    write_whole(folder.path / "contact-sheet.png", png(sheet))
+
+
+def _best(settings: Settings, outcomes: list[Outcome]) -> list[int]:
+    """The best particle of each prompt."""
+    rewards = [one.reward for one in outcomes]
+    k = settings.particles
+    return [start + best_index(rewards[start : start + k]) for start in range(0, len(rewards), k)]
+
+
+@contextmanager
+def _memory_explained(machine: Machine) -> Iterator[None]:
+    """Turns a failure to get memory into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        fewer = f"a smaller --micro-batch than {machine.micro_batch}, " if machine.micro_batch > 1 else ""
+        offload = "" if machine.offload else "--offload, "
+        raise OutOfMemoryError(
+            f"the memory of {machine.device} did not suffice; what was finished is kept. Try {fewer}{offload}"
+            "or smaller images (--height, --width), with --resume to go on"
+        ) from error

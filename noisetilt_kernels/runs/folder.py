@@ -1,0 +1,202 @@
+"""The folder of a run: images, latents, the record of every step, and everything needed to repeat it.
+
+    run.json             the settings and what they ran on
+    images/0000.png      of particle 0
+    latents/0000.safetensors
+    results.jsonl        a line for every finished particle
+    records.jsonl        a line for every step of every particle
+    contact-sheet.png    at the end, with
+    summary.json
+
+A particle's line in results.jsonl is written last, so that whatever stops a run, what has a line is whole.
+"""
+
+import io
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from ..versions import versions
+from .files import write_whole
+
+
+class RunFolderError(Exception):
+    """A folder cannot be used for this run; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished particle.
+
+    Attributes:
+        particle: its number.
+        prompt: its own.
+        reward: what it was steered by, NaN where that was not finite.
+        parts: each reward by name, the held-out ones as well, unweighted.
+    """
+
+    particle: int
+    prompt: str
+    reward: float
+    parts: dict[str, float]
+
+    def to_json(self) -> str:
+        """One line of strict JSON, without the newline; NaN and infinity become null."""
+        values = asdict(self)
+        values["reward"] = _strict(self.reward)
+        values["parts"] = {name: _strict(value) for name, value in self.parts.items()}
+        return json.dumps(values, allow_nan=False)
+
+    @staticmethod
+    def from_json(line: str) -> "Outcome":
+        """Inverse of `to_json`."""
+        values = json.loads(line)
+        parts = {name: _number(value) for name, value in values["parts"].items()}
+        return Outcome(values["particle"], values["prompt"], _number(values["reward"]), parts)
+
+
+class RunFolder:
+    """A run's files.
+
+    Args:
+        path: the folder; it is made if it does not exist.
+        settings: of the run, as JSON has them.
+        resume: go on with what is in the folder, which must be a run of the same settings.
+
+    Raises:
+        RunFolderError: there are files in it already, or those of another run.
+        OSError: it cannot be written to.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
+        run_file = path / "run.json"
+        if not run_file.exists():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunFolderError(f"{path} is not empty and not the folder of a run; name another one")
+            (path / "images").mkdir(parents=True)
+            (path / "latents").mkdir()
+            write_whole(run_file, _pretty({"settings": self.settings, "made_with": _made_with()}))
+        elif not resume:
+            raise RunFolderError(f"{path} holds a run already; --resume goes on with it, or name another folder")
+        else:
+            self._check_same(json.loads(run_file.read_text())["settings"])
+        self.outcomes = {one.particle: one for one in map(Outcome.from_json, _whole_lines(self.results_file))}
+        self._forget_unfinished()
+
+    @property
+    def results_file(self) -> Path:
+        """A line for every finished particle."""
+        return self.path / "results.jsonl"
+
+    @property
+    def records_file(self) -> Path:
+        """A line for every step of every particle."""
+        return self.path / "records.jsonl"
+
+    def image_file(self, particle: int) -> Path:
+        """PNG."""
+        return self.path / "images" / f"{particle:04d}.png"
+
+    def latent_file(self, particle: int) -> Path:
+        """The tensor "latent", float32."""
+        return self.path / "latents" / f"{particle:04d}.safetensors"
+
+    def missing(self, particles: int) -> list[range]:
+        """Those of particles 0, 1, ... that are not finished yet, as ranges."""
+        ranges: list[range] = []
+        for particle in range(particles):
+            if particle in self.outcomes:
+                continue
+            if ranges and ranges[-1].stop == particle:
+                ranges[-1] = range(ranges[-1].start, particle + 1)
+            else:
+                ranges.append(range(particle, particle + 1))
+        return ranges
+
+    def keep(self, one: Outcome, latent: Tensor, image: Tensor) -> None:
+        """Write a finished particle.
+
+        latent: float32 (*shape). image: (3, H, W) with values in [0, 1].
+        """
+        write_whole(self.latent_file(one.particle), save({"latent": latent.contiguous()}))
+        write_whole(self.image_file(one.particle), png(to_image(image)))
+        with self.results_file.open("ab", buffering=0) as file:
+            file.write(one.to_json().encode() + b"\n")
+        self.outcomes[one.particle] = one
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json"""
+        write_whole(self.path / "summary.json", _pretty(summary))
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        names = sorted(before.keys() | self.settings.keys())
+        other = [name for name in names if before.get(name) != self.settings.get(name)]
+        if other:
+            name = other[0]
+            raise RunFolderError(
+                f"{self.path} holds a run with another {name}: {before.get(name)!r}, not {self.settings.get(name)!r}; "
+                "--resume needs the settings of run.json"
+            )
+
+    def _forget_unfinished(self) -> None:
+        """Take what a stopped run left of unfinished particles out of the files, since it comes again."""
+        _rewrite(self.results_file, [one.to_json() for one in self.outcomes.values()])
+        records = _whole_lines(self.records_file)
+        _rewrite(self.records_file, [line for line in records if json.loads(line)["particle"] in self.outcomes])
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """A picture of (3, H, W) with values in [0, 1]; NaN is black."""
+    values = (image.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    data = io.BytesIO()
+    image.save(data, format="png")
+    return data.getvalue()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file of JSON lines but for a last one that was cut off; none if there is no file."""
+    if not path.exists():
+        return []
+    *lines, _rest = path.read_text().split("\n")
+    return lines
+
+
+def _rewrite(path: Path, lines: Iterable[str]) -> None:
+    if path.exists():
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _strict(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _pretty(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _made_with() -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,39 @@
+"""Loads what the settings of a run name."""
+
+import torch
+
+from ..models import FluxOneStep, load_flux
+from ..rewards import Reward, WeightedSum, load_reward, load_rewards as load_weighted
+from ..rewards.digits import ASSETS
+from .settings import Machine, Settings
+
+IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
+"""Models that come with the package: a flow, and its one-step student."""
+
+
+def model_source(name: str) -> str:
+    """Folder or hub id of a model."""
+    return str(IN_THE_BOX.get(name, name))
+
+
+def load_model(settings: Settings, machine: Machine) -> FluxOneStep:
+    """The model, which serves as a flow as well as a one-step model."""
+    pipe = load_flux(
+        model_source(settings.model),
+        dtype=getattr(torch, settings.dtype),
+        device=machine.device,
+        offload=machine.offload,
+        lora=settings.lora,
+    )
+    return FluxOneStep(
+        pipe, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale
+    )
+
+
+def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:
+    """The reward that steers, and those that are held out by name."""
+    steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
+    judges = {
+        name: load_reward(name, source=settings.sources.get(name), device=machine.device) for name in settings.held_out
+    }
+    return steering, judges

@@ -1,0 +1,54 @@
+"""What a run will do, before it does it."""
+
+from pathlib import Path
+
+import torch
+
+from ..models.memory import plan_memory
+from .loading import model_source
+from .settings import Machine, Settings
+
+
+def describe(settings: Settings, machine: Machine, out: Path) -> str:
+    """The plan as text: shapes, numbers of images and function evaluations, memory.
+
+    Raises:
+        ModelError, ValueError: there is no such model, or it has no images of that size.
+    """
+    memory = plan_memory(
+        model_source(settings.model),
+        dtype=getattr(torch, settings.dtype),
+        height=settings.height,
+        width=settings.width,
+        micro_batch=machine.micro_batch,
+        offload=machine.offload,
+    )
+    values = " x ".join(map(str, memory.shape))
+    count = len(settings.every_prompt)
+    total = 1
+    for extent in memory.shape:
+        total *= extent
+    rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
+    held_out = f"; held out: {', '.join(settings.held_out)}" if settings.held_out else ""
+    rows = {
+        "model": f"{settings.model}, {settings.dtype} on {machine.device}",
+        "images": f"{count} of {memory.image[0]} x {memory.image[1]}: {settings.particles} of each of "
+        f"{len(settings.prompts)} prompts; latents {values} (N = {total:,})",
+        "method": str(settings.method),
+        "reward": rewards + held_out,
+        "NFE": f"{settings.method.nfe} an image, {settings.nfe:,} in all",
+        "memory": f"{size(memory.total)}: transformer {size(memory.transformer)}, VAE {size(memory.vae)}, text encoders "
+        f"{size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, graph of {machine.micro_batch} at "
+        f"once {size(memory.graph)}; and the reward's own",
+        "to": str(out),
+    }
+    return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

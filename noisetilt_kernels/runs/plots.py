@@ -1,0 +1,66 @@
+"""The pictures of a comparison; they need matplotlib."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from .statistics import Estimate
+from .table import Row
+
+_MARKERS = "osD^vP*X<>"
+
+
+def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -> Figure:
+    """Reward against NFE, a line for each method, and each held-out reward against the reward, a point for each row.
+
+    Bars are 95 % confidence intervals.
+    """
+    labels = list(dict.fromkeys(str(row.method) for row in rows))
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
+        panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
+        for index, label in enumerate(labels):
+            own = [row for row in rows if str(row.method) == label]
+            style = {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)], "label": label}
+            rewards = [row.scores["reward"] for row in own]
+            panels[0].errorbar([row.nfe for row in own], *_bars(rewards), capsize=3, **style)
+            for panel, name in zip(panels[1:], held_out, strict=True):
+                judged = [row.scores[name] for row in own]
+                means, halves = _bars(rewards)
+                _scatter(panel, means, halves, judged, style)
+        panels[0].set(xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE")
+        if len({row.nfe for row in rows}) > 1:
+            panels[0].set_xscale("log", base=2)
+            panels[0].xaxis.set_major_formatter(ScalarFormatter())
+        for panel, name in zip(panels[1:], held_out, strict=True):
+            panel.set(xlabel=reward, ylabel=f"{name} (held out)", title="Trade-off: up and to the right is better")
+        for panel in panels:
+            panel.grid(alpha=0.3)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9)
+    return figure
+
+
+def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    return [one.mean for one in estimates], [one.half_width for one in estimates]
+
+
+def _scatter(
+    panel: Axes, means: list[float], halves: list[float], judged: Sequence[Estimate], style: dict[str, str]
+) -> None:
+    y, y_halves = _bars(judged)
+    panel.errorbar(means, y, xerr=halves, yerr=y_halves, capsize=3, linestyle=":", **style)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes."""
+    data = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure.savefig(data, format="png")
+    return data.getvalue()

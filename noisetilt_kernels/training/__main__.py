@@ -1,0 +1,64 @@
+"""`python -m noisetilt_kernels.training`: everything in `noisetilt_kernels/assets`, from scratch."""
+
+import copy
+import time
+from pathlib import Path
+
+import click
+import torch
+from diffusers import AutoencoderKL
+
+from ..rewards.digits import ASSETS
+from .autoencoder import train_autoencoder
+from .data import load_split
+from .flow import train_flow
+from .judges import train_classifier, train_judge
+from .network import SmallFlux
+from .student import train_student
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ASSETS,
+    show_default=True,
+    help="Folder to write the models to.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of the training steps; a small one shows quickly that all of it runs.",
+)
+def main(out: Path, seed: int, share: float) -> None:
+    """Train the small FLUX on handwritten digits, its one-step student, and the two that judge digits."""
+
+    def steps(whole: int) -> int:
+        return max(2, round(whole * share))
+
+    start = time.perf_counter()
+    torch.manual_seed(seed)  # initial weights
+    generator = torch.Generator().manual_seed(seed)
+    learned, held_out = load_split()
+    train_judge(held_out, generator, out / "digit-rewards")
+    train_classifier(learned, generator, steps(1500), out / "digit-rewards")
+    vae = train_autoencoder(learned, generator, steps(3000))
+    pool = steps(30_000)
+    flow = train_flow(vae, learned, generator, steps(4000), pool)
+    save(flow, vae, out / "digits")
+    student = train_student(flow, vae, generator, steps(3000), steps(12_000))
+    save(student, vae, out / "digits-turbo")
+    click.echo(f"trained in {(time.perf_counter() - start) / 60:.0f} minutes: {out}")
+
+
+def save(network: SmallFlux, vae: AutoencoderKL, folder: Path) -> None:
+    """As diffusers does, in bfloat16; what is given stays as it is."""
+    pipeline = copy.deepcopy(network).pipeline(copy.deepcopy(vae))
+    pipeline.to(torch.bfloat16).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

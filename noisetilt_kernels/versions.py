@@ -1,0 +1,28 @@
+"""Versions of this package and of those that it works with: for the doctor's report and for runs to be repeated."""
+
+import platform
+from importlib import metadata
+
+import torch
+
+from . import __version__
+
+ABSENT = "not installed"
+
+
+def versions() -> dict[str, str]:
+    """By name; the optional ones may be `ABSENT`."""
+    others = ("numpy", "scipy", "triton", "diffusers", "transformers", "accelerate", "peft")
+    return {
+        "noisetilt_kernels": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in others},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ABSENT
