@@ -10,6 +10,7 @@ from .rewards.digits import WORDS
 from .runs import comparison
 from .runs.methods import Method
 from .runs.settings import Machine, Settings
+from .runs.table import text
 
 METHODS = (
     Method("ntrk", {"operator": "w", "rho": 0.1}),
@@ -53,4 +54,4 @@ def run(seed: int, pictures: Path) -> str:
         for written in ("contact-sheet.png", "comparison.png"):
             target = pictures.with_name(f"{pictures.stem}-{written}")
             target.write_bytes((out / written).read_bytes())
-    return comparison.text(rows)
+    return text(rows)

@@ -408,6 +408,7 @@ def test_model_offload_without_text_encoders() -> None:
     pipe.text_encoder = pipe.text_encoder_2 = None
     expected = gradient(lambda x: flow_of(tiny_flux()).velocity(x, 0.5, ["a cat"]), noise())
     assert torch.equal(gradient(lambda x: flow.velocity(x, 0.5, ["a cat"]), noise()), expected)
+    assert pipe.transformer._hf_hook.prev_module_hook is None  # not itself
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -466,8 +467,10 @@ def test_other_pipelines_and_latents_are_errors() -> None:
         flow_of(tiny_flux()).velocity(noise(), 0.5, ["a", "the"])
 
 
-def test_default_size_is_the_pipelines() -> None:
-    assert FluxFlow(tiny_flux()).shape == (4, 128, 128)
+def test_default_size_is_the_vaes() -> None:
+    pipe = tiny_flux()
+    pipe.vae.register_to_config(sample_size=48)
+    assert FluxFlow(pipe).shape == (4, 24, 24)
 
 
 def test_the_package_does_without_diffusers() -> None:

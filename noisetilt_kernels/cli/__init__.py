@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-
+from ..runs.files import check_destination, write_whole
 from .compare import compare
 from .sample import optimize, sample
 
@@ -45,8 +45,9 @@ def bench(shape: str, device: str) -> None:
     with errors.explained():
         from .. import benchmark
 
-        timings = list(benchmark.measure(Sample(*extents), device))
-    click.echo(benchmark.table(Sample(*extents), device, timings))
+        sample = Sample(extents[0], extents[1], extents[2])
+        timings = list(benchmark.measure(sample, device))
+    click.echo(benchmark.table(sample, device, timings))
 
 
 @main.command()
@@ -76,11 +77,11 @@ def demo(out: Path, seed: int) -> None:
         ) from error
 
     with _writing(out):
-        demo.check_destination(out)
+        check_destination(out)
     comparison = demo.compare(seed)
     click.echo(demo.table(comparison))
     with _writing(out):
-        demo.write_whole(out, demo.png(demo.draw(comparison)))
+        write_whole(out, demo.png(demo.draw(comparison)))
     click.echo(f"\npicture: {out.resolve()}")
 
 
@@ -91,6 +92,15 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@main.command()
+def rewards() -> None:
+    """List the rewards."""
+    from ..rewards.registry import ENTRIES
+
+    for name, entry in ENTRIES.items():
+        click.echo(f"{name:<14}{entry.description}" + (f"; {entry.source}" if entry.source else ""))
 
 
 for _command in (sample, optimize, compare):

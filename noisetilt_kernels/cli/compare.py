@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..rewards import check_prompts
 from ..runs.methods import parse_method
 from .errors import explained, stopped
 from .options import machine_of, machine_options, model_options, prompt_options, reward_options, settings_of
@@ -64,6 +65,7 @@ def compare(
         counts = _counts(best_of, seeds)
         machine = machine_of(device, micro_batch, offload)
         settings = settings_of(chosen[0], device=machine.device, particles=seeds, **described)
+        check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         with stopped(lambda: f"what was finished is in {out}"):
             rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume)
         click.echo(comparison.markdown(rows))

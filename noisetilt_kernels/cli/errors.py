@@ -23,7 +23,9 @@ def explained() -> Iterator[None]:
     except (ValueError, RewardError, RunFolderError, OutOfMemoryError, NonFiniteError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+        # a file's, or one that is a whole sentence
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        raise click.ClickException(message) from error
 
 
 @contextmanager

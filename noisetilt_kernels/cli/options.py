@@ -54,7 +54,7 @@ reward_options = _together(
         "--reward",
         required=True,
         metavar="NAME[=WEIGHT],...",
-        help="The rewards that steer, as a weighted sum: aesthetic=1.0,brightness=-0.5. `noisetilt rewards` lists them.",
+        help="What steers, a weighted sum: aesthetic=1.0,brightness=-0.5. `noisetilt rewards` lists them.",
     ),
     click.option("--held-out", default="", metavar="NAME,...", help="Rewards that only judge the finished images."),
     click.option(
@@ -77,9 +77,7 @@ flow_options = _together(
 )
 
 run_options = _together(
-    click.option(
-        "--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."
-    ),
+    click.option("--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random."),
     click.option(
         "--non-finite",

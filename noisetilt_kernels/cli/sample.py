@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..rewards import check_prompts
 from ..runs.methods import Method
 from .errors import explained, stopped
 from .options import (
@@ -74,9 +75,7 @@ def sample(
 )
 @run_options
 @machine_options
-def optimize(
-    iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any
-) -> None:
+def optimize(iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any) -> None:
     """Optimise the noise of a one-step model toward a reward (WGNC).
 
     \b
@@ -106,6 +105,7 @@ def _run(
         machine = machine_of(device, micro_batch, offload)
         given = {name: value for name, value in options.items() if value is not None}
         settings = settings_of(Method(method, given), device=machine.device, **described)
+        check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         click.echo(plan.describe(settings, machine, out))
         if dry_run:
             return

@@ -16,6 +16,9 @@ from .times import exact_time, pipeline_sigmas
 LONGEST_PROMPT = 512
 """Tokens of T5 that FLUX takes; schnell was trained with half of them."""
 
+LARGE = 100_000_000
+"""Weights of a transformer whose activations are worth the time of computing them twice."""
+
 
 class FluxFlow:
     """A FluxPipeline as `sampling.FlowModel`: its own models, scheduler and prompt encoding, with gradients.
@@ -24,19 +27,19 @@ class FluxFlow:
     the samplers walk the path of `pipe(...)`.
 
     The pipeline is used, not copied: its models lose their parameters' gradients and stay in eval mode, and
-    transformer and VAE recompute activations in the backward, unless told otherwise. VAE tiling and slicing, LoRA and
+    transformer and VAE of large ones recompute activations in the backward. VAE tiling and slicing, LoRA and
     quantisation are as set in the pipeline. Both `enable_model_cpu_offload()` and `enable_sequential_cpu_offload()`
     work, the second much slower; with the first, transformer and VAE stay on the device together until a new prompt is
     to be encoded.
 
     Args:
         pipe: FLUX.1 dev, schnell, or made of them.
-        height, width: of images, in pixels; None is the pipeline's own, 1024.
+        height, width: of images, in pixels; None is the size that the VAE was made for, of FLUX.1 1024.
         guidance_scale: for models with embedded guidance, such as dev; schnell has none, and ignores it.
         max_sequence_length: tokens of T5 that prompts are cut or padded to; None is 512, for models without embedded
             guidance 256, or what the tokenizer takes, if that is less.
         gradient_checkpointing: recompute activations block by block in the backward, for a third more time and a
-            fraction of the memory.
+            fraction of the memory; None does so for transformers of 100 million weights and more.
 
     Raises:
         ValueError, TypeError: an argument out of its range, or a pipeline without transformer or VAE or under group
@@ -51,7 +54,7 @@ class FluxFlow:
         width: int | None = None,
         guidance_scale: float = 3.5,
         max_sequence_length: int | None = None,
-        gradient_checkpointing: bool = True,
+        gradient_checkpointing: bool | None = None,
     ) -> None:
         name = type(self).__name__
         if not isinstance(pipe, FluxPipeline):
@@ -64,7 +67,7 @@ class FluxFlow:
         self.pipe = pipe
         self._guidance_scale = float(guidance_scale)
         self._prompts = PromptCache(name, pipe, _prompt_length(name, pipe, max_sequence_length))
-        default = pipe.default_sample_size * pipe.vae_scale_factor
+        default = pipe.vae.config.sample_size  # the pipeline's own default is 128 latents whatever the model
         sides = {"height": default if height is None else height, "width": default if width is None else width}
         for side, pixels in sides.items():
             _check_side(name, side, pixels, 2 * pipe.vae_scale_factor)
@@ -75,6 +78,8 @@ class FluxFlow:
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
+        if gradient_checkpointing is None:
+            gradient_checkpointing = pipe.transformer.num_parameters() >= LARGE
         for network in (pipe.transformer, pipe.vae):
             if gradient_checkpointing and network._supports_gradient_checkpointing:
                 network.enable_gradient_checkpointing()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -52,13 +52,9 @@ def load_flux(
     device = torch.device(device)
     if offload and device.type == "cpu":
         raise ValueError("load_flux: offload must be False where device is the CPU, as everything is there already")
-    place = _find(str(source))
-    with _one_sentence(str(source)):
-        index = FluxPipeline.load_config(place.name, local_files_only=place.local)
-    if index.get("_class_name") != FluxPipeline.__name__:
-        raise ModelError(f"load_flux: {str(source)!r} is a {index.get('_class_name')}, and a FluxPipeline is needed")
+    place = _flux(str(source))
     if place.local:
-        _check_tokenizers(Path(place.name), index)
+        _check_tokenizers(Path(place.name))
     with _one_sentence(str(source)):
         # pickled weights could run code, and FLUX's are not pickled
         pipe = FluxPipeline.from_pretrained(place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True)
@@ -74,6 +70,23 @@ def load_flux(
             f"load_flux: {str(source)!r} does not fit into the memory of {device}; offload=True needs less"
         ) from None
     return pipe
+
+
+def configurations(source: str | Path) -> dict[str, dict[str, Any]]:
+    """The configurations of a FluxPipeline's models by name, without their weights.
+
+    Args:
+        source: as of `load_flux`; of a model of the hub only these few files are downloaded.
+
+    Raises:
+        ModelError: there is no such model, or it is not FLUX.
+    """
+    place = _flux(str(source))
+    with _one_sentence(str(source)):
+        return {
+            name: FluxTransformer2DModel.load_config(place.name, subfolder=name, local_files_only=place.local)
+            for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
+        }
 
 
 class _Place(NamedTuple):
@@ -100,11 +113,20 @@ def _find(source: str) -> _Place:
     return _Place(source, local=False)
 
 
-def _check_tokenizers(folder: Path, index: dict[str, Any]) -> None:
+def _flux(source: str) -> _Place:
+    """Where a FluxPipeline is, after a look at what it says it is."""
+    place = _find(source)
+    with _one_sentence(source):
+        kind = FluxPipeline.load_config(place.name, local_files_only=place.local).get("_class_name")
+    if kind != FluxPipeline.__name__:
+        raise ModelError(f"load_flux: {source!r} is a {kind}, and a FluxPipeline is needed")
+    return place
+
+
+def _check_tokenizers(folder: Path) -> None:
     # without its files transformers makes a tokenizer with an empty vocabulary, and says nothing
     for name in ("tokenizer", "tokenizer_2"):
-        wanted = index.get(name, [None])[0] is not None
-        if wanted and not any((folder / name / file).is_file() for file in _VOCABULARIES):
+        if not any((folder / name / file).is_file() for file in _VOCABULARIES):
             raise ModelError(f"load_flux: {str(folder)!r} has no vocabulary in {name}; download or save it anew")
 
 
@@ -144,7 +166,7 @@ def _explain(source: str, error: BaseException) -> str:
         return any(isinstance(each, kinds) for each in chain)
 
     if is_any(GatedRepoError):
-        return f"{source!r} wants its licence accepted on https://huggingface.co/{source}, and `hf auth login` after it"
+        return f"{source!r} wants its licence accepted on its page of the hub, and `hf auth login` after it"
     if is_any(RepositoryNotFoundError):
         return (
             f"{source!r} is neither a folder here nor a model of the hub; if it is private there, `hf auth login` first"

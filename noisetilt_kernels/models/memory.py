@@ -5,11 +5,9 @@ gradients: weights and what the graph keeps for its backward are then counted, n
 reward's own network, temporary buffers and the allocator's own share.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -65,76 +63,101 @@ def plan_memory(
     """
     configs = configurations(source)
     with torch.device("meta"):
-        pipe = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-            vae=AutoencoderKL.from_config(configs["vae"]),
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-            transformer=FluxTransformer2DModel.from_config(configs["transformer"]),
-        ).to(dtype=dtype)
+        transformer = FluxTransformer2DModel.from_config(configs["transformer"])
+        vae = AutoencoderKL.from_config(configs["vae"])
         encoders = [
             CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])),
             T5EncoderModel(T5Config.from_dict(configs["text_encoder_2"])),
         ]
+    for model in (transformer, vae, *encoders):
+        torch.nn.Module.to(model, dtype)  # diffusers' own warns of precision, which does not matter here
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
     flow = FluxFlow(pipe, height=height, width=width)
-    transformer, vae = _bytes(pipe.transformer, dtype), _bytes(pipe.vae, dtype)
-    text_encoders = sum(_bytes(encoder, dtype) for encoder in encoders)
-    image = tuple(side * pipe.vae_scale_factor for side in flow.shape[1:])
-    graph = _graph(flow, micro_batch, configs["transformer"])
-    together = transformer + vae + graph + (0 if offload else text_encoders)
-    return MemoryPlan(flow.shape, image, transformer, vae, text_encoders, graph, max(together, text_encoders))
+    _, height, width = flow.shape
+    weights = _bytes(transformer), _bytes(vae), sum(map(_bytes, encoders))
+    graph = _graph(flow, micro_batch)
+    text_encoders = 0 if offload else weights[2]
+    return MemoryPlan(
+        shape=flow.shape,
+        image=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor),
+        transformer=weights[0],
+        vae=weights[1],
+        text_encoders=weights[2],
+        graph=graph,
+        total=max(weights[0] + weights[1] + text_encoders + graph, weights[2]),
+    )
 
 
-def _graph(flow: FluxFlow, micro_batch: int, config: dict[str, Any]) -> int:
-    """Bytes of the graph: the transformer's stays while first the VAE's is there, then one block's of the transformer."""
-    length, dtype = flow._prompts.length, flow.pipe.transformer.dtype
+def _graph(flow: FluxFlow, micro_batch: int) -> int:
+    """Bytes of the graph at its most.
+
+    The transformer's is there all the time, beside it at first the VAE's. With gradient checkpointing they hold the
+    inputs of blocks, and one block at a time is computed anew.
+    """
+    transformer, vae = flow.pipe.transformer, flow.pipe.vae
+    config, length = transformer.config, flow._prompts.length
     with torch.device("meta"):
-        flow._prompts.keep(
-            "",
-            Encoded(
-                torch.empty(1, length, config["joint_attention_dim"], dtype=dtype),
-                torch.empty(1, config["pooled_projection_dim"], dtype=dtype),
-                torch.empty(length, 3),
-            ),
-        )
+        tokens = torch.empty(1, length, config.joint_attention_dim, dtype=transformer.dtype)
+        pooled = torch.empty(1, config.pooled_projection_dim, dtype=transformer.dtype)
+        flow._prompts.keep("", Encoded(tokens, pooled, torch.empty(length, 3)))
         x = torch.empty(micro_batch, *flow.shape, requires_grad=True)
-    prompts = [""] * micro_batch
 
-    def forward() -> Tensor:
-        return flow.velocity(x, 0.5, prompts)
+    def velocity() -> Tensor:
+        return flow.velocity(x, 0.5, [""] * micro_batch)
 
-    kept = _saved(forward, flow)
-    decoding = _saved(lambda: flow.decode(x), flow)
-    flow.pipe.transformer.disable_gradient_checkpointing()
-    blocks = config["num_layers"] + config["num_single_layers"]
-    # blocks of two streams hold as much as two of one, at most
-    one_block = 2 * _saved(forward, flow) // blocks
-    return kept + max(decoding, one_block)
+    def decode() -> Tensor:
+        return flow.decode(x)
+
+    kept, decoding = _saved(velocity), _saved(decode)
+    if not transformer.is_gradient_checkpointing:
+        return kept + decoding
+    transformer.disable_gradient_checkpointing()
+    vae.disable_gradient_checkpointing()
+    block = _largest(velocity, [*transformer.transformer_blocks, *transformer.single_transformer_blocks])
+    decoder_block = _largest(decode, [vae.decoder.mid_block, *vae.decoder.up_blocks])
+    return kept + max(decoding + decoder_block, block)
 
 
-def _saved(forward: Callable[[], Tensor], flow: FluxFlow) -> int:
-    """Bytes that a graph keeps for its backward, without the weights; tensors that share their memory count once."""
-    weights = {
-        parameter.untyped_storage()._cdata
-        for model in (flow.pipe.transformer, flow.pipe.vae)
-        for parameter in model.parameters()
-    }
+def _saved(forward: Callable[[], Tensor]) -> int:
+    """Bytes that the graph of `forward` keeps for its backward, weights left out."""
+    return _largest(forward, [])
+
+
+def _largest(forward: Callable[[], Tensor], blocks: Sequence[torch.nn.Module]) -> int:
+    """As `_saved`, of the block that keeps the most; of all of it where no blocks are named.
+
+    Tensors that share their memory count once.
+    """
     storages: dict[int, torch.UntypedStorage] = {}
+    sizes: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
+        if not isinstance(tensor, torch.nn.Parameter) and not isinstance(tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
             storages[storage._cdata] = storage
         return tensor
 
+    def close(*_: object) -> None:
+        sizes.append(sum(storage.nbytes() for storage in storages.values()))
+        storages.clear()
+
+    handles = [block.register_forward_pre_hook(lambda *_: storages.clear()) for block in blocks]
+    handles += [block.register_forward_hook(close) for block in blocks]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    total = sum(storage.nbytes() for storage in storages.values())
-    del output
-    return total
+        _output = forward()  # alive until it is counted
+    close()
+    for handle in handles:
+        handle.remove()
+    return max(sizes)
 
 
-def _bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
-    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+def _bytes(model: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())

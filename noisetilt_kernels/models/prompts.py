@@ -47,6 +47,10 @@ class PromptCache:
             if prompt not in self._encoded:
                 self._encoded[prompt] = self._encode(prompt)
 
+    def keep(self, prompt: str, encoded: Encoded) -> None:
+        """Take a prompt as already encoded."""
+        self._encoded[prompt] = encoded
+
     def batch(self, prompts: Sequence[str], dtype: torch.dtype) -> Encoded:
         """The prompts, encoded, on the transformer's device. Raises as `add`."""
         self.add(prompts)
@@ -66,8 +70,7 @@ class PromptCache:
                 "them, or call encode(prompts) before they are dropped"
             )
         keep_until_backward(self._pipe)
-        # what is kept goes into graphs later, which inference mode would forbid
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             return Encoded(
                 *self._pipe.encode_prompt(
                     prompt, device=execution_device(self._pipe.transformer), max_sequence_length=self.length

@@ -140,7 +140,7 @@ class DigitReward:
         check_batch("digit", images, prompts)
         digits = torch.tensor([digit_of(prompt) for prompt in prompts], device=images.device)
         log_probabilities: Tensor = self.classifier(images.float())
-        return log_probabilities.gather(1, digits[:, None])[:, 0]
+        return log_probabilities.gather(1, digits[:1, None].expand(len(digits), 1))[:, 0]
 
 
 class DigitJudgeReward:

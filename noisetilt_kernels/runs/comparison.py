@@ -57,7 +57,9 @@ def compare(
     rows = tabulate(outcomes, settings.particles, best_of)
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
-    write_whole(out / "comparison.png", figure_png(draw_comparison(rows, settings.held_out, " + ".join(settings.rewards))))
+    write_whole(
+        out / "comparison.png", figure_png(draw_comparison(rows, settings.held_out, " + ".join(settings.rewards)))
+    )
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
     return rows
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..rewards import WeightedSum
 from ..sampling import FinishedParticle, FlowModel, OneStepModel, RecordWriter, Reward, Run
 from ..sampling.run import best_index
-from ..rewards import WeightedSum
 from .contact_sheet import contact_sheet
 from .files import write_whole
 from .folder import Outcome, RunFolder, png

@@ -3,8 +3,10 @@
 import torch
 
 from ..models import FluxOneStep, load_flux
-from ..rewards import Reward, WeightedSum, load_reward, load_rewards as load_weighted
+from ..rewards import WeightedSum, load_reward
+from ..rewards import load_rewards as load_weighted
 from ..rewards.digits import ASSETS
+from ..sampling import Reward
 from .settings import Machine, Settings
 
 IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
@@ -25,9 +27,7 @@ def load_model(settings: Settings, machine: Machine) -> FluxOneStep:
         offload=machine.offload,
         lora=settings.lora,
     )
-    return FluxOneStep(
-        pipe, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale
-    )
+    return FluxOneStep(pipe, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale)
 
 
 def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:

@@ -51,9 +51,7 @@ class Method:
             if parameter.default is inspect.Parameter.empty and option not in self.options:
                 raise ValueError(f"{self.name} needs {option}, which has no default since it depends on the reward")
 
-    def sample(
-        self, model: FlowModel | OneStepModel, reward: Reward, prompts: str | Sequence[str], run: Run
-    ) -> Result:
+    def sample(self, model: FlowModel | OneStepModel, reward: Reward, prompts: str | Sequence[str], run: Run) -> Result:
         """Runs the sampler."""
         options = dict(self.options)
         if "schedule" in options:
@@ -76,7 +74,8 @@ class Method:
     def __str__(self) -> str:
         """As `parse_method` reads it."""
         return self.name + "".join(
-            f"{':' if index == 0 else ','}{option}={value}" for index, (option, value) in enumerate(self.options.items())
+            f"{':' if index == 0 else ','}{option}={value}"
+            for index, (option, value) in enumerate(self.options.items())
         )
 
 

@@ -37,9 +37,9 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         "method": str(settings.method),
         "reward": rewards + held_out,
         "NFE": f"{settings.method.nfe} an image, {settings.nfe:,} in all",
-        "memory": f"{size(memory.total)}: transformer {size(memory.transformer)}, VAE {size(memory.vae)}, text encoders "
-        f"{size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, graph of {machine.micro_batch} at "
-        f"once {size(memory.graph)}; and the reward's own",
+        "memory": f"{size(memory.total)}: transformer {size(memory.transformer)}, VAE {size(memory.vae)}, "
+        f"text encoders {size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, "
+        f"graph of {machine.micro_batch} at once {size(memory.graph)}; and the reward's own",
         "to": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())

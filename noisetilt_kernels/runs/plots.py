@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +27,11 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
         for index, label in enumerate(labels):
             own = [row for row in rows if str(row.method) == label]
-            style = {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)], "label": label}
+            style: dict[str, Any] = {
+                "color": f"C{index % 10}",
+                "marker": _MARKERS[index % len(_MARKERS)],
+                "label": label,
+            }
             rewards = [row.scores["reward"] for row in own]
             panels[0].errorbar([row.nfe for row in own], *_bars(rewards), capsize=3, **style)
             for panel, name in zip(panels[1:], held_out, strict=True):
@@ -51,7 +56,7 @@ def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
 
 
 def _scatter(
-    panel: Axes, means: list[float], halves: list[float], judged: Sequence[Estimate], style: dict[str, str]
+    panel: Axes, means: list[float], halves: list[float], judged: Sequence[Estimate], style: dict[str, Any]
 ) -> None:
     y, y_halves = _bars(judged)
     panel.errorbar(means, y, xerr=halves, yerr=y_halves, capsize=3, linestyle=":", **style)

@@ -28,6 +28,11 @@ class Row:
     scores: dict[str, Estimate]
     differences: dict[str, Estimate]
 
+    @property
+    def label(self) -> str:
+        """Such as "ntrk:rho=0.1, best of 4"."""
+        return f"{self.method}, best of {self.best_of}" if self.best_of > 1 else str(self.method)
+
     def to_json(self) -> dict[str, Any]:
         """As comparison.json has it."""
         return {
@@ -76,12 +81,26 @@ def _choose(outcomes: Sequence[Outcome], particles: int, n: int) -> dict[str, li
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table; after each value, half of its 95 % confidence interval."""
+    """The rows as a Markdown table; after each mean, half of its 95 % confidence interval."""
+    header, *lines = _cells(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The same, aligned."""
+    lines = _cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
     names = list(rows[0].scores)
     header = ["method", "NFE", *names, *(f"{name}, difference" for name in names)]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for row in rows:
         cells = [str(row.scores[name]) for name in names]
         cells += [f"{row.differences[name]:+}" if row.differences else "" for name in names]
-        lines.append([f"`{row.method}`" + (f", best of {row.best_of}" if row.best_of > 1 else ""), str(row.nfe), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append(
+            [f"`{row.method}`" + (f", best of {row.best_of}" if row.best_of > 1 else ""), str(row.nfe), *cells]
+        )
+    return lines

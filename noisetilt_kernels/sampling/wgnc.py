@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from .checks import check_integer, check_model, check_number
 from .gradients import cosines, norms, one_step_guidance

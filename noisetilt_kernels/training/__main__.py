@@ -39,25 +39,29 @@ def main(out: Path, seed: int, share: float) -> None:
     def steps(whole: int) -> int:
         return max(2, round(whole * share))
 
+    def stage() -> torch.Generator:
+        """Each stage starts from the seed, so that it can be repeated without those before."""
+        torch.manual_seed(seed)  # initial weights
+        return torch.Generator().manual_seed(seed)
+
     start = time.perf_counter()
-    torch.manual_seed(seed)  # initial weights
-    generator = torch.Generator().manual_seed(seed)
     learned, held_out = load_split()
+    generator = stage()
     train_judge(held_out, generator, out / "digit-rewards")
     train_classifier(learned, generator, steps(1500), out / "digit-rewards")
-    vae = train_autoencoder(learned, generator, steps(3000))
-    pool = steps(30_000)
-    flow = train_flow(vae, learned, generator, steps(4000), pool)
+    generator = stage()
+    vae = train_autoencoder(learned, generator, steps(2000))
+    flow = train_flow(vae, learned, generator, steps(4000), steps(30_000))
     save(flow, vae, out / "digits")
-    student = train_student(flow, vae, generator, steps(3000), steps(12_000))
+    generator = stage()
+    student = train_student(flow, vae, generator, steps(2000), steps(12_000))
     save(student, vae, out / "digits-turbo")
     click.echo(f"trained in {(time.perf_counter() - start) / 60:.0f} minutes: {out}")
 
 
 def save(network: SmallFlux, vae: AutoencoderKL, folder: Path) -> None:
     """As diffusers does, in bfloat16; what is given stays as it is."""
-    pipeline = copy.deepcopy(network).pipeline(copy.deepcopy(vae))
-    pipeline.to(torch.bfloat16).save_pretrained(folder)
+    copy.deepcopy(network).bfloat16().pipeline(copy.deepcopy(vae).bfloat16()).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def pictures_of(digits: Digits, generator: Generator, count: int) -> tuple[Tenso
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor, generator: Generator) -> Tensor:
     """Latents (n, 4, 16, 16) as the autoencoder has them, drawn from its posterior."""
-    return torch.cat([vae.encode(pictures[part] * 2 - 1).latent_dist.sample(generator) for part in batches(len(pictures), 256)])
+    return torch.cat(
+        [vae.encode(pictures[part] * 2 - 1).latent_dist.sample(generator) for part in batches(len(pictures), 256)]
+    )
 
 
 def to_model(vae: AutoencoderKL, latents: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def load_split() -> tuple[Digits, Digits]:
 
 
 def draw_pictures(scans: Tensor, generator: Generator, variety: float = 1.0) -> Tensor:
-    """Pictures float32 (n, 3, 32, 32) in [0, 1] of scans (n, 1, 8, 8), each turned, sheared, scaled and moved at random.
+    """Pictures (n, 3, 32, 32) in [0, 1] of scans (n, 1, 8, 8), each turned, sheared, scaled and moved at random.
 
     variety: how much, in standard deviations of 4 degrees, 8 %, 6 % and 1 pixel; 0 leaves them as they are.
     """

@@ -1,5 +1,7 @@
 """The flow: from noise to latents of pictures, in many steps."""
 
+from itertools import pairwise
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Generator, Tensor
@@ -40,9 +42,9 @@ def draw_times(count: int, generator: Generator) -> Tensor:
 
 @torch.no_grad()
 def follow(network: SmallFlux, x: Tensor, prompts: list[str], steps: int) -> Tensor:
-    """The latents (B, 4, 16, 16) that noise x leads to: Heun's method on the probability-flow ODE, 2 steps - 1 forwards."""
+    """The latents (B, 4, 16, 16) that noise x leads to by the ODE: Heun's method, 2 steps - 1 forwards."""
     times = torch.linspace(1, 0, steps + 1)
-    for t, after in zip(times[:-1], times[1:], strict=True):
+    for t, after in pairwise(times):
         velocity = network.velocity(x, t.expand(len(x)), prompts)
         euler = x - (t - after) * velocity
         if after == 0:

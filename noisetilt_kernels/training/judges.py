@@ -50,7 +50,10 @@ def train_classifier(digits: Digits, generator: Generator, steps: int, folder: P
         # blurred and noisy ones as well, as it is asked of pictures that are not finished
         t = torch.rand(batch, 1, 1, 1, generator=generator) * 0.3
         pictures = (pictures + t * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
-        return functional.nll_loss(network(pictures), labels, )
+        return functional.nll_loss(
+            network(pictures),
+            labels,
+        )
 
     train("classifier", network, loss_of, steps=steps, lr=2e-3)
     _save(network.state_dict(), folder / CLASSIFIER_FILE)

@@ -1,0 +1,55 @@
+"""What every reward must be: differentiable, and of each image by itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from noisetilt_kernels.sampling import Reward
+
+
+def some_images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
+    """Smooth images (count, 3, height, width) from 0.2 to 0.8, which no interpolation carries out of [0, 1]."""
+    noise = torch.rand(count, 3, 6, 5, generator=torch.Generator().manual_seed(seed))
+    return 0.2 + 0.6 * torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
+
+
+def gradient_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Of the sum of the rewards, like `images`."""
+    images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
+    return gradient
+
+
+def check_gradient(reward: Reward, images: Tensor, prompts: Sequence[str], size: float = 0.01) -> None:
+    """The gradient is that of differences of fourth order: along itself, and along random directions.
+
+    size: of the change of the pixel that changes most.
+    """
+    gradient = gradient_of(reward, images, prompts)
+    assert gradient.dtype == images.dtype
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
+    directions = [gradient, *torch.randn(3, *images.shape, generator=torch.Generator().manual_seed(1))]
+    for direction in directions:
+        direction = direction / direction.flatten(1).abs().amax(dim=1)[:, None, None, None]
+        with torch.no_grad():
+            a, b, c, d = (reward(images + size * k * direction / 2, prompts).double() for k in (2, 1, -1, -2))
+        expected = (8 * (b - c) - (a - d)) / (6 * size)
+        actual = (gradient.double() * direction).flatten(1).sum(dim=1)
+        scale = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
+        assert ((actual - expected).abs() / scale).max() < 2e-3, (actual, expected, scale)
+
+
+def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str], tolerance: float) -> None:
+    """An image has the same reward and the same gradient alone as in a batch, and float32 is returned."""
+    values, gradient = reward(images, prompts), gradient_of(reward, images, prompts)
+    assert values.dtype == torch.float32
+    assert values.shape == (len(images),)
+    assert values.std() > 10 * tolerance, "images that are too much alike show nothing"
+    for index, prompt in enumerate(prompts):
+        one = images[index : index + 1]
+        torch.testing.assert_close(reward(one, [prompt])[0], values[index], rtol=0, atol=tolerance)
+        expected = gradient_of(reward, one, [prompt])[0]
+        difference = (expected - gradient[index]).abs().max()
+        assert difference < 1e-3 * expected.abs().max()
