@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from .rewards.digits import WORDS
 from .runs import comparison
+from .runs.files import write_whole
 from .runs.methods import Method
 from .runs.settings import Machine, Settings
 from .runs.table import text
@@ -43,15 +44,16 @@ def settings(seed: int) -> Settings:
     )
 
 
-def run(seed: int, pictures: Path) -> str:
-    """Sample with every method; the table as text.
+def run(seed: int, picture: Path) -> tuple[str, list[Path]]:
+    """Sample with every method: the table as text, and the pictures written, a contact sheet and plots.
 
-    pictures: path whose stem begins the names of the two pictures that are written, a contact sheet and plots.
+    picture: path whose stem begins their names.
     """
+    pictures = []
     with TemporaryDirectory() as folder:
         out = Path(folder)
         rows = comparison.compare(settings(seed), METHODS, Machine(micro_batch=20, progress=True), out, BEST_OF)
         for written in ("contact-sheet.png", "comparison.png"):
-            target = pictures.with_name(f"{pictures.stem}-{written}")
-            target.write_bytes((out / written).read_bytes())
-    return text(rows)
+            pictures.append(picture.with_name(f"{picture.stem}-{written}"))
+            write_whole(pictures[-1], (out / written).read_bytes())
+    return text(rows), pictures

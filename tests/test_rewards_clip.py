@@ -226,6 +226,15 @@ def test_aesthetic_is_that_of_the_published_code(clip: Path, conversion: Path, o
         torch.testing.assert_close(AestheticScore(folder)(images, [""] * 3), expected, rtol=0, atol=1e-4)
 
 
+def test_the_width_of_embeddings_is_that_of_the_whole_model(original: Path, tmp_path: Path) -> None:
+    """Some configurations of the vision half do not say it."""
+    file = copy_of(original, tmp_path) / "config.json"
+    vision = json.loads(file.read_text())["vision_config"]
+    change_json(file, vision_config={name: value for name, value in vision.items() if name != "projection_dim"})
+    images = some_images(3)
+    torch.testing.assert_close(AestheticScore(tmp_path)(images, [""] * 3), AestheticScore(original)(images, [""] * 3))
+
+
 def test_a_predictor_alone_takes_clip_from_the_hub(
     clip: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from noisetilt_kernels.rewards import WeightedSum
-from noisetilt_kernels.runs.execute import OutOfMemoryError, execute
+from noisetilt_kernels.runs.errors import OutOfMemoryError
+from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import RunFolder, to_image
 from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import Machine, Settings

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from noisetilt_kernels.runs.folder import Outcome, RunFolder, RunFolderError, to_image
+from noisetilt_kernels.runs.errors import RunFolderError
+from noisetilt_kernels.runs.folder import Outcome, RunFolder, to_image
 
 SETTINGS = {"model": "m", "prompts": ("a", "b"), "seed": 3}
 
@@ -84,9 +85,13 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", SETTINGS)
-    with pytest.raises(RunFolderError, match="holds a run already; --resume goes on with it"):
-        RunFolder(tmp_path / "run", SETTINGS)
+    folder = RunFolder(tmp_path / "run", SETTINGS)
+    other = {**SETTINGS, "seed": 4}
+    RunFolder(tmp_path / "run", other)  # nothing was finished, so nothing is lost
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 4
+    keep(folder, 0)
+    with pytest.raises(RunFolderError, match="holds a run with 1 images already; --resume goes on with it"):
+        RunFolder(tmp_path / "run", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     for path in (tmp_path / "other", tmp_path / "other" / "thesis.tex"):

@@ -76,6 +76,7 @@ def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
         },
         particles=2,
         best_of=[1, 2],
+        names=["judge"],
     )
     assert [(row.method, row.best_of, row.nfe) for row in rows] == [
         (first, 1, 5),
@@ -92,4 +93,4 @@ def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
     assert header == "| method | NFE | reward | judge | reward, difference | judge, difference |"
     assert len(cells) == 4 and all(cell.count("|") == line.count("|") for cell in cells)
     with pytest.raises(ValueError, match="best of 3 needs a number of seeds that 3 divides, got 2"):
-        tabulate({first: []}, 2, [3])
+        tabulate({first: []}, 2, [3], [])

@@ -1,5 +1,6 @@
 """The `noisetilt` command. Every subcommand imports what it needs when it is called."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..runs.files import check_destination, write_whole
+from . import errors
 from .compare import compare
 from .sample import optimize, sample
 
@@ -14,6 +16,8 @@ from .sample import optimize, sample
 @click.group()
 def main() -> None:
     """Whitening kernels for reward-guided diffusion sampling."""
+    # transformers warns at its import of what is no concern here, such as a missing torchvision
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @main.command()
@@ -37,7 +41,6 @@ def doctor(as_json: bool) -> None:
 def bench(shape: str, device: str) -> None:
     """Time the operators here, against the reference."""
     from ..config import Sample
-    from . import errors
 
     extents = [int(part) if part.isdecimal() else 0 for part in shape.split("x")]
     if len(extents) != 3 or 0 in extents:
@@ -62,18 +65,17 @@ def bench(shape: str, device: str) -> None:
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the Gaussian noise."
 )
 def demo(out: Path, seed: int) -> None:
-    """Whiten a photograph and true noise; print a table and draw a picture.
+    """Show what the operators do to noise, and what that does to steered images.
 
-    Both pass through norm projection, WGNC and W. A good operator removes the structure of the photograph, keeps
-    its direction, and leaves the noise alone.
+    First a photograph and true noise pass through norm projection, WGNC and W. A good operator removes the structure
+    of the photograph, keeps its direction, and leaves the noise alone. Then a small model draws digits, steered toward
+    more ink, with every sampler and every operator; a judge who takes no part says how many can still be read.
     """
     try:
-        from .. import demo
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("matplotlib", "PIL"):
-            raise
+        from .. import demo, demo_sampling
+    except ImportError as error:
         raise click.ClickException(
-            f'the demo needs {error.name}, which is not installed: pip install "noisetilt-kernels[demo]"'
+            f'the demo needs what is not installed here ({error}): pip install "noisetilt-kernels[demo]"'
         ) from error
 
     with _writing(out):
@@ -82,7 +84,10 @@ def demo(out: Path, seed: int) -> None:
     click.echo(demo.table(comparison))
     with _writing(out):
         write_whole(out, demo.png(demo.draw(comparison)))
-    click.echo(f"\npicture: {out.resolve()}")
+    click.echo(f"\npicture: {out.resolve()}\n")
+    with errors.explained(), errors.stopped(lambda: "the demo keeps nothing but its pictures"):
+        text, pictures = demo_sampling.run(seed, out)
+    click.echo(f"{text}\n\npictures: {', '.join(str(path.resolve()) for path in pictures)}")
 
 
 @contextmanager

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 import click
 
+from ..rewards import RewardError
+from ..runs.errors import OutOfMemoryError, RunFolderError
+from ..sampling import NonFiniteError
+
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C stopped, as shells have it."""
 
@@ -13,11 +17,6 @@ INTERRUPTED = 130
 @contextmanager
 def explained() -> Iterator[None]:
     """Turns the errors that the package raises on purpose into one sentence; others are bugs, and keep their trace."""
-    from ..rewards import RewardError
-    from ..runs.execute import OutOfMemoryError
-    from ..runs.folder import RunFolderError
-    from ..sampling import NonFiniteError
-
     try:
         yield
     except (ValueError, RewardError, RunFolderError, OutOfMemoryError, NonFiniteError, ImportError) as error:

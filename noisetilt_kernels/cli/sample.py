@@ -110,8 +110,8 @@ def _run(
         if dry_run:
             return
         folder = RunFolder(out, settings.to_json(), resume=resume)
+        reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
         model = loading.load_model(settings, machine)
-        reward, held_out = loading.load_rewards(settings, machine)
         with stopped(lambda: f"{len(folder.outcomes)} of {len(settings.every_prompt)} images are in {out}"):
             summary = execute(settings, machine, folder, model, reward, held_out)
         click.echo(_told(summary))

@@ -66,7 +66,7 @@ class FluxFlow:
         check_number(name, "guidance_scale", guidance_scale, 0)
         self.pipe = pipe
         self._guidance_scale = float(guidance_scale)
-        self._prompts = PromptCache(name, pipe, _prompt_length(name, pipe, max_sequence_length))
+        self.prompts = PromptCache(name, pipe, _prompt_length(name, pipe, max_sequence_length))
         default = pipe.vae.config.sample_size  # the pipeline's own default is 128 latents whatever the model
         sides = {"height": default if height is None else height, "width": default if width is None else width}
         for side, pixels in sides.items():
@@ -105,7 +105,7 @@ class FluxFlow:
         Raises:
             ValueError, TypeError: the pipeline has no text encoders; prompts are not strings.
         """
-        self._prompts.add(prompt_list(f"{type(self).__name__}.encode", prompts))
+        self.prompts.add(prompt_list(f"{type(self).__name__}.encode", prompts))
 
     def sigmas(self, n: int) -> Tensor:
         """The n + 1 times that the pipeline has for n steps at this size, float32, on the CPU."""
@@ -124,7 +124,7 @@ class FluxFlow:
             )
         transformer = self.pipe.transformer
         dtype, (height, width) = transformer.dtype, self._shape[1:]
-        prompt = self._prompts.batch(prompts, dtype)
+        prompt = self.prompts.batch(prompts, dtype)
         keep_until_backward(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         # float32 positions: the pipeline's bfloat16 has integers up to 256 only

@@ -1,6 +1,7 @@
 """Loading FLUX: a folder or a model of the Hugging Face hub to a FluxPipeline, or one sentence on what is wrong."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from transformers.utils.hub import cached_file
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INDEX = "model_index.json"
@@ -72,21 +74,36 @@ def load_flux(
     return pipe
 
 
-def configurations(source: str | Path) -> dict[str, dict[str, Any]]:
-    """The configurations of a FluxPipeline's models by name, without their weights.
+class Configurations(NamedTuple):
+    """What a FluxPipeline says of itself."""
+
+    models: dict[str, dict[str, Any]]
+    """Of its transformer, VAE and text encoders, by name."""
+    prompt_length: int
+    """Tokens that T5's tokenizer takes."""
+
+
+def configurations(source: str | Path) -> Configurations:
+    """The configurations of a FluxPipeline, without its weights.
 
     Args:
-        source: as of `load_flux`; of a model of the hub only these few files are downloaded.
+        source: as of `load_flux`; of a model of the hub only a few small files are downloaded.
 
     Raises:
         ModelError: there is no such model, or it is not FLUX.
     """
     place = _flux(str(source))
     with _one_sentence(str(source)):
-        return {
-            name: FluxTransformer2DModel.load_config(place.name, subfolder=name, local_files_only=place.local)
-            for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
-        }
+        tokenizer = cached_file(
+            place.name, "tokenizer_config.json", subfolder="tokenizer_2", local_files_only=place.local
+        )
+        return Configurations(
+            {
+                name: FluxTransformer2DModel.load_config(place.name, subfolder=name, local_files_only=place.local)
+                for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
+            },
+            json.loads(Path(tokenizer).read_text(encoding="utf-8"))["model_max_length"],
+        )
 
 
 class _Place(NamedTuple):

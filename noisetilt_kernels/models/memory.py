@@ -1,21 +1,23 @@
 """How much memory guided sampling will take, from the configurations of a model alone.
 
-The models are made on torch's meta device, where tensors have shapes and no values, and are run there with their
-gradients: weights and what the graph keeps for its backward are then counted, not guessed. What is not counted are the
-reward's own network, temporary buffers and the allocator's own share.
+The models are made of torch's fake tensors, which have shapes and no values, and are run with their gradients: weights
+and what the graph keeps for its backward are then counted, not guessed. What is not counted are the reward's own
+network, temporary buffers and the allocator's own share.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from .flux import FluxFlow
-from .loading import configurations
+from .loading import Configurations, configurations
 from .prompts import Encoded
 
 
@@ -62,17 +64,32 @@ def plan_memory(
         ModelError: there is no such model. ValueError: a size that the model does not have.
     """
     configs = configurations(source)
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(configs["transformer"])
-        vae = AutoencoderKL.from_config(configs["vae"])
-        encoders = [
-            CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])),
-            T5EncoderModel(T5Config.from_dict(configs["text_encoder_2"])),
-        ]
-    for model in (transformer, vae, *encoders):
-        torch.nn.Module.to(model, dtype)  # diffusers' own warns of precision, which does not matter here
+    # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
+    with FakeTensorMode(), _default_dtype(dtype):
+        flow, *encoders = _models(configs, height, width)
+        graph = _graph(flow, micro_batch)
+    weights = _bytes(flow.pipe.transformer), _bytes(flow.pipe.vae), sum(map(_bytes, encoders))
+    text_encoders = 0 if offload else weights[2]
+    _, rows, columns = flow.shape
+    factor = flow.pipe.vae_scale_factor
+    return MemoryPlan(
+        shape=flow.shape,
+        image=(rows * factor, columns * factor),
+        transformer=weights[0],
+        vae=weights[1],
+        text_encoders=weights[2],
+        graph=graph,
+        total=max(weights[0] + weights[1] + text_encoders + graph, weights[2]),
+    )
+
+
+def _models(
+    configs: Configurations, height: int | None, width: int | None
+) -> tuple[FluxFlow, CLIPTextModel, T5EncoderModel]:
+    transformer = FluxTransformer2DModel.from_config(configs.models["transformer"])
+    vae = AutoencoderKL.from_config(configs.models["vae"])
     pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=None,
         vae=vae,
         text_encoder=None,
         tokenizer=None,
@@ -81,18 +98,11 @@ def plan_memory(
         transformer=transformer,
     )
     flow = FluxFlow(pipe, height=height, width=width)
-    _, height, width = flow.shape
-    weights = _bytes(transformer), _bytes(vae), sum(map(_bytes, encoders))
-    graph = _graph(flow, micro_batch)
-    text_encoders = 0 if offload else weights[2]
-    return MemoryPlan(
-        shape=flow.shape,
-        image=(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor),
-        transformer=weights[0],
-        vae=weights[1],
-        text_encoders=weights[2],
-        graph=graph,
-        total=max(weights[0] + weights[1] + text_encoders + graph, weights[2]),
+    flow.prompts.length = min(flow.prompts.length, configs.prompt_length)
+    return (
+        flow,
+        CLIPTextModel(CLIPTextConfig.from_dict(configs.models["text_encoder"])),
+        T5EncoderModel(T5Config.from_dict(configs.models["text_encoder_2"])),
     )
 
 
@@ -103,12 +113,11 @@ def _graph(flow: FluxFlow, micro_batch: int) -> int:
     inputs of blocks, and one block at a time is computed anew.
     """
     transformer, vae = flow.pipe.transformer, flow.pipe.vae
-    config, length = transformer.config, flow._prompts.length
-    with torch.device("meta"):
-        tokens = torch.empty(1, length, config.joint_attention_dim, dtype=transformer.dtype)
-        pooled = torch.empty(1, config.pooled_projection_dim, dtype=transformer.dtype)
-        flow._prompts.keep("", Encoded(tokens, pooled, torch.empty(length, 3)))
-        x = torch.empty(micro_batch, *flow.shape, requires_grad=True)
+    config, length = transformer.config, flow.prompts.length
+    tokens = torch.empty(1, length, config.joint_attention_dim)
+    pooled = torch.empty(1, config.pooled_projection_dim)
+    flow.prompts.keep("", Encoded(tokens, pooled, torch.empty(length, 3, dtype=torch.float32)))
+    x = torch.empty(micro_batch, *flow.shape, dtype=torch.float32, requires_grad=True)
 
     def velocity() -> Tensor:
         return flow.velocity(x, 0.5, [""] * micro_batch)
@@ -157,6 +166,17 @@ def _largest(forward: Callable[[], Tensor], blocks: Sequence[torch.nn.Module]) -
     for handle in handles:
         handle.remove()
     return max(sizes)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New weights are of this dtype; fake ones cannot be cast in place."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _bytes(model: torch.nn.Module) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .checks import RewardError, check_batch
 from .loading import default_dtype, load_model, load_preprocessing, model_config
@@ -106,6 +106,9 @@ def _vision_config(source: str) -> Any:
     """Of a model of both halves, or of the vision half alone."""
     types = ["clip", "clip_vision_model", "aesthetics_predictor"]
     config = dict(model_config("aesthetic", source, types))
-    if config["model_type"] == "clip":
-        config = {**config["vision_config"], "projection_dim": config["projection_dim"]}
-    return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})
+    if config["model_type"] != "clip":
+        return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})
+    both = CLIPConfig.from_dict(config)
+    vision: Any = both.vision_config
+    vision.projection_dim = both.projection_dim
+    return vision

@@ -66,15 +66,14 @@ class ImageTextModel:
         """Embedding of a prompt, of length 1; by itself, so that it has the same bits in every batch."""
         if prompt not in self._texts:
             tokens = self._tokenizer(prompt, truncation=True, max_length=self._length, return_tensors="pt")
-            # not in inference mode, as what is kept may be part of a gradient later
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 features = self._model.get_text_features(**tokens.to(self._model.device))
                 self._texts[prompt] = _unit(_features(features))[0]
         return self._texts[prompt]
 
 
 class ClipScore:
-    """100 times the cosine of image and prompt; about 15 for strangers, 30 for a good match. Not cut off at 0.
+    """100 times the cosine of image and prompt, mostly from 10 to 35. Not cut off at 0, where the gradient would end.
 
     Args:
         source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.

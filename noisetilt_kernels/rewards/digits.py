@@ -132,7 +132,9 @@ class DigitReward:
 
     def __init__(self, source: str | Path = DIGIT_REWARDS, device: str | torch.device = "cpu") -> None:
         classifier = DigitClassifier()
-        tensors = _load(Path(source) / CLASSIFIER_FILE, {name: t.shape for name, t in classifier.state_dict().items()})
+        tensors = _load(
+            Path(source) / CLASSIFIER_FILE, {name: tuple(t.shape) for name, t in classifier.state_dict().items()}
+        )
         classifier.load_state_dict(tensors)
         self.classifier = _frozen(classifier, device)
 
@@ -140,7 +142,7 @@ class DigitReward:
         check_batch("digit", images, prompts)
         digits = torch.tensor([digit_of(prompt) for prompt in prompts], device=images.device)
         log_probabilities: Tensor = self.classifier(images.float())
-        return log_probabilities.gather(1, digits[:1, None].expand(len(digits), 1))[:, 0]
+        return log_probabilities.gather(1, digits[:, None])[:, 0]
 
 
 class DigitJudgeReward:
@@ -176,17 +178,18 @@ def _load(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         tensors = load_file(file)
     except SafetensorError as error:
         raise RewardError(f"{file} is not a whole safetensors file ({error}); make or fetch it again") from None
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name, shape in shapes.items():
-        wanted = tuple(shape)
-        if len(found.get(name, (None,) * 9)) != len(wanted) or any(
-            w not in (-1, f) for w, f in zip(wanted, found[name], strict=True)
-        ):
+    for name, wanted in shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found is None or not _fits(found, wanted):
             raise RewardError(
-                f"{file} must hold {name} of shape {wanted} (-1 is any size), got {found.get(name, 'none')}; "
+                f"{file} must hold {name} of shape {wanted} (-1 is any size), got {found}; "
                 "`python -m noisetilt_kernels.training` makes such a file"
             )
     return {name: tensors[name].float() for name in shapes}
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w in (-1, n) for n, w in zip(shape, wanted, strict=True))
 
 
 def _frozen(module: AnyModule, device: str | torch.device) -> AnyModule:

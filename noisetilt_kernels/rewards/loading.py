@@ -4,7 +4,7 @@ A source is a folder or the id of a model on the Hugging Face hub.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessi
     return preprocessing
 
 
-def load_tokenizer(reward: str, sources: Iterable[str], vocabulary: int) -> CLIPTokenizer:
+def load_tokenizer(reward: str, sources: Sequence[str], vocabulary: int) -> CLIPTokenizer:
     """The tokenizer of the first source that has one of this many tokens.
 
     Raises:

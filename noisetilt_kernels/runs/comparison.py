@@ -46,20 +46,20 @@ def compare(
         raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
     runs = [replace(settings, method=method) for method in methods]
     folders = [RunFolder(out / name, run.to_json(), resume=resume) for name, run in zip(names, runs, strict=True)]
-    model = load_model(settings, machine)
     reward, held_out = load_rewards(settings, machine)
+    model = load_model(settings, machine)
     for run, folder in zip(runs, folders, strict=True):
         execute(run, machine, folder, model, reward, held_out)
     outcomes = {
         method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
         for method, folder in zip(methods, folders, strict=True)
     }
-    rows = tabulate(outcomes, settings.particles, best_of)
+    parts = settings.rewards if len(settings.rewards) > 1 else ()
+    rows = tabulate(outcomes, settings.particles, best_of, [*parts, *settings.held_out])
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
-    write_whole(
-        out / "comparison.png", figure_png(draw_comparison(rows, settings.held_out, " + ".join(settings.rewards)))
-    )
+    plots = draw_comparison(rows, settings.held_out, " + ".join(settings.rewards))
+    write_whole(out / "comparison.png", figure_png(plots))
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
     return rows
 

@@ -11,14 +11,11 @@ from ..rewards import WeightedSum
 from ..sampling import FinishedParticle, FlowModel, OneStepModel, RecordWriter, Reward, Run
 from ..sampling.run import best_index
 from .contact_sheet import contact_sheet
+from .errors import OutOfMemoryError
 from .files import write_whole
 from .folder import Outcome, RunFolder, png
 from .settings import Machine, Settings
 from .statistics import estimate
-
-
-class OutOfMemoryError(Exception):
-    """The device's memory did not suffice; the message says what to do."""
 
 
 def execute(

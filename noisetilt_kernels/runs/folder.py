@@ -26,11 +26,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..versions import versions
+from .errors import RunFolderError
 from .files import write_whole
-
-
-class RunFolderError(Exception):
-    """A folder cannot be used for this run; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class RunFolder:
         resume: go on with what is in the folder, which must be a run of the same settings.
 
     Raises:
-        RunFolderError: there are files in it already, or those of another run.
+        RunFolderError: there are finished particles in it already, or other files, or those of another run.
         OSError: it cannot be written to.
     """
 
@@ -81,16 +78,21 @@ class RunFolder:
         self.path = path
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
         run_file = path / "run.json"
-        if not run_file.exists():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise RunFolderError(f"{path} is not empty and not the folder of a run; name another one")
-            (path / "images").mkdir(parents=True)
-            (path / "latents").mkdir()
+        if run_file.exists():
+            finished = _whole_lines(self.results_file)
+            if resume:
+                self._check_same(json.loads(run_file.read_text())["settings"])
+            elif finished:
+                raise RunFolderError(
+                    f"{path} holds a run with {len(finished)} images already; --resume goes on with it, "
+                    "or name another folder"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"{path} is not empty and not the folder of a run; name another one")
+        for folder in ("images", "latents"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        if not (resume and run_file.exists()):
             write_whole(run_file, _pretty({"settings": self.settings, "made_with": _made_with()}))
-        elif not resume:
-            raise RunFolderError(f"{path} holds a run already; --resume goes on with it, or name another folder")
-        else:
-            self._check_same(json.loads(run_file.read_text())["settings"])
         self.outcomes = {one.particle: one for one in map(Outcome.from_json, _whole_lines(self.results_file))}
         self._forget_unfinished()
 

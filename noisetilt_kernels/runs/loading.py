@@ -1,6 +1,11 @@
 """Loads what the settings of a run name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 
 from ..models import FluxOneStep, load_flux
 from ..rewards import WeightedSum, load_reward
@@ -20,13 +25,14 @@ def model_source(name: str) -> str:
 
 def load_model(settings: Settings, machine: Machine) -> FluxOneStep:
     """The model, which serves as a flow as well as a one-step model."""
-    pipe = load_flux(
-        model_source(settings.model),
-        dtype=getattr(torch, settings.dtype),
-        device=machine.device,
-        offload=machine.offload,
-        lora=settings.lora,
-    )
+    with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
+        pipe = load_flux(
+            model_source(settings.model),
+            dtype=getattr(torch, settings.dtype),
+            device=machine.device,
+            offload=machine.offload,
+            lora=settings.lora,
+        )
     return FluxOneStep(pipe, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale)
 
 
@@ -37,3 +43,16 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
         name: load_reward(name, source=settings.sources.get(name), device=machine.device) for name in settings.held_out
     }
     return steering, judges
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars for what is loaded in no time."""
+    libraries = diffusers.utils.logging, transformers.utils.logging
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()

@@ -73,10 +73,8 @@ class Method:
 
     def __str__(self) -> str:
         """As `parse_method` reads it."""
-        return self.name + "".join(
-            f"{':' if index == 0 else ','}{option}={value}"
-            for index, (option, value) in enumerate(self.options.items())
-        )
+        options = ",".join(f"{option}={value}" for option, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
 
 
 def parse_method(text: str) -> Method:

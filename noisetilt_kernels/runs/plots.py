@@ -35,9 +35,7 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
             rewards = [row.scores["reward"] for row in own]
             panels[0].errorbar([row.nfe for row in own], *_bars(rewards), capsize=3, **style)
             for panel, name in zip(panels[1:], held_out, strict=True):
-                judged = [row.scores[name] for row in own]
-                means, halves = _bars(rewards)
-                _scatter(panel, means, halves, judged, style)
+                _trade_off(panel, rewards, [row.scores[name] for row in own], style)
         panels[0].set(xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE")
         if len({row.nfe for row in rows}) > 1:
             panels[0].set_xscale("log", base=2)
@@ -55,11 +53,9 @@ def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return [one.mean for one in estimates], [one.half_width for one in estimates]
 
 
-def _scatter(
-    panel: Axes, means: list[float], halves: list[float], judged: Sequence[Estimate], style: dict[str, Any]
-) -> None:
-    y, y_halves = _bars(judged)
-    panel.errorbar(means, y, xerr=halves, yerr=y_halves, capsize=3, linestyle=":", **style)
+def _trade_off(panel: Axes, rewards: Sequence[Estimate], judged: Sequence[Estimate], style: dict[str, Any]) -> None:
+    (x, x_halves), (y, y_halves) = _bars(rewards), _bars(judged)
+    panel.errorbar(x, y, xerr=x_halves, yerr=y_halves, capsize=3, linestyle=":", **style)
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -18,7 +18,7 @@ class Row:
         method: the sampler and its options.
         best_of: how many particles the best one is chosen of.
         nfe: forwards of the model for each of the chosen.
-        scores: "reward" and every held-out reward by name, of the chosen.
+        scores: "reward", which steered, and others by name, of the chosen.
         differences: the same, minus those of the first method of as many particles, pair by pair; empty for itself.
     """
 
@@ -44,18 +44,21 @@ class Row:
         }
 
 
-def tabulate(outcomes: Mapping[Method, Sequence[Outcome]], particles: int, best_of: Iterable[int]) -> list[Row]:
+def tabulate(
+    outcomes: Mapping[Method, Sequence[Outcome]], particles: int, best_of: Iterable[int], names: Sequence[str]
+) -> list[Row]:
     """A row for every method and every n of `best_of`.
 
     Args:
         outcomes: of every particle in order; differences are to the first method's.
         particles: for each prompt; those of a prompt are taken n by n, and the best of each n by reward is chosen.
         best_of: divisors of `particles`.
+        names: of the single rewards to show beside what steered.
     """
     first, *_ = outcomes
     rows = []
     for n in best_of:
-        chosen = {method: _choose(own, particles, n) for method, own in outcomes.items()}
+        chosen = {method: _choose(own, particles, n, names) for method, own in outcomes.items()}
         for method, scores in chosen.items():
             differences = {
                 name: estimate(a - b for a, b in zip(values, chosen[first][name], strict=True))
@@ -68,7 +71,7 @@ def tabulate(outcomes: Mapping[Method, Sequence[Outcome]], particles: int, best_
     return rows
 
 
-def _choose(outcomes: Sequence[Outcome], particles: int, n: int) -> dict[str, list[float]]:
+def _choose(outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence[str]) -> dict[str, list[float]]:
     """The scores of the best of every n particles: {name: values}."""
     if particles % n:
         raise ValueError(f"best of {n} needs a number of seeds that {n} divides, got {particles}")
@@ -76,7 +79,6 @@ def _choose(outcomes: Sequence[Outcome], particles: int, n: int) -> dict[str, li
         outcomes[start + best_index([one.reward for one in outcomes[start : start + n]])]
         for start in range(0, len(outcomes), n)
     ]
-    names = best[0].parts.keys()
     return {"reward": [one.reward for one in best], **{name: [one.parts[name] for one in best] for name in names}}
 
 
@@ -100,7 +102,5 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         cells = [str(row.scores[name]) for name in names]
         cells += [f"{row.differences[name]:+}" if row.differences else "" for name in names]
-        lines.append(
-            [f"`{row.method}`" + (f", best of {row.best_of}" if row.best_of > 1 else ""), str(row.nfe), *cells]
-        )
+        lines.append([row.label, str(row.nfe), *cells])
     return lines

@@ -1,0 +1,9 @@
+"""What can go wrong with a run that a person can do something about; each message is one sentence with the way out."""
+
+
+class RunFolderError(Exception):
+    """A folder cannot be used for this run."""
+
+
+class OutOfMemoryError(Exception):
+    """The device's memory did not suffice."""
