@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_readme_snippets_run() -> None:
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     names: dict[str, object] = {}
     exec("\n".join(snippets), names)
     noise = names["noise"]
@@ -22,6 +22,9 @@ def test_readme_snippets_run() -> None:
     assert isinstance(result, Result)
     assert result.nfe == 4 * 25
     assert (result.rewards > 0.05).all()
+    steered, images = names["steered"], names["images"]
+    assert isinstance(steered, Result) and isinstance(images, torch.Tensor)
+    assert steered.nfe == 4 * 25 and images.shape == (4, 3, 32, 32)
 
 
 def test_readme_links_lead_somewhere() -> None:

@@ -18,8 +18,13 @@ from huggingface_hub.errors import (
 )
 from transformers.utils.hub import cached_file
 
+from ..rewards.digits import ASSETS
+
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INDEX = "model_index.json"
+
+IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
+"""Models that come with the package: a flow that draws handwritten digits, and its one-step student."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
@@ -38,8 +43,9 @@ def load_flux(
     """Load a FluxPipeline.
 
     Args:
-        source: a folder, as `pipe.save_pretrained` or a download makes it, which is loaded without the network; or the
-            id of a model of the hub, such as "black-forest-labs/FLUX.1-dev", which is downloaded once.
+        source: "digits" or "digits-turbo", which come with the package; a folder, as `pipe.save_pretrained` or a
+            download makes it, which is loaded without the network; or the id of a model of the hub, such as
+            "black-forest-labs/FLUX.1-dev", which is downloaded once.
         dtype: of all models; FLUX was made for bfloat16.
         device: None is the GPU, if there is one, else the CPU.
         offload: keep models on the CPU while they are not at work, see `FluxFlow`.
@@ -113,7 +119,7 @@ class _Place(NamedTuple):
 
 
 def _find(source: str) -> _Place:
-    path = Path(source).expanduser()
+    path = IN_THE_BOX.get(source, Path(source).expanduser())
     if path.is_dir():
         if not (path / _INDEX).is_file():
             raise ModelError(

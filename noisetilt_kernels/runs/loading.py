@@ -3,31 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 
 from ..models import FluxOneStep, load_flux
+from ..models.loading import IN_THE_BOX
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
-from ..rewards.digits import ASSETS
 from ..sampling import Reward
 from .settings import Machine, Settings
-
-IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
-"""Models that come with the package: a flow, and its one-step student."""
-
-
-def model_source(name: str) -> str:
-    """Folder or hub id of a model."""
-    return str(IN_THE_BOX.get(name, name))
 
 
 def load_model(settings: Settings, machine: Machine) -> FluxOneStep:
     """The model, which serves as a flow as well as a one-step model."""
     with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
         pipe = load_flux(
-            model_source(settings.model),
+            settings.model,
             dtype=getattr(torch, settings.dtype),
             device=machine.device,
             offload=machine.offload,
@@ -48,6 +38,9 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """No progress bars for what is loaded in no time."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
     libraries = diffusers.utils.logging, transformers.utils.logging
     for library in libraries:
         library.disable_progress_bar()

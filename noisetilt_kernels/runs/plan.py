@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from ..models.memory import plan_memory
-from .loading import model_source
 from .settings import Machine, Settings
 
 
@@ -16,7 +15,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         ModelError, ValueError: there is no such model, or it has no images of that size.
     """
     memory = plan_memory(
-        model_source(settings.model),
+        settings.model,
         dtype=getattr(torch, settings.dtype),
         height=settings.height,
         width=settings.width,
