@@ -39,10 +39,10 @@ def main(out: Path, seed: int, share: float) -> None:
     def steps(whole: int) -> int:
         return max(2, round(whole * share))
 
-    def stage() -> torch.Generator:
-        """Each stage starts from the seed, so that it can be repeated without those before."""
-        torch.manual_seed(seed)  # initial weights
-        return torch.Generator().manual_seed(seed)
+    def stage(number: int = 0) -> torch.Generator:
+        """Each stage has a seed of its own, so that it can be repeated without those before."""
+        torch.manual_seed(seed + number)  # initial weights
+        return torch.Generator().manual_seed(seed + number)
 
     start = time.perf_counter()
     learned, held_out = load_split()
@@ -51,7 +51,9 @@ def main(out: Path, seed: int, share: float) -> None:
     train_classifier(learned, generator, steps(1500), out / "digit-rewards")
     generator = stage()
     vae = train_autoencoder(learned, generator, steps(2000))
-    flow = train_flow(vae, learned, generator, steps(4000), steps(30_000))
+    flow = SmallFlux()
+    train_flow(flow, vae, learned, generator, steps=steps(4000), lr=2e-3, pool=steps(30_000))
+    train_flow(flow, vae, learned, stage(1), steps=steps(2500), lr=1.5e-3, pool=steps(30_000))  # a warm restart
     save(flow, vae, out / "digits")
     generator = stage()
     student = train_student(flow, vae, generator, steps(2000), steps(12_000))

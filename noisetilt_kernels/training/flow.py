@@ -14,10 +14,20 @@ from .network import LATENT, SmallFlux
 
 
 def train_flow(
-    vae: AutoencoderKL, digits: Digits, generator: Generator, steps: int, pool: int = 30_000, batch: int = 96
-) -> SmallFlux:
-    """A flow of the pictures' latents, trained to v = eps - x_0 (DESIGN section 7)."""
-    network = SmallFlux()
+    network: SmallFlux,
+    vae: AutoencoderKL,
+    digits: Digits,
+    generator: Generator,
+    *,
+    steps: int,
+    lr: float,
+    pool: int,
+    batch: int = 96,
+) -> None:
+    """Train a flow of the pictures' latents to v = eps - x_0 (DESIGN section 7).
+
+    pool: how many pictures are encoded beforehand, to draw batches of.
+    """
     pictures, labels = pictures_of(digits, generator, pool)
     latents = to_model(vae, encode(vae, pictures, generator))
 
@@ -29,8 +39,7 @@ def train_flow(
         velocity = network.velocity((1 - at) * x0 + at * eps, t, draw_prompts(labels[chosen], generator))
         return functional.mse_loss(velocity, eps - x0)
 
-    train("flow", network, loss_of, steps=steps, lr=2e-3)
-    return network
+    train("flow", network, loss_of, steps=steps, lr=lr)
 
 
 def draw_times(count: int, generator: Generator) -> Tensor:

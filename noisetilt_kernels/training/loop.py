@@ -27,7 +27,7 @@ def train(
         lr: at its highest.
         decay: of the moving average.
     """
-    model.train()
+    model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     warm = max(1, min(100, steps // 10))
     schedule = torch.optim.lr_scheduler.SequentialLR(

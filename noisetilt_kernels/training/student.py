@@ -25,7 +25,7 @@ def train_student(
     prompts = draw_prompts(labels, generator)
     ends = torch.cat([follow(teacher, noise[part], prompts[part], TEACHER_STEPS) for part in batches(pool, 128)])
 
-    student = copy.deepcopy(teacher).requires_grad_(True)
+    student = copy.deepcopy(teacher)
 
     def loss_of() -> Tensor:
         chosen = torch.randint(pool, (batch,), generator=generator)
