@@ -96,7 +96,7 @@ def test_too_little_memory_is_explained(tmp_path: Path, error: Exception) -> Non
     def greedy(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         raise error
 
-    with pytest.raises(OutOfMemoryError, match=r"smaller --micro-batch than 2, --offload, or smaller images"):
+    with pytest.raises(OutOfMemoryError, match=r"smaller --micro-batch than 2 with --resume, or smaller images"):
         run(tmp_path, WeightedSum({"brightness": (1.0, greedy)}))
 
 

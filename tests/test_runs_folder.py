@@ -64,7 +64,8 @@ def test_what_a_crash_left_behind_is_taken_out(tmp_path: Path) -> None:
     assert again.missing(2) == [range(1, 2)]
     assert [json.loads(line) for line in again.records_file.read_text().splitlines()] == records[:1]
     keep(again, 1)
-    assert len(again.results_file.read_text().splitlines()) == 2
+    results = [json.loads(line) for line in again.results_file.read_text().splitlines()]
+    assert [one["particle"] for one in results] == [0, 1]
 
 
 def test_a_particle_without_its_line_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,9 @@ def bench(shape: str, device: str) -> None:
         raise click.UsageError(f"--shape must be written as 16x64x64, got {shape!r}")
     with errors.explained():
         from .. import benchmark
+        from ..runs.settings import check_device
 
+        check_device(device)
         sample = Sample(extents[0], extents[1], extents[2])
         timings = list(benchmark.measure(sample, device))
     click.echo(benchmark.table(sample, device, timings))

@@ -7,7 +7,8 @@ import click
 
 from ..rewards import check_prompts
 from ..runs.methods import parse_method
-from .errors import explained, stopped
+from ..sampling import NON_FINITE
+from .errors import GO_ON, explained, stopped
 from .options import machine_of, machine_options, model_options, prompt_options, reward_options, settings_of
 
 
@@ -38,6 +39,13 @@ from .options import machine_of, machine_options, model_options, prompt_options,
     help="Choose the best of every N as well; N must divide the number of seeds.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random.")
+@click.option(
+    "--non-finite",
+    type=click.Choice(NON_FINITE),
+    default="raise",
+    show_default=True,
+    help="What to do about a reward or gradient that is not finite.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it.")
 @click.option("--resume", is_flag=True, help="Go on with the comparison in the folder.")
 @machine_options
@@ -59,14 +67,21 @@ def compare(
         --held-out digit-judge --method ntrk:rho=0.1 --method base --out comparison/
     """
     with explained():
+        try:
+            import matplotlib as _matplotlib  # noqa: F401
+            import PIL as _pil  # noqa: F401
+        except ImportError as error:
+            raise click.ClickException(f'compare needs {error.name}: pip install "noisetilt-kernels[demo]"') from error
         from ..runs import comparison
+        from ..runs.settings import check_device
 
         chosen = [parse_method(text) for text in methods]
         counts = _counts(best_of, seeds)
         machine = machine_of(device, micro_batch, offload)
         settings = settings_of(chosen[0], device=machine.device, particles=seeds, **described)
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
-        with stopped(lambda: f"what was finished is in {out}"):
+        check_device(machine.device)
+        with stopped(lambda: f"what was finished is in {out}; {GO_ON}"):
             rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume)
         click.echo(comparison.markdown(rows))
         click.echo(f"\ntable, plots and images: {out.resolve()}")

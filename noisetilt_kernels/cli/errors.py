@@ -13,25 +13,30 @@ from ..sampling import NonFiniteError
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C stopped, as shells have it."""
 
+GO_ON = "the same command with --resume goes on"
+
 
 @contextmanager
 def explained() -> Iterator[None]:
     """Turns the errors that the package raises on purpose into one sentence; others are bugs, and keep their trace."""
     try:
         yield
-    except (ValueError, RewardError, RunFolderError, OutOfMemoryError, NonFiniteError, ImportError) as error:
+    except NonFiniteError as error:
+        way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
+        raise click.ClickException(f"{error.what}; {way_out}") from error
+    except (ValueError, RewardError, RunFolderError, OutOfMemoryError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         # a file's, or one that is a whole sentence
-        message = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or str(error)
         raise click.ClickException(message) from error
 
 
 @contextmanager
 def stopped(state: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C tells what there is and how to go on."""
+    """On Ctrl-C tells what there is, and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nstopped: {state()}; the same command with --resume goes on", err=True)
+        click.echo(f"\nstopped: {state()}", err=True)
         sys.exit(INTERRUPTED)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from ..rewards import parse_weights
 from ..runs.methods import Method
@@ -69,7 +70,7 @@ reward_options = _together(
 flow_options = _together(
     click.option("--rho", type=float, help="Strength of ntrk, from 0 to 1.  [default: 0.3]"),
     click.option("--operator", type=click.Choice(OPERATORS), help="What makes noise of the gradient.  [default: w]"),
-    click.option("--strength", type=float, help="Of dps: the factor of the gradient."),
+    click.option("--strength", type=float, help="Of dps, which needs it: the factor of the gradient."),
     click.option("--candidates", type=click.IntRange(1), help="Of svdd: draws at each step.  [default: 4]"),
     click.option("--steps", type=click.IntRange(1), help="Of the sampler.  [default: 25]"),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="Diffusion coefficient.  [default: linear]"),
@@ -125,7 +126,7 @@ def settings_of(
         method=method,
         prompts=_prompts(prompts, prompt_file),
         rewards=parse_weights(reward),
-        held_out=tuple(filter(None, held_out.split(","))),
+        held_out=tuple(dict.fromkeys(filter(None, map(str.strip, held_out.split(","))))),
         sources=dict(_pair("--reward-source", text) for text in sources),
         dtype=dtype or usual_dtype(device),
         **others,
@@ -133,7 +134,15 @@ def settings_of(
 
 
 def machine_of(device: str | None, micro_batch: int, offload: bool) -> Machine:
-    """The machine from the options of a command."""
+    """The machine from the options of a command.
+
+    Raises:
+        click.UsageError: the device's name is none of torch's.
+    """
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise click.UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     return Machine(device=device or usual_device(), micro_batch=micro_batch, offload=offload, progress=True)
 
 
@@ -148,7 +157,11 @@ def _prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> tuple[str, .
     """The prompts of the command line, then those of the file; empty lines are left out."""
     every = list(prompts)
     if prompt_file is not None:
-        every += [line.strip() for line in prompt_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = prompt_file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"--prompt-file {prompt_file} must be UTF-8 text: {error}") from None
+        every += [line.strip() for line in text.split("\n") if line.strip()]
     if not every:
         raise click.UsageError("there is no prompt; give --prompt or a --prompt-file that is not empty")
     return tuple(every)

@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from ..rewards import check_prompts
-from ..runs.methods import Method
-from .errors import explained, stopped
+from ..runs.methods import FLOW_METHODS, Method
+from ..sampling import OPERATORS
+from .errors import GO_ON, explained, stopped
 from .options import (
     flow_options,
     machine_of,
@@ -26,7 +27,7 @@ from .options import (
 @reward_options
 @click.option(
     "--method",
-    type=click.Choice(["base", "ntrk", "dps", "svdd"]),
+    type=click.Choice(FLOW_METHODS),
     default="ntrk",
     show_default=True,
     help="The sampler; with several --particles the best one of each prompt is marked (best of n).",
@@ -70,9 +71,7 @@ def sample(
 @click.option("--iterations", type=click.IntRange(1), help="Of the optimiser.  [default: 200]")
 @click.option("--lr", type=float, help="Learning rate of Adam.  [default: 0.02]")
 @click.option("--clip", type=float, help="Upper limit of the norm of what Adam is given.  [default: 0.03]")
-@click.option(
-    "--operator", type=click.Choice(["wgnc", "w", "norm", "identity"]), help="The projection.  [default: wgnc]"
-)
+@click.option("--operator", type=click.Choice(OPERATORS), help="The projection.  [default: wgnc]")
 @run_options
 @machine_options
 def optimize(iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any) -> None:
@@ -101,18 +100,21 @@ def _run(
         from ..runs import loading, plan
         from ..runs.execute import execute
         from ..runs.folder import RunFolder
+        from ..runs.settings import check_device
 
         machine = machine_of(device, micro_batch, offload)
-        given = {name: value for name, value in options.items() if value is not None}
-        settings = settings_of(Method(method, given), device=machine.device, **described)
+        chosen = Method(method, {name: value for name, value in options.items() if value is not None})
+        chosen.check()
+        settings = settings_of(chosen, device=machine.device, **described)
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         click.echo(plan.describe(settings, machine, out))
         if dry_run:
             return
+        check_device(machine.device)
         folder = RunFolder(out, settings.to_json(), resume=resume)
-        reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
-        model = loading.load_model(settings, machine)
-        with stopped(lambda: f"{len(folder.outcomes)} of {len(settings.every_prompt)} images are in {out}"):
+        with stopped(lambda: f"{len(folder.outcomes)} of {len(settings.every_prompt)} images are in {out}; {GO_ON}"):
+            reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
+            model = loading.load_model(settings, machine)
             summary = execute(settings, machine, folder, model, reward, held_out)
         click.echo(_told(summary))
         click.echo(f"images, record and settings: {out.resolve()}")

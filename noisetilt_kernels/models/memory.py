@@ -50,6 +50,7 @@ def plan_memory(
     width: int | None = None,
     micro_batch: int = 1,
     offload: bool = False,
+    gradient: bool = True,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a FLUX model, without loading its weights.
 
@@ -60,6 +61,8 @@ def plan_memory(
         micro_batch: images at once.
         offload: as of `load_flux`: the text encoders are then not on the device while the transformer is.
 
+        gradient: whether one is taken; without it no graph is kept.
+
     Raises:
         ModelError: there is no such model. ValueError: a size that the model does not have.
     """
@@ -67,7 +70,7 @@ def plan_memory(
     # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
     with FakeTensorMode(), _default_dtype(dtype):
         flow, *encoders = _models(configs, height, width)
-        graph = _graph(flow, micro_batch)
+        graph = _graph(flow, micro_batch) if gradient else 0
     weights = _bytes(flow.pipe.transformer), _bytes(flow.pipe.vae), sum(map(_bytes, encoders))
     text_encoders = 0 if offload else weights[2]
     _, rows, columns = flow.shape

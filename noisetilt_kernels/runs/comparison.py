@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from .contact_sheet import contact_sheet
+from .errors import RunFolderError
 from .execute import execute
 from .files import write_whole
 from .folder import RunFolder, png
@@ -16,6 +17,9 @@ from .methods import Method
 from .plots import draw_comparison, figure_png
 from .settings import Machine, Settings
 from .table import Row, markdown, tabulate
+
+_WRITTEN = ("table.md", "comparison.json", "comparison.png", "contact-sheet.png", "run.json")
+"""What a comparison writes beside its runs, and what would be a run's."""
 
 
 def compare(
@@ -41,9 +45,14 @@ def compare(
         ValueError: two methods are the same, or as of the samplers; RunFolderError: as of `RunFolder`; what loading
             a model or a reward raises.
     """
-    names = [folder_name(method) for method in methods]
-    if len(set(names)) < len(names):
+    if len(set(methods)) < len(methods):  # however they are written
         raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
+    for method in methods:
+        method.check()
+    for name in _WRITTEN if not resume else ():
+        if (out / name).exists():
+            raise RunFolderError(f"{out} has a {name} already; --resume goes on with it, or name another folder")
+    names = [folder_name(method) for method in methods]
     runs = [replace(settings, method=method) for method in methods]
     folders = [RunFolder(out / name, run.to_json(), resume=resume) for name, run in zip(names, runs, strict=True)]
     reward, held_out = load_rewards(settings, machine)
@@ -54,8 +63,7 @@ def compare(
         method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
         for method, folder in zip(methods, folders, strict=True)
     }
-    parts = settings.rewards if len(settings.rewards) > 1 else ()
-    rows = tabulate(outcomes, settings.particles, best_of, [*parts, *settings.held_out])
+    rows = tabulate(outcomes, settings.particles, best_of, [*settings.shown, *settings.held_out])
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
     plots = draw_comparison(rows, settings.held_out, " + ".join(settings.rewards))
@@ -68,7 +76,7 @@ def _contact_sheet(settings: Settings, methods: Sequence[Method], folders: Seque
     """A row for each method: of every prompt the first particle, up to ten of them, with its reward."""
     shown = [index * settings.particles for index in range(len(settings.prompts))][:10]
     return contact_sheet(
-        [[Image.open(folder.image_file(particle)) for particle in shown] for folder in folders],
+        [[folder.image_file(particle) for particle in shown] for folder in folders],
         list(map(str, methods)),
         [[f"{folder.outcomes[particle].reward:.4g}" for particle in shown] for folder in folders],
         side=96,

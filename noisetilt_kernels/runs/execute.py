@@ -1,11 +1,11 @@
 """Carries out a run into its folder."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..rewards import WeightedSum
 from ..sampling import FinishedParticle, FlowModel, OneStepModel, RecordWriter, Reward, Run
@@ -16,6 +16,9 @@ from .files import write_whole
 from .folder import Outcome, RunFolder, png
 from .settings import Machine, Settings
 from .statistics import estimate
+
+_MOST_ROWS, _MOST_COLUMNS = 100, 20
+"""Of a contact sheet."""
 
 
 def execute(
@@ -48,7 +51,9 @@ def execute(
             parts = dict(reward.parts(images, [one.prompt]))
             parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
         scores = {name: float(value) for name, value in parts.items()}
-        folder.keep(Outcome(one.particle, one.prompt, one.reward, scores), one.latent, one.image)
+        # infinity is NaN at once, as it will be when the run is resumed: the best particle must not depend on that
+        reward_of = one.reward if math.isfinite(one.reward) else math.nan
+        folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image)
 
     with RecordWriter(folder.records_file) as records, _memory_explained(machine):
         for particles in folder.missing(len(prompts)):
@@ -69,9 +74,12 @@ def execute(
 
 
 def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
-    """Rewards of a whole run as `Estimate`s, and the best particle of each prompt."""
+    """Rewards of a whole run as `Estimate`s, and the best particle of each prompt.
+
+    Single rewards are there beside what steered if it was a sum, and the held-out ones.
+    """
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
-    names = [*settings.rewards, *settings.held_out]
+    names = [*settings.shown, *settings.held_out]
     return {
         "method": str(settings.method),
         "particles": len(outcomes),
@@ -83,13 +91,14 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
 
 
 def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
-    """contact-sheet.png: a row for each prompt, the best particle framed."""
+    """contact-sheet.png: a row for each of the first prompts, with its first particles; the best of all is framed."""
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
     best = set(_best(settings, outcomes))
-    rows = [range(start, start + settings.particles) for start in range(0, len(outcomes), settings.particles)]
+    starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]
+    rows = [range(start, start + min(settings.particles, _MOST_COLUMNS)) for start in starts]
     sheet = contact_sheet(
-        [[Image.open(folder.image_file(particle)) for particle in row] for row in rows],
-        settings.prompts,
+        [[folder.image_file(particle) for particle in row] for row in rows],
+        settings.prompts[:_MOST_ROWS],
         [[f"{outcomes[particle].reward:.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
     )
@@ -111,9 +120,9 @@ def _memory_explained(machine: Machine) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        fewer = f"a smaller --micro-batch than {machine.micro_batch}, " if machine.micro_batch > 1 else ""
-        offload = "" if machine.offload else "--offload, "
+        fewer = f"a smaller --micro-batch than {machine.micro_batch} with --resume, " if machine.micro_batch > 1 else ""
+        offload = "" if machine.offload or torch.device(machine.device).type == "cpu" else "--offload with --resume, "
         raise OutOfMemoryError(
             f"the memory of {machine.device} did not suffice; what was finished is kept. Try {fewer}{offload}"
-            "or smaller images (--height, --width), with --resume to go on"
+            "or smaller images (--height, --width) in another folder"
         ) from error

@@ -22,5 +22,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a full disk does not tell
+        raise
     finally:
         temporary.unlink(missing_ok=True)

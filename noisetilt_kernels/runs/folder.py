@@ -80,8 +80,9 @@ class RunFolder:
         run_file = path / "run.json"
         if run_file.exists():
             finished = _whole_lines(self.results_file)
+            before = _settings_in(run_file)
             if resume:
-                self._check_same(json.loads(run_file.read_text())["settings"])
+                self._check_same(before)
             elif finished:
                 raise RunFolderError(
                     f"{path} holds a run with {len(finished)} images already; --resume goes on with it, "
@@ -89,11 +90,18 @@ class RunFolder:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunFolderError(f"{path} is not empty and not the folder of a run; name another one")
-        for folder in ("images", "latents"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        if not (resume and run_file.exists()):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (resume and run_file.exists()):  # first of all: a folder that has it is a run's
             write_whole(run_file, _pretty({"settings": self.settings, "made_with": _made_with()}))
-        self.outcomes = {one.particle: one for one in map(Outcome.from_json, _whole_lines(self.results_file))}
+        for folder in ("images", "latents"):
+            (path / folder).mkdir(exist_ok=True)
+        try:
+            outcomes = list(map(Outcome.from_json, _whole_lines(self.results_file)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{self.results_file} has a line that is not of a finished image ({error}); take it out"
+            ) from None
+        self.outcomes = {one.particle: one for one in outcomes if self._is_there(one.particle)}
         self._forget_unfinished()
 
     @property
@@ -114,6 +122,9 @@ class RunFolder:
         """The tensor "latent", float32."""
         return self.path / "latents" / f"{particle:04d}.safetensors"
 
+    def _is_there(self, particle: int) -> bool:
+        return self.image_file(particle).is_file() and self.latent_file(particle).is_file()
+
     def missing(self, particles: int) -> list[range]:
         """Those of particles 0, 1, ... that are not finished yet, as ranges."""
         ranges: list[range] = []
@@ -133,7 +144,7 @@ class RunFolder:
         """
         write_whole(self.latent_file(one.particle), save({"latent": latent.contiguous()}))
         write_whole(self.image_file(one.particle), png(to_image(image)))
-        with self.results_file.open("ab", buffering=0) as file:
+        with self.results_file.open("ab") as file:  # buffered, as a raw write may be cut short and say nothing
             file.write(one.to_json().encode() + b"\n")
         self.outcomes[one.particle] = one
 
@@ -142,7 +153,7 @@ class RunFolder:
         write_whole(self.path / "summary.json", _pretty(summary))
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
-        names = sorted(before.keys() | self.settings.keys())
+        names = sorted((before.keys() | self.settings.keys()) - _FREE)
         other = [name for name in names if before.get(name) != self.settings.get(name)]
         if other:
             name = other[0]
@@ -156,6 +167,18 @@ class RunFolder:
         _rewrite(self.results_file, [one.to_json() for one in self.outcomes.values()])
         records = _whole_lines(self.records_file)
         _rewrite(self.records_file, [line for line in records if json.loads(line)["particle"] in self.outcomes])
+
+
+_FREE = {"non_finite"}
+"""Settings that no finished particle depends on, so that a run may go on with others."""
+
+
+def _settings_in(run_file: Path) -> dict[str, Any]:
+    try:
+        written: dict[str, Any] = json.loads(run_file.read_text())
+        return dict(written["settings"])
+    except (ValueError, KeyError, TypeError):
+        raise RunFolderError(f"{run_file} was not written by a run; name another folder") from None
 
 
 def to_image(image: Tensor) -> Image.Image:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..sampling import FlowModel, OneStepModel, Result, Reward, Run, Schedule, base, dps, ntrk, svdd, wgnc
 from ..sampling.checks import check_choice
 
@@ -21,6 +23,24 @@ def _options(name: str) -> dict[str, inspect.Parameter]:
         for option, parameter in parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and option != "run"
     }
+
+
+class _Checked(Exception):
+    """The sampler has come as far as its first forward."""
+
+
+class _NoModel:
+    """Lets a sampler check its arguments and start."""
+
+    shape, device = (4, 16, 16), torch.device("cpu")
+
+    def sigmas(self, n: int) -> torch.Tensor:
+        return torch.linspace(1, 0, n + 1, dtype=torch.float64)
+
+    def velocity(self, *_: Any) -> torch.Tensor:
+        raise _Checked
+
+    generate = decode = velocity
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,15 @@ class Method:
         if "schedule" in options:
             options["schedule"] = Schedule(options["schedule"], options.pop("scale", None))
         return _SAMPLERS[self.name](model, reward, prompts, run=run, **options)
+
+    def check(self) -> None:
+        """Raises ValueError for an option out of its range: the sampler's own checks, which come before any work."""
+        try:
+            self.sample(_NoModel(), lambda images, prompts: images, "", Run())
+        except _Checked:
+            pass
+        except TypeError as error:
+            raise ValueError(str(error)) from None
 
     @property
     def nfe(self) -> int:

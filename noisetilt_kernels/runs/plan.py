@@ -21,6 +21,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         width=settings.width,
         micro_batch=machine.micro_batch,
         offload=machine.offload,
+        gradient=settings.method.name not in ("base", "svdd"),
     )
     values = " x ".join(map(str, memory.shape))
     count = len(settings.every_prompt)

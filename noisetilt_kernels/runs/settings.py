@@ -54,6 +54,11 @@ class Settings:
         """Forwards of the model for all of it."""
         return self.method.nfe * len(self.every_prompt)
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The single rewards that are worth showing beside what steers, where that is a sum."""
+        return tuple(self.rewards) if len(self.rewards) > 1 else ()
+
     def to_json(self) -> dict[str, Any]:
         """As run.json has them."""
         return asdict(self)
@@ -79,6 +84,17 @@ class Machine:
 def usual_device() -> str:
     """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError unless tensors can be made there."""
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({reason}); `noisetilt doctor` says what can"
+        ) from None
 
 
 def usual_dtype(device: str) -> str:

@@ -26,7 +26,7 @@ class Estimate:
         """With as many digits as the interval leaves; "+" shows the sign of a positive mean."""
         if not math.isfinite(self.half_width) or self.half_width == 0:
             return f"{self.mean:{sign}.4g}"
-        digits = max(0, 1 - math.floor(math.log10(self.half_width)))
+        digits = min(9, max(0, 1 - math.floor(math.log10(self.half_width))))
         return f"{self.mean:{sign}.{digits}f} \N{PLUS-MINUS SIGN} {self.half_width:.{digits}f}"
 
     def __str__(self) -> str:

@@ -77,14 +77,13 @@ class NonFiniteError(ArithmeticError):
 
     Attributes:
         method, step, particle: where.
+        what: is not finite there, as a sentence.
     """
 
     def __init__(self, method: str, step: int, particle: int, what: str) -> None:
         self.method, self.step, self.particle = method, step, particle
-        super().__init__(
-            f"{method}: {what} at step {step} of particle {particle}; "
-            'Run(non_finite="plain_noise") leaves such steps unguided'
-        )
+        self.what = f"{method}: {what} at step {step} of particle {particle}"
+        super().__init__(f'{self.what}; Run(non_finite="plain_noise") leaves such steps unguided')
 
 
 @dataclass(frozen=True, eq=False)

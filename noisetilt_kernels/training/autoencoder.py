@@ -65,6 +65,7 @@ def to_model(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
-def from_model(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Inverse of `to_model`."""
-    return latents / vae.config.scaling_factor + vae.config.shift_factor
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures (n, 3, 32, 32), in [-1, 1], of latents as the flow has them."""
+    pictures: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return pictures

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from .autoencoder import from_model
+from .autoencoder import decode
 from .data import draw_prompts
 from .flow import follow
 from .loop import batches, train
@@ -24,6 +24,8 @@ def train_student(
     labels = torch.randint(10, (pool,), generator=generator)
     prompts = draw_prompts(labels, generator)
     ends = torch.cat([follow(teacher, noise[part], prompts[part], TEACHER_STEPS) for part in batches(pool, 128)])
+    with torch.no_grad():
+        pictures = torch.cat([decode(vae, ends[part]) for part in batches(pool, 128)])
 
     student = copy.deepcopy(teacher)
 
@@ -31,10 +33,9 @@ def train_student(
         chosen = torch.randint(pool, (batch,), generator=generator)
         x = noise[chosen]
         velocity = student.velocity(x, torch.ones(batch), [prompts[index] for index in chosen.tolist()])
-        latents = torch.cat([x - velocity, ends[chosen]])
-        decoded, wanted = vae.decode(from_model(vae, latents)).sample.chunk(2)
+        end = x - velocity
         # what the decoder does not show matters less, but is not to wander off
-        return functional.mse_loss(decoded, wanted) + 0.1 * functional.mse_loss(x - velocity, ends[chosen])
+        return functional.mse_loss(decode(vae, end), pictures[chosen]) + 0.1 * functional.mse_loss(end, ends[chosen])
 
     train("one-step student", student, loss_of, steps=steps, lr=1e-3)
     return student
