@@ -14,17 +14,17 @@ from .runs.settings import Machine, Settings
 from .runs.table import text
 
 METHODS = (
-    Method("ntrk", {"operator": "w", "rho": 0.1}),
-    Method("ntrk", {"operator": "wgnc", "rho": 0.1}),
-    Method("ntrk", {"operator": "norm", "rho": 0.1}),
-    Method("ntrk", {"operator": "identity", "rho": 0.1}),
-    Method("dps", {"strength": 1.0}),
+    Method("ntrk", {"operator": "w", "rho": 0.01}),
+    Method("ntrk", {"operator": "wgnc", "rho": 0.01}),
+    Method("ntrk", {"operator": "norm", "rho": 0.01}),
+    Method("ntrk", {"operator": "identity", "rho": 0.01}),
+    Method("dps", {"strength": 25.0}),
     Method("svdd", {"candidates": 2}),
     Method("base"),
 )
 """Every sampler, and NTRK with every operator."""
 
-SEEDS = 4
+SEEDS = 6
 """Images of each of ten prompts."""
 
 BEST_OF = (1, 2)
