@@ -3,7 +3,9 @@
 import io
 import math
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-from noisetilt_kernels import demo, python_ref
+from noisetilt_kernels import demo, demo_sampling, python_ref
 from noisetilt_kernels.cli import main
 
 OPERATORS = ["input", "norm projection", "WGNC", "W"]
@@ -23,6 +25,14 @@ COLUMNS = ["cosine", "distance", "relative_norm", "peak", "milliseconds"]
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["demo", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operators_alone() -> Iterator[None]:
+    """The second half, which samples for a minute, has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_sampling, "run", lambda seed, picture: (f"sampled with seed {seed}", [picture]))
+        yield
 
 
 def parse_table(text: str) -> dict[tuple[str, str], dict[str, float]]:
@@ -96,7 +106,7 @@ def test_table_shows_what_the_operators_are_for(printed: tuple[Path, str]) -> No
 
 def test_picture_is_a_png_of_readable_size_at_the_printed_path(printed: tuple[Path, str]) -> None:
     path, text = printed
-    assert text.splitlines()[-1] == f"picture: {path.resolve()}"
+    assert f"picture: {path.resolve()}" in text.splitlines()
     assert path.stat().st_size < 600_000
     with Image.open(path) as picture:
         picture.load()
@@ -202,3 +212,22 @@ def test_missing_drawing_package_names_the_extra(missing: str, monkeypatch: pyte
     result = invoke("--out", tmp_path / "picture.png")
     assert_one_sentence(result, missing, 'pip install "noisetilt-kernels[demo]"')
     assert os.listdir(tmp_path) == []
+
+
+def test_sampling_puts_every_method_side_by_side(tmp_path: Path) -> None:
+    """The second half itself, with two images of one prompt, in a process that has not replaced it."""
+    program = """
+import dataclasses, sys
+from pathlib import Path
+from noisetilt_kernels import demo_sampling
+whole = demo_sampling.settings
+demo_sampling.settings = lambda seed: dataclasses.replace(whole(seed), prompts=("a 7",), particles=2)
+text, pictures = demo_sampling.run(3, Path(sys.argv[1]))
+print(text)
+"""
+    picture = tmp_path / "demo.png"
+    process = subprocess.run([sys.executable, "-c", program, picture], capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for method in ("ntrk:operator=w,", "ntrk:operator=identity", "dps", "svdd", "base"):
+        assert sum(line.startswith(method) for line in process.stdout.splitlines()) == 2  # alone, and best of 2
+    assert sorted(os.listdir(tmp_path)) == ["demo-comparison.png", "demo-contact-sheet.png"]

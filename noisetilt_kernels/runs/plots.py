@@ -27,8 +27,9 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
         for index, label in enumerate(labels):
             own = [row for row in rows if str(row.method) == label]
+            # the ten strong colours of the map first, then the pale ones
             style: dict[str, Any] = {
-                "color": f"C{index % 10}",
+                "color": matplotlib.colormaps["tab20"](2 * (index % 10) + index // 10 % 2),
                 "marker": _MARKERS[index % len(_MARKERS)],
                 "label": label,
             }

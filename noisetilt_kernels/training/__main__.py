@@ -61,8 +61,14 @@ def main(out: Path, seed: int, share: float) -> None:
 
 
 def save(network: SmallFlux, vae: AutoencoderKL, folder: Path) -> None:
-    """As diffusers does, in bfloat16; what is given stays as it is."""
-    copy.deepcopy(network).bfloat16().pipeline(copy.deepcopy(vae).bfloat16()).save_pretrained(folder)
+    """As diffusers does; what is given stays as it is.
+
+    In bfloat16 but for the text encoders, which transformers would load in what they were saved in, other than
+    diffusers, so that a pipeline loaded without a dtype would be of two.
+    """
+    network = copy.deepcopy(network)
+    network.transformer.bfloat16()
+    network.pipeline(copy.deepcopy(vae).bfloat16()).save_pretrained(folder)
 
 
 if __name__ == "__main__":
