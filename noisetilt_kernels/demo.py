@@ -6,11 +6,9 @@ Needs matplotlib and pillow.
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -20,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import python_ref
+from .runs.plots import default_style
 
 LATENT = (16, 64, 64)
 """Channels, height and width of the latents: those of FLUX at 512 x 512."""
@@ -173,7 +172,7 @@ def draw(comparison: Comparison) -> Figure:
     columns = sum(len(results) for results in comparison.values())
     width = _LEFT + columns * (_PANEL + _GAP) - _GAP + (len(comparison) - 1) * (_GAP_BETWEEN_INPUTS - _GAP) + _RIGHT
     height = _TOP + 3 * (_PANEL + _GAP) + _HISTOGRAM_HEIGHT + _BOTTOM
-    with _default_style():
+    with default_style():
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
         left = _LEFT
         for name, results in comparison.items():
@@ -240,17 +239,9 @@ def _draw_histogram(axes: Axes, values: Tensor) -> None:
 def png(figure: Figure) -> bytes:
     """The picture as a PNG file of 256 colours, which are enough here and make it three times smaller."""
     raw = io.BytesIO()
-    with _default_style():
+    with default_style():
         figure.savefig(raw, format="png")
     compact = io.BytesIO()
     with Image.open(raw) as picture:
         picture.convert("RGB").quantize(256).save(compact, format="png", optimize=True)
     return compact.getvalue()
-
-
-@contextmanager
-def _default_style() -> Iterator[None]:
-    """Matplotlib's own settings: the user's (TeX, dark styles, tight boxes) are not for this layout."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield

@@ -209,6 +209,8 @@ def test_missing_drawing_package_names_the_extra(missing: str, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "noisetilt_kernels.demo")
     monkeypatch.delattr(noisetilt_kernels, "demo")
     monkeypatch.setitem(sys.modules, missing, None)
+    for name in [name for name in sys.modules if name.startswith(f"{missing}.")]:
+        monkeypatch.setitem(sys.modules, name, None)  # its parts as well, which would be found without it
     result = invoke("--out", tmp_path / "picture.png")
     assert_one_sentence(result, missing, 'pip install "noisetilt-kernels[demo]"')
     assert os.listdir(tmp_path) == []

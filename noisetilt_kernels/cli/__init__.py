@@ -1,4 +1,4 @@
-"""The `noisetilt` command. Every subcommand imports what it needs when it is called."""
+"""The `noisetilt` command. What needs diffusers or matplotlib is imported when a subcommand is called."""
 
 import os
 from collections.abc import Iterator

@@ -7,9 +7,16 @@ import click
 
 from ..rewards import check_prompts
 from ..runs.methods import parse_method
-from ..sampling import NON_FINITE
 from .errors import GO_ON, explained, stopped
-from .options import machine_of, machine_options, model_options, prompt_options, reward_options, settings_of
+from .options import (
+    machine_of,
+    machine_options,
+    model_options,
+    prompt_options,
+    reward_options,
+    seed_options,
+    settings_of,
+)
 
 
 @click.command()
@@ -38,14 +45,7 @@ from .options import machine_of, machine_options, model_options, prompt_options,
     metavar="N,...",
     help="Choose the best of every N as well; N must divide the number of seeds.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random.")
-@click.option(
-    "--non-finite",
-    type=click.Choice(NON_FINITE),
-    default="raise",
-    show_default=True,
-    help="What to do about a reward or gradient that is not finite.",
-)
+@seed_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it.")
 @click.option("--resume", is_flag=True, help="Go on with the comparison in the folder.")
 @machine_options

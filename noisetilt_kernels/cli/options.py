@@ -77,8 +77,7 @@ flow_options = _together(
     click.option("--scale", type=float, help="Factor of the schedule.  [default: the schedule's own]"),
 )
 
-run_options = _together(
-    click.option("--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."),
+seed_options = _together(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random."),
     click.option(
         "--non-finite",
@@ -87,6 +86,11 @@ run_options = _together(
         show_default=True,
         help="What to do about a reward or gradient that is not finite.",
     ),
+)
+
+run_options = _together(
+    click.option("--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."),
+    seed_options,
     click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder."),
     click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
     click.option("--dry-run", is_flag=True, help="Print the plan, with NFE and memory, and do nothing."),

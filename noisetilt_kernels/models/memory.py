@@ -60,7 +60,6 @@ def plan_memory(
         height, width: of the images in pixels; None is the model's own.
         micro_batch: images at once.
         offload: as of `load_flux`: the text encoders are then not on the device while the transformer is.
-
         gradient: whether one is taken; without it no graph is kept.
 
     Raises:

@@ -47,9 +47,8 @@ def execute(
 
     def keep(one: FinishedParticle) -> None:
         images = one.image[None].to(model.device)
-        with torch.no_grad():
-            parts = dict(reward.parts(images, [one.prompt]))
-            parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
+        parts = reward.parts(images, [one.prompt])  # the samplers hand over under no_grad
+        parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
         scores = {name: float(value) for name, value in parts.items()}
         # infinity is NaN at once, as it will be when the run is resumed: the best particle must not depend on that
         reward_of = one.reward if math.isfinite(one.reward) else math.nan

@@ -1,5 +1,6 @@
 """What a run will do, before it does it."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -25,15 +26,12 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
     )
     values = " x ".join(map(str, memory.shape))
     count = len(settings.every_prompt)
-    total = 1
-    for extent in memory.shape:
-        total *= extent
     rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
     held_out = f"; held out: {', '.join(settings.held_out)}" if settings.held_out else ""
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {machine.device}",
         "images": f"{count} of {memory.image[0]} x {memory.image[1]}: {settings.particles} of each of "
-        f"{len(settings.prompts)} prompts; latents {values} (N = {total:,})",
+        f"{len(settings.prompts)} prompts; latents {values} (N = {math.prod(memory.shape):,})",
         "method": str(settings.method),
         "reward": rewards + held_out,
         "NFE": f"{settings.method.nfe} an image, {settings.nfe:,} in all",

@@ -1,7 +1,8 @@
 """The pictures of a comparison; they need matplotlib."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -21,8 +22,7 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
     Bars are 95 % confidence intervals.
     """
     labels = list(dict.fromkeys(str(row.method) for row in rows))
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
+    with default_style():
         figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
         for index, label in enumerate(labels):
@@ -62,7 +62,14 @@ def _trade_off(panel: Axes, rewards: Sequence[Estimate], judged: Sequence[Estima
 def figure_png(figure: Figure) -> bytes:
     """The figure as a PNG file's bytes."""
     data = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
+    with default_style():
         figure.savefig(data, format="png")
     return data.getvalue()
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Matplotlib's own settings: the user's (TeX, dark styles, tight boxes) are not for this layout."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
