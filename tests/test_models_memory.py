@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_flux import tiny_flux
 
-from noisetilt_kernels.models import FluxFlow, ModelError, load_flux
+from noisetilt_kernels.models import FluxFlow, ModelError, load_pipeline
 from noisetilt_kernels.models.memory import plan_memory
 
 CONFIGS = {
@@ -49,25 +49,37 @@ CONFIGS = {
 """Of FLUX.1 dev."""
 
 
+COMPONENTS = {
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
 @pytest.fixture(scope="module")
 def flux_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configurations of FLUX.1 dev and no weights."""
     folder = tmp_path_factory.mktemp("flux-dev")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **COMPONENTS}))
     for name, config in CONFIGS.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer_2").mkdir()
-    (folder / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 512}))
+    for name, length in {"tokenizer": 77, "tokenizer_2": 512}.items():
+        (folder / name).mkdir()
+        (folder / name / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
     return folder
 
 
 def test_flux_dev_has_its_known_sizes(flux_dev: Path) -> None:
     plan = plan_memory(flux_dev)
-    assert (plan.shape, plan.image) == ((16, 128, 128), (1024, 1024))
-    assert plan.transformer == 2 * 11_901_408_320
+    assert (plan.shape, plan.pixels) == ((16, 128, 128), (3, 1024, 1024))
+    assert plan.denoiser == 2 * 11_901_408_320
     assert plan.text_encoders == 2 * (123_060_480 + 4_762_310_656)
-    assert plan.total == plan.transformer + plan.vae + plan.text_encoders + plan.graph
+    assert plan.total == plan.denoiser + plan.vae + plan.text_encoders + plan.graph
 
 
 def test_what_the_graph_grows_with(flux_dev: Path) -> None:
@@ -83,7 +95,7 @@ def test_the_graph_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -
     """Without gradient checkpointing, against the tensors that a real forward keeps."""
     tiny_flux().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, micro_batch=2)
-    flow = FluxFlow(load_flux(tmp_path, dtype=torch.float32, device="cpu"))
+    flow = FluxFlow(load_pipeline(tmp_path, dtype=torch.float32, device="cpu"))
     weights = {
         parameter.data_ptr() for model in (flow.pipe.transformer, flow.pipe.vae) for parameter in model.parameters()
     }

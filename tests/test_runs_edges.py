@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from noisetilt_kernels.cli import main
+from noisetilt_kernels.models import Family
 from noisetilt_kernels.rewards import WeightedSum
 from noisetilt_kernels.runs import comparison, loading
 from noisetilt_kernels.runs import execute as execution
@@ -91,7 +92,7 @@ def test_the_sheet_frames_the_best_and_opens_one_file_at_a_time(tmp_path: Path) 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (150, limits[1]))
     try:
-        sheet = contact_sheet([files], ["a\nlong " * 5000], None, [[index == 1 for index in range(200)]], side=8)
+        sheet = contact_sheet([files], ["a\nlong " * 5000], None, [[index == 1 for index in range(200)]], cell=(8, 8))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     reds = [x for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (179, 38, 30)]
@@ -115,7 +116,7 @@ def compared(path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], **
     reward = WeightedSum({"brightness": (1.0, brightness), "symmetry": (0.5, left_half)})
     monkeypatch.setattr(comparison, "load_rewards", lambda *_: (reward, {}))
     monkeypatch.setattr(comparison, "load_model", lambda *_: LatentFlow())
-    settings = replace(SETTINGS, rewards={"brightness": 1.0, "symmetry": 0.5})
+    settings = replace(SETTINGS, model="digits", rewards={"brightness": 1.0, "symmetry": 0.5})
     return comparison.compare(settings, list(map(parse_method, methods)), Machine(), path, **options)
 
 
@@ -147,9 +148,11 @@ def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: p
 
 def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
-    monkeypatch.setattr(loading, "load_flux", lambda source, **given: asked.update(source=source, **given))
-    monkeypatch.setattr(loading, "FluxOneStep", lambda pipe, **given: asked.update(given))
-    monkeypatch.setattr(loading, "load_weighted", lambda spec, **given: asked.update(given))
+    monkeypatch.setattr(loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given))
+    family = Family("none", flow=lambda pipe, height, width, guidance_scale: asked.update(height=height, width=width, scale=guidance_scale))
+    monkeypatch.setattr(loading, "family_of", lambda pipe: family)
+    monkeypatch.setattr(loading, "family_at", lambda source: family)
+    monkeypatch.setattr(loading, "load_weighted", lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)}))
     monkeypatch.setattr(loading, "load_reward", lambda name, **given: asked.update({name: given}))
     settings = replace(
         SETTINGS,
@@ -172,7 +175,7 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         "lora": "l",
         "height": 32,
         "width": 48,
-        "guidance_scale": 2.0,
+        "scale": 2.0,
     }
     loading.load_rewards(settings, machine)
     assert asked["sources"] == {"clip": "/c"} and asked["clip"] == {"source": "/c", "device": "cuda:1"}
@@ -322,7 +325,7 @@ def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_sheet_of_a_run_has_prompts_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple] = []
     original = execution.contact_sheet
-    monkeypatch.setattr(execution, "contact_sheet", lambda *given: seen.append(given) or original(*given))
+    monkeypatch.setattr(execution, "contact_sheet", lambda *given, **cell: seen.append(given) or original(*given))
     summary = run(tmp_path, WeightedSum({"brightness": (2.0, brightness)}))
     ((_, titles, _, chosen),) = seen
     framed = [frame for row in chosen for frame in row]

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.models import FluxFlow, FluxOneStep, load_flux
+from noisetilt_kernels.models import FluxFlow, FluxOneStep, load_pipeline
 from noisetilt_kernels.rewards import load_reward, load_rewards
 from noisetilt_kernels.rewards.digits import ASSETS, WORDS
 from noisetilt_kernels.sampling import Run, Schedule
@@ -23,7 +23,7 @@ def judged(images: torch.Tensor, prompts: list[str]) -> float:
 
 @pytest.fixture(scope="module")
 def digits() -> FluxFlow:
-    return FluxFlow(load_flux(ASSETS / "digits", dtype=torch.float32, device="cpu"))
+    return FluxFlow(load_pipeline(ASSETS / "digits", dtype=torch.float32, device="cpu"))
 
 
 def test_the_models_are_small() -> None:
@@ -60,7 +60,7 @@ def test_prompts_may_be_worded_otherwise(digits: FluxFlow) -> None:
 
 
 def test_the_student_draws_digits_in_one_step() -> None:
-    model = FluxOneStep(load_flux(ASSETS / "digits-turbo", dtype=torch.float32, device="cpu"))
+    model = FluxOneStep(load_pipeline(ASSETS / "digits-turbo", dtype=torch.float32, device="cpu"))
     noise = torch.randn(60, *model.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert judged(model.generate(noise, PROMPTS * 6), PROMPTS * 6) >= 0.8
@@ -84,4 +84,4 @@ def test_training_runs_from_scratch(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     made = {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()}
     assert made == {file.relative_to(ASSETS) for file in ASSETS.rglob("*") if file.is_file()}
-    load_flux(tmp_path / "digits-turbo", dtype=torch.float32, device="cpu")
+    load_pipeline(tmp_path / "digits-turbo", dtype=torch.float32, device="cpu")

@@ -108,6 +108,7 @@ def rewards() -> None:
 
     for name, entry in ENTRIES.items():
         click.echo(f"{name:<14}{entry.description}" + (f"; {entry.source}" if entry.source else ""))
+    click.echo(f"{'MODULE:NAME':<14}a function (images, prompts) -> (B,) of your own; or FILE.py:NAME")
 
 
 for _command in (sample, optimize, compare):

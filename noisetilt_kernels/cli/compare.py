@@ -58,6 +58,7 @@ def compare(
     device: str | None,
     micro_batch: int,
     offload: bool,
+    frames_at_once: int,
     **described: Any,
 ) -> None:
     """Compare methods with the same prompts and seeds: table, plots, contact sheet.
@@ -74,17 +75,19 @@ def compare(
             raise click.ClickException(f'compare needs {error.name}: pip install "noisetilt-kernels[demo]"') from error
         from ..runs import comparison
         from ..runs.settings import check_device
+        from ..runs.workers import joined
 
         chosen = [parse_method(text) for text in methods]
         counts = _counts(best_of, seeds)
-        machine = machine_of(device, micro_batch, offload)
+        machine = machine_of(device, micro_batch, offload, frames_at_once)
         settings = settings_of(chosen[0], device=machine.device, particles=seeds, **described)
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         check_device(machine.device)
-        with stopped(lambda: f"what was finished is in {out}; {GO_ON}"):
-            rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume)
-        click.echo(comparison.markdown(rows))
-        click.echo(f"\ntable, plots and images: {out.resolve()}")
+        with joined(machine.device) as workers, stopped(lambda: f"what was finished is in {out}; {GO_ON}"):
+            rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume, workers=workers)
+        if workers.first:
+            click.echo(comparison.markdown(rows))
+            click.echo(f"\ntable, plots and images: {out.resolve()}")
 
 
 def _counts(text: str, seeds: int) -> list[int]:

@@ -9,6 +9,8 @@ import click
 import torch
 
 from ..rewards import parse_weights
+from ..rewards.frames import FRAMES_AT_ONCE
+from ..runs import workers
 from ..runs.methods import Method
 from ..runs.settings import Machine, Settings, usual_device, usual_dtype
 from ..sampling import NON_FINITE, OPERATORS, SCHEDULES
@@ -28,12 +30,14 @@ model_options = _together(
         metavar="NAME|FOLDER|ID",
         help="A model in the box (digits, digits-turbo), a folder as diffusers saves it, or a hub id.",
     ),
+    click.option("--num-frames", type=click.IntRange(1), help="Of videos.  [default: the model's own]"),
     click.option("--lora", metavar="FOLDER|ID", help="LoRA weights for it; a file within as FOLDER:NAME."),
     click.option("--height", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"),
     click.option("--width", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"),
     click.option(
-        "--guidance-scale", type=float, default=3.5, show_default=True, help="Of models distilled for guidance."
+        "--guidance-scale", type=float, help="Strength of the model's own guidance.  [default: the model's own]"
     ),
+    click.option("--negative-prompt", metavar="TEXT", help="What classifier-free guidance leads away from."),
     click.option(
         "--dtype",
         type=click.Choice(["bfloat16", "float16", "float32"]),
@@ -55,7 +59,8 @@ reward_options = _together(
         "--reward",
         required=True,
         metavar="NAME[=WEIGHT],...",
-        help="What steers, a weighted sum: aesthetic=1.0,brightness=-0.5. `noisetilt rewards` lists them.",
+        help="What steers, a weighted sum: aesthetic=1.0,brightness=-0.5. `noisetilt rewards` lists them; MODULE:NAME "
+        "is a function of your own.",
     ),
     click.option("--held-out", default="", metavar="NAME,...", help="Rewards that only judge the finished images."),
     click.option(
@@ -105,6 +110,13 @@ machine_options = _together(
         show_default=True,
         help="Images at once; changes speed and memory, and no image.",
     ),
+    click.option(
+        "--frames-at-once",
+        type=click.IntRange(1),
+        default=FRAMES_AT_ONCE,
+        show_default=True,
+        help="Frames of a video that a reward of images is given at once; changes speed and memory, and no video.",
+    ),
     click.option("--offload", is_flag=True, help="Keep the text encoders off the GPU while they are not in use."),
 )
 
@@ -137,7 +149,7 @@ def settings_of(
     )
 
 
-def machine_of(device: str | None, micro_batch: int, offload: bool) -> Machine:
+def machine_of(device: str | None, micro_batch: int, offload: bool, frames_at_once: int) -> Machine:
     """The machine from the options of a command.
 
     Raises:
@@ -147,7 +159,13 @@ def machine_of(device: str | None, micro_batch: int, offload: bool) -> Machine:
         torch.device(device or "cpu")
     except RuntimeError as error:
         raise click.UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
-    return Machine(device=device or usual_device(), micro_batch=micro_batch, offload=offload, progress=True)
+    return Machine(
+        device=device or workers.own_device(usual_device()),
+        micro_batch=micro_batch,
+        offload=offload,
+        frames_at_once=frames_at_once,
+        progress=True,
+    )
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -94,30 +94,37 @@ def _run(
     device: str | None,
     micro_batch: int,
     offload: bool,
+    frames_at_once: int,
     **described: Any,
 ) -> None:
     with explained():
         from ..runs import loading, plan
-        from ..runs.execute import execute
-        from ..runs.folder import RunFolder
+        from ..runs.execute import execute, open_folder
         from ..runs.settings import check_device
+        from ..runs.workers import joined
 
-        machine = machine_of(device, micro_batch, offload)
+        machine = machine_of(device, micro_batch, offload, frames_at_once)
         chosen = Method(method, {name: value for name, value in options.items() if value is not None})
         chosen.check()
         settings = settings_of(chosen, device=machine.device, **described)
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
-        click.echo(plan.describe(settings, machine, out))
+        loading.check(settings)
         if dry_run:
+            click.echo(plan.describe(settings, machine, out))
             return
         check_device(machine.device)
-        folder = RunFolder(out, settings.to_json(), resume=resume)
-        with stopped(lambda: f"{len(folder.outcomes)} of {len(settings.every_prompt)} images are in {out}; {GO_ON}"):
-            reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
-            model = loading.load_model(settings, machine)
-            summary = execute(settings, machine, folder, model, reward, held_out)
-        click.echo(_told(summary))
-        click.echo(f"images, record and settings: {out.resolve()}")
+        with joined(machine.device) as workers:
+            if workers.first:
+                click.echo(plan.describe(settings, machine, out))
+            folder = open_folder(out, settings, machine, workers, resume)
+            count = len(settings.every_prompt)
+            with stopped(lambda: f"{len(folder.outcomes)} of {count} images are in {out}; {GO_ON}"):
+                reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
+                model = loading.load_model(settings, machine)
+                summary = execute(settings, machine, folder, model, reward, held_out, workers)
+            if workers.first:
+                click.echo(_told(summary))
+                click.echo(f"images, record and settings: {out.resolve()}")
 
 
 def _told(summary: dict[str, Any]) -> str:

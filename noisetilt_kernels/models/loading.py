@@ -1,15 +1,15 @@
-"""Loading FLUX: a folder or a model of the Hugging Face hub to a FluxPipeline, or one sentence on what is wrong."""
+"""Loading pipelines: a folder or a model of the Hugging Face hub, or one sentence on what is wrong."""
 
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import DiffusionPipeline
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -19,97 +19,133 @@ from huggingface_hub.errors import (
 from transformers.utils.hub import cached_file
 
 from ..rewards.digits import ASSETS
+from .errors import ModelError
+from .families import FAMILIES, Family
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INDEX = "model_index.json"
 
 IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
 """Models that come with the package: a flow that draws handwritten digits, and its one-step student."""
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
-class ModelError(ValueError):
-    """A model cannot be loaded. The message is one sentence for whoever named the model, with the way out."""
-
-
-def load_flux(
+def load_pipeline(
     source: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device | None = None,
     offload: bool = False,
     lora: str | Path | None = None,
-) -> FluxPipeline:
-    """Load a FluxPipeline.
+) -> DiffusionPipeline:
+    """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
 
     Args:
         source: "digits" or "digits-turbo", which come with the package; a folder, as `pipe.save_pretrained` or a
             download makes it, which is loaded without the network; or the id of a model of the hub, such as
             "black-forest-labs/FLUX.1-dev", which is downloaded once.
-        dtype: of all models; FLUX was made for bfloat16.
+        dtype: of all networks; large models were made for bfloat16.
         device: None is the GPU, if there is one, else the CPU.
-        offload: keep models on the CPU while they are not at work, see `FluxFlow`.
+        offload: keep networks on the CPU while they are not at work, see `PipelineModel`.
         lora: a file, folder or hub id of LoRA weights, `place` or `place:file name`; it needs peft.
 
     Raises:
-        ModelError: there is no such model, it is not FLUX, it is incomplete, it does not fit into the device's memory.
+        ModelError: there is no such model, it is of no family here, it is incomplete, or it does not fit into the
+            device's memory.
         ValueError: offload on a CPU.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if offload and device.type == "cpu":
-        raise ValueError("load_flux: offload must be False where device is the CPU, as everything is there already")
-    place = _flux(str(source))
+        raise ValueError("load_pipeline: offload must be False where device is the CPU, as everything is there already")
+    place = _find(str(source))
+    family, index = _family(place, str(source))
     if place.local:
-        _check_tokenizers(Path(place.name))
+        _check_tokenizers(Path(place.name), index)
     with _one_sentence(str(source)):
-        # pickled weights could run code, and FLUX's are not pickled
-        pipe = FluxPipeline.from_pretrained(place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True)
+        # pickled weights could run code
+        pipe = family.pipeline.from_pretrained(
+            place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True, **family.left_out
+        )
     if lora is not None:
-        _add_lora(pipe, str(lora))
+        _add_lora(pipe, str(lora), family)
     try:
         if offload:
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
     except torch.OutOfMemoryError:
-        raise ModelError(
-            f"load_flux: {str(source)!r} does not fit into the memory of {device}; offload=True needs less"
-        ) from None
+        raise ModelError(f"{str(source)!r} does not fit into the memory of {device}; offload=True needs less") from None
     return pipe
 
 
-class Configurations(NamedTuple):
-    """What a FluxPipeline says of itself."""
+def family_at(source: str | Path) -> Family:
+    """The family of a model, without loading it.
 
-    models: dict[str, dict[str, Any]]
-    """Of its transformer, VAE and text encoders, by name."""
-    prompt_length: int
-    """Tokens that T5's tokenizer takes."""
+    Args:
+        source: as of `load_pipeline`; of a model of the hub one small file is downloaded.
+
+    Raises:
+        ModelError: there is no such model, or it is of no family here.
+    """
+    return _family(_find(str(source)), str(source))[0]
+
+
+class Configurations(NamedTuple):
+    """What a pipeline says of itself."""
+
+    family: Family
+    index: dict[str, Any]
+    """Content of its model_index.json: library and class of each component by name, and settings."""
+    networks: dict[str, dict[str, Any]]
+    """Of its networks, by name."""
+    prompt_lengths: dict[str, int]
+    """Tokens that its tokenizers take, by name."""
 
 
 def configurations(source: str | Path) -> Configurations:
-    """The configurations of a FluxPipeline, without its weights.
+    """The configurations of a pipeline, without its weights.
 
     Args:
-        source: as of `load_flux`; of a model of the hub only a few small files are downloaded.
+        source: as of `load_pipeline`; of a model of the hub only a few small files are downloaded.
 
     Raises:
-        ModelError: there is no such model, or it is not FLUX.
+        ModelError: there is no such model, or it is of no family here.
     """
-    place = _flux(str(source))
+    place = _find(str(source))
+    family, index = _family(place, str(source))
     with _one_sentence(str(source)):
-        tokenizer = cached_file(
-            place.name, "tokenizer_config.json", subfolder="tokenizer_2", local_files_only=place.local
-        )
         return Configurations(
+            family,
+            index,
             {
-                name: FluxTransformer2DModel.load_config(place.name, subfolder=name, local_files_only=place.local)
-                for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
+                name: _content(place, name, "config.json")
+                for name in _components(index, family)
+                if "tokenizer" not in name and name != "scheduler"
             },
-            json.loads(Path(tokenizer).read_text(encoding="utf-8"))["model_max_length"],
+            {
+                name: _content(place, name, "tokenizer_config.json").get("model_max_length", 0)
+                for name in _components(index, family)
+                if "tokenizer" in name
+            },
         )
+
+
+def _components(index: Mapping[str, Any], family: Family) -> list[str]:
+    """Names of what a pipeline has."""
+    return [
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and value[0] is not None and name not in family.left_out
+    ]
+
+
+def _content(place: "_Place", component: str, name: str) -> dict[str, Any]:
+    """Of a JSON file."""
+    file = cached_file(place.name, name, subfolder=component, local_files_only=place.local)
+    content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return content
 
 
 class _Place(NamedTuple):
@@ -123,50 +159,48 @@ def _find(source: str) -> _Place:
     if path.is_dir():
         if not (path / _INDEX).is_file():
             raise ModelError(
-                f"load_flux: the folder {source!r} has no {_INDEX}, and holds no pipeline in diffusers' layout, as "
+                f"the folder {source!r} has no {_INDEX}, and holds no pipeline in diffusers' layout, as "
                 "pipe.save_pretrained(folder) makes it"
             )
         return _Place(str(path), local=True)
     if path.exists():
-        raise ModelError(f"load_flux: {source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
+        raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
     if not _HUB_ID.fullmatch(source):
-        raise ModelError(
-            f"load_flux: there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
-        )
+        raise ModelError(f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'")
     return _Place(source, local=False)
 
 
-def _flux(source: str) -> _Place:
-    """Where a FluxPipeline is, after a look at what it says it is."""
-    place = _find(source)
+def _family(place: _Place, source: str) -> tuple[Family, dict[str, Any]]:
+    """The family of a pipeline, and its index."""
     with _one_sentence(source):
-        kind = FluxPipeline.load_config(place.name, local_files_only=place.local).get("_class_name")
-    if kind != FluxPipeline.__name__:
-        raise ModelError(f"load_flux: {source!r} is a {kind}, and a FluxPipeline is needed")
-    return place
+        index: dict[str, Any] = DiffusionPipeline.load_config(place.name, local_files_only=place.local)
+    kind = index.get("_class_name")
+    if kind not in FAMILIES:
+        raise ModelError(f"{source!r} is a {kind}; what can be sampled from is {', '.join(FAMILIES)}")
+    return FAMILIES[kind], index
 
 
-def _check_tokenizers(folder: Path) -> None:
+def _check_tokenizers(folder: Path, index: Mapping[str, Any]) -> None:
     # without its files transformers makes a tokenizer with an empty vocabulary, and says nothing
-    for name in ("tokenizer", "tokenizer_2"):
-        if not any((folder / name / file).is_file() for file in _VOCABULARIES):
-            raise ModelError(f"load_flux: {str(folder)!r} has no vocabulary in {name}; download or save it anew")
+    for name in index:
+        if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in _VOCABULARIES):
+            raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it anew")
 
 
-def _add_lora(pipe: FluxPipeline, lora: str) -> None:
+def _add_lora(pipe: Any, lora: str, family: Family) -> None:
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("load_flux: lora needs peft: pip install peft")
+        raise ModelError("lora needs peft: pip install peft")
     name, file = lora, None
     if ":" in lora and not Path(lora).expanduser().exists():
         name, file = lora.rsplit(":", 1)
     path = Path(name).expanduser()
     if not path.exists() and not _HUB_ID.fullmatch(name):
-        raise ModelError(f"load_flux: there is no LoRA {name!r}; give a file, a folder or an id of the hub")
+        raise ModelError(f"there is no LoRA {name!r}; give a file, a folder or an id of the hub")
     with _one_sentence(lora):
         pipe.load_lora_weights(str(path) if path.exists() else name, weight_name=file)
     if not pipe.get_list_adapters():
         # diffusers only logs it
-        raise ModelError(f"load_flux: {lora!r} holds no LoRA weights of FLUX; it may be of another model")
+        raise ModelError(f"{lora!r} holds no LoRA weights of {family.name}; it may be of another model")
 
 
 @contextmanager
@@ -175,7 +209,7 @@ def _one_sentence(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ModelError(f"load_flux: {_explain(source, error)}") from None
+        raise ModelError(f"{_explain(source, error)}") from None
 
 
 def _explain(source: str, error: BaseException) -> str:

@@ -5,20 +5,21 @@ and what the graph keeps for its backward are then counted, not guessed. What is
 network, temporary buffers and the allocator's own share.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+import transformers
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from .flux import FluxFlow
 from .loading import Configurations, configurations
-from .prompts import Encoded
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class MemoryPlan:
 
     Attributes:
         shape: of one latent.
-        image: height and width in pixels.
-        transformer, vae, text_encoders: weights.
+        pixels: of what is made of it, (3, H, W), of videos (3, F, H, W).
+        denoiser, vae, text_encoders: weights.
         graph: what is kept of one micro-batch for the backward, at its most.
         total: on the device at once.
     """
 
     shape: tuple[int, ...]
-    image: tuple[int, int]
-    transformer: int
+    pixels: tuple[int, ...]
+    denoiser: int
     vae: int
     text_encoders: int
     graph: int
@@ -46,38 +47,42 @@ def plan_memory(
     source: str | Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
-    height: int | None = None,
-    width: int | None = None,
     micro_batch: int = 1,
     offload: bool = False,
     gradient: bool = True,
+    one_step: bool = False,
+    **options: Any,
 ) -> MemoryPlan:
-    """Count the memory of guided sampling with a FLUX model, without loading its weights.
+    """Count the memory of guided sampling with a model, without loading its weights.
 
     Args:
-        source: as of `load_flux`; only its configurations are read.
+        source: as of `load_pipeline`; only its configurations are read.
         dtype: of the weights.
-        height, width: of the images in pixels; None is the model's own.
-        micro_batch: images at once.
-        offload: as of `load_flux`: the text encoders are then not on the device while the transformer is.
+        micro_batch: images or videos at once.
+        offload: as of `load_pipeline`: the text encoders are then not on the device while the denoiser is.
         gradient: whether one is taken; without it no graph is kept.
+        one_step: the model is used as a one-step model.
+        options: of the model's class, such as height and width.
 
     Raises:
-        ModelError: there is no such model. ValueError: a size that the model does not have.
+        ModelError: there is no such model, or it cannot be used so. ValueError: as of the model's class.
     """
     configs = configurations(source)
+    adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
     with FakeTensorMode(), _default_dtype(dtype):
-        flow, *encoders = _models(configs, height, width)
-        graph = _graph(flow, micro_batch) if gradient else 0
-    weights = _bytes(flow.pipe.transformer), _bytes(flow.pipe.vae), sum(map(_bytes, encoders))
+        pipe = _pipeline(configs)
+        model = adapter(pipe, **options)
+        encoders = [getattr(pipe, name) for name in configs.networks if "text_encoder" in name]
+        graph = _graph(model, one_step, micro_batch) if gradient else 0
+        with torch.no_grad():
+            pixels = model.decode(torch.empty(1, *model.shape, dtype=torch.float32)).shape[1:]
+    weights = _bytes(model.denoiser), _bytes(pipe.vae), sum(map(_bytes, encoders))
     text_encoders = 0 if offload else weights[2]
-    _, rows, columns = flow.shape
-    factor = flow.pipe.vae_scale_factor
     return MemoryPlan(
-        shape=flow.shape,
-        image=(rows * factor, columns * factor),
-        transformer=weights[0],
+        shape=model.shape,
+        pixels=tuple(pixels),
+        denoiser=weights[0],
         vae=weights[1],
         text_encoders=weights[2],
         graph=graph,
@@ -85,55 +90,49 @@ def plan_memory(
     )
 
 
-def _models(
-    configs: Configurations, height: int | None, width: int | None
-) -> tuple[FluxFlow, CLIPTextModel, T5EncoderModel]:
-    transformer = FluxTransformer2DModel.from_config(configs.models["transformer"])
-    vae = AutoencoderKL.from_config(configs.models["vae"])
-    pipe = FluxPipeline(
-        scheduler=None,
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    flow = FluxFlow(pipe, height=height, width=width)
-    flow.prompts.length = min(flow.prompts.length, configs.prompt_length)
-    return (
-        flow,
-        CLIPTextModel(CLIPTextConfig.from_dict(configs.models["text_encoder"])),
-        T5EncoderModel(T5Config.from_dict(configs.models["text_encoder_2"])),
-    )
+def _pipeline(configs: Configurations) -> Any:
+    """The pipeline with networks of its classes, and of its tokenizers what is asked of them without a prompt."""
+    components: dict[str, Any] = {}
+    for name, config in configs.networks.items():
+        library, class_name = configs.index[name]
+        network: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+        components[name] = (
+            network.from_config(config) if library == "diffusers" else network(network.config_class.from_dict(config))
+        )
+    names = inspect.signature(configs.family.pipeline.__init__).parameters
+    settings = {name: value for name, value in configs.index.items() if name in names and not isinstance(value, list)}
+    absent = dict.fromkeys(name for name, value in configs.index.items() if isinstance(value, list))
+    pipe = configs.family.pipeline(**{**absent, **components, **settings})
+    for name, length in configs.prompt_lengths.items():
+        setattr(pipe, name, SimpleNamespace(model_max_length=length))
+    with unset_fake_temporarily():  # schedulers compute with numpy
+        pipe.scheduler = getattr(diffusers, configs.index["scheduler"][1])()  # no size depends on its numbers
+    return pipe
 
 
-def _graph(flow: FluxFlow, micro_batch: int) -> int:
+def _graph(model: Any, one_step: bool, micro_batch: int) -> int:
     """Bytes of the graph at its most.
 
-    The transformer's is there all the time, beside it at first the VAE's. With gradient checkpointing they hold the
+    The denoiser's is there all the time, beside it at first the VAE's. With gradient checkpointing they hold the
     inputs of blocks, and one block at a time is computed anew.
     """
-    transformer, vae = flow.pipe.transformer, flow.pipe.vae
-    config, length = transformer.config, flow.prompts.length
-    tokens = torch.empty(1, length, config.joint_attention_dim)
-    pooled = torch.empty(1, config.pooled_projection_dim)
-    flow.prompts.keep("", Encoded(tokens, pooled, torch.empty(length, 3, dtype=torch.float32)))
-    x = torch.empty(micro_batch, *flow.shape, dtype=torch.float32, requires_grad=True)
+    model.prompts.keep("", model.blank_prompt())
+    x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=True)
 
-    def velocity() -> Tensor:
-        return flow.velocity(x, 0.5, [""] * micro_batch)
+    def denoise() -> Tensor:
+        prompts = [""] * micro_batch
+        output: Tensor = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
+        return output
 
     def decode() -> Tensor:
-        return flow.decode(x)
+        images: Tensor = model.decode(x)
+        return images
 
-    kept, decoding = _saved(velocity), _saved(decode)
-    if not transformer.is_gradient_checkpointing:
+    kept, decoding = _saved(denoise), _saved(decode)
+    if not model.gradient_checkpointing:
         return kept + decoding
-    transformer.disable_gradient_checkpointing()
-    vae.disable_gradient_checkpointing()
-    block = _largest(velocity, [*transformer.transformer_blocks, *transformer.single_transformer_blocks])
-    decoder_block = _largest(decode, [vae.decoder.mid_block, *vae.decoder.up_blocks])
+    model.set_gradient_checkpointing(False)
+    block, decoder_block = _largest(denoise, model.blocks), _largest(decode, model.decoder_blocks)
     return kept + max(decoding + decoder_block, block)
 
 

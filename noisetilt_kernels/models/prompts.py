@@ -1,26 +1,15 @@
-"""Prompts as FLUX takes them: encoded once, kept on the device."""
+"""Prompts as a denoiser takes them: encoded once, kept on the device."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 
-from .offload import execution_device, keep_until_backward
+from .offload import keep_until_backward
 
-_ENCODERS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-
-
-class Encoded(NamedTuple):
-    """What the transformer is given of B prompts."""
-
-    tokens: Tensor
-    """Of T5, (B, L, D)."""
-    pooled: Tensor
-    """Of CLIP, (B, P)."""
-    ids: Tensor
-    """Positions, (L, 3); the same for all prompts."""
+Encoded: TypeAlias = Mapping[str, Tensor]
+"""What a denoiser is given of one prompt, by name: tensors (1, ...)."""
 
 
 class PromptCache:
@@ -29,12 +18,12 @@ class PromptCache:
     Args:
         function: for errors.
         pipe: whose text encoders are used.
-        length: tokens of T5 that a prompt is cut or padded to.
+        needed: names of them.
+        encode: encodes a prompt by them.
     """
 
-    def __init__(self, function: str, pipe: FluxPipeline, length: int) -> None:
-        self.length = length
-        self._function, self._pipe = function, pipe
+    def __init__(self, function: str, pipe: Any, needed: Sequence[str], encode: Callable[[str], Encoded]) -> None:
+        self._function, self._pipe, self._needed, self._encode = function, pipe, needed, encode
         self._encoded: dict[str, Encoded] = {}
 
     def add(self, prompts: Sequence[str]) -> None:
@@ -45,34 +34,26 @@ class PromptCache:
         """
         for prompt in prompts:
             if prompt not in self._encoded:
-                self._encoded[prompt] = self._encode(prompt)
+                missing = [name for name in self._needed if getattr(self._pipe, name) is None]
+                if missing:
+                    raise ValueError(
+                        f"{self._function}: pipe has no {', '.join(missing)} to encode {prompt!r} with; load it with "
+                        "all of them, or call encode(prompts) before they are dropped"
+                    )
+                keep_until_backward(self._pipe)
+                with torch.no_grad():
+                    self._encoded[prompt] = self._encode(prompt)
 
     def keep(self, prompt: str, encoded: Encoded) -> None:
         """Take a prompt as already encoded."""
         self._encoded[prompt] = encoded
 
-    def batch(self, prompts: Sequence[str], dtype: torch.dtype) -> Encoded:
-        """The prompts, encoded, on the transformer's device. Raises as `add`."""
+    def each(self, prompts: Sequence[str]) -> list[Encoded]:
+        """The prompts, encoded. Raises as `add`."""
         self.add(prompts)
-        device = execution_device(self._pipe.transformer)
-        encoded = [self._encoded[prompt] for prompt in prompts]
-        return Encoded(
-            torch.cat([each.tokens for each in encoded]).to(device, dtype),
-            torch.cat([each.pooled for each in encoded]).to(device, dtype),
-            encoded[0].ids.to(device),
-        )
+        return [self._encoded[prompt] for prompt in prompts]
 
-    def _encode(self, prompt: str) -> Encoded:
-        missing = [name for name in _ENCODERS if getattr(self._pipe, name) is None]
-        if missing:
-            raise ValueError(
-                f"{self._function}: pipe has no {', '.join(missing)} to encode {prompt!r} with; load it with all of "
-                "them, or call encode(prompts) before they are dropped"
-            )
-        keep_until_backward(self._pipe)
-        with torch.no_grad():
-            return Encoded(
-                *self._pipe.encode_prompt(
-                    prompt, device=execution_device(self._pipe.transformer), max_sequence_length=self.length
-                )
-            )
+    def batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The prompts, encoded, as tensors (B, ...) by name. Raises as `add`."""
+        encoded = self.each(prompts)
+        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}

@@ -1,4 +1,4 @@
-"""Times as FluxPipeline makes them, and how its transformer is told the time."""
+"""Times as pipelines of diffusers make them, and how the transformer of FLUX is told the time."""
 
 import copy
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
-_ROUNDING = 1e-6
-"""How far from 1 a scheduler's first time may be and still be meant to be 1: some float32 roundings."""
+_NEAR = 1e-3
+"""How far from 1 a scheduler's first time may be and still mean noise: less than models are trained to tell apart."""
 
 
-def pipeline_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
-    """The n + 1 times that `FluxPipeline.__call__` has for n steps and images of so many tokens, float32.
+def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
+    """The n + 1 times that pipelines with a shift by size have for n steps and images of so many tokens, float32.
 
     The scheduler is left as it is.
     """
@@ -34,13 +34,20 @@ def pipeline_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
     return from_one(scheduler.sigmas)
 
 
-def from_one(sigmas: Tensor) -> Tensor:
-    """The times, with a first one that is 1 but for rounding made exactly 1: pure noise is where a trajectory starts.
+def fixed_sigmas(scheduler: Any, n: int) -> Tensor:
+    """The n + 1 times that pipelines have that leave them to their scheduler, float32; it is left as it is."""
+    scheduler = copy.copy(scheduler)
+    scheduler.set_timesteps(n)
+    return from_one(scheduler.sigmas)
 
-    Shifting maps 1 to itself, in float32 not always exactly.
+
+def from_one(sigmas: Tensor) -> Tensor:
+    """The times, with a first one that is 1 or nearly so made exactly 1: pure noise is where a trajectory starts.
+
+    Shifting maps 1 to itself, in float32 not always exactly, and UniPC stays clear of it since it takes logarithms.
     """
     start = sigmas[:1]
-    return torch.cat([torch.where((start - 1).abs() <= _ROUNDING, 1.0, start), sigmas[1:]])
+    return torch.cat([torch.where((start - 1).abs() <= _NEAR, 1.0, start), sigmas[1:]])
 
 
 @contextmanager

@@ -10,17 +10,31 @@ class RewardError(Exception):
     """A reward could not be loaded; the message is one sentence with the way out."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, to be put into a sentence."""
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
 def check_batch(reward: str, images: Any, prompts: Any) -> None:
     """Raises unless `images` is a floating-point (B, 3, H, W) and `prompts` has B strings.
 
     What the images hold is not looked at: that would wait for the device, at every step.
     """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{reward}: images must be a floating-point tensor with values in [0, 1], got {given}")
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"{reward}: images must be (B, 3, H, W), got {tuple(images.shape)}")
+    _check(reward, "images", ("B", "3", "H", "W"), images, prompts)
+
+
+def check_videos(reward: str, videos: Any, prompts: Any) -> None:
+    """Raises unless `videos` is a floating-point (B, 3, F, H, W) and `prompts` has B strings."""
+    _check(reward, "videos", ("B", "3", "F", "H", "W"), videos, prompts)
+
+
+def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any) -> None:
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{reward}: {name} must be a floating-point tensor with values in [0, 1], got {kind}")
+    if given.ndim != len(dims) or given.shape[1] != 3 or 0 in given.shape[2:]:
+        raise ValueError(f"{reward}: {name} must be ({', '.join(dims)}), got {tuple(given.shape)}")
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
         raise TypeError(f"{reward}: prompts must be a sequence of strings, one for each image, got {prompts!r}")
-    if len(prompts) != len(images):
-        raise ValueError(f"{reward}: prompts must be as many as the {len(images)} images, got {len(prompts)}")
+    if len(prompts) != len(given):
+        raise ValueError(f"{reward}: prompts must be as many as the {len(given)} {name}, got {len(prompts)}")

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,29 @@ from .files import write_whole
 from .folder import Outcome, RunFolder, png
 from .settings import Machine, Settings
 from .statistics import estimate
+from .workers import ALONE, Workers
 
 _MOST_ROWS, _MOST_COLUMNS = 100, 20
 """Of a contact sheet."""
+
+_CELL, _STRIP_CELL = (160, 160), (720, 96)
+"""Width and height in pixels of what an image of it is shown in, and a film strip."""
+
+
+def open_folder(path: Path, settings: Settings, machine: Machine, workers: Workers, resume: bool) -> RunFolder:
+    """The folder of a run, for each of its processes; the first one makes it or finds that it cannot be used.
+
+    Raises:
+        RunFolderError, OSError: as of `RunFolder`.
+    """
+
+    def opened() -> RunFolder:
+        return RunFolder(path, settings.to_json(), resume=resume, machine=asdict(machine), worker=workers.rank)
+
+    if workers.first:
+        folder = opened()
+    workers.wait()
+    return folder if workers.first else opened()
 
 
 def execute(
@@ -28,8 +50,12 @@ def execute(
     model: FlowModel | OneStepModel,
     reward: WeightedSum,
     held_out: Mapping[str, Reward],
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Make what is missing of a run, then its contact sheet and its summary, which is returned.
+
+    Several processes share the particles; all of them return when the first one has written what is of the whole run,
+    and the folder of each has all outcomes then.
 
     Args:
         settings: of the run.
@@ -38,12 +64,14 @@ def execute(
         model: as `settings` name it, likewise the next two.
         reward: what steers.
         held_out: what judges, by name.
+        workers: the processes of the run, of which each calls this with a folder of its own rank.
 
     Raises:
         OutOfMemoryError: the device's memory did not suffice.
         NonFiniteError: as of the samplers.
     """
     prompts = settings.every_prompt
+    fps = getattr(model, "fps", 16)  # images have none
 
     def keep(one: FinishedParticle) -> None:
         images = one.image[None].to(model.device)
@@ -52,10 +80,10 @@ def execute(
         scores = {name: float(value) for name, value in parts.items()}
         # infinity is NaN at once, as it will be when the run is resumed: the best particle must not depend on that
         reward_of = one.reward if math.isfinite(one.reward) else math.nan
-        folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image)
+        folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image, fps)
 
     with RecordWriter(folder.records_file) as records, _memory_explained(machine):
-        for particles in folder.missing(len(prompts)):
+        for particles in workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch)):
             run = Run(
                 seed=settings.seed,
                 micro_batch=machine.micro_batch,
@@ -63,13 +91,17 @@ def execute(
                 non_finite=settings.non_finite,
                 on_finished=keep,
                 on_record=records.write,
-                progress=machine.progress,
+                progress=machine.progress and workers.first,
             )
             settings.method.sample(model, reward, prompts[particles.start : particles.stop], run)
-    write_contact_sheet(settings, folder)
-    summary = summarise(settings, folder)
-    folder.write_summary(summary)
-    return summary
+    workers.wait()
+    if workers.first:
+        folder.gather()
+        write_contact_sheet(settings, folder)
+        folder.write_summary(summarise(settings, folder))
+    workers.wait()
+    folder.read()
+    return summarise(settings, folder)
 
 
 def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
@@ -100,6 +132,7 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
         settings.prompts[:_MOST_ROWS],
         [[f"{outcomes[particle].reward:.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
+        cell=_STRIP_CELL if folder.has_videos else _CELL,
     )
     write_whole(folder.path / "contact-sheet.png", png(sheet))
 

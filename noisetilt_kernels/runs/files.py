@@ -27,3 +27,8 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what `write_whole` leaves behind when its process is killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")

@@ -1,21 +1,24 @@
 """The folder of a run: images, latents, the record of every step, and everything needed to repeat it.
 
     run.json             the settings and what they ran on
-    images/0000.png      of particle 0
+    images/0000.png      of particle 0; of a video some frames
+    videos/0000.mp4      where the model makes videos
     latents/0000.safetensors
     results.jsonl        a line for every finished particle
     records.jsonl        a line for every step of every particle
     contact-sheet.png    at the end, with
     summary.json
 
-A particle's line in results.jsonl is written last, so that whatever stops a run, what has a line is whole.
+A particle's line in results.jsonl is written last, so that whatever stops a run, what has a line is whole. Where
+several processes make a run, all but the first write lines into files of their own, results-1.jsonl and so on, which
+`gather` brings together.
 """
 
 import io
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +30,8 @@ from torch import Tensor
 
 from ..versions import versions
 from .errors import RunFolderError
-from .files import write_whole
+from .files import is_temporary, write_whole
+from .videos import film_strip, mp4
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,36 @@ class RunFolder:
         path: the folder; it is made if it does not exist.
         settings: of the run, as JSON has them.
         resume: go on with what is in the folder, which must be a run of the same settings.
+        machine: how it is computed, for the record.
+        worker: which of the processes of a run this is; those after 0 come to a folder that 0 has made.
 
     Raises:
         RunFolderError: there are finished particles in it already, or other files, or those of another run.
         OSError: it cannot be written to.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        machine: Mapping[str, Any] | None = None,
+        worker: int = 0,
+    ) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
+        self._worker = worker
+        if not worker:
+            self._open(resume, machine or {})
+        self.read()
+
+    def _open(self, resume: bool, machine: Mapping[str, Any]) -> None:
+        """Make the folder, or find that it is this run's, and take what is not finished out of it."""
+        path = self.path
         run_file = path / "run.json"
         if run_file.exists():
-            finished = _whole_lines(self.results_file)
+            finished = [line for file in self._files("results") for line in _whole_lines(file)]
             before = _settings_in(run_file)
             if resume:
                 self._check_same(before)
@@ -88,31 +110,57 @@ class RunFolder:
                     f"{path} holds a run with {len(finished)} images already; --resume goes on with it, "
                     "or name another folder"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or not all(map(is_temporary, path.iterdir()))):
             raise RunFolderError(f"{path} is not empty and not the folder of a run; name another one")
         path.mkdir(parents=True, exist_ok=True)
         if not (resume and run_file.exists()):  # first of all: a folder that has it is a run's
-            write_whole(run_file, _pretty({"settings": self.settings, "made_with": _made_with()}))
+            write_whole(
+                run_file, _pretty({"settings": self.settings, "made_with": _made_with(), "machine": dict(machine)})
+            )
         for folder in ("images", "latents"):
             (path / folder).mkdir(exist_ok=True)
-        try:
-            outcomes = list(map(Outcome.from_json, _whole_lines(self.results_file)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{self.results_file} has a line that is not of a finished image ({error}); take it out"
-            ) from None
-        self.outcomes = {one.particle: one for one in outcomes if self._is_there(one.particle)}
-        self._forget_unfinished()
+        self.gather()
+
+    def gather(self) -> None:
+        """Bring the lines of all processes together, without those that a stopped run left of unfinished particles."""
+        outcomes: dict[int, Outcome] = {}
+        for file in self._files("results"):
+            for one in _read_lines(file, Outcome.from_json, "a finished image"):
+                if self._is_there(one.particle):
+                    outcomes[one.particle] = one
+        records: dict[tuple[int, int], str] = {}
+        for file in self._files("records"):
+            for record in _read_lines(file, json.loads, "a step"):
+                if record["particle"] in outcomes:
+                    records[record["particle"], record["step"]] = json.dumps(record)
+        _rewrite(self.path / "results.jsonl", [outcomes[particle].to_json() for particle in sorted(outcomes)])
+        _rewrite(self.path / "records.jsonl", records.values())
+        for file in (*self._files("results")[1:], *self._files("records")[1:]):
+            file.unlink()
+        self.read()
+
+    def read(self) -> None:
+        """Find out what is finished."""
+        lines = _read_lines(self.path / "results.jsonl", Outcome.from_json, "a finished image")
+        self.outcomes = {one.particle: one for one in lines if self._is_there(one.particle)}
+
+    def _files(self, name: str) -> list[Path]:
+        """Of lines of this name: the one of the whole run first, whether it is there or not."""
+        return [self.path / f"{name}.jsonl", *sorted(self.path.glob(f"{name}-*.jsonl"))]
+
+    @property
+    def _suffix(self) -> str:
+        return f"-{self._worker}" if self._worker else ""
 
     @property
     def results_file(self) -> Path:
-        """A line for every finished particle."""
-        return self.path / "results.jsonl"
+        """A line for every finished particle of this process."""
+        return self.path / f"results{self._suffix}.jsonl"
 
     @property
     def records_file(self) -> Path:
-        """A line for every step of every particle."""
-        return self.path / "records.jsonl"
+        """A line for every step of every particle of this process."""
+        return self.path / f"records{self._suffix}.jsonl"
 
     def image_file(self, particle: int) -> Path:
         """PNG."""
@@ -122,8 +170,20 @@ class RunFolder:
         """The tensor "latent", float32."""
         return self.path / "latents" / f"{particle:04d}.safetensors"
 
+    def video_file(self, particle: int) -> Path:
+        """MP4."""
+        return self.path / "videos" / f"{particle:04d}.mp4"
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether the run is one of videos."""
+        return (self.path / "videos").is_dir()
+
     def _is_there(self, particle: int) -> bool:
-        return self.image_file(particle).is_file() and self.latent_file(particle).is_file()
+        files = [self.image_file(particle), self.latent_file(particle)]
+        if self.has_videos:
+            files.append(self.video_file(particle))
+        return all(file.is_file() for file in files)
 
     def missing(self, particles: int) -> list[range]:
         """Those of particles 0, 1, ... that are not finished yet, as ranges."""
@@ -137,13 +197,20 @@ class RunFolder:
                 ranges.append(range(particle, particle + 1))
         return ranges
 
-    def keep(self, one: Outcome, latent: Tensor, image: Tensor) -> None:
+    def keep(self, one: Outcome, latent: Tensor, image: Tensor, fps: int = 16) -> None:
         """Write a finished particle.
 
-        latent: float32 (*shape). image: (3, H, W) with values in [0, 1].
+        latent: float32 (*shape). image: (3, H, W) with values in [0, 1], or a video (3, F, H, W) of so many fps.
+
+        Raises:
+            ImportError: as of `videos.mp4`. OSError: a file cannot be written.
         """
         write_whole(self.latent_file(one.particle), save({"latent": latent.contiguous()}))
-        write_whole(self.image_file(one.particle), png(to_image(image)))
+        if image.ndim == 4:
+            self.video_file(one.particle).parent.mkdir(exist_ok=True)
+            write_whole(self.video_file(one.particle), mp4(image, fps))
+        picture = film_strip(image) if image.ndim == 4 else to_image(image)
+        write_whole(self.image_file(one.particle), png(picture))
         with self.results_file.open("ab") as file:  # buffered, as a raw write may be cut short and say nothing
             file.write(one.to_json().encode() + b"\n")
         self.outcomes[one.particle] = one
@@ -161,12 +228,6 @@ class RunFolder:
                 f"{self.path} holds a run with another {name}: {before.get(name)!r}, not {self.settings.get(name)!r}; "
                 "--resume needs the settings of run.json"
             )
-
-    def _forget_unfinished(self) -> None:
-        """Take what a stopped run left of unfinished particles out of the files, since it comes again."""
-        _rewrite(self.results_file, [one.to_json() for one in self.outcomes.values()])
-        records = _whole_lines(self.records_file)
-        _rewrite(self.records_file, [line for line in records if json.loads(line)["particle"] in self.outcomes])
 
 
 _FREE = {"non_finite"}
@@ -202,8 +263,21 @@ def _whole_lines(path: Path) -> list[str]:
     return lines
 
 
+def _read_lines(path: Path, read: Callable[[str], Any], what: str) -> list[Any]:
+    """The whole lines of a file of JSON lines.
+
+    Raises:
+        RunFolderError: one is not `what` it should be of.
+    """
+    try:
+        return list(map(read, _whole_lines(path)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} has a line that is not of {what} ({error}); take it out") from None
+
+
 def _rewrite(path: Path, lines: Iterable[str]) -> None:
-    if path.exists():
+    lines = list(lines)
+    if lines or path.exists():
         write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 

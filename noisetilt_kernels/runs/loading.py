@@ -2,37 +2,67 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-from ..models import FluxOneStep, load_flux
-from ..models.loading import IN_THE_BOX
+from ..models import family_of, load_pipeline
+from ..models.loading import IN_THE_BOX, family_at
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
+from ..rewards.frames import of_videos, takes_videos
+from ..rewards.registry import judges_videos
 from ..sampling import Reward
 from .settings import Machine, Settings
 
 
-def load_model(settings: Settings, machine: Machine) -> FluxOneStep:
-    """The model, which serves as a flow as well as a one-step model."""
+def check(settings: Settings) -> None:
+    """Raises ValueError where the model cannot be used as the settings say; nothing is loaded."""
+    family = family_at(settings.model)
+    family.adapter(settings.model, settings.one_step, settings.model_options)
+    for name in (*settings.rewards, *settings.held_out):
+        if judges_videos(name):
+            _check_videos(name, settings.model, family.videos)
+
+
+def load_model(settings: Settings, machine: Machine) -> Any:
+    """The model, as the method needs it."""
     with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
-        pipe = load_flux(
+        pipe = load_pipeline(
             settings.model,
             dtype=getattr(torch, settings.dtype),
             device=machine.device,
             offload=machine.offload,
             lora=settings.lora,
         )
-    return FluxOneStep(pipe, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale)
+    adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
+    return adapter(pipe, **settings.model_options)
 
 
 def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:
-    """The reward that steers, and those that are held out by name."""
+    """The reward that steers, and those that are held out by name, for what the model makes."""
+    videos = family_at(settings.model).videos
+
+    def fit(name: str, reward: Reward) -> Reward:
+        if videos:
+            return of_videos(reward, machine.frames_at_once)
+        if takes_videos(reward):
+            _check_videos(name, settings.model, videos)
+        return reward
+
     steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
     judges = {
         name: load_reward(name, source=settings.sources.get(name), device=machine.device) for name in settings.held_out
     }
-    return steering, judges
+    return (
+        WeightedSum({name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}),
+        {name: fit(name, reward) for name, reward in judges.items()},
+    )
+
+
+def _check_videos(name: str, model: str, videos: bool) -> None:
+    if not videos:
+        raise ValueError(f"the reward {name!r} judges videos, and {model!r} makes images")
 
 
 @contextmanager
@@ -42,10 +72,12 @@ def _without_bars() -> Iterator[None]:
     import transformers.utils.logging
 
     libraries = diffusers.utils.logging, transformers.utils.logging
+    shown = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library in libraries:
-            library.enable_progress_bar()
+        for library, before in zip(libraries, shown, strict=True):
+            if before:
+                library.enable_progress_bar()

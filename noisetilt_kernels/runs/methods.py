@@ -96,6 +96,10 @@ class Method:
             return 1 + self.option("candidates") * (self.option("steps") - 1)
         return self.option("steps")
 
+    def at_once(self, micro_batch: int) -> int:
+        """Particles that are together in a micro-batch of so many entries."""
+        return max(1, micro_batch // self.option("candidates")) if self.name == "svdd" else micro_batch
+
     def option(self, name: str) -> Any:
         """The value of an option, given or by default."""
         return self.options[name] if name in self.options else _options(self.name)[name].default
@@ -110,7 +114,7 @@ def parse_method(text: str) -> Method:
     """A method written as "ntrk" or "ntrk:rho=0.1,operator=w".
 
     Raises:
-        ValueError: it is not written so, or as of `Method`.
+        ValueError: it is not written so, an option is given twice, or as of `Method`.
     """
     name, _, listed = text.partition(":")
     options: dict[str, Any] = {}
@@ -118,6 +122,8 @@ def parse_method(text: str) -> Method:
         option, equals, value = part.partition("=")
         if not equals or not value:
             raise ValueError(f"method {text!r}: {part!r} must be written option=value")
+        if option.strip() in options:
+            raise ValueError(f"method {text!r}: {option.strip()} must be given once")
         options[option.strip()] = _value(value.strip())
     return Method(name.strip(), options)
 

@@ -18,24 +18,31 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
-        height=settings.height,
-        width=settings.width,
         micro_batch=machine.micro_batch,
         offload=machine.offload,
         gradient=settings.method.name not in ("base", "svdd"),
+        one_step=settings.one_step,
+        **settings.model_options,
     )
     values = " x ".join(map(str, memory.shape))
     count = len(settings.every_prompt)
     rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
     held_out = f"; held out: {', '.join(settings.held_out)}" if settings.held_out else ""
+    *frames, height, width = memory.pixels[1:]
+    made = f"of {height} x {width}" if not frames else f"of {frames[0]} frames of {height} x {width}"
+    at_once = ""
+    if frames:
+        seen = min(machine.frames_at_once, frames[0])
+        pixels = 4 * 3 * machine.micro_batch * seen * height * width
+        at_once = f"; {seen} of {frames[0]} frames at once ({size(pixels)} of pixels)"
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {machine.device}",
-        "images": f"{count} of {memory.image[0]} x {memory.image[1]}: {settings.particles} of each of "
+        "videos" if frames else "images": f"{count} {made}: {settings.particles} of each of "
         f"{len(settings.prompts)} prompts; latents {values} (N = {math.prod(memory.shape):,})",
         "method": str(settings.method),
-        "reward": rewards + held_out,
-        "NFE": f"{settings.method.nfe} an image, {settings.nfe:,} in all",
-        "memory": f"{size(memory.total)}: transformer {size(memory.transformer)}, VAE {size(memory.vae)}, "
+        "reward": rewards + held_out + at_once,
+        "NFE": f"{settings.method.nfe} {'a video' if frames else 'an image'}, {settings.nfe:,} in all",
+        "memory": f"{size(memory.total)}: denoiser {size(memory.denoiser)}, VAE {size(memory.vae)}, "
         f"text encoders {size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, "
         f"graph of {machine.micro_batch} at once {size(memory.graph)}; and the reward's own",
         "to": str(out),

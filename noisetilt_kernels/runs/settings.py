@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..rewards.frames import FRAMES_AT_ONCE
 from .methods import Method
 
 
@@ -22,8 +23,10 @@ class Settings:
         sources: folder or hub id of a reward's weights, where it is not the usual one.
         particles: for each prompt.
         seed: particle p draws from the stream of (seed, p).
-        height, width: of the images in pixels; None is the model's own.
-        guidance_scale: of models distilled for guidance.
+        height, width: of the images in pixels; None is the model's own, as of the next three.
+        num_frames: of videos.
+        guidance_scale: of what the model has, embedded or classifier-free guidance.
+        negative_prompt: what classifier-free guidance leads away from.
         dtype: of the model's weights, "bfloat16", "float16" or "float32".
         lora: folder, file or hub id of LoRA weights, or None.
         non_finite: as of `sampling.Run`.
@@ -39,7 +42,9 @@ class Settings:
     seed: int = 0
     height: int | None = None
     width: int | None = None
-    guidance_scale: float = 3.5
+    num_frames: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
     dtype: str = "float32"
     lora: str | None = None
     non_finite: str = "raise"
@@ -53,6 +58,17 @@ class Settings:
     def nfe(self) -> int:
         """Forwards of the model for all of it."""
         return self.method.nfe * len(self.every_prompt)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What is given of the options that the model's class takes."""
+        names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def one_step(self) -> bool:
+        """Whether the method is for one-step models."""
+        return self.method.name == "wgnc"
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -72,12 +88,14 @@ class Machine:
         device: of model and rewards.
         micro_batch: how many batch entries the model is given at once.
         offload: keep the text encoders off the device while they are not in use.
+        frames_at_once: how many frames of a video a reward of images is given at once.
         progress: show a progress bar.
     """
 
     device: str = "cpu"
     micro_batch: int = 1
     offload: bool = False
+    frames_at_once: int = FRAMES_AT_ONCE
     progress: bool = False
 
 

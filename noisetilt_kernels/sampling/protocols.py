@@ -1,7 +1,8 @@
 """What the samplers ask of a model and of a reward.
 
 Every entry of a batch has a prompt of its own, so prompts travel with the batch: `prompts` is a sequence of as many
-strings as the batch has entries. A model keeps no state between calls; encoding each distinct prompt once, and keeping
+strings as the batch has entries. Where a model makes videos, they are (B, 3, F, H, W), and so is what is said of images
+(B, 3, H, W) here and elsewhere. A model keeps no state between calls; encoding each distinct prompt once, and keeping
 what came out, is its own business. Batch entries must not influence one another.
 """
 
@@ -14,7 +15,8 @@ from torch import Tensor
 Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> (B,), higher is better.
 
-It is differentiable in the images, and no image changes the reward of another. It may be any callable.
+It is differentiable in the images, and no image changes the reward of another. It may be any callable. One of videos
+(B, 3, F, H, W) has an attribute `takes_videos` that is true.
 """
 
 

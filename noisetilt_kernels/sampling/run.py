@@ -67,7 +67,7 @@ class FinishedParticle(NamedTuple):
     latent: Tensor
     """x_0, for one-step models the noise; float32 (*shape), on the CPU."""
     image: Tensor
-    """What was made of it, float32 (3, H, W) with values in [0, 1], on the CPU."""
+    """What was made of it, float32 (3, H, W), a video (3, F, H, W), with values in [0, 1], on the CPU."""
     reward: float
     """Of that image."""
 
@@ -139,11 +139,11 @@ class Batch:
         return torch.cat([stream.draw(count) for stream in self.streams]).to(self.device)
 
     def rewards(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rewards (b,) of images (b, 3, H, W), float32."""
-        if images.dim() != 4 or images.shape[:2] != (len(prompts), 3):
+        """Rewards (b,) of images (b, 3, H, W) or videos (b, 3, F, H, W), float32."""
+        if images.dim() not in (4, 5) or images.shape[:2] != (len(prompts), 3):
             raise ValueError(
-                f"{self.method}: the model must make images (B, 3, H, W), here with B = {len(prompts)}, "
-                f"got {tuple(images.shape)}"
+                f"{self.method}: the model must make images (B, 3, H, W) or videos (B, 3, F, H, W), here with "
+                f"B = {len(prompts)}, got {tuple(images.shape)}"
             )
         rewards = self.reward(images, prompts)
         if rewards.shape != (len(prompts),):
@@ -191,7 +191,7 @@ class Finish(NamedTuple):
     latents: Tensor
     """(B, *shape)"""
     images: Tensor
-    """(B, 3, H, W)"""
+    """(B, 3, H, W), videos (B, 3, F, H, W)"""
     rewards: Tensor
     """(B,)"""
 

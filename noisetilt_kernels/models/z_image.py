@@ -1,0 +1,123 @@
+"""Z-Image of diffusers as a model for the samplers."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor
+
+from ..sampling.checks import check_number
+from .offload import execution_device, keep_until_backward
+from .pipeline import FlowPipelineModel, check_sides, in_unit_interval
+from .prompts import Encoded
+from .times import shifted_sigmas
+
+PROMPT_LENGTH = 512
+"""Tokens of Qwen3, of which those that a prompt leaves over are dropped."""
+
+
+class ZImageFlow(FlowPipelineModel):
+    """A ZImagePipeline as `sampling.FlowModel`; what it does with the pipeline is as of `PipelineModel`.
+
+    Latents are (16, H, W), float32 outside of the networks whatever dtype those are in. With `Schedule("constant", 0)`
+    the samplers walk the path of `pipe(...)`, without its cfg_normalization and cfg_truncation, which are off there
+    too.
+
+    Prompts have as many tokens as they need. In a batch the transformer pads them to the longest, and masks that: a
+    particle's velocity depends on its batch mates by rounding only.
+
+    Args:
+        pipe: Z-Image, Z-Image-Turbo, or made of them.
+        height, width: of images, in pixels, multiples of 16; None is 1024.
+        guidance_scale: of classifier-free guidance as this pipeline has it, v = v(prompt) + scale (v(prompt) -
+            v(negative)), which takes two passes through the transformer for one velocity; at 0 there is one pass and
+            no guidance, which is what Turbo was made for.
+        negative_prompt: what guidance leads away from.
+        gradient_checkpointing: as of `PipelineModel`.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range; a pipeline without transformer or VAE, or under group
+            offloading.
+    """
+
+    pipeline = ZImagePipeline
+
+    def __init__(
+        self,
+        pipe: ZImagePipeline,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: str = "",
+        gradient_checkpointing: bool | None = None,
+    ) -> None:
+        self.check(pipe)
+        check_number("ZImageFlow", "guidance_scale", guidance_scale, 0)
+        if not isinstance(negative_prompt, str):
+            raise TypeError(f"ZImageFlow: negative_prompt must be a string, got {negative_prompt!r}")
+        sides = {"height": 1024 if height is None else height, "width": 1024 if width is None else width}
+        check_sides("ZImageFlow", sides, 2 * pipe.vae_scale_factor)
+        self._guidance_scale, self._negative_prompt = float(guidance_scale), negative_prompt
+        shape = (pipe.transformer.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
+        super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
+
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        transformer = self.pipe.transformer
+        return [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+
+    @property
+    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
+        decoder = self.pipe.vae.decoder
+        return [decoder.mid_block, *decoder.up_blocks]
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance."""
+        return self._guidance_scale > 0
+
+    def encode(self, prompts: str | Sequence[str]) -> None:
+        super().encode(prompts)
+        if self.guided:
+            super().encode(self._negative_prompt)
+
+    def encode_prompt(self, prompt: str) -> Encoded:
+        (tokens,), _ = self.pipe.encode_prompt(
+            prompt, self.device, do_classifier_free_guidance=False, max_sequence_length=self.prompt_length
+        )
+        return {"tokens": tokens[None]}
+
+    def blank_prompt(self) -> Encoded:
+        return {"tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.cap_feat_dim)}
+
+    def sigmas(self, n: int) -> Tensor:
+        return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
+
+    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        self.check_latents("velocity", x, prompts)
+        towards = self._pass(x, sigma, prompts)
+        if not self.guided:
+            return towards
+        away = self._pass(x, sigma, [self._negative_prompt] * len(prompts))
+        return towards + self._guidance_scale * (towards - away)
+
+    def _pass(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        transformer = self.pipe.transformer
+        tokens = [each["tokens"][0].to(x.device, transformer.dtype) for each in self.prompts.each(prompts)]
+        keep_until_backward(self.pipe)
+        # time runs from noise at 0 to data at 1, and so does the output; its embedding is made in float32
+        towards_data: list[Tensor] = transformer(
+            list(x.to(transformer.dtype).unsqueeze(2)),  # of (C, 1, H, W)
+            torch.full((len(x),), 1 - sigma, dtype=torch.float32, device=x.device),
+            tokens,
+            return_dict=False,
+        )[0]
+        return -torch.stack(towards_data).squeeze(2).to(x.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        keep_until_backward(self.pipe)
+        latents = x0 / vae.config.scaling_factor + vae.config.shift_factor
+        images: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
+        return in_unit_interval(images, x0)

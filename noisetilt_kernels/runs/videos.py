@@ -1,0 +1,50 @@
+"""Videos as files."""
+
+import io
+
+from PIL import Image
+from torch import Tensor
+
+STRIP = 6
+"""Frames on a film strip."""
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """Bytes (F, H, W, 3) on the CPU of a video (3, F, H, W) with values in [0, 1]; NaN is black."""
+    return (video.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0)
+
+
+def mp4(video: Tensor, fps: int) -> bytes:
+    """A video (3, F, H, W) with values in [0, 1] as the bytes of an MP4 file (H.264).
+
+    H.264 halves colours in both directions, so H and W are even. The loss is hardly visible; latents are kept without
+    any.
+
+    Raises:
+        ImportError: PyAV is not installed; the message says how to.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ImportError('videos need av: pip install "noisetilt-kernels[video]"') from None
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width = video.shape[2:]
+        stream.pix_fmt = "yuv420p"
+        for frame in to_frames(video):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def film_strip(video: Tensor) -> Image.Image:
+    """Some frames of a video (3, F, H, W) side by side, the first and the last among them."""
+    frames = to_frames(video)
+    count = min(STRIP, len(frames))
+    chosen = [round(index * (len(frames) - 1) / max(count - 1, 1)) for index in range(count)]
+    height, width = frames.shape[1:3]
+    strip = Image.new("RGB", (count * width, height))
+    for place, index in enumerate(chosen):
+        strip.paste(Image.fromarray(frames[index].contiguous().numpy()), (place * width, 0))
+    return strip

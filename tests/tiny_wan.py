@@ -1,0 +1,54 @@
+"""Random Wan2.1 pipelines of diffusers' own classes, small enough to be made for every test."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+SIZE = {"height": 32, "width": 48, "num_frames": 9}
+"""Of videos that are quickly made: latents (4, 3, 4, 6)."""
+
+
+def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
+    """Two blocks of width 24; a VAE that makes four frames and eight times the sides of each latent frame; float32.
+
+    scheduler: instead of UniPC with the configuration that Wan2.1 has for 480p.
+    """
+    torch.manual_seed(seed)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    )
+    return WanPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        ).eval(),
+        vae=vae.eval(),
+        scheduler=scheduler or UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformer.eval(),
+    )
+
+
+def _tokenizer() -> T5Tokenizer:
+    words = ("a", "cat", "dog", "red", "house", "of", "the", "runs")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in words)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
