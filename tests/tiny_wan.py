@@ -28,7 +28,7 @@ def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
         rope_max_seq_len=32,
     )
     vae = AutoencoderKLWan(
-        base_dim=4,
+        base_dim=12,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,

@@ -203,7 +203,7 @@ class RunFolder:
         latent: float32 (*shape). image: (3, H, W) with values in [0, 1], or a video (3, F, H, W) of so many fps.
 
         Raises:
-            ImportError: as of `videos.mp4`. OSError: a file cannot be written.
+            OSError: a file cannot be written.
         """
         write_whole(self.latent_file(one.particle), save({"latent": latent.contiguous()}))
         if image.ndim == 4:

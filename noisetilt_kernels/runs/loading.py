@@ -14,11 +14,17 @@ from ..rewards.frames import of_videos, takes_videos
 from ..rewards.registry import judges_videos
 from ..sampling import Reward
 from .settings import Machine, Settings
+from .videos import check_available
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError where the model cannot be used as the settings say; nothing is loaded."""
+    """Raises ValueError where the model cannot be used as the settings say, ImportError where that needs more packages.
+
+    Nothing is loaded.
+    """
     family = family_at(settings.model)
+    if family.videos:
+        check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
     for name in (*settings.rewards, *settings.held_out):
         if judges_videos(name):

@@ -1,5 +1,6 @@
 """Videos as files."""
 
+import importlib.util
 import io
 
 from PIL import Image
@@ -7,6 +8,12 @@ from torch import Tensor
 
 STRIP = 6
 """Frames on a film strip."""
+
+
+def check_available() -> None:
+    """Raises ImportError unless PyAV is installed, which writes videos; the message says how to."""
+    if importlib.util.find_spec("av") is None:
+        raise ImportError('videos need av: pip install "noisetilt-kernels[video]"')
 
 
 def to_frames(video: Tensor) -> Tensor:
@@ -19,14 +26,9 @@ def mp4(video: Tensor, fps: int) -> bytes:
 
     H.264 halves colours in both directions, so H and W are even. The loss is hardly visible; latents are kept without
     any.
-
-    Raises:
-        ImportError: PyAV is not installed; the message says how to.
     """
-    try:
-        import av
-    except ImportError:
-        raise ImportError('videos need av: pip install "noisetilt-kernels[video]"') from None
+    import av
+
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})

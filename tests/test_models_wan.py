@@ -1,0 +1,265 @@
+"""WanFlow against diffusers' own WanPipeline, on tiny random models of its classes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from gaussian_flows import mean_of_each
+from tiny_wan import SIZE, tiny_wan
+from torch import Tensor
+
+from noisetilt_kernels import sampling
+from noisetilt_kernels.config import Sample, resolve_preset
+from noisetilt_kernels.models import ModelError, WanFlow, family_of, load_pipeline
+from noisetilt_kernels.models.memory import plan_memory
+from noisetilt_kernels.sampling.noise import ParticleNoise
+
+ODE = sampling.Schedule("constant", 0)
+PROMPTS = ["a red cat", "the dog runs"]
+SHAPE = (4, 3, 4, 6)
+
+
+def redness(videos: Tensor, prompts: Sequence[str]) -> Tensor:
+    return 10 * (mean_of_each(videos[:, 0]) - mean_of_each(videos[:, 1]))
+
+
+def flow_of(pipe: WanPipeline, **options: Any) -> WanFlow:
+    return WanFlow(pipe, **{**SIZE, **options})
+
+
+def noise(seed: int = 0, count: int = 1) -> Tensor:
+    return torch.cat([ParticleNoise(seed, particle, SHAPE).draw() for particle in range(count)])
+
+
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Of the sum of function(x), weighted with fixed random numbers."""
+    x = x.clone().requires_grad_()
+    values = function(x)
+    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
+    return torch.autograd.grad((weights * values).sum(), x)[0]
+
+
+def saved_bytes(forward: Callable[[], Tensor]) -> int:
+    """Of tensors that the graph of `forward` keeps, weights among them."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _output = forward()
+        return sum(storage.nbytes() for storage in storages.values())
+
+
+# ---- what the pipeline makes ----
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_ode_makes_the_pipelines_videos(scale: float) -> None:
+    pipe = tiny_wan(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    given: dict[str, Any] = {"latents": noise(0, 2), "num_inference_steps": 4, "output_type": "pt", **SIZE}
+    expected = pipe(PROMPTS, negative_prompt=["the house"] * 2, guidance_scale=scale, **given).frames
+    flow = flow_of(pipe, guidance_scale=scale, negative_prompt="the house")
+    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    videos = flow.decode(result.latents)
+    assert flow.shape == SHAPE and videos.shape == (2, 3, 9, 32, 48)
+    assert videos.std() > 0.05
+    torch.testing.assert_close(videos.transpose(1, 2), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 25])
+def test_times_are_the_schedulers(steps: int) -> None:
+    pipe = tiny_wan()
+    sigmas = flow_of(pipe).sigmas(steps)
+    assert pipe.scheduler.num_inference_steps is None  # left as it was
+    pipe.scheduler.set_timesteps(steps)
+    torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=0, atol=2e-6)
+    assert sigmas[0] == 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
+
+
+def test_the_transformer_is_told_thousandths_that_are_not_rounded() -> None:
+    pipe = tiny_wan().to(torch.bfloat16)
+    seen: list[Tensor] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, arguments, keywords: seen.append(keywords["timestep"]), with_kwargs=True
+    )
+    velocity = flow_of(pipe).velocity(noise(), 0.98765, ["a cat"])
+    assert velocity.dtype == torch.float32
+    assert len(seen) == 2
+    for time in seen:
+        assert time.dtype == torch.float32 and time.item() == pytest.approx(987.65, abs=1e-3)
+
+
+def test_guidance_is_two_passes_and_none_at_one() -> None:
+    pipe = tiny_wan()
+    calls: list[int] = []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    x = noise()
+    towards, away = (flow_of(pipe, guidance_scale=1).velocity(x, 0.7, [prompt]) for prompt in ("a cat", "the house"))
+    assert len(calls) == 2 and not torch.allclose(towards, away, atol=1e-4)
+    guided = flow_of(pipe, guidance_scale=3, negative_prompt="the house").velocity(x, 0.7, ["a cat"])
+    assert len(calls) == 4
+    torch.testing.assert_close(guided, 3 * towards - 2 * away)
+
+
+def test_prompts_are_encoded_once_and_ahead() -> None:
+    pipe = tiny_wan()
+    flow = flow_of(pipe, negative_prompt="the house")
+    flow.encode(PROMPTS)
+    pipe.text_encoder = None
+    flow.velocity(noise(0, 2), 0.5, PROMPTS)
+    with pytest.raises(ValueError, match="pipe has no text_encoder to encode 'a cat'"):
+        flow.velocity(noise(), 0.5, ["a cat"])
+
+
+# ---- gradients ----
+
+
+def assert_gradient(function: Callable[[Tensor], Tensor], x: Tensor, step: float, tolerance: float) -> None:
+    """The gradient is that of central differences."""
+    slopes, values = gradient(function, x), function(x)
+    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(10), dtype=x.dtype)
+    change = (weights * (function(x + step * direction) - function(x - step * direction))).sum() / (2 * step)
+    assert float((slopes * direction).sum()) == pytest.approx(float(change), rel=tolerance)
+
+
+def test_gradient_of_the_velocity() -> None:
+    flow = flow_of(tiny_wan().to(dtype=torch.float64))
+    # diffusers normalises and rotates in float32, so differences are no better than that
+    assert_gradient(lambda x: flow.velocity(x, 0.6, ["a cat"]), noise().double(), step=1e-2, tolerance=2e-3)
+
+
+def test_gradient_of_the_decoder() -> None:
+    pipe = tiny_wan().to(dtype=torch.float64)
+    pipe.vae.decoder.conv_out.weight.data *= 0.2  # within [0, 1], where nothing is clamped
+    assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-4, tolerance=1e-4)
+
+
+def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
+    pipe = tiny_wan()
+    pipe.vae.decoder.conv_out.bias.data += 5  # everything is white
+    flow = flow_of(pipe)
+    videos = flow.decode(noise())
+    assert videos.max() == 1 and videos.min() == 1
+    assert gradient(flow.decode, noise()).abs().min() > 0
+
+
+def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
+    pipe = tiny_wan()
+    keep, again = (flow_of(pipe, gradient_checkpointing=enabled) for enabled in (False, True))
+    assert pipe.transformer.gradient_checkpointing
+    x = noise()
+    torch.testing.assert_close(
+        gradient(lambda x: again.velocity(x, 0.5, ["a"]), x), gradient(lambda x: keep.velocity(x, 0.5, ["a"]), x)
+    )
+    again.set_gradient_checkpointing(True)
+    recomputed = gradient(again.decode, x)
+    again.set_gradient_checkpointing(False)
+    torch.testing.assert_close(recomputed, gradient(keep.decode, x))
+
+
+def test_the_decoders_memory_grows_with_frames_only_by_what_it_remembers() -> None:
+    pipe = tiny_wan()
+    sizes = {}
+    for enabled in (False, True):
+        for frames in (9, 17):
+            flow = flow_of(pipe, num_frames=frames, gradient_checkpointing=enabled)
+            x = torch.randn(1, *flow.shape, requires_grad=True)
+            sizes[enabled, frames] = saved_bytes(lambda flow=flow, x=x: flow.decode(x))
+    grown = {enabled: sizes[enabled, 17] - sizes[enabled, 9] for enabled in (False, True)}
+    assert grown[True] < 0.35 * grown[False]
+
+
+# ---- samplers ----
+
+
+@pytest.mark.parametrize("method", ["ntrk", "dps", "svdd", "best of"])
+def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
+    flow = flow_of(tiny_wan(), guidance_scale=2)
+    options: dict[str, dict[str, Any]] = {
+        "ntrk": {"rho": 0.5},
+        "dps": {"strength": 1.0},
+        "svdd": {"candidates": 2},
+        "best of": {"n": 2},
+    }
+
+    def run(micro_batch: int) -> sampling.Result:
+        given = {"steps": 3, "run": sampling.Run(seed=2, micro_batch=micro_batch), **options[method]}
+        if method == "best of":
+            return sampling.best_of_n(sampling.ntrk, flow, redness, PROMPTS, **given)
+        return getattr(sampling, method)(flow, redness, PROMPTS, **given)
+
+    one, two = run(1), run(2)
+    torch.testing.assert_close(one.latents, two.latents, rtol=0, atol=1e-4)
+    assert one.latents.shape[1:] == SHAPE
+    base = sampling.base(flow, redness, PROMPTS, steps=3, run=sampling.Run(seed=2))
+    if method in ("ntrk", "dps"):
+        assert bool((one.rewards > base.rewards).all())
+
+
+def test_the_real_latent_has_the_preset_of_wan() -> None:
+    sample = Sample(16 * 21, 60, 104)
+    assert resolve_preset("auto", sample, 1e-4) == resolve_preset("wan", sample, 1e-4)
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 80}, r"num_frames must be 4 k \+ 1, got 80; 77 and 81 are nearest"),
+        ({"num_frames": 0}, "num_frames must be at least 1"),
+        ({"height": 40}, "height must be a multiple of 16, got 40; 32 and 48 are nearest"),
+        ({"guidance_scale": -1}, "guidance_scale must be finite and at least 0"),
+        ({"fps": 0}, "fps must be at least 1"),
+    ],
+)
+def test_sizes_that_it_does_not_have(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"WanFlow: {message}"):
+        flow_of(tiny_wan(), **options)
+
+
+def test_what_is_no_wan() -> None:
+    with pytest.raises(TypeError, match="pipe must be a WanPipeline of diffusers, got object"):
+        WanFlow(object())  # type: ignore[arg-type]
+    pipe = tiny_wan()
+    pipe.register_to_config(boundary_ratio=0.9)
+    with pytest.raises(ValueError, match="must be Wan2.1; Wan2.2"):
+        flow_of(pipe)
+    with pytest.raises(TypeError, match="negative_prompt must be a string"):
+        flow_of(tiny_wan(), negative_prompt=None)
+    with pytest.raises(ValueError, match="one latent for each prompt"):
+        flow_of(tiny_wan()).velocity(noise(), 0.5, PROMPTS)
+
+
+# ---- folders ----
+
+
+def test_there_and_back_and_offloaded(tmp_path: Path) -> None:
+    tiny_wan().save_pretrained(tmp_path)
+    pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
+    assert family_of(pipe).videos
+    expected = flow_of(tiny_wan()).velocity(noise(), 0.5, ["a cat"])
+    torch.testing.assert_close(flow_of(pipe).velocity(noise(), 0.5, ["a cat"]), expected)
+    with pytest.raises(ModelError, match="takes more than one step"):
+        family_of(pipe).adapter("wan", one_step=True)
+    with pytest.raises(ModelError, match="has no strength; it has height, width, num_frames"):
+        family_of(pipe).adapter("wan", False, ["strength"])
+
+
+def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -> None:
+    tiny_wan().save_pretrained(tmp_path)
+    planned = plan_memory(tmp_path, dtype=torch.float32, **SIZE)
+    assert planned.shape == SHAPE and planned.pixels == (3, 9, 32, 48)
+    pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
+    flow = flow_of(pipe)
+    flow.encode("a")
+    x = noise().requires_grad_()
+    kept = saved_bytes(lambda: flow.velocity(x, 0.5, ["a"])) + saved_bytes(lambda: flow.decode(x))
+    assert planned.graph <= kept <= planned.graph + planned.denoiser + planned.vae
