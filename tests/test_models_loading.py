@@ -14,7 +14,7 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 from tiny_flux import LENGTH, SIZE, tiny_flux
 
-from noisetilt_kernels.models import ModelError, load_pipeline, loading
+from noisetilt_kernels.models import ModelError, fine_tuned, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +222,10 @@ def test_lora_that_is_none(saved: Path, tmp_path: Path) -> None:
     assert "holds no LoRA weights of FLUX" in raised_by(saved, device="cpu", lora=tmp_path / "other.safetensors")
     save_file({"weight": torch.zeros(1)}, tmp_path / "none.safetensors")
     assert "Invalid LoRA checkpoint" in raised_by(saved, device="cpu", lora=tmp_path / "none.safetensors")
-    assert "there is no LoRA './nowhere'" in raised_by(saved, device="cpu", lora="./nowhere")
+    assert "there are no weights './nowhere'" in raised_by(saved, device="cpu", lora="./nowhere")
     assert "cannot be loaded" in raised_by(saved, device="cpu", lora=f"{tmp_path}:nothing.safetensors")
 
 
 def test_lora_needs_peft(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fine_tuned.importlib.util, "find_spec", lambda name: None)
     assert raised_by(saved, device="cpu", lora="some/lora") == "lora needs peft: pip install peft"

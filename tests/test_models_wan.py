@@ -230,7 +230,7 @@ def test_what_is_no_wan() -> None:
         WanFlow(object())  # type: ignore[arg-type]
     pipe = tiny_wan()
     pipe.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(ValueError, match="must be Wan2.1; Wan2.2"):
+    with pytest.raises(ValueError, match=r"must be Wan2\.1; Wan2\.2"):
         flow_of(pipe)
     with pytest.raises(TypeError, match="negative_prompt must be a string"):
         flow_of(tiny_wan(), negative_prompt=None)

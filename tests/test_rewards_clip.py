@@ -206,8 +206,8 @@ def test_the_scale_is_the_models_own(tmp_path: Path) -> None:
     ratio = PickScore(folder)(images, PROMPTS) / ClipScore(folder)(images, PROMPTS)
     torch.testing.assert_close(ratio, torch.full((3,), 20.0855 / 100))
     # it is not rounded with the weights, to 20.1
-    assert ImageTextModel("clip", folder, dtype=torch.bfloat16).scale == pytest.approx(20.0855, rel=1e-5)
-    assert ImageTextModel("clip", folder, dtype=torch.bfloat16)._model.dtype == torch.bfloat16
+    assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16).scale == pytest.approx(20.0855, rel=1e-5)
+    assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16)._model.dtype == torch.bfloat16
 
 
 def published_aesthetic(clip: Path, images: list[Image.Image]) -> Tensor:
@@ -343,7 +343,7 @@ def test_a_processor_of_transformers_5(clip: Path, tmp_path: Path) -> None:
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     processor.save_pretrained(tmp_path)
     assert (tmp_path / "processor_config.json").exists()
-    assert ImageTextModel("clip", tmp_path)._preprocess.mean == (0.1, 0.2, 0.3)
+    assert ImageTextModel.load("clip", tmp_path)._preprocess.mean == (0.1, 0.2, 0.3)
 
 
 # ---- what is missing or does not belong together ----

@@ -29,11 +29,16 @@ def test_names() -> None:
         "color",
         "digit",
         "digit-judge",
+        "hpsv2",
+        "imagereward",
         "pickscore",
         "smoothness",
         "symmetry",
+        "videoreward",
+        "vqascore",
     )
     assert [name for name in REWARDS if not ENTRIES[name].differentiable] == ["digit-judge"]
+    assert [name for name in REWARDS if ENTRIES[name].videos] == ["videoreward"]
     for entry in ENTRIES.values():
         assert entry.description
         assert "\n" not in entry.description
@@ -69,7 +74,7 @@ def test_weights(spec: str, weights: dict[str, float]) -> None:
         ("clip=high", "the weight of 'clip' must be a finite number, got 'high'"),
         ("clip=nan", "the weight of 'clip' must be a finite number, got 'nan'"),
         ("clip=-inf", "the weight of 'clip' must be a finite number, got '-inf'"),
-        ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color' does"),
+        ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color' and 'videoreward' do"),
     ],
 )
 def test_weights_that_are_none(spec: str, message: str) -> None:
@@ -124,7 +129,8 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
 def test_what_has_no_gradient_cannot_steer() -> None:
     message = (
         "load_rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: 'aesthetic', "
-        "'brightness', 'clip', 'color', 'digit', 'pickscore', 'smoothness', 'symmetry'"
+        "'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', 'smoothness', 'symmetry', "
+        "'videoreward', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -149,10 +155,11 @@ def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["aesthetic", "clip", "pickscore"])
+@pytest.mark.parametrize("name", ["aesthetic", "clip", "hpsv2", "imagereward", "pickscore", "videoreward", "vqascore"])
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for module in ("aesthetic", "clip", "loading"):
+    ours = ("aesthetic", "checkpoint", "clip", "hpsv2", "imagereward", "loading", "open_clip")
+    for module in (*ours, "qwen", "videoreward", "videoreward_checkpoint", "vqascore"):
         monkeypatch.delitem(sys.modules, f"noisetilt_kernels.rewards.{module}", raising=False)
     with pytest.raises(
         rewards.RewardError,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -149,10 +150,15 @@ def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: p
 def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given))
-    family = Family("none", flow=lambda pipe, height, width, guidance_scale: asked.update(height=height, width=width, scale=guidance_scale))
+    family = Family(
+        "none",
+        flow=lambda pipe, height, width, guidance_scale: asked.update(height=height, width=width, scale=guidance_scale),
+    )
     monkeypatch.setattr(loading, "family_of", lambda pipe: family)
     monkeypatch.setattr(loading, "family_at", lambda source: family)
-    monkeypatch.setattr(loading, "load_weighted", lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)}))
+    monkeypatch.setattr(
+        loading, "load_weighted", lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)})
+    )
     monkeypatch.setattr(loading, "load_reward", lambda name, **given: asked.update({name: given}))
     settings = replace(
         SETTINGS,
@@ -172,6 +178,7 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         "dtype": torch.float16,
         "device": "cuda:1",
         "offload": True,
+        "denoiser": None,
         "lora": "l",
         "height": 32,
         "width": 48,
@@ -255,11 +262,10 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         file,
         "--micro-batch",
         3,
-        "--offload",
         "--dtype",
         "float16",
         "--lora",
-        "l",
+        "some/lora",
         "--scale",
         0.5,
         "--out",
@@ -269,10 +275,28 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "optimize", *SAMPLE[1:-2], "--iterations", 2, "--lr", 1, "--clip", 2, "--operator", "w", "--out", tmp_path / "b"
     )
     (settings, machine), (optimized, _) = seen
-    assert settings.prompts == ("a 7", "a 8", "a 9") and settings.dtype == "float16" and settings.lora == "l"
+    assert settings.prompts == ("a 7", "a 8", "a 9") and settings.dtype == "float16" and settings.lora == "some/lora"
     assert settings.method.options == {"steps": 1, "schedule": "linear", "scale": 0.5}
-    assert (machine.micro_batch, machine.offload, machine.progress) == (3, True, True)
+    assert (machine.micro_batch, machine.offload, machine.progress) == (3, False, True)
     assert optimized.method.options == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--offload"], "--offload is for GPUs"),
+        (["--lora", "./nowhere"], "there are no weights './nowhere'"),
+        (["--denoiser", "./nowhere"], "there are no weights './nowhere'"),
+        (["--reward-source", "brightness=x/y"], "'brightness' has no weights"),
+        (["--num-frames", "5"], "'digits' (FLUX) has no num_frames; it has height, width, guidance_scale"),
+        (["--held-out", "videoreward"], "the reward 'videoreward' judges videos, and 'digits' makes images"),
+        (["--device", "cuda:1", "--offload", "--lora", "./nowhere"], "there are no weights"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], message: str) -> None:
+    result = invoke(*SAMPLE, *options, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 1 and message in result.output.splitlines()[-1], result.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_prompt_is_an_error_before_any_work(tmp_path: Path) -> None:
@@ -309,10 +333,11 @@ def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
 
     one = rows(settings, Machine())
     assert "40 x 48" in one["images"] and "4 x 20 x 24" in one["images"]
-    assert "graph of 3 at once" in rows(settings, Machine(micro_batch=3))["memory"]
+    assert "activations of 3 at once" in rows(settings, Machine(micro_batch=3))["memory"]
     assert rows(settings, Machine(micro_batch=3))["memory"].split(":")[0] != one["memory"].split(":")[0]
     assert rows(settings, Machine("cuda", offload=True))["memory"].split(":")[0] != one["memory"].split(":")[0]
-    assert "at once 0 B" in rows(replace(settings, method=Method("base")), Machine())["memory"]
+    base = rows(replace(settings, method=Method("base")), Machine())["memory"]
+    assert re.search("at once .*;", base).group() != re.search("at once .*;", one["memory"]).group()
 
 
 def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,8 @@ def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
             UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
         ).eval(),
         vae=vae.eval(),
-        scheduler=scheduler or UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=scheduler
+        or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=transformer.eval(),
     )
 

@@ -108,7 +108,7 @@ def _run(
         chosen.check()
         settings = settings_of(chosen, device=machine.device, **described)
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
-        loading.check(settings)
+        loading.check(settings, machine)
         if dry_run:
             click.echo(plan.describe(settings, machine, out))
             return

@@ -1,5 +1,46 @@
 """What can go wrong with a model that a person can do something about."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
 
 class ModelError(ValueError):
     """A model cannot be loaded or used. The message is one sentence for whoever named the model, with the way out."""
+
+
+@contextmanager
+def one_sentence(source: str) -> Iterator[None]:
+    """Turns whatever is raised in the block into a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{_explain(source, error)}") from None
+
+
+def _explain(source: str, error: BaseException) -> str:
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
+    if is_any(GatedRepoError):
+        return f"{source!r} wants its licence accepted on its page of the hub, and `hf auth login` after it"
+    if is_any(RepositoryNotFoundError):
+        return (
+            f"{source!r} is neither a folder here nor a model of the hub; if it is private there, `hf auth login` first"
+        )
+    if is_any(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+        return f"{source!r} is not a folder here and the hub cannot be reached; check the network, or give a folder"
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    return f"{source!r} cannot be loaded: {first}; if it is incomplete, download or save it anew"

@@ -37,9 +37,18 @@ class Family:
     @property
     def pipeline(self) -> type[DiffusionPipeline]:
         """Of diffusers."""
+        return self._any.pipeline
+
+    @property
+    def denoiser_name(self) -> str:
+        """Of the component that is called at every step."""
+        return self._any.denoiser_name
+
+    @property
+    def _any(self) -> type[PipelineModel]:
         adapter: type[PipelineModel] | None = self.flow or self.one_step
         assert adapter is not None
-        return adapter.pipeline
+        return adapter
 
     def adapter(self, source: str, one_step: bool, options: Iterable[str] = ()) -> type[PipelineModel]:
         """What makes a model for the samplers of its pipeline.
@@ -67,13 +76,13 @@ class Family:
         return adapter
 
 
-_NOT_OF_TEXT: Mapping[str, None] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+_OF_IMAGES: Mapping[str, None] = {"feature_extractor": None, "image_encoder": None}  # for prompts that are images
 
 _FAMILIES = (
     Family("FLUX", flow=FluxFlow, one_step=FluxOneStep),
     Family("Wan2.1", flow=WanFlow, videos=True),
-    Family("SD-Turbo", one_step=SDTurbo, left_out=_NOT_OF_TEXT),
-    Family("SDXL-Turbo", one_step=SDXLTurbo, left_out=_NOT_OF_TEXT),
+    Family("SD-Turbo", one_step=SDTurbo, left_out={**_OF_IMAGES, "safety_checker": None}),
+    Family("SDXL-Turbo", one_step=SDXLTurbo, left_out=_OF_IMAGES),
     Family("SANA-Sprint", one_step=SanaSprint),
     Family("Z-Image", flow=ZImageFlow),
 )

@@ -61,16 +61,6 @@ class FluxFlow(FlowPipelineModel):
         shape = (pipe.transformer.config.in_channels // 4, *(side // pipe.vae_scale_factor for side in sides.values()))
         super().__init__(pipe, shape, length, gradient_checkpointing)
 
-    @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        transformer = self.pipe.transformer
-        return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-
-    @property
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        decoder = self.pipe.vae.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
-
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, pooled, _ = self.pipe.encode_prompt(prompt, device=self.device, max_sequence_length=self.prompt_length)
         return {"tokens": tokens, "pooled": pooled}

@@ -1,28 +1,20 @@
 """Loading pipelines: a folder or a model of the Hugging Face hub, or one sentence on what is wrong."""
 
-import importlib.util
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from transformers.utils.hub import cached_file
 
 from ..rewards.digits import ASSETS
-from .errors import ModelError
+from .errors import ModelError, one_sentence
 from .families import FAMILIES, Family
+from .fine_tuned import add_lora, load_denoiser
+from .hub import HUB_ID
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INDEX = "model_index.json"
 
 IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
@@ -36,6 +28,7 @@ def load_pipeline(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device | None = None,
     offload: bool = False,
+    denoiser: str | Path | None = None,
     lora: str | Path | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
@@ -47,6 +40,7 @@ def load_pipeline(
         dtype: of all networks; large models were made for bfloat16.
         device: None is the GPU, if there is one, else the CPU.
         offload: keep networks on the CPU while they are not at work, see `PipelineModel`.
+        denoiser: fine-tuned weights in the place of the pipeline's transformer or U-Net, as of `load_denoiser`.
         lora: a file, folder or hub id of LoRA weights, `place` or `place:file name`; it needs peft.
 
     Raises:
@@ -63,13 +57,19 @@ def load_pipeline(
     family, index = _family(place, str(source))
     if place.local:
         _check_tokenizers(Path(place.name), index)
-    with _one_sentence(str(source)):
+    given: dict[str, Any] = dict(family.left_out)
+    if denoiser is not None:
+        name = family.denoiser_name
+        with one_sentence(str(source)):
+            config = _content(place, name, "config.json")
+        given[name] = load_denoiser(str(denoiser), index[name][1], config, dtype)
+    with one_sentence(str(source)):
         # pickled weights could run code
         pipe = family.pipeline.from_pretrained(
-            place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True, **family.left_out
+            place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True, **given
         )
     if lora is not None:
-        _add_lora(pipe, str(lora), family)
+        add_lora(pipe, str(lora), family.name)
     try:
         if offload:
             pipe.enable_model_cpu_offload(device=device)
@@ -96,7 +96,7 @@ class Configurations(NamedTuple):
     """What a pipeline says of itself."""
 
     family: Family
-    index: dict[str, Any]
+    components: dict[str, Any]
     """Content of its model_index.json: library and class of each component by name, and settings."""
     networks: dict[str, dict[str, Any]]
     """Of its networks, by name."""
@@ -115,7 +115,7 @@ def configurations(source: str | Path) -> Configurations:
     """
     place = _find(str(source))
     family, index = _family(place, str(source))
-    with _one_sentence(str(source)):
+    with one_sentence(str(source)):
         return Configurations(
             family,
             index,
@@ -165,16 +165,16 @@ def _find(source: str) -> _Place:
         return _Place(str(path), local=True)
     if path.exists():
         raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
-    if not _HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source):
         raise ModelError(f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'")
     return _Place(source, local=False)
 
 
 def _family(place: _Place, source: str) -> tuple[Family, dict[str, Any]]:
     """The family of a pipeline, and its index."""
-    with _one_sentence(source):
+    with one_sentence(source):
         index: dict[str, Any] = DiffusionPipeline.load_config(place.name, local_files_only=place.local)
-    kind = index.get("_class_name")
+    kind = str(index.get("_class_name"))
     if kind not in FAMILIES:
         raise ModelError(f"{source!r} is a {kind}; what can be sampled from is {', '.join(FAMILIES)}")
     return FAMILIES[kind], index
@@ -185,50 +185,3 @@ def _check_tokenizers(folder: Path, index: Mapping[str, Any]) -> None:
     for name in index:
         if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in _VOCABULARIES):
             raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it anew")
-
-
-def _add_lora(pipe: Any, lora: str, family: Family) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError("lora needs peft: pip install peft")
-    name, file = lora, None
-    if ":" in lora and not Path(lora).expanduser().exists():
-        name, file = lora.rsplit(":", 1)
-    path = Path(name).expanduser()
-    if not path.exists() and not _HUB_ID.fullmatch(name):
-        raise ModelError(f"there is no LoRA {name!r}; give a file, a folder or an id of the hub")
-    with _one_sentence(lora):
-        pipe.load_lora_weights(str(path) if path.exists() else name, weight_name=file)
-    if not pipe.get_list_adapters():
-        # diffusers only logs it
-        raise ModelError(f"{lora!r} holds no LoRA weights of {family.name}; it may be of another model")
-
-
-@contextmanager
-def _one_sentence(source: str) -> Iterator[None]:
-    """Turns whatever is raised in the block into a ModelError."""
-    try:
-        yield
-    except Exception as error:
-        raise ModelError(f"{_explain(source, error)}") from None
-
-
-def _explain(source: str, error: BaseException) -> str:
-    chain: list[BaseException] = []
-    following: BaseException | None = error
-    while following is not None:
-        chain.append(following)
-        following = following.__cause__ or following.__context__
-
-    def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
-
-    if is_any(GatedRepoError):
-        return f"{source!r} wants its licence accepted on its page of the hub, and `hf auth login` after it"
-    if is_any(RepositoryNotFoundError):
-        return (
-            f"{source!r} is neither a folder here nor a model of the hub; if it is private there, `hf auth login` first"
-        )
-    if is_any(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-        return f"{source!r} is not a folder here and the hub cannot be reached; check the network, or give a folder"
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-    return f"{source!r} cannot be loaded: {first}; if it is incomplete, download or save it anew"

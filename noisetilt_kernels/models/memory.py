@@ -1,12 +1,13 @@
 """How much memory guided sampling will take, from the configurations of a model alone.
 
-The models are made of torch's fake tensors, which have shapes and no values, and are run with their gradients: weights
-and what the graph keeps for its backward are then counted, not guessed. What is not counted are the reward's own
-network, temporary buffers and the allocator's own share.
+The networks are made of torch's fake tensors, which have shapes and no values. A guided step is then made with them,
+and what is alive at its most is counted, not guessed. What is not counted are a reward's network, what a GPU's kernels
+take for themselves, and what the allocator cannot use.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ import torch
 import transformers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from ..sampling import Reward
 from .loading import Configurations, configurations
 
 
@@ -30,7 +34,8 @@ class MemoryPlan:
         shape: of one latent.
         pixels: of what is made of it, (3, H, W), of videos (3, F, H, W).
         denoiser, vae, text_encoders: weights.
-        graph: what is kept of one micro-batch for the backward, at its most.
+        activations: everything else of one micro-batch, at its most; with a gradient that is above all what is kept
+            for the backward.
         total: on the device at once.
     """
 
@@ -39,7 +44,7 @@ class MemoryPlan:
     denoiser: int
     vae: int
     text_encoders: int
-    graph: int
+    activations: int
     total: int
 
 
@@ -51,6 +56,7 @@ def plan_memory(
     offload: bool = False,
     gradient: bool = True,
     one_step: bool = False,
+    reward: Reward | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a model, without loading its weights.
@@ -60,8 +66,9 @@ def plan_memory(
         dtype: of the weights.
         micro_batch: images or videos at once.
         offload: as of `load_pipeline`: the text encoders are then not on the device while the denoiser is.
-        gradient: whether one is taken; without it no graph is kept.
+        gradient: whether one is taken; without it nothing is kept for a backward.
         one_step: the model is used as a one-step model.
+        reward: one without weights, whose share is then counted as well.
         options: of the model's class, such as height and width.
 
     Raises:
@@ -70,23 +77,21 @@ def plan_memory(
     configs = configurations(source)
     adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
-    with FakeTensorMode(), _default_dtype(dtype):
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
         pipe = _pipeline(configs)
         model = adapter(pipe, **options)
         encoders = [getattr(pipe, name) for name in configs.networks if "text_encoder" in name]
-        graph = _graph(model, one_step, micro_batch) if gradient else 0
-        with torch.no_grad():
-            pixels = model.decode(torch.empty(1, *model.shape, dtype=torch.float32)).shape[1:]
+        activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     weights = _bytes(model.denoiser), _bytes(pipe.vae), sum(map(_bytes, encoders))
     text_encoders = 0 if offload else weights[2]
     return MemoryPlan(
         shape=model.shape,
-        pixels=tuple(pixels),
+        pixels=pixels,
         denoiser=weights[0],
         vae=weights[1],
         text_encoders=weights[2],
-        graph=graph,
-        total=max(weights[0] + weights[1] + text_encoders + graph, weights[2]),
+        activations=activations,
+        total=max(weights[0] + weights[1] + text_encoders + activations, weights[2]),
     )
 
 
@@ -94,79 +99,76 @@ def _pipeline(configs: Configurations) -> Any:
     """The pipeline with networks of its classes, and of its tokenizers what is asked of them without a prompt."""
     components: dict[str, Any] = {}
     for name, config in configs.networks.items():
-        library, class_name = configs.index[name]
+        library, class_name = configs.components[name]
         network: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
         components[name] = (
             network.from_config(config) if library == "diffusers" else network(network.config_class.from_dict(config))
         )
     names = inspect.signature(configs.family.pipeline.__init__).parameters
-    settings = {name: value for name, value in configs.index.items() if name in names and not isinstance(value, list)}
-    absent = dict.fromkeys(name for name, value in configs.index.items() if isinstance(value, list))
+    settings = {name: value for name, value in configs.components.items() if name in names and not isinstance(value, list)}
+    absent = dict.fromkeys(name for name, value in configs.components.items() if isinstance(value, list))
     pipe = configs.family.pipeline(**{**absent, **components, **settings})
     for name, length in configs.prompt_lengths.items():
         setattr(pipe, name, SimpleNamespace(model_max_length=length))
     with unset_fake_temporarily():  # schedulers compute with numpy
-        pipe.scheduler = getattr(diffusers, configs.index["scheduler"][1])()  # no size depends on its numbers
+        pipe.scheduler = getattr(diffusers, configs.components["scheduler"][1])()  # no size depends on its numbers
     return pipe
 
 
-def _graph(model: Any, one_step: bool, micro_batch: int) -> int:
-    """Bytes of the graph at its most.
-
-    The denoiser's is there all the time, beside it at first the VAE's. With gradient checkpointing they hold the
-    inputs of blocks, and one block at a time is computed anew.
-    """
+def _activations(
+    model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
+) -> tuple[int, tuple[int, ...]]:
+    """Bytes beside the weights at the most of one guided step, made as the samplers do, and the shape of its image."""
     model.prompts.keep("", model.blank_prompt())
-    x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=True)
+    prompts = [""] * micro_batch
+    judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
+    x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)
+    with _Alive() as alive, torch.set_grad_enabled(gradient):
+        output = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
+        latents = output.detach().requires_grad_(gradient)
+        images = model.decode(latents)
+        shape = tuple(images.shape[1:])
+        rewards = judge(images, prompts)
+        del images
+        if gradient:
+            (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
+            torch.autograd.grad(output, x, cotangent)
+    return alive.peak, shape
 
-    def denoise() -> Tensor:
-        prompts = [""] * micro_batch
-        output: Tensor = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made within its block and not gone yet.
+
+    Tensors that share their memory count once, and those that were there before, such as weights, do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._watch(storage, 0)
+        output = func(*args, **(kwargs or {}))
+        for storage in _storages(output):
+            self._watch(storage, storage.nbytes())
+        self.peak = max(self.peak, self._now)
         return output
 
-    def decode() -> Tensor:
-        images: Tensor = model.decode(x)
-        return images
+    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self._now += size
+            weakref.finalize(storage, self._forget, storage._cdata, size)
 
-    kept, decoding = _saved(denoise), _saved(decode)
-    if not model.gradient_checkpointing:
-        return kept + decoding
-    model.set_gradient_checkpointing(False)
-    block, decoder_block = _largest(denoise, model.blocks), _largest(decode, model.decoder_blocks)
-    return kept + max(decoding + decoder_block, block)
-
-
-def _saved(forward: Callable[[], Tensor]) -> int:
-    """Bytes that the graph of `forward` keeps for its backward, weights left out."""
-    return _largest(forward, [])
+    def _forget(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self._now -= size
 
 
-def _largest(forward: Callable[[], Tensor], blocks: Sequence[torch.nn.Module]) -> int:
-    """As `_saved`, of the block that keeps the most; of all of it where no blocks are named.
-
-    Tensors that share their memory count once.
-    """
-    storages: dict[int, torch.UntypedStorage] = {}
-    sizes: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and not isinstance(tensor._base, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            storages[storage._cdata] = storage
-        return tensor
-
-    def close(*_: object) -> None:
-        sizes.append(sum(storage.nbytes() for storage in storages.values()))
-        storages.clear()
-
-    handles = [block.register_forward_pre_hook(lambda *_: storages.clear()) for block in blocks]
-    handles += [block.register_forward_hook(close) for block in blocks]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _output = forward()  # alive until it is counted
-    close()
-    for handle in handles:
-        handle.remove()
-    return max(sizes)
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 @contextmanager

@@ -74,16 +74,6 @@ class PipelineModel(ABC):
         return getattr(self.pipe, self.denoiser_name)
 
     @property
-    @abstractmethod
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        """Of the denoiser: what gradient checkpointing computes anew, one at a time."""
-
-    @property
-    @abstractmethod
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        """Of the VAE's decoder, likewise."""
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """Of one latent, unpacked: (C, H, W), of videos (C, F, H, W)."""
         return self._shape

@@ -63,17 +63,9 @@ class SanaSprint(OneStepPipelineModel):
         self._guidance_scale = float(guidance_scale)
         default = pipe.transformer.config.sample_size * pipe.vae_scale_factor
         sides = {"height": default if height is None else height, "width": default if width is None else width}
-        check_sides("SanaSprint", sides, pipe.vae_scale_factor)
+        check_sides("SanaSprint", sides, pipe.vae_scale_factor * pipe.transformer.config.patch_size)
         shape = (pipe.transformer.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
         super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
-
-    @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        return list(self.pipe.transformer.transformer_blocks)
-
-    @property
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        return [layer for block in self.pipe.vae.decoder.up_blocks for layer in block]
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, mask = self.pipe.encode_prompt(
@@ -91,7 +83,7 @@ class SanaSprint(OneStepPipelineModel):
         }
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """One step of TrigFlow from the angle at which there is noise only: cos(t) x - sin(t) F, in units of sigma_data.
+        """One step of TrigFlow from the angle where there is noise only: cos(t) x - sin(t) F, in units of sigma_data.
 
         The transformer is one of a rectified flow at time s = sin / (cos + sin), of which F is made.
         """
@@ -120,8 +112,9 @@ class SanaSprint(OneStepPipelineModel):
         vae = self.pipe.vae
         keep_until_backward(self.pipe)
         latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), vae.dtype)
+        layers = [layer for block in vae.decoder.up_blocks for layer in block]
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        with _recomputed(self.decoder_blocks) if recompute else nullcontext():
+        with _recomputed(layers) if recompute else nullcontext():
             images: Tensor = vae.decode(latents, return_dict=False)[0]
         return in_unit_interval(images, x0)
 

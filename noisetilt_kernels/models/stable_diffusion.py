@@ -11,11 +11,10 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..sampling.checks import check_choice
 from .offload import execution_device, keep_until_backward
 from .pipeline import OneStepPipelineModel, check_sides, in_unit_interval
 from .prompts import Encoded
@@ -62,15 +61,6 @@ class SDTurbo(OneStepPipelineModel):
         shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
         length = PROMPT_LENGTH if pipe.tokenizer is None else pipe.tokenizer.model_max_length
         super().__init__(pipe, shape, length, gradient_checkpointing)
-
-    @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        return [module for module in self.denoiser.modules() if isinstance(module, (ResnetBlock2D, BasicTransformerBlock))]
-
-    @property
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        decoder = self.pipe.vae.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
@@ -180,7 +170,7 @@ def _first_step(function: str, scheduler: Any) -> _FirstStep:
     """The scheduler is left as it is.
 
     Raises:
-        ValueError: it is no Euler scheduler, or its one step does not end without noise.
+        ValueError: it is no Euler scheduler, its one step does not end without noise, or it predicts something else.
     """
     if not isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
         raise ValueError(
@@ -193,9 +183,7 @@ def _first_step(function: str, scheduler: Any) -> _FirstStep:
         (time,), sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         noise = float(scheduler.init_noise_sigma)
     prediction = scheduler.config.prediction_type
-    if sigmas[-1] != 0 or prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(
-            f"{function}: pipe's scheduler must end at sigma 0 and have prediction_type epsilon, v_prediction or sample, "
-            f"got {sigmas[-1]:g} and {prediction}"
-        )
+    if sigmas[-1] != 0:
+        raise ValueError(f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; see final_sigmas_type")
+    check_choice(function, "prediction_type of pipe's scheduler", prediction, ("epsilon", "v_prediction", "sample"))
     return _FirstStep(time, sigmas[0], noise, prediction)

@@ -1,18 +1,17 @@
 """Wan2.1 text-to-video of diffusers as a model for the samplers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import WanPipeline
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..sampling.checks import check_integer, check_number
 from .offload import execution_device, keep_until_backward
 from .pipeline import FlowPipelineModel, check_sides, in_unit_interval
 from .prompts import Encoded
 from .times import fixed_sigmas
+from .wan_decoder import decode_frames
 
 PROMPT_LENGTH = 512
 """Tokens of UMT5, of which what a prompt leaves over is zeros."""
@@ -75,14 +74,6 @@ class WanFlow(FlowPipelineModel):
         super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
 
     @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        return list(self.pipe.transformer.blocks)
-
-    @property
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        return [self.pipe.vae.decoder]  # a whole one, but of one latent frame
-
-    @property
     def guided(self) -> bool:
         """Whether there is classifier-free guidance."""
         return self._guidance_scale > 1
@@ -136,33 +127,8 @@ class WanFlow(FlowPipelineModel):
             torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        decoded = _decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), self.gradient_checkpointing)
+        decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), self.gradient_checkpointing)
         return in_unit_interval(decoded, x0)
-
-
-def _decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
-    """What `vae.decode` makes of latents (B, C, F, H, W), but for its clamp to [-1, 1].
-
-    The decoder is causal: a latent frame is decoded with what its convolutions remember of those before. With
-    checkpointing every such step is a function of frame and memory that is computed anew in the backward, for which
-    `AutoencoderKLWan` has nothing of its own.
-    """
-
-    def step(frame: Tensor, memory: list[Any], first: bool) -> tuple[Tensor, list[Any]]:
-        memory = list(memory)  # the decoder writes into it
-        return vae.decoder(frame, feat_cache=memory, feat_idx=[0], first_chunk=first), memory
-
-    latents = vae.post_quant_conv(latents)
-    vae.clear_cache()
-    memory: list[Any] = list(vae._feat_map)
-    frames = []
-    for index, frame in enumerate(latents.split(1, dim=2)):
-        if checkpointing and torch.is_grad_enabled():
-            pixels, memory = checkpoint(step, frame, memory, index == 0, use_reentrant=False)
-        else:
-            pixels, memory = step(frame, memory, index == 0)
-        frames.append(pixels)
-    return torch.cat(frames, dim=2)
 
 
 def _latent_frames(num_frames: int, factor: int) -> int:

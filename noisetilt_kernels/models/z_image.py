@@ -63,16 +63,6 @@ class ZImageFlow(FlowPipelineModel):
         super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
 
     @property
-    def blocks(self) -> Sequence[torch.nn.Module]:
-        transformer = self.pipe.transformer
-        return [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
-
-    @property
-    def decoder_blocks(self) -> Sequence[torch.nn.Module]:
-        decoder = self.pipe.vae.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
-
-    @property
     def guided(self) -> bool:
         """Whether there is classifier-free guidance."""
         return self._guidance_scale > 0

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .checks import RewardError, check_batch
+from .linear_head import linear_head
 from .loading import default_dtype, load_model, load_preprocessing, model_config
 from .sources import AESTHETIC, CLIP
 
@@ -79,20 +80,14 @@ class VisionModelWithPredictor(VisionModel):
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
-        self.layers = _make_predictor(config.projection_dim)
+        self.layers = linear_head(config.projection_dim)
         self.post_init()
-
-
-def _make_predictor(width: int) -> nn.ModuleDict:
-    """Linear layers without anything between them, numbered as if the dropouts of the training were still there."""
-    sizes = {"0": (width, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
-    return nn.ModuleDict({number: nn.Linear(*size) for number, size in sizes.items()})
 
 
 def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
-        predictor = _make_predictor(width)
+        predictor = linear_head(width)
         predictor.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
     except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
         raise RewardError(

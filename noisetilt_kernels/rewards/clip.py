@@ -4,7 +4,7 @@ Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The wei
 float32 and go through the model in `dtype`, and so does the gradient. Of longer prompts the first 77 tokens count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,59 @@ class ImageTextModel:
 
     Args:
         reward: name for errors.
-        source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.
-        tokenizers: sources of the tokenizer if that one has none.
+        model: a frozen `CLIPModel`, in float32; it is moved.
+        tokenizer: of the model.
+        preprocess: makes images (B, 3, H, W) what the model takes, float32.
         device: of the model, and where images will be.
         dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
 
     Attributes:
         scale: what the model was trained to multiply cosines with.
-
-    Raises:
-        RewardError: something is missing or does not belong together.
     """
 
     def __init__(
         self,
         reward: str,
+        model: Any,
+        tokenizer: Any,
+        preprocess: Callable[[Tensor], Tensor],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        device = torch.device(device)
+        self._preprocess, self._tokenizer = preprocess, tokenizer
+        self.scale: float = model.logit_scale.exp().item()  # before it is rounded to dtype, which is seen
+        self._model = model.to(device=device, dtype=dtype or default_dtype(device))
+        self._reward, self._length = reward, model.config.text_config.max_position_embeddings
+        self._texts: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(
+        cls,
+        reward: str,
         source: str | Path,
         tokenizers: Sequence[str] = (),
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-    ) -> None:
-        source, device = str(source), torch.device(device)
+    ) -> "ImageTextModel":
+        """The model of a source.
+
+        Args:
+            reward, device, dtype: as of the class.
+            source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.
+            tokenizers: sources of the tokenizer if that one has none.
+
+        Raises:
+            RewardError: something is missing or does not belong together.
+        """
+        source = str(source)
         config = CLIPConfig.from_dict(dict(model_config(reward, source, ["clip"])))
         text: Any = config.text_config
         vision: Any = config.vision_config
-        self._preprocess = load_preprocessing(reward, source, vision.image_size)
-        self._tokenizer = load_tokenizer(reward, [source, *tokenizers], text.vocab_size)
-        model: Any = load_model(reward, CLIPModel, source, config, "a whole CLIP model")
-        self.scale: float = model.logit_scale.exp().item()  # before it is rounded to dtype, which is seen
-        self._model = model.to(device=device, dtype=dtype or default_dtype(device))
-        self._reward, self._length = reward, text.max_position_embeddings
-        self._texts: dict[str, Tensor] = {}
+        preprocess = load_preprocessing(reward, source, vision.image_size)
+        tokenizer = load_tokenizer(reward, [source, *tokenizers], text.vocab_size)
+        model = load_model(reward, CLIPModel, source, config, "a whole CLIP model")
+        return cls(reward, model, tokenizer, preprocess, device, dtype)
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) and B prompts -> (B,), differentiable in the images."""
@@ -87,7 +109,7 @@ class ClipScore:
     def __init__(
         self, source: str | Path = CLIP, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        self._model = ImageTextModel("clip", source, (), device, dtype)
+        self._model = ImageTextModel.load("clip", source, (), device, dtype)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return 100 * self._model.cosines(images, prompts)
@@ -103,7 +125,7 @@ class PickScore:
     def __init__(
         self, source: str | Path = PICKSCORE, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        self._model = ImageTextModel("pickscore", source, (PICKSCORE_TOKENIZER,), device, dtype)
+        self._model = ImageTextModel.load("pickscore", source, (PICKSCORE_TOKENIZER,), device, dtype)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self._model.scale * self._model.cosines(images, prompts)

@@ -39,8 +39,8 @@ class PerFrame:
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         check_videos("PerFrame", videos, prompts)
         frames = videos[:, :, :: self._every]
-        total = sum(self._sum(part, prompts) for part in frames.split(self._at_once, dim=2))
-        return total / frames.shape[2]
+        sums = [self._sum(part, prompts) for part in frames.split(self._at_once, dim=2)]
+        return torch.stack(sums).sum(dim=0) / frames.shape[2]
 
     def _sum(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Of the rewards of some frames (B, 3, f, H, W): (B,)."""
@@ -53,13 +53,14 @@ class PerFrame:
         count = frames.shape[2]
         images = frames.transpose(1, 2).flatten(0, 1)
         rewards = self._reward(images, [prompt for prompt in prompts for _ in range(count)])
-        if rewards.shape != (len(images),):
-            raise ValueError(f"PerFrame: reward must return ({len(images)},), got {tuple(rewards.shape)}")
+        given = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+        if given != (len(images),):
+            raise ValueError(f"PerFrame: reward must return a tensor ({len(images)},), got {given}")
         return rewards.float().view(len(frames), count).sum(dim=1)
 
 
 def of_videos(reward: Reward, at_once: int = FRAMES_AT_ONCE) -> Reward:
-    """The reward as one of videos: as it is where it has an attribute `takes_videos` that is true, else frame by frame."""
+    """The reward as one of videos: as it is where it takes them (`takes_videos`), else frame by frame."""
     return reward if takes_videos(reward) else PerFrame(reward, at_once)
 
 

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .checks import RewardError
+from .checks import RewardError, first_line
 from .preprocessing import Preprocessing
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
-_FAILURES = (OSError, ValueError, RuntimeError, SafetensorError)
+FAILURES = (OSError, ValueError, RuntimeError, SafetensorError)
 """What transformers raises for files that are missing, broken, or of something else."""
 
 
@@ -28,21 +28,11 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
     Raises:
         RewardError: there is no such folder or id, the hub cannot be reached, or the model is of another type.
     """
-    folder = Path(source)
-    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        raise RewardError(
-            f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging Face hub"
-        )
+    check_source(reward, source)
     try:
         config, _ = PretrainedConfig.get_config_dict(source)
-    except _FAILURES as error:
-        if folder.is_dir():
-            raise _unusable(reward, source, error) from None
-        raise RewardError(
-            f"{reward}: {source!r} is no folder here and did not come from the hub ({_first_line(error)}); "
-            f"check the name and the connection, or run `hf download {source} --local-dir FOLDER` where there is one "
-            "and name that folder as the source"
-        ) from None
+    except FAILURES as error:
+        raise unusable(reward, source, error) from None
     model_type = config.get("model_type")
     if model_type not in types:
         raise RewardError(
@@ -52,25 +42,38 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
     return config
 
 
+def check_source(reward: str, source: str) -> None:
+    """Raises RewardError unless `source` is a folder or may be an id on the hub."""
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+        raise RewardError(
+            f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging Face hub"
+        )
+
+
 def load_model(
-    reward: str, model_class: type[AnyModel], source: str, config: PretrainedConfig, wanted: str
+    reward: str,
+    model_class: type[AnyModel],
+    source: str,
+    config: PretrainedConfig,
+    wanted: str,
+    dtype: torch.dtype = torch.float32,
 ) -> AnyModel:
-    """The model with frozen weights, in float32 on the CPU.
+    """The model with frozen weights of this dtype, on the CPU. Buffers that are not saved keep their own.
 
     Raises:
         RewardError: the weights are missing, incomplete, or of another model; the message says what is `wanted`.
     """
     try:
-        loaded: Any = model_class.from_pretrained(source, config=config, output_loading_info=True)
-    except _FAILURES as error:
-        raise _unusable(reward, source, error) from None
+        loaded: Any = model_class.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    except FAILURES as error:
+        raise unusable(reward, source, error) from None
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RewardError(
             f"{reward}: the weights in {source} lack {missing[0]}{_others(missing)}; name a source that has {wanted}"
         )
-    frozen: AnyModel = model.float().eval().requires_grad_(False)
+    frozen: AnyModel = model.eval().requires_grad_(False)
     return frozen
 
 
@@ -80,14 +83,7 @@ def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessi
     Raises:
         RewardError: it cannot be read, asks for something that is not done here, or makes another size.
     """
-    folder = Path(source)
-    names = ("preprocessor_config.json", "processor_config.json")
-    config: Mapping[str, Any] = {"size": image_size, "crop_size": image_size}
-    try:
-        config, _ = BaseImageProcessor.get_image_processor_dict(source)
-    except _FAILURES as error:
-        if any((folder / name).is_file() for name in names):
-            raise _unusable(reward, source, error) from None
+    config = processor_config(reward, source) or {"size": image_size, "crop_size": image_size}
     try:
         preprocessing = Preprocessing.from_config(config)
     except RewardError as error:
@@ -100,23 +96,47 @@ def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessi
     return preprocessing
 
 
-def load_tokenizer(reward: str, sources: Sequence[str], vocabulary: int) -> CLIPTokenizer:
-    """The tokenizer of the first source that has one of this many tokens.
+def processor_config(reward: str, source: str) -> Mapping[str, Any]:
+    """What the source says of its image processor; empty where it has none.
+
+    Raises:
+        RewardError: it cannot be read.
+    """
+    try:
+        config: Mapping[str, Any]
+        config, _ = BaseImageProcessor.get_image_processor_dict(source)
+    except FAILURES as error:
+        if any((Path(source) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+            raise unusable(reward, source, error) from None
+        return {}
+    return config
+
+
+def load_tokenizer(
+    reward: str,
+    sources: Sequence[str],
+    vocabulary: int,
+    tokenizer_class: type[PreTrainedTokenizerBase] = CLIPTokenizer,
+    added: Sequence[str] = (),
+) -> Any:
+    """The tokenizer of the first source that has one of this many tokens, with those that are `added` if need be.
 
     Raises:
         RewardError: none has.
     """
     for source in sources:
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(source)
-        except _FAILURES:
+            tokenizer = tokenizer_class.from_pretrained(source)
+        except FAILURES:
             continue
+        tokenizer.add_tokens(list(added), special_tokens=True)
         # where there are no files transformers makes a tokenizer that knows nothing, and says nothing
         if len(tokenizer) == vocabulary:
             return tokenizer
+    files = [file for name, file in tokenizer_class.vocab_files_names.items() if name != "tokenizer_file"]
     raise RewardError(
         f"{reward}: there is no tokenizer of the model's {vocabulary} tokens in {' or '.join(sources)}; put its "
-        "tokenizer.json, or vocab.json and merges.txt, beside the weights"
+        f"tokenizer.json, or {' and '.join(files)}, beside the weights"
     )
 
 
@@ -125,16 +145,19 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _unusable(reward: str, source: str, error: Exception) -> RewardError:
+def unusable(reward: str, source: str, error: Exception) -> RewardError:
+    """What to raise for an error that came while the source was read."""
+    if not Path(source).is_dir():
+        return RewardError(
+            f"{reward}: {source!r} is no folder here and did not come from the hub ({first_line(error)}); "
+            f"check the name and the connection, or run `hf download {source} --local-dir FOLDER` where there is one "
+            "and name that folder as the source"
+        )
     return RewardError(
-        f"{reward}: the files in {source} cannot be used ({_first_line(error)}); fetch the model whole, "
+        f"{reward}: the files in {source} cannot be used ({first_line(error)}); fetch the model whole, "
         "as `hf download` does, or name another source"
     )
 
 
 def _others(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,6 +1,7 @@
 """The rewards by name: what they are, how they are loaded, and whether they have a gradient.
 
-A name may carry an argument after a colon: `color:blue`, `color:#ff8000`.
+A name may carry an argument after a colon: `color:blue`, `color:#ff8000`, `videoreward:motion`. What has no name here
+may be a reward of one's own, MODULE:NAME or FILE.py:NAME.
 """
 
 import math
@@ -16,6 +17,8 @@ from ..sampling.checks import check_choice
 from . import simple, sources
 from .checks import RewardError
 from .digits import DIGIT_REWARDS, DigitJudgeReward, DigitReward, digit_of
+from .own import is_own, load_own
+from .videoreward_prompt import check_part
 from .weighted import WeightedSum
 
 
@@ -30,6 +33,7 @@ class Entry:
         source: folder or hub id of its weights if no other is named; None if it has none.
         differentiable: whether it can steer; if not it can only judge.
         check_prompt: raises ValueError for a prompt that the reward cannot judge by.
+        videos: it is of videos (B, 3, F, H, W), and not of images.
     """
 
     description: str
@@ -38,6 +42,7 @@ class Entry:
     source: str | None = None
     differentiable: bool = True
     check_prompt: Callable[[str], object] | None = None
+    videos: bool = False
 
 
 def _plain(reward: Reward) -> Callable[..., Reward]:
@@ -60,7 +65,7 @@ def _by_transformers(module: str, class_name: str) -> Callable[..., Reward]:
             raise RewardError(
                 f'load_reward: this reward needs transformers ({error}); pip install "noisetilt-kernels[diffusers]"'
             ) from None
-        reward: Reward = reward_class(source, device)
+        reward: Reward = reward_class(source, device, *([] if argument is None else [argument]))
         return reward
 
     return load
@@ -94,6 +99,16 @@ ENTRIES: Mapping[str, Entry] = {
         differentiable=False,
         check_prompt=digit_of,
     ),
+    "hpsv2": Entry(
+        "what people prefer for the prompt, by HPS v2.1, about 0.2 to 0.35",
+        _by_transformers("hpsv2", "HpsScore"),
+        source=sources.HPSV2,
+    ),
+    "imagereward": Entry(
+        "what people prefer for the prompt, about -2 to 2",
+        _by_transformers("imagereward", "ImageRewardScore"),
+        source=sources.IMAGEREWARD,
+    ),
     "pickscore": Entry(
         "what people prefer for the prompt, about 18 to 24",
         _by_transformers("clip", "PickScore"),
@@ -101,6 +116,19 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "smoothness": Entry("likeness of neighbouring pixels, -1 to 0", _plain(simple.smoothness)),
     "symmetry": Entry("likeness of left and right, -1 to 0", _plain(simple.symmetry)),
+    "videoreward": Entry(
+        "what people prefer of videos for the prompt: the sum of three parts of about -3 to 3, or one of them, as in "
+        "videoreward:motion, :visual or :text",
+        _by_transformers("videoreward", "VideoReward"),
+        check_argument=check_part,
+        source=sources.VIDEOREWARD,
+        videos=True,
+    ),
+    "vqascore": Entry(
+        "probability that Qwen2.5-VL finds the prompt shown, 0 to 1",
+        _by_transformers("vqascore", "VqaScore"),
+        source=sources.VQASCORE,
+    ),
 }
 
 REWARDS = tuple(ENTRIES)
@@ -110,13 +138,15 @@ def load_reward(name: str, *, source: str | None = None, device: str | torch.dev
     """A reward by its name.
 
     Args:
-        name: one of `REWARDS`; "color" may have a colour after a colon.
+        name: one of `REWARDS`, or one's own, MODULE:NAME or FILE.py:NAME; "color" may have a colour after a colon,
+            "videoreward" one of its parts.
         source: folder or hub id of its weights; None is the usual one.
         device: where images will be.
 
     Raises:
         ValueError: an unknown name, an argument that is not valid, or a source for a reward without weights.
-        RewardError: the weights cannot be had, or transformers is not installed; the message says what to do.
+        RewardError: the weights cannot be had, transformers is not installed, or one's own reward cannot be imported or
+            called; the message says what to do.
     """
     entry, argument = _find("load_reward", name)
     if entry.source is None:
@@ -162,7 +192,8 @@ def load_rewards(
 
     Args:
         spec: as `parse_weights` takes it, or what it returns.
-        sources: of the weights by the name of the reward, where it is not the usual one; other names may be there too.
+        sources: of the weights by the name of the reward, without an argument after a colon, where it is not the usual
+            one; other names may be there too.
         device: where images will be.
 
     Raises:
@@ -179,14 +210,26 @@ def load_rewards(
             raise ValueError(
                 f"load_rewards: reward {name!r} has no gradient, so it can judge images but not steer; valid: {valid}"
             )
-    for name in sources or {}:
-        check_choice("load_rewards", "reward in sources", name, REWARDS)
+    check_sources(sources or {})
     return WeightedSum(
         {
-            name: (weight, load_reward(name, source=(sources or {}).get(name), device=device))
+            name: (weight, load_reward(name, source=source_of(name, sources or {}), device=device))
             for name, weight in weights.items()
         }
     )
+
+
+def check_sources(sources: Mapping[str, str]) -> None:
+    """Raises ValueError for a source of a reward that there is not, or that has no weights; nothing is loaded."""
+    for name in sources:
+        check_choice("load_rewards", "reward in sources", name, REWARDS)
+        if ENTRIES[name].source is None:
+            raise ValueError(f"load_rewards: {name!r} has no weights, and so no source; got {sources[name]!r} for it")
+
+
+def source_of(name: str, sources: Mapping[str, str]) -> str | None:
+    """Of a reward's weights, where it is not the usual one: that of its name without the argument after a colon."""
+    return sources.get(name.partition(":")[0])
 
 
 def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
@@ -198,14 +241,35 @@ def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
                 entry.check_prompt(prompt)
 
 
+def judges_videos(name: str) -> bool:
+    """Whether a reward of this name is of videos (B, 3, F, H, W); nothing is loaded.
+
+    Raises:
+        ValueError: an unknown name, or an argument that is not valid.
+    """
+    return _find("judges_videos", name)[0].videos
+
+
 def _find(function: str, name: Any) -> tuple[Entry, str | None]:
     """The entry of a name, and the argument after its colon."""
     base, colon, argument = name.partition(":") if isinstance(name, str) else (name, "", "")
+    if colon and base not in ENTRIES:
+        return _own(function, name), None
     check_choice(function, "reward", base, REWARDS)
     entry = ENTRIES[base]
     if not colon:
         return entry, None
     if entry.check_argument is None:
-        raise ValueError(f"{function}: reward {base!r} takes no argument, got {name!r}; only 'color' does")
+        takers = " and ".join(repr(other) for other, one in ENTRIES.items() if one.check_argument is not None)
+        raise ValueError(f"{function}: reward {base!r} takes no argument, got {name!r}; only {takers} do")
     entry.check_argument(argument)
     return entry, argument
+
+
+def _own(function: str, name: str) -> Entry:
+    """Of a reward of one's own; nothing is imported."""
+    if not is_own(name):
+        raise ValueError(
+            f"{function}: {name!r} is no reward in the box, and one of your own is written MODULE:NAME or FILE.py:NAME"
+        )
+    return Entry("a reward of one's own", lambda argument, source, device: load_own(name))

@@ -59,7 +59,7 @@ def compare(
     names = [folder_name(method) for method in methods]
     runs = [replace(settings, method=method) for method in methods]
     for run in runs:
-        check(run)
+        check(run, machine)
     folders = [open_folder(out / name, run, machine, workers, resume) for name, run in zip(names, runs, strict=True)]
     reward, held_out = load_rewards(settings, machine)
     # a model for wgnc, where one of the methods is that, serves the others as well: each of them has been checked

@@ -7,21 +7,27 @@ from typing import Any
 import torch
 
 from ..models import family_of, load_pipeline
+from ..models.fine_tuned import check_there
 from ..models.loading import IN_THE_BOX, family_at
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
 from ..rewards.frames import of_videos, takes_videos
-from ..rewards.registry import judges_videos
+from ..rewards.registry import check_sources, judges_videos, source_of
 from ..sampling import Reward
 from .settings import Machine, Settings
 from .videos import check_available
 
 
-def check(settings: Settings) -> None:
-    """Raises ValueError where the model cannot be used as the settings say, ImportError where that needs more packages.
+def check(settings: Settings, machine: Machine) -> None:
+    """Raises ValueError where something cannot be used as the settings say, ImportError where that needs more packages.
 
     Nothing is loaded.
     """
+    if machine.offload and torch.device(machine.device).type == "cpu":
+        raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
+    for weights in filter(None, (settings.denoiser, settings.lora)):
+        check_there(weights)
+    check_sources(settings.sources)
     family = family_at(settings.model)
     if family.videos:
         check_available()
@@ -39,6 +45,7 @@ def load_model(settings: Settings, machine: Machine) -> Any:
             dtype=getattr(torch, settings.dtype),
             device=machine.device,
             offload=machine.offload,
+            denoiser=settings.denoiser,
             lora=settings.lora,
         )
     adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
@@ -58,7 +65,8 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
 
     steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
     judges = {
-        name: load_reward(name, source=settings.sources.get(name), device=machine.device) for name in settings.held_out
+        name: load_reward(name, source=source_of(name, settings.sources), device=machine.device)
+        for name in settings.held_out
     }
     return (
         WeightedSum({name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}),

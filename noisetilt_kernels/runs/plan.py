@@ -44,7 +44,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         "NFE": f"{settings.method.nfe} {'a video' if frames else 'an image'}, {settings.nfe:,} in all",
         "memory": f"{size(memory.total)}: denoiser {size(memory.denoiser)}, VAE {size(memory.vae)}, "
         f"text encoders {size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, "
-        f"graph of {machine.micro_batch} at once {size(memory.graph)}; and the reward's own",
+        f"activations of {machine.micro_batch} at once {size(memory.activations)}; and the reward's own",
         "to": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())

@@ -28,6 +28,7 @@ class Settings:
         guidance_scale: of what the model has, embedded or classifier-free guidance.
         negative_prompt: what classifier-free guidance leads away from.
         dtype: of the model's weights, "bfloat16", "float16" or "float32".
+        denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
         lora: folder, file or hub id of LoRA weights, or None.
         non_finite: as of `sampling.Run`.
     """
@@ -46,6 +47,7 @@ class Settings:
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     dtype: str = "float32"
+    denoiser: str | None = None
     lora: str | None = None
     non_finite: str = "raise"
 

@@ -52,10 +52,9 @@ def main(out: Path, seed: int, share: float) -> None:
     generator = stage()
     vae = train_autoencoder(learned, generator, steps(2000))
     flow = SmallFlux()
-    train_flow(flow, vae, learned, generator, steps=steps(4000), lr=2e-3, pool=steps(30_000))
-    train_flow(flow, vae, learned, stage(1), steps=steps(2500), lr=1.5e-3, pool=steps(30_000))  # a warm restart
+    train_flow(flow, vae, learned, stage(1), steps=steps(6000), lr=2e-3, pool=steps(30_000))
     save(flow, vae, out / "digits")
-    student = train_student(flow, vae, stage(2), steps(1500), steps(12_000))
+    student = train_student(flow, vae, stage(2), steps(1200), steps(12_000))
     save(student, vae, out / "digits-turbo")
     click.echo(f"trained in {(time.perf_counter() - start) / 60:.0f} minutes: {out}")
 

@@ -1,0 +1,122 @@
+"""The reward of human preference by HPS v2: a CLIP model that was tuned to rank images. Needs transformers.
+
+    python -m noisetilt_kernels.rewards.hpsv2 HPS_v2.1_compressed.pt FOLDER
+
+makes of the published file a folder that transformers' CLIPModel loads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel
+
+from .checkpoint import find_checkpoint, load_tensors, read_checkpoint
+from .checks import RewardError
+from .clip import ImageTextModel
+from .loading import load_model, load_tokenizer, model_config
+from .open_clip import to_transformers
+from .preprocessing import Preprocessing
+from .sources import HPSV2, HPSV2_TOKENIZER
+
+
+class HpsScore:
+    """What people would rather have of a prompt (Wu et al., arXiv 2306.09341); most images are at 0.2 to 0.35.
+
+    The cosine of image and prompt, without the model's scale: what the published `hpsv2.score` returns. The benchmark
+    of the authors prints 100 times that.
+
+    Args:
+        source: one of
+            - the published file, HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or a folder with it and no other;
+            - ID:FILE, that file on the hub;
+            - a folder or hub id of a `CLIPModel`, as `convert_hpsv2` writes it.
+            Where there is no tokenizer it is that of the model which HPS was tuned from.
+        device: of the model, and where images will be.
+        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
+
+    Raises:
+        RewardError: something is missing or does not belong together; the message says what to do.
+    """
+
+    def __init__(
+        self, source: str | Path = HPSV2, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        model, place = _load(str(source))
+        tokenizer = load_tokenizer("hpsv2", [place, HPSV2_TOKENIZER], model.config.text_config.vocab_size)
+        preprocess = WholeImage(model.config.vision_config.image_size)
+        self._model = ImageTextModel("hpsv2", model, tokenizer, preprocess, device, dtype)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self._model.cosines(images, prompts)
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """Images (B, 3, H, W) in [0, 1] of any size -> (B, 3, side, side), float32, as HPS v2 sees them.
+
+    The longer side is resized to `side` and the shorter in proportion, black bars fill the rest, and the result is
+    normalised. A CLIP model sees the centre of an image instead; of square images the two are the same.
+    """
+
+    side: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        scale = self.side / max(images.shape[2:])
+        height, width = (max(round(scale * n), 1) for n in images.shape[2:])
+        resize = Preprocessing(None, (height, width), "bicubic", None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        bottom, right = self.side - height - top, self.side - width - left
+        normalize = Preprocessing.from_config({"do_resize": False, "do_center_crop": False})
+        return normalize(functional.pad(resize(images), (left, right, top, bottom)))
+
+
+def convert_hpsv2(checkpoint: str | Path, folder: str | Path) -> None:
+    """Writes the published file as a `CLIPModel` of transformers, in float32: config.json and model.safetensors.
+
+    Args:
+        checkpoint: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.
+        folder: is made where there is none.
+
+    Raises:
+        RewardError: the file is broken or of another model.
+        OSError: the folder cannot be written.
+    """
+    model = _from_open_clip(Path(checkpoint))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+
+
+def _load(source: str) -> tuple[Any, str]:
+    """The model, and the folder or hub id that it is from."""
+    found = find_checkpoint("hpsv2", source)
+    if found is not None:
+        file, place = found
+        return _from_open_clip(file), place
+    config = CLIPConfig.from_dict(dict(model_config("hpsv2", source, ["clip"])))
+    return load_model("hpsv2", CLIPModel, source, config, "a whole CLIP model"), source
+
+
+def _from_open_clip(file: Path) -> Any:
+    config, tensors = to_transformers("hpsv2", file, read_checkpoint("hpsv2", file))
+    return load_tensors("hpsv2", CLIPModel, file, config, "a whole CLIP model of open_clip", tensors)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def main(checkpoint: Path, folder: Path) -> None:
+    """Write HPS v2's published CHECKPOINT into FOLDER, as transformers' CLIPModel."""
+    try:
+        convert_hpsv2(checkpoint, folder)
+    except (RewardError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

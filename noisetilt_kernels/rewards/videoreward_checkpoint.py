@@ -1,0 +1,248 @@
+"""Reads checkpoints of VideoReward, as they were published and as its training code writes them. Needs transformers.
+
+    model_config.json                 what it was trained with
+    checkpoint-NUMBER/                the one with the largest number counts
+        model.pth                     all weights, with LoRA's beside those they change; or, in its stead,
+        adapter_model.safetensors     LoRA's alone, and
+        non_lora_state_dict.pth       the others that were trained, to be added to the model that it was tuned from
+        tokenizer/                    with the marks; else that of the model it was tuned from
+
+The names of tensors are those of PEFT and of transformers 4.45, or of 5.
+"""
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .checks import RewardError
+from .loading import FAILURES, check_source, unusable
+from .videoreward_prompt import PARTS, PROMPT_TYPE
+
+CONFIG_FILE = "model_config.json"
+FULL_FILE, ADAPTER_FILE, OTHERS_FILE = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
+
+NORMAL = {"VQ": (3.6757, 2.2476), "MQ": (1.1646, 1.3811), "TA": (2.8105, 2.5121)}
+"""Means and standard deviations of the three rewards, as published; for checkpoints that do not say theirs."""
+
+_ONLY: Mapping[str, Mapping[str, Any]] = {
+    "data_config": {"prompt_template_type": PROMPT_TYPE, "sample_type": "uniform", "num_frames": None},
+    "model_config": {"use_special_tokens": True, "reward_token": "special"},
+}
+"""What a checkpoint must have been trained with, where it says so, to be read as is done here."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint was trained with.
+
+    Attributes:
+        fps: how many frames of each second it looks at.
+        most_pixels: of a frame.
+        normal: mean and standard deviation of each reward, by its name in the checkpoint.
+        alpha: what LoRA's products are multiplied by, before they are divided by their rank; None without LoRA.
+        root: divide by the square root of the rank.
+    """
+
+    fps: float
+    most_pixels: int
+    normal: Mapping[str, tuple[float, float]]
+    alpha: float | None
+    root: bool
+
+
+def fetch(source: str) -> Path:
+    """The folder of a checkpoint; one on the hub is downloaded.
+
+    Raises:
+        RewardError: there is no such folder or id, or the hub cannot be reached.
+    """
+    check_source("videoreward", source)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, "checkpoint-*"]))
+    except FAILURES as error:
+        raise unusable("videoreward", source, error) from None
+
+
+def read_settings(folder: Path) -> Settings:
+    """From model_config.json; what it does not say is as published.
+
+    Raises:
+        RewardError: there is none, it cannot be read, or the checkpoint is of another kind.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise RewardError(
+            f"videoreward: there is no {CONFIG_FILE} in {folder}; name a folder of VideoReward itself, with "
+            f"{CONFIG_FILE} and checkpoint-NUMBER in it, and not of the Qwen2-VL that it was tuned from"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        data, lora, inference = (
+            config.get(name) or {} for name in ("data_config", "peft_lora_config", "inference_config")
+        )
+        others = [
+            f"{name} {(config.get(part) or {})[name]!r}"
+            for part, only in _ONLY.items()
+            for name, value in only.items()
+            if (config.get(part) or {}).get(name, value) != value
+        ]
+        settings = Settings(
+            fps=float(data.get("fps", 2.0)),
+            most_pixels=int(data.get("max_frame_pixels", 256 * 28 * 28)),
+            normal={
+                name: (float(inference.get(f"{name}_mean", mean)), float(inference.get(f"{name}_std", std)))
+                for name, (mean, std) in NORMAL.items()
+            },
+            alpha=float(lora["lora_alpha"]) if lora.get("lora_enable") else None,
+            root=bool(lora.get("use_rslora")),
+        )
+    except (*FAILURES, KeyError, TypeError, AttributeError) as error:
+        raise unusable("videoreward", str(folder), error) from None
+    if others:
+        raise RewardError(
+            f"videoreward: the checkpoint in {folder} is of a kind that is not served here, with {', '.join(others)}; "
+            f"name one with the prompt {PROMPT_TYPE!r}, frames at even distances, and its rewards at special tokens"
+        )
+    return settings
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint-NUMBER with the largest number in a folder.
+
+    Raises:
+        RewardError: there is none.
+    """
+    numbered = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit()
+    }
+    if not numbered:
+        raise RewardError(f"videoreward: there is no folder checkpoint-NUMBER in {folder}; fetch VideoReward whole")
+    return numbered[max(numbered)]
+
+
+def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a checkpoint-NUMBER by the names of `plain_name`, and whether they are all of the model's.
+
+    Raises:
+        RewardError: they are missing or cannot be read.
+    """
+    full = checkpoint / FULL_FILE
+    files = [full] if full.is_file() else [checkpoint / OTHERS_FILE, checkpoint / ADAPTER_FILE]
+    for file in files:
+        if not file.is_file():
+            raise RewardError(
+                f"videoreward: there must be {FULL_FILE}, or {ADAPTER_FILE} and {OTHERS_FILE}, in {checkpoint}; "
+                "fetch VideoReward whole"
+            )
+    try:
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            tensors |= load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    except (*FAILURES, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        raise unusable("videoreward", str(checkpoint), error) from None
+    named = {plain_name(name): tensor for name, tensor in tensors.items() if ".original_module." not in name}
+    return named, files == [full]
+
+
+def _load_pickle(file: Path) -> dict[str, Tensor]:
+    """Read page by page as tensors are used."""
+    tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return tensors
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in a `Qwen2VLModel` of transformers 5, without what PEFT and older models add to it."""
+    name = name.removeprefix("base_model.model.")
+    for part in ("base_layer", "modules_to_save", "default"):  # LoRA's are "lora_A.default.weight"
+        name = name.replace(f".{part}.", ".")
+    name = name.removeprefix("model.")
+    return name if name.startswith(("visual.", "language_model.", "rm_head.", "lm_head.")) else f"language_model.{name}"
+
+
+def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors with LoRA's products added to the weights that they change: W + alpha / rank B A, in float32.
+
+    Args:
+        tensors: by the names of `plain_name`, with all weights that LoRA changes.
+        dtype: of the weights that are changed.
+
+    Raises:
+        RewardError: some are missing.
+    """
+    merged = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name in tensors.keys() - merged.keys():
+        layer, _, factor = name.partition(".lora_")
+        needed = [f"{layer}.weight", f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"]
+        missing = [one for one in needed if one not in tensors]
+        if missing or name not in needed or settings.alpha is None:
+            what = missing[0] if missing else "peft_lora_config" if settings.alpha is None else f"use for {name}"
+            raise RewardError(f"videoreward: the checkpoint has LoRA's {name} but no {what}; fetch VideoReward whole")
+        if factor == "A.weight":
+            weight, down, up = (tensors[one].float() for one in needed)
+            rank = len(down)
+            scale = settings.alpha / (math.sqrt(rank) if settings.root else rank)
+            merged[needed[0]] = (weight + scale * up @ down).to(dtype)
+    return merged
+
+
+def take_head(tensors: dict[str, Tensor], source: str) -> Tensor:
+    """Takes the reward head out of the tensors: float32 (3, width), one row for each reward.
+
+    The published one has a single row, for all three.
+
+    Raises:
+        RewardError: there is none, or it is of other rewards.
+    """
+    head = tensors.pop("rm_head.weight", None)
+    if head is None:
+        raise RewardError(
+            f"videoreward: the checkpoint in {source} has no reward head (rm_head.weight); name a folder of "
+            "VideoReward itself, and not of the Qwen2-VL that it was tuned from"
+        )
+    if head.ndim != 2 or len(head) not in (1, len(PARTS)):
+        raise RewardError(
+            f"videoreward: the reward head in {source} must have 1 or {len(PARTS)} rows, got {tuple(head.shape)}; "
+            "name a folder of VideoReward"
+        )
+    return head.float().expand(len(PARTS), -1)
+
+
+def tuned_model(source: str, model_class: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """The model of these tensors, with frozen weights of this dtype, on the CPU.
+
+    Raises:
+        RewardError: they are not those of the model.
+    """
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    try:
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except FAILURES as error:
+        raise unusable("videoreward", source, error) from None
+    wrong = {
+        "lack": sorted(info["missing_keys"]),
+        "have in another size": sorted(name for name, *_ in info["mismatched_keys"]),
+        "have besides": sorted(info["unexpected_keys"]),
+    }
+    for what, names in wrong.items():
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RewardError(
+                f"videoreward: the weights in {source} {what} {names[0]}{others}; name a folder of VideoReward, and "
+                "one of the Qwen2-VL that it was tuned from as its base"
+            )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,58 @@
+"""What the tests of models of diffusers have in common: noise, a reward, gradients against differences, graphs."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from gaussian_flows import mean_of_each
+from torch import Tensor
+
+from noisetilt_kernels.sampling.noise import ParticleNoise
+
+
+def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return 10 * (mean_of_each(images[:, 0]) - mean_of_each(images[:, 1]))
+
+
+def noise(shape: Sequence[int], count: int = 1, seed: int = 0) -> Tensor:
+    """As particles draw it."""
+    return torch.cat([ParticleNoise(seed, particle, tuple(shape)).draw() for particle in range(count)])
+
+
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Of the sum of function(x), weighted with fixed random numbers."""
+    x = x.clone().requires_grad_()
+    values = function(x)
+    return torch.autograd.grad((_weights(values) * values).sum(), x)[0]
+
+
+def assert_gradient(function: Callable[[Tensor], Tensor], x: Tensor, step: float, tolerance: float) -> None:
+    """The gradient is that of central differences along some directions."""
+    slopes = gradient(function, x)
+    for seed in range(3):
+        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(10 + seed), dtype=x.dtype)
+        with torch.no_grad():
+            difference = function(x + step * direction) - function(x - step * direction)
+        change = (_weights(difference) * difference).sum() / (2 * step)
+        assert float((slopes * direction).sum()) == pytest.approx(float(change), rel=tolerance)
+
+
+def _weights(values: Tensor) -> Tensor:
+    return torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
+
+
+def kept_for_backward(networks: Sequence[torch.nn.Module], forward: Callable[[], Tensor]) -> int:
+    """Bytes of the tensors that the graph of `forward` keeps, the networks' weights left out."""
+    weights = {parameter.data_ptr() for network in networks for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    assert output.requires_grad
+    return sum(kept.values())

@@ -1,0 +1,210 @@
+"""Random pipelines of diffusers' own classes, small enough to be made for every test; of FLUX and Wan see tiny_*.py."""
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tiny_clip import make_tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+SIZE = {"height": 32, "width": 64}
+"""Of images that are quickly made: latents (4, 16, 32)."""
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_EULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def tiny_sd_turbo(**scheduler: Any) -> StableDiffusionPipeline:
+    """As SD-Turbo. `scheduler`: more of its configuration."""
+    torch.manual_seed(0)
+    return StableDiffusionPipeline(
+        vae=_autoencoder(scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_clip_config()).eval(),
+        tokenizer=make_tokenizer(),
+        unet=_unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+        ),
+        scheduler=EulerDiscreteScheduler(**{**_EULER, "timestep_spacing": "trailing", **scheduler}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def tiny_sdxl_turbo(**vae: Any) -> StableDiffusionXLPipeline:
+    """As SDXL-Turbo. `vae`: more of its configuration."""
+    torch.manual_seed(0)
+    return StableDiffusionXLPipeline(
+        vae=_autoencoder(scaling_factor=0.13025, **vae),
+        text_encoder=CLIPTextModel(_clip_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()).eval(),
+        tokenizer=make_tokenizer(),
+        tokenizer_2=make_tokenizer(),
+        unet=_unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 12,
+        ),
+        scheduler=EulerAncestralDiscreteScheduler(**_EULER, timestep_spacing="trailing"),
+        add_watermarker=False,
+    )
+
+
+def tiny_sana_sprint(sigma_data: float = 0.5) -> SanaSprintPipeline:
+    """As SANA-Sprint, but for a VAE that halves both sides."""
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=16,
+        guidance_embeds=True,
+        qk_norm="rms_norm_across_heads",
+    )
+    channels = {"encoder_block_out_channels": (8, 16), "decoder_block_out_channels": (8, 16)}
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        **channels,
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        upsample_block_type="interpolate",
+        downsample_block_type="Conv",
+        scaling_factor=0.41407,
+    )
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁")
+    config = Gemma2Config(vocab_size=len(special) + len(_LETTERS), **_LANGUAGE_MODEL)
+    return SanaSprintPipeline(
+        tokenizer=GemmaTokenizer(vocab=_numbered(*special, *_LETTERS), merges=[]),
+        text_encoder=Gemma2Model(config).eval(),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=SCMScheduler(sigma_data=sigma_data),
+    )
+
+
+def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
+    """As Z-Image-Turbo, but for a VAE that halves both sides. `scheduler`: more of its configuration."""
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[600, 32, 32],
+    )
+    with torch.no_grad():  # they are zero otherwise, and padding could go unnoticed
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    vocabulary = _numbered("<|endoftext|>", "Ġ", *_LETTERS)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(vocabulary), **_LANGUAGE_MODEL)).eval(),
+        tokenizer=Qwen2Tokenizer(
+            vocab=vocabulary,
+            merges=[],
+            chat_template="{% for message in messages %}user {{ message['content'] }} end{% endfor %}",
+        ),
+        transformer=transformer.eval(),
+    )
+
+
+_LANGUAGE_MODEL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+def _numbered(*tokens: str) -> dict[str, int]:
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _clip_config() -> CLIPTextConfig:
+    end = len(make_tokenizer()) - 1
+    return CLIPTextConfig(
+        vocab_size=end + 1,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=12,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+
+
+def _unet(**config: Any) -> UNet2DConditionModel:
+    """One that expects latents (4, 16, 32) if it is not told otherwise."""
+    unet = UNet2DConditionModel(
+        sample_size=(16, 32),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        **config,
+    )
+    return unet.eval()
+
+
+def _autoencoder(**config: Any) -> AutoencoderKL:
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        **config,
+    )
+    return vae.eval()
