@@ -2,32 +2,27 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 
+import model_checks
 import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, UserCpuOffloadHook, add_hook_to_module
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.hooks import apply_group_offloading
-from gaussian_flows import mean_of_each
+from model_checks import assert_gradient, gradient, redness
 from tiny_flux import LENGTH, SIZE, tiny_flux
 from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling, unpack_latents
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, offload
 from noisetilt_kernels.models.times import exact_time
-from noisetilt_kernels.sampling.noise import ParticleNoise
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog"]
-
-
-def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    return 10 * (mean_of_each(images[:, 0]) - mean_of_each(images[:, 1]))
 
 
 def flow_of(pipe: FluxPipeline, **options: object) -> FluxFlow:
@@ -35,7 +30,7 @@ def flow_of(pipe: FluxPipeline, **options: object) -> FluxFlow:
 
 
 def noise(seed: int = 0, count: int = 1, shape: tuple[int, ...] = (4, 16, 16)) -> Tensor:
-    return torch.cat([ParticleNoise(seed, particle, shape).draw() for particle in range(count)])
+    return model_checks.noise(shape, count, seed)
 
 
 def stock_images(pipe: FluxPipeline, x: Tensor, prompts: list[str], steps: int, **options: object) -> Tensor:
@@ -47,25 +42,6 @@ def stock_images(pipe: FluxPipeline, x: Tensor, prompts: list[str], steps: int, 
         num_inference_steps=steps,
         **{"height": height, "width": width, "max_sequence_length": LENGTH, "output_type": "pt", **options},
     ).images
-
-
-def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the sum of function(x), weighted with fixed random numbers."""
-    x = x.clone().requires_grad_()
-    values = function(x)
-    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
-    return torch.autograd.grad((weights * values).sum(), x)[0]
-
-
-def assert_gradient(function: Callable[[Tensor], Tensor], x: Tensor, step: float, tolerance: float) -> None:
-    """The gradient is that of central differences along some directions."""
-    slopes = gradient(function, x)
-    values = function(x)
-    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
-    for seed in range(3):
-        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(10 + seed), dtype=x.dtype)
-        change = (weights * (function(x + step * direction) - function(x - step * direction))).sum() / (2 * step)
-        assert float((slopes * direction).sum()) == pytest.approx(float(change), rel=tolerance)
 
 
 # ---- what the pipeline makes ----

@@ -1,13 +1,13 @@
 """WanFlow against diffusers' own WanPipeline, on tiny random models of its classes."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import model_checks
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-from gaussian_flows import mean_of_each
+from model_checks import assert_gradient, gradient, kept_for_backward, redness
 from tiny_wan import SIZE, tiny_wan
 from torch import Tensor
 
@@ -15,15 +15,10 @@ from noisetilt_kernels import sampling
 from noisetilt_kernels.config import Sample, resolve_preset
 from noisetilt_kernels.models import ModelError, WanFlow, family_of, load_pipeline
 from noisetilt_kernels.models.memory import plan_memory
-from noisetilt_kernels.sampling.noise import ParticleNoise
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog runs"]
 SHAPE = (4, 3, 4, 6)
-
-
-def redness(videos: Tensor, prompts: Sequence[str]) -> Tensor:
-    return 10 * (mean_of_each(videos[:, 0]) - mean_of_each(videos[:, 1]))
 
 
 def flow_of(pipe: WanPipeline, **options: Any) -> WanFlow:
@@ -31,28 +26,7 @@ def flow_of(pipe: WanPipeline, **options: Any) -> WanFlow:
 
 
 def noise(seed: int = 0, count: int = 1) -> Tensor:
-    return torch.cat([ParticleNoise(seed, particle, SHAPE).draw() for particle in range(count)])
-
-
-def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the sum of function(x), weighted with fixed random numbers."""
-    x = x.clone().requires_grad_()
-    values = function(x)
-    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
-    return torch.autograd.grad((weights * values).sum(), x)[0]
-
-
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Of tensors that the graph of `forward` keeps, weights among them."""
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _output = forward()
-        return sum(storage.nbytes() for storage in storages.values())
+    return model_checks.noise(SHAPE, count, seed)
 
 
 # ---- what the pipeline makes ----
@@ -119,15 +93,6 @@ def test_prompts_are_encoded_once_and_ahead() -> None:
 # ---- gradients ----
 
 
-def assert_gradient(function: Callable[[Tensor], Tensor], x: Tensor, step: float, tolerance: float) -> None:
-    """The gradient is that of central differences."""
-    slopes, values = gradient(function, x), function(x)
-    weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1), dtype=values.dtype)
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(10), dtype=x.dtype)
-    change = (weights * (function(x + step * direction) - function(x - step * direction))).sum() / (2 * step)
-    assert float((slopes * direction).sum()) == pytest.approx(float(change), rel=tolerance)
-
-
 def test_gradient_of_the_velocity() -> None:
     flow = flow_of(tiny_wan().to(dtype=torch.float64))
     # diffusers normalises and rotates in float32, so differences are no better than that
@@ -137,7 +102,8 @@ def test_gradient_of_the_velocity() -> None:
 def test_gradient_of_the_decoder() -> None:
     pipe = tiny_wan().to(dtype=torch.float64)
     pipe.vae.decoder.conv_out.weight.data *= 0.2  # within [0, 1], where nothing is clamped
-    assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-4, tolerance=1e-4)
+    # the decoder doubles sides in float32, so differences are no better than that
+    assert_gradient(flow_of(pipe).decode, noise().double(), step=3e-3, tolerance=2e-3)
 
 
 def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
@@ -170,7 +136,7 @@ def test_the_decoders_memory_grows_with_frames_only_by_what_it_remembers() -> No
         for frames in (9, 17):
             flow = flow_of(pipe, num_frames=frames, gradient_checkpointing=enabled)
             x = torch.randn(1, *flow.shape, requires_grad=True)
-            sizes[enabled, frames] = saved_bytes(lambda flow=flow, x=x: flow.decode(x))
+            sizes[enabled, frames] = kept_for_backward([pipe.vae], lambda flow=flow, x=x: flow.decode(x))
     grown = {enabled: sizes[enabled, 17] - sizes[enabled, 9] for enabled in (False, True)}
     assert grown[True] < 0.35 * grown[False]
 
@@ -261,5 +227,8 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     flow = flow_of(pipe)
     flow.encode("a")
     x = noise().requires_grad_()
-    kept = saved_bytes(lambda: flow.velocity(x, 0.5, ["a"])) + saved_bytes(lambda: flow.decode(x))
-    assert planned.graph <= kept <= planned.graph + planned.denoiser + planned.vae
+    networks = [pipe.transformer, pipe.vae]
+    kept = kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["a"]))
+    kept += kept_for_backward(networks, lambda: flow.decode(x))
+    # and what is needed for a moment
+    assert kept <= planned.activations <= 1.3 * kept

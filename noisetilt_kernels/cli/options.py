@@ -111,7 +111,7 @@ machine_options = _together(
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Images at once; changes speed and memory, and no image.",
+        help="Images at once, for speed and memory; in another batch numbers may round otherwise.",
     ),
     click.option(
         "--frames-at-once",

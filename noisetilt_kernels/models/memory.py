@@ -105,8 +105,9 @@ def _pipeline(configs: Configurations) -> Any:
             network.from_config(config) if library == "diffusers" else network(network.config_class.from_dict(config))
         )
     names = inspect.signature(configs.family.pipeline.__init__).parameters
-    settings = {name: value for name, value in configs.components.items() if name in names and not isinstance(value, list)}
-    absent = dict.fromkeys(name for name, value in configs.components.items() if isinstance(value, list))
+    index = configs.components.items()
+    settings = {name: value for name, value in index if name in names and not isinstance(value, list)}
+    absent = dict.fromkeys(name for name, value in index if isinstance(value, list))
     pipe = configs.family.pipeline(**{**absent, **components, **settings})
     for name, length in configs.prompt_lengths.items():
         setattr(pipe, name, SimpleNamespace(model_max_length=length))
