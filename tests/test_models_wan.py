@@ -103,7 +103,7 @@ def test_gradient_of_the_decoder() -> None:
     pipe = tiny_wan().to(dtype=torch.float64)
     pipe.vae.decoder.conv_out.weight.data *= 0.2  # within [0, 1], where nothing is clamped
     # the decoder doubles sides in float32, so differences are no better than that
-    assert_gradient(flow_of(pipe).decode, noise().double(), step=3e-3, tolerance=2e-3)
+    assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-3, tolerance=3e-3)
 
 
 def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
