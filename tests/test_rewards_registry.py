@@ -17,7 +17,7 @@ from torch import Tensor
 from noisetilt_kernels import rewards, sampling
 from noisetilt_kernels.rewards import REWARDS, WeightedSum, check_prompts, load_reward, load_rewards, parse_weights
 from noisetilt_kernels.rewards.digits import CLASSIFIER_FILE, DigitClassifier
-from noisetilt_kernels.rewards.registry import ENTRIES
+from noisetilt_kernels.rewards.registry import ENTRIES, has_weights
 from noisetilt_kernels.rewards.simple import brightness, color, symmetry
 
 
@@ -215,3 +215,9 @@ def test_parts_that_return_what_they_should_not() -> None:
     for wrong, given in {lambda i, p: i.mean(): r"\(\)", lambda i, p: 3.0: "float"}.items():
         with pytest.raises(ValueError, match=rf"^WeightedSum: 'wrong' must return a tensor \(2,\), got {given}"):
             WeightedSum({"wrong": (1.0, wrong)})(some_images(2), ["", ""])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("brightness", False), ("color:blue", False), ("my.module:name", True)])
+def test_what_may_have_weights(name: str, expected: bool) -> None:
+    assert has_weights(name) is expected
+    assert has_weights("clip") and has_weights("videoreward:motion")

@@ -241,6 +241,12 @@ def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
                 entry.check_prompt(prompt)
 
 
+def has_weights(name: str) -> bool:
+    """Whether a reward of this name may have a network of its own; nothing is loaded. Raises as `judges_videos`."""
+    entry, _ = _find("has_weights", name)
+    return entry not in ENTRIES.values() or entry.source is not None
+
+
 def judges_videos(name: str) -> bool:
     """Whether a reward of this name is of videos (B, 3, F, H, W); nothing is loaded.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..models.loading import IN_THE_BOX, family_at
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
 from ..rewards.frames import of_videos, takes_videos
-from ..rewards.registry import check_sources, judges_videos, source_of
+from ..rewards.registry import check_sources, has_weights, judges_videos, source_of
 from ..sampling import Reward
 from .settings import Machine, Settings
 from .videos import check_available
@@ -50,6 +51,13 @@ def load_model(settings: Settings, machine: Machine) -> Any:
         )
     adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
     return adapter(pipe, **settings.model_options)
+
+
+def without_weights(settings: Settings, machine: Machine) -> WeightedSum | None:
+    """The reward that steers, where it has no weights; else None."""
+    if any(has_weights(name) for name in settings.rewards):
+        return None
+    return load_rewards(replace(settings, held_out=()), replace(machine, device="cpu"))[0]
 
 
 def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..models.memory import plan_memory
+from . import loading
 from .settings import Machine, Settings
 
 
@@ -15,6 +16,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
     Raises:
         ModelError, ValueError: there is no such model, or it has no images of that size.
     """
+    reward = loading.without_weights(settings, machine)
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
@@ -22,6 +24,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         offload=machine.offload,
         gradient=settings.method.name not in ("base", "svdd"),
         one_step=settings.one_step,
+        reward=reward,
         **settings.model_options,
     )
     values = " x ".join(map(str, memory.shape))
@@ -35,6 +38,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         seen = min(machine.frames_at_once, frames[0])
         pixels = 4 * 3 * machine.micro_batch * seen * height * width
         at_once = f"; {seen} of {frames[0]} frames at once ({size(pixels)} of pixels)"
+    beside = "; and the reward's own" if reward is None else ""
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {machine.device}",
         "videos" if frames else "images": f"{count} {made}: {settings.particles} of each of "
@@ -44,7 +48,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         "NFE": f"{settings.method.nfe} {'a video' if frames else 'an image'}, {settings.nfe:,} in all",
         "memory": f"{size(memory.total)}: denoiser {size(memory.denoiser)}, VAE {size(memory.vae)}, "
         f"text encoders {size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, "
-        f"activations of {machine.micro_batch} at once {size(memory.activations)}; and the reward's own",
+        f"activations of {machine.micro_batch} at once {size(memory.activations)}{beside}",
         "to": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
