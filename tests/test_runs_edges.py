@@ -271,7 +271,20 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         tmp_path / "a",
     )
     invoke(
-        "optimize", *SAMPLE[1:-2], "--iterations", 2, "--lr", 1, "--clip", 2, "--operator", "w", "--out", tmp_path / "b"
+        "optimize",
+        "--model",
+        "digits-turbo",
+        *SAMPLE[3:-2],
+        "--iterations",
+        2,
+        "--lr",
+        1,
+        "--clip",
+        2,
+        "--operator",
+        "w",
+        "--out",
+        tmp_path / "b",
     )
     (settings, machine), (optimized, _) = seen
     assert settings.prompts == ("a 7", "a 8", "a 9") and settings.dtype == "float16" and settings.lora == "some/lora"
@@ -295,6 +308,21 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], message: str) -> None:
     result = invoke(*SAMPLE, *options, "--dry-run", "--out", tmp_path / "run")
     assert result.exit_code == 1 and message in result.output.splitlines()[-1], result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_model_in_the_box_has_its_command(tmp_path: Path) -> None:
+    arguments = ["--prompt", "a 7", "--reward", "brightness", "--out", tmp_path / "run"]
+    result = invoke("sample", "--model", "digits-turbo", *arguments)
+    assert (
+        result.exit_code == 1
+        and "'digits-turbo' is for `noisetilt optimize`; what this steers is 'digits'" in result.output
+    )
+    result = invoke("optimize", "--model", "digits", *arguments)
+    assert (
+        result.exit_code == 1
+        and "'digits' is for `noisetilt sample`; what this steers is 'digits-turbo'" in result.output
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -101,4 +101,4 @@ def _counts(text: str, seeds: int) -> list[int]:
         if not part.strip().isdecimal() or not int(part) or seeds % int(part):
             raise click.UsageError(f"--best-of must be numbers that divide the {seeds} seeds, got {part!r}")
         counts.append(int(part))
-    return counts
+    return list(dict.fromkeys(counts))

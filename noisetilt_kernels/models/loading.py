@@ -17,8 +17,20 @@ from .hub import HUB_ID
 
 _INDEX = "model_index.json"
 
-IN_THE_BOX = {"digits": ASSETS / "digits", "digits-turbo": ASSETS / "digits-turbo"}
-"""Models that come with the package: a flow that draws handwritten digits, and its one-step student."""
+
+class InTheBox(NamedTuple):
+    """A model that comes with the package."""
+
+    path: Path
+    one_step: bool
+
+
+IN_THE_BOX = {
+    "digits": InTheBox(ASSETS / "digits", one_step=False),
+    "digits-turbo": InTheBox(ASSETS / "digits-turbo", one_step=True),
+}
+"""A flow that draws handwritten digits, and its one-step student."""
+
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
@@ -155,7 +167,7 @@ class _Place(NamedTuple):
 
 
 def _find(source: str) -> _Place:
-    path = IN_THE_BOX.get(source, Path(source).expanduser())
+    path = IN_THE_BOX[source].path if source in IN_THE_BOX else Path(source).expanduser()
     if path.is_dir():
         if not (path / _INDEX).is_file():
             raise ModelError(

@@ -53,6 +53,9 @@ def compare(
         raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
     for method in methods:
         method.check()
+    for n in best_of:
+        if n < 1 or settings.particles % n:
+            raise ValueError(f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}")
     for name in _WRITTEN if workers.first and not resume else ():
         if (out / name).exists():
             raise RunFolderError(f"{out} has a {name} already; --resume goes on with it, or name another folder")

@@ -33,6 +33,10 @@ def check(settings: Settings, machine: Machine) -> None:
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
+    box = IN_THE_BOX.get(settings.model)
+    if box is not None and box.one_step != settings.one_step:
+        command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
+        raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for name in (*settings.rewards, *settings.held_out):
         if judges_videos(name):
             _check_videos(name, settings.model, family.videos)

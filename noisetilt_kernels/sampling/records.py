@@ -54,11 +54,12 @@ class RecordWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115  (closed by close)
+        self._file = Path(path).open("ab")  # noqa: SIM115  (closed by close)
 
     def write(self, record: StepRecord) -> None:
         """Append one line."""
         self._file.write(record.to_json().encode() + b"\n")
+        self._file.flush()  # a raw write may be cut short, on a full disk, and say nothing
 
     def close(self) -> None:
         """Close the file; twice is once."""
