@@ -371,7 +371,7 @@ def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.Mo
         "AutoencoderKL+CLIPTextModel",
         "AutoencoderKL+T5EncoderModel",
     }
-    for module in ("flux", "prompts"):
+    for module in ("flux", "pipeline", "prompts"):
         monkeypatch.setattr(f"noisetilt_kernels.models.{module}.keep_until_backward", lambda pipe: None)
     with pytest.raises(sampling.NonFiniteError):
         sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)

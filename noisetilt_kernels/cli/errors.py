@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import click
 
 from ..rewards import RewardError
-from ..runs.errors import OutOfMemoryError, RunFolderError
+from ..runs.errors import OtherProcessError, OutOfMemoryError, RunFolderError
+from ..runs.workers import speaks
 from ..sampling import NonFiniteError
 
 INTERRUPTED = 130
@@ -24,7 +25,7 @@ def explained() -> Iterator[None]:
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
         raise click.ClickException(f"{error.what}; {way_out}") from error
-    except (ValueError, RewardError, RunFolderError, OutOfMemoryError, ImportError) as error:
+    except (ValueError, RewardError, RunFolderError, OtherProcessError, OutOfMemoryError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         # a file's, or one that is a whole sentence
@@ -34,9 +35,10 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def stopped(state: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C tells what there is, and how to go on."""
+    """On Ctrl-C tells what there is, and how to go on; of several processes one does."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nstopped: {state()}", err=True)
+        if speaks():
+            click.echo(f"\nstopped: {state()}", err=True)
         sys.exit(INTERRUPTED)

@@ -101,7 +101,7 @@ def _run(
         from ..runs import loading, plan
         from ..runs.execute import execute, open_folder
         from ..runs.settings import check_device
-        from ..runs.workers import joined
+        from ..runs.workers import joined, speaks
 
         machine = machine_of(device, micro_batch, offload, frames_at_once)
         chosen = Method(method, {name: value for name, value in options.items() if value is not None})
@@ -110,7 +110,8 @@ def _run(
         check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         loading.check(settings, machine)
         if dry_run:
-            click.echo(plan.describe(settings, machine, out))
+            if speaks():
+                click.echo(plan.describe(settings, machine, out))
             return
         check_device(machine.device)
         with joined(machine.device) as workers:
@@ -118,7 +119,7 @@ def _run(
                 click.echo(plan.describe(settings, machine, out))
             folder = open_folder(out, settings, machine, workers, resume)
             count = len(settings.every_prompt)
-            with stopped(lambda: f"{len(folder.outcomes)} of {count} images are in {out}; {GO_ON}"):
+            with stopped(lambda: f"{folder.count()} of {count} images are in {out}; {GO_ON}"):
                 reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
                 model = loading.load_model(settings, machine)
                 summary = execute(settings, machine, folder, model, reward, held_out, workers)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..api import pack_latents, unpack_latents
 from ..sampling.checks import check_integer, check_number
-from .offload import execution_device, keep_until_backward
-from .pipeline import FlowPipelineModel, OneStepPipelineModel, check_sides, in_unit_interval
+from .offload import keep_until_backward
+from .pipeline import FlowPipelineModel, OneStepPipelineModel, check_sides
 from .prompts import Encoded
 from .times import exact_time, shifted_sigmas
 
@@ -96,13 +96,6 @@ class FluxFlow(FlowPipelineModel):
                 return_dict=False,
             )[0]
         return unpack_latents(tokens.to(x.dtype), height, width)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        keep_until_backward(self.pipe)
-        latents = x0 / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
-        return in_unit_interval(images, x0)
 
 
 class FluxOneStep(FluxFlow, OneStepPipelineModel):

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..sampling.checks import check_integer, prompt_list
-from .offload import check_offload, execution_device
+from .offload import check_offload, execution_device, keep_until_backward
 from .prompts import Encoded, PromptCache
 
 LARGE = 100_000_000
@@ -117,12 +117,16 @@ class PipelineModel(ABC):
     def blank_prompt(self) -> Encoded:
         """Tensors of the shapes that `encode_prompt` makes, of undefined values: to plan memory without encoders."""
 
-    @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
         """Images (B, 3, H, W), or videos (B, 3, F, H, W), of latents (B, *shape), in their dtype, in [0, 1].
 
         Differentiable: values beyond are clamped, and their gradient is passed as if they were not.
         """
+        vae = self.pipe.vae
+        keep_until_backward(self.pipe)
+        latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+        decoded: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
+        return in_unit_interval(decoded, x0)
 
     def check_latents(self, method: str, x: Tensor, prompts: Sequence[str]) -> None:
         """Raises ValueError unless x is (B, *shape) with B prompts."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..sampling.checks import check_choice
-from .offload import execution_device, keep_until_backward
-from .pipeline import OneStepPipelineModel, check_sides, in_unit_interval
+from .offload import keep_until_backward
+from .pipeline import OneStepPipelineModel, check_sides
 from .prompts import Encoded
 
 PROMPT_LENGTH = 77
@@ -87,13 +87,6 @@ class SDTurbo(OneStepPipelineModel):
     def conditions(self, prompt: Encoded) -> dict[str, Tensor] | None:
         """What else the U-Net is given, for prompts (B, ...)."""
         return None
-
-    def decode(self, x0: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        keep_until_backward(self.pipe)
-        latents = x0 / vae.config.scaling_factor
-        images: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
-        return in_unit_interval(images, x0)
 
 
 class SDXLTurbo(SDTurbo):

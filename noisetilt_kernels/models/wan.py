@@ -6,9 +6,10 @@ import torch
 from diffusers import WanPipeline
 from torch import Tensor
 
-from ..sampling.checks import check_integer, check_number
+from ..sampling.checks import check_integer
+from .guidance import GuidedFlow
 from .offload import execution_device, keep_until_backward
-from .pipeline import FlowPipelineModel, check_sides, in_unit_interval
+from .pipeline import check_sides, in_unit_interval
 from .prompts import Encoded
 from .times import fixed_sigmas
 from .wan_decoder import decode_frames
@@ -17,7 +18,7 @@ PROMPT_LENGTH = 512
 """Tokens of UMT5, of which what a prompt leaves over is zeros."""
 
 
-class WanFlow(FlowPipelineModel):
+class WanFlow(GuidedFlow):
     """A WanPipeline as `sampling.FlowModel` of videos; what it does with the pipeline is as of `PipelineModel`.
 
     Latents are (16, F, H, W), float32. The times are those of the pipeline's scheduler, of which the multistep ones,
@@ -60,28 +61,17 @@ class WanFlow(FlowPipelineModel):
             or pipe.vae.config.patch_size is not None
         ):
             raise ValueError("WanFlow: pipe must be Wan2.1; Wan2.2, which has other parts, is not supported")
-        check_number("WanFlow", "guidance_scale", guidance_scale, 0)
-        if not isinstance(negative_prompt, str):
-            raise TypeError(f"WanFlow: negative_prompt must be a string, got {negative_prompt!r}")
+        self.check_guidance(guidance_scale, negative_prompt)
         check_integer("WanFlow", "fps", fps, 1)
         sides = {"height": 480 if height is None else height, "width": 832 if width is None else width}
         spatial, temporal = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
         check_sides("WanFlow", sides, spatial * pipe.transformer.config.patch_size[1])
         frames = _latent_frames(81 if num_frames is None else num_frames, temporal)
         self.fps = fps
-        self._guidance_scale, self._negative_prompt = float(guidance_scale), negative_prompt
         shape = (pipe.transformer.config.in_channels, frames, *(side // spatial for side in sides.values()))
-        super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
-
-    @property
-    def guided(self) -> bool:
-        """Whether there is classifier-free guidance."""
-        return self._guidance_scale > 1
-
-    def encode(self, prompts: str | Sequence[str]) -> None:
-        super().encode(prompts)
-        if self.guided:
-            super().encode(self._negative_prompt)
+        super().__init__(
+            pipe, shape, PROMPT_LENGTH, gradient_checkpointing, weight=guidance_scale, negative_prompt=negative_prompt
+        )
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, _ = self.pipe.encode_prompt(
@@ -95,15 +85,7 @@ class WanFlow(FlowPipelineModel):
     def sigmas(self, n: int) -> Tensor:
         return fixed_sigmas(self.pipe.scheduler, n)
 
-    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        self.check_latents("velocity", x, prompts)
-        towards = self._pass(x, sigma, prompts)
-        if not self.guided:
-            return towards
-        away = self._pass(x, sigma, [self._negative_prompt] * len(prompts))
-        return away + self._guidance_scale * (towards - away)
-
-    def _pass(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+    def unguided(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
         tokens = self.prompts.batch(prompts)["tokens"].to(x.device, transformer.dtype)
         keep_until_backward(self.pipe)

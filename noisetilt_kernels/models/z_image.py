@@ -6,9 +6,9 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
 
-from ..sampling.checks import check_number
-from .offload import execution_device, keep_until_backward
-from .pipeline import FlowPipelineModel, check_sides, in_unit_interval
+from .guidance import GuidedFlow
+from .offload import keep_until_backward
+from .pipeline import check_sides
 from .prompts import Encoded
 from .times import shifted_sigmas
 
@@ -16,7 +16,7 @@ PROMPT_LENGTH = 512
 """Tokens of Qwen3, of which those that a prompt leaves over are dropped."""
 
 
-class ZImageFlow(FlowPipelineModel):
+class ZImageFlow(GuidedFlow):
     """A ZImagePipeline as `sampling.FlowModel`; what it does with the pipeline is as of `PipelineModel`.
 
     Latents are (16, H, W), float32 outside of the networks whatever dtype those are in. With `Schedule("constant", 0)`
@@ -53,24 +53,14 @@ class ZImageFlow(FlowPipelineModel):
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
-        check_number("ZImageFlow", "guidance_scale", guidance_scale, 0)
-        if not isinstance(negative_prompt, str):
-            raise TypeError(f"ZImageFlow: negative_prompt must be a string, got {negative_prompt!r}")
+        self.check_guidance(guidance_scale, negative_prompt)
         sides = {"height": 1024 if height is None else height, "width": 1024 if width is None else width}
         check_sides("ZImageFlow", sides, 2 * pipe.vae_scale_factor)
-        self._guidance_scale, self._negative_prompt = float(guidance_scale), negative_prompt
         shape = (pipe.transformer.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
-        super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
-
-    @property
-    def guided(self) -> bool:
-        """Whether there is classifier-free guidance."""
-        return self._guidance_scale > 0
-
-    def encode(self, prompts: str | Sequence[str]) -> None:
-        super().encode(prompts)
-        if self.guided:
-            super().encode(self._negative_prompt)
+        weight = 1 + guidance_scale  # v(prompt) + scale (v(prompt) - v(negative)), put another way
+        super().__init__(
+            pipe, shape, PROMPT_LENGTH, gradient_checkpointing, weight=weight, negative_prompt=negative_prompt
+        )
 
     def encode_prompt(self, prompt: str) -> Encoded:
         (tokens,), _ = self.pipe.encode_prompt(
@@ -84,15 +74,7 @@ class ZImageFlow(FlowPipelineModel):
     def sigmas(self, n: int) -> Tensor:
         return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
 
-    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        self.check_latents("velocity", x, prompts)
-        towards = self._pass(x, sigma, prompts)
-        if not self.guided:
-            return towards
-        away = self._pass(x, sigma, [self._negative_prompt] * len(prompts))
-        return towards + self._guidance_scale * (towards - away)
-
-    def _pass(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+    def unguided(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
         tokens = [each["tokens"][0].to(x.device, transformer.dtype) for each in self.prompts.each(prompts)]
         keep_until_backward(self.pipe)
@@ -104,10 +86,3 @@ class ZImageFlow(FlowPipelineModel):
             return_dict=False,
         )[0]
         return -torch.stack(towards_data).squeeze(2).to(x.dtype)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        keep_until_backward(self.pipe)
-        latents = x0 / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
-        return in_unit_interval(images, x0)

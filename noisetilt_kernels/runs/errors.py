@@ -5,5 +5,9 @@ class RunFolderError(Exception):
     """A folder cannot be used for this run."""
 
 
+class OtherProcessError(Exception):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
 class OutOfMemoryError(Exception):
     """The device's memory did not suffice."""

@@ -31,7 +31,7 @@ def open_folder(path: Path, settings: Settings, machine: Machine, workers: Worke
     """The folder of a run, for each of its processes; the first one makes it or finds that it cannot be used.
 
     Raises:
-        RunFolderError, OSError: as of `RunFolder`.
+        RunFolderError, OSError: as of `RunFolder`. OtherProcessError: as of `Workers.wait`.
     """
 
     def opened() -> RunFolder:
@@ -40,7 +40,10 @@ def open_folder(path: Path, settings: Settings, machine: Machine, workers: Worke
     if workers.first:
         folder = opened()
     workers.wait()
-    return folder if workers.first else opened()
+    if not workers.first:
+        folder = opened()
+    workers.wait()  # what is missing is what is shared, so nobody may make any of it before all have read it
+    return folder
 
 
 def execute(

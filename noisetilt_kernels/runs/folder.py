@@ -101,13 +101,13 @@ class RunFolder:
         path = self.path
         run_file = path / "run.json"
         if run_file.exists():
-            finished = [line for file in self._files("results") for line in _whole_lines(file)]
+            finished = self.count()
             before = _settings_in(run_file)
             if resume:
                 self._check_same(before)
             elif finished:
                 raise RunFolderError(
-                    f"{path} holds a run with {len(finished)} images already; --resume goes on with it, "
+                    f"{path} holds a run with {finished} images already; --resume goes on with it, "
                     "or name another folder"
                 )
         elif path.exists() and (not path.is_dir() or not all(map(is_temporary, path.iterdir()))):
@@ -143,6 +143,10 @@ class RunFolder:
         """Find out what is finished."""
         lines = _read_lines(self.path / "results.jsonl", Outcome.from_json, "a finished image")
         self.outcomes = {one.particle: one for one in lines if self._is_there(one.particle)}
+
+    def count(self) -> int:
+        """Lines of finished particles, of all processes."""
+        return sum(len(_whole_lines(file)) for file in self._files("results"))
 
     def _files(self, name: str) -> list[Path]:
         """Of lines of this name: the one of the whole run first, whether it is there or not."""

@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from .errors import OtherProcessError
+
 LONGEST_WAIT = timedelta(days=7)
 """For one another, in which the others may still be sampling."""
 
@@ -40,9 +42,16 @@ class Workers:
         return pieces[self.rank :: self.count] if self.count > 1 else particles
 
     def wait(self) -> None:
-        """Until all of them have come here."""
+        """Until all of them have come here.
+
+        Raises:
+            OtherProcessError: one of them has ended.
+        """
         if self.count > 1:
-            distributed.barrier()
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                raise OtherProcessError("another process of this run has ended; what it said tells why") from error
 
 
 ALONE = Workers()
@@ -53,6 +62,11 @@ def in_company() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def speaks() -> bool:
+    """Whether this process is the one that tells people of the whole run; known before the processes are connected."""
+    return not in_company() or os.environ.get("RANK") == "0"
+
+
 def own_device(device: str) -> str:
     """The GPU of this process, where it is one of several and no GPU is named."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if in_company() and device == "cuda" else device
@@ -60,16 +74,18 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str) -> Iterator[Workers]:
-    """The processes of this run, connected within the block: by NCCL for GPUs, else by gloo; a single one is alone."""
+    """The processes of this run, connected within the block; a single one is alone.
+
+    By gloo on GPUs as well: they only wait for one another, which NCCL would do with memory of the GPUs, not for two
+    processes on one GPU, and with an end of one process that may hang until the others come to theirs.
+    """
     if not in_company():
         yield ALONE
         return
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-        distributed.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=place)
-    else:
-        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     finally:
