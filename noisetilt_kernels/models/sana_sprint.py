@@ -2,8 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..sampling.checks import check_number
 from .offload import execution_device, keep_until_backward
 from .pipeline import OneStepPipelineModel, check_sides, in_unit_interval
 from .prompts import Encoded
+from .recompute import forwards_replaced
 
 PROMPT_LENGTH = 300
 """Tokens of Gemma that are kept: the first, and the last of instruction and prompt."""
@@ -114,22 +115,6 @@ class SanaSprint(OneStepPipelineModel):
         latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), vae.dtype)
         layers = [layer for block in vae.decoder.up_blocks for layer in block]
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        with _recomputed(layers) if recompute else nullcontext():
+        with forwards_replaced(layers, partial(checkpoint, use_reentrant=False)) if recompute else nullcontext():
             images: Tensor = vae.decode(latents, return_dict=False)[0]
         return in_unit_interval(images, x0)
-
-
-@contextmanager
-def _recomputed(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Within the block the modules keep their inputs for the backward, which computes what is between anew."""
-    # hooks of offloading are such attributes as well
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            del module.forward
-            if forward is not None:
-                module.forward = forward

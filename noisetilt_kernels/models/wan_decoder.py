@@ -1,12 +1,16 @@
 """The decoder of AutoencoderKLWan with bounded memory and without its clamp."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .recompute import forwards_replaced
 
 
 def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
@@ -15,8 +19,8 @@ def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
     The decoder is causal: a latent frame is decoded with what its convolutions remember of those before. So every
     step is a function of frame and memory, which with checkpointing is computed anew in the backward;
     `AutoencoderKLWan` has nothing of this kind. As the memory of all frames would be many GB itself, it is kept of
-    every group of about sqrt(F) frames, and in the backward of a group of every frame in it. A frame is then decoded
-    three times.
+    every group of about sqrt(F) frames, in the backward of a group of every frame in it, and in that of a frame of
+    every block. A frame is then decoded four times.
 
     Args:
         vae: AutoencoderKLWan of Wan2.1.
@@ -40,7 +44,9 @@ def _decode(
     """
     if not lengths:
         after = list(memory)  # the decoder writes into it
-        return vae.decoder(latents, feat_cache=after, feat_idx=[0], first_chunk=first), *after
+        blocks = [block for block in vae.decoder.modules() if isinstance(block, (WanResidualBlock, WanResample))]
+        with forwards_replaced(blocks, _recomputed) if recompute else nullcontext():
+            return vae.decoder(latents, feat_cache=after, feat_idx=[0], first_chunk=first), *after
     length, *shorter = lengths
     decoded = []
     for index, part in enumerate(latents.split(length, dim=2)):
@@ -49,3 +55,15 @@ def _decode(
         decoded.append(pixels)
         memory = tuple(rest)
     return torch.cat(decoded, dim=2), *memory
+
+
+def _recomputed(forward: Callable[..., Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+    """A block's forward, computed anew in the backward; memory and the place in it are changed as the block does."""
+    start = feat_idx[0]
+
+    def step(x: Tensor, *memory: Any) -> tuple[Any, ...]:
+        after, place = list(memory), [start]
+        return forward(x, feat_cache=after, feat_idx=place), place[0], *after
+
+    x, feat_idx[0], *feat_cache[:] = checkpoint(step, x, *feat_cache, use_reentrant=False)
+    return x
