@@ -12,7 +12,7 @@ ABSENT = "not installed"
 
 def versions() -> dict[str, str]:
     """By name; the optional ones may be `ABSENT`."""
-    others = ("numpy", "scipy", "triton", "diffusers", "transformers", "accelerate", "peft")
+    others = ("numpy", "scipy", "triton", "diffusers", "transformers", "accelerate", "peft", "av")
     return {
         "noisetilt_kernels": __version__,
         "python": platform.python_version(),

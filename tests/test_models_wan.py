@@ -1,12 +1,13 @@
 """WanFlow against diffusers' own WanPipeline, on tiny random models of its classes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import model_checks
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from model_checks import assert_gradient, gradient, kept_for_backward, redness
 from tiny_wan import SIZE, tiny_wan
 from torch import Tensor
@@ -43,6 +44,15 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
     assert flow.shape == SHAPE and videos.shape == (2, 3, 9, 32, 48)
     assert videos.std() > 0.05
     torch.testing.assert_close(videos.transpose(1, 2), expected, rtol=0, atol=2e-5)
+
+
+def test_defaults_are_those_of_the_model() -> None:
+    """480p, 81 frames at 16 a second."""
+    flow = WanFlow(tiny_wan())
+    assert flow.shape == (4, 21, 60, 104) and flow.fps == 16
+    x = noise()
+    own, given = flow_of(flow.pipe), flow_of(flow.pipe, guidance_scale=5, negative_prompt="")
+    assert torch.equal(own.velocity(x, 0.5, ["a"]), given.velocity(x, 0.5, ["a"]))
 
 
 @pytest.mark.parametrize("steps", [2, 25])
@@ -88,6 +98,15 @@ def test_prompts_are_encoded_once_and_ahead() -> None:
     flow.velocity(noise(0, 2), 0.5, PROMPTS)
     with pytest.raises(ValueError, match="pipe has no text_encoder to encode 'a cat'"):
         flow.velocity(noise(), 0.5, ["a cat"])
+
+
+def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
+    """As the decoder is called by itself, nothing else does."""
+    pipe = tiny_wan()
+    brought: list[Any] = []
+    pipe.vae._hf_hook = SimpleNamespace(execution_device="cpu", pre_forward=brought.append)
+    flow_of(pipe).decode(noise())
+    assert brought == [pipe.vae]
 
 
 # ---- gradients ----
@@ -191,13 +210,22 @@ def test_sizes_that_it_does_not_have(options: dict[str, Any], message: str) -> N
         flow_of(tiny_wan(), **options)
 
 
+def test_schedulers_without_the_times_of_a_flow() -> None:
+    for scheduler in (DDIMScheduler(), UniPCMultistepScheduler()):
+        with pytest.raises(ValueError, match=f"times of a flow, from 1 to 0, which {type(scheduler).__name__} has not"):
+            flow_of(tiny_wan(scheduler=scheduler)).sigmas(4)
+
+
 def test_what_is_no_wan() -> None:
     with pytest.raises(TypeError, match="pipe must be a WanPipeline of diffusers, got object"):
         WanFlow(object())  # type: ignore[arg-type]
-    pipe = tiny_wan()
-    pipe.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(ValueError, match=r"must be Wan2\.1; Wan2\.2"):
-        flow_of(pipe)
+    others = [tiny_wan() for _ in range(3)]
+    others[0].register_to_config(boundary_ratio=0.9)
+    others[1].register_to_config(expand_timesteps=True)
+    others[2].vae.register_to_config(patch_size=2)
+    for pipe in others:
+        with pytest.raises(ValueError, match=r"must be Wan2\.1; Wan2\.2"):
+            flow_of(pipe)
     with pytest.raises(TypeError, match="negative_prompt must be a string"):
         flow_of(tiny_wan(), negative_prompt=None)
     with pytest.raises(ValueError, match="one latent for each prompt"):
@@ -223,6 +251,7 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     tiny_wan().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, **SIZE)
     assert planned.shape == SHAPE and planned.pixels == (3, 9, 32, 48)
+    assert plan_memory(tmp_path, dtype=torch.float32, negative_prompt="the house", **SIZE) == planned
     pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
     flow = flow_of(pipe)
     flow.encode("a")

@@ -163,7 +163,7 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         SETTINGS,
         model="m",
         lora="l",
-        dtype="float16",
+        dtype="bfloat16",
         height=32,
         width=48,
         guidance_scale=2.0,
@@ -174,7 +174,7 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     loading.load_model(settings, machine)
     assert asked == {
         "source": "m",
-        "dtype": torch.float16,
+        "dtype": torch.bfloat16,
         "device": "cuda:1",
         "offload": True,
         "denoiser": None,
@@ -262,7 +262,7 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--micro-batch",
         3,
         "--dtype",
-        "float16",
+        "bfloat16",
         "--lora",
         "some/lora",
         "--scale",
@@ -287,7 +287,7 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         tmp_path / "b",
     )
     (settings, machine), (optimized, _) = seen
-    assert settings.prompts == ("a 7", "a 8", "a 9") and settings.dtype == "float16" and settings.lora == "some/lora"
+    assert settings.prompts == ("a 7", "a 8", "a 9") and settings.dtype == "bfloat16" and settings.lora == "some/lora"
     assert settings.method.options == {"steps": 1, "schedule": "linear", "scale": 0.5}
     assert (machine.micro_batch, machine.offload, machine.progress) == (3, False, True)
     assert optimized.method.options == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
@@ -297,6 +297,8 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("options", "message"),
     [
         (["--offload"], "--offload is for GPUs"),
+        (["--dtype", "float16"], "--dtype float16 rounds the small gradients of pixels to zero"),
+        (["--lora", "tests:nothing.safetensors"], "there is no file 'nothing.safetensors' in the folder 'tests'"),
         (["--lora", "./nowhere"], "there are no weights './nowhere'"),
         (["--denoiser", "./nowhere"], "there are no weights './nowhere'"),
         (["--reward-source", "brightness=x/y"], "'brightness' has no weights"),

@@ -35,6 +35,7 @@ def test_a_particle_is_kept_as_image_latent_and_line(tmp_path: Path) -> None:
         "prompt": "a",
         "reward": 0.5,
         "parts": {"brightness": 0.5, "judge": None},
+        "video": False,
     }
     assert math.isnan(Outcome.from_json(line).parts["judge"])
     written = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -80,7 +80,8 @@ def invoke(model: Path, *options: object) -> Result:
 
 
 def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
-    result = invoke(wan, "--particles", 2, "--micro-batch", 2, "--held-out", "symmetry", "--out", tmp_path / "run")
+    options = ["--particles", 2, "--micro-batch", 2, "--held-out", "symmetry", "--negative-prompt", "the house"]
+    result = invoke(wan, *options, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "2 of 9 frames of 32 x 48" in result.output and "4 of 9 frames at once" in result.output
     for particle in range(2):
@@ -111,6 +112,13 @@ def test_what_is_refused_before_any_work(wan: Path, tmp_path: Path, options: lis
     result = invoke(wan, *options, "--out", tmp_path / "run")
     assert result.exit_code == 1 and message in result.output.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_refuses_sizes_before_any_work(wan: Path, tmp_path: Path) -> None:
+    arguments = ["compare", "--model", wan, "--prompt", "a cat", "--reward", "brightness", "--method", "base"]
+    result = CliRunner().invoke(main, list(map(str, [*arguments, "--num-frames", 8, "--out", tmp_path / "out"])))
+    assert result.exit_code == 1 and "num_frames must be 4 k + 1, got 8; 5 and 9 are nearest" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_videos_need_av(wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

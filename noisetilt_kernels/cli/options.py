@@ -163,7 +163,7 @@ def machine_of(device: str | None, micro_batch: int, offload: bool, frames_at_on
     except RuntimeError as error:
         raise click.UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     return Machine(
-        device=device or workers.own_device(usual_device()),
+        device=workers.own_device(device or usual_device()),
         micro_batch=micro_batch,
         offload=offload,
         frames_at_once=frames_at_once,

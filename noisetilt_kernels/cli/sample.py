@@ -99,7 +99,7 @@ def _run(
 ) -> None:
     with explained():
         from ..runs import loading, plan
-        from ..runs.execute import execute, open_folder
+        from ..runs.execute import execute, memory_explained, open_folder
         from ..runs.settings import check_device
         from ..runs.workers import joined, speaks
 
@@ -120,8 +120,9 @@ def _run(
             folder = open_folder(out, settings, machine, workers, resume)
             count = len(settings.every_prompt)
             with stopped(lambda: f"{folder.count()} of {count} images are in {out}; {GO_ON}"):
-                reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
-                model = loading.load_model(settings, machine)
+                with memory_explained(machine):
+                    reward, held_out = loading.load_rewards(settings, machine)  # first, as it fails sooner
+                    model = loading.load_model(settings, machine)
                 summary = execute(settings, machine, folder, model, reward, held_out, workers)
             if workers.first:
                 click.echo(_told(summary))

@@ -1,5 +1,6 @@
 """What can go wrong with a model that a person can do something about."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,9 +18,11 @@ class ModelError(ValueError):
 
 @contextmanager
 def one_sentence(source: str) -> Iterator[None]:
-    """Turns whatever is raised in the block into a ModelError."""
+    """Turns whatever is raised in the block into a ModelError; one that is stays as it is."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{_explain(source, error)}") from None
 
@@ -42,5 +45,8 @@ def _explain(source: str, error: BaseException) -> str:
         )
     if is_any(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         return f"{source!r} is not a folder here and the hub cannot be reached; check the network, or give a folder"
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if first.endswith(":") and others:  # torch's errors of weights list what is wrong below
+        first += f" {others[0].strip()}"
+    first = re.split(r"\.(?: (?=[A-Z])|$)", first)[0]  # of several sentences
     return f"{source!r} cannot be loaded: {first}; if it is incomplete, download or save it anew"

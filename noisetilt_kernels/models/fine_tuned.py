@@ -1,6 +1,7 @@
 """Fine-tuned weights in the place of a pipeline's own: LoRA, and whole denoisers as MixGRPO and others publish them."""
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,18 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def check_there(source: str) -> None:
     """Raises ModelError if weights of this name are neither here nor could be on the hub; nothing is loaded."""
-    name, _ = _place_and_file(source)
-    if not Path(name).expanduser().exists() and not HUB_ID.fullmatch(name):
+    name, file = _place_and_file(source)
+    path = Path(name).expanduser()
+    if not path.exists() and not HUB_ID.fullmatch(name):
         raise ModelError(f"there are no weights {name!r}; give a file, a folder or an id of the hub")
+    if path.is_dir() and file is not None and not (path / file).is_file():
+        raise ModelError(f"there is no file {file!r} in the folder {name!r}; correct its name")
+
+
+def check_peft() -> None:
+    """Raises ModelError unless peft is installed, which adds LoRA weights."""
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("lora needs peft: pip install peft")
 
 
 def _place_and_file(source: str) -> tuple[str, str | None]:
@@ -39,8 +49,7 @@ def add_lora(pipe: Any, lora: str, family: str) -> None:
     Raises:
         ModelError: there are none there, they are of another model, or peft is not installed.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError("lora needs peft: pip install peft")
+    check_peft()
     check_there(lora)
     name, file = _place_and_file(lora)
     path = Path(name).expanduser()
@@ -55,43 +64,68 @@ def load_denoiser(source: str, class_name: str, config: dict[str, Any], dtype: t
     """A pipeline's transformer or U-Net with other weights.
 
     Args:
-        source: a folder as diffusers saves such a network, with its config.json; a safetensors file, or a folder or hub
-            id with `diffusion_pytorch_model.safetensors` alone, whose names are those of diffusers.
+        source: a folder or hub id of what diffusers saves of such a network, with its config.json; a safetensors file,
+            a folder or hub id with `diffusion_pytorch_model.safetensors` alone, or `place:file name`; names in such a
+            file are those of diffusers.
         class_name: of the network in diffusers.
         config: of the pipeline's own, for weights that come without one.
-        dtype: of the weights.
+        dtype: of the weights, but for those that diffusers keeps in float32.
 
     Raises:
         ModelError: there are no such weights, or they are of another network.
     """
     check_there(source)
+    name, file = _place_and_file(source)
     network: Any = getattr(diffusers, class_name)
-    path = Path(source).expanduser()
+    path = Path(name).expanduser()
+    here = path.exists()
     with one_sentence(source):
-        if (path / "config.json").is_file() or (not path.exists() and _is_whole(source)):
-            loaded, info = network.from_pretrained(
-                str(path) if path.exists() else source,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=path.exists(),
-                output_loading_info=True,
+        if file is None and ((path / "config.json").is_file() if here else _is_whole(name)):
+            return _whole(network, source, str(path) if here else name, dtype, here)
+        within = file or _WEIGHTS
+        local = path / within if path.is_dir() else path
+        return _bare(network, source, load_file(local if here else hf_hub_download(name, within)), config, dtype)
+
+
+def _whole(network: Any, source: str, place: str, dtype: torch.dtype, here: bool) -> torch.nn.Module:
+    """A network with a configuration of its own."""
+    name = network.load_config(place, local_files_only=here).get("_class_name", network.__name__)
+    if name != network.__name__:
+        raise ModelError(f"{source!r} is a {name}; weights of a {network.__name__} are needed")
+    loaded: torch.nn.Module
+    loaded, info = network.from_pretrained(
+        place, dtype=dtype, use_safetensors=True, local_files_only=here, output_loading_info=True
+    )
+    _check_names(source, name, info["missing_keys"], info["unexpected_keys"])
+    return loaded
+
+
+def _bare(
+    network: Any, source: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], dtype: torch.dtype
+) -> torch.nn.Module:
+    """A network of tensors that came without a configuration."""
+    with init_empty_weights():
+        empty: torch.nn.Module = network.from_config(config)
+    expected = empty.state_dict()
+    _check_names(source, network.__name__, expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+    in_float32 = set(network._keep_in_fp32_modules or ())
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ModelError(
+                f"in {source!r} {name} has the shape {tuple(tensor.shape)}, and the model's own "
+                f"{tuple(expected[name].shape)}; weights of the same architecture are needed"
             )
-            missing, unexpected = info["missing_keys"], info["unexpected_keys"]
-        else:
-            file = path / _WEIGHTS if path.is_dir() else path
-            tensors = load_file(file if path.exists() else hf_hub_download(source, _WEIGHTS))
-            with init_empty_weights():
-                loaded = network.from_config(config)
-            missing, unexpected = loaded.load_state_dict(tensors, strict=False, assign=True)
-            if not missing:
-                loaded.to(dtype)
-    if missing or unexpected:
-        what, names = ("lack", missing) if missing else ("have a needless", unexpected)
-        raise ModelError(
-            f"the weights in {source!r} {what} {sorted(names)[0]}; weights of a {class_name} are needed, named as in "
-            "diffusers"
-        )
-    return loaded  # type: ignore[no-any-return]
+        tensors[name] = tensor.to(torch.float32 if in_float32.intersection(name.split(".")) else dtype)
+    empty.load_state_dict(tensors, assign=True)
+    return empty.eval()
+
+
+def _check_names(source: str, class_name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    for what, names in (("lack", missing), ("have a needless", unexpected)):
+        for name in sorted(names)[:1]:
+            raise ModelError(
+                f"the weights in {source!r} {what} {name}; weights of a {class_name} are needed, named as in diffusers"
+            )
 
 
 def _is_whole(hub_id: str) -> bool:

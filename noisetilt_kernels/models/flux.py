@@ -105,6 +105,7 @@ class FluxOneStep(FluxFlow, OneStepPipelineModel):
     """
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.check_latents("denoised", x, prompts)
         return x - self.velocity(x, 1.0, prompts)
 
 

@@ -1,12 +1,13 @@
 """Loading pipelines: a folder or a model of the Hugging Face hub, or one sentence on what is wrong."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.hub import cached_file
 
 from ..rewards.digits import ASSETS
@@ -68,7 +69,7 @@ def load_pipeline(
     place = _find(str(source))
     family, index = _family(place, str(source))
     if place.local:
-        _check_tokenizers(Path(place.name), index)
+        _check_tokenizers(Path(place.name), _components(index, family))
     given: dict[str, Any] = dict(family.left_out)
     if denoiser is not None:
         name = family.denoiser_name
@@ -137,7 +138,7 @@ def configurations(source: str | Path) -> Configurations:
                 if "tokenizer" not in name and name != "scheduler"
             },
             {
-                name: _content(place, name, "tokenizer_config.json").get("model_max_length", 0)
+                name: _content(place, name, "tokenizer_config.json").get("model_max_length", VERY_LARGE_INTEGER)
                 for name in _components(index, family)
                 if "tokenizer" in name
             },
@@ -156,6 +157,8 @@ def _components(index: Mapping[str, Any], family: Family) -> list[str]:
 def _content(place: "_Place", component: str, name: str) -> dict[str, Any]:
     """Of a JSON file."""
     file = cached_file(place.name, name, subfolder=component, local_files_only=place.local)
+    if file is None:
+        raise FileNotFoundError(f"there is no {component}/{name}")
     content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     return content
 
@@ -192,8 +195,8 @@ def _family(place: _Place, source: str) -> tuple[Family, dict[str, Any]]:
     return FAMILIES[kind], index
 
 
-def _check_tokenizers(folder: Path, index: Mapping[str, Any]) -> None:
+def _check_tokenizers(folder: Path, components: Sequence[str]) -> None:
     # without its files transformers makes a tokenizer with an empty vocabulary, and says nothing
-    for name in index:
+    for name in components:
         if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in _VOCABULARIES):
             raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it anew")

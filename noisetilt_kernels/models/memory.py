@@ -80,6 +80,8 @@ def plan_memory(
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
         pipe = _pipeline(configs)
         model = adapter(pipe, **options)
+        for prompt in ("", options.get("negative_prompt", "")):
+            model.prompts.keep(prompt, model.blank_prompt())
         encoders = [getattr(pipe, name) for name in configs.networks if "text_encoder" in name]
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     weights = _bytes(model.denoiser), _bytes(pipe.vae), sum(map(_bytes, encoders))
@@ -120,7 +122,6 @@ def _activations(
     model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
 ) -> tuple[int, tuple[int, ...]]:
     """Bytes beside the weights at the most of one guided step, made as the samplers do, and the shape of its image."""
-    model.prompts.keep("", model.blank_prompt())
     prompts = [""] * micro_batch
     judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
     x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)

@@ -175,9 +175,20 @@ def in_unit_interval(decoded: Tensor, like: Tensor) -> Tensor:
     They are clamped, but their gradient is passed as if they were not: a pixel beyond can so be led back, where the
     gradient of a clamp is zero.
     """
-    pixels = decoded.to(like) / 2 + 0.5
-    # the difference is exactly zero, so that the sum stays within [0, 1]
-    return pixels.clamp(0, 1).detach() + (pixels - pixels.detach())
+    clamped: Tensor = _Clamped.apply(decoded.to(like) / 2 + 0.5)
+    return clamped
+
+
+class _Clamped(torch.autograd.Function):
+    """Clamps to [0, 1] and passes the gradient as it is."""
+
+    @staticmethod
+    def forward(context: Any, pixels: Tensor) -> Tensor:
+        return pixels.clamp(0, 1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def check_sides(function: str, sides: Mapping[str, Any], multiple: int) -> None:

@@ -1,4 +1,4 @@
-"""Prompts as a denoiser takes them: encoded once, kept on the device."""
+"""Prompts as a denoiser takes them: encoded once, and kept on the CPU, as there may be thousands."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -42,7 +42,7 @@ class PromptCache:
                     )
                 keep_until_backward(self._pipe)
                 with torch.no_grad():
-                    self._encoded[prompt] = self._encode(prompt)
+                    self._encoded[prompt] = {name: tensor.cpu() for name, tensor in self._encode(prompt).items()}
 
     def keep(self, prompt: str, encoded: Encoded) -> None:
         """Take a prompt as already encoded."""

@@ -59,7 +59,7 @@ class SDTurbo(OneStepPipelineModel):
         sides = {"height": default[0] if height is None else height, "width": default[1] if width is None else width}
         check_sides(name, sides, pipe.vae_scale_factor)
         shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
-        length = PROMPT_LENGTH if pipe.tokenizer is None else pipe.tokenizer.model_max_length
+        length = PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
         super().__init__(pipe, shape, length, gradient_checkpointing)
 
     def encode_prompt(self, prompt: str) -> Encoded:

@@ -31,14 +31,24 @@ def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
     )
     uniform: Any = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / n, n)
     retrieve_timesteps(scheduler, n, sigmas=uniform, mu=shift)
-    return from_one(scheduler.sigmas)
+    return _of_flow(scheduler)
 
 
 def fixed_sigmas(scheduler: Any, n: int) -> Tensor:
     """The n + 1 times that pipelines have that leave them to their scheduler, float32; it is left as it is."""
     scheduler = copy.copy(scheduler)
     scheduler.set_timesteps(n)
-    return from_one(scheduler.sigmas)
+    return _of_flow(scheduler)
+
+
+def _of_flow(scheduler: Any) -> Tensor:
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or sigmas[0] > 1 + _NEAR:
+        raise ValueError(
+            f"the pipeline's scheduler must have the times of a flow, from 1 to 0, which {type(scheduler).__name__} "
+            "has not as it is configured"
+        )
+    return from_one(sigmas)
 
 
 def from_one(sigmas: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ may be a reward of one's own, MODULE:NAME or FILE.py:NAME.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -153,7 +154,7 @@ def load_reward(name: str, *, source: str | None = None, device: str | torch.dev
         if source is not None:
             raise ValueError(f"load_reward: source must be None for {name!r}, which has no weights, got {source!r}")
         return entry.load(argument, "", device)
-    return entry.load(argument, source or entry.source, device)
+    return entry.load(argument, os.path.expanduser(source or entry.source), device)
 
 
 def parse_weights(spec: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from .files import write_whole
 from .folder import RunFolder, png
 from .loading import check, load_model, load_rewards
 from .methods import Method
+from .plan import memory_of
 from .plots import draw_comparison, figure_png
 from .settings import Machine, Settings
 from .table import Row, markdown, tabulate
@@ -63,6 +64,10 @@ def compare(
     runs = [replace(settings, method=method) for method in methods]
     for run in runs:
         check(run, machine)
+    if workers.first:
+        shapes = {run.one_step: memory_of(run, machine).shape for run in runs[:1] + [r for r in runs if r.one_step][:1]}
+        for run in runs:
+            run.method.check_shape(shapes[run.one_step])
     folders = [open_folder(out / name, run, machine, workers, resume) for name, run in zip(names, runs, strict=True)]
     reward, held_out = load_rewards(settings, machine)
     # a model for wgnc, where one of the methods is that, serves the others as well: each of them has been checked

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..rewards import WeightedSum
-from ..sampling import FinishedParticle, FlowModel, OneStepModel, RecordWriter, Reward, Run
+from ..sampling import FinishedParticle, RecordWriter, Reward, Run
 from ..sampling.run import best_index
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
@@ -50,7 +50,7 @@ def execute(
     settings: Settings,
     machine: Machine,
     folder: RunFolder,
-    model: FlowModel | OneStepModel,
+    model: Any,
     reward: WeightedSum,
     held_out: Mapping[str, Reward],
     workers: Workers = ALONE,
@@ -64,7 +64,7 @@ def execute(
         settings: of the run.
         machine: how it is computed.
         folder: where to; every particle is there as soon as it is finished.
-        model: as `settings` name it, likewise the next two.
+        model: a `FlowModel` or `OneStepModel` as `settings` name it, likewise the next two.
         reward: what steers.
         held_out: what judges, by name.
         workers: the processes of the run, of which each calls this with a folder of its own rank.
@@ -85,8 +85,12 @@ def execute(
         reward_of = one.reward if math.isfinite(one.reward) else math.nan
         folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image, fps)
 
-    with RecordWriter(folder.records_file) as records, _memory_explained(machine):
-        for particles in workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch)):
+    with RecordWriter(folder.records_file) as records, memory_explained(machine):
+        mine = workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch))
+        if machine.offload and mine:
+            # at once, or every new prompt would move the denoiser out and in again
+            model.encode(list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles)))
+        for particles in mine:
             run = Run(
                 seed=settings.seed,
                 micro_batch=machine.micro_batch,
@@ -148,7 +152,7 @@ def _best(settings: Settings, outcomes: list[Outcome]) -> list[int]:
 
 
 @contextmanager
-def _memory_explained(machine: Machine) -> Iterator[None]:
+def memory_explained(machine: Machine) -> Iterator[None]:
     """Turns a failure to get memory into one sentence."""
     try:
         yield
@@ -159,5 +163,5 @@ def _memory_explained(machine: Machine) -> Iterator[None]:
         offload = "" if machine.offload or torch.device(machine.device).type == "cpu" else "--offload with --resume, "
         raise OutOfMemoryError(
             f"the memory of {machine.device} did not suffice; what was finished is kept. Try {fewer}{offload}"
-            "or smaller images (--height, --width) in another folder"
+            "or smaller images (--height, --width; --num-frames of videos) in another folder"
         ) from error

@@ -19,7 +19,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,14 @@ class Outcome:
         prompt: its own.
         reward: what it was steered by, NaN where that was not finite.
         parts: each reward by name, the held-out ones as well, unweighted.
+        video: whether it is one, of which there is an MP4 as well; `RunFolder.keep` finds out.
     """
 
     particle: int
     prompt: str
     reward: float
     parts: dict[str, float]
+    video: bool = False
 
     def to_json(self) -> str:
         """One line of strict JSON, without the newline; NaN and infinity become null."""
@@ -62,7 +64,7 @@ class Outcome:
         """Inverse of `to_json`."""
         values = json.loads(line)
         parts = {name: _number(value) for name, value in values["parts"].items()}
-        return Outcome(values["particle"], values["prompt"], _number(values["reward"]), parts)
+        return Outcome(values["particle"], values["prompt"], _number(values["reward"]), parts, values["video"])
 
 
 class RunFolder:
@@ -126,7 +128,7 @@ class RunFolder:
         outcomes: dict[int, Outcome] = {}
         for file in self._files("results"):
             for one in _read_lines(file, Outcome.from_json, "a finished image"):
-                if self._is_there(one.particle):
+                if self._is_there(one):
                     outcomes[one.particle] = one
         records: dict[tuple[int, int], str] = {}
         for file in self._files("records"):
@@ -142,7 +144,7 @@ class RunFolder:
     def read(self) -> None:
         """Find out what is finished."""
         lines = _read_lines(self.path / "results.jsonl", Outcome.from_json, "a finished image")
-        self.outcomes = {one.particle: one for one in lines if self._is_there(one.particle)}
+        self.outcomes = {one.particle: one for one in lines if self._is_there(one)}
 
     def count(self) -> int:
         """Lines of finished particles, of all processes."""
@@ -181,12 +183,12 @@ class RunFolder:
     @property
     def has_videos(self) -> bool:
         """Whether the run is one of videos."""
-        return (self.path / "videos").is_dir()
+        return any(one.video for one in self.outcomes.values())
 
-    def _is_there(self, particle: int) -> bool:
-        files = [self.image_file(particle), self.latent_file(particle)]
-        if self.has_videos:
-            files.append(self.video_file(particle))
+    def _is_there(self, one: Outcome) -> bool:
+        files = [self.image_file(one.particle), self.latent_file(one.particle)]
+        if one.video:
+            files.append(self.video_file(one.particle))
         return all(file.is_file() for file in files)
 
     def missing(self, particles: int) -> list[range]:
@@ -209,11 +211,12 @@ class RunFolder:
         Raises:
             OSError: a file cannot be written.
         """
+        one = replace(one, video=image.ndim == 4)
         write_whole(self.latent_file(one.particle), save({"latent": latent.contiguous()}))
-        if image.ndim == 4:
+        if one.video:
             self.video_file(one.particle).parent.mkdir(exist_ok=True)
             write_whole(self.video_file(one.particle), mp4(image, fps))
-        picture = film_strip(image) if image.ndim == 4 else to_image(image)
+        picture = film_strip(image) if one.video else to_image(image)
         write_whole(self.image_file(one.particle), png(picture))
         with self.results_file.open("ab") as file:  # buffered, as a raw write may be cut short and say nothing
             file.write(one.to_json().encode() + b"\n")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..models import family_of, load_pipeline
-from ..models.fine_tuned import check_there
+from ..models.fine_tuned import check_peft, check_there
 from ..models.loading import IN_THE_BOX, family_at
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
@@ -26,8 +26,12 @@ def check(settings: Settings, machine: Machine) -> None:
     """
     if machine.offload and torch.device(machine.device).type == "cpu":
         raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
+    if settings.dtype == "float16" and settings.method.gradient:
+        raise ValueError("--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not")
     for weights in filter(None, (settings.denoiser, settings.lora)):
         check_there(weights)
+    if settings.lora:
+        check_peft()
     check_sources(settings.sources)
     family = family_at(settings.model)
     if family.videos:

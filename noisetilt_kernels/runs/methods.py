@@ -9,6 +9,7 @@ import torch
 
 from ..sampling import FlowModel, OneStepModel, Result, Reward, Run, Schedule, base, dps, ntrk, svdd, wgnc
 from ..sampling.checks import check_choice
+from ..sampling.operators import operator_by_name
 
 _SAMPLERS: dict[str, Callable[..., Result]] = {"base": base, "ntrk": ntrk, "dps": dps, "svdd": svdd, "wgnc": wgnc}
 
@@ -86,6 +87,16 @@ class Method:
             pass
         except TypeError as error:
             raise ValueError(str(error)) from None
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the method's operator does not take latents of this shape."""
+        if "operator" in _options(self.name):
+            operator_by_name(self.name, self.option("operator"), shape)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the reward's gradient steers."""
+        return self.name not in ("base", "svdd")
 
     @property
     def nfe(self) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..models.memory import plan_memory
+from ..models.memory import MemoryPlan, plan_memory
+from ..sampling import Reward
 from . import loading
 from .settings import Machine, Settings
 
@@ -14,19 +15,12 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
     """The plan as text: shapes, numbers of images and function evaluations, memory.
 
     Raises:
-        ModelError, ValueError: there is no such model, or it has no images of that size.
+        ModelError, ValueError: there is no such model, or it has no images of that size, or the operator does not take
+            its latents.
     """
     reward = loading.without_weights(settings, machine)
-    memory = plan_memory(
-        settings.model,
-        dtype=getattr(torch, settings.dtype),
-        micro_batch=machine.micro_batch,
-        offload=machine.offload,
-        gradient=settings.method.name not in ("base", "svdd"),
-        one_step=settings.one_step,
-        reward=reward,
-        **settings.model_options,
-    )
+    memory = memory_of(settings, machine, reward)
+    settings.method.check_shape(memory.shape)
     values = " x ".join(map(str, memory.shape))
     count = len(settings.every_prompt)
     rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
@@ -52,6 +46,20 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         "to": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+
+
+def memory_of(settings: Settings, machine: Machine, reward: Reward | None = None) -> MemoryPlan:
+    """What a run takes of a device's memory; a reward that is given is counted. Raises as `describe`."""
+    return plan_memory(
+        settings.model,
+        dtype=getattr(torch, settings.dtype),
+        micro_batch=machine.micro_batch,
+        offload=machine.offload,
+        gradient=settings.method.gradient,
+        one_step=settings.one_step,
+        reward=reward,
+        **settings.model_options,
+    )
 
 
 def size(count: float) -> str:

@@ -68,16 +68,23 @@ def speaks() -> bool:
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process, where it is one of several and no GPU is named."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if in_company() and device == "cuda" else device
+    """The GPU of this process, where it is one of several and no GPU is named by its number.
+
+    Raises:
+        ValueError: what has started them does not say which of this machine's processes this one is.
+    """
+    if not in_company() or device != "cuda":
+        return device
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError("LOCAL_RANK is not set, from which a process knows its GPU; start with torchrun")
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Workers]:
     """The processes of this run, connected within the block; a single one is alone.
 
-    By gloo on GPUs as well: they only wait for one another, which NCCL would do with memory of the GPUs, not for two
-    processes on one GPU, and with an end of one process that may hang until the others come to theirs.
+    By NCCL where each has a GPU of its own, else by gloo; all that they do is wait for one another.
     """
     if not in_company():
         yield ALONE
@@ -85,8 +92,10 @@ def joined(device: str) -> Iterator[Workers]:
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    try:
-        yield Workers(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    if place.type == "cuda" and str(place.index) == os.environ.get("LOCAL_RANK"):
+        distributed.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=place)
+    else:  # NCCL does not serve two processes on one GPU
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    # not where the block fails: NCCL may then wait for the others, and the process ends anyway
+    yield Workers(distributed.get_rank(), distributed.get_world_size())
+    distributed.destroy_process_group()
