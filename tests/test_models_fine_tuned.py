@@ -161,7 +161,7 @@ def test_weights_that_are_not_there_or_broken(flux: Path, tuned: Path, tmp_path:
         "there are no weights './nowhere'; give a file, a folder or an id of the hub"
     )
     assert "No such file" in raised_by(flux, tmp_path)
-    assert "No such file" in raised_by(flux, f"{tmp_path}:nothing.safetensors")
+    assert "there is no file 'nothing.safetensors'" in raised_by(flux, f"{tmp_path}:nothing.safetensors")
     for name in ("pickle.bin", "cut.safetensors"):
         (tmp_path / name).write_bytes((tuned / WEIGHTS).read_bytes()[:500])
         assert "cannot be loaded: Error while deserializing header" in raised_by(flux, tmp_path / name)
