@@ -205,6 +205,7 @@ def test_lines_of_all_processes_are_gathered(tmp_path: Path) -> None:
     assert first.count() == second.count() == 3
     resumed = RunFolder(tmp_path, {}, resume=True)  # as if they had been stopped
     assert sorted(resumed.outcomes) == [0, 1, 2]
+    assert [json.loads(line)["particle"] for line in resumed.results_file.read_text().splitlines()] == [0, 1, 2]
     assert [json.loads(line)["particle"] for line in resumed.records_file.read_text().splitlines()] in (
         [1, 0, 2],
         [0, 1, 2],
@@ -223,4 +224,5 @@ def test_the_gpu_of_a_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert own_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert own_device("cuda") == "cuda:2" and own_device("cpu") == "cpu"
+    assert own_device("cuda") == "cuda:2"
+    assert [own_device(device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]

@@ -18,6 +18,7 @@ def main() -> None:
     """Whitening kernels for reward-guided diffusion sampling."""
     # transformers warns at its import of what is no concern here, such as a missing torchvision
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # of every attempt to reach the hub
 
 
 @main.command()

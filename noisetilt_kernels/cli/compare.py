@@ -29,7 +29,7 @@ from .options import (
     multiple=True,
     required=True,
     metavar="NAME[:OPTION=VALUE,...]",
-    help="A method such as base, ntrk:rho=0.1,operator=w or svdd:candidates=4; differences are to the first.",
+    help="A method such as base, ntrk:rho=0.3,operator=w or svdd:candidates=4; differences are to the first.",
 )
 @click.option(
     "--seeds",
@@ -65,7 +65,7 @@ def compare(
 
     \b
     noisetilt compare --model digits --prompt "a handwritten seven" --reward brightness \\
-        --held-out digit-judge --method ntrk:rho=0.1 --method base --out comparison/
+        --held-out digit-judge --method ntrk:rho=0.01 --method base --out comparison/
     """
     with explained():
         try:

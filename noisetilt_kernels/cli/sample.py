@@ -50,7 +50,7 @@ def sample(
 
     \b
     noisetilt sample --model digits --prompt "a handwritten seven" \\
-        --reward brightness --method ntrk --particles 4 --out run/
+        --reward brightness --rho 0.01 --particles 4 --out run/
     """
     options = {
         "rho": rho,
@@ -79,7 +79,7 @@ def optimize(iterations: int | None, lr: float | None, clip: float | None, opera
 
     \b
     noisetilt optimize --model digits-turbo --prompt "a handwritten seven" \\
-        --reward brightness --iterations 50 --lr 0.1 --out run/
+        --reward brightness --iterations 50 --lr 0.02 --out run/
     """
     _run("wgnc", {"iterations": iterations, "lr": lr, "clip": clip, "operator": operator}, **others)
 
@@ -130,9 +130,11 @@ def _run(
 
 
 def _told(summary: dict[str, Any]) -> str:
-    lines = [f"{'':<16}{'mean':>12}  95 % interval"]
-    for name, value in {"reward": summary["reward"], **summary["parts"]}.items():
+    values = {"reward": summary["reward"], **summary["parts"]}
+    width = max(map(len, values)) + 2
+    lines = [f"{'':<{width}}{'mean':>12}  95 % interval"]
+    for name, value in values.items():
         mean = "none finite" if value["mean"] is None else f"{value['mean']:.5g}"
         interval = "" if value["half_width"] is None else f"  +- {value['half_width']:.3g}"
-        lines.append(f"{name:<16}{mean:>12}{interval}")
+        lines.append(f"{name:<{width}}{mean:>12}{interval}")
     return "\n".join([*lines, f"best: {', '.join(f'{particle:04d}.png' for particle in summary['best'])}"])

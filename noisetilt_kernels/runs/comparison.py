@@ -95,7 +95,7 @@ def _contact_sheet(settings: Settings, methods: Sequence[Method], folders: Seque
     return contact_sheet(
         [[folder.image_file(particle) for particle in shown] for folder in folders],
         list(map(str, methods)),
-        [[f"{folder.outcomes[particle].reward:.4g}" for particle in shown] for folder in folders],
+        [[f"{folder.outcomes[particle].reward:#.4g}" for particle in shown] for folder in folders],
         cell=(480, 64) if folders[0].has_videos else (96, 96),
     )
 

@@ -137,7 +137,7 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
     sheet = contact_sheet(
         [[folder.image_file(particle) for particle in row] for row in rows],
         settings.prompts[:_MOST_ROWS],
-        [[f"{outcomes[particle].reward:.4g}" for particle in row] for row in rows],
+        [[f"{outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
         cell=_STRIP_CELL if folder.has_videos else _CELL,
     )

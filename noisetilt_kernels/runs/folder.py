@@ -31,6 +31,7 @@ from torch import Tensor
 from ..versions import versions
 from .errors import RunFolderError
 from .files import is_temporary, write_whole
+from .methods import Method
 from .videos import film_strip, mp4
 
 
@@ -232,7 +233,8 @@ class RunFolder:
         if other:
             name = other[0]
             raise RunFolderError(
-                f"{self.path} holds a run with another {name}: {before.get(name)!r}, not {self.settings.get(name)!r}; "
+                f"{self.path} holds a run with another {name}: {_told(before.get(name))}, not "
+                f"{_told(self.settings.get(name))}; "
                 "--resume needs the settings of run.json"
             )
 
@@ -286,6 +288,13 @@ def _rewrite(path: Path, lines: Iterable[str]) -> None:
     lines = list(lines)
     if lines or path.exists():
         write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _told(setting: Any) -> str:
+    """A setting of run.json for people; a method as `parse_method` reads it."""
+    if isinstance(setting, dict) and setting.keys() == {"name", "options"}:
+        return repr(str(Method(setting["name"], setting["options"])))
+    return repr(setting)
 
 
 def _strict(value: float) -> float | None:

@@ -32,11 +32,12 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         seen = min(machine.frames_at_once, frames[0])
         pixels = 4 * 3 * machine.micro_batch * seen * height * width
         at_once = f"; {seen} of {frames[0]} frames at once ({size(pixels)} of pixels)"
+    prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     beside = "; and the reward's own" if reward is None else ""
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {machine.device}",
         "videos" if frames else "images": f"{count} {made}: {settings.particles} of each of "
-        f"{len(settings.prompts)} prompts; latents {values} (N = {math.prod(memory.shape):,})",
+        f"{prompts}; latents {values} (N = {math.prod(memory.shape):,})",
         "method": str(settings.method),
         "reward": rewards + held_out + at_once,
         "NFE": f"{settings.method.nfe} {'a video' if frames else 'an image'}, {settings.nfe:,} in all",
