@@ -14,8 +14,14 @@ from tiny_wan import SIZE, tiny_wan
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import WanFlow
+from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards.frames import of_videos
+from noisetilt_kernels.rewards.simple import brightness
 from noisetilt_kernels.runs import videos
+from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
+from noisetilt_kernels.runs.methods import Method
+from noisetilt_kernels.runs.settings import Machine, Settings
 
 av = pytest.importorskip("av")
 
@@ -98,6 +104,15 @@ def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
     assert [one["particle"] for one in results] == [0, 1] and all("symmetry" in one["parts"] for one in results)
     with Image.open(tmp_path / "run" / "contact-sheet.png") as sheet:
         assert sheet.width > 2 * 720
+
+
+def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
+    settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), {"brightness": 1.0})
+    reward = WeightedSum({"brightness": (1.0, of_videos(brightness, 4))})
+    folder = RunFolder(tmp_path, settings.to_json())
+    execute(settings, Machine(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
+    with av.open(io.BytesIO(folder.video_file(0).read_bytes())) as container:
+        assert container.streams.video[0].average_rate == 8
 
 
 @pytest.mark.parametrize(

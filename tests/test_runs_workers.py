@@ -13,15 +13,17 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from gaussian_flows import LatentFlow, brightness
 from torch import distributed
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.cli.errors import explained, stopped
-from noisetilt_kernels.runs.execute import open_folder
+from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.runs.execute import execute, open_folder
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
 from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import Machine, Settings
-from noisetilt_kernels.runs.workers import Workers, own_device
+from noisetilt_kernels.runs.workers import Workers, joined, own_device
 
 MODEL = ["--model", "digits", "--prompt", "a 7", "--prompt", "a 3", "--seed", "3"]
 COMMAND = ["sample", *MODEL, "--steps", "2"]
@@ -193,6 +195,16 @@ def test_each_has_its_own_share_in_whole_micro_batches() -> None:
     assert Method("ntrk").at_once(8) == 8
 
 
+def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of svdd that is every candidate of a particle."""
+    sizes: list[int] = []
+    monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
+    settings = Settings("none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), {"brightness": 1.0})
+    folder = RunFolder(tmp_path, settings.to_json())
+    execute(settings, Machine(micro_batch=5), folder, LatentFlow(), WeightedSum({"brightness": (1.0, brightness)}), {})
+    assert sizes == [2]
+
+
 def test_lines_of_all_processes_are_gathered(tmp_path: Path) -> None:
     first = RunFolder(tmp_path, {})
     second = RunFolder(tmp_path, {}, worker=1)
@@ -226,3 +238,27 @@ def test_the_gpu_of_a_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert own_device("cuda") == "cuda:2"
     assert [own_device(device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda:1", "nccl"), ("cuda:0", "gloo"), ("cpu", "gloo")])
+def test_processes_with_a_gpu_each_meet_by_nccl(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> None:
+    """Not on a GPU: what is asked of torch."""
+    asked: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: asked.append(str(place)))
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: asked.append("left"))
+    with joined(device) as workers:
+        assert workers == Workers(1, 2)
+    assert asked == [*([device] if device != "cpu" else []), backend, "left"]
+
+
+def test_a_launcher_that_does_not_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="LOCAL_RANK is not set"):
+        own_device("cuda")
+    assert own_device("cuda:1") == "cuda:1"
