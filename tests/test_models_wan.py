@@ -1,5 +1,7 @@
 """WanFlow against diffusers' own WanPipeline, on tiny random models of its classes."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from noisetilt_kernels import sampling
 from noisetilt_kernels.config import Sample, resolve_preset
 from noisetilt_kernels.models import ModelError, WanFlow, family_of, load_pipeline
-from noisetilt_kernels.models.memory import _Alive, plan_memory
+from noisetilt_kernels.models.memory import MemoryPlan, _Alive, plan_memory
 from noisetilt_kernels.models.times import from_one
 
 ODE = sampling.Schedule("constant", 0)
@@ -271,3 +273,21 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     kept += kept_for_backward(networks, lambda: flow.decode(x))
     # and what is needed for a moment
     assert kept <= planned.activations <= 1.3 * kept
+
+
+def test_what_the_plan_counts(tmp_path: Path) -> None:
+    tiny_wan().save_pretrained(tmp_path)
+
+    def planned(**options: Any) -> MemoryPlan:
+        return plan_memory(tmp_path, dtype=torch.float32, **SIZE, **options)
+
+    # the backward, in which what was not kept is made anew
+    assert planned(gradient_checkpointing=True).activations > 2 * planned(gradient=False).activations
+    # a reward
+    copies = planned(reward=lambda videos, prompts: videos.repeat(1, 40, 1, 1, 1).square().flatten(1).sum(1))
+    assert copies.activations > planned().activations + 40 * 4 * math.prod(copies.pixels)
+    # text encoders that have the device to themselves, and are larger than all the rest
+    config = tmp_path / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 10**7}))
+    large = planned(offload=True)
+    assert large.total == large.text_encoders > 32 * 4 * 10**7

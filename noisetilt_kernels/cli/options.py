@@ -32,7 +32,9 @@ model_options = _together(
     ),
     click.option("--num-frames", type=click.IntRange(1), help="Of videos.  [default: the model's own]"),
     click.option(
-        "--denoiser", metavar="FOLDER|FILE|ID", help="Fine-tuned weights for its transformer or U-Net, whole."
+        "--denoiser",
+        metavar="FOLDER|FILE|ID",
+        help="Fine-tuned weights for its transformer or U-Net; a file within as FOLDER:NAME.",
     ),
     click.option("--lora", metavar="FOLDER|ID", help="LoRA weights for it; a file within as FOLDER:NAME."),
     click.option("--height", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"),

@@ -71,11 +71,13 @@ class Family:
         valid = inspect.signature(adapter).parameters
         for option in options:
             if option not in valid:
-                named = ", ".join(name for name in valid if name not in ("pipe", "gradient_checkpointing"))
+                named = ", ".join(name for name in valid if name not in _NOT_OF_THE_IMAGE)
                 raise ModelError(f"{source!r} ({self.name}) has no {option}; it has {named}")
         return adapter
 
 
+_NOT_OF_THE_IMAGE = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
+"""Arguments of models that are not of what they make."""
 _OF_IMAGES: Mapping[str, None] = {"feature_extractor": None, "image_encoder": None}  # for prompts that are images
 
 _FAMILIES = (
