@@ -302,6 +302,7 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--lora", "./nowhere"], "there are no weights './nowhere'"),
         (["--denoiser", "./nowhere"], "there are no weights './nowhere'"),
         (["--reward-source", "brightness=x/y"], "'brightness' has no weights"),
+        (["--reward-source", "clip=~/nowhere"], "there is no ~/nowhere for 'clip'"),
         (["--num-frames", "5"], "'digits' (FLUX) has no num_frames; it has height, width, guidance_scale"),
         (["--held-out", "videoreward"], "the reward 'videoreward' judges videos, and 'digits' makes images"),
         (["--device", "cuda:1", "--offload", "--lora", "./nowhere"], "there are no weights"),

@@ -221,11 +221,17 @@ def load_rewards(
 
 
 def check_sources(sources: Mapping[str, str]) -> None:
-    """Raises ValueError for a source of a reward that there is not, or that has no weights; nothing is loaded."""
-    for name in sources:
+    """Raises ValueError for a source of a reward that there is not, that has no weights, or for a path to nothing.
+
+    Nothing is loaded.
+    """
+    for name, source in sources.items():
         check_choice("load_rewards", "reward in sources", name, REWARDS)
         if ENTRIES[name].source is None:
-            raise ValueError(f"load_rewards: {name!r} has no weights, and so no source; got {sources[name]!r} for it")
+            raise ValueError(f"load_rewards: {name!r} has no weights, and so no source; got {source!r} for it")
+        places = source, source.rpartition(":")[0] or source  # of a file within
+        if source.startswith(("/", ".", "~")) and not any(os.path.exists(os.path.expanduser(one)) for one in places):
+            raise ValueError(f"load_rewards: there is no {source} for {name!r}; name a folder, a file or a hub id")
 
 
 def source_of(name: str, sources: Mapping[str, str]) -> str | None:
