@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from gaussian_flows import LatentFlow, brightness, left_half
 from PIL import Image
+from tiny_flux import tiny_flux
 from torch import Tensor
 
 from noisetilt_kernels.cli import main
@@ -144,6 +145,16 @@ def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: p
     _first, *others = results.read_text().splitlines(keepends=True)
     results.write_text("".join(others))  # particle 0 is made last
     assert compared(tmp_path, monkeypatch, methods, resume=True) == rows
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: int) -> None:
+    tiny_flux(False).save_pretrained(tmp_path / "flux")
+    methods = [f"--method={method}" for method in ("wgnc:iterations=1", "ntrk:steps=2")[::order]]
+    arguments = ["compare", "--model", tmp_path / "flux", "--prompt", "a cat", "--reward", "brightness", *methods]
+    result = invoke(*arguments, "--seeds", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {"wgnc-iterations1", "ntrk-steps2"}
 
 
 def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

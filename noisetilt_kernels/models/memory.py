@@ -74,17 +74,14 @@ def plan_memory(
     Raises:
         ModelError: there is no such model, or it cannot be used so. ValueError: as of the model's class.
     """
-    configs = configurations(source)
-    adapter = configs.family.adapter(str(source), one_step, options)
-    # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
-    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        pipe = _pipeline(configs)
-        model = adapter(pipe, **options)
+    with _without_values(source, dtype, one_step, options) as model:
         for prompt in ("", options.get("negative_prompt", "")):
             model.prompts.keep(prompt, model.blank_prompt())
-        encoders = [getattr(pipe, name) for name in configs.networks if "text_encoder" in name]
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
-    weights = _bytes(model.denoiser), _bytes(pipe.vae), sum(map(_bytes, encoders))
+    encoders = [
+        network for name, network in model.pipe.components.items() if network is not None and "text_encoder" in name
+    ]
+    weights = _bytes(model.denoiser), _bytes(model.pipe.vae), sum(map(_bytes, encoders))
     text_encoders = 0 if offload else weights[2]
     return MemoryPlan(
         shape=model.shape,
@@ -95,6 +92,23 @@ def plan_memory(
         activations=activations,
         total=max(weights[0] + weights[1] + text_encoders + activations, weights[2]),
     )
+
+
+def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) -> tuple[int, ...]:
+    """The shape of one latent of a model, without loading its weights. Arguments, and what is raised: `plan_memory`."""
+    with _without_values(source, torch.bfloat16, one_step, options) as model:
+        shape: tuple[int, ...] = model.shape
+    return shape
+
+
+@contextmanager
+def _without_values(source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]) -> Iterator[Any]:
+    """A model of fake tensors, within a block in which all tensors are."""
+    configs = configurations(source)
+    adapter = configs.family.adapter(str(source), one_step, options)
+    # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
+        yield adapter(_pipeline(configs), **options)
 
 
 def _pipeline(configs: Configurations) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..models.memory import latent_shape
 from .contact_sheet import contact_sheet
 from .errors import RunFolderError
 from .execute import execute, open_folder
@@ -14,7 +15,6 @@ from .files import write_whole
 from .folder import RunFolder, png
 from .loading import check, load_model, load_rewards
 from .methods import Method
-from .plan import memory_of
 from .plots import draw_comparison, figure_png
 from .settings import Machine, Settings
 from .table import Row, markdown, tabulate
@@ -65,7 +65,10 @@ def compare(
     for run in runs:
         check(run, machine)
     if workers.first:
-        shapes = {run.one_step: memory_of(run, machine).shape for run in runs[:1] + [r for r in runs if r.one_step][:1]}
+        shapes = {
+            one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
+            for one_step in {run.one_step for run in runs}
+        }
         for run in runs:
             run.method.check_shape(shapes[run.one_step])
     folders = [open_folder(out / name, run, machine, workers, resume) for name, run in zip(names, runs, strict=True)]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..models.memory import MemoryPlan, plan_memory
-from ..sampling import Reward
+from ..models.memory import plan_memory
 from . import loading
 from .settings import Machine, Settings
 
@@ -19,7 +18,16 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
             its latents.
     """
     reward = loading.without_weights(settings, machine)
-    memory = memory_of(settings, machine, reward)
+    memory = plan_memory(
+        settings.model,
+        dtype=getattr(torch, settings.dtype),
+        micro_batch=machine.micro_batch,
+        offload=machine.offload,
+        gradient=settings.method.gradient,
+        one_step=settings.one_step,
+        reward=reward,
+        **settings.model_options,
+    )
     settings.method.check_shape(memory.shape)
     values = " x ".join(map(str, memory.shape))
     count = len(settings.every_prompt)
@@ -47,20 +55,6 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         "to": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
-
-
-def memory_of(settings: Settings, machine: Machine, reward: Reward | None = None) -> MemoryPlan:
-    """What a run takes of a device's memory; a reward that is given is counted. Raises as `describe`."""
-    return plan_memory(
-        settings.model,
-        dtype=getattr(torch, settings.dtype),
-        micro_batch=machine.micro_batch,
-        offload=machine.offload,
-        gradient=settings.method.gradient,
-        one_step=settings.one_step,
-        reward=reward,
-        **settings.model_options,
-    )
 
 
 def size(count: float) -> str:
