@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -53,3 +54,11 @@ def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str],
         expected = gradient_of(reward, one, [prompt])[0]
         difference = (expected - gradient[index]).abs().max()
         assert difference < 1e-3 * expected.abs().max()
+
+
+def check_mistakes(reward: Reward, name: str) -> None:
+    """Wrong images, and another number of prompts, are errors that say so."""
+    with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
+        reward(torch.rand(1, 4, 8, 8), [""])
+    with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 2 images, got 1"):
+        reward(some_images(2), [""])

@@ -2,18 +2,16 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
+from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
 from torch import Tensor
 from torch.nn import functional
 
 pytest.importorskip("transformers")
 
-import huggingface_hub
 import numpy as np
 from PIL import Image
 from transformers import BertTokenizer, CLIPImageProcessorPil
@@ -37,11 +35,7 @@ TOKENS = len(WORDS) + 2
 Tensors = dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing asks the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    yield
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 # ---- ImageReward ----
@@ -287,11 +281,7 @@ def test_bfloat16_is_for_blip_alone(published: Path) -> None:
 
 
 def test_mistakes(published: Path) -> None:
-    reward = ImageRewardScore(published)
-    with pytest.raises(ValueError, match=r"^imagereward: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
-        reward(torch.rand(1, 4, 8, 8), [""])
-    with pytest.raises(ValueError, match=r"^imagereward: prompts must be as many as the 2 images, got 1"):
-        reward(some_images(2), [""])
+    check_mistakes(ImageRewardScore(published), "imagereward")
 
 
 # ---- sources ----

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-import huggingface_hub
 import tiny_qwen
 from PIL import Image
 
@@ -31,11 +30,7 @@ PROMPTS = ["a cat runs", "two red boats on a lake", "a cat runs"]
 SHORT = "\nRate it. VQ: <|VQ_reward|>\nMQ: <|MQ_reward|>\nPrompt - {text_prompt}\nTA: <|TA_reward|>\nEND\n"
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing asks the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    yield
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(autouse=True)

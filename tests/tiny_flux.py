@@ -30,6 +30,24 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
         guidance_embeds=dev,
         axes_dims_rope=(4, 4, 8),
     )
+    vae = tiny_autoencoder(**OF_FLUX)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**_SCHEDULERS[dev], **scheduler}),
+        vae=vae,
+        text_encoder=_clip().eval(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5().eval(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=transformer.eval(),
+    )
+
+
+OF_FLUX = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
+"""Configuration of an autoencoder, which Z-Image has as well."""
+
+
+def tiny_autoencoder(**config: Any) -> AutoencoderKL:
+    """Images (3, 32, 32) to latents (4, 16, 16) and back. `config`: more of its configuration."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -38,20 +56,9 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        **config,
     )
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**{**_SCHEDULERS[dev], **scheduler}),
-        vae=vae.eval(),
-        text_encoder=_clip().eval(),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5().eval(),
-        tokenizer_2=_t5_tokenizer(),
-        transformer=transformer.eval(),
-    )
+    return vae.eval()
 
 
 _SCHEDULERS = {True: {"shift": 3.0, "use_dynamic_shifting": True}, False: {"shift": 1.0}}

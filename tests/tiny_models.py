@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -19,6 +18,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tiny_clip import make_tokenizer
+from tiny_flux import OF_FLUX, tiny_autoencoder
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -42,7 +42,7 @@ def tiny_sd_turbo(**scheduler: Any) -> StableDiffusionPipeline:
     """As SD-Turbo. `scheduler`: more of its configuration."""
     torch.manual_seed(0)
     return StableDiffusionPipeline(
-        vae=_autoencoder(scaling_factor=0.18215),
+        vae=tiny_autoencoder(scaling_factor=0.18215),
         text_encoder=CLIPTextModel(_clip_config()).eval(),
         tokenizer=make_tokenizer(),
         unet=_unet(
@@ -61,7 +61,7 @@ def tiny_sdxl_turbo(**vae: Any) -> StableDiffusionXLPipeline:
     """As SDXL-Turbo. `vae`: more of its configuration."""
     torch.manual_seed(0)
     return StableDiffusionXLPipeline(
-        vae=_autoencoder(scaling_factor=0.13025, **vae),
+        vae=tiny_autoencoder(scaling_factor=0.13025, **vae),
         text_encoder=CLIPTextModel(_clip_config()).eval(),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config()).eval(),
         tokenizer=make_tokenizer(),
@@ -142,7 +142,7 @@ def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
     vocabulary = _numbered("<|endoftext|>", "Ġ", *_LETTERS)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
-        vae=_autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        vae=tiny_autoencoder(**OF_FLUX),
         text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(vocabulary), **_LANGUAGE_MODEL)).eval(),
         tokenizer=Qwen2Tokenizer(
             vocab=vocabulary,
@@ -194,17 +194,3 @@ def _unet(**config: Any) -> UNet2DConditionModel:
         **config,
     )
     return unet.eval()
-
-
-def _autoencoder(**config: Any) -> AutoencoderKL:
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        **config,
-    )
-    return vae.eval()

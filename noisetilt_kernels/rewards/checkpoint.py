@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from .checks import RewardError, first_line
+from .checks import RewardError, first_line, first_of
 from .loading import AnyModel, check_source
 
 _FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueError, pickle.UnpicklingError)
@@ -101,9 +101,8 @@ def load_tensors(
     model, info = loaded
     wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if wrong:
-        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise RewardError(
-            f"{reward}: {file} lacks {wrong[0]}{others}, or has another shape for it; name a source that has {wanted}"
+            f"{reward}: {file} lacks {first_of(wrong)}, or has another shape for it; name a source that has {wanted}"
         )
     frozen: AnyModel = model.eval().requires_grad_(False)
     return frozen

@@ -15,6 +15,11 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
+def first_of(names: Sequence[str]) -> str:
+    """The first of some names and how many more there are, to be put into a sentence."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+
+
 def check_batch(reward: str, images: Any, prompts: Any) -> None:
     """Raises unless `images` is a floating-point (B, 3, H, W) and `prompts` has B strings.
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .checks import RewardError, first_line
+from .checks import RewardError, first_line, first_of
 from .preprocessing import Preprocessing
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
@@ -71,7 +71,7 @@ def load_model(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RewardError(
-            f"{reward}: the weights in {source} lack {missing[0]}{_others(missing)}; name a source that has {wanted}"
+            f"{reward}: the weights in {source} lack {first_of(missing)}; name a source that has {wanted}"
         )
     frozen: AnyModel = model.eval().requires_grad_(False)
     return frozen
@@ -157,7 +157,3 @@ def unusable(reward: str, source: str, error: Exception) -> RewardError:
         f"{reward}: the files in {source} cannot be used ({first_line(error)}); fetch the model whole, "
         "as `hf download` does, or name another source"
     )
-
-
-def _others(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

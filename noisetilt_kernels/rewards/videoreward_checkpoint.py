@@ -23,7 +23,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checks import RewardError
+from .checks import RewardError, first_of
 from .loading import FAILURES, check_source, unusable
 from .videoreward_prompt import PARTS, PROMPT_TYPE
 
@@ -240,9 +240,8 @@ def tuned_model(source: str, model_class: Any, config: Any, tensors: Mapping[str
     }
     for what, names in wrong.items():
         if names:
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise RewardError(
-                f"videoreward: the weights in {source} {what} {names[0]}{others}; name a folder of VideoReward, and "
+                f"videoreward: the weights in {source} {what} {first_of(names)}; name a folder of VideoReward, and "
                 "one of the Qwen2-VL that it was tuned from as its base"
             )
     return model.eval().requires_grad_(False)

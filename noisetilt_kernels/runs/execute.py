@@ -107,7 +107,8 @@ def execute(
         write_contact_sheet(settings, folder)
         folder.write_summary(summarise(settings, folder))
     workers.wait()
-    folder.read()
+    if not workers.first:
+        folder.read()
     return summarise(settings, folder)
 
 

@@ -95,9 +95,10 @@ class RunFolder:
         self.path = path
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
         self._worker = worker
-        if not worker:
+        if worker:
+            self.read()
+        else:
             self._open(resume, machine or {})
-        self.read()
 
     def _open(self, resume: bool, machine: Mapping[str, Any]) -> None:
         """Make the folder, or find that it is this run's, and take what is not finished out of it."""
@@ -125,7 +126,10 @@ class RunFolder:
         self.gather()
 
     def gather(self) -> None:
-        """Bring the lines of all processes together, without those that a stopped run left of unfinished particles."""
+        """Bring the lines of all processes together, without those that a stopped run left of unfinished particles.
+
+        What is finished is known then.
+        """
         outcomes: dict[int, Outcome] = {}
         for file in self._files("results"):
             for one in _read_lines(file, Outcome.from_json, "a finished image"):
@@ -140,7 +144,7 @@ class RunFolder:
         _rewrite(self.path / "records.jsonl", records.values())
         for file in (*self._files("results")[1:], *self._files("records")[1:]):
             file.unlink()
-        self.read()
+        self.outcomes = outcomes
 
     def read(self) -> None:
         """Find out what is finished."""

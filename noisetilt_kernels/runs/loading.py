@@ -42,8 +42,8 @@ def check(settings: Settings, machine: Machine) -> None:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for name in (*settings.rewards, *settings.held_out):
-        if judges_videos(name):
-            _check_videos(name, settings.model, family.videos)
+        if judges_videos(name) and not family.videos:
+            raise _not_of_images(name, settings.model)
 
 
 def load_model(settings: Settings, machine: Machine) -> Any:
@@ -76,7 +76,7 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
         if videos:
             return of_videos(reward, machine.frames_at_once)
         if takes_videos(reward):
-            _check_videos(name, settings.model, videos)
+            raise _not_of_images(name, settings.model)
         return reward
 
     steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
@@ -90,9 +90,8 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
     )
 
 
-def _check_videos(name: str, model: str, videos: bool) -> None:
-    if not videos:
-        raise ValueError(f"the reward {name!r} judges videos, and {model!r} makes images")
+def _not_of_images(reward: str, model: str) -> ValueError:
+    return ValueError(f"the reward {reward!r} judges videos, and {model!r} makes images")
 
 
 @contextmanager
