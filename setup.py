@@ -104,11 +104,17 @@ def architectures(version: tuple[int, ...]) -> list[str]:
     found = [arch for name in names for arch in NAMED_ARCHITECTURES.get(name, name).split(";")]
     for arch in found:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
-            raise CompileError(f"TORCH_CUDA_ARCH_LIST={listed!r}: {arch!r} is no architecture; write 8.0;9.0+PTX")
-    found = [re.sub("[af]", "", arch) for arch in found]  # as in 9.0a: nothing here needs what one model alone has
+            raise CompileError(
+                f"TORCH_CUDA_ARCH_LIST={listed!r}: {arch!r} is no architecture; write 8.0;9.0+PTX"
+            )
+    found = [
+        re.sub("[af]", "", arch) for arch in found
+    ]  # as in 9.0a: nothing here needs what one model alone has
     served = [arch for arch in found if float(arch.removesuffix("+PTX")) >= 8]
     if served != found:
-        print(f"noisetilt: of {', '.join(found)} the kernels are built for those from 8.0 on", file=sys.stderr)
+        print(
+            f"noisetilt: of {', '.join(found)} the kernels are built for those from 8.0 on", file=sys.stderr
+        )
     if not served:
         raise CompileError(f"TORCH_CUDA_ARCH_LIST={listed!r}: the kernels need 8.0 or newer")
     return served
@@ -156,7 +162,10 @@ class BuildLibraries(build_ext):
             f'-DNOISETILT_BUILD_VARIANTS="{" ".join(VARIANTS)}"',
         ]
         jobs = [("csrc/ops.cpp", "ops", [*command, *binding_flags])]
-        jobs += [(f"csrc/cpu/{name}.cpp", name, [*command, *defines]) for name in ("scratch", "twiddles", "variants")]
+        jobs += [
+            (f"csrc/cpu/{name}.cpp", name, [*command, *defines])
+            for name in ("scratch", "twiddles", "variants")
+        ]
         for variant, flags in VARIANTS.items():
             variant_command = [*command, *flags, f"-DNOISETILT_VARIANT={variant}"]
             jobs += [(f"csrc/cpu/{name}.cpp", f"{name}.{variant}", variant_command) for name in KERNELS]
@@ -172,7 +181,9 @@ class BuildLibraries(build_ext):
             raise CompileError("no nvcc in CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda")
         version = nvcc_version(nvcc)
         if force != "1" and str(version[0]) != torch.version.cuda.split(".")[0]:
-            raise CompileError(f"{nvcc} is CUDA {version[0]}.{version[1]}, torch was built for {torch.version.cuda}")
+            raise CompileError(
+                f"{nvcc} is CUDA {version[0]}.{version[1]}, torch was built for {torch.version.cuda}"
+            )
         archs = architectures(version)
 
         # nvcc compiles the binding and links as well, since it knows where its headers and its runtime library are.
@@ -190,7 +201,10 @@ class BuildLibraries(build_ext):
             f'-DNOISETILT_CUDA_FLAGS="{" ".join(NVCC_FLAGS)}"',
             f'-DNOISETILT_CUDA_ARCHITECTURES="{" ".join(archs)}"',
         ]
-        jobs = [(f"csrc/cuda/{source.name}", source.stem, kernel_command) for source in sorted(CSRC.glob("cuda/*.cu"))]
+        jobs = [
+            (f"csrc/cuda/{source.name}", source.stem, kernel_command)
+            for source in sorted(CSRC.glob("cuda/*.cu"))
+        ]
         jobs.append(("csrc/cuda_ops.cpp", "cuda_ops", [*command, *binding_flags]))
         kept = "-".join([f"objects-{platform.machine()}-cuda", *map(str, version), *archs])
         objects = self.compile_all(jobs, "cuda", kept)
@@ -207,7 +221,11 @@ class BuildLibraries(build_ext):
         """Compiles (source, name, command) each to an object, which is kept: an installation compiles what changed."""
         temp = ROOT / "build" / kept
         temp.mkdir(parents=True, exist_ok=True)
-        headers = [*CSRC.glob("*.h"), *CSRC.glob(f"{folder}/*.*h"), ROOT / "noisetilt_kernels" / "schemas.def"]
+        headers = [
+            *CSRC.glob("*.h"),
+            *CSRC.glob(f"{folder}/*.*h"),
+            ROOT / "noisetilt_kernels" / "schemas.def",
+        ]
         newest_header = max(header.stat().st_mtime for header in [*headers, Path(__file__)])
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:

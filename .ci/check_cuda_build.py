@@ -70,7 +70,12 @@ def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list
     """The kernels of a source, or what nvcc complains about."""
     with tempfile.TemporaryDirectory() as scratch:
         cubin = Path(scratch) / "kernels.cubin"
-        command = [nvcc, *build.NVCC_FLAGS, f"-Xcompiler={','.join(build.NVCC_HOST_FLAGS)}", f"-I{build.CSRC}"]
+        command = [
+            nvcc,
+            *build.NVCC_FLAGS,
+            f"-Xcompiler={','.join(build.NVCC_HOST_FLAGS)}",
+            f"-I{build.CSRC}",
+        ]
         command += ["--Werror=all-warnings", f"-arch=sm_{arch.replace('.', '')}", "-Xptxas=-v"]
         command += ["--keep", f"--keep-dir={scratch}", "-cubin", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -81,7 +86,9 @@ def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list
 
 
 def disassemble(nvdisasm: str, cubin: Path) -> str:
-    return subprocess.run([nvdisasm, "--print-code", cubin], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [nvdisasm, "--print-code", cubin], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
@@ -95,9 +102,14 @@ def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
     for mangled, text in reports.items():
         (stack, *spilled), *called = [tuple(map(int, match)) for match in memory.findall(text)]
         registers = int(re.search(r"Used (\d+) registers", text)[1])
-        name = subprocess.run(["c++filt", "--no-params", mangled], capture_output=True, text=True, check=True).stdout
+        name = subprocess.run(
+            ["c++filt", "--no-params", mangled], capture_output=True, text=True, check=True
+        ).stdout
         name = re.sub(r"\(anonymous namespace\)::|noisetilt::|cuda::", "", name.strip())
-        fused, wide = bodies[mangled].count("fma.") + before_all, len(re.findall(r"\bLDG\.\S*128", codes[mangled]))
+        fused, wide = (
+            bodies[mangled].count("fma.") + before_all,
+            len(re.findall(r"\bLDG\.\S*128", codes[mangled])),
+        )
         found.append(Kernel(name, registers, stack, sum(spilled), sum(map(sum, called)), fused, wide))
     return sorted(found, key=lambda kernel: kernel.name)
 
@@ -129,7 +141,9 @@ def main() -> int:
     for (source, arch), (kernels, complaint) in zip(jobs, results, strict=True):
         print(f"\n{source.name}, {arch}")
         for kernel in kernels:
-            local = f", {kernel.stack} bytes of local memory, {kernel.spilled} spilled" if kernel.stack else ""
+            local = (
+                f", {kernel.stack} bytes of local memory, {kernel.spilled} spilled" if kernel.stack else ""
+            )
             wide = f", {kernel.wide_loads} 16-byte loads" if kernel.wide_loads else ""
             print(f"  {kernel.registers:3} registers{local}{wide}  {kernel.name}")
         what = [complaint] if complaint else []

@@ -27,12 +27,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-import noisetilt_kernels.triton as operators
-from noisetilt_kernels import bounds
+import noisetilt_kernels.backends.triton as operators
+from noisetilt_kernels.backends import tables as bounds
+from noisetilt_kernels.backends.tables import Tables
 from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
-from noisetilt_kernels.bounds import Tables
+from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE
 from noisetilt_kernels.config import Sample, resolve_preset
-from noisetilt_kernels.triton.launch import LAUNCH_TABLE
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -204,7 +204,9 @@ def compile_for(target: GPUTarget, calls: list[Callable[[], None]]) -> tuple[lis
         return list(pool.map(lambda kernel: examine(**kernel), compiled)), complaints
 
 
-def examine(src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool) -> Kernel:
+def examine(
+    src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool
+) -> Kernel:
     """What the listener is told of a kernel, looked into."""
     if cache_hit:
         raise RuntimeError(f"{src.name} was not compiled, but found in a cache")
@@ -213,8 +215,14 @@ def examine(src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], 
     if backend == "cuda":
         assembly, code = path[".ptx"].read_text(), tool("nvdisasm", "--print-code", path[".cubin"])
         usage = tool("cuobjdump", "--dump-resource-usage", path[".cubin"])
-        registers, *local = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
-        resources = {"registers": registers, "local": sum(local), "spilled": len(re.findall(r"\bSTL\b", code))}
+        registers, *local = (
+            int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL")
+        )
+        resources = {
+            "registers": registers,
+            "local": sum(local),
+            "spilled": len(re.findall(r"\bSTL\b", code)),
+        }
         instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/ ", code, re.MULTILINE)
     else:
         assembly = code = path[".amdgcn"].read_text()
@@ -264,12 +272,21 @@ def main() -> int:
         kernels, complaints = compile_for(target, [FIRST_CALL])
         seconds = sum(kernel.seconds for kernel in kernels)
         if seconds > MOST_SECONDS:
-            complaints.append(f"{seconds:.1f} s in the compiler for the first call, more than {MOST_SECONDS:.0f}")
+            complaints.append(
+                f"{seconds:.1f} s in the compiler for the first call, more than {MOST_SECONDS:.0f}"
+            )
         more_kernels, more_complaints = compile_for(target, ALL_CALLS if label == IN_FULL else FEW_CALLS)
-        kernels, complaints = sorted([*kernels, *more_kernels], key=attrgetter("name")), complaints + more_complaints
-        print(f"\n{label}, {triton.__version__}: {seconds:.1f} s in the compiler for the first call of whiten")
+        kernels, complaints = (
+            sorted([*kernels, *more_kernels], key=attrgetter("name")),
+            complaints + more_complaints,
+        )
+        print(
+            f"\n{label}, {triton.__version__}: {seconds:.1f} s in the compiler for the first call of whiten"
+        )
         for kernel in kernels:
-            local = f", {kernel.local} bytes of local memory, {kernel.spilled} spilled" if kernel.local else ""
+            local = (
+                f", {kernel.local} bytes of local memory, {kernel.spilled} spilled" if kernel.local else ""
+            )
             print(
                 f"  {kernel.registers:3} registers, {kernel.shared:5} bytes shared{local}, "
                 f"{kernel.instructions:4} instructions, {kernel.seconds:4.1f} s  {kernel.name}"

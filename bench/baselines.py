@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisetilt_kernels.bounds import cached_tables
+from noisetilt_kernels.backends.tables import cached_tables
 from noisetilt_kernels.config import WhiteningConfig
 from noisetilt_kernels.python_ref import ChiSquare, Normal, compact_fourier, compact_fourier_inverse
 
@@ -35,7 +35,9 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor, stable: bool = False) -
     return torch.empty_like(rows).scatter_(1, in_chunk, rows).view(x.shape)
 
 
-def project_tile_stats(x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], stable: bool = False) -> Tensor:
+def project_tile_stats(
+    x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], stable: bool = False
+) -> Tensor:
     th, tw = tile
     size = th * tw
     tiles = x.unflatten(2, (-1, tw)).unflatten(1, (-1, th))  # [C, H/th, th, W/tw, tw]

@@ -10,7 +10,9 @@ from .inputs import FLUX, gaussian, structured
 
 
 @pytest.mark.parametrize("chunk_size", [4, 16])
-@pytest.mark.parametrize(("field", "target"), [(structured, 20), (gaussian, 50)], ids=["structured", "gaussian"])
+@pytest.mark.parametrize(
+    ("field", "target"), [(structured, 20), (gaussian, 50)], ids=["structured", "gaussian"]
+)
 def test_project_2os(compare, field, target, chunk_size):
     x = field(FLUX).flatten()
     lower, upper = (table.float() for table in confidence_bounds(x.numel() // chunk_size, chunk_size))

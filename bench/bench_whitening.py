@@ -33,4 +33,6 @@ def test_whiten_against_compiled(compare):
     x = structured(FLUX)
     config = resolve_preset("flux", Sample(*FLUX), 1e-4)
     compiled = torch.compile(lambda x: baselines.whiten(x, config))
-    compare(lambda: torch.ops.noisetilt.whiten(x, "flux"), eager={"torch.compile": lambda: compiled(x)}, target=20)
+    compare(
+        lambda: torch.ops.noisetilt.whiten(x, "flux"), eager={"torch.compile": lambda: compiled(x)}, target=20
+    )

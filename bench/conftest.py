@@ -77,7 +77,9 @@ def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Ro
             repeated += 1
         if len(rounds) == ROUNDS and repeated < MOST_REPEATS:
             best = {name: min(median(r[name]) for r in rounds) for name in functions}
-            steady = [r for r in rounds if all(median(r[name]) <= MOST_SPREAD * best[name] for name in functions)]
+            steady = [
+                r for r in rounds if all(median(r[name]) <= MOST_SPREAD * best[name] for name in functions)
+            ]
             repeated += len(rounds) - len(steady)
             rounds = steady
     return {name: [t for r in rounds for t in r[name]] for name in functions}, repeated
@@ -90,7 +92,9 @@ def compare(benchmark: Any) -> Callable[..., None]:
     Reports ours against the fastest of `eager`, and against each of the others, as ratios of medians and of minima.
     """
 
-    def run(ours: Function, eager: dict[str, Function], target: float | None = None, **others: Function) -> None:
+    def run(
+        ours: Function, eager: dict[str, Function], target: float | None = None, **others: Function
+    ) -> None:
         functions = {"ours": ours, **eager, **others}
         warm = {name: warm_up(function) for name, function in functions.items()}
         fastest = min(eager, key=lambda name: warm[name])

@@ -18,11 +18,16 @@ def cpu_model() -> str:
 def table(results: Path) -> str:
     """Markdown table of a results file: one row a case, times as medians."""
     run = json.loads(results.read_text())
-    rows = ["| case | ours | eager | ratio (medians) | (minima) | target | |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| case | ours | eager | ratio (medians) | (minima) | target | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for benchmark in run["benchmarks"]:
         rows += _rows(benchmark["name"].removeprefix("test_"), benchmark["extra_info"])
     info = run["benchmarks"][0]["extra_info"] if run["benchmarks"] else {}
-    machine = f"{cpu_model()}, {info.get('threads')} threads, torch {info.get('torch')}, {run['datetime'][:10]}"
+    machine = (
+        f"{cpu_model()}, {info.get('threads')} threads, torch {info.get('torch')}, {run['datetime'][:10]}"
+    )
     return "\n".join([machine, "", *rows])
 
 
@@ -62,7 +67,9 @@ def _gpu_run(run: dict[str, Any]) -> str:
     versions = f"torch {machine['torch']}, CUDA {machine['cuda']}, Triton {machine['triton']}"
     parts = [f"**{run['backend']}**, {machine['gpu']}, {versions}, {run['datetime'][:10]}, medians"]
     parts.append(_gpu_times([row for row in rows if row["seconds"]]))
-    parts.append("\n".join(f"- {row['name'].strip()}: {_notes(row)}" for row in rows if row["notes"] or row["against"]))
+    parts.append(
+        "\n".join(f"- {row['name'].strip()}: {_notes(row)}" for row in rows if row["notes"] or row["against"])
+    )
     if failed:
         parts.append("\n".join(["Failed:", *(f"- {result['name']}: {result['error']}" for result in failed)]))
     parts.append(_gpu_targets(rows))
@@ -72,10 +79,17 @@ def _gpu_run(run: dict[str, Any]) -> str:
 def _gpu_backends(runs: list[dict[str, Any]]) -> str:
     """Times of the GPU, of the cases that every run has."""
     times = [
-        {row["name"]: row["seconds"]["warm"]["p50"] for row in run["benchmarks"] if "warm" in row.get("seconds", {})}
+        {
+            row["name"]: row["seconds"]["warm"]["p50"]
+            for row in run["benchmarks"]
+            if "warm" in row.get("seconds", {})
+        }
         for run in runs
     ]
-    lines = [f"| GPU, L2 warm | {' | '.join(run['backend'] for run in runs)} |", "|---" * (len(runs) + 1) + "|"]
+    lines = [
+        f"| GPU, L2 warm | {' | '.join(run['backend'] for run in runs)} |",
+        "|---" * (len(runs) + 1) + "|",
+    ]
     for name in times[0]:
         if all(name in others for others in times):
             lines.append(f"| {name} | {' | '.join(_fine(run[name]) for run in times)} |")
@@ -89,9 +103,12 @@ def _gpu_times(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         times = [
-            _fine(row["seconds"][kind]["p50"]) if kind in row["seconds"] else "" for kind in ("warm", "cold", "call")
+            _fine(row["seconds"][kind]["p50"]) if kind in row["seconds"] else ""
+            for kind in ("warm", "cold", "call")
         ]
-        floors = [_fine(row["floors"][kind]) if kind in row["floors"] else "" for kind in ("copy", "copy, cold")]
+        floors = [
+            _fine(row["floors"][kind]) if kind in row["floors"] else "" for kind in ("copy", "copy, cold")
+        ]
         nothing = _fine(row["floors"]["launches"]) if "launches" in row["floors"] else ""
         lines.append(f"| {' | '.join([row['name'], *times, *floors, str(row['launches'] or ''), nothing])} |")
     return "\n".join(lines)

@@ -42,7 +42,9 @@ void for_dtype(const Tensor& x, const Body& body) {
   }
 }
 
-inline void require_contiguous(const Tensor& x) { require(x.is_contiguous(), "a kernel needs contiguous samples"); }
+inline void require_contiguous(const Tensor& x) {
+  require(x.is_contiguous(), "a kernel needs contiguous samples");
+}
 
 inline Shape shape_of(const Tensor& x) {
   require(x.dim() == 4, "expected samples (B, C, H, W)");
@@ -58,18 +60,20 @@ inline Tile tile_of(int64_t height, int64_t width, Shape shape) {
 // `like` has the device and the dtype that the tables must have.
 template <class T>
 Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& like, bool monotone) {
-  require(lower.dim() == 2 && upper.dim() == 2 && lower.size(0) == upper.size(0) && lower.size(1) == upper.size(1) &&
-              lower.stride(0) == upper.stride(0) && lower.stride(1) == upper.stride(1),
+  require(lower.dim() == 2 && upper.dim() == 2 && lower.size(0) == upper.size(0) &&
+              lower.size(1) == upper.size(1) && lower.stride(0) == upper.stride(0) &&
+              lower.stride(1) == upper.stride(1),
           "the two tables must agree in shape and strides");
   for (const Tensor* table : {&lower, &upper})
     require(table->scalar_type() == like.scalar_type() && table->device() == like.device(),
             "tables of another dtype or device");
-  return {data<T>(lower), data<T>(upper), lower.size(0), lower.size(1), lower.stride(0), lower.stride(1), monotone};
+  return {data<T>(lower),  data<T>(upper),  lower.size(0), lower.size(1),
+          lower.stride(0), lower.stride(1), monotone};
 }
 
-// A Projection and the arrays that it points to. `tensors` lists lower, upper and what else the device keeps with each
-// table, `per_table` tensors in all: those of the values, then for each tile those of means and energies, alternating.
-// `tiles` holds (height, width, number of chunk sizes) of each tile.
+// A Projection and the arrays that it points to. `tensors` lists lower, upper and what else the device keeps
+// with each table, `per_table` tensors in all: those of the values, then for each tile those of means and
+// energies, alternating. `tiles` holds (height, width, number of chunk sizes) of each tile.
 template <class T>
 class OwnedProjection {
  public:
@@ -122,8 +126,8 @@ class OwnedProjection {
   Projection<T> projection_;
 };
 
-// The operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for samples
-// like x, for the T that x holds.
+// The operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for
+// samples like x, for the T that x holds.
 template <class Device>
 struct Operators {
   static Tensor finite_or_nan(const Tensor& x) {
@@ -135,8 +139,8 @@ struct Operators {
     return out;
   }
 
-  static void project_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone, int64_t num_values,
-                       const Ints& tiles) {
+  static void project_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
+                       int64_t num_values, const Ints& tiles) {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
@@ -144,8 +148,8 @@ struct Operators {
     });
   }
 
-  static void mix_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone, int64_t num_values,
-                   const Ints& tiles, const Ints& mixing) {
+  static void mix_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
+                   int64_t num_values, const Ints& tiles, const Ints& mixing) {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
@@ -163,7 +167,8 @@ struct Operators {
       using T = decltype(type);
       require(tile.size() == 2, "a tile is (height, width)");
       const Shape shape = shape_of(x);
-      kernels.butterfly(data<T>(x), data<T>(out), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps, inverse);
+      kernels.butterfly(data<T>(x), data<T>(out), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps,
+                        inverse);
     });
     return out;
   }
@@ -172,7 +177,8 @@ struct Operators {
     Tensor out = torch::stable::empty_like(x);
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0, "a power of two is needed");
+      require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0,
+              "a power of two is needed");
       kernels.hadamard_transform(data<T>(x), data<T>(out), x.size(0), x.size(1), static_cast<T>(scale));
     });
     return out;
@@ -220,7 +226,7 @@ struct Operators {
   static void implement(torch::stable::detail::StableLibrary& library) {
     library.impl("_finite_or_nan", TORCH_BOX(&finite_or_nan));
     library.impl("_project_", TORCH_BOX(&project_));
-    library.impl("_mix_", TORCH_BOX(&mix_));
+    library.impl("_project_mixing_domains_", TORCH_BOX(&mix_));
     library.impl("_butterfly", TORCH_BOX(&butterfly));
     library.impl("_hadamard_transform", TORCH_BOX(&hadamard_transform));
     library.impl("_compact_fourier_pack", TORCH_BOX(&compact_fourier_pack));

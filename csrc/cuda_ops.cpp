@@ -1,4 +1,5 @@
-// The CUDA kernels as operators, in a library of their own: it needs symbols that only a CUDA build of PyTorch has.
+// The CUDA kernels as operators, in a library of their own: it needs symbols that only a CUDA build of
+// PyTorch has.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -13,11 +14,11 @@ namespace noisetilt {
 namespace {
 
 using cuda::Launch;
-using cuda::RankLimits;
+using cuda::RankRange;
 using cuda::TableFaults;
 
-// Makes x's device the current one; its current stream, and memory that PyTorch may use anew as soon as this is gone:
-// what uses it then comes later on the stream.
+// Makes x's device the current one; its current stream, and memory that PyTorch may use anew as soon as this
+// is gone: what uses it then comes later on the stream.
 class Enqueuing {
  public:
   explicit Enqueuing(const Tensor& x) : x_(x), device_(x.get_device_index()) {
@@ -54,10 +55,12 @@ struct Kernels {
   void project(T* x, int64_t batch, const OwnedProjection<T>& projection) const {
     cuda::project<T>(launch, x, batch, projection, limits_of(projection).data());
   }
-  void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing, int64_t num_mixing) const {
+  void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing,
+           int64_t num_mixing) const {
     cuda::mix<T>(launch, x, batch, projection, limits_of(projection).data(), mixing, num_mixing);
   }
-  void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) const {
+  void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
+                 bool inverse) const {
     cuda::butterfly(launch, x, out, batch, shape, tile, steps, inverse);
   }
   void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) const {
@@ -77,16 +80,17 @@ struct Kernels {
   }
 
  private:
-  // The third tensor of each table: what _rank_limits made of it.
-  static std::vector<const RankLimits*> limits_of(const OwnedProjection<T>& projection) {
-    std::vector<const RankLimits*> limits;
+  // The third tensor of each table: what _rank_ranges made of it.
+  static std::vector<const RankRange*> limits_of(const OwnedProjection<T>& projection) {
+    std::vector<const RankRange*> limits;
     for (const Table<T>& table : projection.tables()) {
       const Tensor& tensor = projection.tensor(limits.size(), 2);
-      require(tensor.device() == projection.tensor(limits.size(), 0).device() &&
-                  tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
-                  tensor.numel() == 2 * table.chunk_size * cuda::num_buckets(table.num_chunks, table.chunk_size),
-              "rank limits of another table");
-      limits.push_back(data<RankLimits>(tensor));
+      require(
+          tensor.device() == projection.tensor(limits.size(), 0).device() &&
+              tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
+              tensor.numel() == 2 * table.chunk_size * cuda::num_buckets(table.num_chunks, table.chunk_size),
+          "rank limits of another table");
+      limits.push_back(data<RankRange>(tensor));
     }
     return limits;
   }
@@ -109,7 +113,7 @@ struct Cuda {
   }
 };
 
-std::tuple<Tensor, Tensor> rank_limits(const Tensor& lower, const Tensor& upper) {
+std::tuple<Tensor, Tensor> rank_ranges(const Tensor& lower, const Tensor& upper) {
   require(lower.dim() == 2 && lower.numel() > 0, "a table is (M, D)");
   require_countable(lower.numel());
   const Enqueuing enqueuing(lower);
@@ -118,7 +122,7 @@ std::tuple<Tensor, Tensor> rank_limits(const Tensor& lower, const Tensor& upper)
   Tensor faults = torch::stable::new_empty(lower, {3}, ScalarType::Int);
   for_dtype(lower, [&](auto type) {
     const auto table = table_of<decltype(type)>(lower, upper, lower, false);
-    cuda::rank_limits(enqueuing.launch(), table, data<RankLimits>(limits), data<TableFaults>(faults));
+    cuda::rank_ranges(enqueuing.launch(), table, data<RankRange>(limits), data<TableFaults>(faults));
   });
   return {limits, faults};
 }
@@ -134,7 +138,7 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CUDA, m) {
   noisetilt::Operators<noisetilt::Cuda>::implement(m);
-  m.impl("_rank_limits", TORCH_BOX(&noisetilt::rank_limits));
+  m.impl("_rank_ranges", TORCH_BOX(&noisetilt::rank_ranges));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {

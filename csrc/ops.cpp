@@ -7,7 +7,8 @@
 namespace noisetilt {
 
 void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context) {
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }

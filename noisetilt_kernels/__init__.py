@@ -5,10 +5,10 @@ Importing this package registers `torch.ops.noisetilt.*`.
 
 from . import ops as _ops  # registers the operators
 from . import sampling
-from .api import hadamard_transform, pack_latents, project_wgnc, unpack_latents, whiten
 from .backends import backends
-from .bounds import confidence_bounds
+from .backends.tables import confidence_bounds
 from .config import FULL, WhiteningConfig, preset
+from .functional import hadamard_transform, pack_latents, project_wgnc, unpack_latents, whiten
 from .python_ref import ChiSquare, Normal
 
 __version__ = "0.1.0"

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def register(library: torch.library.Library, name: str, implementation: Callable[..., Tensor], num_tables: int) -> None:
+def register(
+    library: torch.library.Library, name: str, implementation: Callable[..., Tensor], num_tables: int
+) -> None:
     """Makes calls of operator `name` of `library` short where they can be.
 
     Args:

@@ -33,7 +33,10 @@ def measure(shape: Sample, device: str, seconds: float = 1.0) -> Iterator[Timing
     config = resolve_preset("auto", shape, 1e-4)
     cases: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
         "whiten": (lambda: torch.ops.noisetilt.whiten(x), lambda: reference_backend.whiten(x, config)),
-        "project_wgnc": (lambda: torch.ops.noisetilt.project_wgnc(flat), lambda: python_ref.project_wgnc(flat)),
+        "project_wgnc": (
+            lambda: torch.ops.noisetilt.project_wgnc(flat),
+            lambda: python_ref.project_wgnc(flat),
+        ),
         "compact_fourier": (
             lambda: torch.ops.noisetilt.compact_fourier(flat),
             lambda: python_ref.compact_fourier(flat),
@@ -52,7 +55,8 @@ def table(shape: Sample, device: str, timings: list[Timing]) -> str:
         f"{'operator':<18}{'ms':>10}{'reference, ms':>16}{'ratio':>9}",
     ]
     lines += [
-        f"{name:<18}{1e3 * own:>10.3f}{1e3 * defined:>16.2f}{defined / own:>8.1f}x" for name, own, defined in timings
+        f"{name:<18}{1e3 * own:>10.3f}{1e3 * defined:>16.2f}{defined / own:>8.1f}x"
+        for name, own, defined in timings
     ]
     return "\n".join(lines)
 

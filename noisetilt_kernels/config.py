@@ -43,8 +43,12 @@ class WhiteningConfig:
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "chunk_sizes", tuple(index(d) for d in self.chunk_sizes))
-            object.__setattr__(self, "tile_sizes", tuple((index(th), index(tw)) for th, tw in self.tile_sizes))
-            object.__setattr__(self, "mixing", tuple(((index(th), index(tw)), index(n)) for (th, tw), n in self.mixing))
+            object.__setattr__(
+                self, "tile_sizes", tuple((index(th), index(tw)) for th, tw in self.tile_sizes)
+            )
+            object.__setattr__(
+                self, "mixing", tuple(((index(th), index(tw)), index(n)) for (th, tw), n in self.mixing)
+            )
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "WhiteningConfig: chunk_sizes must be integers, tile_sizes pairs (th, tw), "
@@ -52,13 +56,17 @@ class WhiteningConfig:
             ) from error
         check_alpha("WhiteningConfig", self.alpha)
         if not self.chunk_sizes or min(self.chunk_sizes) < 1:
-            raise ValueError(f"WhiteningConfig: chunk_sizes must be positive and not empty, got {self.chunk_sizes}")
+            raise ValueError(
+                f"WhiteningConfig: chunk_sizes must be positive and not empty, got {self.chunk_sizes}"
+            )
         for th, tw in self.tile_sizes:
             if th < 1 or tw < 1 or th * tw < 2:
                 raise ValueError(f"WhiteningConfig: a tile needs at least 2 values, got {th}x{tw}")
         for (th, tw), repeats in self.mixing:
             if (th, tw) != FULL and (th < 1 or tw < 1 or th * tw % 2):
-                raise ValueError(f"WhiteningConfig: a mixing tile needs an even number of values, got {th}x{tw}")
+                raise ValueError(
+                    f"WhiteningConfig: a mixing tile needs an even number of values, got {th}x{tw}"
+                )
             if repeats < 0:
                 raise ValueError(f"WhiteningConfig: mixing repeats must not be negative, got {repeats}")
 
@@ -145,7 +153,9 @@ def check_tile(op: str, tile: Tile, sample: Sample, *, even: bool = False) -> No
             f"heights that do: {_some(_divisors(height))}; widths: {_some(_divisors(width))}"
         )
     if th * tw < 2 or (even and th * tw % 2):
-        raise ValueError(f"{op}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values")
+        raise ValueError(
+            f"{op}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
+        )
 
 
 def _auto(sample: Sample) -> WhiteningConfig:

@@ -67,7 +67,8 @@ def compare(seed: int) -> Comparison:
     """Every operator on the photograph and on Gaussian noise of that seed, in the order of `OPERATORS`."""
     inputs = {"photograph": photograph_latent(), "Gaussian noise": noise_latent(seed)}
     return {
-        name: [_apply(operator, function, x) for operator, function in OPERATORS.items()] for name, x in inputs.items()
+        name: [_apply(operator, function, x) for operator, function in OPERATORS.items()]
+        for name, x in inputs.items()
     }
 
 
@@ -121,9 +122,7 @@ def _apply(operator: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Re
 
 def table(comparison: Comparison) -> str:
     """The numbers of a comparison as text, one row for each input and operator."""
-    header = (
-        f"{'input':<15} {'operator':<16} {'cosine':>8} {'distance':>9} {'norm/sqrt(N)':>13} {'peak':>7} {'time, ms':>9}"
-    )
+    header = f"{'input':<15} {'operator':<16} {'cosine':>8} {'distance':>9} {'norm/sqrt(N)':>13} {'peak':>7} {'time, ms':>9}"
     lines = [header]
     for name, results in comparison.items():
         lines.append("-" * len(header))
@@ -132,9 +131,7 @@ def table(comparison: Comparison) -> str:
             f"{r.milliseconds:9.2f}"
             for r in results
         ]
-    legend = (
-        "cosine, distance: output to input.  peak: of the channels' periodograms, mean 1 (typical noise: about 11)."
-    )
+    legend = "cosine, distance: output to input.  peak: of the channels' periodograms, mean 1 (typical noise: about 11)."
     return "\n".join([*lines, "", legend])
 
 
@@ -170,7 +167,13 @@ def draw(comparison: Comparison) -> Figure:
     part of its direction, as the cosine says.
     """
     columns = sum(len(results) for results in comparison.values())
-    width = _LEFT + columns * (_PANEL + _GAP) - _GAP + (len(comparison) - 1) * (_GAP_BETWEEN_INPUTS - _GAP) + _RIGHT
+    width = (
+        _LEFT
+        + columns * (_PANEL + _GAP)
+        - _GAP
+        + (len(comparison) - 1) * (_GAP_BETWEEN_INPUTS - _GAP)
+        + _RIGHT
+    )
     height = _TOP + 3 * (_PANEL + _GAP) + _HISTOGRAM_HEIGHT + _BOTTOM
     with default_style():
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
@@ -219,9 +222,13 @@ def _draw_column(figure: Figure, result: Result, left: int, labelled: bool) -> N
 
     accent = _ACCENT if result.operator == "W" else _INK
     centre = (left + _PANEL / 2) / width
-    figure.text(centre, 1 - 52 / height, result.operator, size=15, weight="bold", color=accent, ha="center", va="top")
+    figure.text(
+        centre, 1 - 52 / height, result.operator, size=15, weight="bold", color=accent, ha="center", va="top"
+    )
     numbers = f"cosine {result.cosine:.4f}\ndistance {result.distance:.1f}"
-    figure.text(centre, 1 - 80 / height, numbers, size=13, color=accent, ha="center", va="top", linespacing=1.25)
+    figure.text(
+        centre, 1 - 80 / height, numbers, size=13, color=accent, ha="center", va="top", linespacing=1.25
+    )
 
 
 def _draw_plane(axes: Axes, plane: Tensor, colours: str, limit: float) -> None:

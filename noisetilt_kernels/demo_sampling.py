@@ -52,7 +52,9 @@ def run(seed: int, picture: Path) -> tuple[str, list[Path]]:
     pictures = []
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        rows = comparison.compare(settings(seed), METHODS, Machine(micro_batch=20, progress=True), out, BEST_OF)
+        rows = comparison.compare(
+            settings(seed), METHODS, Machine(micro_batch=20, progress=True), out, BEST_OF
+        )
         for written in ("contact-sheet.png", "comparison.png"):
             pictures.append(picture.with_name(f"{picture.stem}-{written}"))
             write_whole(pictures[-1], (out / written).read_bytes())

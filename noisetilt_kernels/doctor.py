@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _library, bounds
-from .backends import FORCED, backends
+from .backends import FORCED, backends, library, tables
 from .versions import versions
 
 Report = dict[str, Any]
@@ -60,7 +59,9 @@ def render(report: Report) -> str:
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
         rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
     cache = report["bounds_cache"]
-    rows.append(("bounds cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)"))
+    rows.append(
+        ("bounds cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)")
+    )
 
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:{width}}  {text}" for label, text in rows]
@@ -72,7 +73,7 @@ def _cpu() -> dict[str, Any]:
         "model": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "variant": _library.build_info().get("variant"),
+        "variant": library.build_info().get("variant"),
     }
 
 
@@ -95,15 +96,15 @@ def _cuda() -> dict[str, Any]:
 
 
 def _compiled_library() -> dict[str, Any]:
-    if _library.failure is not None:
-        return {"path": None, "failure": _library.failure, "how_to_build": _library.HOW_TO_BUILD, "build": {}}
-    path = str(_library.path("_C"))
-    return {"path": path, "failure": None, "how_to_build": None, "build": _library.build_info()}
+    if library.failure is not None:
+        return {"path": None, "failure": library.failure, "how_to_build": library.HOW_TO_BUILD, "build": {}}
+    path = str(library.path("_C"))
+    return {"path": path, "failure": None, "how_to_build": None, "build": library.build_info()}
 
 
 def _cuda_library() -> dict[str, Any]:
-    path = None if _library.cuda_failure is not None else str(_library.path("_C_cuda"))
-    return {"path": path, "failure": _library.cuda_failure, "build": _library.cuda_build_info()}
+    path = None if library.cuda_failure is not None else str(library.path("_C_cuda"))
+    return {"path": path, "failure": library.cuda_failure, "build": library.cuda_build_info()}
 
 
 def _devices() -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _bounds_cache() -> dict[str, Any]:
-    directory = bounds.cache_directory()
+    directory = tables.cache_directory()
     sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
     return {"directory": str(directory), "files": len(sizes), "bytes": sum(sizes)}
 
@@ -127,7 +128,7 @@ def _bounds_cache() -> dict[str, Any]:
 def _verdict(report: Report) -> str:
     cpu = report["devices"]["cpu"]["backend"]
     if cpu == "reference" and report["forced_backend"] is None:
-        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {_library.HOW_TO_BUILD}"
+        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {library.HOW_TO_BUILD}"
     return "; ".join(
         f"{device}: {status['backend']}, {status['detail']}"
         for device, status in report["devices"].items()
@@ -137,7 +138,9 @@ def _verdict(report: Report) -> str:
 
 def _render_hardware(report: Report) -> list[tuple[str, str]]:
     cpu, cuda = report["cpu"], report["cuda"]
-    version = "torch is built without CUDA" if cuda["version"] is None else f"torch is built for {cuda['version']}"
+    version = (
+        "torch is built without CUDA" if cuda["version"] is None else f"torch is built for {cuda['version']}"
+    )
     return [
         ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads"),
         ("cuda", f"{', '.join(cuda['devices']) or 'no device'}; {version}"),

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _library, autograd_shortcut  # noqa: F401  (_library defines the operators)
+from . import autograd_shortcut
 from .backends import backend_for
+from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.extents import Extents
 from .config import Sample, Tile, WhiteningConfig, check_alpha, check_tile, resolve, resolve_preset
 
@@ -37,7 +38,9 @@ def _sample_of(op: str, x: Tensor) -> Sample:
     """The sample shape of x given as (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W)."""
     _check_dtype(op, x, _REAL)
     if not 1 <= x.dim() <= 5:
-        raise ValueError(f"{op}: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{op}: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {tuple(x.shape)}"
+        )
     if x.dim() <= 2:
         sample = Sample(1, 1, int(x.shape[-1]), flat=True)
     else:
@@ -52,7 +55,9 @@ def _flat_size_of(op: str, x: Tensor, name: str = "x", dtypes: Sequence[torch.dt
     """N of x given as (N,) or (B,N)."""
     _check_dtype(op, x, dtypes, name)
     if not 1 <= x.dim() <= 2:
-        raise ValueError(f"{op}: {name} must be (N,) or (B,N), got {tuple(x.shape)}; use flatten(1) for latents")
+        raise ValueError(
+            f"{op}: {name} must be (N,) or (B,N), got {tuple(x.shape)}; use flatten(1) for latents"
+        )
     if x.shape[-1] == 0:
         raise ValueError(f"{op}: {name} has empty samples: {tuple(x.shape)}")
     return int(x.shape[-1])
@@ -136,7 +141,12 @@ def _register(name: str, make_plan: Callable[..., _Plan], *, num_tables: int = 0
     calls: dict[Any, Callable[..., Tensor]] = {}
 
     def implementation(x: Tensor, *args: Any) -> Tensor:
-        key = (x.shape, x.dtype, x.device, *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args])
+        key = (
+            x.shape,
+            x.dtype,
+            x.device,
+            *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args],
+        )
         call = calls.get(key)
         if call is None:
             call = _prepare(name, make_plan(x, *args), x)
@@ -173,7 +183,11 @@ def _whiten(x: Tensor, preset: str = "auto", alpha: float = 1e-4) -> _Plan:
 
 
 def _whiten_config(
-    x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float = 1e-4
+    x: Tensor,
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[int],
+    mixing: Sequence[int],
+    alpha: float = 1e-4,
 ):
     sample = _sample_of("whiten", x)
     return _whitening(sample, resolve(unflatten_config(chunk_sizes, tile_sizes, mixing, alpha), sample))
@@ -189,20 +203,26 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> _Plan:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, table in (("lower", lower), ("upper", upper)):
         if table.dtype != dtype:
-            _check_dtype("project_2os", table, (dtype,), f"{name} (for {str(x.dtype).removeprefix('torch.')} x)")
+            _check_dtype(
+                "project_2os", table, (dtype,), f"{name} (for {str(x.dtype).removeprefix('torch.')} x)"
+            )
         if table.device != x.device:
             raise ValueError(f"project_2os: {name} is on {table.device}, x on {x.device}")
         if table.dim() != 2:
             raise ValueError(f"project_2os: {name} must be (M, D), got {tuple(table.shape)}")
     if lower.shape != upper.shape:
-        raise ValueError(f"project_2os: lower {tuple(lower.shape)} and upper {tuple(upper.shape)} must have one shape")
+        raise ValueError(
+            f"project_2os: lower {tuple(lower.shape)} and upper {tuple(upper.shape)} must have one shape"
+        )
     if lower.numel() != size:
         raise ValueError(
             f"project_2os: tables of {lower.shape[0]}x{lower.shape[1]} bounds do not fit samples of {size} values; "
             f"M*D must be {size}"
         )
     if lower.stride() == upper.stride():
-        return _Plan((size,), lambda backend, samples, lower, upper: backend.project_2os(samples, lower, upper))
+        return _Plan(
+            (size,), lambda backend, samples, lower, upper: backend.project_2os(samples, lower, upper)
+        )
     # clone and not contiguous(), which leaves the stride of a dimension of size 1 as it is
     clone = partial(torch.clone, memory_format=torch.contiguous_format)
     return _Plan((size,), lambda backend, samples, *tables: backend.project_2os(samples, *map(clone, tables)))
@@ -228,14 +248,18 @@ def _project_wgnc(x: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc", x)
     _check_even("project_wgnc", size)
     _check_block_size("project_wgnc", block_size, size // 2)
-    return _Plan((size,), lambda backend, samples: backend.project_wgnc(samples, block_size), block_size=block_size)
+    return _Plan(
+        (size,), lambda backend, samples: backend.project_wgnc(samples, block_size), block_size=block_size
+    )
 
 
 def _project_wgnc_blocks(y: Tensor, block_size: int = 16) -> _Plan:
     size = _flat_size_of("project_wgnc_blocks", y, "y", _COMPLEX)
     _check_block_size("project_wgnc_blocks", block_size, size)
     return _Plan(
-        (size,), lambda backend, samples: backend.project_wgnc_blocks(samples, block_size), block_size=block_size
+        (size,),
+        lambda backend, samples: backend.project_wgnc_blocks(samples, block_size),
+        block_size=block_size,
     )
 
 
@@ -298,7 +322,14 @@ _register("compact_fourier", _compact_fourier)
 _register("butterfly", _butterfly)
 _register("hadamard_transform", _hadamard_transform)
 
-for _name in ("whiten", "whiten_config", "project_2os", "project_tile_stats", "project_wgnc", "project_wgnc_blocks"):
+for _name in (
+    "whiten",
+    "whiten_config",
+    "project_2os",
+    "project_tile_stats",
+    "project_wgnc",
+    "project_wgnc_blocks",
+):
     _no_gradient(_name)
 
 # Orthogonal transforms: the gradient is the transform the other way; Walsh-Hadamard is symmetric.
@@ -328,4 +359,6 @@ for _name, _backward in (
     ("butterfly", _butterfly_backward),
     ("hadamard_transform", _hadamard_transform_backward),
 ):
-    torch.library.register_autograd(f"noisetilt::{_name}", _backward, setup_context=_keep_arguments, lib=_library_impl)
+    torch.library.register_autograd(
+        f"noisetilt::{_name}", _backward, setup_context=_keep_arguments, lib=_library_impl
+    )

@@ -12,7 +12,13 @@ from .arithmetic import sqrt_rn, tree_sum
 from .confidence_bounds import NORMAL, ChiSquare, Normal, Reference, confidence_bounds
 from .order_stats import project_2os
 from .tile_stats import Bounds, merge_tiles, project_tile_stats, split_tiles
-from .transforms import butterfly, butterfly_inverse, compact_fourier, compact_fourier_inverse, hadamard_transform
+from .transforms import (
+    butterfly,
+    butterfly_inverse,
+    compact_fourier,
+    compact_fourier_inverse,
+    hadamard_transform,
+)
 from .wgnc import from_wgnc_spectrum, project_wgnc, project_wgnc_blocks, to_wgnc_spectrum
 from .whitening import identity, norm_projection, project, whiten
 

@@ -52,7 +52,9 @@ def butterfly_inverse(y: Tensor, tile: Sequence[int], steps: int) -> Tensor:
     v = split_tiles(y, tile)
     for _ in range(steps):
         total, difference = v.chunk(2, dim=-1)
-        v = torch.stack([(total + difference) * SQRT_HALF, (total - difference) * SQRT_HALF], dim=-1).flatten(-2)
+        v = torch.stack([(total + difference) * SQRT_HALF, (total - difference) * SQRT_HALF], dim=-1).flatten(
+            -2
+        )
     return merge_tiles(v, tile)
 
 

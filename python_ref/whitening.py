@@ -12,7 +12,9 @@ from .tile_stats import Bounds, project_tile_stats
 from .transforms import butterfly, butterfly_inverse, compact_fourier, compact_fourier_inverse
 
 
-def project(x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[Sequence[int]], bounds: Bounds) -> Tensor:
+def project(
+    x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[Sequence[int]], bounds: Bounds
+) -> Tensor:
     """2OS on values for each chunk size, then tile statistics for each tile size (DESIGN section 5).
 
     x: samples (B, C, H, W). `bounds` as in `project_tile_stats`.

@@ -18,8 +18,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from noisetilt_kernels import bounds
-from noisetilt_kernels.triton import launch
+from noisetilt_kernels.backends import tables as bounds
+from noisetilt_kernels.backends.triton import launch
 
 
 @pytest.fixture

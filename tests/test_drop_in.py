@@ -53,7 +53,9 @@ def run(x, reward, steps, lr):
 
 def foreign(source: str, package: str) -> dict:
     """The namespace of `source` after its one import of `package` is changed."""
-    changed, count = re.subn(rf"^from {package} import", "from noisetilt_kernels import", source, flags=re.MULTILINE)
+    changed, count = re.subn(
+        rf"^from {package} import", "from noisetilt_kernels import", source, flags=re.MULTILINE
+    )
     assert count == 1
     namespace: dict = {}
     exec(changed, namespace)

@@ -62,7 +62,13 @@ def mistakes() -> dict[str, Mistake]:
             message = f"x must be one of float16, bfloat16, float32, float64, got {str(dtype).removeprefix('torch.')}"
             add(op, str(dtype), TypeError, message, x=torch.zeros(shape).to(dtype))
     for dtype in (torch.float32, torch.float16, torch.int64):
-        add("project_wgnc_blocks", str(dtype), TypeError, "y must be one of complex64", y=real(2, 32).to(dtype))
+        add(
+            "project_wgnc_blocks",
+            str(dtype),
+            TypeError,
+            "y must be one of complex64",
+            y=real(2, 32).to(dtype),
+        )
 
     for op in samples:
         add(op, "no dimension", ValueError, "x must be (N,), (B,N), (C,H,W)", x=real())
@@ -81,12 +87,30 @@ def mistakes() -> dict[str, Mistake]:
         y=spectrum(2, 2, 16),
     )
     add("project_wgnc_blocks", "empty", ValueError, "y has empty samples: (0,)", y=spectrum(0))
-    add("hadamard_transform", "no dimension", ValueError, "the last dimension of x is missing or empty: ()", x=real())
-    add("hadamard_transform", "empty", ValueError, "the last dimension of x is missing or empty: (2, 0)", x=real(2, 0))
+    add(
+        "hadamard_transform",
+        "no dimension",
+        ValueError,
+        "the last dimension of x is missing or empty: ()",
+        x=real(),
+    )
+    add(
+        "hadamard_transform",
+        "empty",
+        ValueError,
+        "the last dimension of x is missing or empty: (2, 0)",
+        x=real(2, 0),
+    )
 
     for op in ("whiten", "whiten_config", "project_tile_stats"):
         for alpha in (0.0, 1.0, -1e-4, 1.5, float("nan"), float("inf")):
-            add(op, f"alpha {alpha}", ValueError, f"alpha must lie strictly between 0 and 1, got {alpha}", alpha=alpha)
+            add(
+                op,
+                f"alpha {alpha}",
+                ValueError,
+                f"alpha must lie strictly between 0 and 1, got {alpha}",
+                alpha=alpha,
+            )
 
     for preset in ("sdxl", "", "FLUX"):
         add(
@@ -136,9 +160,27 @@ def mistakes() -> dict[str, Mistake]:
         chunk_sizes=[],
     )
     add("whiten_config", "chunk size 0", ValueError, "chunk_sizes must be positive", chunk_sizes=[4, 0])
-    add("whiten_config", "chunk size 3", ValueError, "chunk size 3 does not divide the 256 values", chunk_sizes=[3])
-    add("whiten_config", "half a tile", ValueError, "tile_sizes lists pairs th, tw and mixing triples", tile_sizes=[4])
-    add("whiten_config", "half a domain", ValueError, "tile_sizes lists pairs th, tw and mixing triples", mixing=[4, 4])
+    add(
+        "whiten_config",
+        "chunk size 3",
+        ValueError,
+        "chunk size 3 does not divide the 256 values",
+        chunk_sizes=[3],
+    )
+    add(
+        "whiten_config",
+        "half a tile",
+        ValueError,
+        "tile_sizes lists pairs th, tw and mixing triples",
+        tile_sizes=[4],
+    )
+    add(
+        "whiten_config",
+        "half a domain",
+        ValueError,
+        "tile_sizes lists pairs th, tw and mixing triples",
+        mixing=[4, 4],
+    )
     add("whiten_config", "tile 1x1", ValueError, "a tile needs at least 2 values, got 1x1", tile_sizes=[1, 1])
     add("whiten_config", "tile 3x4", ValueError, "tile 3x4 does not divide the 8x8 plane", tile_sizes=[3, 4])
     add(
@@ -149,7 +191,13 @@ def mistakes() -> dict[str, Mistake]:
         mixing=[1, 1, 2],
     )
     add("whiten_config", "mixing 3x2", ValueError, "tile 3x2 does not divide the 8x8 plane", mixing=[3, 2, 2])
-    add("whiten_config", "repeats", ValueError, "mixing repeats must not be negative, got -1", mixing=[0, 0, -1])
+    add(
+        "whiten_config",
+        "repeats",
+        ValueError,
+        "mixing repeats must not be negative, got -1",
+        mixing=[0, 0, -1],
+    )
     add(
         "whiten_config",
         "odd plane",
@@ -232,7 +280,12 @@ def mistakes() -> dict[str, Mistake]:
         chunk_sizes=[-4],
     )
     add(
-        "butterfly", "odd tile", ValueError, "tile 3x3 must hold an even number of values", x=real(1, 3, 3), tile=[3, 3]
+        "butterfly",
+        "odd tile",
+        ValueError,
+        "tile 3x3 must hold an even number of values",
+        x=real(1, 3, 3),
+        tile=[3, 3],
     )
     add("butterfly", "tile 1x1", ValueError, "tile 1x1 must hold an even number of values", tile=[1, 1])
     add("butterfly", "steps", ValueError, "steps must not be negative, got -1", steps=-1)
@@ -250,7 +303,13 @@ def mistakes() -> dict[str, Mistake]:
     divide = "block_size must be at least 2 and divide the 32 complex coefficients of a sample, got {}; "
     divide += "block sizes that do: 2, 4, 8, 16, 32"
     for block_size in (-16, 0, 1, 3, 64):
-        add("project_wgnc", f"block size {block_size}", ValueError, divide.format(block_size), block_size=block_size)
+        add(
+            "project_wgnc",
+            f"block size {block_size}",
+            ValueError,
+            divide.format(block_size),
+            block_size=block_size,
+        )
         add(
             "project_wgnc_blocks",
             f"block size {block_size}",
@@ -258,14 +317,23 @@ def mistakes() -> dict[str, Mistake]:
             divide.format(block_size),
             block_size=block_size,
         )
-    add("project_wgnc", "indivisible", ValueError, "divide the 5 complex coefficients", x=real(10), block_size=2)
+    add(
+        "project_wgnc",
+        "indivisible",
+        ValueError,
+        "divide the 5 complex coefficients",
+        x=real(10),
+        block_size=2,
+    )
     return found
 
 
 MISTAKES = mistakes()
 
 
-def call(op: str, replaced: dict[str, Any], convert: Callable[[Any], Any] = lambda argument: argument) -> Tensor:
+def call(
+    op: str, replaced: dict[str, Any], convert: Callable[[Any], Any] = lambda argument: argument
+) -> Tensor:
     arguments = {name: convert(argument) for name, argument in {**RIGHT[op], **replaced}.items()}
     return getattr(ops, op)(**arguments)
 
@@ -287,16 +355,23 @@ def test_mistake_with_fake_tensors(name: str) -> None:
     """What torch.compile and export see: the same error, before anything runs."""
     op, replaced, error, message = MISTAKES[name]
     with FakeTensorMode() as mode, pytest.raises(error, match=re.escape(message)):
-        call(op, replaced, lambda argument: mode.from_tensor(argument) if isinstance(argument, Tensor) else argument)
+        call(
+            op,
+            replaced,
+            lambda argument: mode.from_tensor(argument) if isinstance(argument, Tensor) else argument,
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["whiten: preset 'sdxl'", "project_2os: two shapes", "butterfly: odd tile", "project_wgnc: block size 3"]
+    "name",
+    ["whiten: preset 'sdxl'", "project_2os: two shapes", "butterfly: odd tile", "project_wgnc: block size 3"],
 )
 def test_mistake_under_compile(name: str) -> None:
     op, replaced, _, message = MISTAKES[name]
     torch._dynamo.reset()
-    compiled = torch.compile(lambda arguments: getattr(ops, op)(**arguments), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda arguments: getattr(ops, op)(**arguments), fullgraph=True, backend="aot_eager"
+    )
     with pytest.raises(Exception, match=re.escape(message)):
         compiled({**RIGHT[op], **replaced})
     assert_same_bits(compiled(RIGHT[op]), call(op, {}))
@@ -389,8 +464,16 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "WhiteningConfig: chunk_sizes must be integers",
     ),
-    "config tile number": (lambda: nt.WhiteningConfig((4,), (4,), ()), TypeError, "tile_sizes pairs (th, tw)"),
-    "config tile triple": (lambda: nt.WhiteningConfig((4,), ((4, 4, 4),), ()), TypeError, "tile_sizes pairs (th, tw)"),
+    "config tile number": (
+        lambda: nt.WhiteningConfig((4,), (4,), ()),
+        TypeError,
+        "tile_sizes pairs (th, tw)",
+    ),
+    "config tile triple": (
+        lambda: nt.WhiteningConfig((4,), ((4, 4, 4),), ()),
+        TypeError,
+        "tile_sizes pairs (th, tw)",
+    ),
     "config tile 1x1": (
         lambda: nt.WhiteningConfig((4,), ((1, 1),), ()),
         ValueError,
@@ -436,7 +519,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "WhiteningConfig: alpha must lie strictly",
     ),
-    "config alpha text": (lambda: nt.WhiteningConfig((4,), TILES, (), "small"), TypeError, "WhiteningConfig: alpha"),
+    "config alpha text": (
+        lambda: nt.WhiteningConfig((4,), TILES, (), "small"),
+        TypeError,
+        "WhiteningConfig: alpha",
+    ),
     "bounds M": (
         lambda: nt.confidence_bounds(0, 4),
         ValueError,
@@ -447,7 +534,11 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "confidence_bounds: num_chunks and chunk_size must be at least 1, got 4 and -1",
     ),
-    "bounds alpha": (lambda: nt.confidence_bounds(4, 4, 1.0), ValueError, "confidence_bounds: alpha must lie strictly"),
+    "bounds alpha": (
+        lambda: nt.confidence_bounds(4, 4, 1.0),
+        ValueError,
+        "confidence_bounds: alpha must lie strictly",
+    ),
     "bounds reference": (
         lambda: nt.confidence_bounds(4, 4, 1e-4, "normal"),
         TypeError,

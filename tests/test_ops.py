@@ -65,7 +65,9 @@ ALL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def test_every_public_operator_has_a_case() -> None:
     registered = {
-        name.removeprefix("noisetilt::") for name in torch._C._dispatch_get_all_op_names() if "noisetilt" in name
+        name.removeprefix("noisetilt::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if "noisetilt" in name
     }
     public = {name for name in registered if not name.startswith("_")}
     assert public == {case.op._qualified_op_name.removeprefix("noisetilt::") for case in CASES.values()}
@@ -271,7 +273,11 @@ def test_every_rank(shape: tuple[int, ...]) -> None:
     """(N,) and (C,H,W) are one sample; frames are channels."""
     x = values("1/k", shape)
     batched = x if len(shape) in (2, 4, 5) else x[None]
-    for op in (ops.whiten, lambda x: ops.butterfly(x, [1, 4], 2), lambda x: ops.project_tile_stats(x, [1, 4], [4])):
+    for op in (
+        ops.whiten,
+        lambda x: ops.butterfly(x, [1, 4], 2),
+        lambda x: ops.project_tile_stats(x, [1, 4], [4]),
+    ):
         result = op(x)
         assert result.shape == shape
         for k in range(len(batched)):
@@ -290,7 +296,9 @@ def test_keywords_and_defaults() -> None:
 # ---- threads ----
 
 THREADED: dict[str, Callable[[Tensor], Tensor]] = {
-    "project_2os": lambda x: ops.project_2os(x.flatten(1), *(t.to(x.dtype) for t in nt.confidence_bounds(4096, 16))),
+    "project_2os": lambda x: ops.project_2os(
+        x.flatten(1), *(t.to(x.dtype) for t in nt.confidence_bounds(4096, 16))
+    ),
     "project_2os, unsorted": lambda x: ops.project_2os(x.flatten(1), *tables("unsorted", 16_384, 4, x.dtype)),
     "project_2os, odd chunks": lambda x: ops.project_2os(
         x.flatten(1)[:, :65_535], *tables("monotone", 21_845, 3, x.dtype)
@@ -332,7 +340,10 @@ def ffts_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", THREADED)
 def test_the_number_of_threads_changes_no_bit(name: str, batch: int, dtype: torch.dtype) -> None:
     x = torch.cat(
-        [values("1/k", (1, *LATENT), dtype), noise(batch - 1, dtype=dtype) if batch > 1 else noise(1)[:0].to(dtype)]
+        [
+            values("1/k", (1, *LATENT), dtype),
+            noise(batch - 1, dtype=dtype) if batch > 1 else noise(1)[:0].to(dtype),
+        ]
     )
     results = []
     for threads in (1, 2, 7):
@@ -351,4 +362,7 @@ def test_the_number_of_threads_hardly_changes_long_ffts() -> None:
         torch.set_num_threads(threads)
         results.append(ops.whiten(x))
     for result in results[1:]:
-        assert float(torch.nn.functional.cosine_similarity(result.flatten(1), results[0].flatten(1)).min()) > 0.999999
+        assert (
+            float(torch.nn.functional.cosine_similarity(result.flatten(1), results[0].flatten(1)).min())
+            > 0.999999
+        )

@@ -79,7 +79,11 @@ def collect(name: str, seconds: float) -> list[dict[str, Any]]:
 
 def machine_info() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit",
+        "--format=csv,noheader",
+    ]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -109,7 +113,10 @@ def triton_version() -> str | None:
 def commit() -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=RESULTS).stdout.strip() or None
+        return (
+            subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=RESULTS).stdout.strip()
+            or None
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -118,7 +125,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--seconds", type=float, default=400, help="for everything")
     parser.add_argument("--only", nargs="*", help="groups of cases")
-    parser.add_argument("--copy", type=Path, help="a folder for results.json, or results-triton.json, as well")
+    parser.add_argument(
+        "--copy", type=Path, help="a folder for results.json, or results-triton.json, as well"
+    )
     parser.add_argument("--group", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():

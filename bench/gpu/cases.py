@@ -114,7 +114,10 @@ def whiten_once(preset: str, shape: tuple[int, ...], field: str, seconds: float,
     row = measure(f"whiten {preset}, {field}", ours, num_bytes(x))
     within(row, "GPU time", row.seconds["warm"]["p50"], cuda=seconds)
     idiomatic = partial(baselines.whiten, x, config)
-    eager: dict[str, Function] = {"python_ref": lambda: reference.whiten(x[None], config), "idiomatic": idiomatic}
+    eager: dict[str, Function] = {
+        "python_ref": lambda: reference.whiten(x[None], config),
+        "idiomatic": idiomatic,
+    }
     over_eager = compare(row, eager, seconds=0.6)
     faster(row, "over eager", over_eager, cuda=ratio)
     in_graph = over_eager * row.seconds["call"]["p50"] / row.seconds["warm"]["p50"]
@@ -136,7 +139,7 @@ def whiten_once(preset: str, shape: tuple[int, ...], field: str, seconds: float,
 
 def triton_launches(function: Function) -> str:
     """How many of which kernel a call launches."""
-    from noisetilt_kernels.triton.launch import Launch
+    from noisetilt_kernels.backends.triton.launch import Launch
 
     counts: Counter[str] = Counter()
     launch = Launch.__call__
@@ -183,7 +186,9 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         return
     x, config = whitening(preset, shape, field)
     x = x[None]
-    projection = native._projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    projection = native._projection(
+        x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha
+    )
     mixing = [n for tile, repeats in config.mixing for n in (*tile, repeats)]
 
     def project(y: Tensor) -> Tensor:
@@ -193,7 +198,7 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
 
     def mix(y: Tensor) -> Tensor:
         y = y.clone()
-        ops._mix_(y, *projection, mixing)
+        ops._project_mixing_domains_(y, *projection, mixing)
         return y
 
     projected = project(x)
@@ -253,7 +258,9 @@ def first_call_of_a_process() -> Row:
         for what in ("nothing compiled, time", "compiled kernels on disk, time"):
             environment = {**os.environ, "TRITON_CACHE_DIR": cache}
             command = [sys.executable, "-c", FIRST_CALL]
-            run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=50)
+            run = subprocess.run(
+                command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=50
+            )
             if run.returncode:
                 raise RuntimeError(run.stderr[-500:])
             row.notes[what] = float(run.stdout.split()[-1])
@@ -327,7 +334,9 @@ CUB = ("CUB segmented radix sort", "CUB segmented sort", "CUB radix sort of wide
 def project_2os(chunk_size: int, field: str) -> Row:
     x = FIELDS[field](FLUX).flatten().to(DEVICE)
     lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(x.numel() // chunk_size, chunk_size))
-    row = measure(f"project_2os, D = {chunk_size}, {field}", lambda: ops.project_2os(x, lower, upper), num_bytes(x))
+    row = measure(
+        f"project_2os, D = {chunk_size}, {field}", lambda: ops.project_2os(x, lower, upper), num_bytes(x)
+    )
     eager = {
         "python_ref": lambda: python_ref.project_2os(x[None], lower, upper),
         "idiomatic": lambda: baselines.project_2os(x, lower, upper),

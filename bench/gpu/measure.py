@@ -40,9 +40,13 @@ class Row:
     """What was measured of one case."""
 
     name: str
-    seconds: dict[str, Seconds] = field(default_factory=dict)  # warm, cold: of the GPU; call: until the result is there
+    seconds: dict[str, Seconds] = field(
+        default_factory=dict
+    )  # warm, cold: of the GPU; call: until the result is there
     launches: int | None = None
-    floors: Seconds = field(default_factory=dict)  # medians: a copy of the same bytes, as many launches of nothing
+    floors: Seconds = field(
+        default_factory=dict
+    )  # medians: a copy of the same bytes, as many launches of nothing
     against: Seconds = field(default_factory=dict)  # medians of what others do, called likewise
     checks: list[Check] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)

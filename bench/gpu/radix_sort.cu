@@ -1,5 +1,6 @@
-// CUB's sorts, what a projection onto order statistics would begin with; and how many clusters of 16 blocks the GPU
-// holds at once. Compiled by itself into a library that Python opens: nvcc -O3 -shared -Xcompiler -fPIC.
+// CUB's sorts, what a projection onto order statistics would begin with; and how many clusters of 16 blocks
+// the GPU holds at once. Compiled by itself into a library that Python opens: nvcc -O3 -shared -Xcompiler
+// -fPIC.
 
 #include <cuda_runtime.h>
 
@@ -24,27 +25,28 @@ __global__ void __launch_bounds__(256) cluster_kernel(int* out) {
 
 }  // namespace
 
-// Sorts every column's keys with their places. With `memory` null only tells how many bytes of it are needed. The wide
-// keys have the column above the 32 bits of the key.
+// Sorts every column's keys with their places. With `memory` null only tells how many bytes of it are needed.
+// The wide keys have the column above the 32 bits of the key.
 extern "C" int noisetilt_sort(int sort, void* memory, size_t* bytes, const void* keys, void* sorted_keys,
-                              const int* places, int* sorted_places, int columns, int length, cudaStream_t stream) {
+                              const int* places, int* sorted_places, int columns, int length,
+                              cudaStream_t stream) {
   const auto begins = thrust::make_transform_iterator(thrust::make_counting_iterator(0), Begin{length});
   const int size = columns * length;
   const auto* in = static_cast<const float*>(keys);
   auto* out = static_cast<float*>(sorted_keys);
   switch (sort) {
     case segmented_radix_sort:
-      return cub::DeviceSegmentedRadixSort::SortPairs(memory, *bytes, in, out, places, sorted_places, size, columns,
-                                                      begins, begins + 1, 0, 32, stream);
+      return cub::DeviceSegmentedRadixSort::SortPairs(memory, *bytes, in, out, places, sorted_places, size,
+                                                      columns, begins, begins + 1, 0, 32, stream);
     case segmented_sort:
-      return cub::DeviceSegmentedSort::StableSortPairs(memory, *bytes, in, out, places, sorted_places, size, columns,
-                                                       begins, begins + 1, stream);
+      return cub::DeviceSegmentedSort::StableSortPairs(memory, *bytes, in, out, places, sorted_places, size,
+                                                       columns, begins, begins + 1, stream);
     default: {
       int bits = 32;
       while ((1 << (bits - 32)) < columns) ++bits;
       return cub::DeviceRadixSort::SortPairs(memory, *bytes, static_cast<const unsigned long long*>(keys),
-                                             static_cast<unsigned long long*>(sorted_keys), places, sorted_places, size,
-                                             0, bits, stream);
+                                             static_cast<unsigned long long*>(sorted_keys), places,
+                                             sorted_places, size, 0, bits, stream);
     }
   }
 }

@@ -1,4 +1,4 @@
-"""Makes noisetilt_kernels/triton/launch_table.json anew: the block sizes and warps that are fastest on the GPU at hand.
+"""Makes noisetilt_kernels/backends/triton/launch_table.json anew: the block sizes and warps that are fastest on the GPU at hand.
 
 One kernel after the other, a small grid of candidates is measured in place of the table's entry, on the problems of
 that kernel, everything as a CUDA graph. The best replaces it if it is more than 2% faster, twice, and leaves the bits
@@ -84,7 +84,9 @@ def descend(
             again = measure(kernel, current), measure(kernel, best)
             if again[1] < BETTER * again[0]:
                 table[kernel] = best
-        verdict = f"{best}, {standing / least:.2f}x as fast" if table[kernel] is best is not current else "kept"
+        verdict = (
+            f"{best}, {standing / least:.2f}x as fast" if table[kernel] is best is not current else "kept"
+        )
         tell(f"{kernel}: {current}: {verdict}; {tried} others tried")
         measure(kernel, table[kernel])  # leaves it in use
     return table
@@ -102,7 +104,7 @@ def render(table: Table) -> str:
 def problems() -> dict[str, list[Callable[[], Tensor]]]:
     """For each kernel, functions in which it matters."""
     import noisetilt_kernels  # noqa: F401  (the operators)
-    from noisetilt_kernels.triton.whitening import finite_or_nan
+    from noisetilt_kernels.backends.triton.whitening import finite_or_nan
 
     ops = torch.ops.noisetilt
     flux, wan = structured(FLUX).to(DEVICE), structured(WAN).to(DEVICE)
@@ -115,7 +117,8 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
         "rank_in_runs_kernel": whiten,
         "tile_stats_kernel": whiten,
         "butterfly_kernel": [
-            partial(ops.butterfly, many, tile, steps) for tile, steps in (([64, 64], 12), ([64, 64], 1), ([8, 8], 6))
+            partial(ops.butterfly, many, tile, steps)
+            for tile, steps in (([64, 64], 12), ([64, 64], 1), ([8, 8], 6))
         ],
         "compact_fourier_kernel": [partial(ops.compact_fourier, flat, inverse) for inverse in (False, True)],
         "project_wgnc_blocks_kernel": [
@@ -145,7 +148,9 @@ class OnGpu:
                 return math.inf
             times = [graph_seconds(function) for function in self._problems[kernel]]
         except Exception as error:  # out of shared memory, most likely
-            print(f"  {kernel} {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+            print(
+                f"  {kernel} {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True
+            )
             return math.inf
         mean = math.exp(sum(map(math.log, times)) / len(times))
         print(f"  {kernel} {sizes}: {', '.join(f'{seconds * 1e6:.1f}' for seconds in times)} us", flush=True)
@@ -154,7 +159,7 @@ class OnGpu:
 
 def use(kernel: str, sizes: Sizes) -> None:
     """From here on, the kernel is launched with these sizes."""
-    from noisetilt_kernels.triton.launch import set_blocks
+    from noisetilt_kernels.backends.triton.launch import set_blocks
 
     set_blocks(kernel, **sizes)
 
@@ -202,7 +207,9 @@ def compile_only(wanted: list[tuple[str, Sizes]], table: Table) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__)
     parser.add_argument("--seconds", type=float, default=170, help="for everything")
-    parser.add_argument("--output", type=Path, default=PATH, help="the file to write (default: the package's)")
+    parser.add_argument(
+        "--output", type=Path, default=PATH, help="the file to write (default: the package's)"
+    )
     parser.add_argument("--compile", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():

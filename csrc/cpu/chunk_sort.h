@@ -67,8 +67,8 @@ inline void load_block(const T* x, Vector<Integer<T>>* v) {
   }
 }
 
-// Calls block(chunks, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the last, where
-// it is shorter, on a padded copy.
+// Calls block(chunks, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the
+// last, where it is shorter, on a padded copy.
 template <class T, int D, class Block>
 inline void for_blocks(T* x, int64_t begin, int64_t end, const Block& block) {
   constexpr int W = kLanes<T>;
@@ -102,8 +102,8 @@ void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, i
   });
 }
 
-// The way back: each element of chunks [begin, end) of x is replaced by the key that stands at its rank in `columns`;
-// an element whose key has not changed keeps its bits.
+// The way back: each element of chunks [begin, end) of x is replaced by the key that stands at its rank in
+// `columns`; an element whose key has not changed keeps its bits.
 template <class T, int D>
 void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   using V = Vector<Integer<T>>;

@@ -15,8 +15,8 @@ template <>
 struct Entry<float> {
   int64_t bits;
   static Entry make(int32_t key, int64_t index) {
-    return {
-        static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32 | static_cast<uint32_t>(index))};
+    return {static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(key)) << 32 |
+                                 static_cast<uint32_t>(index))};
   }
   uint64_t ordered() const { return static_cast<uint64_t>(bits) >> 32 ^ 0x80000000u; }
   int32_t key() const { return static_cast<int32_t>(bits >> 32); }
@@ -31,7 +31,9 @@ struct Entry<double> {
   uint64_t ordered() const { return static_cast<uint64_t>(bits) ^ uint64_t(1) << 63; }  // unsigned order
   int64_t key() const { return bits; }
   int64_t index() const { return position; }
-  friend bool operator<(Entry a, Entry b) { return a.bits != b.bits ? a.bits < b.bits : a.position < b.position; }
+  friend bool operator<(Entry a, Entry b) {
+    return a.bits != b.bits ? a.bits < b.bits : a.position < b.position;
+  }
 };
 
 constexpr int64_t kRadixSize = 1024;
@@ -58,7 +60,8 @@ void radix_sort(Entry<T>* entries, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[start[from[i].ordered() >> shift & (kDigits - 1)]++] = from[i];
     std::swap(from, to);
   }
-  if (from != entries) std::memcpy(static_cast<void*>(entries), from, static_cast<size_t>(count) * sizeof(Entry<T>));
+  if (from != entries)
+    std::memcpy(static_cast<void*>(entries), from, static_cast<size_t>(count) * sizeof(Entry<T>));
 }
 
 // Sorts entries that stand in the order of their indices.
@@ -74,9 +77,9 @@ void sort_entries(Entry<T>* entries, int64_t count) {
 constexpr int64_t kRunSize = 256;       // entries to sort at a time, in the nearest cache
 constexpr int64_t kExchangeReach = 32;  // buckets up to this size are sorted together
 
-// Sorts at most kRunSize + kExchangeReach entries, each fewer than `reach` places from where it belongs: `reach` rounds
-// of exchanging neighbours, without a branch. The entries at even and at odd places stand in two arrays meanwhile, so
-// that a round is a minimum and a maximum of vectors.
+// Sorts at most kRunSize + kExchangeReach entries, each fewer than `reach` places from where it belongs:
+// `reach` rounds of exchanging neighbours, without a branch. The entries at even and at odd places stand in
+// two arrays meanwhile, so that a round is a minimum and a maximum of vectors.
 inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t reach) {
   constexpr int W = kLanes<int64_t>;
   constexpr int64_t kMost = (kRunSize + kExchangeReach) / 2 + W + 1;
@@ -108,7 +111,9 @@ inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t re
   }
   if (count % 2) entries[count - 1].bits = even[half - 1];
 }
-inline void exchange_neighbours(Entry<double>* entries, int64_t count, int64_t) { std::sort(entries, entries + count); }
+inline void exchange_neighbours(Entry<double>* entries, int64_t count, int64_t) {
+  std::sort(entries, entries + count);
+}
 
 // One column of the bounds tables.
 template <class T>
@@ -224,7 +229,8 @@ class ColumnClipper {
         // of its values. The end buckets also hold what lies beyond them.
         const T low = bounds.low(last), high = bounds.high(first);
         const bool above_low = b == 0 ? low <= least_ : position(low) < static_cast<T>(b);
-        const bool below_high = b == num_buckets_ - 1 ? greatest_ <= high : position(high) >= static_cast<T>(b + 1);
+        const bool below_high =
+            b == num_buckets_ - 1 ? greatest_ <= high : position(high) >= static_cast<T>(b + 1);
         open = !(above_low && below_high);
       }
       open_[b] = open;
@@ -256,7 +262,8 @@ class ColumnClipper {
     return b;
   }
 
-  // Clips the entries of ranks [first, end), a block at a time: first all comparisons, as vectors, then the writes.
+  // Clips the entries of ranks [first, end), a block at a time: first all comparisons, as vectors, then the
+  // writes.
   void clip_ranks(int64_t first, int64_t end, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
     constexpr int kBlock = 64;
     T value[kBlock], low[kBlock], high[kBlock], clipped[kBlock];

@@ -4,8 +4,8 @@
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
-// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the difference of the
-// two parts of Z_0, which the callers see to.
+// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the
+// difference of the two parts of Z_0, which the callers see to.
 #pragma once
 
 #include "simd.h"
@@ -58,9 +58,11 @@ inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
   n_im = (odd_im - sum_im) * scale;
 }
 
-// Turns the pairs k in [begin, end), within 1 .. h/2, from `in` to `out`, which may be the same; times 2*scale.
+// Turns the pairs k in [begin, end), within 1 .. h/2, from `in` to `out`, which may be the same; times
+// 2*scale.
 template <HalfFft direction, class T, class In, class Out>
-inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in, const Out& out) {
+inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in,
+                       const Out& out) {
   constexpr int W = kLanes<T>;
   const InterleavedComplex<const T> twiddle{w};
   int64_t k = begin;

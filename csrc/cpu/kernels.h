@@ -2,8 +2,8 @@
 //
 // Every kernel source is compiled once per instruction-set variant, each time in its own namespace, and
 // `kernels<T>()` gives the functions of the best variant this processor runs. T is float or double. All
-// pointers are to contiguous samples; x alone is worked on in place, x with out from one to the other, which may be the
-// same. No function validates; the operator layer has.
+// pointers are to contiguous samples; x alone is worked on in place, x with out from one to the other, which
+// may be the same. No function validates; the operator layer has.
 #pragma once
 
 #include "../problem.h"
@@ -29,7 +29,8 @@ struct Kernels {
   void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, int64_t block_size);
 };
 
-// The variants that this processor runs are numbered from 0, the portable one, to num_variants() - 1, the best.
+// The variants that this processor runs are numbered from 0, the portable one, to num_variants() - 1, the
+// best.
 int num_variants();
 const char* variant_name(int variant);
 template <class T>

@@ -23,8 +23,8 @@ inline Vector<Integer<T>> to_keys(Vector<T> x) {
   return x == x ? bits : broadcast<Integer<T>>(kNanKey<T>);
 }
 
-// The key from which from_key gives back x to the bit: apart from -0, the key of x. x is not NaN, or the NaN of
-// from_key.
+// The key from which from_key gives back x to the bit: apart from -0, the key of x. x is not NaN, or the NaN
+// of from_key.
 template <class T>
 inline Integer<T> to_exact_key(T x) {
   Integer<T> bits;

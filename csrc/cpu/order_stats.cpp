@@ -1,8 +1,8 @@
 // Two-level order statistics (2OS), DESIGN section 2, without a full sort.
 //
 // Every chunk is sorted, and of the sorted chunks the j-th smallest values make column j. Each column is
-// ranked only as far as its bounds ask (column_clip.h). An element that is clipped is found again in its chunk
-// by its value: the n-th among its equals. Only such elements are written.
+// ranked only as far as its bounds ask (column_clip.h). An element that is clipped is found again in its
+// chunk by its value: the n-th among its equals. Only such elements are written.
 
 #include "order_stats.h"
 
@@ -31,7 +31,8 @@ class Changes {
   ChangeList<T> list(int64_t j) { return {&entries_[j * capacity_], capacity_}; }
   void set_count(int64_t j, int64_t count) { counts_[j] = count; }
   bool all_listed(int64_t chunk_size) {
-    return std::all_of(counts_.data(), counts_.data() + chunk_size, [&](int64_t count) { return count <= capacity_; });
+    return std::all_of(counts_.data(), counts_.data() + chunk_size,
+                       [&](int64_t count) { return count <= capacity_; });
   }
   template <class Visit>
   void for_each(int64_t chunk_size, const Visit& visit) {
@@ -41,7 +42,8 @@ class Changes {
   }
 
  private:
-  static constexpr int64_t kFewest = 16;  // from one change in so many chunks on, undoing the whole sort is faster
+  static constexpr int64_t kFewest =
+      16;  // from one change in so many chunks on, undoing the whole sort is faster
   int64_t capacity_;
   Scratch<Change<T>> entries_;
   Scratch<int64_t> counts_;
@@ -141,8 +143,10 @@ template <class T>
 TableFault check_table(Table<T>& table) {
   // By runs along the direction in which the table is stored, so that the comparisons are vectors'.
   const bool down = table.row_stride == 1;
-  const int64_t runs = down ? table.chunk_size : table.num_chunks, length = down ? table.num_chunks : table.chunk_size;
-  const int64_t between = down ? table.column_stride : table.row_stride, inside = down ? 1 : table.column_stride;
+  const int64_t runs = down ? table.chunk_size : table.num_chunks,
+                length = down ? table.num_chunks : table.chunk_size;
+  const int64_t between = down ? table.column_stride : table.row_stride,
+                inside = down ? 1 : table.column_stride;
   std::atomic<bool> all_ordered{true}, all_monotone{true};
   parallel_for(runs, grain_for(length), [&](int64_t begin, int64_t end) {
     bool ordered = true, monotone = true;

@@ -16,7 +16,8 @@ int num_threads();
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   parallel_ranges(
-      count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+      count, grain,
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

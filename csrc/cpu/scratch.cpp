@@ -32,7 +32,8 @@ class FreeBlocks {
     Block* next;
   };
   static constexpr size_t kAlignment = 64;
-  static constexpr size_t kLargestKept = 2 << 20;  // what larger blocks hold is worth more than their page faults
+  static constexpr size_t kLargestKept =
+      2 << 20;  // what larger blocks hold is worth more than their page faults
 
   static void* pop(Block*& head) {
     Block* block = head;

@@ -74,7 +74,8 @@ struct Pair {
 
 template <class E, int... I>
 inline Pair<E> unzip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
-  return {NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I)...), NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I + 1)...)};
+  return {NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I)...),
+          NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I + 1)...)};
 }
 
 // The even and the odd elements of a followed by b.

@@ -66,7 +66,8 @@ struct Band {
 
 // Adds up columns [column, column + lanes of V) of term(x, mean): sums[column] of the halved rows.
 template <class V, class T, class Term>
-inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t column, int64_t padded, const Term& term) {
+inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t column, int64_t padded,
+                     const Term& term) {
   V v[kMostRows];
   V mean;
   std::memcpy(&mean, means + column, sizeof mean);
@@ -82,7 +83,8 @@ inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t colum
   std::memcpy(sums + column, &v[0], sizeof(V));
 }
 
-// result[i] = sum of term(x, mean) over tile i. `means` holds every column's mean, `sums` is scratch: a row each.
+// result[i] = sum of term(x, mean) over tile i. `means` holds every column's mean, `sums` is scratch: a row
+// each.
 template <class T, class Term>
 void sum_tiles(const Band<T>& band, const T* means, T* sums, T* padding, T* result, const Term& term) {
   const Tile tile = band.tile;
@@ -185,7 +187,8 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
     for (int64_t which = begin; which < end; ++which) {
       T* statistic = &projected[which * num_tiles];
       std::memcpy(statistic, &stats[which * num_tiles], static_cast<size_t>(num_tiles) * sizeof(T));
-      for (int64_t k = 0; k < projection.num_tables; ++k) project_2os<T>(statistic, 1, projection.tables[k][which]);
+      for (int64_t k = 0; k < projection.num_tables; ++k)
+        project_2os<T>(statistic, 1, projection.tables[k][which]);
     }
   });
 

@@ -156,8 +156,8 @@ void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size
     Z[0] = (ends[0] + ends[1]) * end_scale;
     Z[1] = (ends[0] - ends[1]) * end_scale;
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale, SplitComplex<const T>{ends + 1, ends + h},
-                                         InterleavedComplex<T>{Z});
+      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale,
+                                         SplitComplex<const T>{ends + 1, ends + h}, InterleavedComplex<T>{Z});
     });
   });
 }

@@ -5,8 +5,8 @@
 
 namespace noisetilt {
 
-// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. Made on first use
-// and kept; thread-safe. The pointer stays valid for the life of the process.
+// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. Made on first
+// use and kept; thread-safe. The pointer stays valid for the life of the process.
 template <class T>
 const T* twiddles(int64_t size);
 

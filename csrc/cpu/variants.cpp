@@ -19,7 +19,8 @@ NOISETILT_DECLARE_VARIANT(x86_64_v4)
 
 int num_variants() {
   static const int count = [] {
-    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))) return 1;
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")))
+      return 1;
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
@@ -40,7 +41,9 @@ const Kernels<T>& kernels(int variant) {
   }
 }
 
-const char* variant_name(int variant) { return variant == 2 ? "x86-64-v4" : variant == 1 ? "x86-64-v3" : "baseline"; }
+const char* variant_name(int variant) {
+  return variant == 2 ? "x86-64-v4" : variant == 1 ? "x86-64-v3" : "baseline";
+}
 
 #else
 

@@ -1,6 +1,7 @@
-// Walsh-Hadamard transform of 2^n values in natural order: n butterfly steps without their permutations. Step s of
-// the butterfly pairs neighbours and rotates the index by one bit; n rotations are none, so it may as well
-// pair the values whose indices differ in bit s where they stand. The sums and their roundings are the same.
+// Walsh-Hadamard transform of 2^n values in natural order: n butterfly steps without their permutations. Step
+// s of the butterfly pairs neighbours and rotates the index by one bit; n rotations are none, so it may as
+// well pair the values whose indices differ in bit s where they stand. The sums and their roundings are the
+// same.
 #pragma once
 
 #include "simd.h"
@@ -73,8 +74,8 @@ inline void double_step(T* x, int64_t size, int64_t h) {
   }
 }
 
-// Steps at distances 1, 2, ..., size/2 (kDescending: the other way), each times 1/sqrt2 if kOrthonormal, in place.
-// size is a power of two.
+// Steps at distances 1, 2, ..., size/2 (kDescending: the other way), each times 1/sqrt2 if kOrthonormal, in
+// place. size is a power of two.
 template <class T, bool kOrthonormal, bool kDescending>
 void walsh_hadamard(T* x, int64_t size) {
   constexpr int W = kLanes<T>;
@@ -88,7 +89,8 @@ void walsh_hadamard(T* x, int64_t size) {
     return;
   }
   auto inside_vectors = [&] {
-    for (int64_t i = 0; i < size; i += W) store<T>(x + i, steps_in_vector<T, kOrthonormal, kDescending>(load(x + i)));
+    for (int64_t i = 0; i < size; i += W)
+      store<T>(x + i, steps_in_vector<T, kOrthonormal, kDescending>(load(x + i)));
   };
   if constexpr (kDescending) {
     int64_t h = size / 2;

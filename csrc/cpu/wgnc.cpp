@@ -35,8 +35,9 @@ inline Vector<double> sqrt_of(Vector<double> x) {
   return x;
 }
 
-// Soft threshold delta of magnitudes whose differences to their maximum are d, descending. The smallest n with
-// d_{n+1} <= delta_n counts, so going down the last one found stays. d1, d2 are prefix sums of d and d*d.
+// Soft threshold delta of magnitudes whose differences to their maximum are d, descending. The smallest n
+// with d_{n+1} <= delta_n counts, so going down the last one found stays. d1, d2 are prefix sums of d and
+// d*d.
 template <class V>
 inline V threshold(const V* d, const V* d1, const V* d2, const BlockNorms& norms) {
   V delta{};
@@ -145,7 +146,8 @@ inline bool read_block(const T* y, const BlockMemory<V>& b, int64_t lane, int64_
 template <class T, class V>
 inline void write_block(T* y, const BlockMemory<V>& b, int64_t lane, int64_t size, bool finite) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);
-  const auto *re = reinterpret_cast<const double*>(b.re) + lane, *im = reinterpret_cast<const double*>(b.im) + lane;
+  const auto *re = reinterpret_cast<const double*>(b.re) + lane,
+             *im = reinterpret_cast<const double*>(b.im) + lane;
   constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   for (int64_t j = 0; j < size; ++j) {
     y[2 * j] = finite ? static_cast<T>(re[j * lanes]) : nan;
@@ -155,7 +157,8 @@ inline void write_block(T* y, const BlockMemory<V>& b, int64_t lane, int64_t siz
 
 // Projects `count` blocks, a lane of V each.
 template <class T, class V>
-inline void project_lanes(const T* y, T* out, int64_t count, const BlockMemory<V>& memory, const BlockNorms& norms) {
+inline void project_lanes(const T* y, T* out, int64_t count, const BlockMemory<V>& memory,
+                          const BlockNorms& norms) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);
   bool finite[lanes];
   for (int64_t l = 0; l < lanes; ++l) {
@@ -177,8 +180,8 @@ void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_s
       V memory[6][16];
       const BlockMemory<V> block{memory[0], memory[1], memory[2], memory[3], memory[4], memory[5]};
       for (int64_t p = begin; p < end; p += kLanes<double>)
-        project_lanes(y + 2 * p * block_size, out + 2 * p * block_size, std::min<int64_t>(kLanes<double>, end - p),
-                      block, norms);
+        project_lanes(y + 2 * p * block_size, out + 2 * p * block_size,
+                      std::min<int64_t>(kLanes<double>, end - p), block, norms);
     } else {
       Scratch<double> memory(6 * block_size);
       double* v = memory.data();

@@ -16,7 +16,8 @@ namespace {
 template <class T>
 void project_sample(T* x, const Projection<T>& projection) {
   for (int64_t k = 0; k < projection.num_values; ++k) project_2os<T>(x, 1, projection.values[k]);
-  for (int64_t k = 0; k < projection.num_tiles; ++k) project_tile_stats<T>(x, projection.shape, projection.tiles[k]);
+  for (int64_t k = 0; k < projection.num_tiles; ++k)
+    project_tile_stats<T>(x, projection.shape, projection.tiles[k]);
 }
 
 template <class T>

@@ -1,8 +1,8 @@
 // Butterfly steps, DESIGN section 4, and the Walsh-Hadamard transform, several steps at a time in registers.
 //
-// One step takes bit 0 of an index to the top: the sum of values 2i and 2i + 1 goes to i, their difference to K/2 + i.
-// So s steps combine the 2^s values that begin at 2^s g, step t those whose places differ in bit t, and put result i at
-// g + i K/2^s. That holds for every K that 2^s divides.
+// One step takes bit 0 of an index to the top: the sum of values 2i and 2i + 1 goes to i, their difference to
+// K/2 + i. So s steps combine the 2^s values that begin at 2^s g, step t those whose places differ in bit t,
+// and put result i at g + i K/2^s. That holds for every K that 2^s divides.
 #pragma once
 
 #include "tiles.cuh"
@@ -73,8 +73,8 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
 // `steps` steps on all tiles from begin to end, by `num_threads` threads of which this is `thread`.
 template <class T>
 __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid,
-                                             int32_t begin, int32_t end, int32_t steps, bool inverse, int32_t thread,
-                                             int32_t num_threads) {
+                                             int32_t begin, int32_t end, int32_t steps, bool inverse,
+                                             int32_t thread, int32_t num_threads) {
   const int32_t size = grid.size(), groups = size >> steps;
   for (int32_t k = thread; k < (end - begin) * groups; k += num_threads) {
     const int32_t tile = begin + k / groups, group = k % groups;
@@ -89,7 +89,8 @@ __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>&
   }
 }
 
-// One step, as far as it falls into `out`, by the threads of the block; `in` holds all of the tiles that meet it.
+// One step, as far as it falls into `out`, by the threads of the block; `in` holds all of the tiles that meet
+// it.
 template <class T>
 __device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
   const int32_t half = grid.size() / 2;

@@ -38,13 +38,14 @@ template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size) {
   if (batch == 0) return;
   auto* poisoned = allocate<uint32_t>(launch, batch);
-  check(cudaMemsetAsync(poisoned, 0, static_cast<size_t>(batch) * sizeof(uint32_t), launch.stream), "clearing memory");
+  check(cudaMemsetAsync(poisoned, 0, static_cast<size_t>(batch) * sizeof(uint32_t), launch.stream),
+        "clearing memory");
   const int threads = block_threads(kThreads);
   const int64_t blocks_per_sample = (size + kPerBlock - 1) / kPerBlock;
   enqueue(launch, copy_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, x, out, size,
           blocks_per_sample, poisoned);
-  enqueue(launch, poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out, size, blocks_per_sample,
-          poisoned);
+  enqueue(launch, poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out, size,
+          blocks_per_sample, poisoned);
 }
 
 template void finite_or_nan<float>(const Launch&, const float*, float*, int64_t, int64_t);

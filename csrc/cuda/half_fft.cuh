@@ -4,8 +4,8 @@
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
-// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the difference of the
-// two parts of Z_0, which the callers see to.
+// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the
+// difference of the two parts of Z_0, which the callers see to.
 #pragma once
 
 #include <cuda_runtime.h>

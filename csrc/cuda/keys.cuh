@@ -17,7 +17,9 @@ constexpr Key<T> kSignBit = Key<T>(1) << (8 * sizeof(T) - 1);
 __device__ inline uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ inline uint64_t bits_of(double x) { return static_cast<uint64_t>(__double_as_longlong(x)); }
 __device__ inline float value_of(uint32_t bits) { return __uint_as_float(bits); }
-__device__ inline double value_of(uint64_t bits) { return __longlong_as_double(static_cast<long long>(bits)); }
+__device__ inline double value_of(uint64_t bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
 
 // -0 equals +0, and every NaN is last.
 template <class T>
@@ -79,9 +81,9 @@ __device__ inline void sort_in_registers(K (&v)[n]) {
   }
 }
 
-// Counts values into `count` buckets, an even number. Bucket numbers never decrease with the value, which is all that
-// correctness needs; for speed, the steps are even near the centre and relative farther out, up to 63/factor from it.
-// NaN is in the last.
+// Counts values into `count` buckets, an even number. Bucket numbers never decrease with the value, which is
+// all that correctness needs; for speed, the steps are even near the centre and relative farther out, up to
+// 63/factor from it. NaN is in the last.
 struct Buckets {
   float centre;
   float factor;  // 4 over the typical distance of a value

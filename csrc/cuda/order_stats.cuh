@@ -1,11 +1,13 @@
 // Two-level order statistics, DESIGN section 2, by a team of thread blocks.
 //
-// Nothing is sorted unless it must be. The rank of a value in its chunk is counted by comparing it with the chunk.
-// The values of every column are counted into buckets: a bucket tells between which ranks its values lie, and most of
-// a nearly typical sample is settled by that, unchanged. Else the values are gathered by bucket and ranked
-// exactly among their neighbours; or, where buckets are crowded (many ties, odd scales) or chunks are long, by sorting.
+// Nothing is sorted unless it must be. The rank of a value in its chunk is counted by comparing it with the
+// chunk. The values of every column are counted into buckets: a bucket tells between which ranks its values
+// lie, and most of a nearly typical sample is settled by that, unchanged. Else the values are gathered by
+// bucket and ranked exactly among their neighbours; or, where buckets are crowded (many ties, odd scales) or
+// chunks are long, by sorting.
 //
-// A round of counting may test several projections at once: those before the first that is not settled change nothing.
+// A round of counting may test several projections at once: those before the first that is not settled change
+// nothing.
 #pragma once
 
 #include "kernels.h"
@@ -24,7 +26,7 @@ constexpr int32_t kSmallVector = 4096;   // vectors up to this one, are ranked b
 template <class T>
 struct Field {
   const T *lower, *upper;
-  const RankLimits* limits;
+  const RankRange* limits;
   int64_t row_stride, column_stride;
   int32_t num_chunks, chunk_size, num_buckets;
   int32_t first_counter;  // of [column][bucket], in the team's memory
@@ -35,7 +37,9 @@ struct Field {
   __device__ int32_t num_counters() const { return chunk_size * num_buckets; }
 
   __device__ int32_t size() const { return num_chunks * chunk_size; }
-  __device__ bool is_small() const { return num_chunks <= kSmallColumn && size() <= kSmallVector && is_counted(); }
+  __device__ bool is_small() const {
+    return num_chunks <= kSmallColumn && size() <= kSmallVector && is_counted();
+  }
   // x clipped to the bounds of its rank; NaN stays.
   __device__ T clip(T x, int32_t rank, int32_t column) const {
     const int64_t at = rank * row_stride + column * column_stride;
@@ -45,7 +49,8 @@ struct Field {
 };
 
 template <class T>
-Field<T> field_of(const Table<T>& table, const RankLimits* limits, int64_t first_counter = 0, int64_t unit = 0) {
+Field<T> field_of(const Table<T>& table, const RankRange* limits, int64_t first_counter = 0,
+                  int64_t unit = 0) {
   return {table.lower,
           table.upper,
           limits,
@@ -58,19 +63,22 @@ Field<T> field_of(const Table<T>& table, const RankLimits* limits, int64_t first
           static_cast<int32_t>(unit)};
 }
 
-// Buckets for values that the table finds typical: about the bounds of the middle rank; a typical distance, as a power
-// of two, is a quarter of the widest from there.
+// Buckets for values that the table finds typical: about the bounds of the middle rank; a typical distance,
+// as a power of two, is a quarter of the widest from there.
 template <class T>
 __device__ inline Buckets buckets_of(const Field<T>& field) {
-  const int64_t middle = field.num_chunks / 2 * field.row_stride, last = (field.num_chunks - 1) * field.row_stride;
+  const int64_t middle = field.num_chunks / 2 * field.row_stride,
+                last = (field.num_chunks - 1) * field.row_stride;
   const auto column = [&](int32_t j) { return j * field.column_stride; };
   float centre = 0;
   for (const int32_t j : {(field.chunk_size - 1) / 2, field.chunk_size / 2})
-    centre +=
-        (static_cast<float>(field.lower[middle + column(j)]) + static_cast<float>(field.upper[middle + column(j)])) / 4;
+    centre += (static_cast<float>(field.lower[middle + column(j)]) +
+               static_cast<float>(field.upper[middle + column(j)])) /
+              4;
   if (!is_finite(centre)) centre = 0;
-  const float widest =
-      (static_cast<float>(field.upper[last + column(field.chunk_size - 1)]) - static_cast<float>(field.lower[0])) / 2;
+  const float widest = (static_cast<float>(field.upper[last + column(field.chunk_size - 1)]) -
+                        static_cast<float>(field.lower[0])) /
+                       2;
   const int32_t exponent = static_cast<int32_t>((__float_as_uint(widest) >> 23) & 255u) - 127 - 2;
   const int32_t inverse = 2 - exponent + 127;
   return {centre, __uint_as_float(static_cast<uint32_t>(min(max(inverse, 1), 254)) << 23), field.num_buckets};
@@ -89,8 +97,8 @@ __device__ inline int32_t rank_in_chunk(const T* chunk, int32_t chunk_size, int3
   return rank;
 }
 
-// One or two vectors of equally many values that are projected side by side. A block changes its own values, begin to
-// end; of `in` it reads those and, where a chunk crosses that range, the rest of the chunk.
+// One or two vectors of equally many values that are projected side by side. A block changes its own values,
+// begin to end; of `in` it reads those and, where a chunk crosses that range, the rest of the chunk.
 template <class T>
 struct Vectors {
   const T* first_in;
@@ -116,7 +124,8 @@ struct OrderStatsMemory {
   uint32_t* counters[2];  // of every field, all zero where not in use
   Verdict* verdicts[2];   // of every unit, likewise
   int32_t num_units;
-  // Of every field: the first rank of a bucket, then the one to go to the next value gathered; and kUnsettled.
+  // Of every field: the first rank of a bucket, then the one to go to the next value gathered; and
+  // kUnsettled.
   uint32_t* ranks;
   T* clipped;         // [vector][value]: NaN where it is unchanged
   uint32_t* columns;  // [value], for sorting
@@ -126,7 +135,8 @@ struct OrderStatsMemory {
 template <class T>
 class OrderStats {
  public:
-  // `shared` is working memory of the block: shared_bytes() of it. `memory` may be filled in later, before a barrier.
+  // `shared` is working memory of the block: shared_bytes() of it. `memory` may be filled in later, before a
+  // barrier.
   __device__ OrderStats(Team& team, const OrderStatsMemory<T>& memory, unsigned char* shared)
       : team_(team), memory_(memory), shared_(shared) {}
 
@@ -136,10 +146,11 @@ class OrderStats {
     return small > radix ? small : radix;
   }
 
-  // A round of counting: count() for each vector of a range of fields, a team barrier, sum_up() of the fields, a team
-  // barrier; then verdict() of their units, and end_round().
+  // A round of counting: count() for each vector of a range of fields, a team barrier, sum_up() of the
+  // fields, a team barrier; then verdict() of their units, and end_round().
 
-  // The block's own values are there after a __syncthreads, others, where chunks cross blocks, after a team barrier.
+  // The block's own values are there after a __syncthreads, others, where chunks cross blocks, after a team
+  // barrier.
   __device__ __noinline__ void count(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets,
                                      Rotation& rotation) {
     const int32_t D = fields[0].chunk_size, own = v.end - v.begin;
@@ -159,8 +170,8 @@ class OrderStats {
 
   __device__ void declare_unsettled(int32_t unit) { memory_.verdicts[parity_][unit].unsettled = 1; }
 
-  // Turns the counts of every column into first ranks, and says what they settle. `settle`: the buckets are those that
-  // the limits were made for.
+  // Turns the counts of every column into first ranks, and says what they settle. `settle`: the buckets are
+  // those that the limits were made for.
   __device__ __noinline__ void sum_up(const Field<T>* begin, const Field<T>* end, bool settle) {
     int32_t segment = static_cast<int32_t>(team_.thread() / kWarp);
     const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarp);
@@ -182,10 +193,10 @@ class OrderStats {
   __device__ Verdict verdict(int32_t unit) const { return memory_.verdicts[parity_][unit]; }
   __device__ void end_round() { parity_ ^= 1; }
 
-  // Projects vectors whose unit the last round has not settled; its verdict is `verdict`. The result is for the block's
-  // threads after a __syncthreads; nobody may change `in` before the next team barrier.
-  __device__ __noinline__ void project_counted(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets,
-                                               const Verdict& verdict) {
+  // Projects vectors whose unit the last round has not settled; its verdict is `verdict`. The result is for
+  // the block's threads after a __syncthreads; nobody may change `in` before the next team barrier.
+  __device__ __noinline__ void project_counted(const Vectors<T>& v, const Field<T>* fields,
+                                               const Buckets* buckets, const Verdict& verdict) {
     if (verdict.fullest <= kMostCompared)
       rank_among_neighbours(v, fields, buckets);
     else
@@ -248,8 +259,8 @@ class OrderStats {
  private:
   static constexpr int32_t kSegment = 1024;  // counters that a warp sums up
 
-  // Sorting a chunk takes a thread less than ranking each of its values takes all of them, if there are chunks for all
-  // threads. Chunks must not cross blocks, and be aligned.
+  // Sorting a chunk takes a thread less than ranking each of its values takes all of them, if there are
+  // chunks for all threads. Chunks must not cross blocks, and be aligned.
   __device__ static bool worth_a_thread_a_chunk(const Vectors<T>& v, int32_t f, int32_t chunk_size) {
     return v.begin % chunk_size == 0 && v.end % chunk_size == 0 &&
            v.end - v.begin >= static_cast<int32_t>(blockDim.x) * chunk_size &&
@@ -269,13 +280,15 @@ class OrderStats {
       }
       sort_in_registers(keys);
 #pragma unroll
-      for (int32_t j = 0; j < D; ++j) atomicAdd(&counters[j * buckets.count + buckets.of(from_key<T>(keys[j]))], 1u);
+      for (int32_t j = 0; j < D; ++j)
+        atomicAdd(&counters[j * buckets.count + buckets.of(from_key<T>(keys[j]))], 1u);
     }
   }
 
   // columns[(f D + j) stride + m]: the key of rank j in chunk m of vector f.
   template <int32_t D>
-  __device__ static void make_columns(const Vectors<T>& v, Key<T>* columns, int32_t num_chunks, int32_t stride) {
+  __device__ static void make_columns(const Vectors<T>& v, Key<T>* columns, int32_t num_chunks,
+                                      int32_t stride) {
     for (int32_t chunk = threadIdx.x; chunk < v.count * num_chunks; chunk += blockDim.x) {
       const int32_t f = chunk / num_chunks;
       Key<T> keys[D];
@@ -300,7 +313,8 @@ class OrderStats {
     const int32_t per_column = field.num_buckets / length, column = segment / per_column;
     const int32_t begin = (segment - column * per_column) * length;
     const int64_t first = static_cast<int64_t>(column) * field.num_buckets;
-    const auto* counts = reinterpret_cast<const uint4*>(memory_.counters[parity_] + field.first_counter + first);
+    const auto* counts =
+        reinterpret_cast<const uint4*>(memory_.counters[parity_] + field.first_counter + first);
     auto* ranks = reinterpret_cast<uint4*>(memory_.ranks + field.first_counter + first);
     const auto* limits = reinterpret_cast<const int4*>(field.limits + first);
 
@@ -354,8 +368,8 @@ class OrderStats {
     }
   }
 
-  // Gathers the values by bucket, and ranks those of unsettled buckets by comparing them with their bucket's. What is
-  // left of the ranks is where each bucket ends.
+  // Gathers the values by bucket, and ranks those of unsettled buckets by comparing them with their bucket's.
+  // What is left of the ranks is where each bucket ends.
   __device__ void rank_among_neighbours(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size, num_buckets = fields[0].num_buckets;
     Entry<T>* entries = memory_.radix.entries[0];
@@ -373,7 +387,8 @@ class OrderStats {
       const int32_t f = static_cast<int32_t>(p) / v.size, column = static_cast<int32_t>(p) / M - f * D;
       const Entry<T> own = entries[p];
       const int32_t bucket = buckets[f].of(from_key<T>(own.key));
-      const uint32_t* ends = memory_.ranks + fields[f].first_counter + static_cast<int64_t>(column) * num_buckets;
+      const uint32_t* ends =
+          memory_.ranks + fields[f].first_counter + static_cast<int64_t>(column) * num_buckets;
       const uint32_t end = ends[bucket];
       if (!(end & kUnsettled)) {
         memory_.clipped[f * v.size + static_cast<int32_t>(own.index)] = quiet_nan<T>();
@@ -389,7 +404,8 @@ class OrderStats {
   }
 
   // `buckets` may be null if chunks are long.
-  __device__ __noinline__ void rank_by_sorting(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
+  __device__ __noinline__ void rank_by_sorting(const Vectors<T>& v, const Field<T>* fields,
+                                               const Buckets* buckets) {
     const int32_t M = fields[0].num_chunks, D = fields[0].chunk_size, size = v.size;
     RadixSort<T> radix(team_, memory_.radix, shared_, size);
     uint32_t* columns = memory_.columns;
@@ -404,8 +420,8 @@ class OrderStats {
       entries = radix.sort(entries, ~Key<T>(0), nullptr, [](const Entry<T>& e) { return e.key; });
       if (!fields[f].is_counted()) {
         // Sorted by chunk as well, every value stands where its chunk begins plus its rank there.
-        const Entry<T>* chunks =
-            radix.sort(entries, M - 1, entries, [=](const Entry<T>& e) { return e.index / static_cast<uint32_t>(D); });
+        const Entry<T>* chunks = radix.sort(
+            entries, M - 1, entries, [=](const Entry<T>& e) { return e.index / static_cast<uint32_t>(D); });
         for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(size); p += team_.num_threads())
           columns[chunks[p].index] = p % static_cast<uint32_t>(D);
         team_.sync();
@@ -419,7 +435,8 @@ class OrderStats {
     }
   }
 
-  __device__ void clip(const Field<T>& field, int32_t offset, const Entry<T>& entry, int32_t rank, int32_t column) {
+  __device__ void clip(const Field<T>& field, int32_t offset, const Entry<T>& entry, int32_t rank,
+                       int32_t column) {
     const T x = from_key<T>(entry.key), clipped = field.clip(x, rank, column);
     memory_.clipped[offset + static_cast<int32_t>(entry.index)] = clipped == x ? quiet_nan<T>() : clipped;
   }

@@ -1,5 +1,5 @@
-// Stable least-significant-digit radix sort by a team of thread blocks: slow beside what order_stats.cuh does for the
-// common case, but as fast for any values.
+// Stable least-significant-digit radix sort by a team of thread blocks: slow beside what order_stats.cuh does
+// for the common case, but as fast for any values.
 #pragma once
 
 #include "keys.cuh"
@@ -27,9 +27,9 @@ class RadixSort {
     return (kDigits + (kDigits + 1) * (static_cast<size_t>(threads) / kWarp)) * sizeof(uint32_t);
   }
 
-  // Sorts entries by key(entry), which is at most `largest`; equal ones keep their order. The entries are up to date
-  // for the team, and so is the result, which is another of the three arrays: never `kept`, unless nothing was to be
-  // done. Where `kept` is null `entries` may be overwritten.
+  // Sorts entries by key(entry), which is at most `largest`; equal ones keep their order. The entries are up
+  // to date for the team, and so is the result, which is another of the three arrays: never `kept`, unless
+  // nothing was to be done. Where `kept` is null `entries` may be overwritten.
   template <class GetKey, class K>
   __device__ Entry<T>* sort(Entry<T>* entries, K largest, const Entry<T>* kept, const GetKey& key) {
     for (uint32_t shift = 0; shift < 8 * sizeof(K) && (largest >> shift) != 0; shift += kDigitBits) {
@@ -57,7 +57,8 @@ class RadixSort {
     __syncthreads();
     for (uint32_t p = begin + threadIdx.x; p < end; p += blockDim.x) atomicAdd(&next[digit_of(from[p])], 1u);
     __syncthreads();
-    for (uint32_t d = threadIdx.x; d < kDigits; d += blockDim.x) memory_.counts[team_.rank * kDigits + d] = next[d];
+    for (uint32_t d = threadIdx.x; d < kDigits; d += blockDim.x)
+      memory_.counts[team_.rank * kDigits + d] = next[d];
     team_.sync();
 
     // First all smaller digits, then this digit in the blocks before.

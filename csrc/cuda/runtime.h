@@ -37,27 +37,29 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
-// Allows the kernel all the shared memory that a block can have: always all, since threads of the host that launch it
-// with other sizes must not take it from each other.
+// Allows the kernel all the shared memory that a block can have: always all, since threads of the host that
+// launch it with other sizes must not take it from each other.
 template <class... Parameters>
 void allow_shared_memory(void (*kernel)(Parameters...)) {
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "asking for shared memory");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+        "asking for shared memory");
 }
 
 // Blocks of the kernel that a multiprocessor holds at once.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "asking for occupancy");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        "asking for occupancy");
   return blocks;
 }
 
 enum class Residence { any, all_at_once };
 
 template <class... Parameters, class... Arguments>
-void enqueue(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int64_t blocks, int threads,
-             size_t shared_bytes, Arguments&&... arguments) {
+void enqueue(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int64_t blocks,
+             int threads, size_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;

@@ -46,8 +46,8 @@ struct Team {
   }
 };
 
-// Small jobs that follow each other without a barrier, each for a part of the block's threads: one begins with the warp
-// after those of the one before.
+// Small jobs that follow each other without a barrier, each for a part of the block's threads: one begins
+// with the warp after those of the one before.
 struct Rotation {
   int32_t begin = 0;
 
@@ -62,7 +62,9 @@ struct Rotation {
 };
 
 // First item of this thread, and how far it is to the next one, in a kernel that strides over its work.
-__device__ inline int64_t grid_thread() { return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; }
+__device__ inline int64_t grid_thread() {
+  return blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+}
 __device__ inline int64_t grid_threads() { return gridDim.x * static_cast<int64_t>(blockDim.x); }
 
 // Sum over the lanes of the warp up to this one.
@@ -75,8 +77,8 @@ __device__ inline uint32_t warp_prefix_sum(uint32_t value) {
   return value;
 }
 
-// Exclusive prefix sum over the threads of the block; `total` is the sum of all. `partial` holds a word a warp, in
-// shared memory. The block has a multiple of 32 threads.
+// Exclusive prefix sum over the threads of the block; `total` is the sum of all. `partial` holds a word a
+// warp, in shared memory. The block has a multiple of 32 threads.
 __device__ inline uint32_t block_prefix_sum(uint32_t value, uint32_t* partial, uint32_t& total) {
   const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
   const uint32_t inclusive = warp_prefix_sum(value);

@@ -11,8 +11,9 @@ constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
 template <class T>
 constexpr T kConstantEnergy = static_cast<T>(sizeof(T) == 4 ? 0x1p-90 : 0x1p-900);
 
-// What the blocks of a team share, in global memory. Statistics of tile t are at [which][t]: sqrt(K) mean, energy.
-// Each array has a twin to write next: nobody reads it any more, since a team barrier lies between writing and reading.
+// What the blocks of a team share, in global memory. Statistics of tile t are at [which][t]: sqrt(K) mean,
+// energy. Each array has a twin to write next: nobody reads it any more, since a team barrier lies between
+// writing and reading.
 template <class T>
 struct TileStatsMemory {
   T* measured[2];   // of every tile size
@@ -40,7 +41,8 @@ class TileStats {
       : team_(team), order_stats_(order_stats), memory_(memory) {}
 
   // Measures the tiles of x, which is there after a __syncthreads.
-  __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem, Rotation& rotation) {
+  __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem,
+                                       Rotation& rotation) {
     measured_ ^= 1u << problem.unit;
     const TileGrid grid = problem.grid;
     const int32_t P = problem.num_tiles, size = grid.size();
@@ -50,7 +52,8 @@ class TileStats {
     const Slice<T> slice = x;
     lanes.for_each(x.begin / size, x.end / size, rotation, [=](int32_t tile, bool valid) {
       const T* values = &slice[grid.first_of(tile)];
-      const T mean = lanes.template sum<T>(size, [=](int32_t i) { return values[grid.offset_of(i)]; }) / count;
+      const T mean =
+          lanes.template sum<T>(size, [=](int32_t i) { return values[grid.offset_of(i)]; }) / count;
       const T energy = lanes.template sum<T>(size, [=](int32_t i) {
         const T centred = values[grid.offset_of(i)] - mean;
         return centred * centred;
@@ -72,8 +75,9 @@ class TileStats {
     }
   }
 
-  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's threads after
-  // a __syncthreads. `counted`: the verdict, if a round has just found these statistics unsettled; or null.
+  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's
+  // threads after a __syncthreads. `counted`: the verdict, if a round has just found these statistics
+  // unsettled; or null.
   __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, const Verdict* counted) {
     T* statistics = measured(problem);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
@@ -99,7 +103,8 @@ class TileStats {
     return memory_.measured[(measured_ >> problem.unit) & 1] + 2 * problem.first_tile;
   }
 
-  __device__ Vectors<T> vectors(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* in, T* out) const {
+  __device__ Vectors<T> vectors(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* in,
+                                T* out) const {
     const int32_t size = problem.grid.size();
     return {in, out, 2, problem.num_tiles, x.begin / size, x.end / size};
   }
@@ -119,7 +124,8 @@ class TileStats {
     }
   }
 
-  __device__ __noinline__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* projected) {
+  __device__ __noinline__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem,
+                                       const T* projected) {
     const int32_t P = problem.num_tiles, size = problem.grid.size();
     const T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
     const TileLanes lanes(size);

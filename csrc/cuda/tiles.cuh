@@ -6,13 +6,13 @@
 
 namespace noisetilt::cuda {
 
-// Tiles of height x width are numbered row by row of the sample's planes, their values row by row of the tile. A tile
-// whose rows follow each other counts as one row, and as all there is across the sample.
+// Tiles of height x width are numbered row by row of the sample's planes, their values row by row of the
+// tile. A tile whose rows follow each other counts as one row, and as all there is across the sample.
 struct TileGrid {
   int32_t height, width;
   int32_t row_length;  // of the sample
   int32_t across;      // tiles in a row of them
-  int32_t shift;       // log2 of width, -1 if it is no power of two; for a tile of one row anything from there up
+  int32_t shift;  // log2 of width, -1 if it is no power of two; for a tile of one row anything from there up
 
   __host__ __device__ int32_t size() const { return height * width; }
   // Slices of a sample that are multiples of this divide no tile.
@@ -46,8 +46,8 @@ inline TileGrid grid_of(Tile tile, Shape shape) {
   int32_t shift = 0;
   while ((int64_t(1) << shift) < tile.width) ++shift;
   if ((int64_t(1) << shift) != tile.width) shift = -1;
-  return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width), static_cast<int32_t>(shape.width),
-          static_cast<int32_t>(shape.width / tile.width), shift};
+  return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width),
+          static_cast<int32_t>(shape.width), static_cast<int32_t>(shape.width / tile.width), shift};
 }
 
 // A block's part of a sample: the values begin to end, values[0] being the first of them.
@@ -71,7 +71,8 @@ __device__ inline T halving_sum(const Leaf& leaf, int32_t offset = 0, int32_t st
 
 template <class T, class Leaf>
 __device__ __noinline__ T halving_sum(int32_t count, const Leaf& leaf) {
-  // Depth first, so leaves come in the order of their reversed bits; sums[k] is a finished left half of 2^k leaves.
+  // Depth first, so leaves come in the order of their reversed bits; sums[k] is a finished left half of 2^k
+  // leaves.
   constexpr int32_t kDeepest = 31;
   T sums[kDeepest];
   const int32_t bits = 31 - __clz(count);
@@ -95,8 +96,8 @@ struct TileLanes {
     lanes = min(padded, static_cast<int32_t>(kWarp));
   }
 
-  // Sum of term(i) over i < size, zero-padded, in the defined halving order; the same for all lanes of the tile. Every
-  // lane of the warp must take part.
+  // Sum of term(i) over i < size, zero-padded, in the defined halving order; the same for all lanes of the
+  // tile. Every lane of the warp must take part.
   template <class T, class Term>
   __device__ T sum(int32_t size, const Term& term) const {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes, share = padded / lanes;
@@ -113,7 +114,8 @@ struct TileLanes {
     return v;
   }
 
-  // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block, with all lanes of a warp at once.
+  // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block, with all lanes of a warp
+  // at once.
   template <class Body>
   __device__ void for_each(int32_t begin, int32_t end, Rotation& rotation, const Body& body) const {
     const int32_t thread = rotation.thread(), per_round = static_cast<int32_t>(blockDim.x) / lanes;

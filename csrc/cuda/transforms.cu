@@ -1,5 +1,5 @@
-// Orthogonal domains, DESIGN section 4: butterfly mixing, Walsh-Hadamard, and the steps around a half-length complex
-// FFT that make it the compact Fourier transform.
+// Orthogonal domains, DESIGN section 4: butterfly mixing, Walsh-Hadamard, and the steps around a half-length
+// complex FFT that make it the compact Fourier transform.
 
 #include <algorithm>
 #include <cmath>
@@ -36,8 +36,8 @@ struct Values {
   T v[kUnits][kUnit];
 };
 
-// S steps on vectors of `size` in shared memory, in place: read all, then write all. A unit is kUnit consecutive
-// values (after the inverse steps), which is several groups of butterfly_group where S is small.
+// S steps on vectors of `size` in shared memory, in place: read all, then write all. A unit is kUnit
+// consecutive values (after the inverse steps), which is several groups of butterfly_group where S is small.
 template <int32_t S, bool kOrthonormal, bool kInverse, int32_t kUnits, class T>
 __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t size, int32_t num_units) {
   constexpr int32_t n = 1 << S, kGroups = kUnit / n;
@@ -80,8 +80,8 @@ __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t siz
   __syncthreads();
 }
 
-// Calls body(k, place) for the `count` values from tile `first` on, k = 0, 1, ..: with the place in x of each, or of
-// every fourth where `by_fours`.
+// Calls body(k, place) for the `count` values from tile `first` on, k = 0, 1, ..: with the place in x of
+// each, or of every fourth where `by_fours`.
 template <class Body>
 __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t count, bool by_fours,
                                       const Body& body) {
@@ -97,15 +97,17 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
   }
 }
 
-// Steps on tiles: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved so.
+// Steps on tiles: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved
+// so.
 template <class T, int32_t kUnits, bool kOrthonormal, bool kInverse>
 __global__ void __launch_bounds__(kMostThreads)
-    butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block, bool by_fours,
-                     int32_t steps, T scale) {
+    butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block,
+                     bool by_fours, int32_t steps, T scale) {
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
-  const int32_t count = static_cast<int32_t>(min(static_cast<int64_t>(per_block), tiles.count - first)) * size;
+  const int32_t count =
+      static_cast<int32_t>(min(static_cast<int64_t>(per_block), tiles.count - first)) * size;
   for_each_value(tiles, first, count, by_fours, [&](int32_t k, int64_t place) {
     if (by_fours) {
       const Four<T> four = *reinterpret_cast<const Four<T>*>(x + place);
@@ -180,7 +182,8 @@ void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int
                                                     : butterfly_kernel<T, kMostUnits, kOrthonormal, kInverse>;
     const int64_t each = units <= most_threads ? 1 : units <= 2 * most_threads ? 2 : kMostUnits;
     const int threads = static_cast<int>((units + each * kWarp - 1) / (each * kWarp) * kWarp);
-    const bool by_fours = tiles.grid.width % 4 == 0 && reinterpret_cast<uintptr_t>(x) % sizeof(Four<T>) == 0 &&
+    const bool by_fours = tiles.grid.width % 4 == 0 &&
+                          reinterpret_cast<uintptr_t>(x) % sizeof(Four<T>) == 0 &&
                           reinterpret_cast<uintptr_t>(out) % sizeof(Four<T>) == 0;
     allow_shared_memory(kernel);
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
@@ -199,15 +202,16 @@ void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int
   for (int64_t left = steps; left > 0; --rounds) {
     const int32_t at_once = steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
     T* to = rounds % 2 == 1 ? out : spare;
-    enqueue(launch, long_butterfly_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0, from, to,
-            tiles, at_once);
+    enqueue(launch, long_butterfly_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
+            from, to, tiles, at_once);
     from = to;
     left -= at_once;
   }
   if (!kOrthonormal)
     enqueue(launch, scale_kernel<T>, Residence::any, blocks, threads, 0, from, out, all, scale);
   else if (from != out)
-    check(cudaMemcpyAsync(out, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice, launch.stream),
+    check(cudaMemcpyAsync(out, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice,
+                          launch.stream),
           "copying");
 }
 
@@ -266,7 +270,8 @@ void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch,
 template <class T>
 void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size) {
   const double n = static_cast<double>(size);
-  compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, 1 / std::sqrt(n), std::sqrt(0.5 / n));
+  compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, 1 / std::sqrt(n),
+                                           std::sqrt(0.5 / n));
 }
 
 template <class T>

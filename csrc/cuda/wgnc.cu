@@ -1,5 +1,6 @@
-// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64. Blocks of 16 coefficients
-// have a thread each; any other size has a thread block, for the sake of completeness more than speed.
+// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64. Blocks of 16
+// coefficients have a thread each; any other size has a thread block, for the sake of completeness more than
+// speed.
 
 #include <algorithm>
 #include <cmath>
@@ -34,7 +35,8 @@ __device__ inline double threshold(double d1, double d2, int32_t n, double t) {
   return (d1 - sqrt(t * (count * d2 - d1 * d1) / (count - t))) / count;
 }
 
-// Radii of a block in which `ties` > t magnitudes tie at the maximum: of the first of them, and of the others.
+// Radii of a block in which `ties` > t magnitudes tie at the maximum: of the first of them, and of the
+// others.
 __device__ inline void tied_radii(const BlockNorms& norms, int32_t ties, double& first, double& other) {
   const double k = ties;
   first = (norms.l1 + sqrt((k - 1) * (k * norms.size - norms.l1 * norms.l1))) / k;
@@ -129,13 +131,15 @@ __global__ void __launch_bounds__(kThreads)
     blocks_of_16_kernel(const T* y, T* out, int64_t num_blocks, const __grid_constant__ BlockNorms norms) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   const int32_t threads = blockDim.x;
-  for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks; first += gridDim.x * int64_t(threads)) {
+  for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks;
+       first += gridDim.x * int64_t(threads)) {
     const int32_t blocks = static_cast<int32_t>(min(static_cast<int64_t>(threads), num_blocks - first));
     const auto* from = reinterpret_cast<const Complex<T>*>(y) + first * kBlock;
     auto* to = reinterpret_cast<Complex<T>*>(out) + first * kBlock;
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) shared[spread(k)] = from[k];
     __syncthreads();
-    if (static_cast<int32_t>(threadIdx.x) < blocks) project_block(shared + spread(threadIdx.x * kBlock), norms);
+    if (static_cast<int32_t>(threadIdx.x) < blocks)
+      project_block(shared + spread(threadIdx.x * kBlock), norms);
     __syncthreads();
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) to[k] = shared[spread(k)];
     __syncthreads();
@@ -144,9 +148,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the same with the steps from and to the half-length FFT, in one pass ----
 //
-// A thread block owns the coefficients k in [begin, end), whole blocks, k <= h/2, and their partners h - k. The
-// partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of coefficients
-// that others own, and write in place, has been set aside before: the pairs beside its range.
+// A thread block owns the coefficients k in [begin, end), whole blocks, k <= h/2, and their partners h - k.
+// The partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of
+// coefficients that others own, and write in place, has been set aside before: the pairs beside its range.
 
 constexpr int32_t kMostBeside = 32;  // pairs
 
@@ -159,7 +163,9 @@ struct Range {
   // Pairs begin - 15 .. end are read; of those the ones that others own are numbered.
   __device__ int32_t first() const { return begin == 0 ? 0 : begin - (kBlock - 1); }
   __device__ bool owns(int32_t k) const { return k >= begin && k <= last; }
-  __device__ int32_t number_beside(int32_t k) const { return k < begin ? k - first() : begin - first() + k - last - 1; }
+  __device__ int32_t number_beside(int32_t k) const {
+    return k < begin ? k - first() : begin - first() + k - last - 1;
+  }
 };
 
 template <class T>
@@ -173,7 +179,8 @@ __device__ inline Pair<T> load_pair(const Complex<T>* z, int32_t k, int32_t h) {
 }
 
 template <class T>
-__global__ void set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges, Pair<T>* beside) {
+__global__ void set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges,
+                                 Pair<T>* beside) {
   const int64_t sample = blockIdx.x / ranges;
   const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
   const auto* z = reinterpret_cast<const Complex<T>*>(spectrum) + sample * h;
@@ -258,7 +265,8 @@ __global__ void __launch_bounds__(kThreads)
       found.finite = true;
       for (int32_t j = 0; j < B; ++j) {
         found.finite &= is_finite(block[j].re) && is_finite(block[j].im);
-        largest = fmax(largest, fmax(fabs(static_cast<double>(block[j].re)), fabs(static_cast<double>(block[j].im))));
+        largest = fmax(largest,
+                       fmax(fabs(static_cast<double>(block[j].re)), fabs(static_cast<double>(block[j].im))));
       }
       found.divisor = divisor_of<T>(largest);
     }
@@ -348,12 +356,14 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
     const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
     allow_shared_memory(blocks_of_16_kernel<T>);
     enqueue(launch, blocks_of_16_kernel<T>, Residence::any,
-            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, out, num_blocks,
-            norms);
+            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, out,
+            num_blocks, norms);
   } else {
-    const int64_t blocks = std::min<int64_t>(num_blocks, 8 * device_attribute(cudaDevAttrMultiProcessorCount));
+    const int64_t blocks =
+        std::min<int64_t>(num_blocks, 8 * device_attribute(cudaDevAttrMultiProcessorCount));
     double* memory = allocate<double>(launch, blocks * 2 * block_size);
-    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, out, num_blocks, norms, memory);
+    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, out, num_blocks, norms,
+            memory);
   }
 }
 
@@ -365,27 +375,29 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   const int threads = block_threads(kThreads);
   if (block_size != kBlock) {
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
-    enqueue(launch, turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
-            scales.ends, scales.pairs);
+    enqueue(launch, turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch,
+            h, scales.ends, scales.pairs);
     project_wgnc_blocks<T>(launch, spectrum, spectrum, batch * h / block_size, block_size);
-    enqueue(launch, turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch, h,
-            scales.ends_back, scales.pairs_back);
+    enqueue(launch, turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum,
+            batch, h, scales.ends_back, scales.pairs_back);
     return;
   }
   const BlockNorms norms(block_size);
-  // A thread block of 128 threads projects up to 63 + 63 + 1 blocks; a small batch is spread over all multiprocessors.
-  const int64_t all = h / 2 / kBlock + 1, spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;
+  // A thread block of 128 threads projects up to 63 + 63 + 1 blocks; a small batch is spread over all
+  // multiprocessors.
+  const int64_t all = h / 2 / kBlock + 1,
+                spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;
   const int64_t blocks = std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads - 1) / 2);
   const int64_t ranges = (all + blocks - 1) / blocks;
   auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMostBeside);
-  enqueue(launch, set_aside_kernel<T>, Residence::any, batch * ranges, 32, 0, static_cast<const T*>(spectrum), h,
-          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
+  enqueue(launch, set_aside_kernel<T>, Residence::any, batch * ranges, 32, 0, static_cast<const T*>(spectrum),
+          h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
   const size_t shared_bytes =
       static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
   allow_shared_memory(between_ffts_kernel<T>);
   enqueue(launch, between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes, spectrum, h,
-          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside), norms,
-          scales);
+          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside),
+          norms, scales);
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                       \

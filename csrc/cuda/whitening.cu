@@ -1,9 +1,9 @@
-// The whitening operator between the FFTs, DESIGN section 5: project(x), alone or after every butterfly step of the
-// mixing domains, in one launch.
+// The whitening operator between the FFTs, DESIGN section 5: project(x), alone or after every butterfly step
+// of the mixing domains, in one launch.
 //
-// A team of blocks takes a sample; every block holds a slice of it, in shared memory if it fits, and does there what
-// needs no other block. Blocks of a team meet at barriers in global memory, so all of them must be resident at once;
-// more samples than there are teams are taken in turns.
+// A team of blocks takes a sample; every block holds a slice of it, in shared memory if it fits, and does
+// there what needs no other block. Blocks of a team meet at barriers in global memory, so all of them must be
+// resident at once; more samples than there are teams are taken in turns.
 
 #include <algorithm>
 #include <cmath>
@@ -37,8 +37,8 @@ struct MixingDomain {
 // Where in a team's memory its arrays begin, in bytes.
 struct Layout {
   size_t counters[2], verdicts[2], arrivals, zeroed;  // the first part, zero at the start, and its size
-  size_t ranks, clipped, columns, entries[3], digit_counts, measured[2], projected[2], means, mixing[2], slices[2],
-      rest;
+  size_t ranks, clipped, columns, entries[3], digit_counts, measured[2], projected[2], means, mixing[2],
+      slices[2], rest;
 };
 
 template <class T>
@@ -51,7 +51,8 @@ struct Work {
   Layout layout;
   unsigned char *zeroed, *rest;
   int32_t num_values, num_tiles, num_mixing;
-  Field<T> fields[kMostFields];  // as in Projection: of the values; then for each tile of mean and energy, alternating
+  Field<T> fields[kMostFields];  // as in Projection: of the values; then for each tile of mean and energy,
+                                 // alternating
   TileSize<T> tiles[kMostTiles];
   MixingDomain mixing[kMostMixing];
   int32_t num_fields;
@@ -61,12 +62,14 @@ static_assert(sizeof(Work<double>) <= 4096, "what every driver takes as kernel p
 // Shared memory of a block: this, then what OrderStats needs, then the slices.
 template <class T>
 struct SharedHead {
-  Work<T> work;  // which as a parameter would be read through the first-level cache, that every team barrier empties
+  Work<T> work;  // which as a parameter would be read through the first-level cache, that every team barrier
+                 // empties
   OrderStatsMemory<T> order_stats;
   TileStatsMemory<T> tile_stats;
   Buckets buckets[kMostFields];
   int32_t scale;
-  // How a unit fared: it is not tested again for so many projections; the longer, the more often it was unsettled.
+  // How a unit fared: it is not tested again for so many projections; the longer, the more often it was
+  // unsettled.
   struct {
     int32_t rest, patience;
   } tests[kMostUnits];
@@ -88,18 +91,20 @@ class Worker {
         tile_stats_(team_, order_stats_, head_.tile_stats) {
     const int32_t begin = min(work.size, static_cast<int32_t>(team_.rank) * work.slice_size);
     const int32_t end = min(work.size, begin + work.slice_size);
-    unsigned char* slices =
-        dynamic_shared_memory() + aligned(sizeof(SharedHead<T>)) + aligned(OrderStats<T>::shared_bytes(blockDim.x));
+    unsigned char* slices = dynamic_shared_memory() + aligned(sizeof(SharedHead<T>)) +
+                            aligned(OrderStats<T>::shared_bytes(blockDim.x));
     for (int k = 0; k < 2; ++k) {
       T* values = work.slices_shared ? reinterpret_cast<T*>(slices) + k * work.slice_size
                                      : at<T>(work.rest, work.layout.rest, work.layout.slices[k]) + begin;
       (k == 0 ? slice_ : spare_) = {values, begin, end};
     }
     static_assert(sizeof(Work<T>) % sizeof(uint32_t) == 0, "copied by words");
-    for (int32_t k = threadIdx.x; k < static_cast<int32_t>(sizeof(Work<T>) / sizeof(uint32_t)); k += blockDim.x)
+    for (int32_t k = threadIdx.x; k < static_cast<int32_t>(sizeof(Work<T>) / sizeof(uint32_t));
+         k += blockDim.x)
       reinterpret_cast<uint32_t*>(&head_.work)[k] = reinterpret_cast<const uint32_t*>(&work)[k];
     if (threadIdx.x == 0) find_memory(work);
-    for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x) head_.buckets[k] = buckets_of(work.fields[k]);
+    for (int32_t k = threadIdx.x; k < work.num_fields; k += blockDim.x)
+      head_.buckets[k] = buckets_of(work.fields[k]);
     for (int32_t k = threadIdx.x; k < kMostUnits; k += blockDim.x) head_.tests[k] = {0, 0};
   }
 
@@ -120,8 +125,8 @@ class Worker {
   }
 
  private:
-  // Power of two by which the values are larger than typical ones, seen from a sample of them. They do not change
-  // before the first team barrier.
+  // Power of two by which the values are larger than typical ones, seen from a sample of them. They do not
+  // change before the first team barrier.
   __device__ int32_t scale_of(const T* x) {
     if (threadIdx.x == 0) head_.scale = 0;
     __syncthreads();
@@ -153,13 +158,14 @@ class Worker {
     }
   }
 
-  // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the past
-  // tells, and of the values one more, since counting is the first step of their projection.
+  // The units from `begin` on that a round of counting tests: those that will be settled by it, as far as the
+  // past tells, and of the values one more, since counting is the first step of their projection.
   __device__ int32_t end_of_round(int32_t begin) const {
     const int32_t num_units = work_.num_values + work_.num_tiles;
     for (int32_t unit = begin; unit < num_units; ++unit) {
       const bool of_values = unit < work_.num_values;
-      if (!(of_values ? work_.fields[unit].is_counted() : work_.tiles[unit - work_.num_values].counted)) return unit;
+      if (!(of_values ? work_.fields[unit].is_counted() : work_.tiles[unit - work_.num_values].counted))
+        return unit;
       if (head_.tests[unit].rest > 0) return of_values ? unit + 1 : unit;
     }
     return num_units;
@@ -169,7 +175,8 @@ class Worker {
   __device__ int32_t project_round(int32_t begin, int32_t end, int32_t scale) {
     const int32_t num_values = work_.num_values;
     const int32_t inverse = min(max(127 - scale, 1), 254);
-    const Buckets scaled{0, head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
+    const Buckets scaled{0,
+                         head_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
                          head_.buckets[begin].count};
     Rotation rotation;
     for (int32_t unit = max(begin, num_values); unit < end; ++unit)
@@ -182,7 +189,8 @@ class Worker {
     }
     for (int32_t unit = begin; unit < end; ++unit) {
       if (unit < num_values)
-        order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, rotation);
+        order_stats_.count(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled,
+                           rotation);
       else
         tile_stats_.count(slice_, tile_problem(unit), rotation);
     }
@@ -206,7 +214,8 @@ class Worker {
     }
     if (unit == end) return end;
     if (unit < num_values)
-      order_stats_.project_counted(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled, verdict);
+      order_stats_.project_counted(values(), work_.fields + unit, scale == 0 ? head_.buckets + unit : &scaled,
+                                   verdict);
     else
       tile_stats_.project(slice_, tile_problem(unit), &verdict);
     return unit + 1;
@@ -252,8 +261,8 @@ class Worker {
       if (domain.inside_blocks) {
         __syncthreads();
         const int32_t size = domain.grid.size();
-        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, 1, false, threadIdx.x,
-                        blockDim.x);
+        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, 1, false,
+                        threadIdx.x, blockDim.x);
         swap_slices();
       } else {
         butterfly_step(publish(), slice_, domain.grid);
@@ -272,8 +281,8 @@ class Worker {
       at_once = steps_at_once(left, size);
       if (domain.inside_blocks) {
         __syncthreads();
-        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, at_once, true, threadIdx.x,
-                        blockDim.x);
+        butterfly_tiles(slice_, spare_, domain.grid, slice_.begin / size, slice_.end / size, at_once, true,
+                        threadIdx.x, blockDim.x);
         swap_slices();
       } else {
         const Slice<T> next = exchange();
@@ -287,7 +296,8 @@ class Worker {
     for (int32_t i = slice_.begin + threadIdx.x; i < slice_.end; i += blockDim.x) slice_[i] = sample[i];
   }
 
-  // The whole sample, for all of the team to read. The next two calls leave it as it is until a team barrier is passed.
+  // The whole sample, for all of the team to read. The next two calls leave it as it is until a team barrier
+  // is passed.
   __device__ Slice<T> publish() {
     __syncthreads();
     const Slice<T> sample = exchange();
@@ -318,7 +328,9 @@ class Worker {
 
   __device__ void find_memory(const Work<T>& work) {
     const Layout& layout = work.layout;
-    const auto in_zeroed = [&](size_t offset) { return at<unsigned char>(work.zeroed, layout.zeroed, offset); };
+    const auto in_zeroed = [&](size_t offset) {
+      return at<unsigned char>(work.zeroed, layout.zeroed, offset);
+    };
     const auto in_rest = [&](size_t offset) { return at<unsigned char>(work.rest, layout.rest, offset); };
     OrderStatsMemory<T>& order_stats = head_.order_stats;
     for (int k = 0; k < 2; ++k) {
@@ -331,7 +343,8 @@ class Worker {
     order_stats.num_units = work.num_values + work.num_tiles;
     order_stats.clipped = reinterpret_cast<T*>(in_rest(layout.clipped));
     order_stats.columns = reinterpret_cast<uint32_t*>(in_rest(layout.columns));
-    for (int k = 0; k < 3; ++k) order_stats.radix.entries[k] = reinterpret_cast<Entry<T>*>(in_rest(layout.entries[k]));
+    for (int k = 0; k < 3; ++k)
+      order_stats.radix.entries[k] = reinterpret_cast<Entry<T>*>(in_rest(layout.entries[k]));
     order_stats.radix.counts = reinterpret_cast<uint32_t*>(in_rest(layout.digit_counts));
     head_.tile_stats.means = reinterpret_cast<T*>(in_rest(layout.means));
   }
@@ -358,7 +371,8 @@ struct Slicing {
 };
 
 template <class T>
-Slicing slice(int64_t size, int64_t unit, int64_t batch, int64_t most_blocks, int64_t shared_bytes, int64_t slices) {
+Slicing slice(int64_t size, int64_t unit, int64_t batch, int64_t most_blocks, int64_t shared_bytes,
+              int64_t slices) {
   const int64_t units = size / unit;
   const int64_t units_that_fit = shared_bytes / (slices * unit * static_cast<int64_t>(sizeof(T)));
   int64_t blocks = std::min(units, std::max<int64_t>(1, most_blocks / batch));
@@ -372,19 +386,21 @@ Slicing slice(int64_t size, int64_t unit, int64_t batch, int64_t most_blocks, in
 }
 
 template <class T>
-void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection, const RankLimits* const* limits,
-         const Mixing* mixing, int64_t num_mixing) {
+void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+         const RankRange* const* limits, const Mixing* mixing, int64_t num_mixing) {
   const Shape& shape = projection.shape;
   const int64_t size = shape.size();
   if (batch == 0) return;
 
-  if (projection.num_values > kMostUnits - kMostTiles || projection.num_tiles > kMostTiles || num_mixing > kMostMixing)
+  if (projection.num_values > kMostUnits - kMostTiles || projection.num_tiles > kMostTiles ||
+      num_mixing > kMostMixing)
     throw std::invalid_argument("noisetilt: more than 8 tile sizes, chunk sizes or mixing domains");
   Work<T> work{};
   int64_t unit = 1, num_counters = 0, num_tiles = 0, most_tiles = 0;
   bool all_counted = true;
   const auto add = [&](const Table<T>& table, int64_t of_unit) {
-    if (work.num_fields == kMostFields) throw std::invalid_argument("noisetilt: more than 40 tables of bounds");
+    if (work.num_fields == kMostFields)
+      throw std::invalid_argument("noisetilt: more than 40 tables of bounds");
     work.fields[work.num_fields] = field_of(table, limits[work.num_fields], num_counters, of_unit);
     const Field<T>& field = work.fields[work.num_fields++];
     num_counters += int64_t(field.chunk_size) * field.num_buckets;
@@ -392,7 +408,8 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   };
   for (int64_t k = 0; k < projection.num_values; ++k) {
     add(projection.values[k], k);
-    if (projection.values[k].chunk_size <= kCountedChunk) unit = std::lcm(unit, projection.values[k].chunk_size);
+    if (projection.values[k].chunk_size <= kCountedChunk)
+      unit = std::lcm(unit, projection.values[k].chunk_size);
   }
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
@@ -461,7 +478,8 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   for (size_t& at : layout.projected) at = place(2 * most_tiles, sizeof(T));
   layout.means = place(num_tiles, sizeof(T));
   for (size_t& at : layout.mixing) at = place(num_mixing > 0 ? size : 0, sizeof(T));
-  for (int k = 0; k < 2; ++k) layout.slices[k] = place(!slicing.shared && k < num_slices ? size : 0, sizeof(T));
+  for (int k = 0; k < 2; ++k)
+    layout.slices[k] = place(!slicing.shared && k < num_slices ? size : 0, sizeof(T));
   layout.rest = offset;
 
   const int64_t num_teams = std::min(batch, std::max<int64_t>(1, most_blocks / slicing.num_blocks));
@@ -484,28 +502,28 @@ void run(const Launch& launch, T* x, int64_t batch, const Projection<T>& project
   allow_shared_memory(projection_kernel<T>);
   if (resident_blocks(projection_kernel<T>, threads, shared_bytes) < 1)
     throw std::runtime_error("noisetilt: this GPU does not hold a block of the projection kernel");
-  enqueue(launch, projection_kernel<T>, Residence::all_at_once, num_teams * slicing.num_blocks, threads, shared_bytes,
-          work);
+  enqueue(launch, projection_kernel<T>, Residence::all_at_once, num_teams * slicing.num_blocks, threads,
+          shared_bytes, work);
 }
 
 }  // namespace
 
 template <class T>
 void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
-             const RankLimits* const* limits) {
+             const RankRange* const* limits) {
   run(launch, x, batch, projection, limits, nullptr, 0);
 }
 
 template <class T>
-void mix(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection, const RankLimits* const* limits,
-         const Mixing* mixing, int64_t num_mixing) {
+void mix(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+         const RankRange* const* limits, const Mixing* mixing, int64_t num_mixing) {
   if (num_mixing > 0) run(launch, x, batch, projection, limits, mixing, num_mixing);
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                                                  \
-  template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*);           \
-  template void mix<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankLimits* const*, const Mixing*, \
-                       int64_t);
+#define NOISETILT_INSTANTIATE(T)                                                                       \
+  template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankRange* const*); \
+  template void mix<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankRange* const*,      \
+                       const Mixing*, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
 

@@ -11,11 +11,15 @@ from types import ModuleType
 
 import torch
 
-from . import cuda, native, reference, triton
+from . import compiled as native
+from . import cuda, reference, triton
 from .extents import Extents
 
 # In order of preference; the reference serves whatever no other does.
-_PREFERENCES: dict[str, tuple[ModuleType, ...]] = {"cpu": (native, reference), "cuda": (cuda, triton, reference)}
+_PREFERENCES: dict[str, tuple[ModuleType, ...]] = {
+    "cpu": (native, reference),
+    "cuda": (cuda, triton, reference),
+}
 
 _VARIABLE = "NOISETILT_BACKEND"
 

@@ -2,9 +2,8 @@
 
 import torch
 
-from .. import _library
-from .extents import Extents
-from .native import (
+from . import library
+from .compiled import (
     butterfly,
     compact_fourier,
     hadamard_transform,
@@ -15,6 +14,7 @@ from .native import (
     project_wgnc_blocks,
     whiten,
 )
+from .extents import Extents
 
 NAME = "cuda"
 
@@ -34,8 +34,8 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     """Why the CUDA kernels cannot serve the operator on the device; None if they can."""
     if device.type != "cuda":
         return f"its kernels are for CUDA devices, not for {device.type}"
-    if _library.cuda_failure is not None:
-        return _library.cuda_failure
+    if library.cuda_failure is not None:
+        return library.cuda_failure
     if not has_kernels_for("cuda"):
         return "this build has no CUDA kernels"
     return _unserved_gpu()
@@ -43,12 +43,12 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
 
 def describe() -> str:
     """One line on what serves."""
-    return f"CUDA kernels for compute capability {_library.cuda_build_info()['architectures']}"
+    return f"CUDA kernels for compute capability {library.cuda_build_info()['architectures']}"
 
 
 def _unserved_gpu() -> str | None:
     """Which GPU here the kernels were not built for; None if there is none."""
-    built = _library.cuda_build_info()["architectures"]
+    built = library.cuda_build_info()["architectures"]
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         if not any(_runs_on(arch, capability) for arch in built.split()):

@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..bounds import Tables, projection_tables
 from ..config import Tile
+from .tables import Tables, projection_tables
 
 Made = TypeVar("Made")
 TileTables = tuple[Tile, list[tuple[Tables, Tables]]]
@@ -21,7 +21,9 @@ class Projections(Generic[Made]):
     def __init__(self, make: Callable[[list[Tables], list[TileTables]], Made]) -> None:
         self._make = make
         self._kept = lru_cache(maxsize=32)(self._made)
-        self._captured: dict[int, Made] = {}  # those that a graph reads, which must outlive their place in the cache
+        self._captured: dict[
+            int, Made
+        ] = {}  # those that a graph reads, which must outlive their place in the cache
 
     def __call__(
         self,
@@ -56,7 +58,9 @@ class Projections(Generic[Made]):
                 "noisetilt: a CUDA graph is being captured, and the bounds are not on the device yet; "
                 "call the operator once with such arguments before"
             )
-        values, tiles = projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
+        values, tiles = projection_tables(
+            shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device
+        )
         made = self._make(values, list(zip(tile_sizes, tiles, strict=True)))
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # from here on, every stream may read them

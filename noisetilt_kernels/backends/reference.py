@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import python_ref
-from ..bounds import Tables, cached_tables
 from ..config import WhiteningConfig
 from ..python_ref import Reference, project_wgnc, project_wgnc_blocks
 from .extents import Extents
+from .tables import Tables, cached_tables
 from .user_tables import check_tables
 
 NAME = "reference"
@@ -29,7 +29,9 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return python_ref.project_2os(x, lower, upper)
 
 
-def project_tile_stats(x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
+def project_tile_stats(
+    x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], alpha: float
+) -> Tensor:
     return python_ref.project_tile_stats(x, tile, chunk_sizes, _bounds_like(x, alpha))
 
 

@@ -65,7 +65,11 @@ def bench(shape: str, device: str) -> None:
     help="The picture to write (PNG).",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the Gaussian noise."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the Gaussian noise.",
 )
 def demo(out: Path, seed: int) -> None:
     """Show what the operators do to noise, and what that does to steered images.

@@ -46,7 +46,9 @@ from .options import (
     help="Choose the best of every N as well; N must divide the number of seeds.",
 )
 @seed_options
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it."
+)
 @click.option("--resume", is_flag=True, help="Go on with the comparison in the folder.")
 @machine_options
 def compare(
@@ -72,7 +74,9 @@ def compare(
             import matplotlib as _matplotlib  # noqa: F401
             import PIL as _pil  # noqa: F401
         except ImportError as error:
-            raise click.ClickException(f'compare needs {error.name}: pip install "noisetilt-kernels[demo]"') from error
+            raise click.ClickException(
+                f'compare needs {error.name}: pip install "noisetilt-kernels[demo]"'
+            ) from error
         from ..runs import comparison
         from ..runs.settings import check_device
         from ..runs.workers import joined

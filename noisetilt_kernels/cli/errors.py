@@ -25,11 +25,22 @@ def explained() -> Iterator[None]:
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
         raise click.ClickException(f"{error.what}; {way_out}") from error
-    except (ValueError, RewardError, RunFolderError, OtherProcessError, OutOfMemoryError, ImportError) as error:
+    except (
+        ValueError,
+        RewardError,
+        RunFolderError,
+        OtherProcessError,
+        OutOfMemoryError,
+        ImportError,
+    ) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         # a file's, or one that is a whole sentence
-        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or str(error)
+        message = (
+            f"{error.filename}: {error.strerror}"
+            if error.filename is not None
+            else error.strerror or str(error)
+        )
         raise click.ClickException(message) from error
 
 

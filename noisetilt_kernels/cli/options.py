@@ -37,10 +37,16 @@ model_options = _together(
         help="Fine-tuned weights for its transformer or U-Net; a file within as FOLDER:NAME.",
     ),
     click.option("--lora", metavar="FOLDER|ID", help="LoRA weights for it; a file within as FOLDER:NAME."),
-    click.option("--height", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"),
-    click.option("--width", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"),
     click.option(
-        "--guidance-scale", type=float, help="Strength of the model's own guidance.  [default: the model's own]"
+        "--height", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"
+    ),
+    click.option(
+        "--width", type=click.IntRange(1), help="Of the images, in pixels.  [default: the model's own]"
+    ),
+    click.option(
+        "--guidance-scale",
+        type=float,
+        help="Strength of the model's own guidance.  [default: the model's own]",
     ),
     click.option("--negative-prompt", metavar="TEXT", help="What classifier-free guidance leads away from."),
     click.option(
@@ -67,7 +73,9 @@ reward_options = _together(
         help="What steers, a weighted sum: aesthetic=1.0,brightness=-0.5. `noisetilt rewards` lists them; MODULE:NAME "
         "is a function of your own.",
     ),
-    click.option("--held-out", default="", metavar="NAME,...", help="Rewards that only judge the finished images."),
+    click.option(
+        "--held-out", default="", metavar="NAME,...", help="Rewards that only judge the finished images."
+    ),
     click.option(
         "--reward-source",
         "sources",
@@ -79,16 +87,22 @@ reward_options = _together(
 
 flow_options = _together(
     click.option("--rho", type=float, help="Strength of ntrk, from 0 to 1.  [default: 0.3]"),
-    click.option("--operator", type=click.Choice(OPERATORS), help="What makes noise of the gradient.  [default: w]"),
+    click.option(
+        "--operator", type=click.Choice(OPERATORS), help="What makes noise of the gradient.  [default: w]"
+    ),
     click.option("--strength", type=float, help="Of dps, which needs it: the factor of the gradient."),
     click.option("--candidates", type=click.IntRange(1), help="Of svdd: draws at each step.  [default: 4]"),
     click.option("--steps", type=click.IntRange(1), help="Of the sampler.  [default: 25]"),
-    click.option("--schedule", type=click.Choice(SCHEDULES), help="Diffusion coefficient.  [default: linear]"),
+    click.option(
+        "--schedule", type=click.Choice(SCHEDULES), help="Diffusion coefficient.  [default: linear]"
+    ),
     click.option("--scale", type=float, help="Factor of the schedule.  [default: the schedule's own]"),
 )
 
 seed_options = _together(
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Fixes everything random."
+    ),
     click.option(
         "--non-finite",
         type=click.Choice(NON_FINITE),
@@ -99,7 +113,9 @@ seed_options = _together(
 )
 
 run_options = _together(
-    click.option("--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."),
+    click.option(
+        "--particles", type=click.IntRange(1), default=1, show_default=True, help="Images of each prompt."
+    ),
     seed_options,
     click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder."),
     click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
@@ -122,7 +138,9 @@ machine_options = _together(
         show_default=True,
         help="Frames of a video that a reward of images is given at once; changes speed and memory, and no video.",
     ),
-    click.option("--offload", is_flag=True, help="Keep the text encoders off the GPU while they are not in use."),
+    click.option(
+        "--offload", is_flag=True, help="Keep the text encoders off the GPU while they are not in use."
+    ),
 )
 
 
@@ -163,7 +181,9 @@ def machine_of(device: str | None, micro_batch: int, offload: bool, frames_at_on
     try:
         torch.device(device or "cpu")
     except RuntimeError as error:
-        raise click.UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise click.UsageError(
+            f"--device {device} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     return Machine(
         device=workers.own_device(device or usual_device()),
         micro_batch=micro_batch,

@@ -74,7 +74,9 @@ def sample(
 @click.option("--operator", type=click.Choice(OPERATORS), help="The projection.  [default: wgnc]")
 @run_options
 @machine_options
-def optimize(iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any) -> None:
+def optimize(
+    iterations: int | None, lr: float | None, clip: float | None, operator: str | None, **others: Any
+) -> None:
     """Optimise the noise of a one-step model toward a reward (WGNC).
 
     \b

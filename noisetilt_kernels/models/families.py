@@ -78,7 +78,10 @@ class Family:
 
 _NOT_OF_THE_IMAGE = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
 """Arguments of models that are not of what they make."""
-_OF_IMAGES: Mapping[str, None] = {"feature_extractor": None, "image_encoder": None}  # for prompts that are images
+_OF_IMAGES: Mapping[str, None] = {
+    "feature_extractor": None,
+    "image_encoder": None,
+}  # for prompts that are images
 
 _FAMILIES = (
     Family("FLUX", flow=FluxFlow, one_step=FluxOneStep),

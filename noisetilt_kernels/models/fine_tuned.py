@@ -12,8 +12,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
+from ..hub import is_hub_id
 from .errors import ModelError, one_sentence
-from .hub import HUB_ID
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -22,7 +22,7 @@ def check_there(source: str) -> None:
     """Raises ModelError if weights of this name are neither here nor could be on the hub; nothing is loaded."""
     name, file = _place_and_file(source)
     path = Path(name).expanduser()
-    if not path.exists() and not HUB_ID.fullmatch(name):
+    if not path.exists() and not is_hub_id(name):
         raise ModelError(f"there are no weights {name!r}; give a file, a folder or an id of the hub")
     if path.is_dir() and file is not None and not (path / file).is_file():
         raise ModelError(f"there is no file {file!r} in the folder {name!r}; correct its name")
@@ -60,7 +60,9 @@ def add_lora(pipe: Any, lora: str, family: str) -> None:
         raise ModelError(f"{lora!r} holds no LoRA weights of {family}; it may be of another model")
 
 
-def load_denoiser(source: str, class_name: str, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def load_denoiser(
+    source: str, class_name: str, config: dict[str, Any], dtype: torch.dtype
+) -> torch.nn.Module:
     """A pipeline's transformer or U-Net with other weights.
 
     Args:
@@ -84,7 +86,9 @@ def load_denoiser(source: str, class_name: str, config: dict[str, Any], dtype: t
             return _whole(network, source, str(path) if here else name, dtype, here)
         within = file or _WEIGHTS
         local = path / within if path.is_dir() else path
-        return _bare(network, source, load_file(local if here else hf_hub_download(name, within)), config, dtype)
+        return _bare(
+            network, source, load_file(local if here else hf_hub_download(name, within)), config, dtype
+        )
 
 
 def _whole(network: Any, source: str, place: str, dtype: torch.dtype, here: bool) -> torch.nn.Module:

@@ -7,8 +7,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from ..api import pack_latents, unpack_latents
-from ..sampling.checks import check_integer, check_number
+from ..checks import check_integer, check_number
+from ..functional import pack_latents, unpack_latents
 from .offload import keep_until_backward
 from .pipeline import FlowPipelineModel, OneStepPipelineModel, check_sides
 from .prompts import Encoded
@@ -56,13 +56,21 @@ class FluxFlow(FlowPipelineModel):
         self._guidance_scale = float(guidance_scale)
         length = _prompt_length(name, pipe, max_sequence_length)
         default = pipe.vae.config.sample_size  # the pipeline's own default is 128 latents whatever the model
-        sides = {"height": default if height is None else height, "width": default if width is None else width}
+        sides = {
+            "height": default if height is None else height,
+            "width": default if width is None else width,
+        }
         check_sides(name, sides, 2 * pipe.vae_scale_factor)
-        shape = (pipe.transformer.config.in_channels // 4, *(side // pipe.vae_scale_factor for side in sides.values()))
+        shape = (
+            pipe.transformer.config.in_channels // 4,
+            *(side // pipe.vae_scale_factor for side in sides.values()),
+        )
         super().__init__(pipe, shape, length, gradient_checkpointing)
 
     def encode_prompt(self, prompt: str) -> Encoded:
-        tokens, pooled, _ = self.pipe.encode_prompt(prompt, device=self.device, max_sequence_length=self.prompt_length)
+        tokens, pooled, _ = self.pipe.encode_prompt(
+            prompt, device=self.device, max_sequence_length=self.prompt_length
+        )
         return {"tokens": tokens, "pooled": pooled}
 
     def blank_prompt(self) -> Encoded:
@@ -83,12 +91,16 @@ class FluxFlow(FlowPipelineModel):
         keep_until_backward(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         # float32 positions: the pipeline's bfloat16 has integers up to 256 only; those of text are all zero
-        positions = self.pipe._prepare_latent_image_ids(len(x), height // 2, width // 2, x.device, torch.float32)
+        positions = self.pipe._prepare_latent_image_ids(
+            len(x), height // 2, width // 2, x.device, torch.float32
+        )
         with exact_time(transformer, 1000 * time):
             tokens: Tensor = transformer(
                 hidden_states=pack_latents(x).to(dtype),
                 timestep=time,
-                guidance=torch.full_like(time, self._guidance_scale) if transformer.config.guidance_embeds else None,
+                guidance=torch.full_like(time, self._guidance_scale)
+                if transformer.config.guidance_embeds
+                else None,
                 pooled_projections=prompt["pooled"].to(x.device, dtype),
                 encoder_hidden_states=prompt["tokens"].to(x.device, dtype),
                 txt_ids=positions.new_zeros(prompt["tokens"].shape[1], 3),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sampling.checks import check_number
+from ..checks import check_number
 from .pipeline import FlowPipelineModel
 
 

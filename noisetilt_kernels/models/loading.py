@@ -10,11 +10,11 @@ from diffusers import DiffusionPipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils.hub import cached_file
 
+from ..hub import is_hub_id
 from ..rewards.digits import ASSETS
 from .errors import ModelError, one_sentence
 from .families import FAMILIES, Family
 from .fine_tuned import add_lora, load_denoiser
-from .hub import HUB_ID
 
 _INDEX = "model_index.json"
 
@@ -65,7 +65,9 @@ def load_pipeline(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if offload and device.type == "cpu":
-        raise ValueError("load_pipeline: offload must be False where device is the CPU, as everything is there already")
+        raise ValueError(
+            "load_pipeline: offload must be False where device is the CPU, as everything is there already"
+        )
     place = _find(str(source))
     family, index = _family(place, str(source))
     if place.local:
@@ -89,7 +91,9 @@ def load_pipeline(
         else:
             pipe.to(device)
     except torch.OutOfMemoryError:
-        raise ModelError(f"{str(source)!r} does not fit into the memory of {device}; offload=True needs less") from None
+        raise ModelError(
+            f"{str(source)!r} does not fit into the memory of {device}; offload=True needs less"
+        ) from None
     return pipe
 
 
@@ -138,7 +142,9 @@ def configurations(source: str | Path) -> Configurations:
                 if "tokenizer" not in name and name != "scheduler"
             },
             {
-                name: _content(place, name, "tokenizer_config.json").get("model_max_length", VERY_LARGE_INTEGER)
+                name: _content(place, name, "tokenizer_config.json").get(
+                    "model_max_length", VERY_LARGE_INTEGER
+                )
                 for name in _components(index, family)
                 if "tokenizer" in name
             },
@@ -180,8 +186,10 @@ def _find(source: str) -> _Place:
         return _Place(str(path), local=True)
     if path.exists():
         raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
-    if not HUB_ID.fullmatch(source):
-        raise ModelError(f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'")
+    if not is_hub_id(source):
+        raise ModelError(
+            f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
+        )
     return _Place(source, local=False)
 
 
@@ -198,5 +206,7 @@ def _family(place: _Place, source: str) -> tuple[Family, dict[str, Any]]:
 def _check_tokenizers(folder: Path, components: Sequence[str]) -> None:
     # without its files transformers makes a tokenizer with an empty vocabulary, and says nothing
     for name in components:
-        if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in _VOCABULARIES):
+        if name.startswith("tokenizer") and not any(
+            (folder / name / file).is_file() for file in _VOCABULARIES
+        ):
             raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it anew")

@@ -79,7 +79,9 @@ def plan_memory(
             model.prompts.keep(prompt, model.blank_prompt())
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     encoders = [
-        network for name, network in model.pipe.components.items() if network is not None and "text_encoder" in name
+        network
+        for name, network in model.pipe.components.items()
+        if network is not None and "text_encoder" in name
     ]
     weights = _bytes(model.denoiser), _bytes(model.pipe.vae), sum(map(_bytes, encoders))
     text_encoders = 0 if offload else weights[2]
@@ -102,7 +104,9 @@ def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) 
 
 
 @contextmanager
-def _without_values(source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]) -> Iterator[Any]:
+def _without_values(
+    source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]
+) -> Iterator[Any]:
     """A model of fake tensors, within a block in which all tensors are."""
     configs = configurations(source)
     adapter = configs.family.adapter(str(source), one_step, options)
@@ -118,7 +122,9 @@ def _pipeline(configs: Configurations) -> Any:
         library, class_name = configs.components[name]
         network: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
         components[name] = (
-            network.from_config(config) if library == "diffusers" else network(network.config_class.from_dict(config))
+            network.from_config(config)
+            if library == "diffusers"
+            else network(network.config_class.from_dict(config))
         )
     names = inspect.signature(configs.family.pipeline.__init__).parameters
     index = configs.components.items()
@@ -128,7 +134,9 @@ def _pipeline(configs: Configurations) -> Any:
     for name, length in configs.prompt_lengths.items():
         setattr(pipe, name, SimpleNamespace(model_max_length=length))
     with unset_fake_temporarily():  # schedulers compute with numpy
-        pipe.scheduler = getattr(diffusers, configs.components["scheduler"][1])()  # no size depends on its numbers
+        pipe.scheduler = getattr(
+            diffusers, configs.components["scheduler"][1]
+        )()  # no size depends on its numbers
     return pipe
 
 

@@ -47,7 +47,9 @@ def keep_until_backward(pipe: Any) -> None:
     vae = getattr(pipe.vae, "_hf_hook", None)
     if isinstance(vae, CpuOffload):
         vae.prev_module_hook = None
-    networks = (pipe.components.get(name) for name in ("text_encoder", "text_encoder_2", "transformer", "unet"))
+    networks = (
+        pipe.components.get(name) for name in ("text_encoder", "text_encoder_2", "transformer", "unet")
+    )
     turns = [
         UserCpuOffloadHook(network, network._hf_hook)
         for network in networks

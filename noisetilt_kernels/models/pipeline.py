@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ..sampling.checks import check_integer, prompt_list
+from ..checks import check_integer, prompt_list
 from .offload import check_offload, execution_device, keep_until_backward
 from .prompts import Encoded, PromptCache
 
@@ -65,7 +65,9 @@ class PipelineModel(ABC):
             )
         for name in (cls.denoiser_name, "vae"):
             if getattr(pipe, name) is None:
-                raise ValueError(f"{cls.__name__}: pipe must have a {cls.denoiser_name} and a VAE, its {name} is None")
+                raise ValueError(
+                    f"{cls.__name__}: pipe must have a {cls.denoiser_name} and a VAE, its {name} is None"
+                )
         check_offload(cls.__name__, pipe, (cls.denoiser_name, "vae"))
 
     @property
@@ -198,4 +200,6 @@ def check_sides(function: str, sides: Mapping[str, Any], multiple: int) -> None:
         if pixels % multiple:
             below = pixels // multiple * multiple
             nearest = f"{below} and {below + multiple} are" if below else f"{multiple} is"
-            raise ValueError(f"{function}: {name} must be a multiple of {multiple}, got {pixels}; {nearest} nearest")
+            raise ValueError(
+                f"{function}: {name} must be a multiple of {multiple}, got {pixels}; {nearest} nearest"
+            )

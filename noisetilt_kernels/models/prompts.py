@@ -22,7 +22,9 @@ class PromptCache:
         encode: encodes a prompt by them.
     """
 
-    def __init__(self, function: str, pipe: Any, needed: Sequence[str], encode: Callable[[str], Encoded]) -> None:
+    def __init__(
+        self, function: str, pipe: Any, needed: Sequence[str], encode: Callable[[str], Encoded]
+    ) -> None:
         self._function, self._pipe, self._needed, self._encode = function, pipe, needed, encode
         self._encoded: dict[str, Encoded] = {}
 
@@ -42,7 +44,9 @@ class PromptCache:
                     )
                 keep_until_backward(self._pipe)
                 with torch.no_grad():
-                    self._encoded[prompt] = {name: tensor.cpu() for name, tensor in self._encode(prompt).items()}
+                    self._encoded[prompt] = {
+                        name: tensor.cpu() for name, tensor in self._encode(prompt).items()
+                    }
 
     def keep(self, prompt: str, encoded: Encoded) -> None:
         """Take a prompt as already encoded."""

@@ -12,7 +12,7 @@ from diffusers import SanaSprintPipeline
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..sampling.checks import check_number
+from ..checks import check_number
 from .offload import execution_device, keep_until_backward
 from .pipeline import OneStepPipelineModel, check_sides, in_unit_interval
 from .prompts import Encoded
@@ -22,7 +22,8 @@ PROMPT_LENGTH = 300
 """Tokens of Gemma that are kept: the first, and the last of instruction and prompt."""
 
 _DEFAULTS: dict[str, Any] = {
-    name: parameter.default for name, parameter in inspect.signature(SanaSprintPipeline.__call__).parameters.items()
+    name: parameter.default
+    for name, parameter in inspect.signature(SanaSprintPipeline.__call__).parameters.items()
 }
 """Of the pipeline's call."""
 
@@ -59,13 +60,21 @@ class SanaSprint(OneStepPipelineModel):
     ) -> None:
         self.check(pipe)
         if not pipe.transformer.config.guidance_embeds:
-            raise ValueError("SanaSprint: pipe must have a transformer with guidance_embeds, as SANA-Sprint's")
+            raise ValueError(
+                "SanaSprint: pipe must have a transformer with guidance_embeds, as SANA-Sprint's"
+            )
         check_number("SanaSprint", "guidance_scale", guidance_scale, 0)
         self._guidance_scale = float(guidance_scale)
         default = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-        sides = {"height": default if height is None else height, "width": default if width is None else width}
+        sides = {
+            "height": default if height is None else height,
+            "width": default if width is None else width,
+        }
         check_sides("SanaSprint", sides, pipe.vae_scale_factor * pipe.transformer.config.patch_size)
-        shape = (pipe.transformer.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
+        shape = (
+            pipe.transformer.config.in_channels,
+            *(side // pipe.vae_scale_factor for side in sides.values()),
+        )
         super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -115,6 +124,10 @@ class SanaSprint(OneStepPipelineModel):
         latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), vae.dtype)
         layers = [layer for block in vae.decoder.up_blocks for layer in block]
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        with forwards_replaced(layers, partial(checkpoint, use_reentrant=False)) if recompute else nullcontext():
+        with (
+            forwards_replaced(layers, partial(checkpoint, use_reentrant=False))
+            if recompute
+            else nullcontext()
+        ):
             images: Tensor = vae.decode(latents, return_dict=False)[0]
         return in_unit_interval(images, x0)

@@ -14,7 +14,7 @@ from diffusers import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from ..sampling.checks import check_choice
+from ..checks import check_choice
 from .offload import keep_until_backward
 from .pipeline import OneStepPipelineModel, check_sides
 from .prompts import Encoded
@@ -56,10 +56,15 @@ class SDTurbo(OneStepPipelineModel):
         _first_step(name, pipe.scheduler)
         size = pipe.unet.config.sample_size
         default = [pipe.vae_scale_factor * side for side in ([size, size] if isinstance(size, int) else size)]
-        sides = {"height": default[0] if height is None else height, "width": default[1] if width is None else width}
+        sides = {
+            "height": default[0] if height is None else height,
+            "width": default[1] if width is None else width,
+        }
         check_sides(name, sides, pipe.vae_scale_factor)
         shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
-        length = PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
+        length = (
+            PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
+        )
         super().__init__(pipe, shape, length, gradient_checkpointing)
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -72,7 +77,9 @@ class SDTurbo(OneStepPipelineModel):
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         self.check_latents("denoised", x, prompts)
         unet, step = self.pipe.unet, _first_step(type(self).__name__, self.pipe.scheduler)
-        prompt = {name: tensor.to(x.device, unet.dtype) for name, tensor in self.prompts.batch(prompts).items()}
+        prompt = {
+            name: tensor.to(x.device, unet.dtype) for name, tensor in self.prompts.batch(prompts).items()
+        }
         keep_until_backward(self.pipe)
         noisy = step.noise * x
         output: Tensor = unet(
@@ -114,7 +121,9 @@ class SDXLTurbo(SDTurbo):
             )
 
     def encode_prompt(self, prompt: str) -> Encoded:
-        tokens, _, pooled, _ = self.pipe.encode_prompt(prompt, device=self.device, do_classifier_free_guidance=False)
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            prompt, device=self.device, do_classifier_free_guidance=False
+        )
         return {"tokens": tokens, "pooled": pooled}
 
     def blank_prompt(self) -> Encoded:
@@ -133,7 +142,9 @@ class SDXLTurbo(SDTurbo):
         config = self.pipe.vae.config
         if config.latents_mean is None or config.latents_std is None:
             return super().decode(x0)
-        mean, std = (x0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        mean, std = (
+            x0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
         return super().decode(x0 * std + mean * config.scaling_factor)
 
 
@@ -171,12 +182,18 @@ def _first_step(function: str, scheduler: Any) -> _FirstStep:
             f"{type(scheduler).__name__}"
         )
     with unset_fake_temporarily():  # for plan_memory: schedulers compute with numpy
-        scheduler = copy.copy(scheduler)  # shallow, as set_timesteps puts new tensors in the place of old ones
+        scheduler = copy.copy(
+            scheduler
+        )  # shallow, as set_timesteps puts new tensors in the place of old ones
         scheduler.set_timesteps(1)
         (time,), sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         noise = float(scheduler.init_noise_sigma)
     prediction = scheduler.config.prediction_type
     if sigmas[-1] != 0:
-        raise ValueError(f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; see final_sigmas_type")
-    check_choice(function, "prediction_type of pipe's scheduler", prediction, ("epsilon", "v_prediction", "sample"))
+        raise ValueError(
+            f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; see final_sigmas_type"
+        )
+    check_choice(
+        function, "prediction_type of pipe's scheduler", prediction, ("epsilon", "v_prediction", "sample")
+    )
     return _FirstStep(time, sigmas[0], noise, prediction)

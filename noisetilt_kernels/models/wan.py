@@ -6,7 +6,7 @@ import torch
 from diffusers import WanPipeline
 from torch import Tensor
 
-from ..sampling.checks import check_integer
+from ..checks import check_integer
 from .guidance import GuidedFlow
 from .offload import execution_device, keep_until_backward
 from .pipeline import check_sides, in_unit_interval
@@ -70,12 +70,20 @@ class WanFlow(GuidedFlow):
         self.fps = fps
         shape = (pipe.transformer.config.in_channels, frames, *(side // spatial for side in sides.values()))
         super().__init__(
-            pipe, shape, PROMPT_LENGTH, gradient_checkpointing, weight=guidance_scale, negative_prompt=negative_prompt
+            pipe,
+            shape,
+            PROMPT_LENGTH,
+            gradient_checkpointing,
+            weight=guidance_scale,
+            negative_prompt=negative_prompt,
         )
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, _ = self.pipe.encode_prompt(
-            prompt, do_classifier_free_guidance=False, max_sequence_length=self.prompt_length, device=self.device
+            prompt,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.prompt_length,
+            device=self.device,
         )
         return {"tokens": tokens}
 

@@ -44,20 +44,26 @@ def _decode(
     """
     if not lengths:
         after = list(memory)  # the decoder writes into it
-        blocks = [block for block in vae.decoder.modules() if isinstance(block, (WanResidualBlock, WanResample))]
+        blocks = [
+            block for block in vae.decoder.modules() if isinstance(block, (WanResidualBlock, WanResample))
+        ]
         with forwards_replaced(blocks, _recomputed) if recompute else nullcontext():
             return vae.decoder(latents, feat_cache=after, feat_idx=[0], first_chunk=first), *after
     length, *shorter = lengths
     decoded = []
     for index, part in enumerate(latents.split(length, dim=2)):
         arguments = (vae, shorter, recompute, part, first and index == 0, *memory)
-        pixels, *rest = checkpoint(_decode, *arguments, use_reentrant=False) if recompute else _decode(*arguments)
+        pixels, *rest = (
+            checkpoint(_decode, *arguments, use_reentrant=False) if recompute else _decode(*arguments)
+        )
         decoded.append(pixels)
         memory = tuple(rest)
     return torch.cat(decoded, dim=2), *memory
 
 
-def _recomputed(forward: Callable[..., Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+def _recomputed(
+    forward: Callable[..., Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
+) -> Tensor:
     """A block's forward, computed anew in the backward; memory and the place in it are changed as the block does."""
     start = feat_idx[0]
 

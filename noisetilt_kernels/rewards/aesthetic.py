@@ -35,12 +35,17 @@ class AestheticScore:
     """
 
     def __init__(
-        self, source: str | Path = AESTHETIC, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        source: str | Path = AESTHETIC,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         device = torch.device(device)
         files = sorted(Path(source).glob("*.pth"))
         if len(files) > 1:
-            raise RewardError(f"aesthetic: {source} must hold one .pth file, got {', '.join(f.name for f in files)}")
+            raise RewardError(
+                f"aesthetic: {source} must hold one .pth file, got {', '.join(f.name for f in files)}"
+            )
         alone = files and not (files[0].parent / "config.json").exists()
         clip = CLIP if alone else str(source)
         config = _vision_config(clip)

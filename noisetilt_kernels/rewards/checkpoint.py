@@ -70,7 +70,9 @@ def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
         ) from None
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not any(isinstance(value, Tensor) for value in tensors.values()):
-        raise RewardError(f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; fetch it again")
+        raise RewardError(
+            f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; fetch it again"
+        )
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import NoisetiltError
 
-class RewardError(Exception):
+
+class RewardError(NoisetiltError):
     """A reward could not be loaded; the message is one sentence with the way out."""
 
 
@@ -39,7 +41,13 @@ def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any
         raise TypeError(f"{reward}: {name} must be a floating-point tensor with values in [0, 1], got {kind}")
     if given.ndim != len(dims) or given.shape[1] != 3 or 0 in given.shape[2:]:
         raise ValueError(f"{reward}: {name} must be ({', '.join(dims)}), got {tuple(given.shape)}")
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
-        raise TypeError(f"{reward}: prompts must be a sequence of strings, one for each image, got {prompts!r}")
+    if (
+        isinstance(prompts, str)
+        or not isinstance(prompts, Sequence)
+        or not all(isinstance(p, str) for p in prompts)
+    ):
+        raise TypeError(
+            f"{reward}: prompts must be a sequence of strings, one for each image, got {prompts!r}"
+        )
     if len(prompts) != len(given):
         raise ValueError(f"{reward}: prompts must be as many as the {len(given)} {name}, got {len(prompts)}")

@@ -123,7 +123,10 @@ class PickScore:
     """
 
     def __init__(
-        self, source: str | Path = PICKSCORE, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        source: str | Path = PICKSCORE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._model = ImageTextModel.load("pickscore", source, (PICKSCORE_TOKENIZER,), device, dtype)
 

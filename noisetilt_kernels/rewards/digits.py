@@ -99,7 +99,9 @@ class DigitJudge(nn.Module):
     intercept: Tensor
     gamma: Tensor
 
-    def __init__(self, support_vectors: Tensor, coefficients: Tensor, intercept: Tensor, gamma: Tensor) -> None:
+    def __init__(
+        self, support_vectors: Tensor, coefficients: Tensor, intercept: Tensor, gamma: Tensor
+    ) -> None:
         super().__init__()
         self.register_buffer("support_vectors", support_vectors)
         self.register_buffer("coefficients", coefficients)
@@ -111,7 +113,9 @@ class DigitJudge(nn.Module):
         """Images (B, 3, H, W) -> (B, 10), higher is more certain."""
         # without the matrix product, which loses the distances of close vectors
         distances = torch.cdist(
-            scan(images.to(self.gamma.dtype)), self.support_vectors, compute_mode="donot_use_mm_for_euclid_dist"
+            scan(images.to(self.gamma.dtype)),
+            self.support_vectors,
+            compute_mode="donot_use_mm_for_euclid_dist",
         )
         return torch.exp(-self.gamma * distances**2) @ self.coefficients + self.intercept
 
@@ -133,7 +137,8 @@ class DigitReward:
     def __init__(self, source: str | Path = DIGIT_REWARDS, device: str | torch.device = "cpu") -> None:
         classifier = DigitClassifier()
         tensors = _load(
-            Path(source) / CLASSIFIER_FILE, {name: tuple(t.shape) for name, t in classifier.state_dict().items()}
+            Path(source) / CLASSIFIER_FILE,
+            {name: tuple(t.shape) for name, t in classifier.state_dict().items()},
         )
         classifier.load_state_dict(tensors)
         self.classifier = _frozen(classifier, device)
@@ -177,7 +182,9 @@ def _load(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     try:
         tensors = load_file(file)
     except SafetensorError as error:
-        raise RewardError(f"{file} is not a whole safetensors file ({error}); make or fetch it again") from None
+        raise RewardError(
+            f"{file} is not a whole safetensors file ({error}); make or fetch it again"
+        ) from None
     for name, wanted in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found is None or not _fits(found, wanted):

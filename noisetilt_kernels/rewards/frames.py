@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import check_integer
 from ..sampling import Reward
-from ..sampling.checks import check_integer, check_reward
+from ..sampling.protocols import check_reward
 from .checks import check_videos
 
 FRAMES_AT_ONCE = 4

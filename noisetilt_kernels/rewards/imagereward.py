@@ -64,7 +64,10 @@ class ImageRewardScore:
     """
 
     def __init__(
-        self, source: str | Path = IMAGEREWARD, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        source: str | Path = IMAGEREWARD,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         device = torch.device(device)
         found = find_checkpoint("imagereward", str(source))
@@ -81,7 +84,9 @@ class ImageRewardScore:
         self._tokenizer = load_tokenizer(
             "imagereward", [place, IMAGEREWARD_TOKENIZER], text.vocab_size, BertTokenizer, ADDED_TOKENS
         )
-        self._preprocess = Preprocessing.from_config({"size": vision.image_size, "crop_size": vision.image_size})
+        self._preprocess = Preprocessing.from_config(
+            {"size": vision.image_size, "crop_size": vision.image_size}
+        )
         model: Any = load_tensors(
             "imagereward", ImageRewardModel, file, config, "the whole of ImageReward", dict(_renamed(tensors))
         )
@@ -163,7 +168,9 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield f"text_encoder.{rest}", tensor  # transformers kept the names
         elif half == "visual_encoder" and rest in _IN_VISION:
             yield f"vision_model.{_IN_VISION[rest]}", tensor
-        elif half == "visual_encoder" and (block := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", rest)):
+        elif half == "visual_encoder" and (
+            block := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", rest)
+        ):
             number, part, kind = block.groups()
             if part in _IN_BLOCKS:
                 yield f"vision_model.encoder.layers.{number}.{_IN_BLOCKS[part]}.{kind}", tensor

@@ -64,7 +64,9 @@ def load_model(
         RewardError: the weights are missing, incomplete, or of another model; the message says what is `wanted`.
     """
     try:
-        loaded: Any = model_class.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True
+        )
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model, info = loaded
@@ -106,7 +108,9 @@ def processor_config(reward: str, source: str) -> Mapping[str, Any]:
         config: Mapping[str, Any]
         config, _ = BaseImageProcessor.get_image_processor_dict(source)
     except FAILURES as error:
-        if any((Path(source) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        if any(
+            (Path(source) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+        ):
             raise unusable(reward, source, error) from None
         return {}
     return config

@@ -39,7 +39,9 @@ _IN_LAYERS = {
 }
 
 
-def to_transformers(reward: str, file: Path, tensors: Mapping[str, Tensor]) -> tuple[CLIPConfig, dict[str, Tensor]]:
+def to_transformers(
+    reward: str, file: Path, tensors: Mapping[str, Tensor]
+) -> tuple[CLIPConfig, dict[str, Tensor]]:
     """Configuration and tensors of the CLIPModel that computes the same.
 
     What is not of the model, such as `attn_mask`, is left out; what is missing shows when the model is loaded.
@@ -98,7 +100,9 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield _PARTS[name], tensor
         elif name in _PROJECTIONS:
             yield _PROJECTIONS[name], tensor.T.contiguous()
-        elif layer := re.fullmatch(rf"({'|'.join(map(re.escape, _HALVES))})(\d+)\.(.+?)[._](weight|bias)", name):
+        elif layer := re.fullmatch(
+            rf"({'|'.join(map(re.escape, _HALVES))})(\d+)\.(.+?)[._](weight|bias)", name
+        ):
             prefix, number, part, kind = layer.groups()
             layer_name = f"{_HALVES[prefix]}.encoder.layers.{number}"
             if part == "attn.in_proj":

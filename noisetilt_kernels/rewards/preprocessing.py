@@ -56,9 +56,13 @@ class Preprocessing:
         config = {**_DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
         shortest_edge, size = _target_size(config["size"]) if config["do_resize"] else (None, None)
         if config["do_resize"] and config["resample"] not in _MODES:
-            raise RewardError(f"the image processor's resample must be 2 or 3 (bicubic), got {config['resample']!r}")
+            raise RewardError(
+                f"the image processor's resample must be 2 or 3 (bicubic), got {config['resample']!r}"
+            )
         if not config.get("do_rescale", True):
-            raise RewardError("the image processor's do_rescale must be true, for images with values in [0, 1]")
+            raise RewardError(
+                "the image processor's do_rescale must be true, for images with values in [0, 1]"
+            )
         normalized = config["do_normalize"]
         return cls(
             shortest_edge=shortest_edge,

@@ -85,7 +85,9 @@ class Patches:
             t, h, w, int64 (1, 3).
         """
         size = self.size(*frames.shape[2:])
-        resize = Preprocessing(shortest_edge=None, size=size, mode="bicubic", crop=None, mean=self.mean, std=self.std)
+        resize = Preprocessing(
+            shortest_edge=None, size=size, mode="bicubic", crop=None, mean=self.mean, std=self.std
+        )
         frames = resize(frames)
         repeated = frames[-1:].expand(-len(frames) % self.frames, -1, -1, -1)
         frames = torch.cat([frames, repeated])
@@ -152,7 +154,9 @@ class Chat:
         RewardError: there is no such tokenizer, or its chat template has no place for an image or video.
     """
 
-    def __init__(self, reward: str, sources: Sequence[str], kind: str, pad: int, marks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, reward: str, sources: Sequence[str], kind: str, pad: int, marks: Sequence[str] = ()
+    ) -> None:
         self._reward, self._kind, self._pad = reward, kind, pad
         self._tokenizer = _load_tokenizer(reward, sources, f"<|{kind}_pad|>", pad)
         self._tokenizer.add_tokens(list(marks), special_tokens=True)

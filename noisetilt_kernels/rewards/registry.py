@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from ..checks import check_choice
 from ..sampling import Reward
-from ..sampling.checks import check_choice
 from . import simple, sources
 from .checks import RewardError
+from .custom import is_own, load_own
 from .digits import DIGIT_REWARDS, DigitJudgeReward, DigitReward, digit_of
-from .own import is_own, load_own
 from .videoreward_prompt import check_part
 from .weighted import WeightedSum
 
@@ -152,7 +152,9 @@ def load_reward(name: str, *, source: str | None = None, device: str | torch.dev
     entry, argument = _find("load_reward", name)
     if entry.source is None:
         if source is not None:
-            raise ValueError(f"load_reward: source must be None for {name!r}, which has no weights, got {source!r}")
+            raise ValueError(
+                f"load_reward: source must be None for {name!r}, which has no weights, got {source!r}"
+            )
         return entry.load(argument, "", device)
     return entry.load(argument, os.path.expanduser(source or entry.source), device)
 
@@ -170,7 +172,9 @@ def parse_weights(spec: str) -> dict[str, float]:
         name, _, text = part.strip().partition("=")
         name = name.strip()
         if not name:
-            raise ValueError(f"parse_weights: spec must be of the form 'name=weight,name=weight', got {spec!r}")
+            raise ValueError(
+                f"parse_weights: spec must be of the form 'name=weight,name=weight', got {spec!r}"
+            )
         _find("parse_weights", name)
         if name in weights:
             raise ValueError(f"parse_weights: each reward must be named once, got {name!r} twice in {spec!r}")
@@ -179,7 +183,9 @@ def parse_weights(spec: str) -> dict[str, float]:
         except ValueError:
             weights[name] = math.nan
         if not math.isfinite(weights[name]):
-            raise ValueError(f"parse_weights: the weight of {name!r} must be a finite number, got {text.strip()!r}")
+            raise ValueError(
+                f"parse_weights: the weight of {name!r} must be a finite number, got {text.strip()!r}"
+            )
     return weights
 
 
@@ -228,10 +234,16 @@ def check_sources(sources: Mapping[str, str]) -> None:
     for name, source in sources.items():
         check_choice("load_rewards", "reward in sources", name, REWARDS)
         if ENTRIES[name].source is None:
-            raise ValueError(f"load_rewards: {name!r} has no weights, and so no source; got {source!r} for it")
+            raise ValueError(
+                f"load_rewards: {name!r} has no weights, and so no source; got {source!r} for it"
+            )
         places = source, source.rpartition(":")[0] or source  # of a file within
-        if source.startswith(("/", ".", "~")) and not any(os.path.exists(os.path.expanduser(one)) for one in places):
-            raise ValueError(f"load_rewards: there is no {source} for {name!r}; name a folder, a file or a hub id")
+        if source.startswith(("/", ".", "~")) and not any(
+            os.path.exists(os.path.expanduser(one)) for one in places
+        ):
+            raise ValueError(
+                f"load_rewards: there is no {source} for {name!r}; name a folder, a file or a hub id"
+            )
 
 
 def source_of(name: str, sources: Mapping[str, str]) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLModel
 
-from ..sampling.checks import check_number
+from ..checks import check_number
 from .checks import RewardError, check_videos
 from .loading import default_dtype, load_model, model_config
 from .qwen import Chat, Patches, recompute_blocks
@@ -121,7 +121,9 @@ class VideoReward:
         check_videos("videoreward", videos, prompts)
         frames = chosen_frames(videos.shape[2], self._fps, self._rate)
         videos = videos.transpose(1, 2)[:, frames]
-        return torch.stack([self._reward_of(video, prompt) for video, prompt in zip(videos, prompts, strict=True)])
+        return torch.stack(
+            [self._reward_of(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        )
 
     def _reward_of(self, frames: Tensor, prompt: str) -> Tensor:
         """Of the chosen frames (F, 3, H, W) of one video: ()."""
@@ -156,5 +158,7 @@ def chosen_frames(count: int, fps: float, rate: float) -> Tensor:
 
 
 def _base_tensors(base: str, config: Any) -> dict[str, Tensor]:
-    model: Any = load_model("videoreward", Qwen2VLForConditionalGeneration, base, config, "a whole Qwen2-VL model")
+    model: Any = load_model(
+        "videoreward", Qwen2VLForConditionalGeneration, base, config, "a whole Qwen2-VL model"
+    )
     return {plain_name(name): tensor for name, tensor in model.state_dict().items()}

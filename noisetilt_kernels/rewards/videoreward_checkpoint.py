@@ -129,7 +129,9 @@ def newest(folder: Path) -> Path:
         if path.name.removeprefix("checkpoint-").isdigit()
     }
     if not numbered:
-        raise RewardError(f"videoreward: there is no folder checkpoint-NUMBER in {folder}; fetch VideoReward whole")
+        raise RewardError(
+            f"videoreward: there is no folder checkpoint-NUMBER in {folder}; fetch VideoReward whole"
+        )
     return numbered[max(numbered)]
 
 
@@ -169,7 +171,11 @@ def plain_name(name: str) -> str:
     for part in ("base_layer", "modules_to_save", "default"):  # LoRA's are "lora_A.default.weight"
         name = name.replace(f".{part}.", ".")
     name = name.removeprefix("model.")
-    return name if name.startswith(("visual.", "language_model.", "rm_head.", "lm_head.")) else f"language_model.{name}"
+    return (
+        name
+        if name.startswith(("visual.", "language_model.", "rm_head.", "lm_head."))
+        else f"language_model.{name}"
+    )
 
 
 def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -188,8 +194,12 @@ def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.d
         needed = [f"{layer}.weight", f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"]
         missing = [one for one in needed if one not in tensors]
         if missing or name not in needed or settings.alpha is None:
-            what = missing[0] if missing else "peft_lora_config" if settings.alpha is None else f"use for {name}"
-            raise RewardError(f"videoreward: the checkpoint has LoRA's {name} but no {what}; fetch VideoReward whole")
+            what = (
+                missing[0] if missing else "peft_lora_config" if settings.alpha is None else f"use for {name}"
+            )
+            raise RewardError(
+                f"videoreward: the checkpoint has LoRA's {name} but no {what}; fetch VideoReward whole"
+            )
         if factor == "A.weight":
             weight, down, up = (tensors[one].float() for one in needed)
             rank = len(down)
@@ -220,7 +230,9 @@ def take_head(tensors: dict[str, Tensor], source: str) -> Tensor:
     return head.float().expand(len(PARTS), -1)
 
 
-def tuned_model(source: str, model_class: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+def tuned_model(
+    source: str, model_class: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
     """The model of these tensors, with frozen weights of this dtype, on the CPU.
 
     Raises:
@@ -229,7 +241,12 @@ def tuned_model(source: str, model_class: Any, config: Any, tensors: Mapping[str
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     try:
         model, info = model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except FAILURES as error:
         raise unusable("videoreward", source, error) from None

@@ -38,7 +38,10 @@ class VqaScore:
     """
 
     def __init__(
-        self, source: str | Path = VQASCORE, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        source: str | Path = VQASCORE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         source, device = str(source), torch.device(device)
         config: Any = Qwen2_5_VLConfig.from_dict(dict(model_config("vqascore", source, ["qwen2_5_vl"])))
@@ -58,7 +61,9 @@ class VqaScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("vqascore", images, prompts)
-        return torch.stack([self._yes_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)])
+        return torch.stack(
+            [self._yes_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        )
 
     def _yes_of(self, image: Tensor, prompt: str) -> Tensor:
         """Of one image (3, H, W): ()."""

@@ -23,9 +23,13 @@ class WeightedSum:
             raise ValueError("WeightedSum: rewards must not be empty")
         for name, (weight, reward) in rewards.items():
             if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise ValueError(f"WeightedSum: the weight of {name!r} must be a finite number, got {weight!r}")
+                raise ValueError(
+                    f"WeightedSum: the weight of {name!r} must be a finite number, got {weight!r}"
+                )
             if not callable(reward):
-                raise TypeError(f"WeightedSum: {name!r} must be callable as reward(images, prompts), got {reward!r}")
+                raise TypeError(
+                    f"WeightedSum: {name!r} must be callable as reward(images, prompts), got {reward!r}"
+                )
         self.rewards = dict(rewards)
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -56,10 +56,14 @@ def compare(
         method.check()
     for n in best_of:
         if n < 1 or settings.particles % n:
-            raise ValueError(f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}")
+            raise ValueError(
+                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
+            )
     for name in _WRITTEN if workers.first and not resume else ():
         if (out / name).exists():
-            raise RunFolderError(f"{out} has a {name} already; --resume goes on with it, or name another folder")
+            raise RunFolderError(
+                f"{out} has a {name} already; --resume goes on with it, or name another folder"
+            )
     names = [folder_name(method) for method in methods]
     runs = [replace(settings, method=method) for method in methods]
     for run in runs:
@@ -71,7 +75,9 @@ def compare(
         }
         for run in runs:
             run.method.check_shape(shapes[run.one_step])
-    folders = [open_folder(out / name, run, machine, workers, resume) for name, run in zip(names, runs, strict=True)]
+    folders = [
+        open_folder(out / name, run, machine, workers, resume) for name, run in zip(names, runs, strict=True)
+    ]
     reward, held_out = load_rewards(settings, machine)
     # a model for wgnc, where one of the methods is that, serves the others as well: each of them has been checked
     model = load_model(next((run for run in runs if run.one_step), settings), machine)
@@ -92,7 +98,9 @@ def compare(
     return rows
 
 
-def _contact_sheet(settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]) -> Image.Image:
+def _contact_sheet(
+    settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]
+) -> Image.Image:
     """A row for each method: of every prompt the first particle, up to ten of them, with its reward."""
     shown = [index * settings.particles for index in range(len(settings.prompts))][:10]
     return contact_sheet(

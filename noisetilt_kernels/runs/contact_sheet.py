@@ -49,9 +49,13 @@ def contact_sheet(
             sheet.paste(shown, (x, y))
             framed = chosen is not None and chosen[r][c]
             if framed:
-                draw.rectangle((x - 3, y - 3, x + shown.width + 2, y + shown.height + 2), outline=_CHOSEN, width=3)
+                draw.rectangle(
+                    (x - 3, y - 3, x + shown.width + 2, y + shown.height + 2), outline=_CHOSEN, width=3
+                )
             if captions:
-                draw.text((left, top + cell_height + 2), captions[r][c], fill=_CHOSEN if framed else _INK, font=font)
+                draw.text(
+                    (left, top + cell_height + 2), captions[r][c], fill=_CHOSEN if framed else _INK, font=font
+                )
     return sheet
 
 

@@ -27,7 +27,9 @@ _CELL, _STRIP_CELL = (160, 160), (720, 96)
 """Width and height in pixels of what an image of it is shown in, and a film strip."""
 
 
-def open_folder(path: Path, settings: Settings, machine: Machine, workers: Workers, resume: bool) -> RunFolder:
+def open_folder(
+    path: Path, settings: Settings, machine: Machine, workers: Workers, resume: bool
+) -> RunFolder:
     """The folder of a run, for each of its processes; the first one makes it or finds that it cannot be used.
 
     Raises:
@@ -35,7 +37,9 @@ def open_folder(path: Path, settings: Settings, machine: Machine, workers: Worke
     """
 
     def opened() -> RunFolder:
-        return RunFolder(path, settings.to_json(), resume=resume, machine=asdict(machine), worker=workers.rank)
+        return RunFolder(
+            path, settings.to_json(), resume=resume, machine=asdict(machine), worker=workers.rank
+        )
 
     if workers.first:
         folder = opened()
@@ -89,7 +93,9 @@ def execute(
         mine = workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch))
         if machine.offload and mine:
             # at once, or every new prompt would move the denoiser out and in again
-            model.encode(list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles)))
+            model.encode(
+                list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles))
+            )
         for particles in mine:
             run = Run(
                 seed=settings.seed,
@@ -160,8 +166,16 @@ def memory_explained(machine: Machine) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        fewer = f"a smaller --micro-batch than {machine.micro_batch} with --resume, " if machine.micro_batch > 1 else ""
-        offload = "" if machine.offload or torch.device(machine.device).type == "cpu" else "--offload with --resume, "
+        fewer = (
+            f"a smaller --micro-batch than {machine.micro_batch} with --resume, "
+            if machine.micro_batch > 1
+            else ""
+        )
+        offload = (
+            ""
+            if machine.offload or torch.device(machine.device).type == "cpu"
+            else "--offload with --resume, "
+        )
         raise OutOfMemoryError(
             f"the memory of {machine.device} did not suffice; what was finished is kept. Try {fewer}{offload}"
             "or smaller images (--height, --width; --num-frames of videos) in another folder"

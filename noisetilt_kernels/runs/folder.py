@@ -65,7 +65,9 @@ class Outcome:
         """Inverse of `to_json`."""
         values = json.loads(line)
         parts = {name: _number(value) for name, value in values["parts"].items()}
-        return Outcome(values["particle"], values["prompt"], _number(values["reward"]), parts, values["video"])
+        return Outcome(
+            values["particle"], values["prompt"], _number(values["reward"]), parts, values["video"]
+        )
 
 
 class RunFolder:
@@ -93,7 +95,9 @@ class RunFolder:
         worker: int = 0,
     ) -> None:
         self.path = path
-        self.settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
+        self.settings = json.loads(
+            json.dumps(settings)
+        )  # tuples become lists, as they will be when read again
         self._worker = worker
         if worker:
             self.read()
@@ -119,7 +123,8 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not (resume and run_file.exists()):  # first of all: a folder that has it is a run's
             write_whole(
-                run_file, _pretty({"settings": self.settings, "made_with": _made_with(), "machine": dict(machine)})
+                run_file,
+                _pretty({"settings": self.settings, "made_with": _made_with(), "machine": dict(machine)}),
             )
         for folder in ("images", "latents"):
             (path / folder).mkdir(exist_ok=True)
@@ -223,7 +228,9 @@ class RunFolder:
             write_whole(self.video_file(one.particle), mp4(image, fps))
         picture = film_strip(image) if one.video else to_image(image)
         write_whole(self.image_file(one.particle), png(picture))
-        with self.results_file.open("ab") as file:  # buffered, as a raw write may be cut short and say nothing
+        with self.results_file.open(
+            "ab"
+        ) as file:  # buffered, as a raw write may be cut short and say nothing
             file.write(one.to_json().encode() + b"\n")
         self.outcomes[one.particle] = one
 

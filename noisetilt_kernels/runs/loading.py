@@ -27,7 +27,9 @@ def check(settings: Settings, machine: Machine) -> None:
     if machine.offload and torch.device(machine.device).type == "cpu":
         raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
     if settings.dtype == "float16" and settings.method.gradient:
-        raise ValueError("--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not")
+        raise ValueError(
+            "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
+        )
     for weights in filter(None, (settings.denoiser, settings.lora)):
         check_there(weights)
     if settings.lora:
@@ -85,7 +87,9 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
         for name in settings.held_out
     }
     return (
-        WeightedSum({name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}),
+        WeightedSum(
+            {name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}
+        ),
         {name: fit(name, reward) for name, reward in judges.items()},
     )
 

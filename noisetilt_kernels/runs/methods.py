@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 
+from ..checks import check_choice
 from ..sampling import FlowModel, OneStepModel, Result, Reward, Run, Schedule, base, dps, ntrk, svdd, wgnc
-from ..sampling.checks import check_choice
 from ..sampling.operators import operator_by_name
 
-_SAMPLERS: dict[str, Callable[..., Result]] = {"base": base, "ntrk": ntrk, "dps": dps, "svdd": svdd, "wgnc": wgnc}
+_SAMPLERS: dict[str, Callable[..., Result]] = {
+    "base": base,
+    "ntrk": ntrk,
+    "dps": dps,
+    "svdd": svdd,
+    "wgnc": wgnc,
+}
 
 FLOW_METHODS = ("base", "ntrk", "dps", "svdd")
 """For flows; "wgnc" is for one-step models."""
@@ -70,9 +76,13 @@ class Method:
             raise ValueError(f"{self.name}: scale={self.options['scale']} needs the schedule that it scales")
         for option, parameter in valid.items():
             if parameter.default is inspect.Parameter.empty and option not in self.options:
-                raise ValueError(f"{self.name} needs {option}, which has no default since it depends on the reward")
+                raise ValueError(
+                    f"{self.name} needs {option}, which has no default since it depends on the reward"
+                )
 
-    def sample(self, model: FlowModel | OneStepModel, reward: Reward, prompts: str | Sequence[str], run: Run) -> Result:
+    def sample(
+        self, model: FlowModel | OneStepModel, reward: Reward, prompts: str | Sequence[str], run: Run
+    ) -> Result:
         """Runs the sampler."""
         options = dict(self.options)
         if "schedule" in options:

@@ -37,12 +37,16 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
             panels[0].errorbar([row.nfe for row in own], *_bars(rewards), capsize=3, **style)
             for panel, name in zip(panels[1:], held_out, strict=True):
                 _trade_off(panel, rewards, [row.scores[name] for row in own], style)
-        panels[0].set(xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE")
+        panels[0].set(
+            xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
+        )
         if len({row.nfe for row in rows}) > 1:
             panels[0].set_xscale("log", base=2)
             panels[0].xaxis.set_major_formatter(ScalarFormatter())
         for panel, name in zip(panels[1:], held_out, strict=True):
-            panel.set(xlabel=reward, ylabel=f"{name} (held out)", title="Trade-off: up and to the right is better")
+            panel.set(
+                xlabel=reward, ylabel=f"{name} (held out)", title="Trade-off: up and to the right is better"
+            )
         for panel in panels:
             panel.grid(alpha=0.3)
         handles, names = panels[0].get_legend_handles_labels()
@@ -54,7 +58,9 @@ def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return [one.mean for one in estimates], [one.half_width for one in estimates]
 
 
-def _trade_off(panel: Axes, rewards: Sequence[Estimate], judged: Sequence[Estimate], style: dict[str, Any]) -> None:
+def _trade_off(
+    panel: Axes, rewards: Sequence[Estimate], judged: Sequence[Estimate], style: dict[str, Any]
+) -> None:
     (x, x_halves), (y, y_halves) = _bars(rewards), _bars(judged)
     panel.errorbar(x, y, xerr=x_halves, yerr=y_halves, capsize=3, linestyle=":", **style)
 

@@ -66,12 +66,20 @@ def tabulate(
                 if method is not first
             }
             rows.append(
-                Row(method, n, n * method.nfe, {name: estimate(values) for name, values in scores.items()}, differences)
+                Row(
+                    method,
+                    n,
+                    n * method.nfe,
+                    {name: estimate(values) for name, values in scores.items()},
+                    differences,
+                )
             )
     return rows
 
 
-def _choose(outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence[str]) -> dict[str, list[float]]:
+def _choose(
+    outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence[str]
+) -> dict[str, list[float]]:
     """The scores of the best of every n particles: {name: values}."""
     if particles % n:
         raise ValueError(f"best of {n} needs a number of seeds that {n} divides, got {particles}")
@@ -79,7 +87,10 @@ def _choose(outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence
         outcomes[start + best_index([one.reward for one in outcomes[start : start + n]])]
         for start in range(0, len(outcomes), n)
     ]
-    return {"reward": [one.reward for one in best], **{name: [one.parts[name] for one in best] for name in names}}
+    return {
+        "reward": [one.reward for one in best],
+        **{name: [one.parts[name] for one in best] for name in names},
+    }
 
 
 def markdown(rows: Sequence[Row]) -> str:

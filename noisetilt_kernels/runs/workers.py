@@ -51,7 +51,9 @@ class Workers:
             try:
                 distributed.barrier()
             except RuntimeError as error:
-                raise OtherProcessError("another process of this run has ended; what it said tells why") from error
+                raise OtherProcessError(
+                    "another process of this run has ended; what it said tells why"
+                ) from error
 
 
 ALONE = Workers()

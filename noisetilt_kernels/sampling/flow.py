@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .checks import check_integer, check_model
-from .protocols import FlowModel, Reward
+from ..checks import check_integer
+from .protocols import FlowModel, Reward, check_model
 from .run import Batch, Finish, Result, Run, run_particles
 from .schedules import Schedule, as_schedule
 from .steps import Step, mean, plan_steps

@@ -69,7 +69,9 @@ def norms(x: Tensor) -> list[float]:
 
 def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
     """Cosine between every usable gradient and the direction (B, *shape) that was made of it."""
-    pairs = zip(guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True)
+    pairs = zip(
+        guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True
+    )
     return [
         None if reason is not None or b == 0 else float((x.double() * y.double()).sum()) / (a * b)
         for x, y, a, b, reason in pairs
@@ -82,7 +84,9 @@ def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) ->
     with torch.enable_grad():
         output = forward(x)
     if not output.requires_grad:
-        raise ValueError(f"{batch.method}: the model's output has no gradient in its input; it must not use no_grad")
+        raise ValueError(
+            f"{batch.method}: the model's output has no gradient in its input; it must not use no_grad"
+        )
     return x, output
 
 
@@ -92,7 +96,9 @@ def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor
     with torch.enable_grad(), batch.meter.time("reward"):
         rewards = batch.rewards(decode(latents), batch.prompts)
         if not rewards.requires_grad:
-            raise ValueError(f"{batch.method}: the reward has no gradient in the latents; it must not use no_grad")
+            raise ValueError(
+                f"{batch.method}: the reward has no gradient in the latents; it must not use no_grad"
+            )
         (gradient,) = torch.autograd.grad(rewards.sum(), latents)
     return rewards.detach(), gradient
 

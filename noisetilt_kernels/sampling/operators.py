@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..python_ref import identity, norm_projection
-from .checks import check_choice
 
 Operator = Callable[[Tensor], Tensor]
 """Latents (B, *shape) -> latents of that shape; each on its own, with the bits that it has alone."""
@@ -55,5 +55,7 @@ def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operat
     try:
         operator(torch.empty((1, *shape), device="meta"))  # the checks of the operators, without the work
     except ValueError as error:
-        raise ValueError(f"{function}: operator {name!r} does not take latents of shape {shape}: {error}") from error
+        raise ValueError(
+            f"{function}: operator {name!r} does not take latents of shape {shape}: {error}"
+        ) from error
     return operator

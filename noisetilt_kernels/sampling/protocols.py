@@ -7,7 +7,7 @@ what came out, is its own business. Batch entries must not influence one another
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,3 +63,24 @@ class OneStepModel(Protocol):
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         """Noise (B, *shape), float32 -> images (B, 3, H, W) with values in [0, 1], differentiable."""
+
+
+def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneStepModel]) -> None:
+    """Raises unless `model` has every member of `protocol`, and latents of a shape that the operators take."""
+    needed = sorted(name for name in vars(protocol) if not name.startswith("_"))
+    missing = [name for name in needed if not hasattr(model, name)]
+    if missing:
+        raise TypeError(
+            f"{function}: model must be a {protocol.__name__} with {', '.join(needed)}; "
+            f"{type(model).__name__} has no {', '.join(missing)}"
+        )
+    shape = tuple(model.shape)
+    if len(shape) not in (1, 3, 4) or not all(isinstance(n, int) and n > 0 for n in shape):
+        # a batch of (H, W) latents would be whitened as one sample of B channels
+        raise ValueError(f"{function}: model.shape must be (N,), (C, H, W) or (C, F, H, W), got {shape}")
+
+
+def check_reward(function: str, reward: Any) -> None:
+    """Raises unless `reward` can be called."""
+    if not callable(reward):
+        raise TypeError(f"{function}: reward must be callable as reward(images, prompts), got {reward!r}")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_integer, check_reward, prompt_list
+from ..checks import NoisetiltError, check_choice, check_integer, prompt_list
 from .meter import Meter
 from .noise import ParticleNoise
 from .progress import Bar, progress_bar
-from .protocols import FlowModel, OneStepModel, Reward
+from .protocols import FlowModel, OneStepModel, Reward, check_reward
 from .records import StepRecord
 
 NON_FINITE = ("raise", "plain_noise")
@@ -72,7 +72,7 @@ class FinishedParticle(NamedTuple):
     """Of that image."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(NoisetiltError, ArithmeticError):
     """A reward, gradient or latent is NaN or infinite.
 
     Attributes:
@@ -147,7 +147,9 @@ class Batch:
             )
         rewards = self.reward(images, prompts)
         if rewards.shape != (len(prompts),):
-            raise ValueError(f"{self.method}: reward must return ({len(prompts)},), got {tuple(rewards.shape)}")
+            raise ValueError(
+                f"{self.method}: reward must return ({len(prompts)},), got {tuple(rewards.shape)}"
+            )
         return rewards.float()
 
     def complain(self, step: int, index: int, what: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from .checks import check_integer, check_model, check_number, prompt_list
+from ..checks import check_integer, check_number, prompt_list
 from .flow import DEFAULT_STEPS, State, sample_flow, velocity_of
 from .gradients import cosines, flow_guidance
 from .operators import operator_by_name
-from .protocols import FlowModel, Reward
+from .protocols import FlowModel, Reward, check_model
 from .run import Batch, Result, Run, best_index
 from .schedules import Schedule
 from .steps import Step, advance, denoised, mean

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .checks import check_choice, check_number
+from ..checks import check_choice, check_number
 
 LATEST = 0.96
 """Flow-GRPO's coefficient is taken at min(t, LATEST), since it is infinite at t = 1.

@@ -34,7 +34,12 @@ def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) 
         ValueError: the times are not steps + 1 strictly decreasing ones from 1 to 0.
     """
     sigmas = torch.as_tensor(model.sigmas(steps)).double().cpu()
-    if sigmas.shape != (steps + 1,) or sigmas[0] != 1 or sigmas[-1] != 0 or not bool((sigmas.diff() < 0).all()):
+    if (
+        sigmas.shape != (steps + 1,)
+        or sigmas[0] != 1
+        or sigmas[-1] != 0
+        or not bool((sigmas.diff() < 0).all())
+    ):
         raise ValueError(
             f"{function}: model.sigmas({steps}) must be {steps + 1} strictly decreasing times from 1 to 0, "
             f"got {sigmas.tolist()}"

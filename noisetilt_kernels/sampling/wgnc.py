@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .checks import check_integer, check_model, check_number
+from ..checks import check_integer, check_number
 from .gradients import cosines, norms, one_step_guidance
 from .operators import operator_by_name
-from .protocols import OneStepModel, Reward
+from .protocols import OneStepModel, Reward, check_model
 from .run import Batch, Finish, Result, Run, run_particles
 
 
@@ -62,7 +62,9 @@ def wgnc(
             with batch.meter.time("whitening"):
                 direction = project(guidance.gradient)
             sizes = norms(direction)
-            for latent, ascent, size, reason in zip(latents, direction, sizes, guidance.fallbacks, strict=True):
+            for latent, ascent, size, reason in zip(
+                latents, direction, sizes, guidance.fallbacks, strict=True
+            ):
                 latent.grad = ascent * min(1.0, clip / size) if reason is None else None
             optimizer.step()
             with batch.meter.time("whitening"):

@@ -38,7 +38,9 @@ def train_autoencoder(digits: Digits, generator: Generator, steps: int, batch: i
         pictures = pictures_of(digits, generator, batch)[0] * 2 - 1
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
-        return functional.mse_loss(decoded, pictures) + KL_WEIGHT * posterior.kl().mean() / pictures[0].numel()
+        return (
+            functional.mse_loss(decoded, pictures) + KL_WEIGHT * posterior.kl().mean() / pictures[0].numel()
+        )
 
     train("autoencoder", vae, loss_of, steps=steps, lr=2e-3, decay=0.995)
     latents = encode(vae, pictures_of(digits, generator, 512)[0], generator)
@@ -56,7 +58,10 @@ def pictures_of(digits: Digits, generator: Generator, count: int) -> tuple[Tenso
 def encode(vae: AutoencoderKL, pictures: Tensor, generator: Generator) -> Tensor:
     """Latents (n, 4, 16, 16) as the autoencoder has them, drawn from its posterior."""
     return torch.cat(
-        [vae.encode(pictures[part] * 2 - 1).latent_dist.sample(generator) for part in batches(len(pictures), 256)]
+        [
+            vae.encode(pictures[part] * 2 - 1).latent_dist.sample(generator)
+            for part in batches(len(pictures), 256)
+        ]
     )
 
 

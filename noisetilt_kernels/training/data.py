@@ -87,4 +87,6 @@ def draw_prompts(labels: Tensor, generator: Generator) -> list[str]:
 
 def every_prompt() -> list[str]:
     """All prompts that `draw_prompts` makes."""
-    return [t.format(name) for t in TEMPLATES for digit, word in enumerate(WORDS) for name in (word, str(digit))]
+    return [
+        t.format(name) for t in TEMPLATES for digit, word in enumerate(WORDS) for name in (word, str(digit))
+    ]

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from ..api import pack_latents, unpack_latents
+from ..functional import pack_latents, unpack_latents
 from .data import every_prompt
 
 LATENT = (4, 16, 16)
@@ -27,7 +27,9 @@ class SmallFlux(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         prompts = every_prompt()
-        self.tokenizer = CLIPTokenizer(model_max_length=TEXT_TOKENS).train_new_from_iterator([prompts], vocab_size=400)
+        self.tokenizer = CLIPTokenizer(model_max_length=TEXT_TOKENS).train_new_from_iterator(
+            [prompts], vocab_size=400
+        )
         words = sorted({word for prompt in prompts for word in prompt.split()})
         # log-probabilities; letters are for words that no prompt of the training has
         pieces = [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -1.0) for word in words]
@@ -70,14 +72,21 @@ class SmallFlux(nn.Module):
             axes_dims_rope=(8, 12, 12),
         )
         _, height, width = LATENT
-        self.image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
+        self.image_ids = FluxPipeline._prepare_latent_image_ids(
+            1, height // 2, width // 2, "cpu", torch.float32
+        )
         self.text_ids = torch.zeros(TEXT_TOKENS, 3)
 
     def velocity(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
         """v of latents x (B, 4, 16, 16) at times t (B,), one prompt each."""
         distinct = sorted(set(prompts))
         of_prompt = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        padding = {"padding": "max_length", "max_length": TEXT_TOKENS, "truncation": True, "return_tensors": "pt"}
+        padding = {
+            "padding": "max_length",
+            "max_length": TEXT_TOKENS,
+            "truncation": True,
+            "return_tensors": "pt",
+        }
         pooled = self.text_encoder(self.tokenizer(distinct, **padding).input_ids).pooler_output
         tokens = self.text_encoder_2(self.tokenizer_2(distinct, **padding).input_ids)[0]
         packed = self.transformer(

@@ -1,5 +1,5 @@
-// Stand-alone test of csrc/cpu without PyTorch, for the sanitizers: every kernel on awkward sizes and values, the 2OS
-// projection against a direct sort, and the same bits with 1, 2 and 7 threads.
+// Stand-alone test of csrc/cpu without PyTorch, for the sanitizers: every kernel on awkward sizes and values,
+// the 2OS projection against a direct sort, and the same bits with 1, 2 and 7 threads.
 
 #include <algorithm>
 #include <cmath>
@@ -52,7 +52,8 @@ static int failures = 0;
 static void expect(bool condition, const char* what, int64_t a = 0, int64_t b = 0) {
   if (condition) return;
   ++failures;
-  std::fprintf(stderr, "FAILED: %s (%lld, %lld)\n", what, static_cast<long long>(a), static_cast<long long>(b));
+  std::fprintf(stderr, "FAILED: %s (%lld, %lld)\n", what, static_cast<long long>(a),
+               static_cast<long long>(b));
 }
 
 template <class T>
@@ -99,7 +100,8 @@ struct Tables {
   Tables(int64_t M, int64_t D, bool monotone) : lower(M * D), upper(M * D) {
     for (int64_t r = 0; r < M; ++r) {
       for (int64_t j = 0; j < D; ++j) {
-        const double q = (static_cast<double>(r) + 0.5) / static_cast<double>(M), p = std::pow(q, 1.0 / (1.0 + j));
+        const double q = (static_cast<double>(r) + 0.5) / static_cast<double>(M),
+                     p = std::pow(q, 1.0 / (1.0 + j));
         const double centre = std::log(p / (1 - p) + 1e-9) / 1.7;
         const double wobble = monotone ? 0 : 0.5 * std::sin(static_cast<double>(7 * r + j));
         lower[r * D + j] = static_cast<T>(centre + wobble - 0.3);
@@ -114,7 +116,8 @@ struct Tables {
 
 // The definition: two stable sorts, a clip, and the way back.
 template <class T>
-static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T>& tables, int64_t M, int64_t D) {
+static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T>& tables, int64_t M,
+                                         int64_t D) {
   auto before = [](T a, T b) { return a == a && (b != b || a < b); };
   std::vector<int64_t> place(M * D);
   for (int64_t m = 0; m < M; ++m) {
@@ -153,8 +156,9 @@ static std::vector<T> on_all_threads(const char* what, size_t size,
 
 template <class T>
 static void test_order_stats() {
-  const int64_t sizes[][2] = {{1, 1},  {1, 40},   {7, 1},     {3, 2},    {9, 4},    {64, 4},  {100, 3},   {257, 8},
-                              {33, 5}, {1000, 4}, {1023, 16}, {2048, 2}, {4096, 4}, {2, 700}, {20000, 1}, {5001, 16}};
+  const int64_t sizes[][2] = {{1, 1},    {1, 40},  {7, 1},     {3, 2},    {9, 4},     {64, 4},
+                              {100, 3},  {257, 8}, {33, 5},    {1000, 4}, {1023, 16}, {2048, 2},
+                              {4096, 4}, {2, 700}, {20000, 1}, {5001, 16}};
   for (const auto& size : sizes) {
     const int64_t M = size[0], D = size[1];
     for (bool monotone : {true, false}) {
@@ -214,7 +218,8 @@ static void test_whitening() {
 template <class T>
 static double distance(const std::vector<T>& a, const std::vector<T>& b) {
   double sum = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+  for (size_t i = 0; i < a.size(); ++i)
+    sum += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
   return std::sqrt(sum / static_cast<double>(a.size()));
 }
 
@@ -267,7 +272,8 @@ static void test_wgnc() {
           l2 += r * r;
         }
         const double size = static_cast<double>(block);
-        expect(std::abs(l1 / (std::sqrt(3.141592653589793) / 2 * size) - 1) < 1e-5, "WGNC: l1 norm", block, p);
+        expect(std::abs(l1 / (std::sqrt(3.141592653589793) / 2 * size) - 1) < 1e-5, "WGNC: l1 norm", block,
+               p);
         expect(std::abs(l2 / size - 1) < 1e-5, "WGNC: l2 norm", block, p);
       }
     }

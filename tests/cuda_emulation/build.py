@@ -15,7 +15,9 @@ KERNELS = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "cuda_emulation"
 
 # inline variables hidden, or two modules in one process would share the state of the device
-FLAGS = "-x c++ -std=c++17 -O2 -g1 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas"
+FLAGS = (
+    "-x c++ -std=c++17 -O2 -g1 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas"
+)
 RACES = "-DEMULATION_RACES"
 TRACED = f"{RACES} -fsanitize=thread"  # but races.cpp for its runtime
 MODULE_CPP = HERE / "module.cpp"
@@ -26,7 +28,10 @@ TARGETS = {  # name: ({source: flags}, flags of the linker); *_races find races 
     "toys_asan": ({HERE / "toys.cu": "-DTOYS_MAIN -fsanitize=address"}, "-fsanitize=address"),
     "kernels.so": (dict.fromkeys([MODULE_CPP, *CU], ""), "-shared"),
     "kernels_asan.so": (dict.fromkeys([MODULE_CPP, *CU], "-fsanitize=address"), "-shared -fsanitize=address"),
-    "kernels_races.so": ({HERE / "races.cpp": RACES, MODULE_CPP: RACES, **dict.fromkeys(CU, TRACED)}, "-shared"),
+    "kernels_races.so": (
+        {HERE / "races.cpp": RACES, MODULE_CPP: RACES, **dict.fromkeys(CU, TRACED)},
+        "-shared",
+    ),
 }
 
 
@@ -45,7 +50,10 @@ def build(target: str) -> Path:
     for name, (sources, linker_flags) in TARGETS.items():
         objects = {source: f"{name}.{source.stem}.o" for source in sources}
         for source, more in sources.items():
-            lines += [f"build {objects[source]}: compile {source}", f"  more = {more} -DMODULE={Path(name).stem}"]
+            lines += [
+                f"build {objects[source]}: compile {source}",
+                f"  more = {more} -DMODULE={Path(name).stem}",
+            ]
         lines += [f"build {name}: link {' '.join(objects.values())}", f"  more = {linker_flags}"]
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")

@@ -1,5 +1,5 @@
-// CUDA's names over emulation.h: the part of cuda_runtime.h, and of the built-in functions of device code, that the
-// kernels use. Extend it as they do.
+// CUDA's names over emulation.h: the part of cuda_runtime.h, and of the built-in functions of device code,
+// that the kernels use. Extend it as they do.
 #pragma once
 
 #include <math.h>
@@ -98,16 +98,18 @@ uint64_t reduce(const char* operation, unsigned mask, uint64_t value, Site site,
 
 inline unsigned ballot(const char* operation, unsigned mask, int predicate, Site site) {
   const uint64_t mine = predicate ? uint64_t{1} << current->lane : 0;
-  return static_cast<unsigned>(reduce(operation, mask, mine, site, [](uint64_t a, uint64_t b) { return a | b; }));
+  return static_cast<unsigned>(
+      reduce(operation, mask, mine, site, [](uint64_t a, uint64_t b) { return a | b; }));
 }
 
 }  // namespace emulation
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, emulation::Site site = emulation::here()) {
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize,
+              emulation::Site site = emulation::here()) {
   const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
-  return emulation::shuffle("__shfl_sync", mask, value, (lane & ~within) | (static_cast<unsigned>(source) & within),
-                            site);
+  return emulation::shuffle("__shfl_sync", mask, value,
+                            (lane & ~within) | (static_cast<unsigned>(source) & within), site);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
@@ -120,14 +122,15 @@ template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
                  emulation::Site site = emulation::here()) {
   const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
-  return emulation::shuffle("__shfl_up_sync", mask, value, delta <= (lane & within) ? lane - delta : lane, site);
+  return emulation::shuffle("__shfl_up_sync", mask, value, delta <= (lane & within) ? lane - delta : lane,
+                            site);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
                    emulation::Site site = emulation::here()) {
   const unsigned within = static_cast<unsigned>(width) - 1, lane = emulation::current->lane;
-  return emulation::shuffle("__shfl_down_sync", mask, value, delta <= within - (lane & within) ? lane + delta : lane,
-                            site);
+  return emulation::shuffle("__shfl_down_sync", mask, value,
+                            delta <= within - (lane & within) ? lane + delta : lane, site);
 }
 
 inline void __syncwarp(unsigned mask = ~0u, emulation::Site site = emulation::here()) {
@@ -160,13 +163,14 @@ unsigned __match_any_sync(unsigned mask, T value, emulation::Site site = emulati
       emulation::collective("__match_any_sync", mask, emulation::to_bits(value), 0, site, same));
 }
 
-#define EMULATE_REDUCE(type, name, expression)                                                                   \
-  inline type name(unsigned mask, type value, emulation::Site site = emulation::here()) {                        \
-    const auto combine = [](uint64_t x, uint64_t y) {                                                            \
-      const type a = emulation::from_bits<type>(x), b = emulation::from_bits<type>(y);                           \
-      return emulation::to_bits<type>(expression);                                                               \
-    };                                                                                                           \
-    return emulation::from_bits<type>(emulation::reduce(#name, mask, emulation::to_bits(value), site, combine)); \
+#define EMULATE_REDUCE(type, name, expression)                                            \
+  inline type name(unsigned mask, type value, emulation::Site site = emulation::here()) { \
+    const auto combine = [](uint64_t x, uint64_t y) {                                     \
+      const type a = emulation::from_bits<type>(x), b = emulation::from_bits<type>(y);    \
+      return emulation::to_bits<type>(expression);                                        \
+    };                                                                                    \
+    return emulation::from_bits<type>(                                                    \
+        emulation::reduce(#name, mask, emulation::to_bits(value), site, combine));        \
   }
 EMULATE_REDUCE(unsigned, __reduce_add_sync, a + b)
 EMULATE_REDUCE(unsigned, __reduce_min_sync, a < b ? a : b)
@@ -236,9 +240,8 @@ EMULATE_ATOMIC(atomicXor, old ^ value, int, unsigned, unsigned long long)
 EMULATE_ATOMIC(atomicExch, value, int, unsigned, unsigned long long, float)
 #undef EMULATE_ATOMIC
 template <class T>
-emulation::OneOf<T, int, unsigned, unsigned long long, unsigned short> atomicCAS(T* address,
-                                                                                 std::common_type_t<T> expected,
-                                                                                 std::common_type_t<T> value) {
+emulation::OneOf<T, int, unsigned, unsigned long long, unsigned short> atomicCAS(
+    T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
   return emulation::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
 }
 
@@ -335,7 +338,12 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributePreferredSharedMemoryCarveout = 9
 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
+  cudaMemcpyDefault
+};
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2, cudaLaunchAttributeClusterDimension = 4 };
 union cudaLaunchAttributeValue {
   char pad[64];
@@ -366,28 +374,31 @@ inline cudaError_t status(cudaError_t error) { return error ? last_error = error
 
 inline int64_t blocks_per_sm(int64_t threads, int64_t shared_bytes) {
   const int64_t padded = (threads + kWarpSize - 1) / kWarpSize * kWarpSize;
-  return std::min({static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
-                   device.shared_bytes_per_sm / std::max<int64_t>(shared_bytes + device.reserved_shared_bytes, 1)});
+  return std::min(
+      {static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
+       device.shared_bytes_per_sm / std::max<int64_t>(shared_bytes + device.reserved_shared_bytes, 1)});
 }
 
 inline bool allows(const void* kernel, int64_t threads, int64_t shared_bytes) {
   const auto found = allowed_shared_bytes.find(kernel);
   const int64_t allowed = found == allowed_shared_bytes.end() ? kSharedBytesByDefault : found->second;
   return threads > 0 && threads <= device.threads_per_block && shared_bytes >= 0 &&
-         shared_bytes <= std::min(allowed, device.shared_bytes_per_block) && blocks_per_sm(threads, shared_bytes) > 0;
+         shared_bytes <= std::min(allowed, device.shared_bytes_per_block) &&
+         blocks_per_sm(threads, shared_bytes) > 0;
 }
 
 inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
   const dim3 blocks = config.gridDim, threads = config.blockDim;
   const size_t num_blocks = size_t{blocks.x} * blocks.y * blocks.z;
   const size_t num_threads = size_t{threads.x} * threads.y * threads.z;
-  if (num_blocks == 0 || num_threads == 0 || blocks.x > 0x7fffffff || blocks.y > 0xffff || blocks.z > 0xffff ||
-      threads.z > 64)
+  if (num_blocks == 0 || num_threads == 0 || blocks.x > 0x7fffffff || blocks.y > 0xffff ||
+      blocks.z > 0xffff || threads.z > 64)
     return cudaErrorInvalidConfiguration;
   if (!allows(kernel, static_cast<int64_t>(num_threads), static_cast<int64_t>(config.dynamicSmemBytes)))
     return cudaErrorInvalidValue;
-  const size_t limit = static_cast<size_t>(
-      device.num_sms * blocks_per_sm(static_cast<int64_t>(num_threads), static_cast<int64_t>(config.dynamicSmemBytes)));
+  const size_t limit =
+      static_cast<size_t>(device.num_sms * blocks_per_sm(static_cast<int64_t>(num_threads),
+                                                         static_cast<int64_t>(config.dynamicSmemBytes)));
   // blocks that do not wait for one another may run alone, or few at a time
   size_t residents = std::min({num_blocks, limit, size_t{1} + random_bits() % 4});
   for (unsigned k = 0; k < config.numAttrs; ++k) {
@@ -479,13 +490,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 template <class T>
 cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || value > emulation::device.shared_bytes_per_block) return emulation::status(cudaErrorInvalidValue);
+  if (value < 0 || value > emulation::device.shared_bytes_per_block)
+    return emulation::status(cudaErrorInvalidValue);
   emulation::allowed_shared_bytes[reinterpret_cast<const void*>(kernel)] = value;
   return cudaSuccess;
 }
 
 template <class T>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T* kernel, int threads, size_t shared_bytes) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T* kernel, int threads,
+                                                          size_t shared_bytes) {
   const auto bytes = static_cast<int64_t>(shared_bytes);
   *blocks = emulation::allows(reinterpret_cast<const void*>(kernel), threads, bytes)
                 ? static_cast<int>(emulation::blocks_per_sm(threads, bytes))
@@ -497,7 +510,8 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   if (bytes) std::memset(to, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t = nullptr) {
   if (bytes) std::memmove(to, from, bytes);
   return cudaSuccess;
 }

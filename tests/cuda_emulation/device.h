@@ -21,7 +21,8 @@ inline void bind_device(pybind11::module_& m) {
         emulation::device = device;
         emulation::allowed_shared_bytes.clear();
       },
-      py::kw_only(), py::arg("num_sms") = usual.num_sms, py::arg("threads_per_block") = usual.threads_per_block,
+      py::kw_only(), py::arg("num_sms") = usual.num_sms,
+      py::arg("threads_per_block") = usual.threads_per_block,
       py::arg("threads_per_sm") = usual.threads_per_sm,
       py::arg("shared_bytes_per_block") = usual.shared_bytes_per_block,
       py::arg("shared_bytes_per_sm") = usual.shared_bytes_per_sm, py::arg("seed") = usual.seed);

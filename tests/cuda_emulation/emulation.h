@@ -1,10 +1,10 @@
-// A CUDA device on the CPU. Every thread of a launch is a fiber of one operating-system thread, which runs until it
-// has to wait; which goes on next is random. So a kernel that is right only for some order of its threads is wrong for
-// nearly every seed.
+// A CUDA device on the CPU. Every thread of a launch is a fiber of one operating-system thread, which runs
+// until it has to wait; which goes on next is random. So a kernel that is right only for some order of its
+// threads is wrong for nearly every seed.
 //
-// A launch throws where threads wait for ever, or name one another wrongly. Not seen: memory that a fence should have
-// ordered (every write is at once visible to all), __launch_bounds__ and registers, loops that wait for memory without
-// an atomic operation or a cached load (they hang).
+// A launch throws where threads wait for ever, or name one another wrongly. Not seen: memory that a fence
+// should have ordered (every write is at once visible to all), __launch_bounds__ and registers, loops that
+// wait for memory without an atomic operation or a cached load (they hang).
 #pragma once
 
 #include <dlfcn.h>
@@ -57,7 +57,9 @@ inline uint64_t random_bits() {
 }
 
 // A number below `limit` from the upper 32 of random bits.
-inline uint32_t below(uint64_t bits, size_t limit) { return static_cast<uint32_t>((bits >> 32) * limit >> 32); }
+inline uint32_t below(uint64_t bits, size_t limit) {
+  return static_cast<uint32_t>((bits >> 32) * limit >> 32);
+}
 
 inline uint3 index_of(size_t linear, dim3 extent) {
   return {static_cast<unsigned>(linear % extent.x), static_cast<unsigned>(linear / extent.x % extent.y),
@@ -68,8 +70,8 @@ inline std::string text(uint3 i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
-// Memory of just that size: AddressSanitizer sees what lies outside, intact() some of the writes. All ones at first,
-// which is NaN, or noise.
+// Memory of just that size: AddressSanitizer sees what lies outside, intact() some of the writes. All ones at
+// first, which is NaN, or noise.
 class Memory {
  public:
   Memory() = default;
@@ -88,7 +90,8 @@ class Memory {
   unsigned char* data() const { return memory_.get(); }
   size_t size() const { return size_; }
   bool intact() const {
-    return std::all_of(data() + size_, data() + size_ + kMargin, [](unsigned char b) { return b == kMarginByte; });
+    return std::all_of(data() + size_, data() + size_ + kMargin,
+                       [](unsigned char b) { return b == kMarginByte; });
   }
 
  private:
@@ -242,7 +245,8 @@ inline std::string text(const char* operation, Site site, unsigned mask = 0) {
   Grid& g = *grid;
   g.error = why;
   if (current) {
-    g.error = "thread " + text(current->thread) + " of block " + text(current->warp->block->index) + ": " + why;
+    g.error =
+        "thread " + text(current->thread) + " of block " + text(current->warp->block->index) + ": " + why;
     switch_context(current->context, g.main);
   }
   std::abort();
@@ -255,7 +259,8 @@ inline std::string waiting_fibers() {
     for (const Warp& warp : block.warps)
       for (const Fiber& fiber : warp.lanes)
         if (warp.live >> fiber.lane & 1) {
-          auto& [count, example] = groups[fiber.waits_at ? text(fiber.waits_at, fiber.site, fiber.mask) : "a poll"];
+          auto& [count, example] =
+              groups[fiber.waits_at ? text(fiber.waits_at, fiber.site, fiber.mask) : "a poll"];
           if (!count++) example = &fiber;
         }
   std::string all;
@@ -343,7 +348,8 @@ inline int barrier(const char* operation, bool predicate, Site site) {
     fail("waits at " + text(operation, site) + ", but threads of the block have exited");
   if (block.waiting && (std::strcmp(block.barrier, operation) || block.site.line != site.line ||
                         std::strcmp(block.site.file, site.file)))
-    fail("waits at " + text(operation, site) + ", but others of the block at " + text(block.barrier, block.site));
+    fail("waits at " + text(operation, site) + ", but others of the block at " +
+         text(block.barrier, block.site));
   me.waits_at = block.barrier = operation;
   me.site = block.site = site;
   me.mask = 0;
@@ -451,7 +457,8 @@ inline void start(Block& block, size_t slot, size_t linear) {
 }
 
 inline void finish(Block& block) {
-  if (!block.shared.intact()) grid->error = "block " + text(block.index) + " has written past its shared memory";
+  if (!block.shared.intact())
+    grid->error = "block " + text(block.index) + " has written past its shared memory";
   block.shared = {};
 }
 
@@ -488,7 +495,8 @@ inline void run(Grid& g, size_t residents) {
     if (Block* block = g.finished) {
       finish(*block);
       ++finished;
-      if (started < g.num_blocks) start(*block, static_cast<size_t>(block - g.blocks.data()), order[started++]);
+      if (started < g.num_blocks)
+        start(*block, static_cast<size_t>(block - g.blocks.data()), order[started++]);
     }
   }
   if (!g.error.empty()) throw std::runtime_error(kernel_name(g.kernel) + ": " + g.error);

@@ -25,7 +25,8 @@ struct Stack {
   size_t size;
 };
 
-// The nth of the stacks, which are kept for the life of the process. Below each lies a page that may not be touched.
+// The nth of the stacks, which are kept for the life of the process. Below each lies a page that may not be
+// touched.
 inline Stack& stack(size_t n) {
   static std::vector<Stack> stacks;
 #ifdef __SANITIZE_ADDRESS__
@@ -35,8 +36,8 @@ inline Stack& stack(size_t n) {
 #endif
   while (stacks.size() <= n) {
     const size_t guard = static_cast<size_t>(getpagesize());
-    void* memory =
-        mmap(nullptr, guard + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, guard + size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) throw std::bad_alloc();
     // starting at different offsets: equal ones would share one set of the cache
     const size_t offset = stacks.size() % 48 * 64;

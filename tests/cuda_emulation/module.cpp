@@ -1,5 +1,5 @@
-// The kernels of csrc/cuda, emulated, to Python. Arrays are float32 or float64 and are not changed: results are new.
-// What the kernels get lies in memory of just its size.
+// The kernels of csrc/cuda, emulated, to Python. Arrays are float32 or float64 and are not changed: results
+// are new. What the kernels get lies in memory of just its size.
 #include <cuda_runtime.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -88,16 +88,21 @@ Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
     for (py::ssize_t r = 1; r < bounds.shape(0); ++r)
       for (py::ssize_t j = 0; j < bounds.shape(1); ++j) monotone &= bounds.at(r - 1, j) <= bounds.at(r, j);
   const auto size = static_cast<py::ssize_t>(sizeof(T));
-  return {lower.data(), upper.data(), lower.shape(0), lower.shape(1), lower.strides(0) / size, lower.strides(1) / size,
+  return {lower.data(),
+          upper.data(),
+          lower.shape(0),
+          lower.shape(1),
+          lower.strides(0) / size,
+          lower.strides(1) / size,
           monotone};
 }
 
 // Limits of the table's ranks, and its faults.
 template <class T>
-std::pair<RankLimits*, TableFaults*> limits_of(DeviceMemory& memory, const Table<T>& table) {
-  auto* limits = memory.make<RankLimits>(table.chunk_size * num_buckets(table.num_chunks, table.chunk_size));
+std::pair<RankRange*, TableFaults*> limits_of(DeviceMemory& memory, const Table<T>& table) {
+  auto* limits = memory.make<RankRange>(table.chunk_size * num_buckets(table.num_chunks, table.chunk_size));
   auto* faults = memory.make<TableFaults>(1);
-  rank_limits(memory.launch(), table, limits, faults);
+  rank_ranges(memory.launch(), table, limits, faults);
   return {limits, faults};
 }
 
@@ -105,7 +110,8 @@ std::pair<RankLimits*, TableFaults*> limits_of(DeviceMemory& memory, const Table
 template <class T>
 class OwnedProjection {
  public:
-  OwnedProjection(DeviceMemory& memory, Shape shape, const Tables<T>& tables, int64_t num_values, const Ints& tiles) {
+  OwnedProjection(DeviceMemory& memory, Shape shape, const Tables<T>& tables, int64_t num_values,
+                  const Ints& tiles) {
     for (const auto& [lower, upper] : tables) {
       tables_.push_back(table_of<T>(lower, upper));
       limits_.push_back(limits_of(memory, tables_.back()).first);
@@ -123,14 +129,14 @@ class OwnedProjection {
     projection_ = {shape, tables_.data(), num_values, tiles_.data(), static_cast<int64_t>(tiles_.size())};
   }
   const Projection<T>& get() const { return projection_; }
-  const RankLimits* const* limits() const { return limits_.data(); }
+  const RankRange* const* limits() const { return limits_.data(); }
 
  private:
   struct MeanAndEnergy {
     Table<T> pair[2];
   };
   std::vector<Table<T>> tables_;
-  std::vector<const RankLimits*> limits_;
+  std::vector<const RankRange*> limits_;
   std::vector<std::vector<MeanAndEnergy>> pairs_;
   std::vector<TileProjection<T>> tiles_;
   Projection<T> projection_;
@@ -142,7 +148,7 @@ void bind(py::module_& m) {
   const auto tables = py::arg("tables").noconvert();
 
   m.def(
-      "rank_limits",
+      "rank_ranges",
       [](const py::array_t<T>& lower, const py::array_t<T>& upper) {
         DeviceMemory memory;
         const Table<T> table = table_of<T>(lower, upper);
@@ -164,12 +170,14 @@ void bind(py::module_& m) {
       x, tables, py::arg("num_values"), py::arg("tiles"));
   m.def(
       "mix",
-      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles, const Ints& mixing) {
+      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
+         const Ints& mixing) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
         require(mixing.size() % 3 == 0, "a mixing domain is (height, width, repeats)");
         std::vector<Mixing> domains;
-        for (size_t k = 0; k < mixing.size(); k += 3) domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+        for (size_t k = 0; k < mixing.size(); k += 3)
+          domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
         T* values = memory.copy(x);
         mix(memory.launch(), values, x.shape(0), projection.get(), projection.limits(), domains.data(),
             static_cast<int64_t>(domains.size()));
@@ -181,7 +189,8 @@ void bind(py::module_& m) {
       [](const Array<T>& x) {
         DeviceMemory memory;
         T* out = memory.make<T>(x.size());
-        finite_or_nan(memory.launch(), static_cast<const T*>(memory.copy(x)), out, x.shape(0), sample_shape(x).size());
+        finite_or_nan(memory.launch(), static_cast<const T*>(memory.copy(x)), out, x.shape(0),
+                      sample_shape(x).size());
         return memory.result(out, shape_of(x));
       },
       x);
@@ -191,7 +200,8 @@ void bind(py::module_& m) {
       [](const Array<T>& x, const Ints& tile, int64_t steps, bool inverse) {
         DeviceMemory memory;
         T* out = memory.make<T>(x.size());
-        butterfly<T>(memory.launch(), memory.copy(x), out, x.shape(0), sample_shape(x), tile_of(tile), steps, inverse);
+        butterfly<T>(memory.launch(), memory.copy(x), out, x.shape(0), sample_shape(x), tile_of(tile), steps,
+                     inverse);
         return memory.result(out, shape_of(x));
       },
       x, py::arg("tile"), py::arg("steps"), py::arg("inverse") = false);
@@ -201,11 +211,13 @@ void bind(py::module_& m) {
         require(x.ndim() == 2, "expected (B, N)");
         DeviceMemory memory;
         T* out = memory.make<T>(x.size());
-        hadamard_transform<T>(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1), static_cast<T>(scale));
+        hadamard_transform<T>(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1),
+                              static_cast<T>(scale));
         return memory.result(out, shape_of(x));
       },
       x, py::arg("scale") = 1.0);
-  const auto bind_repacking = [&](const char* name, void (*repack)(const Launch&, const T*, T*, int64_t, int64_t)) {
+  const auto bind_repacking = [&](const char* name,
+                                  void (*repack)(const Launch&, const T*, T*, int64_t, int64_t)) {
     m.def(
         name,
         [repack](const Array<T>& x) {

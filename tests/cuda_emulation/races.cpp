@@ -1,6 +1,7 @@
-// Races in shared memory. The kernels are compiled with -fsanitize=thread, which has every access call a function of
-// ThreadSanitizer's runtime; in its place these are linked. Two accesses of one byte, at least one of them a write and
-// not both atomic, need an order, given by __syncthreads or, within a warp, by __syncwarp: by no shuffle nor vote.
+// Races in shared memory. The kernels are compiled with -fsanitize=thread, which has every access call a
+// function of ThreadSanitizer's runtime; in its place these are linked. Two accesses of one byte, at least
+// one of them a write and not both atomic, need an order, given by __syncthreads or, within a warp, by
+// __syncwarp: by no shuffle nor vote.
 #include <array>
 
 #include "emulation.h"
@@ -22,13 +23,15 @@ struct Byte {
 struct History {
   std::vector<Byte> bytes;
   uint32_t phase;  // number of barriers of the block
-  // seen[thread][lane]: the last moment of a lane of the thread's warp that is in the thread's past. A lane's moments
-  // are the times between its __syncwarps.
+  // seen[thread][lane]: the last moment of a lane of the thread's warp that is in the thread's past. A lane's
+  // moments are the times between its __syncwarps.
   std::vector<std::array<uint32_t, kWarpSize>> seen;
 };
 std::vector<History> histories;  // of the blocks that run
 
-History& history_of(const Block& block) { return histories[static_cast<size_t>(&block - grid->blocks.data())]; }
+History& history_of(const Block& block) {
+  return histories[static_cast<size_t>(&block - grid->blocks.data())];
+}
 
 uint32_t number_of(const Fiber& fiber) {
   return static_cast<uint32_t>(fiber.warp - fiber.warp->block->warps.data()) * kWarpSize + fiber.lane;
@@ -46,7 +49,8 @@ void check(const void* address, size_t bytes, bool write, bool atomic, const voi
   for (size_t k = begin; k < std::min(begin + bytes, block.shared.size()); ++k) {
     Byte& byte = history.bytes[k];
     for (const Access* earlier : {&byte.write, write ? &byte.read : nullptr}) {
-      if (!earlier || !earlier->code || earlier->thread == thread || earlier->phase != history.phase) continue;
+      if (!earlier || !earlier->code || earlier->thread == thread || earlier->phase != history.phase)
+        continue;
       if (earlier->atomic && atomic) continue;
       const bool same_warp = earlier->thread / kWarpSize == thread / kWarpSize;
       if (same_warp && seen[earlier->thread % kWarpSize] >= earlier->moment) continue;
@@ -86,7 +90,9 @@ void lanes_synchronized(const Warp& warp, unsigned mask) {
     }
 }
 
-void atomic_access(const void* address, size_t bytes, const void* code) { check(address, bytes, true, true, code); }
+void atomic_access(const void* address, size_t bytes, const void* code) {
+  check(address, bytes, true, true, code);
+}
 
 }  // namespace emulation
 
@@ -110,6 +116,10 @@ ACCESS(4, 4)
 ACCESS(8, 8)
 ACCESS(16, 16)
 #undef ACCESS
-void __tsan_read_range(void* p, size_t n) { emulation::check(p, n, false, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, size_t n) { emulation::check(p, n, true, false, __builtin_return_address(0)); }
+void __tsan_read_range(void* p, size_t n) {
+  emulation::check(p, n, false, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* p, size_t n) {
+  emulation::check(p, n, true, false, __builtin_return_address(0));
+}
 }

@@ -46,7 +46,9 @@ struct Shape {
   unsigned blocks, threads;
 };
 
-__device__ unsigned* shared_words() { return reinterpret_cast<unsigned*>(emulation::dynamic_shared_memory()); }
+__device__ unsigned* shared_words() {
+  return reinterpret_cast<unsigned*>(emulation::dynamic_shared_memory());
+}
 
 // ---- a sum by shuffles and shared memory ----
 
@@ -191,7 +193,8 @@ __global__ void collectives(const unsigned* in, unsigned* out, Bug) {
       __shfl_xor_sync(kAll, value, 9, 8) == in[first + (lane & 8 ? lane ^ 9 : lane)],
       (any_odd != 0) == (odd_in_block > 0),
       (all_odd != 0) == (odd_in_block == static_cast<int>(blockDim.x)),
-      __clz(static_cast<int>(value | 1)) + 31 - __builtin_clz(value | 1) * 2 + __clz(1) == 62 - __clz(value | 1),
+      __clz(static_cast<int>(value | 1)) + 31 - __builtin_clz(value | 1) * 2 + __clz(1) ==
+          62 - __clz(value | 1),
       __ffs(8) == 4 && __brev(1u) == 0x80000000u && __popcll(~0ull) == 64,
   };
   unsigned wrong = 0;
@@ -206,7 +209,8 @@ void check(cudaError_t status) {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative,
+            Arguments... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -292,7 +296,8 @@ bool reverse_is_right(Shape shape, Bug bug) {
   if (bug == kNotAllowed) bytes = (48 << 10) + 1;
   if (bug == kOverLimit) {
     bytes = static_cast<size_t>(emulation::device.shared_bytes_per_block) + 1;
-    check(cudaFuncSetAttribute(reverse, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    check(
+        cudaFuncSetAttribute(reverse, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   }
   if (bug == kOverflow) shape.threads = static_cast<unsigned>(emulation::device.threads_per_block) + 32;
   launch(reverse, shape, bytes, false, in.data(), out.data(), bug);
@@ -337,7 +342,9 @@ const std::vector<Toy>& all() {
       {"rank", rank_is_right, {}},
       {"histogram",
        histogram_is_right,
-       {{"no barrier", kNoBarrier}, {"no second barrier", kNoSecondBarrier}, {"plain counter", kPlainCounter}}},
+       {{"no barrier", kNoBarrier},
+        {"no second barrier", kNoSecondBarrier},
+        {"plain counter", kPlainCounter}}},
       {"exchange",
        exchange_is_right,
        {{"no grid barrier", kNoGridBarrier},
@@ -394,7 +401,8 @@ int main(int, char** arguments) try {
 PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("run", &toys::run);
-  m.def("barriers", [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
+  m.def("barriers",
+        [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
   m.def("bugs", [] {
     std::map<std::string, std::vector<std::string>> names;
     for (const toys::Toy& toy : toys::all()) {

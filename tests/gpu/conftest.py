@@ -55,7 +55,9 @@ def _end_where_the_gpu_does() -> Iterator[None]:
         torch.cuda.synchronize()
     except RuntimeError as error:
         if _begun:
-            pytest.exit(f"a fault on the GPU, of this test or of what it left behind: {error}", returncode=FAULT)
+            pytest.exit(
+                f"a fault on the GPU, of this test or of what it left behind: {error}", returncode=FAULT
+            )
         raise
     finally:
         faulthandler.cancel_dump_traceback_later()

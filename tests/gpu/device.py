@@ -85,7 +85,9 @@ def check(
     assert not found, "\n".join([f"{context}: {len(found)} of {2 * len(names)} differ", *found])
 
 
-def samples(names: Sequence[str], shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def samples(
+    names: Sequence[str], shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Tensor:
     """A sample of each of the named distributions."""
     return torch.stack([values(name, shape, dtype, seed) for name in names])
 
@@ -101,7 +103,9 @@ class Case:
     has_fft: bool = False  # which may round otherwise in another batch
     complex: bool = False
 
-    def input(self, batch: int = 2, name: str = "1/k", seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def input(
+        self, batch: int = 2, name: str = "1/k", seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         shape = (batch, *self.shape, 2) if self.complex else (batch, *self.shape)
         x = values(name, shape, dtype, seed).to(DEVICE)
         return torch.view_as_complex(x).clone() if self.complex else x
@@ -125,7 +129,9 @@ def _there(table: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 CASES = {
     "whiten": Case(ops.whiten, (16, 64, 64), has_fft=True),
     "whiten, small": Case(ops.whiten, (4, 16, 16), has_fft=True),
-    "whiten_config": Case(ops.whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [8, 8, 6, 2, 2, 1], 1e-4), has_fft=True),
+    "whiten_config": Case(
+        ops.whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [8, 8, 6, 2, 2, 1], 1e-4), has_fft=True
+    ),
     "project_2os": Case(ops.project_2os, (65_536,), tables("typical", 16_384, 4)),
     "project_2os, small": Case(ops.project_2os, (256,), tables("typical", 64, 4)),
     "project_2os, long chunks": Case(ops.project_2os, (5_000,), tables("typical", 10, 500)),
@@ -149,7 +155,9 @@ PROJECTIONS = [name for name, case in CASES.items() if not case.linear]
 
 SMALL = {  # shape: configuration
     (2, 8, 8): WhiteningConfig((4, 16), ((2, 2), (4, 4)), (((8, 8), 6), ((4, 4), 4))),
-    (4, 16, 16): WhiteningConfig((4, 16), ((4, 4), (8, 8), (16, 16)), (((16, 16), 8), ((8, 8), 3), ((4, 16), 2))),
+    (4, 16, 16): WhiteningConfig(
+        (4, 16), ((4, 4), (8, 8), (16, 16)), (((16, 16), 8), ((8, 8), 3), ((4, 16), 2))
+    ),
     (3, 12, 8): WhiteningConfig((2, 3), ((3, 4), (1, 2), (12, 8)), (((12, 8), 7), ((6, 2), 2))),
     (1, 1, 256): WhiteningConfig((4, 16), ((1, 16), (1, 64)), (((1, 256), 8), ((1, 64), 6))),
     (5, 4, 6): WhiteningConfig((3, 40), ((2, 3), (4, 2)), (((4, 6), 3),)),

@@ -49,7 +49,17 @@ def test_2os(num_chunks: int, chunk_size: int, table: str, dtype: torch.dtype) -
     check_2os(x, *tables(table, num_chunks, chunk_size, dtype, num_chunks), NAMES, "")
 
 
-LONG = [(4096, 4), (1024, 16), (16_384, 4), (4096, 16), (131_072, 1), (30_000, 3), (3000, 64), (17, 300), (1, 70_000)]
+LONG = [
+    (4096, 4),
+    (1024, 16),
+    (16_384, 4),
+    (4096, 16),
+    (131_072, 1),
+    (30_000, 3),
+    (3000, 64),
+    (17, 300),
+    (1, 70_000),
+]
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -60,7 +70,12 @@ def test_2os_of_long_samples(num_chunks: int, chunk_size: int, table: str, dtype
     names = ("normal", "few values", "1/k", "one outlier", "everything", "shifted", "sorted")
     x = samples(names, (num_chunks * chunk_size,), dtype)
     check_2os(x, *bounds, names, "")
-    check_2os(torch.cat([x[:1] * scale for scale in (1e-3, 1e3, 1e9)]), *bounds, ("1e-3", "1e3", "1e9"), "scaled noise")
+    check_2os(
+        torch.cat([x[:1] * scale for scale in (1e-3, 1e3, 1e9)]),
+        *bounds,
+        ("1e-3", "1e3", "1e9"),
+        "scaled noise",
+    )
 
 
 def test_2os_of_a_video() -> None:
@@ -97,17 +112,24 @@ def test_2os_table_layouts_and_changes() -> None:
     for num_chunks, chunk_size in ((300, 4), (75, 16), (1, 1200), (1200, 1)):
         lower, upper = tables("typical", num_chunks, chunk_size)
         expected = python_ref.project_2os(x, lower, upper)
-        by_rows, by_columns = (lower.to(DEVICE), upper.to(DEVICE)), (lower.t().to(DEVICE).t(), upper.t().to(DEVICE).t())
+        by_rows, by_columns = (
+            (lower.to(DEVICE), upper.to(DEVICE)),
+            (lower.t().to(DEVICE).t(), upper.t().to(DEVICE).t()),
+        )
         padded = torch.nn.functional.pad(upper.to(DEVICE), (1, 2, 3, 1), value=torch.nan)[3:-1, 1:-2]
         for table in (by_rows, by_columns, (by_rows[0], by_columns[1]), (by_rows[0], padded)):
-            assert_same_bits(ops.project_2os(x.to(DEVICE), *table).cpu(), expected, f"{num_chunks}x{chunk_size}")
+            assert_same_bits(
+                ops.project_2os(x.to(DEVICE), *table).cpu(), expected, f"{num_chunks}x{chunk_size}"
+            )
     lower, upper = (t.to(DEVICE) for t in tables("typical", 300, 4))
     for name in ("typical", "unsorted", "pinned", "monotone"):
         changed = tables(name, 300, 4)
         lower.copy_(changed[0])
         upper.copy_(changed[1])
         assert_same_bits(
-            ops.project_2os(x.to(DEVICE), lower, upper).cpu(), python_ref.project_2os(x, *changed), f"now {name}"
+            ops.project_2os(x.to(DEVICE), lower, upper).cpu(),
+            python_ref.project_2os(x, *changed),
+            f"now {name}",
         )
 
 
@@ -134,7 +156,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
         actual.cpu(), python_ref.butterfly(x.float().view(2, 16, 64, 64), (8, 8), 6).to(dtype), "butterfly"
     )
     actual = ops.hadamard_transform(x.to(DEVICE), 2.0**-8)
-    assert_same_bits(actual.cpu(), python_ref.hadamard_transform(x.float(), 2.0**-8).to(dtype), "hadamard_transform")
+    assert_same_bits(
+        actual.cpu(), python_ref.hadamard_transform(x.float(), 2.0**-8).to(dtype), "hadamard_transform"
+    )
 
 
 # ---- tile statistics ----
@@ -147,7 +171,9 @@ def test_tile_stats(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for tile in config.tile_sizes:
         check(
             lambda x, tile=tile: ops.project_tile_stats(x, tile, config.chunk_sizes),
-            lambda x, tile=tile: python_ref.project_tile_stats(x, tile, config.chunk_sizes, _bounds_like(x, 1e-4)),
+            lambda x, tile=tile: python_ref.project_tile_stats(
+                x, tile, config.chunk_sizes, _bounds_like(x, 1e-4)
+            ),
             x,
             NAMES,
             f"{tile}",
@@ -226,7 +252,9 @@ def check_blocks(y: Tensor, block_size: int, names: tuple[str, ...], context: st
 @pytest.mark.parametrize("block_size", [16, 2, 3, 5, 8, 15, 17, 32, 64, 300])
 def test_wgnc_blocks(block_size: int, dtype: torch.dtype) -> None:
     for num_blocks in (1, 3, 4, 130, 2048 if block_size == 16 else 21):
-        y = torch.view_as_complex(samples(NAMES, (num_blocks * block_size, 2), dtype.to_real(), seed=num_blocks))
+        y = torch.view_as_complex(
+            samples(NAMES, (num_blocks * block_size, 2), dtype.to_real(), seed=num_blocks)
+        )
         check_blocks(y, block_size, NAMES, f"{num_blocks} blocks")
 
 
@@ -234,7 +262,9 @@ def test_wgnc_blocks(block_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**60])
 def test_wgnc_blocks_with_ties(scale: float, dtype: torch.dtype) -> None:
     """t = 12.57: with 13 ties at the maximum no threshold exists."""
-    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(4)  # magnitude exactly 1 in any dtype
+    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(
+        4
+    )  # magnitude exactly 1 in any dtype
     places = torch.arange(16)
     blocks = {"zero": 0 * units, "negative zero": -0.0 * units, "nearly tied": units * (1 + 1e-15 * places)}
     for k in (1, 2, 11, 12, 13, 14, 15, 16):
@@ -280,7 +310,10 @@ def test_packed_spectra(size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7, 64, 129, 301, 2048])
 def test_project_wgnc(num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
     x = samples(("normal", "1/k"), (2 * block_size * num_blocks,), dtype)
-    result, expected = ops.project_wgnc(x.to(DEVICE), block_size).cpu(), python_ref.project_wgnc(x, block_size)
+    result, expected = (
+        ops.project_wgnc(x.to(DEVICE), block_size).cpu(),
+        python_ref.project_wgnc(x, block_size),
+    )
     # The small coefficients of 1/k fields, which the projection enlarges, have fewer digits.
     assert relative_error(result, expected) < 10 * FFT[dtype]
     assert float(result.double().norm()) == pytest.approx(math.sqrt(x.numel()), rel=1e-5)

@@ -16,7 +16,8 @@ MANY = 2**31
 BYTES = 50 * 2**30  # of free memory
 
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < BYTES, reason="needs 50 GiB of the GPU's memory"
+    torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < BYTES,
+    reason="needs 50 GiB of the GPU's memory",
 )
 
 
@@ -47,7 +48,10 @@ CASES = {
     "hadamard_transform": ((1024,), lambda x: ops.hadamard_transform(x)),
     "hadamard_transform of tiny rows": ((2,), lambda x: ops.hadamard_transform(x)),
     "project_tile_stats": ((16, 64, 64), lambda x: ops.project_tile_stats(x, [8, 8], [4, 16])),
-    "project_tile_stats of narrow tiles": ((16, 64, 64), lambda x: ops.project_tile_stats(x, [8, 1], [4, 16])),
+    "project_tile_stats of narrow tiles": (
+        (16, 64, 64),
+        lambda x: ops.project_tile_stats(x, [8, 1], [4, 16]),
+    ),
     "project_wgnc_blocks": (
         (65_536,),
         lambda x: torch.view_as_real(ops.project_wgnc_blocks(torch.view_as_complex(x.view(len(x), -1, 2)))),
@@ -60,7 +64,9 @@ OF_THE_CUDA_LIBRARY = {
 }
 
 
-@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=only_cuda) for name in OF_THE_CUDA_LIBRARY)])
+@pytest.mark.parametrize(
+    "name", [*CASES, *(pytest.param(name, marks=only_cuda) for name in OF_THE_CUDA_LIBRARY)]
+)
 def test_many_values(name: str) -> None:
     shape, op = (CASES | OF_THE_CUDA_LIBRARY)[name]
     x = many(*shape)
@@ -85,7 +91,9 @@ def test_many_samples_of_order_stats(size: int) -> None:
     lower, upper = (t.to(DEVICE) for t in tables("typical", size // 4, 4))
     result = ops.project_2os(x, lower, upper)
     for k in some(x):
-        assert_same_bits(result[k : k + 1], ops.project_2os(x[k : k + 1].clone(), lower, upper), f"sample {k}")
+        assert_same_bits(
+            result[k : k + 1], ops.project_2os(x[k : k + 1].clone(), lower, upper), f"sample {k}"
+        )
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])

@@ -69,7 +69,9 @@ def test_two_streams_at_once() -> None:
     command = [sys.executable, str(Path(__file__).parent / "two_streams.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=TWO_STREAMS_SECONDS, env=environment)
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=TWO_STREAMS_SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired as expired:
         pytest.fail(f"not done after {TWO_STREAMS_SECONDS} s, having printed: {expired.stdout!r}")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -145,7 +147,10 @@ def test_tables_are_not_made_during_a_capture(call: Callable[[Tensor, float], Te
     """Said before anything is enqueued: the same stream goes on, and after one ordinary call the capture succeeds."""
     x, alpha = CASES["whiten, small"].input(), 0.0123  # tables of their own
     torch.cuda.synchronize()
-    with pytest.raises(RuntimeError, match="a CUDA graph is being captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with (
+        pytest.raises(RuntimeError, match="a CUDA graph is being captured"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
         call(x + 1, alpha)
     expected = call(x, alpha)
     torch.cuda.synchronize()

@@ -3,7 +3,18 @@
 import pytest
 import torch
 from bits import assert_same_bits
-from device import DEVICE, OF_MODELS, REAL, SMALL, check, expected_mix, expected_project, only_cuda, ops, samples
+from device import (
+    DEVICE,
+    OF_MODELS,
+    REAL,
+    SMALL,
+    check,
+    expected_mix,
+    expected_project,
+    only_cuda,
+    ops,
+    samples,
+)
 from inputs import DISTRIBUTIONS, STRUCTURED, noise, power_law, values
 from torch import Tensor
 
@@ -30,7 +41,9 @@ def project(x: Tensor, config: WhiteningConfig) -> Tensor:
 
 def mix(x: Tensor, config: WhiteningConfig) -> Tensor:
     result = x.clone()
-    ops._mix_(result, *arguments(x, config), [n for tile, repeats in config.mixing for n in (*tile, repeats)])
+    ops._project_mixing_domains_(
+        result, *arguments(x, config), [n for tile, repeats in config.mixing for n in (*tile, repeats)]
+    )
     return result
 
 
@@ -72,7 +85,13 @@ def test_mix_a_video() -> None:
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_structured_latents(name: str, dtype: torch.dtype) -> None:
     config, x = OF_MODELS[16, 64, 64], torch.stack([STRUCTURED[name](seed).to(dtype) for seed in (0, 1)])
-    check(lambda x: project(x, config), lambda x: expected_project(x, config), x, ("seed 0", "seed 1"), "project")
+    check(
+        lambda x: project(x, config),
+        lambda x: expected_project(x, config),
+        x,
+        ("seed 0", "seed 1"),
+        "project",
+    )
     check(lambda x: mix(x, config), lambda x: expected_mix(x, config), x, ("seed 0", "seed 1"), "mix")
 
 

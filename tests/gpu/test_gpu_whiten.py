@@ -27,7 +27,15 @@ from noisetilt_kernels.config import WhiteningConfig
 
 whiten = ops.whiten
 
-SHAPES = [(16, 96, 170), (4, 128, 128), (32, 32, 32), (16, 128, 128), (16, 21, 60, 104), (65_536,), (2, 6, 10)]
+SHAPES = [
+    (16, 96, 170),
+    (4, 128, 128),
+    (32, 32, 32),
+    (16, 128, 128),
+    (16, 21, 60, 104),
+    (65_536,),
+    (2, 6, 10),
+]
 
 
 def peak(x: Tensor) -> float:
@@ -47,7 +55,9 @@ def check_stages(x: Tensor, config: WhiteningConfig) -> None:
     assert_agrees(nt.whiten(x.to(DEVICE), config), expected_mix(y, config))
 
 
-@pytest.mark.parametrize("name", ["noise", "1/k", "sinusoids", "repeated channel", "sparse spikes", "constant", "zero"])
+@pytest.mark.parametrize(
+    "name", ["noise", "1/k", "sinusoids", "repeated channel", "sparse spikes", "constant", "zero"]
+)
 @pytest.mark.parametrize("dtype", REAL)
 def test_structured_latents(name: str, dtype: torch.dtype) -> None:
     made = {"noise": noise(1)[0], "constant": torch.full((16, 64, 64), 0.7), "zero": torch.zeros(16, 64, 64)}
@@ -79,7 +89,9 @@ def test_noise(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_noise_of_other_shapes(shape: tuple[int, ...]) -> None:
     x = noise(2, shape)
-    assert float(cosine(on_gpu(x), on_cpu(whiten, x)).min()) >= (0.999999 if math.prod(shape) > 1000 else 0.9999)
+    assert float(cosine(on_gpu(x), on_cpu(whiten, x)).min()) >= (
+        0.999999 if math.prod(shape) > 1000 else 0.9999
+    )
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -153,7 +165,10 @@ def test_configurations() -> None:
     x = power_law(1.0).float().to(DEVICE)
     assert_same_bits(nt.whiten(x), whiten(x))
     assert_same_bits(nt.whiten(x, nt.preset("flux")), whiten(x, "flux"))
-    assert float(cosine(whiten(x, "flux", 1e-2)[None].cpu(), on_cpu(whiten, x.cpu(), "flux", 1e-2)[None])) >= 0.999
+    assert (
+        float(cosine(whiten(x, "flux", 1e-2)[None].cpu(), on_cpu(whiten, x.cpu(), "flux", 1e-2)[None]))
+        >= 0.999
+    )
 
 
 def test_wgnc_keeps_most_of_noise() -> None:

@@ -1,0 +1,87 @@
+"""Loads the compiled libraries: `_C`, the operators and their CPU kernels, and `_C_cuda`, the CUDA kernels.
+
+Without the first, defines the operators from the same schemas.
+"""
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+_DIRECTORY = Path(__file__).parents[1]
+
+HOW_TO_BUILD = "install a C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`"
+
+failure: str | None = None
+"""Why the compiled library is not in use; None if it is."""
+
+cuda_failure: str | None = None
+"""Why the CUDA kernels are not in use; None if they are."""
+
+_fallback: torch.library.Library | None = None  # keeps the definitions alive
+
+
+def path(name: str) -> Path | None:
+    """The file of library `_C` or `_C_cuda`; None where it is not installed."""
+    return next(_DIRECTORY.glob(f"{name}.*so"), None)
+
+
+def _load() -> None:
+    global failure, _fallback
+    try:
+        library = path("_C")
+        if library is None:
+            raise OSError("no compiled library is installed (was there a C++ compiler at installation?)")
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        failure = str(error.__cause__ or error)  # the cause is what the dynamic linker says
+        _fallback = torch.library.Library("noisetilt", "DEF")
+        for schema in re.findall(
+            r'^SCHEMA\("(.*)"\)$', (_DIRECTORY / "schemas.def").read_text(), re.MULTILINE
+        ):
+            _fallback.define(schema.replace('\\"', '"'))
+        warnings.warn(
+            f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, "
+            f"{HOW_TO_BUILD}; `noisetilt doctor` tells more.",
+            stacklevel=7,  # the line that imports the package
+        )
+
+
+def _load_cuda() -> None:
+    global cuda_failure
+    library = path("_C_cuda")
+    if torch.version.cuda is None:
+        cuda_failure = "this torch is not built for CUDA"
+    elif library is None:
+        cuda_failure = "no compiled CUDA library is installed (was there nvcc, and a CUDA build of torch, at installation?)"
+    else:
+        try:
+            torch.ops.load_library(library)
+        except (OSError, RuntimeError) as error:
+            cuda_failure = str(error.__cause__ or error)
+            warnings.warn(
+                f"noisetilt_kernels runs without its CUDA kernels: {cuda_failure}. `noisetilt doctor` tells more.",
+                stacklevel=7,  # the line that imports the package
+            )
+
+
+def build_info() -> dict[str, str]:
+    """How the compiled library was built (compiler, flags, variants, torch_target) and the CPU `variant` that runs.
+
+    Empty where the library is not in use.
+    """
+    return {} if failure is not None else _parse(torch.ops.noisetilt._build_info())
+
+
+def cuda_build_info() -> dict[str, str]:
+    """How the CUDA library was built: version of nvcc, flags, architectures. Empty where it is not in use."""
+    return {} if cuda_failure is not None else _parse(torch.ops.noisetilt._cuda_build_info())
+
+
+def _parse(lines: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in lines.splitlines())
+
+
+_load()
+_load_cuda()

@@ -1,0 +1,230 @@
+"""Tile statistics, DESIGN section 3: measure every tile, project the statistics with 2OS, rescale the tiles.
+
+Rescaling is done on the way to measuring the next tile size, in one pass over the values.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...config import Tile
+from ...python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
+from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
+from .order_stats import Bounds, project_2os
+
+_HUGE = 2**31 - 2**15  # less than what the last program may step over
+
+
+class TileProjection(NamedTuple):
+    """What the statistics of one tile size are projected to: bounds of mean and energy for every chunk size."""
+
+    tile: Tile
+    bounds: tuple[Bounds, ...]
+
+
+class _Statistics(NamedTuple):
+    """Means (B, P) of the tiles of samples, and sqrt(K) mean and energy (B, 2, P) before and after projection."""
+
+    tile: Tile
+    means: Tensor
+    measured: Tensor
+    projected: Tensor
+
+
+@triton.jit
+def tree_sum(terms, SIZE: tl.constexpr):
+    """Sums of SIZE terms each, in the order of DESIGN section 9, in the places of all their terms.
+
+    There and not in a tensor of the sums alone: for one so small, Triton would have each thread hold all the terms.
+    """
+    LOG_SIZE: tl.constexpr = SIZE.bit_length() - 1
+    for step in tl.static_range(LOG_SIZE):
+        first, second = pairs(terms, SIZE >> (step + 1))
+        total = first + second
+        terms = unpaired(total, total, SIZE >> (step + 1))
+    return terms
+
+
+@triton.jit
+def tile_stats_kernel(
+    x_ptr,
+    out_ptr,
+    old_means_ptr,
+    old_measured_ptr,
+    old_projected_ptr,
+    means_ptr,
+    measured_ptr,
+    num_tiles,
+    channels,
+    height,
+    width,
+    OLD_HEIGHT: tl.constexpr,
+    OLD_WIDTH: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILES: tl.constexpr,
+    RESCALE: tl.constexpr,
+    MEASURE: tl.constexpr,
+    ROOT: tl.constexpr,
+    OLD_ROOT: tl.constexpr,
+    RATIO: tl.constexpr,
+    ENERGY: tl.constexpr,
+    HUGE: tl.constexpr,
+):
+    """Rescales (RESCALE) tiles of OLD_HEIGHT x OLD_WIDTH to their projected statistics, and measures (MEASURE) those of
+    HEIGHT x WIDTH.
+
+    A program takes TILES of the latter, each filled up to SIZE values, a power of two. ROOT: the root of a tile's size.
+    HUGE: numbers of tiles, in the whole batch, may have more than 32 bits.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    COUNT: tl.constexpr = HEIGHT * WIDTH
+    i = tl.arange(0, TILES * SIZE)
+    program = tl.program_id(0)
+    if HUGE:
+        program = program.to(tl.int64)
+    tile, k = program * TILES + i // SIZE, i % SIZE
+    present = (tile < num_tiles) & (k < COUNT)
+    tiles_across = width // WIDTH
+    in_plane = tiles_across * (height // HEIGHT)
+    plane = tile // in_plane
+    y = tile % in_plane // tiles_across * HEIGHT + k // WIDTH
+    x = tile % tiles_across * WIDTH + k % WIDTH
+    place = plane.to(tl.int64) * (height * width) + y * width + x
+    value = tl.load(x_ptr + place, mask=present, other=0)
+
+    if RESCALE:
+        old_across = width // OLD_WIDTH
+        old_in_plane = old_across * (height // OLD_HEIGHT)
+        old_in_sample = channels * old_in_plane
+        sample = plane // channels
+        old = plane % channels * old_in_plane + y // OLD_HEIGHT * old_across + x // OLD_WIDTH
+        old_k = y % OLD_HEIGHT * OLD_WIDTH + x % OLD_WIDTH
+        begin = sample.to(tl.int64) * old_in_sample
+        first, mean_at, energy_at = begin + old, 2 * begin + old, 2 * begin + old_in_sample + old
+        value = _rescaled(
+            value,
+            old_k,
+            tl.load(old_means_ptr + first, mask=present, other=0),
+            tl.load(old_measured_ptr + mean_at, mask=present, other=0),
+            tl.load(old_measured_ptr + energy_at, mask=present, other=0),
+            tl.load(old_projected_ptr + mean_at, mask=present, other=0),
+            tl.load(old_projected_ptr + energy_at, mask=present, other=0),
+            OLD_HEIGHT * OLD_WIDTH,
+            OLD_ROOT,
+            RATIO,
+            ENERGY,
+        )
+        tl.store(out_ptr + place, value, mask=present)
+
+    if MEASURE:  # values that are not there are 0, rescaled as well: all of their statistics are
+        mean = div_rn(tree_sum(value, SIZE), rounded(COUNT, dtype))
+        centred = tl.where(k < COUNT, value - mean, 0)
+        energy = tree_sum(centred * centred, SIZE)
+
+        in_sample = channels * in_plane
+        field = tile.to(tl.int64) + tile // in_sample * in_sample.to(
+            tl.int64
+        )  # of the sample's two, the first
+        is_first = present & (k == 0)
+        tl.store(means_ptr + tile, mean, mask=is_first)
+        tl.store(measured_ptr + field, rounded(ROOT, dtype) * mean, mask=is_first)
+        tl.store(measured_ptr + field + in_sample, energy, mask=is_first)
+
+
+@triton.jit
+def _rescaled(
+    x,
+    k,
+    mean,
+    m,
+    e,
+    new_m,
+    new_e,
+    COUNT: tl.constexpr,
+    ROOT: tl.constexpr,
+    RATIO: tl.constexpr,
+    ENERGY: tl.constexpr,
+):
+    """Values x, each the k-th of its tile of COUNT, with the tile's mean and energy projected."""
+    dtype: tl.constexpr = x.dtype
+    EVEN: tl.constexpr = COUNT - COUNT % 2
+    offset = rounded(RATIO, dtype) * mean
+    constant = (e <= rounded(COUNT, dtype) * (offset * offset)) | (e < rounded(ENERGY, dtype))
+    alternating = tl.where(k < EVEN, 1 - k % 2 * 2, 0).to(dtype)
+    direction = tl.where(constant, alternating, x - mean)
+    scale = sqrt_rn(div_rn(new_e, tl.where(constant, rounded(EVEN, dtype), e)))
+    result = div_rn(new_m, rounded(ROOT, dtype)) + scale * direction
+    result = tl.where((new_m == m) & (new_e == e), x, result)
+    return tl.where(is_finite(e), result, float("nan"))
+
+
+def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tensor:
+    """Bring mean and energy of the tiles of samples (B, C, H, W) to typical order statistics, one tile size after the
+    other. Tiles have at most MOST_TILE_VALUES values (see `backends.triton`)."""
+    statistics = None
+    for projection in projections:
+        x, statistics = _measure(x, statistics, projection.tile)
+        projected = statistics.measured.view(-1, statistics.measured.shape[-1])
+        for bounds in projection.bounds:
+            projected = project_2os(projected, bounds)
+        statistics = statistics._replace(projected=projected)
+    return x if statistics is None else _rescale(x, statistics)
+
+
+def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Tensor, _Statistics]:
+    """Rescales tiles to their projected statistics, if there are any, and measures tiles of the given size."""
+    batch, size = len(x), x[0].numel()
+    num_tiles = size // (tile[0] * tile[1])
+    out = x if statistics is None else torch.empty_like(x)
+    means, measured = x.new_empty(batch, num_tiles), x.new_empty(batch, 2, num_tiles)
+    old_tile, *old = statistics or (None, x, x, x)
+    _plan(x.shape, x.dtype, old_tile, tile)(x, out, *old, means, measured)
+    return out, _Statistics(tile, means, measured, measured)
+
+
+def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
+    """Rescales tiles to their projected statistics."""
+    tile, *old = statistics
+    out = torch.empty_like(x)
+    _plan(x.shape, x.dtype, tile, None)(x, out, *old, x, x)
+    return out
+
+
+@planned
+def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, tile: Tile | None) -> Launch:
+    """For samples of `shape`, which are rescaled in tiles of the one size and measured in those of the other."""
+    _, channels, height, width = shape
+    old_th, old_tw = old_tile or tile or (1, 1)
+    th, tw = tile or (1, old_tw)  # where nothing is measured, any way to cut the values will do
+    num_tiles = math.prod(shape) // (th * tw)
+    size = power_of_two(th * tw)
+    tiles_at_once = max(1, LAUNCH_TABLE["tile_stats_kernel"]["values"] // size)
+    return Launch(
+        tile_stats_kernel,
+        ceil_div(num_tiles, tiles_at_once),
+        num_tiles,
+        channels,
+        height,
+        width,
+        OLD_HEIGHT=old_th,
+        OLD_WIDTH=old_tw,
+        HEIGHT=th,
+        WIDTH=tw,
+        SIZE=size,
+        TILES=tiles_at_once,
+        RESCALE=old_tile is not None,
+        MEASURE=tile is not None,
+        ROOT=math.sqrt(th * tw),
+        OLD_ROOT=math.sqrt(old_th * old_tw),
+        RATIO=CONSTANT_RATIO[dtype],
+        ENERGY=CONSTANT_ENERGY[dtype],
+        HUGE=math.prod(shape) >= _HUGE,
+    )

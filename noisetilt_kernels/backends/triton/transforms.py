@@ -1,0 +1,255 @@
+"""Orthogonal domains: butterfly mixing, Walsh-Hadamard, and compact Fourier around torch's FFT (DESIGN section 4)."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...config import Tile
+from .arithmetic import pairs, rounded, unpaired
+from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
+
+SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+SQRT_TWO = tl.constexpr(math.sqrt(2.0))
+
+
+def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
+    """`steps` butterfly steps on every tile of samples x (B, C, H, W), or their inverse. Returns (B, C, H, W)."""
+    return _take_steps(x, tile, steps, inverse, None)
+
+
+def hadamard_transform(x: Tensor, scale: float) -> Tensor:
+    """Walsh-Hadamard transform of rows (R, N), zero-padded to a power of two and cut to N again, times `scale`."""
+    rows, size = x.shape
+    padded = power_of_two(size)
+    if padded == 1:
+        return x * scale
+    if padded > size:
+        x = torch.nn.functional.pad(x, (0, padded - size))
+    # n steps on 2^n values bring every value back to its place.
+    result = _take_steps(x.view(rows, 1, 1, padded), (1, padded), padded.bit_length() - 1, False, scale)
+    return result.view(rows, padded)[:, :size].contiguous()
+
+
+def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float | None) -> Tensor:
+    """Butterfly steps; with a `scale`, sums and differences that only it multiplies."""
+    if steps == 0:
+        return x.clone()
+    text = None if scale is None else float(scale).hex()  # in which -0 is not 0
+    for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text):
+        x, before = torch.empty_like(x), x
+        launch_steps(before, x)
+    return x
+
+
+@planned
+def _plan(
+    shape: tuple[int, ...], dtype: torch.dtype, tile: Tile, steps: int, inverse: bool, scale: str | None
+) -> list[Launch]:
+    """As few launches as possible, which share the steps evenly."""
+    num_values, size = math.prod(shape), tile[0] * tile[1]
+    values = LAUNCH_TABLE["butterfly_kernel"]["values"]
+    # 2^g values take part in each result of g steps: they must divide a tile, and have place in a block.
+    most_steps = min(size & -size, values).bit_length() - 1
+    num_launches = ceil_div(steps, most_steps)
+    lengths = [
+        2 ** (steps * (k + 1) // num_launches - steps * k // num_launches) for k in range(num_launches)
+    ]
+    scales = [1.0] * (num_launches - 1) + [1.0 if scale is None else float.fromhex(scale)]
+    return [
+        Launch(
+            butterfly_kernel,
+            ceil_div(num_values, values),
+            launch_scale,
+            num_values // length,
+            SIZE=size,
+            LENGTH=length,
+            VALUES=values,
+            TILE_WIDTH=tile[1],
+            TILES_ACROSS=shape[3] // tile[1],
+            INVERSE=inverse,
+            ORTHONORMAL=scale is None,
+        )
+        for length, launch_scale in zip(lengths, scales, strict=True)
+    ]
+
+
+@triton.jit
+def butterfly_kernel(
+    x,
+    out,
+    scale: tl.float64,
+    num_sequences,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    VALUES: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    TILES_ACROSS: tl.constexpr,
+    INVERSE: tl.constexpr,
+    ORTHONORMAL: tl.constexpr,
+):
+    """log2 LENGTH butterfly steps on all tiles of SIZE values, or their inverse.
+
+    The steps mix each sequence of LENGTH consecutive values of a tile, and spread it over the tile: value k of sequence
+    q comes to place k * SIZE / LENGTH + q. A program takes VALUES / LENGTH consecutive sequences, which may be those of
+    several tiles.
+    """
+    STEPS: tl.constexpr = LENGTH.bit_length() - 1
+    SEQUENCES: tl.constexpr = VALUES // LENGTH
+    PER_TILE: tl.constexpr = SIZE // LENGTH
+    # So many sequences lie side by side when spread; and so many are all there or all missing.
+    ROWS: tl.constexpr = PER_TILE if SEQUENCES % PER_TILE == 0 else SEQUENCES
+    UNIT: tl.constexpr = _common_power_of_two(PER_TILE, SEQUENCES)
+
+    place = tl.arange(0, VALUES)
+    first = tl.program_id(0).to(tl.int64) * SEQUENCES
+    units_left = tl.minimum(num_sequences - first, SEQUENCES).to(tl.int32) // UNIT
+
+    sequence = place // LENGTH
+    together = _offsets(
+        first, sequence, place % LENGTH, LENGTH, False, SIZE, LENGTH, TILE_WIDTH, TILES_ACROSS
+    )
+    is_together = sequence // UNIT < units_left
+    if PER_TILE == 1:
+        spread, is_spread = together, is_together
+    else:
+        sequence = place // (LENGTH * ROWS) * ROWS + place % ROWS
+        spread = _offsets(
+            first, sequence, place // ROWS % LENGTH, UNIT, True, SIZE, LENGTH, TILE_WIDTH, TILES_ACROSS
+        )
+        is_spread = tl.max_constancy(sequence // UNIT, UNIT) < units_left
+
+    if INVERSE:
+        values = tl.load(x + spread, mask=is_spread)
+        values = tl.reshape(values, [SEQUENCES // ROWS, LENGTH, ROWS])
+        values = tl.reshape(tl.permute(values, (0, 2, 1)), [VALUES])
+    else:
+        values = tl.load(x + together, mask=is_together)
+    for step in tl.static_range(STEPS):
+        values = _step(values, 2 ** (STEPS - 1 - step if INVERSE else step), ORTHONORMAL)
+    if not ORTHONORMAL:
+        values = values * tl.full([1], scale, values.dtype)
+    if INVERSE:
+        tl.store(out + together, values, mask=is_together)
+    else:
+        values = tl.reshape(values, [SEQUENCES // ROWS, ROWS, LENGTH])
+        values = tl.reshape(tl.permute(values, (0, 2, 1)), [VALUES])
+        tl.store(out + spread, values, mask=is_spread)
+
+
+@triton.jit
+def _step(values, DISTANCE: tl.constexpr, ORTHONORMAL: tl.constexpr):
+    """Sums and differences of values DISTANCE apart, in their places."""
+    a, b = pairs(values, DISTANCE)
+    total, difference = a + b, a - b
+    if ORTHONORMAL:
+        c = rounded(SQRT_HALF, values.dtype)
+        total, difference = total * c, difference * c
+    return unpaired(total, difference, DISTANCE)
+
+
+@triton.jit
+def _offsets(
+    first,
+    sequence,
+    k,
+    RUN: tl.constexpr,
+    SPREAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    TILES_ACROSS: tl.constexpr,
+):
+    """Where value k of the sequence `first + sequence` is in the samples, before the steps or SPREAD by them.
+
+    RUN of these places follow one another in a tile, and begin at a multiple of it.
+    """
+    if TILES_ACROSS == 1 and not SPREAD:  # tiles lie one after the other, and so do the sequences
+        return first * LENGTH + (sequence * LENGTH + k)
+    PER_TILE: tl.constexpr = SIZE // LENGTH
+    # Only what a program begins with needs 64 bits, unless tiles are huge.
+    INDEX: tl.constexpr = tl.int64 if SIZE * TILES_ACROSS >= 2**29 else tl.int32
+    sequence, k = (first % PER_TILE).to(INDEX) + sequence, k.to(INDEX)
+    tile = sequence // PER_TILE
+    sequence = sequence % PER_TILE
+    index = k * PER_TILE + sequence if SPREAD else sequence * LENGTH + k
+    first = first // PER_TILE
+    if TILES_ACROSS == 1:
+        offsets = first * SIZE + (tile * SIZE + index)
+    else:
+        tile = (first % TILES_ACROSS).to(INDEX) + tile
+        start = tile // TILES_ACROSS * (TILES_ACROSS * SIZE) + tile % TILES_ACROSS * TILE_WIDTH
+        row = index // TILE_WIDTH * (TILES_ACROSS * TILE_WIDTH)
+        offsets = first // TILES_ACROSS * (TILES_ACROSS * SIZE) + (start + row + index % TILE_WIDTH)
+    # Not seen by the compiler alone. The hints hold only here, where the offsets are made.
+    TOGETHER: tl.constexpr = RUN if TILES_ACROSS == 1 else _common_power_of_two(RUN, TILE_WIDTH)
+    return tl.max_contiguous(tl.multiple_of(offsets, TOGETHER), TOGETHER)
+
+
+@triton.constexpr_function
+def _common_power_of_two(a, b):
+    """The greatest power of two that divides both."""
+    return (a | b) & -(a | b)
+
+
+def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
+    """Compact orthogonal Fourier transform of samples x (B, N), N even, or its inverse. Returns (B, N)."""
+    batch, size = x.shape
+    rearrange = _rearrangement(batch, size, x.dtype, inverse)
+    if inverse:
+        spectrum = x.new_empty(batch, size // 2 + 1, 2)
+        rearrange(spectrum, x)
+        return torch.fft.irfft(torch.view_as_complex(spectrum), n=size, norm="ortho")
+    result = torch.empty_like(x)
+    rearrange(torch.view_as_real(torch.fft.rfft(x, norm="ortho")), result)
+    return result
+
+
+@planned
+def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> Launch:
+    """Of spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
+    coefficients = LAUNCH_TABLE["compact_fourier_kernel"]["coefficients"]
+    programs = ceil_div(size // 2, coefficients)
+    return Launch(
+        compact_fourier_kernel,
+        batch * programs,
+        size // 2,
+        programs,
+        COEFFICIENTS=coefficients,
+        INVERSE=inverse,
+    )
+
+
+@triton.jit
+def compact_fourier_kernel(
+    spectrum, z, half: tl.int64, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
+):
+    """z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..] of X_0 .. X_half, or the inverse."""
+    dtype: tl.constexpr = z.dtype.element_ty
+    sample = tl.program_id(0) // programs_per_sample
+    program = tl.program_id(0) % programs_per_sample
+    spectrum += sample * (2 * half + 2)
+    z += sample * (2 * half)
+    k = program.to(tl.int64) * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
+    there = (k > 0) & (k < half)
+    parts = spectrum + 2 * k[:, None] + tl.arange(0, 2)[None, :]
+    if INVERSE:
+        c = rounded(SQRT_HALF, dtype)
+        re = tl.load(z + 1 + k, mask=there) * c
+        im = tl.load(z + half + k, mask=there) * c
+        tl.store(parts, tl.join(re, im), mask=there[:, None])
+    else:
+        c = rounded(SQRT_TWO, dtype)
+        re, im = tl.split(tl.load(parts, mask=there[:, None]))
+        tl.store(z + 1 + k, re * c, mask=there)
+        tl.store(z + half + k, im * c, mask=there)
+    if program == 0:  # the ends, which are real
+        end = tl.arange(0, 2)
+        ends = spectrum + end * (2 * half)
+        if INVERSE:
+            tl.store(ends, tl.load(z + end))
+            tl.store(ends + 1, tl.zeros([2], dtype))
+        else:
+            tl.store(z + end, tl.load(ends))

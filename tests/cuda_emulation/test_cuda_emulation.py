@@ -1,0 +1,162 @@
+"""The CPU emulation of CUDA with which the kernels are tested: right kernels pass, and each planted bug is found."""
+
+import os
+import re
+import subprocess
+from types import ModuleType
+
+import pytest
+from cuda_emulation.build import build, load
+
+SHAPES = [(5, 64), (1, 32), (7, 96), (3, 256)]  # blocks, threads of each
+WHAT_FAILS = {  # the other bugs give wrong results
+    ("reduce", "divergent barrier"): "(has|have) exited",
+    (
+        "reduce",
+        "two barriers",
+    ): "waits at __syncthreads in reduce, .*toys.cu:[0-9]+, but others of the block at",
+    ("reduce", "exit"): "exited",
+    ("reduce", "absent lane"): r"waiting at __shfl_xor_sync\(0xffffffff\) in reduce, .*toys.cu:[0-9]+",
+    ("reduce", "other operation"): "__shfl_.*, but other lanes at __shfl_",
+    (
+        "reduce",
+        "foreign mask",
+    ): r"thread \(7, 0, 0\) of block .*: __shfl_xor_sync\(0xff00\) in reduce, .* by lane 7",
+    (
+        "exchange",
+        "lost block",
+    ): "no thread can go on:.*waiting at __syncthreads in exchange.* waiting at a poll",
+    ("exchange", "ordinary launch"): "no thread can go on",
+    ("exchange", "too large"): "too many blocks in cooperative launch",
+    ("reverse", "overwrite"): "has written past its shared memory",
+    ("reverse", "not allowed"): "invalid argument",
+    ("reverse", "over the limit"): "invalid argument",
+    ("reverse", "too many threads"): "invalid argument",
+}
+WRONG = [
+    ("reduce", "no barrier"),
+    ("scan", "no barrier"),
+    ("scan", "no second barrier"),
+    ("rotate", "no syncwarp"),
+    ("histogram", "no barrier"),
+    ("histogram", "no second barrier"),
+    ("exchange", "no grid barrier"),
+    ("reverse", "stale"),
+    ("reverse", "overrun"),
+]
+RACES = [  # in shared memory
+    ("reduce", "no barrier"),
+    ("scan", "no barrier"),
+    ("scan", "no second barrier"),
+    ("rotate", "no syncwarp"),
+    ("rotate", "shuffle"),
+    ("histogram", "no barrier"),
+    ("histogram", "no second barrier"),
+]
+ONLY_RACES = [("rotate", "shuffle")]  # nothing else shows them
+CAUGHT_OFTEN = [("histogram", "plain counter")]  # where nothing happens between the load and the store
+TOYS = ["reduce", "scan", "rotate", "rank", "histogram", "exchange", "reverse", "collectives"]
+
+
+@pytest.fixture(scope="module")
+def toys() -> ModuleType:
+    return load("toys")
+
+
+@pytest.fixture(scope="module")
+def traced_toys() -> ModuleType:
+    return load("toys_races")
+
+
+def set_device(toys: ModuleType, threads: int, seed: int) -> None:
+    toys.set_device(num_sms=3, threads_per_block=threads, threads_per_sm=2 * threads, seed=seed)
+
+
+def test_every_bug_is_tested(toys: ModuleType) -> None:
+    bugs = {(toy, bug) for toy, bugs in toys.bugs().items() for bug in bugs}
+    assert bugs == {*WHAT_FAILS, *WRONG, *CAUGHT_OFTEN, *ONLY_RACES}
+    assert set(TOYS) == set(toys.bugs())
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_right_kernels(toys: ModuleType, traced_toys: ModuleType, toy: str) -> None:
+    for blocks, threads in SHAPES:
+        for seed in range(50):
+            for module in (toys, traced_toys):
+                set_device(module, threads, seed)
+                assert module.run(toy, "", blocks, threads), f"{blocks} x {threads}, seed {seed}"
+
+
+@pytest.mark.parametrize(("toy", "bug"), WRONG)
+def test_missing_synchronisation_gives_wrong_results(toys: ModuleType, toy: str, bug: str) -> None:
+    for seed in range(100):
+        set_device(toys, 64, seed)
+        assert not toys.run(toy, bug, 5, 64), f"not found with seed {seed}"
+
+
+@pytest.mark.parametrize(("toy", "bug"), RACES)
+def test_races_in_shared_memory(traced_toys: ModuleType, toy: str, bug: str) -> None:
+    for seed in range(5):
+        set_device(traced_toys, 64, seed)
+        with pytest.raises(
+            RuntimeError, match=r"race at byte \d+ of shared memory: .*toys.cu:\d+.*toys.cu:\d+"
+        ):
+            traced_toys.run(toy, bug, 5, 64)
+
+
+@pytest.mark.parametrize(("toy", "bug"), CAUGHT_OFTEN)
+def test_races_of_few_instructions(toys: ModuleType, toy: str, bug: str) -> None:
+    found = 0
+    for seed in range(100):
+        set_device(toys, 64, seed)
+        found += not toys.run(toy, bug, 5, 64)
+    assert found >= 50
+
+
+@pytest.mark.parametrize(("toy", "bug"), WHAT_FAILS)
+def test_launches_that_fail(toys: ModuleType, toy: str, bug: str) -> None:
+    for seed in range(3):
+        set_device(toys, 64, seed)
+        with pytest.raises(RuntimeError, match=re.compile(WHAT_FAILS[toy, bug], re.DOTALL)):
+            toys.run(toy, bug, 5, 64)
+        set_device(toys, 64, seed)
+        assert toys.run(toy, "", 5, 64), "a failure disturbs the next launch"
+
+
+def test_errors_name_kernel_block_and_thread(toys: ModuleType) -> None:
+    set_device(toys, 64, seed=0)
+    with pytest.raises(RuntimeError, match=r"reduce\(.*\): thread \(7, 0, 0\) of block \(0, 0, 0\): "):
+        toys.run("reduce", "foreign mask", 1, 64)
+
+
+def test_a_seed_fixes_the_order(toys: ModuleType) -> None:
+    def outcomes() -> list[bool]:
+        results = []
+        for seed in range(20):
+            set_device(toys, 64, seed)
+            results.append(toys.run("histogram", "plain counter", 2, 64))
+        return results
+
+    first = outcomes()
+    assert first == outcomes()
+    assert len(set(first)) == 2
+
+
+def test_address_sanitizer() -> None:
+    """Overruns are found, and the fibers disturb it in no toy."""
+    program = build("toys_asan")
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibers that are abandoned leak
+
+    def output(toy: str, bug: str, seed: int) -> str:
+        command = [str(program), toy, bug, str(seed)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        return result.stdout + result.stderr
+
+    for seed in range(3):
+        for toy in TOYS:
+            assert output(toy, "", seed) == "right\n"
+        assert "exited" in output("reduce", "exit", seed)
+        for bug in ("overrun", "overwrite"):
+            assert re.search(
+                "heap-buffer-overflow.*in reverse .*toys.cu", output("reverse", bug, seed), re.DOTALL
+            )

@@ -1,0 +1,451 @@
+"""The CUDA kernels, run on the CPU by tests/cuda_emulation: the bits of the reference, on devices of several sizes."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from bits import assert_same_bits
+from cuda_emulation.build import load
+from inputs import DISTRIBUTIONS, TABLES, power_law, tables, values
+from torch import Tensor
+
+from noisetilt_kernels import python_ref
+from noisetilt_kernels.backends import native
+from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.python_ref import Normal
+
+REAL = (torch.float32, torch.float64)
+
+DEVICES = {
+    "one block": {"num_sms": 1, "threads_per_block": 64},
+    "few blocks": {"num_sms": 4, "threads_per_block": 128},
+    "many blocks": {"num_sms": 40, "threads_per_block": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    return load("kernels")
+
+
+def numpy(*tensors: Tensor) -> Any:
+    arrays = tuple(tensor.numpy() for tensor in tensors)
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def projection(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    value_chunk_sizes: Sequence[int],
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """The arguments of `project` for samples (C, H, W)."""
+    like = torch.empty(1, *shape, dtype=dtype)
+    tables, _, num_values, tiles = native._projection(
+        like, tuple(value_chunk_sizes), tuple(chunk_sizes), tuple(tile_sizes), 1e-4
+    )
+    return {
+        "tables": [numpy(*pair) for pair in zip(tables[::2], tables[1::2], strict=True)],
+        "num_values": num_values,
+        "tiles": tiles,
+    }
+
+
+# ---- two-level order statistics ----
+
+
+def project_2os(kernels: ModuleType, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    samples = x.view(len(x), 1, 1, -1).numpy()
+    result = kernels.project(samples, tables=[numpy(lower, upper)], num_values=1, tiles=[])
+    return torch.from_numpy(result).view(x.shape)
+
+
+def check_2os(kernels: ModuleType, x: Tensor, lower: Tensor, upper: Tensor, context: str) -> None:
+    expected = python_ref.project_2os(x, lower, upper)
+    assert_same_bits(project_2os(kernels, x, lower, upper), expected, context)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_2os(kernels: ModuleType, distribution: str, device: str, dtype: torch.dtype) -> None:
+    for seed, (num_chunks, chunk_size) in enumerate(
+        [(16, 4), (300, 4), (75, 16), (40, 5), (7, 1), (3, 50), (1, 64)]
+    ):
+        kernels.set_device(**DEVICES[device], seed=seed)
+        for table in TABLES:
+            x = values(distribution, (2, num_chunks * chunk_size), dtype, seed)
+            context = f"{num_chunks}x{chunk_size} {table}"
+            check_2os(kernels, x, *tables(table, num_chunks, chunk_size, dtype, seed), context)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("distribution", ["normal", "few values", "1/k", "one outlier", "everything"])
+@pytest.mark.parametrize(
+    ("num_chunks", "chunk_size"),
+    [(4096, 4), (1024, 16), (3000, 3), (17, 300), (1, 5000), (257, 40), (2, 257)],
+)
+def test_2os_of_longer_samples(
+    kernels: ModuleType, num_chunks: int, chunk_size: int, distribution: str, dtype: torch.dtype
+) -> None:
+    kernels.set_device(num_sms=6, threads_per_block=256, seed=num_chunks)
+    x = values(distribution, (1, num_chunks * chunk_size), dtype)
+    for scale in (1.0, 1e-3, 1e6):
+        check_2os(kernels, x * scale, *tables("typical", num_chunks, chunk_size, dtype), f"times {scale}")
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 16])
+def test_2os_of_values_at_their_bounds(kernels: ModuleType, chunk_size: int) -> None:
+    """On a bound and one step to either side: where a shortcut that compares ranges would err first."""
+    for num_chunks in (9, 150, 1000):
+        kernels.set_device(**DEVICES["few blocks"], seed=num_chunks)
+        lower, upper = tables("typical", num_chunks, chunk_size)
+        generator = torch.Generator().manual_seed(num_chunks)
+        edge = torch.where(torch.rand(lower.shape, generator=generator) < 0.5, lower, upper).flatten()
+        step = torch.randint(-1, 2, edge.shape, generator=generator) * torch.inf
+        x = torch.where(step.isnan(), edge, torch.nextafter(edge, step))
+        order = torch.randperm(num_chunks, generator=generator)
+        for y in (
+            x,
+            x.view(num_chunks, chunk_size)[order].flatten(),
+            x[torch.randperm(len(x), generator=generator)],
+        ):
+            check_2os(kernels, y[None].contiguous(), lower, upper, f"{num_chunks} chunks")
+
+
+def test_rank_ranges_report_the_faults_of_a_table(kernels: ModuleType) -> None:
+    kernels.set_device(**DEVICES["few blocks"])
+    lower, upper = tables("typical", 300, 4)
+    faults = {"nan": 0, "crossed": 1, "falling": 2}
+
+    def found(lower: Tensor, upper: Tensor) -> set[str]:
+        _, flags = kernels.rank_ranges(*numpy(lower, upper))
+        return {name for name, k in faults.items() if flags[k]}
+
+    assert found(lower, upper) == set()
+    for place in ((0, 0), (299, 3), (150, 2)):
+        broken = lower.clone()
+        broken[place] = torch.nan
+        assert "nan" in found(broken, upper)
+        assert "nan" in found(
+            broken.fill_(-100.0),
+            upper.index_put([torch.tensor(k) for k in place], upper[0, 0] * 0 + torch.nan),
+        )
+        broken = lower.clone()
+        broken[place] = 100.0
+        assert "crossed" in found(broken, upper)
+    assert found(lower.flip(0), torch.full_like(upper, 100.0)) == {"falling"}
+
+
+def test_limits_settle_nothing_wrongly(kernels: ModuleType) -> None:
+    """A rank within the limits of a value's bucket keeps the value inside its bounds."""
+    kernels.set_device(**DEVICES["few blocks"])
+    for name in ("typical", "monotone", "pinned"):
+        lower, upper = tables(name, 500, 4)
+        limits, _ = kernels.rank_ranges(*numpy(lower, upper))
+        assert limits.shape == (4, kernels.num_buckets(500, 4), 2)
+    limits, _ = kernels.rank_ranges(*numpy(*tables("unsorted", 500, 4)))
+    assert (limits[..., 0] > limits[..., 1]).all()
+
+
+# ---- tile statistics and project ----
+
+SAMPLES = {  # shape: chunk sizes of values, of statistics, tiles
+    (2, 8, 8): ((4, 16), (4, 16), ((2, 2), (4, 4))),
+    (4, 16, 16): ((4, 16), (4, 16), ((4, 4), (8, 8), (16, 16))),
+    (3, 12, 8): ((4,), (2, 3), ((3, 4), (1, 2), (12, 8))),
+    (1, 1, 256): ((4, 16), (4, 16), ((1, 16), (1, 64))),
+    (5, 4, 6): ((3, 40), (5, 7), ((2, 3), (4, 2))),
+    (2, 7, 5): ((7,), (2,), ((7, 5), (1, 5), (7, 1))),
+    (1, 48, 20): ((1, 2), (4,), ((48, 20), (24, 10))),
+}
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", SAMPLES)
+def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> None:
+    value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
+    for seed, distribution in enumerate(DISTRIBUTIONS):
+        kernels.set_device(**DEVICES[device], seed=seed)
+        x = values(distribution, (3, *shape), dtype)
+        bounds = _bounds_like(x, 1e-4)
+        for tile in tile_sizes:
+            result = kernels.project(x.numpy(), **projection(shape, dtype, (), chunk_sizes, (tile,)))
+            expected = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
+            assert_same_bits(torch.from_numpy(result), expected, f"{distribution}, {tile}")
+        expected = python_ref.project_2os(
+            x.flatten(1), *bounds(x[0].numel(), 1, Normal())
+        )  # of chunks of 1, for a start
+        result = kernels.project(x.numpy(), **projection(shape, dtype, (1,), (), ()))
+        assert_same_bits(torch.from_numpy(result).flatten(1), expected, distribution)
+
+        result = kernels.project(
+            x.numpy(), **projection(shape, dtype, value_chunk_sizes, chunk_sizes, tile_sizes)
+        )
+        assert_same_bits(torch.from_numpy(result), project(x, shape), distribution)
+
+
+def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """python_ref.project, with other chunk sizes for values than for statistics."""
+    value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
+    bounds = _bounds_like(x, 1e-4)
+    x = python_ref.project(x, value_chunk_sizes, (), bounds)
+    for tile in tile_sizes:
+        x = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
+    return x
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("distribution", ["normal", "1/k", "few values"])
+def test_tile_statistics_of_many_tiles(kernels: ModuleType, distribution: str, dtype: torch.dtype) -> None:
+    """More than every block ranks on its own."""
+    kernels.set_device(num_sms=5, threads_per_block=256, seed=1)
+    shape, tile = (6, 64, 64), (2, 2)
+    x = values(distribution, (1, *shape), dtype)
+    result = kernels.project(x.numpy(), **projection(shape, dtype, (), (4, 16), (tile,)))
+    expected = python_ref.project_tile_stats(x, tile, (4, 16), _bounds_like(x, 1e-4))
+    assert_same_bits(torch.from_numpy(result), expected)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("chunk_sizes", [(4, 300), (1, 300), (300, 4)])
+def test_tile_statistics_in_long_chunks(
+    kernels: ModuleType, chunk_sizes: tuple[int, ...], scale: float, dtype: torch.dtype
+) -> None:
+    shape, tile = (2, 48, 50), (2, 2)
+    x = values("normal", (3, *shape), dtype) * scale
+    expected = python_ref.project_tile_stats(x, tile, chunk_sizes, _bounds_like(x, 1e-4))
+    arguments = projection(shape, dtype, (), chunk_sizes, (tile,))
+    for seed in range(12):
+        kernels.set_device(num_sms=(5, 16, 40)[seed % 3], threads_per_block=64, seed=seed)
+        result = kernels.project(x.numpy(), **arguments)
+        assert_same_bits(torch.from_numpy(result), expected, f"seed {seed}")
+
+
+def test_a_tile_at_the_border_of_constant(kernels: ModuleType) -> None:
+    """Energy 2^-35 and mean 1: what decides is <=."""
+    kernels.set_device(**DEVICES["one block"])
+    step = 2.0**-18
+    x = torch.tensor([1 - step, 1 + step, 1 + step, 1 - step] * 8).view(1, 1, 4, 8)
+    result = kernels.project(x.numpy(), **projection((1, 4, 8), torch.float32, (), (4,), ((1, 2),)))
+    expected = python_ref.project_tile_stats(x, (1, 2), (4,), _bounds_like(x, 1e-4))
+    assert_same_bits(torch.from_numpy(result), expected)
+
+
+# ---- mixing ----
+
+MIXING = {
+    (2, 8, 8): (((8, 8), 6), ((4, 4), 4)),
+    (4, 16, 16): (((16, 16), 8), ((8, 8), 3), ((4, 16), 2)),
+    (3, 12, 8): (((12, 8), 7), ((6, 2), 2)),
+    (1, 1, 256): (((1, 256), 8), ((1, 64), 6)),
+    (5, 4, 6): (((4, 6), 3),),
+    (1, 48, 20): (((48, 20), 10), ((6, 4), 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", MIXING)
+def test_mix(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> None:
+    arguments = projection(shape, dtype, *SAMPLES[shape])
+    for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
+        kernels.set_device(**DEVICES[device], seed=seed)
+        x = values(distribution, (3, *shape), dtype)
+        expected = x
+        for tile, repeats in MIXING[shape]:
+            for _ in range(repeats):
+                expected = project(python_ref.butterfly(expected, tile, 1), shape)
+            expected = python_ref.butterfly_inverse(expected, tile, repeats)
+        mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
+        result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=mixing))
+        assert_same_bits(result, expected, distribution)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("num_sms", [5, 24])
+def test_mix_with_more_tiles_than_a_block_ranks_on_its_own(
+    kernels: ModuleType, num_sms: int, dtype: torch.dtype
+) -> None:
+    """As in video: the statistics of tiles are counted as the values are, in rounds of their own if need be."""
+    shape, tile_sizes = (6, 64, 64), ((2, 2), (4, 4))
+    kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
+    x = torch.cat([power_law(1.0, shape).to(dtype)[None], values("normal", (2, *shape), dtype)])
+    bounds, expected = _bounds_like(x, 1e-4), x
+    for tile, repeats in (((64, 64), 2), ((8, 8), 1)):
+        for _ in range(repeats):
+            expected = python_ref.project(
+                python_ref.butterfly(expected, tile, 1), (4, 16), tile_sizes, bounds
+            )
+        expected = python_ref.butterfly_inverse(expected, tile, repeats)
+    arguments = projection(shape, dtype, (4, 16), (4, 16), tile_sizes)
+    result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 2, 8, 8, 1]))
+    assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: torch.dtype) -> None:
+    shape = (4, 64, 64)
+    bytes_beside_slices = 40_000 if dtype == torch.float32 else 74_000
+    kernels.set_device(num_sms=2, threads_per_block=128, shared_bytes_per_block=bytes_beside_slices, seed=1)
+    x = power_law(1.0, shape).to(dtype)[None]
+    bounds = _bounds_like(x, 1e-4)
+    arguments = projection(shape, dtype, (4, 16), (4, 16), ((4, 4), (8, 8)))
+    expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), bounds)
+    assert_same_bits(torch.from_numpy(kernels.project(x.numpy(), **arguments)), expected)
+    expected = python_ref.butterfly(x, (64, 64), 1)
+    expected = python_ref.butterfly_inverse(
+        python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), bounds), (64, 64), 1
+    )
+    assert_same_bits(torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 1])), expected)
+
+
+def test_one_latent_of_full_size(kernels: ModuleType) -> None:
+    """A step of the FLUX preset's mixing, cut as on a large GPU, and as for a batch."""
+    shape, tile_sizes = (16, 64, 64), ((4, 4), (8, 8), (16, 16))
+    x = power_law(1.0, shape).float()[None]
+    arguments = projection(shape, torch.float32, (4, 16), (4, 16), tile_sizes)
+    bounds = _bounds_like(x, 1e-4)
+    expected = x
+    for _ in range(2):
+        expected = python_ref.project(
+            python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, bounds
+        )
+    expected = python_ref.butterfly_inverse(expected, (64, 64), 2)
+    for num_sms in (132, 16):
+        kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
+        result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 2]))
+        assert_same_bits(result, expected, f"{num_sms} multiprocessors")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_a_sample_that_is_not_finite_is_nan_throughout(kernels: ModuleType, dtype: torch.dtype) -> None:
+    kernels.set_device(**DEVICES["few blocks"])
+    x = values("normal", (4, 1, 1, 10_000), dtype)
+    x[1, 0, 0, 9_999], x[3, 0, 0, 4_096] = torch.inf, torch.nan
+    expected = x.clone()
+    expected[[1, 3]] = torch.nan
+    assert_same_bits(torch.from_numpy(kernels.finite_or_nan(x.numpy())), expected)
+
+
+# ---- transforms ----
+
+PLANES = [  # (C, H, W), tile, steps
+    ((2, 8, 8), (8, 8), 6),
+    ((3, 16, 16), (8, 8), 6),
+    ((3, 16, 16), (4, 4), 3),
+    ((2, 64, 64), (64, 64), 12),
+    ((1, 128, 128), (128, 128), 14),
+    ((2, 60, 104), (60, 104), 13),
+    ((2, 60, 104), (4, 8), 5),
+    ((5, 6, 10), (3, 2), 4),
+    ((3, 4, 6), (4, 6), 5),
+    ((2, 1, 2), (1, 2), 1),
+    ((1, 1, 96), (1, 48), 7),
+    ((2, 6, 9), (2, 3), 1),
+    ((2, 16, 12), (8, 6), 4),
+    ((2, 16, 12), (8, 2), 4),
+]
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(("shape", "tile", "most_steps"), PLANES)
+def test_butterfly(
+    kernels: ModuleType,
+    shape: tuple[int, ...],
+    tile: tuple[int, int],
+    most_steps: int,
+    inverse: bool,
+    dtype: torch.dtype,
+) -> None:
+    reference = python_ref.butterfly_inverse if inverse else python_ref.butterfly
+    x = values("normal", (2, *shape), dtype)
+    for steps in sorted({0, 1, 2, 3, 5, most_steps}):
+        kernels.set_device(num_sms=3, threads_per_block=256, seed=steps)
+        result = torch.from_numpy(kernels.butterfly(x.numpy(), tile=list(tile), steps=steps, inverse=inverse))
+        assert_same_bits(result, reference(x, tile, steps), f"{steps} steps")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("exponent", range(16))
+def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dtype) -> None:
+    kernels.set_device(num_sms=3, threads_per_block=512, seed=exponent)
+    x = values("normal", (3, 2**exponent), dtype)
+    result = torch.from_numpy(kernels.hadamard_transform(x.numpy(), scale=0.3))
+    assert_same_bits(result, python_ref.hadamard_transform(x, 0.3))
+
+
+def half_fft(fft: Any, x: Tensor) -> Tensor:
+    return torch.view_as_real(fft(torch.view_as_complex(x.unflatten(1, (-1, 2))))).flatten(1).contiguous()
+
+
+ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("size", [2, 4, 6, 64, 100, 1000, 4096])
+def test_compact_fourier(kernels: ModuleType, size: int, dtype: torch.dtype) -> None:
+    kernels.set_device(**DEVICES["few blocks"])
+    x = values("normal", (3, size), dtype)
+    z = torch.from_numpy(kernels.compact_fourier_pack(half_fft(torch.fft.fft, x).numpy()))
+    expected = python_ref.compact_fourier(x)
+    assert float((z - expected).norm()) <= ROUNDING[dtype] * float(expected.norm())
+    back = half_fft(torch.fft.ifft, torch.from_numpy(kernels.compact_fourier_unpack(z.numpy())))
+    assert float((back - x).norm()) <= ROUNDING[dtype] * float(x.norm())
+
+
+# ---- WGNC ----
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("block_size", [16, 2, 3, 17, 100])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_wgnc_blocks(kernels: ModuleType, distribution: str, block_size: int, dtype: torch.dtype) -> None:
+    for num_blocks in (1, 3, 130):
+        kernels.set_device(**DEVICES["few blocks"], seed=num_blocks)
+        x = values(distribution, (1, 2 * block_size * num_blocks), dtype)
+        result = torch.from_numpy(kernels.project_wgnc_blocks(x.numpy(), block_size=block_size))
+        expected = python_ref.project_wgnc_blocks(torch.view_as_complex(x.view(1, -1, 2)), block_size)
+        assert_same_bits(result, torch.view_as_real(expected).flatten(1), f"{num_blocks} blocks")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("block_size", [16, 2, 17])
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7, 64, 129, 301])
+def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    for device in DEVICES:
+        kernels.set_device(**DEVICES[device], seed=num_blocks)
+        for distribution in ("normal", "1/k"):
+            x = values(distribution, (2, 2 * block_size * num_blocks), dtype)
+            spectrum = kernels.wgnc_between_ffts(half_fft(torch.fft.fft, x).numpy(), block_size=block_size)
+            result = half_fft(torch.fft.ifft, torch.from_numpy(spectrum))
+            expected = python_ref.project_wgnc(x, block_size)
+            assert float((result - expected).norm()) <= 10 * ROUNDING[dtype] * float(expected.norm()), (
+                distribution
+            )
+
+
+# ---- races ----
+
+
+def test_no_races_in_shared_memory() -> None:
+    """The projection kernel, all its ways through, with every access to shared memory traced."""
+    kernels = load("kernels_races")
+    for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
+        kernels.set_device(**DEVICES["few blocks"], seed=seed)
+        for shape in ((4, 16, 16), (5, 4, 6)):
+            x = values(distribution, (2, *shape))
+            mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
+            kernels.mix(x.numpy(), **projection(shape, torch.float32, *SAMPLES[shape]), mixing=mixing)
+        x = values(distribution, (2, 2, 64, 64))
+        kernels.butterfly(x.numpy(), tile=[64, 64], steps=7)
+        kernels.butterfly(x.numpy(), tile=[8, 8], steps=6, inverse=True)
+        for block_size in (16, 5):
+            kernels.project_wgnc_blocks(values(distribution, (1, 32 * 5 * 9)).numpy(), block_size=block_size)
+            kernels.wgnc_between_ffts(values(distribution, (1, 32 * 5 * 9)).numpy(), block_size=block_size)

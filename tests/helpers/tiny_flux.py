@@ -1,0 +1,100 @@
+"""Random FLUX pipelines of diffusers' own classes, small enough to be made for every test."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+_WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
+SIZE = 32
+"""Height and width of images that are quickly made, in pixels: latents (4, 16, 16), 64 tokens."""
+LENGTH = 24
+"""Tokens that both text encoders take."""
+
+
+def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline:
+    """A pipeline as FLUX.1 dev (guidance, dynamic shifting of times) or as schnell (neither), float32.
+
+    Two models of width 32 and a VAE that halves both sides. `scheduler`: more of its configuration.
+    """
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=dev,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = tiny_autoencoder(**OF_FLUX)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**_SCHEDULERS[dev], **scheduler}),
+        vae=vae,
+        text_encoder=_clip().eval(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5().eval(),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=transformer.eval(),
+    )
+
+
+OF_FLUX = {
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""Configuration of an autoencoder, which Z-Image has as well."""
+
+
+def tiny_autoencoder(**config: Any) -> AutoencoderKL:
+    """Images (3, 32, 32) to latents (4, 16, 16) and back. `config`: more of its configuration."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        **config,
+    )
+    return vae.eval()
+
+
+_SCHEDULERS = {True: {"shift": 3.0, "use_dynamic_shifting": True}, False: {"shift": 1.0}}
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_CLIP_VOCABULARY = ("<|startoftext|>", "<|endoftext|>", *_LETTERS, *(f"{letter}</w>" for letter in _LETTERS))
+
+
+def _clip() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(_CLIP_VOCABULARY),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config)
+
+
+def _t5() -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    vocabulary = {token: index for index, token in enumerate(_CLIP_VOCABULARY)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LENGTH)
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in _WORDS)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)

@@ -1,0 +1,490 @@
+"""Rewards by CLIP models, against Hugging Face's own processor and model on PIL images."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+import numpy as np
+import tiny_clip
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
+
+from noisetilt_kernels.rewards import RewardError, aesthetic, load_reward
+from noisetilt_kernels.rewards.aesthetic import AestheticScore
+from noisetilt_kernels.rewards.clip import ClipScore, ImageTextModel, PickScore
+from noisetilt_kernels.rewards.preprocessing import Preprocessing
+
+PROMPTS = ["a cat", "two red boats", "a cat"]
+LONG = "many words " * 60
+
+Build = Callable[..., Any]
+
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a CLIP model."""
+    return tiny_clip.save_clip(tmp_path_factory.mktemp("clip"), tiny_clip.make_model())
+
+
+def predictor_as_published() -> nn.Sequential:
+    """The aesthetic predictor with its dropouts, for embeddings of the small model."""
+    torch.manual_seed(5)
+    predictor = nn.Sequential(
+        nn.Linear(tiny_clip.WIDTH, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.mul_(2)
+        predictor[-1].bias.add_(5)
+    return predictor.eval()
+
+
+def named_layers() -> dict[str, Tensor]:
+    """State of the predictor with the names that both layouts have."""
+    return {f"layers.{name}": tensor for name, tensor in predictor_as_published().state_dict().items()}
+
+
+def save_conversion(folder: Path, clip: Path) -> Path:
+    """The vision half and the predictor in one checkpoint, with a configuration of a type of its own."""
+    vision = CLIPVisionModelWithProjection.from_pretrained(clip)
+    vision.save_pretrained(folder)
+    save_file({**load_file(folder / "model.safetensors"), **named_layers()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config.update(model_type="aesthetics_predictor", architectures=["AestheticsPredictorV2Linear"])
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(clip / "preprocessor_config.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conversion(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_conversion(tmp_path_factory.mktemp("conversion"), clip)
+
+
+@pytest.fixture(scope="module")
+def original(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The predictor as LAION has it, added to a folder of CLIP."""
+    folder = tmp_path_factory.mktemp("original")
+    shutil.copytree(clip, folder, dirs_exist_ok=True)
+    torch.save(named_layers(), folder / "sac+logos+ava1-l14-linearMSE.pth")
+    return folder
+
+
+def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
+    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    numbers = (images * 255).round().byte()
+    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
+
+
+# ---- preprocessing ----
+
+
+def patterns(height: int, width: int) -> dict[str, Tensor]:
+    """Images (3, height, width) that are smooth, noise, and black and white."""
+    noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    return {"smooth": some_images(1, height, width)[0], "noise": noise, "black and white": noise.round()}
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(224, 224), (512, 512), (32, 32), (300, 200), (97, 331), (640, 352), (224, 500), (225, 226)],
+)
+def test_preprocessing_is_that_of_the_processor(height: int, width: int) -> None:
+    """Up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel, 0.05 in the mean."""
+    processor = CLIPImageProcessorPil()
+    preprocessing = Preprocessing.from_config(processor.to_dict())
+    for name, image in patterns(height, width).items():
+        images, pil = eight_bits(image[None])
+        expected = torch.from_numpy(np.asarray(processor(pil[0]).pixel_values[0]))
+        difference = (
+            (preprocessing(images)[0] - expected) * torch.tensor(processor.image_std)[:, None, None] * 255
+        )
+        assert difference.abs().max() < 1.25, name
+        assert difference.mean().abs() < 0.05, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_resize": False},
+        {"do_resize": False, "crop_size": {"height": 51, "width": 20}},
+        {"do_center_crop": False, "size": {"height": 30, "width": 50}},
+        {"do_center_crop": False},
+        {"resample": 2},
+        {"do_normalize": False},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]},
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 24, "width": 31}},
+        {"size": {"shortest_edge": 20}, "crop_size": {"height": 24, "width": 35}},
+    ],
+)
+def test_preprocessing_follows_the_configuration(options: dict[str, Any]) -> None:
+    processor = CLIPImageProcessorPil(
+        **{"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, **options}
+    )
+    images, pil = eight_bits(some_images(1, 46, 37))
+    actual = Preprocessing.from_config(processor.to_dict())(images)[0]
+    expected = torch.from_numpy(np.asarray(processor(pil[0]).pixel_values[0]))
+    std = min(processor.image_std) if processor.do_normalize else 1.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1.25 / 255 / std)
+
+
+def test_old_configurations_are_read() -> None:
+    old = {"size": 224, "crop_size": 224, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
+    assert Preprocessing.from_config(old) == Preprocessing.from_config(CLIPImageProcessorPil().to_dict())
+    assert Preprocessing.from_config({}).output_size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"resample": 1}, "resample must be 2 or 3 (bicubic), got 1"),
+        ({"do_rescale": False}, "do_rescale must be true"),
+        (
+            {"size": {"longest_edge": 3}},
+            "size must be given by shortest_edge, or height and width, got {'longest_edge': 3}",
+        ),
+        ({"crop_size": {"shortest_edge": 3}}, "crop_size must be given by height and width"),
+    ],
+)
+def test_configurations_that_are_not_served(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(RewardError, match=f"^the image processor's {re.escape(message)}"):
+        Preprocessing.from_config(config)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_plain_black_and_white_have_a_gradient(value: float) -> None:
+    images = torch.full((1, 3, 50, 70), value)
+    preprocessing = Preprocessing.from_config({"size": 32, "crop_size": 32})
+    gradient = gradient_of(lambda images, prompts: preprocessing(images).sum(dim=(1, 2, 3)), images, [""])
+    assert gradient[..., 10:40, 20:50].min() > 0
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (75, 50)])
+def test_clip_and_pickscore_are_those_of_transformers(clip: Path, height: int, width: int) -> None:
+    images, pil = eight_bits(some_images(3, height, width))
+    prompts = ["a cat", LONG, "two red boats"]
+    processor, model = CLIPProcessor.from_pretrained(clip), CLIPModel.from_pretrained(clip)
+    inputs = processor(
+        text=prompts, images=pil, padding=True, truncation=True, max_length=77, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image.diagonal()
+    tolerance = 1e-3 if height == 32 else 0.6
+    torch.testing.assert_close(PickScore(clip)(images, prompts), logits, rtol=0, atol=tolerance)
+    cosines = logits / model.logit_scale.exp()
+    torch.testing.assert_close(ClipScore(clip)(images, prompts), 100 * cosines, rtol=0, atol=tolerance)
+    assert logits.std() > 5, "a tolerance that excludes nothing"
+
+
+def test_the_scale_is_the_models_own(tmp_path: Path) -> None:
+    folder = tiny_clip.save_clip(tmp_path, tiny_clip.make_model(logit_scale=3.0))
+    images = some_images(3)
+    ratio = PickScore(folder)(images, PROMPTS) / ClipScore(folder)(images, PROMPTS)
+    torch.testing.assert_close(ratio, torch.full((3,), 20.0855 / 100))
+    # it is not rounded with the weights, to 20.1
+    assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16).scale == pytest.approx(20.0855, rel=1e-5)
+    assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16)._model.dtype == torch.bfloat16
+
+
+def published_aesthetic(clip: Path, images: list[Image.Image]) -> Tensor:
+    """Scores as of the published code: (B,)."""
+    processor, model = (
+        CLIPProcessor.from_pretrained(clip),
+        CLIPVisionModelWithProjection.from_pretrained(clip),
+    )
+    with torch.no_grad():
+        embeddings = model(**processor(images=images, return_tensors="pt")).image_embeds
+        return predictor_as_published()(embeddings / embeddings.norm(dim=-1, keepdim=True))[:, 0]
+
+
+def test_aesthetic_is_that_of_the_published_code(clip: Path, conversion: Path, original: Path) -> None:
+    images, pil = eight_bits(some_images(3))
+    expected = published_aesthetic(clip, pil)
+    assert expected.std() > 0.1, "a tolerance that excludes nothing"
+    for folder in (conversion, original):
+        torch.testing.assert_close(AestheticScore(folder)(images, [""] * 3), expected, rtol=0, atol=1e-4)
+
+
+def test_the_width_of_embeddings_is_that_of_the_whole_model(original: Path, tmp_path: Path) -> None:
+    """Some configurations of the vision half do not say it."""
+    file = copy_of(original, tmp_path) / "config.json"
+    vision = json.loads(file.read_text())["vision_config"]
+    change_json(
+        file, vision_config={name: value for name, value in vision.items() if name != "projection_dim"}
+    )
+    images = some_images(3)
+    torch.testing.assert_close(
+        AestheticScore(tmp_path)(images, [""] * 3), AestheticScore(original)(images, [""] * 3)
+    )
+
+
+def test_a_predictor_alone_takes_clip_from_the_hub(
+    clip: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(original / "sac+logos+ava1-l14-linearMSE.pth", tmp_path)
+    monkeypatch.setattr(aesthetic, "CLIP", str(clip))
+    images = some_images(3)
+    torch.testing.assert_close(
+        AestheticScore(tmp_path)(images, [""] * 3), AestheticScore(original)(images, [""] * 3)
+    )
+
+
+# ---- what every reward must be ----
+
+
+@pytest.fixture(params=["clip", "pickscore", "aesthetic", "aesthetic, original"])
+def reward(request: pytest.FixtureRequest, clip: Path, conversion: Path, original: Path) -> Any:
+    name, _, layout = request.param.partition(", ")
+    source = clip if name != "aesthetic" else original if layout else conversion
+    return load_reward(name, source=str(source))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (60, 41)])
+def test_gradients(reward: Any, size: tuple[int, int]) -> None:
+    check_gradient(reward, some_images(3, *size), PROMPTS, size=5e-4)
+
+
+def test_no_image_influences_another(reward: Any) -> None:
+    check_each_by_itself(reward, some_images(3, 40, 40), PROMPTS, tolerance=1e-3)
+
+
+def test_weights_are_frozen(reward: Any) -> None:
+    modules = [module for part in vars(reward).values() for module in _modules(part)]
+    assert modules
+    assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
+    assert not any(
+        child.training for module in modules for child in module.modules() if not isinstance(child, nn.Linear)
+    )
+
+
+def _modules(part: Any) -> list[nn.Module]:
+    if isinstance(part, ImageTextModel):
+        return [part._model]
+    return [one for one in (part if isinstance(part, list) else [part]) if isinstance(one, nn.Module)]
+
+
+@pytest.mark.parametrize("reward_class", [ClipScore, PickScore, AestheticScore])
+def test_bfloat16_is_for_the_model_alone(reward_class: Any, clip: Path, conversion: Path) -> None:
+    source = conversion if reward_class is AestheticScore else clip
+    images = some_images(3, 40, 40)
+    exact, rounded = (reward_class(source, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    values = rounded(images, PROMPTS)
+    assert values.dtype == torch.float32
+    assert not torch.equal(values, exact(images, PROMPTS))
+    torch.testing.assert_close(values, exact(images, PROMPTS), rtol=0.03, atol=1.5)
+    gradient, expected = gradient_of(rounded, images, PROMPTS), gradient_of(exact, images, PROMPTS)
+    assert gradient.dtype == torch.float32
+    assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.95
+
+
+def test_a_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = CLIPModel.get_text_features
+
+    def counted(self: CLIPModel, **tokens: Tensor) -> Any:
+        asked.append(len(tokens["input_ids"]))
+        return original(self, **tokens)
+
+    monkeypatch.setattr(CLIPModel, "get_text_features", counted)
+    reward, images = ClipScore(clip), some_images(3)
+    for _ in range(3):
+        reward(images, PROMPTS)
+    reward(images[:1], ["another"])
+    assert asked == [1, 1, 1]
+
+
+def test_what_inference_mode_kept_serves_gradients(clip: Path) -> None:
+    reward, images = ClipScore(clip), some_images(3)
+    with torch.inference_mode():
+        reward(images, PROMPTS)
+    check_gradient(reward, images, PROMPTS, size=5e-4)
+
+
+def test_features_of_transformers_4(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were tensors."""
+    images = some_images(3)
+    expected = ClipScore(clip)(images, PROMPTS)
+    for name in ("get_image_features", "get_text_features"):
+        function = getattr(CLIPModel, name)
+        monkeypatch.setattr(
+            CLIPModel, name, lambda self, function=function, **inputs: function(self, **inputs)[1]
+        )
+    torch.testing.assert_close(ClipScore(clip)(images, PROMPTS), expected, rtol=0, atol=0)
+
+
+def test_a_tokenizer_and_processor_that_are_elsewhere(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(clip / name, tmp_path)
+    monkeypatch.setattr("noisetilt_kernels.rewards.clip.PICKSCORE_TOKENIZER", str(clip))
+    images = some_images(3, 50, 40)
+    torch.testing.assert_close(
+        PickScore(tmp_path)(images, PROMPTS), PickScore(clip)(images, PROMPTS), rtol=0, atol=0
+    )
+
+
+def test_a_processor_of_transformers_5(clip: Path, tmp_path: Path) -> None:
+    """Tokenizer and image processor saved as one."""
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "preprocessor_config.json").unlink()
+    processor = CLIPProcessor(tiny_clip.make_image_processor(), tiny_clip.make_tokenizer())
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "processor_config.json").exists()
+    assert ImageTextModel.load("clip", tmp_path)._preprocess.mean == (0.1, 0.2, 0.3)
+
+
+# ---- what is missing or does not belong together ----
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    return to
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "aesthetic"])
+class TestEveryReward:
+    def check(self, name: str, source: Any, message: str) -> None:
+        with pytest.raises(RewardError, match=f"^{name}: {message}") as caught:
+            load_reward(name, source=str(source))
+        assert "\n" not in str(caught.value)
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+    def test_no_folder(self, name: str, tmp_path: Path) -> None:
+        missing = tmp_path / "missing"
+        self.check(
+            name, missing, f"there is no folder {re.escape(str(missing))}; name the folder of the weights, or"
+        )
+
+    def test_no_hub(self, name: str) -> None:
+        self.check(
+            name,
+            "nobody/nothing",
+            r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf",
+        )
+
+    def test_an_empty_folder(self, name: str, tmp_path: Path) -> None:
+        self.check(name, tmp_path, r"\S+ must hold a config.json with model_type 'clip'.*, got None$")
+
+    def test_another_model(self, name: str, clip: Path, tmp_path: Path) -> None:
+        change_json(copy_of(clip, tmp_path) / "config.json", model_type="bert")
+        self.check(name, tmp_path, r"\S+ must hold a config.json with model_type 'clip'.*, got 'bert'$")
+
+    def test_a_broken_configuration(self, name: str, clip: Path, tmp_path: Path) -> None:
+        (copy_of(clip, tmp_path) / "config.json").write_text("{")
+        self.check(name, tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+
+    def test_no_weights(self, name: str, clip: Path, tmp_path: Path) -> None:
+        (copy_of(clip, tmp_path) / "model.safetensors").unlink()
+        self.check(
+            name,
+            tmp_path,
+            r"the files in \S+ cannot be used \(.*model.safetensors.*\); fetch the model whole",
+        )
+
+    def test_broken_weights(self, name: str, clip: Path, tmp_path: Path) -> None:
+        (copy_of(clip, tmp_path) / "model.safetensors").write_bytes(
+            b"version https://git-lfs.github.com/spec/v1"
+        )
+        self.check(name, tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+
+    def test_incomplete_weights(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
+        file = copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors"
+        tensors = load_file(file)
+        del tensors["visual_projection.weight"]
+        save_file(tensors, file)
+        self.check(
+            name, tmp_path, r"the weights in \S+ lack visual_projection.weight; name a source that has"
+        )
+
+    def test_another_image_size(self, name: str, clip: Path, tmp_path: Path) -> None:
+        change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", crop_size=28)
+        self.check(
+            name,
+            tmp_path,
+            r"the image processor in \S+ makes images of \(28, 28\) pixels, but its model takes \(32",
+        )
+
+    def test_a_broken_image_processor(self, name: str, clip: Path, tmp_path: Path) -> None:
+        (copy_of(clip, tmp_path) / "preprocessor_config.json").write_text("{")
+        self.check(name, tmp_path, r"the files in \S+ cannot be used")
+
+    def test_an_image_processor_that_is_not_served(self, name: str, clip: Path, tmp_path: Path) -> None:
+        change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", resample=1)
+        self.check(name, tmp_path, r"\S+: the image processor's resample must be 2 or 3 \(bicubic\), got 1$")
+
+
+@pytest.mark.parametrize("reward_class", [ClipScore, PickScore])
+def test_no_tokenizer(reward_class: Any, clip: Path, tmp_path: Path) -> None:
+    for file in copy_of(clip, tmp_path).glob("*token*"):
+        file.unlink()
+    with pytest.raises(
+        RewardError, match=r"there is no tokenizer of the model's 54 tokens in \S+( or laion/\S+)?; put "
+    ):
+        reward_class(tmp_path)
+
+
+def test_no_predictor(clip: Path) -> None:
+    message = r"^aesthetic: the weights in \S+ lack layers.0.bias and 9 more; name a source that has .*, or add LAION's sac\+"
+    with pytest.raises(RewardError, match=message):
+        AestheticScore(clip)
+
+
+def test_two_predictors(original: Path, tmp_path: Path) -> None:
+    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
+    shutil.copy(file, tmp_path / "ava.pth")
+    with pytest.raises(RewardError, match=r"^aesthetic: \S+ must hold one .pth file, got ava.pth, sac\+"):
+        AestheticScore(tmp_path)
+
+
+def test_another_predictor(original: Path, tmp_path: Path) -> None:
+    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
+    with_relus = {name.replace("layers.2", "layers.3"): tensor for name, tensor in named_layers().items()}
+    wider = {**named_layers(), "layers.0.weight": torch.ones(1024, 768)}
+    for content in (with_relus, wider, [1], b"nothing"):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(
+            RewardError, match=rf"^aesthetic: {re.escape(str(file))} must be LAION's linear predictor V2"
+        ):
+            AestheticScore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "aesthetic"])
+def test_mistakes(name: str, clip: Path, conversion: Path) -> None:
+    reward = load_reward(name, source=str(conversion if name == "aesthetic" else clip))
+    with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
+        reward(torch.rand(1, 4, 8, 8), [""])
+    with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 2 images, got 1"):
+        reward(some_images(2), [""])

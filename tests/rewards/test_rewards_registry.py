@@ -1,0 +1,252 @@
+"""Rewards by name, and their weighted sum."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gaussian_flows import LatentFlow
+from reward_checks import check_gradient, some_images
+from safetensors.torch import save_file
+from torch import Tensor
+
+from noisetilt_kernels import rewards, sampling
+from noisetilt_kernels.rewards import (
+    REWARDS,
+    WeightedSum,
+    check_prompts,
+    load_reward,
+    load_rewards,
+    parse_weights,
+)
+from noisetilt_kernels.rewards.digits import CLASSIFIER_FILE, DigitClassifier
+from noisetilt_kernels.rewards.registry import ENTRIES, has_weights
+from noisetilt_kernels.rewards.simple import brightness, color, symmetry
+
+
+def test_names() -> None:
+    assert REWARDS == (
+        "aesthetic",
+        "brightness",
+        "clip",
+        "color",
+        "digit",
+        "digit-judge",
+        "hpsv2",
+        "imagereward",
+        "pickscore",
+        "smoothness",
+        "symmetry",
+        "videoreward",
+        "vqascore",
+    )
+    assert [name for name in REWARDS if not ENTRIES[name].differentiable] == ["digit-judge"]
+    assert [name for name in REWARDS if ENTRIES[name].videos] == ["videoreward"]
+    for entry in ENTRIES.values():
+        assert entry.description
+        assert "\n" not in entry.description
+
+
+# ---- weights ----
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights"),
+    [
+        ("brightness", {"brightness": 1.0}),
+        ("aesthetic=1.0,brightness=-0.5", {"aesthetic": 1.0, "brightness": -0.5}),
+        (" clip = 2e-1 , digit ", {"clip": 0.2, "digit": 1.0}),
+        ("color=3,color:blue,color:#ff8000=-2", {"color": 3.0, "color:blue": 1.0, "color:#ff8000": -2.0}),
+    ],
+)
+def test_weights(spec: str, weights: dict[str, float]) -> None:
+    parsed = parse_weights(spec)
+    assert parsed == weights
+    assert list(parsed) == list(weights)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "spec must be of the form 'name=weight,name=weight', got ''"),
+        ("clip,", "spec must be of the form 'name=weight,name=weight', got 'clip,'"),
+        ("=2", "spec must be of the form"),
+        ("beauty=2", "unknown reward 'beauty'; valid: 'aesthetic', 'brightness'"),
+        ("clip=1,clip=2", "each reward must be named once, got 'clip' twice"),
+        ("clip=", "the weight of 'clip' must be a finite number, got ''"),
+        ("clip=high", "the weight of 'clip' must be a finite number, got 'high'"),
+        ("clip=nan", "the weight of 'clip' must be a finite number, got 'nan'"),
+        ("clip=-inf", "the weight of 'clip' must be a finite number, got '-inf'"),
+        ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color' and 'videoreward' do"),
+    ],
+)
+def test_weights_that_are_none(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^parse_weights: {re.escape(message)}"):
+        parse_weights(spec)
+
+
+def test_colors_are_looked_at_early() -> None:
+    for load in (parse_weights, load_reward, load_rewards):
+        with pytest.raises(ValueError, match=r"^color: target must be #rrggbb or one of .*, got 'reddish'"):
+            load("color:reddish")
+
+
+# ---- loading ----
+
+
+def test_rewards_by_name() -> None:
+    images = some_images(2)
+    assert load_reward("brightness") is brightness
+    for name, expected in {
+        "color": color("red"),
+        "color:#3060f0": color("#3060f0"),
+        "symmetry": symmetry,
+    }.items():
+        torch.testing.assert_close(
+            load_reward(name)(images, ["", ""]), expected(images, ["", ""]), rtol=0, atol=0
+        )
+
+
+def test_the_source_is_where_weights_come_from(tmp_path: Path) -> None:
+    classifier = DigitClassifier()
+    save_file(classifier.state_dict(), tmp_path / CLASSIFIER_FILE)
+    images = some_images(2)
+    expected = classifier(images)[:, 4].detach()
+    torch.testing.assert_close(load_reward("digit", source=str(tmp_path))(images, ["4", "four"]), expected)
+    both = load_rewards("digit=2,brightness=-1", sources={"digit": str(tmp_path), "digit-judge": "elsewhere"})
+    torch.testing.assert_close(both(images, ["4", "four"]), 2 * expected - brightness(images, ["", ""]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_reward("beauty"), "load_reward: unknown reward 'beauty'; valid: 'aesthetic'"),
+        (lambda: load_reward(None), "load_reward: unknown reward None"),
+        (lambda: load_reward("symmetry:up"), "load_reward: reward 'symmetry' takes no argument"),
+        (lambda: load_reward("brightness", source="x"), "load_reward: source must be None for 'brightness'"),
+        (lambda: load_rewards({}), "load_rewards: spec must name at least one reward, got none"),
+        (lambda: load_rewards({"beauty": 1.0}), "load_rewards: unknown reward 'beauty'"),
+        (
+            lambda: load_rewards("clip", sources={"clop": "x"}),
+            "load_rewards: unknown reward in sources 'clop'",
+        ),
+        (
+            lambda: load_rewards({"symmetry": float("inf")}),
+            "WeightedSum: the weight of 'symmetry' must be a finite",
+        ),
+    ],
+)
+def test_mistakes(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call()
+
+
+def test_what_has_no_gradient_cannot_steer() -> None:
+    message = (
+        "load_rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: 'aesthetic', "
+        "'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', 'smoothness', 'symmetry', "
+        "'videoreward', 'vqascore'"
+    )
+    # before anything is loaded: there is no such folder
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_rewards("digit,digit-judge=0.5", sources={"digit": "/nowhere", "digit-judge": "/nowhere"})
+
+
+def test_prompts_are_looked_at_early() -> None:
+    check_prompts(["digit", "digit-judge", "color:red"], ["a seven", "3"])
+    check_prompts(["brightness", "clip"], ["a cat"])
+    for name in ("digit", "digit-judge"):
+        with pytest.raises(ValueError, match=r"^digit_of: prompt must name exactly one digit.*'a cat'"):
+            check_prompts(["brightness", name], ["3", "a cat"])
+    with pytest.raises(ValueError, match=r"^check_prompts: unknown reward 'beauty'"):
+        check_prompts(["beauty"], ["3"])
+
+
+def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
+    code = (
+        "import sys; from noisetilt_kernels import rewards; assert 'transformers' not in sys.modules; "
+        "rewards.load_rewards('color:blue,symmetry'); assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["aesthetic", "clip", "hpsv2", "imagereward", "pickscore", "videoreward", "vqascore"]
+)
+def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    ours = ("aesthetic", "checkpoint", "clip", "hpsv2", "imagereward", "loading", "open_clip")
+    for module in (*ours, "qwen", "videoreward", "videoreward_checkpoint", "vqascore"):
+        monkeypatch.delitem(sys.modules, f"noisetilt_kernels.rewards.{module}", raising=False)
+    with pytest.raises(
+        rewards.RewardError,
+        match=r'^load_reward: .* needs transformers .*; pip install "noisetilt-kernels\[diffusers\]"$',
+    ):
+        load_reward(name)
+
+
+# ---- weighted sums ----
+
+
+def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A user's own, in float64."""
+    return images[:, 0].double().mean(dim=(1, 2))
+
+
+def test_a_sum_of_ones_own_and_others() -> None:
+    images = some_images(3)
+    reward = WeightedSum({"redness": (2, redness), "symmetry": (-0.5, symmetry)})
+    parts = reward.parts(images, [""] * 3)
+    assert list(parts) == ["redness", "symmetry"]
+    torch.testing.assert_close(parts["redness"], redness(images, []).float())
+    torch.testing.assert_close(parts["symmetry"], symmetry(images, [""] * 3))
+    assert all(value.dtype == torch.float32 for value in parts.values())
+    value = reward(images, [""] * 3)
+    torch.testing.assert_close(value, 2 * parts["redness"] - 0.5 * parts["symmetry"])
+    assert value.dtype == torch.float32
+    check_gradient(reward, images, [""] * 3)
+
+
+def test_a_sum_steers() -> None:
+    def run(method: Callable[..., sampling.Result]) -> Tensor:
+        return method(LatentFlow(), load_rewards("brightness=2,color:white"), ["", ""], steps=5).rewards
+
+    assert (run(sampling.ntrk) > run(sampling.base)).all()
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({}, ValueError, "rewards must not be empty"),
+        ({"a": (float("nan"), redness)}, ValueError, "the weight of 'a' must be a finite number, got nan"),
+        ({"a": ("1", redness)}, ValueError, "the weight of 'a' must be a finite number, got '1'"),
+        (
+            {"a": (1.0, "redness")},
+            TypeError,
+            "'a' must be callable as reward(images, prompts), got 'redness'",
+        ),
+    ],
+)
+def test_sums_of_nonsense(parts: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^WeightedSum: {re.escape(message)}"):
+        WeightedSum(parts)
+
+
+def test_parts_that_return_what_they_should_not() -> None:
+    for wrong, given in {lambda i, p: i.mean(): r"\(\)", lambda i, p: 3.0: "float"}.items():
+        with pytest.raises(
+            ValueError, match=rf"^WeightedSum: 'wrong' must return a tensor \(2,\), got {given}"
+        ):
+            WeightedSum({"wrong": (1.0, wrong)})(some_images(2), ["", ""])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("brightness", False), ("color:blue", False), ("my.module:name", True)]
+)
+def test_what_may_have_weights(name: str, expected: bool) -> None:
+    assert has_weights(name) is expected
+    assert has_weights("clip") and has_weights("videoreward:motion")

@@ -1,0 +1,400 @@
+"""VQAScore by Qwen2.5-VL, against Hugging Face's own processor and model on PIL images."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+pytest.importorskip("transformers")
+
+import tiny_qwen
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.qwen import Patches, image_patches
+from noisetilt_kernels.rewards.vqascore import VqaScore, positions
+
+PROMPTS = ["a cat", "two red boats on a lake", "a cat"]
+
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen.save_vqa(tmp_path_factory.mktemp("qwen"), tiny_qwen.make_vqa_model())
+
+
+@pytest.fixture(scope="module")
+def reward(folder: Path) -> VqaScore:
+    return VqaScore(folder)
+
+
+def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
+    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    numbers = (images * 255).round().byte()
+    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
+
+
+# ---- preprocessing ----
+
+
+def check_patches(patches: Patches, processor: Qwen2VLImageProcessorPil, image: Tensor) -> None:
+    """Up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel.
+
+    Pillow chooses which pass is first, by its version, and of noise clipping makes that differ: here it is across.
+    """
+    images, (pil,) = eight_bits(image[None])
+    _, height, width = processor(pil, return_tensors="pt").image_grid_thw[0].tolist()
+    across = pil.resize((width * patches.side, pil.height), Image.Resampling.BICUBIC)
+    expected = processor(
+        across.resize((across.width, height * patches.side), Image.Resampling.BICUBIC), return_tensors="pt"
+    )
+    actual, grid = patches(images)
+    assert torch.equal(grid, torch.tensor([[1, height, width]]))
+    assert torch.equal(grid, expected.image_grid_thw)
+    assert actual.shape == expected.pixel_values.shape
+    deviation = torch.tensor(processor.image_std).repeat_interleave(
+        processor.temporal_patch_size * patches.side**2
+    )
+    assert ((actual - expected.pixel_values) * deviation * 255).abs().max() < 1.25
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(224, 224), (56, 84), (60, 81), (97, 331), (512, 352), (30, 20), (14, 700), (3, 5)]
+)
+def test_patches_are_those_of_the_processor(height: int, width: int) -> None:
+    processor = Qwen2VLImageProcessorPil()
+    patches = image_patches("vqascore", tiny_qwen.make_vqa_model().config.vision_config, processor.to_dict())
+    patches = Patches("vqascore", 14, 2, 2, patches.least, patches.most)
+    noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
+    for image in (some_images(1, height, width)[0], noise, noise.round()):
+        check_patches(patches, processor, image)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_pixels": 40_000, "max_pixels": 50_000},
+        {"size": {"shortest_edge": 4_000, "longest_edge": 8_000}},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]},
+    ],
+)
+def test_patches_follow_the_configuration(options: dict[str, Any]) -> None:
+    processor = Qwen2VLImageProcessorPil(patch_size=4, **options)
+    patches = image_patches("vqascore", tiny_qwen.make_vqa_model().config.vision_config, processor.to_dict())
+    check_patches(patches, processor, some_images(1, 150, 100)[0])
+
+
+def test_pixels_as_old_configurations_say_them() -> None:
+    config = tiny_qwen.make_vqa_model().config.vision_config
+    patches = image_patches("vqascore", config, {"min_pixels": 100, "max_pixels": 200})
+    assert (patches.least, patches.most) == (100, 200)
+    assert (patches.side, patches.merged, patches.frames) == (4, 2, 2)
+
+
+def test_sizes() -> None:
+    """Whole tokens, near the size and within the bounds."""
+    patches = Patches("vqascore", side=14, merged=2, frames=2, least=3136, most=100_000)
+    for height, width in [(28, 28), (1, 1), (1, 200), (300, 300), (40, 4000), (4000, 4000), (1000, 999)]:
+        size = patches.size(height, width)
+        assert all(side % 28 == 0 and side > 0 for side in size)
+        assert 3136 <= size[0] * size[1] <= 100_000
+    assert patches.size(281, 279) == (280, 280)
+    with pytest.raises(
+        ValueError, match=r"^vqascore: one side must be at most 200 times the other, got 1 x 201 pixels"
+    ):
+        patches.size(1, 201)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_plain_black_and_white_have_a_gradient(value: float) -> None:
+    patches = Patches("vqascore", side=4, merged=2, frames=2, least=256, most=1024)
+    images = torch.full((1, 3, 50, 70), value)
+    gradient = gradient_of(lambda images, prompts: patches(images)[0].sum()[None], images, [""])
+    assert gradient[..., 5:45, 5:65].min() > 0
+
+
+# ---- text ----
+
+
+def test_positions_are_those_of_the_model(reward: VqaScore) -> None:
+    model, pad = reward._model.model, reward._model.config.image_token_id
+    for t, down, across in [(1, 3, 4), (1, 5, 2), (1, 1, 1)]:
+        tokens = torch.tensor([[5, 6, 7, *[pad] * (down * across), 8, 9]])
+        expected, _ = model.get_rope_index(
+            tokens,
+            image_grid_thw=torch.tensor([[t, 2 * down, 2 * across]]),
+            mm_token_type_ids=(tokens == pad).int(),
+        )
+        assert torch.equal(positions(tokens.shape[1], 3, down, across), expected)
+
+
+def test_the_question(reward: VqaScore) -> None:
+    numbers = reward._chat.tokens('Does this figure show "a cat"? Please answer yes or no.', 3)
+    assert numbers.dtype == torch.int64
+    assert tiny_qwen.make_tokenizer().decode(numbers) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        '<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>Does this figure show "a cat"? '
+        "Please answer yes or no.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_tokenizer_without_a_chat_template(reward: VqaScore, folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    other = VqaScore(tmp_path)
+    assert other._chat._tokenizer.chat_template is None
+    assert torch.equal(other._chat.tokens("what", 2), reward._chat.tokens("what", 2))
+
+
+def test_the_template_of_the_tokenizer_is_what_counts(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    file = tmp_path / "chat_template.jinja"
+    file.write_text(file.read_text().replace("helpful", "strict"))
+    text = VqaScore(tmp_path)._chat.tokens("what", 2)
+    assert "You are a strict assistant" in tiny_qwen.make_tokenizer().decode(text)
+
+
+def test_prompts_with_the_token_of_images(reward: VqaScore) -> None:
+    with pytest.raises(
+        ValueError, match=r"^vqascore: prompts must not contain <\|image_pad\|>, got .*a <\|image_pad"
+    ):
+        reward(some_images(1), ["a <|image_pad|> cat"])
+    reward(some_images(1), ["{braces} <|im_end|> and {0}"])  # any other text is text
+
+
+# ---- values ----
+
+
+def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) -> Tensor:
+    """By transformers' processor and the whole model, one by one: P("Yes") among all tokens."""
+    processor, tokenizer = tiny_qwen.make_image_processor(), tiny_qwen.make_tokenizer()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    values = []
+    for image, prompt in zip(pil, prompts, strict=True):
+        pixels = processor(image, return_tensors="pt")
+        chat = tokenizer.apply_chat_template(
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image"},
+                        {
+                            "type": "text",
+                            "text": f'Does this figure show "{prompt}"? Please answer yes or no.',
+                        },
+                    ],
+                }
+            ],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        count = int(pixels.image_grid_thw.prod()) // 4
+        tokens = tokenizer(
+            chat.replace("<|image_pad|>", "<|image_pad|>" * count), return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            logits = model(
+                input_ids=tokens,
+                mm_token_type_ids=(tokens == model.config.image_token_id).int(),
+                **pixels,
+            ).logits[0, -1]
+        values.append(logits.softmax(0)[tokenizer.convert_tokens_to_ids("Yes")])
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 56), (75, 50)])
+def test_it_is_the_probability_of_yes_by_transformers(
+    reward: VqaScore, folder: Path, height: int, width: int
+) -> None:
+    images, pil = eight_bits(some_images(3, height, width))
+    values, expected = reward(images, PROMPTS), expected_values(folder, pil, PROMPTS)
+    rtol = 1e-4 if height == 40 else 0.05  # exact where nothing is resized
+    assert expected.max() - expected.min() > 5 * rtol * expected.max(), "a tolerance that excludes nothing"
+    torch.testing.assert_close(values, expected, rtol=rtol, atol=0)
+    assert values.dtype == torch.float32
+
+
+def test_gradients(reward: VqaScore) -> None:
+    for size in [(40, 56), (61, 41)]:
+        check_gradient(lambda i, p: 1000 * reward(i, p), some_images(2, *size), PROMPTS[:2], size=5e-4)
+
+
+def test_no_image_influences_another(reward: VqaScore) -> None:
+    images = some_images(3, 40, 40)
+    check_each_by_itself(reward, images, PROMPTS, tolerance=1e-7)
+    values = reward(images, PROMPTS)
+    assert torch.equal(reward(images[2:], PROMPTS[2:])[0], values[2]), "to the bit"
+
+
+def test_weights_are_frozen(reward: VqaScore) -> None:
+    assert not any(parameter.requires_grad for parameter in reward._model.parameters())
+    assert not any(module.training for module in reward._model.modules())
+
+
+def kept(reward: VqaScore, images: Tensor) -> int:
+    """Bytes that the graph of one reward keeps, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in reward._model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = reward(images.clone().requires_grad_(), ["a cat"])
+    assert value.requires_grad
+    return sum(seen.values())
+
+
+def test_blocks_are_computed_again_in_the_backward(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = some_images(1, 64, 40)
+    with_it = kept(VqaScore(folder), images)
+    monkeypatch.setattr("noisetilt_kernels.rewards.vqascore.recompute_blocks", lambda model: None)
+    without = VqaScore(folder)
+    assert with_it < 0.3 * kept(without, images)
+    gradient = gradient_of(VqaScore(folder), images, ["a cat"])
+    torch.testing.assert_close(gradient, gradient_of(without, images, ["a cat"]))
+
+
+def test_bfloat16_is_for_the_model_alone(reward: VqaScore, folder: Path) -> None:
+    images = some_images(3, 40, 40)
+    rounded = VqaScore(folder, dtype=torch.bfloat16)
+    model = rounded._model
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    # positions are not rounded, of which bfloat16 tells no two above 256 apart
+    assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
+    values = rounded(images, PROMPTS)
+    assert values.dtype == torch.float32
+    assert not torch.equal(values, reward(images, PROMPTS))
+    torch.testing.assert_close(values, reward(images, PROMPTS), rtol=0.2, atol=0)
+    gradient, expected = gradient_of(rounded, images, PROMPTS), gradient_of(reward, images, PROMPTS)
+    assert gradient.dtype == torch.float32
+    assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.9
+
+
+def test_by_name(reward: VqaScore, folder: Path) -> None:
+    images = some_images(1, 40, 40)
+    named = load_reward("vqascore", source=str(folder))
+    assert torch.equal(named(images, ["a cat"]), reward(images, ["a cat"]))
+
+
+# ---- what is missing or does not belong together ----
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    return to
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def check(source: Any, message: str) -> None:
+    with pytest.raises(RewardError, match=f"^vqascore: {message}") as caught:
+        VqaScore(source)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    check(tmp_path / "missing", r"there is no folder \S+missing; name the folder of the weights, or an id")
+
+
+def test_no_hub() -> None:
+    check("nobody/nothing", r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf")
+
+
+def test_another_model(folder: Path, tmp_path: Path) -> None:
+    change_json(copy_of(folder, tmp_path) / "config.json", model_type="qwen2_vl")
+    check(tmp_path, r"\S+ must hold a config.json with model_type 'qwen2_5_vl', got 'qwen2_vl'$")
+
+
+def test_no_weights(folder: Path, tmp_path: Path) -> None:
+    (copy_of(folder, tmp_path) / "model.safetensors").unlink()
+    check(tmp_path, r"the files in \S+ cannot be used \(.*model.safetensors.*\); fetch the model whole")
+
+
+def test_incomplete_weights(folder: Path, tmp_path: Path) -> None:
+    file = copy_of(folder, tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    check(
+        tmp_path, r"the weights in \S+ lack lm_head.weight; name a source that has a whole Qwen2.5-VL model$"
+    )
+
+
+def test_no_tokenizer(folder: Path, tmp_path: Path) -> None:
+    copy_of(folder, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    check(
+        tmp_path,
+        r"there is no tokenizer that has <\|image_pad\|> as number \d+, as the model does, in \S+; put its",
+    )
+
+
+def test_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
+    change_json(copy_of(folder, tmp_path) / "config.json", image_token_id=3)
+    check(tmp_path, r"there is no tokenizer that has <\|image_pad\|> as number 3")
+
+
+def test_a_template_without_a_place_for_images(folder: Path, tmp_path: Path) -> None:
+    (copy_of(folder, tmp_path) / "chat_template.jinja").write_text("{{ messages[0]['content'][1]['text'] }}")
+    check(
+        tmp_path,
+        r"the chat template of the tokenizer in \S+ must have one place for images; take the tokenizer of",
+    )
+
+
+def test_an_answer_of_several_tokens(reward: VqaScore) -> None:
+    with pytest.raises(
+        RewardError, match=r"^vqascore: 'Maybe' must be one token, the tokenizer makes 5 of it; take"
+    ):
+        reward._chat.one_token("Maybe")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"do_normalize": False},
+            "the image processor's do_normalize must be True, got False; name a source",
+        ),
+        ({"resample": 2}, "the image processor's resample must be 3, got 2; name a source"),
+        (
+            {"size": {"shortest_edge": 5000, "longest_edge": 4000}},
+            "the image processor's min_pixels must be at most its max_pixels, got 5000 and 4000; name a source",
+        ),
+    ],
+)
+def test_an_image_processor_that_is_not_served(
+    folder: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    change_json(copy_of(folder, tmp_path) / "preprocessor_config.json", **options)
+    check(tmp_path, re.escape(message))
+
+
+def test_no_image_processor_is_that_of_the_real_model(folder: Path, tmp_path: Path) -> None:
+    (copy_of(folder, tmp_path) / "preprocessor_config.json").unlink()
+    patches = VqaScore(tmp_path)._patches
+    assert (patches.least, patches.most, patches.side) == (3136, 12_845_056, 4)
+
+
+def test_arguments(reward: VqaScore) -> None:
+    with pytest.raises(ValueError, match=r"^vqascore: images must be \(B, 3, H, W\), got \(3, 8, 8\)"):
+        reward(some_images(1, 8, 8)[0], ["a"])
+    with pytest.raises(ValueError, match=r"^vqascore: prompts must be as many as the 2 images, got 1"):
+        reward(some_images(2, 8, 8), ["a"])

@@ -1,0 +1,461 @@
+"""Runs and commands at their edges: folders and options that are bad, and that each option gets to where it acts."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from gaussian_flows import LatentFlow, brightness, left_half
+from PIL import Image
+from tiny_flux import tiny_flux
+from torch import Tensor
+
+from noisetilt_kernels.cli import main
+from noisetilt_kernels.models import Family
+from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.runs import comparison, loading
+from noisetilt_kernels.runs import execute as execution
+from noisetilt_kernels.runs.contact_sheet import contact_sheet
+from noisetilt_kernels.runs.execute import execute
+from noisetilt_kernels.runs.files import write_whole
+from noisetilt_kernels.runs.folder import Outcome, RunFolder
+from noisetilt_kernels.runs.methods import Method, parse_method
+from noisetilt_kernels.runs.settings import Machine, Settings
+
+MACHINE = Machine()
+SETTINGS = Settings(
+    "none", ("bright", "dark"), Method("base", {"steps": 2}), {"brightness": 2.0}, particles=2
+)
+
+
+def keep(folder: RunFolder, particle: int, reward: float = 0.5) -> None:
+    folder.keep(Outcome(particle, "a", reward, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+
+
+def run(path: Path, reward: WeightedSum, settings: Settings = SETTINGS, machine: Machine = MACHINE) -> dict:
+    return execute(settings, machine, RunFolder(path, settings.to_json()), LatentFlow(), reward, {})
+
+
+def test_a_cut_line_is_not_joined_to_the_next(tmp_path: Path) -> None:
+    keep(RunFolder(tmp_path, {}), 0)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"particle": 1, "prom')
+    keep(RunFolder(tmp_path, {}, resume=True), 1)
+    assert [
+        json.loads(line)["particle"] for line in (tmp_path / "results.jsonl").read_text().splitlines()
+    ] == [0, 1]
+
+
+def test_resuming_leaves_run_json_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(RunFolder(tmp_path, {}), 0)
+    before = (tmp_path / "run.json").read_bytes()
+    monkeypatch.setattr("noisetilt_kernels.runs.folder._made_with", lambda: {"started": "later"})
+    RunFolder(tmp_path, {}, resume=True)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_rewards_that_are_not_finite_are_null_and_not_the_best(tmp_path: Path) -> None:
+    def reward(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([next(values) for _ in prompts])
+
+    settings = replace(SETTINGS, non_finite="plain_noise")
+    rewards = WeightedSum({"brightness": (1.0, reward)})
+    # of each micro-batch two for the run, then one for the parts of each particle
+    values = iter([math.inf, 0.25, math.inf, 0.25, math.nan, 0.5, math.nan, 0.5])
+    summary = run(tmp_path, rewards, settings, Machine(micro_batch=2))
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["reward"] for line in lines] == [None, 0.25, None, 0.5]
+    assert summary["best"] == [1, 3] and summary["reward"]["count"] == 2
+    again = RunFolder(tmp_path, settings.to_json(), resume=True)
+    assert execution.summarise(settings, again) == summary
+
+
+def test_the_reward_is_the_weighted_sum_and_judged_without_a_graph(tmp_path: Path) -> None:
+    batches, graphs = [], []
+
+    def watched(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        batches.append(len(pictures))
+        graphs.append(torch.is_grad_enabled())
+        return brightness(pictures, prompts)
+
+    run(tmp_path, WeightedSum({"brightness": (2.0, watched)}), machine=Machine(micro_batch=4))
+    for line in (tmp_path / "results.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        assert one["reward"] == pytest.approx(2 * one["parts"]["brightness"])
+    assert batches == [4, 1, 1, 1, 1] and not any(graphs)
+
+
+def test_the_sheet_frames_the_best_and_opens_one_file_at_a_time(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    files = [tmp_path / f"{index}.png" for index in range(200)]
+    for file in files:
+        Image.new("RGB", (4, 4), "black").save(file)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, limits[1]))
+    try:
+        sheet = contact_sheet(
+            [files], ["a\nlong " * 5000], None, [[index == 1 for index in range(200)]], cell=(8, 8)
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    reds = [
+        x for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (179, 38, 30)
+    ]
+    assert min(reds) >= 6 + 14 - 3 and max(reds) <= 6 + 14 + 8 + 2
+    assert sheet.width <= 200 * 14 + 12
+    assert sheet.getpixel((6 + 7, 6 + 22 + 7)) == (0, 0, 0)  # enlarged to 8 pixels
+
+
+@pytest.mark.parametrize(
+    "text", ["ntrk:rho=2", "ntrk:rho=abc", "base:steps=2.5", "wgnc:lr=-1", "ntrk:operator=../x"]
+)
+def test_options_are_checked_before_any_work(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{text.partition(':')[0]}: "):
+        parse_method(text).check()
+
+
+@pytest.mark.parametrize(
+    "text", ["base", "ntrk:rho=1,operator=norm", "svdd:candidates=2", "dps:strength=-1", "wgnc"]
+)
+def test_good_options_pass(text: str) -> None:
+    parse_method(text).check()
+
+
+def compared(path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], **options: object) -> list:
+    reward = WeightedSum({"brightness": (1.0, brightness), "symmetry": (0.5, left_half)})
+    monkeypatch.setattr(comparison, "load_rewards", lambda *_: (reward, {}))
+    monkeypatch.setattr(comparison, "load_model", lambda *_: LatentFlow())
+    settings = replace(SETTINGS, model="digits", rewards={"brightness": 1.0, "symmetry": 0.5})
+    return comparison.compare(settings, list(map(parse_method, methods)), Machine(), path, **options)
+
+
+def test_a_method_written_in_two_ways_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="methods must differ"):
+        compared(tmp_path, monkeypatch, ["ntrk:rho=1,steps=2", "ntrk:steps=2,rho=1.0"])
+    with pytest.raises(ValueError, match=r"rho must be in \[0, 1\]"):
+        compared(tmp_path, monkeypatch, ["base:steps=2", "ntrk:rho=2"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ["base:steps=2", "ntrk:steps=2"]
+    sheets = []
+    original = comparison.contact_sheet
+    monkeypatch.setattr(
+        comparison,
+        "contact_sheet",
+        lambda rows, *rest, **kw: sheets.append(rows) or original(rows, *rest, **kw),
+    )
+    rows = compared(tmp_path, monkeypatch, methods)
+    assert list(rows[0].scores) == ["reward", "brightness", "symmetry"]
+    assert [file.name for file in sheets[0][0]] == ["0000.png", "0002.png"]
+    with pytest.raises(Exception, match="--resume goes on"):
+        compared(tmp_path, monkeypatch, methods)
+    results = tmp_path / "base-steps2" / "results.jsonl"
+    _first, *others = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(others))  # particle 0 is made last
+    assert compared(tmp_path, monkeypatch, methods, resume=True) == rows
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: int) -> None:
+    tiny_flux(False).save_pretrained(tmp_path / "flux")
+    methods = [f"--method={method}" for method in ("wgnc:iterations=1", "ntrk:steps=2")[::order]]
+    arguments = [
+        "compare",
+        "--model",
+        tmp_path / "flux",
+        "--prompt",
+        "a cat",
+        "--reward",
+        "brightness",
+        *methods,
+    ]
+    result = invoke(*arguments, "--seeds", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
+        "wgnc-iterations1",
+        "ntrk-steps2",
+    }
+
+
+def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(
+        loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given)
+    )
+    family = Family(
+        "none",
+        flow=lambda pipe, height, width, guidance_scale: asked.update(
+            height=height, width=width, scale=guidance_scale
+        ),
+    )
+    monkeypatch.setattr(loading, "family_of", lambda pipe: family)
+    monkeypatch.setattr(loading, "family_at", lambda source: family)
+    monkeypatch.setattr(
+        loading,
+        "load_weighted",
+        lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)}),
+    )
+    monkeypatch.setattr(loading, "load_reward", lambda name, **given: asked.update({name: given}))
+    settings = replace(
+        SETTINGS,
+        model="m",
+        lora="l",
+        dtype="bfloat16",
+        height=32,
+        width=48,
+        guidance_scale=2.0,
+        held_out=("clip",),
+        sources={"clip": "/c"},
+    )
+    machine = Machine("cuda:1", offload=True)
+    loading.load_model(settings, machine)
+    assert asked == {
+        "source": "m",
+        "dtype": torch.bfloat16,
+        "device": "cuda:1",
+        "offload": True,
+        "denoiser": None,
+        "lora": "l",
+        "height": 32,
+        "width": 48,
+        "scale": 2.0,
+    }
+    loading.load_rewards(settings, machine)
+    assert asked["sources"] == {"clip": "/c"} and asked["clip"] == {"source": "/c", "device": "cuda:1"}
+
+
+def test_a_folder_that_only_looks_like_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"mine": 1}')
+    for resume in (False, True):
+        with pytest.raises(Exception, match="was not written by a run"):
+            RunFolder(tmp_path, {}, resume=resume)
+    assert (tmp_path / "run.json").read_text() == '{"mine": 1}'
+
+
+def test_a_failure_before_run_json_leaves_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(OSError):
+            RunFolder(tmp_path / "run", {})
+    keep(RunFolder(tmp_path / "run", {}), 0)
+
+
+def test_a_lost_image_is_made_again_and_plain_noise_may_come_later(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {"non_finite": "raise"})
+    for particle in range(2):
+        keep(folder, particle)
+    folder.image_file(0).unlink()
+    assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing(2) == [range(0, 1)]
+
+
+def test_files_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "a", b"old")
+    written = Path.write_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", lambda path, data: (written(path, data[:1]), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+SAMPLE = ["sample", "--model", "digits", "--prompt", "a 7", "--reward", "brightness", "--steps", "1"]
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    result = invoke(*SAMPLE, "--device", device, "--dtype", "float32", "--out", tmp_path / "run")
+    assert result.exit_code in (1, 2) and "cannot be used here" in result.output.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "compare"])
+def test_ctrl_c_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def load_model(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+    monkeypatch.setattr(comparison, "load_model", load_model)
+    arguments = SAMPLE if command == "sample" else ["compare", *SAMPLE[1:-2], "--method", "base"]
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 130 and "--resume goes on" in result.output
+
+
+def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loading, "load_model", lambda settings, machine: seen.append((settings, machine)))
+    monkeypatch.setattr(
+        execution, "execute", lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": []}
+    )
+    file = tmp_path / "prompts"
+    file.write_bytes("\ufeffa 8\r\n\r\na 9".encode())
+    invoke(
+        *SAMPLE,
+        "--prompt-file",
+        file,
+        "--micro-batch",
+        3,
+        "--dtype",
+        "bfloat16",
+        "--lora",
+        "some/lora",
+        "--scale",
+        0.5,
+        "--out",
+        tmp_path / "a",
+    )
+    invoke(
+        "optimize",
+        "--model",
+        "digits-turbo",
+        *SAMPLE[3:-2],
+        "--iterations",
+        2,
+        "--lr",
+        1,
+        "--clip",
+        2,
+        "--operator",
+        "w",
+        "--out",
+        tmp_path / "b",
+    )
+    (settings, machine), (optimized, _) = seen
+    assert (
+        settings.prompts == ("a 7", "a 8", "a 9")
+        and settings.dtype == "bfloat16"
+        and settings.lora == "some/lora"
+    )
+    assert settings.method.options == {"steps": 1, "schedule": "linear", "scale": 0.5}
+    assert (machine.micro_batch, machine.offload, machine.progress) == (3, False, True)
+    assert optimized.method.options == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--offload"], "--offload is for GPUs"),
+        (["--dtype", "float16"], "--dtype float16 rounds the small gradients of pixels to zero"),
+        (
+            ["--lora", "tests:nothing.safetensors"],
+            "there is no file 'nothing.safetensors' in the folder 'tests'",
+        ),
+        (["--lora", "./nowhere"], "there are no weights './nowhere'"),
+        (["--denoiser", "./nowhere"], "there are no weights './nowhere'"),
+        (["--reward-source", "brightness=x/y"], "'brightness' has no weights"),
+        (["--reward-source", "clip=~/nowhere"], "there is no ~/nowhere for 'clip'"),
+        (["--num-frames", "5"], "'digits' (FLUX) has no num_frames; it has height, width, guidance_scale"),
+        (["--held-out", "videoreward"], "the reward 'videoreward' judges videos, and 'digits' makes images"),
+        (["--device", "cuda:1", "--offload", "--lora", "./nowhere"], "there are no weights"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], message: str) -> None:
+    result = invoke(*SAMPLE, *options, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 1 and message in result.output.splitlines()[-1], result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_model_in_the_box_has_its_command(tmp_path: Path) -> None:
+    arguments = ["--prompt", "a 7", "--reward", "brightness", "--out", tmp_path / "run"]
+    result = invoke("sample", "--model", "digits-turbo", *arguments)
+    assert (
+        result.exit_code == 1
+        and "'digits-turbo' is for `noisetilt optimize`; what this steers is 'digits'" in result.output
+    )
+    result = invoke("optimize", "--model", "digits", *arguments)
+    assert (
+        result.exit_code == 1
+        and "'digits' is for `noisetilt sample`; what this steers is 'digits-turbo'" in result.output
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_prompt_is_an_error_before_any_work(tmp_path: Path) -> None:
+    for command in (SAMPLE, ["compare", *SAMPLE[1:-2], "--method", "base"]):
+        result = invoke(*command, "--prompt", "a cat", "--held-out", "digit-judge", "--out", tmp_path / "run")
+        assert (
+            result.exit_code == 1 and "exactly one digit" in result.output and not (tmp_path / "run").exists()
+        )
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    result = invoke(*SAMPLE, "--prompt-file", tmp_path / "latin", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "must be UTF-8" in result.output
+
+
+def test_best_of_must_divide(tmp_path: Path) -> None:
+    result = invoke(
+        "compare", *SAMPLE[1:-2], "--method", "base", "--seeds", 4, "--best-of", "3", "--out", tmp_path / "c"
+    )
+    assert result.exit_code == 2 and "divide the 4 seeds" in result.output
+
+
+def test_non_finite_is_passed_and_explained(tmp_path: Path) -> None:
+    arguments = [*SAMPLE[:-1], 4, "--method", "dps", "--strength", 1e38, "--out", tmp_path / "run"]
+    result = invoke(*arguments)
+    assert result.exit_code == 1 and "--non-finite plain_noise" in result.output.splitlines()[-1]
+    result = invoke(*arguments, "--resume", "--non-finite", "plain_noise")
+    assert result.exit_code == 0 and "none finite" in result.output
+
+
+def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
+    from noisetilt_kernels.runs.plan import describe
+
+    settings = Settings("digits", ("a 7",), Method("ntrk"), {"brightness": 1.0}, height=40, width=48)
+
+    def rows(settings: Settings, machine: Machine) -> dict[str, str]:
+        return {line[:8].strip(): line[8:] for line in describe(settings, machine, tmp_path).splitlines()}
+
+    one = rows(settings, Machine())
+    assert "40 x 48" in one["images"] and "4 x 20 x 24" in one["images"]
+    assert "activations of 3 at once" in rows(settings, Machine(micro_batch=3))["memory"]
+    assert rows(settings, Machine(micro_batch=3))["memory"].split(":")[0] != one["memory"].split(":")[0]
+    assert (
+        rows(settings, Machine("cuda", offload=True))["memory"].split(":")[0] != one["memory"].split(":")[0]
+    )
+    assert "the reward's own" not in one["memory"]
+    assert "the reward's own" in rows(replace(settings, rewards={"clip": 1.0}), Machine())["memory"]
+    base = rows(replace(settings, method=Method("base")), Machine())["memory"]
+    assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # of activations
+
+
+def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "table.md").write_text("mine")
+    with pytest.raises(Exception, match=r"has a table\.md already"):
+        compared(tmp_path, monkeypatch, ["base:steps=2"])
+    assert (tmp_path / "table.md").read_text() == "mine"
+
+
+def test_the_sheet_of_a_run_has_prompts_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple] = []
+    original = execution.contact_sheet
+    monkeypatch.setattr(
+        execution, "contact_sheet", lambda *given, **cell: seen.append(given) or original(*given)
+    )
+    summary = run(tmp_path, WeightedSum({"brightness": (2.0, brightness)}))
+    ((_, titles, _, chosen),) = seen
+    framed = [frame for row in chosen for frame in row]
+    assert titles == SETTINGS.prompts and [p for p, frame in enumerate(framed) if frame] == summary["best"]
+
+
+def test_compare_hands_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    monkeypatch.setattr(comparison, "compare", lambda *_, **given: seen.append(given) or [])
+    monkeypatch.setattr(comparison, "markdown", lambda rows: "")
+    for more in ([], ["--resume"]):
+        assert (
+            invoke("compare", *SAMPLE[1:-2], "--method", "base", *more, "--out", tmp_path / "c").exit_code
+            == 0
+        )
+    assert [given["resume"] for given in seen] == [False, True]

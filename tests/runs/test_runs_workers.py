@@ -1,0 +1,296 @@
+"""Several processes make one run: the same images as one process, and what happens when one of them fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from gaussian_flows import LatentFlow, brightness
+from torch import distributed
+
+from noisetilt_kernels.cli import main
+from noisetilt_kernels.cli.errors import explained, stopped
+from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.runs.execute import execute, open_folder
+from noisetilt_kernels.runs.folder import Outcome, RunFolder
+from noisetilt_kernels.runs.methods import Method
+from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.workers import Workers, joined, own_device
+
+MODEL = ["--model", "digits", "--prompt", "a 7", "--prompt", "a 3", "--seed", "3"]
+COMMAND = ["sample", *MODEL, "--steps", "2"]
+
+
+def started(processes: int, *arguments: object, **environment: str) -> subprocess.Popen:
+    """A command in several processes."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    return subprocess.Popen(
+        [*command, "-m", "noisetilt_kernels", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def ended(run: subprocess.Popen) -> tuple[str, str]:
+    """What a command told, when it is through."""
+    try:
+        return run.communicate(timeout=300)
+    finally:
+        run.kill()
+
+
+def torchrun(processes: int, *options: object, check: bool = True) -> subprocess.CompletedProcess:
+    """`noisetilt sample` in several processes."""
+    run = started(processes, *COMMAND, *options)
+    told = subprocess.CompletedProcess(run.args, 0, *ended(run))
+    told.returncode = run.returncode
+    if check:
+        told.check_returncode()
+    return told
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What two runs of the same settings have in common."""
+    differ = {"run.json", "records.jsonl"}  # times are in them
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name not in differ
+    }
+
+
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    options = ["--particles", 3, "--micro-batch", 2, "--reward", "brightness", "--held-out", "digit-judge"]
+    torchrun(1, *options, "--out", tmp_path / "one")
+    told = torchrun(2, *options, "--out", tmp_path / "two").stdout
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("*.jsonl"))) == 2
+    records = [json.loads(line) for line in (tmp_path / "two" / "records.jsonl").read_text().splitlines()]
+    assert sorted((one["particle"], one["step"]) for one in records) == [
+        (p, s) for p in range(6) for s in range(2)
+    ]
+    assert told.count("best:") == told.count("NFE") == 1
+
+
+def test_a_process_that_fails_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
+    """Of the second process a reward fails; what was finished is kept, and a single process makes the rest."""
+    (tmp_path / "failing.py").write_text(
+        "import os\n"
+        "from noisetilt_kernels.rewards.simple import brightness\n"
+        "def reward(images, prompts):\n"
+        "    if os.environ.get('RANK') == '1':\n"
+        "        raise ValueError('no judge is here')\n"
+        "    return brightness(images, prompts)\n"
+    )
+    options = ["--particles", 2, "--reward", f"{tmp_path / 'failing.py'}:reward", "--out", tmp_path / "run"]
+    failed = torchrun(2, *options, check=False)
+    assert failed.returncode != 0 and "Error: no judge is here" in failed.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+    torchrun(1, *options, "--resume")
+    assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_comparison_is_stopped_and_goes_on_with_more_processes(tmp_path: Path) -> None:
+    """Ctrl-C is told of once, and another number of processes does the rest."""
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from noisetilt_kernels.rewards.simple import brightness\n"
+        "def reward(images, prompts):\n"
+        "    time.sleep(float(os.environ['SECONDS']))\n"
+        "    return brightness(images, prompts)\n"
+    )
+    methods = ["--method", "base:steps=2", "--method", "svdd:steps=2,candidates=2"]
+    options = [*methods, "--seeds", 3, "--micro-batch", 2, "--reward", f"{tmp_path / 'slow.py'}:reward"]
+    command = ["compare", *MODEL, *options, "--out", tmp_path / "out"]
+    run = started(2, *command, SECONDS="0.5")
+    base, svdd = (tmp_path / "out" / name for name in ("base-steps2", "svdd-steps2-candidates2"))
+    until = time.monotonic() + 200
+    while not all((base / name).exists() for name in ("results.jsonl", "results-1.jsonl")):
+        assert time.monotonic() < until and run.poll() is None, ended(run)
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, errors = ended(run)
+    assert run.returncode != 0 and errors.count("stopped: what was finished is in") == 1, errors
+    run = started(3, *command, "--resume", SECONDS="0")
+    told, errors = ended(run)
+    assert run.returncode == 0 and told.count("| method |") == 1, errors
+    for folder, steps in ((base, 2), (svdd, 2)):
+        lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in ("results", "records")}
+        assert [json.loads(line)["particle"] for line in lines["results"]] == list(range(6))
+        records = [json.loads(line) for line in lines["records"]]
+        assert sorted((one["particle"], one["step"]) for one in records) == [
+            (particle, step) for particle in range(6) for step in range(steps)
+        ]
+        assert len(list(folder.glob("*.jsonl"))) == 2
+    assert (tmp_path / "out" / "table.md").exists()
+
+
+def test_nothing_is_made_before_all_know_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a slow process would share the rest otherwise than a fast one, and some particles would be nobody's."""
+    together = threading.Barrier(2)
+    monkeypatch.setattr(Workers, "wait", lambda workers: together.wait(timeout=60))
+    read = RunFolder.read
+    monkeypatch.setattr(
+        RunFolder, "read", lambda folder: (folder._worker and time.sleep(0.3), read(folder))[1]
+    )
+    settings = Settings("none", ("a",), Method("base"), {"brightness": 1.0})
+    missing: dict[int, list[range]] = {}
+
+    def process(rank: int) -> None:
+        folder = open_folder(tmp_path / "run", settings, Machine(), Workers(rank, 2), False)
+        missing[rank] = folder.missing(3)
+        if rank == 0:
+            folder.keep(Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert missing == {0: [range(0, 3)], 1: [range(0, 3)]}
+
+
+def test_the_end_of_another_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(distributed, "barrier", broken)
+    with pytest.raises(click.ClickException, match="another process of this run has ended"), explained():
+        Workers(0, 2).wait()
+    Workers().wait()
+
+
+def test_one_process_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*COMMAND, "--reward", "brightness", "--out", str(tmp_path / "run"), "--dry-run"]
+
+    def told() -> tuple[bool, bool]:
+        with pytest.raises(SystemExit) as ended, stopped(lambda: "halfway"):
+            raise KeyboardInterrupt
+        assert ended.value.code == 130
+        return "NFE" in CliRunner().invoke(
+            main, arguments
+        ).stdout, "stopped: halfway" in capsys.readouterr().err
+
+    assert told() == (True, True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert told() == (rank == "0", rank == "0")
+
+
+def test_each_has_its_own_share_in_whole_micro_batches() -> None:
+    missing = [range(0, 5), range(7, 10)]
+    shares = [Workers(rank, 3).share(missing, 2) for rank in range(3)]
+    assert shares == [
+        [range(0, 2), range(7, 9)],
+        [range(2, 4), range(9, 10)],
+        [range(4, 5)],
+    ]
+    assert Workers().share(missing, 2) == missing
+    assert Method("svdd", {"candidates": 3}).at_once(8) == 2 and Method("svdd").at_once(2) == 1
+    assert Method("ntrk").at_once(8) == 8
+
+
+def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of svdd that is every candidate of a particle."""
+    sizes: list[int] = []
+    monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
+    settings = Settings("none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), {"brightness": 1.0})
+    folder = RunFolder(tmp_path, settings.to_json())
+    execute(
+        settings,
+        Machine(micro_batch=5),
+        folder,
+        LatentFlow(),
+        WeightedSum({"brightness": (1.0, brightness)}),
+        {},
+    )
+    assert sizes == [2]
+
+
+def test_lines_of_all_processes_are_gathered(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path, {})
+    second = RunFolder(tmp_path, {}, worker=1)
+    for folder, particle in ((second, 0), (first, 1), (second, 2)):
+        folder.keep(Outcome(particle, "a", particle / 2, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+        with folder.records_file.open("a") as file:
+            file.write(f'{{"particle": {particle}, "step": 0}}\n')
+            file.write(f'{{"particle": {particle + 5}, "step": 0}}\n')  # of one that was not finished
+    assert second.results_file != first.results_file
+    assert first.count() == second.count() == 3
+    resumed = RunFolder(tmp_path, {}, resume=True)  # as if they had been stopped
+    assert sorted(resumed.outcomes) == [0, 1, 2]
+    assert [json.loads(line)["particle"] for line in resumed.results_file.read_text().splitlines()] == [
+        0,
+        1,
+        2,
+    ]
+    assert [json.loads(line)["particle"] for line in resumed.records_file.read_text().splitlines()] in (
+        [1, 0, 2],
+        [0, 1, 2],
+    )
+    assert not second.results_file.exists() and not second.records_file.exists()
+
+
+def test_a_run_of_several_processes_is_not_begun_anew(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {})
+    RunFolder(tmp_path, {}, worker=1).keep(
+        Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)
+    )
+    with pytest.raises(Exception, match="holds a run with 1 images already"):
+        RunFolder(tmp_path, {})
+
+
+def test_the_gpu_of_a_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert own_device("cuda") == "cuda:2"
+    assert [own_device(device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda:1", "nccl"), ("cuda:0", "gloo"), ("cpu", "gloo")])
+def test_processes_with_a_gpu_each_meet_by_nccl(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str
+) -> None:
+    """Not on a GPU: what is asked of torch."""
+    asked: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: asked.append(str(place)))
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: asked.append("left"))
+    with joined(device) as workers:
+        assert workers == Workers(1, 2)
+    assert asked == [*([device] if device != "cpu" else []), backend, "left"]
+
+
+def test_a_launcher_that_does_not_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="LOCAL_RANK is not set"):
+        own_device("cuda")
+    assert own_device("cuda:1") == "cuda:1"

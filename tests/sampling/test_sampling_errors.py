@@ -1,0 +1,201 @@
+"""Every mistake is reported before any work, naming function and argument."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, brightness
+from torch import Tensor
+
+from noisetilt_kernels import sampling
+from noisetilt_kernels.sampling import Result, Run, Schedule
+
+FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "base": (sampling.base, {}),
+    "ntrk": (sampling.ntrk, {}),
+    "dps": (sampling.dps, {"strength": 1.0}),
+    "svdd": (sampling.svdd, {}),
+}
+EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
+
+
+class Untouched(LatentFlow):
+    """A model that must not be asked for anything."""
+
+    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        raise AssertionError("work has begun")
+
+    def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise AssertionError("work has begun")
+
+
+def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
+    """Sampler, replaced arguments, error, and what its message must hold (the sampler's name aside)."""
+    found: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {}
+
+    def add(name: str, what: str, error: type[Exception], message: str, **replaced: Any) -> None:
+        found[f"{name}: {what}"] = name, replaced, error, message
+
+    for name in EVERY:
+        add(name, "no prompts", ValueError, "prompts must not be empty", prompts=[])
+        add(name, "prompts of another type", TypeError, "prompts must be a string or", prompts=[1])
+        add(name, "prompts of no type", TypeError, "prompts must be a string or", prompts=None)
+        add(name, "reward", TypeError, "reward must be callable", reward="aesthetic")
+        add(name, "run", TypeError, "run must be a Run", run={"seed": 3})
+        add(name, "model", TypeError, "object has no", model=object())
+        for shape in ((16, 16), (), (2, 4, 1, 8, 8), (0,), (4, 16.0, 16)):
+            add(
+                name,
+                f"latents {shape}",
+                ValueError,
+                "model.shape must be (N,), (C, H, W)",
+                model=Untouched(shape),
+            )
+    for name in FLOW:
+        for steps in (0, -3):
+            add(name, f"{steps} steps", ValueError, "steps must be at least 1", steps=steps)
+        for steps in (2.0, True, "25"):
+            add(name, f"{steps!r} steps", TypeError, "steps must be an integer", steps=steps)
+        add(
+            name,
+            "schedule",
+            ValueError,
+            "unknown schedule 'cubic'; valid: 'constant', 'linear', 'quadratic', 'flow-grpo'",
+            schedule="cubic",
+        )
+        add(
+            name, "schedule of another type", TypeError, "schedule must be a name or a Schedule", schedule=0.7
+        )
+        for what, times in {
+            "too few times": [1.0, 0.0],
+            "times the other way": [0.0, 0.5, 1.0],
+            "times that stand still": [1.0, 1.0, 0.0],
+            "times that do not end": [1.0, 0.5, 0.1],
+            "times that begin late": [0.9, 0.5, 0.0],
+        }.items():
+            model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
+            message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
+            add(name, what, ValueError, message, model=model, steps=2)
+    for rho in (-0.1, 1.1, float("nan"), float("inf")):
+        add("ntrk", f"rho {rho}", ValueError, "rho must be in [0, 1]", rho=rho)
+    add("ntrk", "rho of another type", TypeError, "rho must be a number", rho="0.3")
+    for name in ("ntrk", "wgnc"):
+        message = "unknown operator 'white'; valid: 'w', 'wgnc', 'norm', 'identity'"
+        add(name, "operator", ValueError, message, operator="white")
+        message = "operator 'wgnc' does not take latents of shape (3, 5, 7)"
+        add(name, "shape for wgnc", ValueError, message, operator="wgnc", model=Untouched((3, 5, 7)))
+        message = "operator 'w' does not take latents of shape (3, 5, 7)"
+        add(name, "shape for w", ValueError, message, operator="w", model=Untouched((3, 5, 7)))
+    add("dps", "strength", ValueError, "strength must be finite", strength=float("nan"))
+    add("dps", "strength of another type", TypeError, "strength must be a number", strength=None)
+    for count in (0, -1):
+        add("svdd", f"{count} candidates", ValueError, "candidates must be at least 1", candidates=count)
+    add("wgnc", "iterations", ValueError, "iterations must be at least 1", iterations=0)
+    add("wgnc", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
+    add("wgnc", "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
+    return found
+
+
+MISTAKES = mistakes()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_reported_before_any_work(mistake: str) -> None:
+    name, replaced, error, message = MISTAKES[mistake]
+    sampler, options = EVERY[name]
+    arguments = {"model": Untouched(), "reward": brightness, "prompts": "", **options, **replaced}
+    with pytest.raises(error, match=rf"^{name}: .*{re.escape(message)}"):
+        sampler(arguments.pop("model"), arguments.pop("reward"), arguments.pop("prompts"), **arguments)
+
+
+def test_a_missing_member_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"^ntrk: model must be a FlowModel .*; LatentGenerator has no decode, sigmas, v"
+    ):
+        sampling.ntrk(LatentGenerator(), brightness, "")
+    with pytest.raises(
+        TypeError, match=r"^wgnc: model must be a OneStepModel .*; LatentFlow has no generate"
+    ):
+        sampling.wgnc(LatentFlow(), brightness, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer"),
+        ({"micro_batch": 0}, ValueError, "micro_batch must be at least 1"),
+        ({"first_particle": -1}, ValueError, "first_particle must be at least 0"),
+        ({"non_finite": "ignore"}, ValueError, "unknown non_finite 'ignore'; valid: 'raise', 'plain_noise'"),
+        ({"on_finished": 3}, TypeError, "on_finished must be callable or None"),
+        ({"on_record": "steps.jsonl"}, TypeError, "on_record must be callable or None"),
+    ],
+)
+def test_settings(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^Run: {re.escape(message)}"):
+        Run(**arguments)
+
+
+def test_schedules() -> None:
+    with pytest.raises(ValueError, match=r"^Schedule: unknown name 'cubic'; valid: 'constant', 'linear', "):
+        Schedule("cubic")
+    with pytest.raises(ValueError, match=r"^Schedule: scale must be finite and at least 0, got -1"):
+        Schedule("linear", -1.0)
+
+
+def test_best_of_n() -> None:
+    with pytest.raises(ValueError, match=r"^best_of_n: n must be at least 1, got 0"):
+        sampling.best_of_n(sampling.ntrk, Untouched(), brightness, "", n=0)
+    with pytest.raises(TypeError, match=r"^best_of_n: sampler must be a function"):
+        sampling.best_of_n("ntrk", Untouched(), brightness, "", n=2)
+    with pytest.raises(ValueError, match=r"^ntrk: rho must be in"):
+        sampling.best_of_n(sampling.ntrk, Untouched(), brightness, "", n=2, rho=2)
+
+
+# ---- models and rewards that return what they should not ----
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
+    sampler, options = FLOW[name]
+
+    class Wrong(LatentFlow):
+        def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+            return super().velocity(x, sigma, prompts)[:, :3]
+
+    with pytest.raises(ValueError, match=rf"^{name}: model.velocity must return \(1, 4, 16, 16\)"):
+        sampler(Wrong(), brightness, "", **options)
+
+    class Grey(LatentFlow):
+        def decode(self, x0: Tensor) -> Tensor:
+            return super().decode(x0)[:, :1]
+
+    with pytest.raises(
+        ValueError, match=rf"^{name}: the model must make images \(B, 3, H, W\).*got \(1, 1, 16, 16\)"
+    ):
+        sampler(Grey(), brightness, "", **options)
+    with pytest.raises(ValueError, match=rf"^{name}: reward must return \(1,\), got \(\)"):
+        sampler(LatentFlow(), lambda images, prompts: images.mean(), "", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("wgnc", LatentGenerator())]
+)
+def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -> None:
+    sampler, options = EVERY[name]
+    with pytest.raises(ValueError, match=f"^{name}: the reward has no gradient"):
+        sampler(model, torch.no_grad()(brightness), "", **options)
+    function = "generate" if name == "wgnc" else "velocity"
+    cut = type(model)()
+    setattr(cut, function, torch.no_grad()(getattr(cut, function)))
+    with pytest.raises(ValueError, match=f"^{name}: the model's output has no gradient"):
+        sampler(cut, brightness, "", **options)
+
+
+def test_methods_without_gradient_need_none() -> None:
+    flow = GaussianFlow([0.0], [[1.0]])
+    for name in ("base", "svdd"):
+        sampler, options = FLOW[name]
+        sampler(flow, torch.no_grad()(brightness), "", steps=2, **options)

@@ -1,0 +1,326 @@
+"""The samplers: what they do at each step, what it costs, and what their results may depend on."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from bits import assert_same_bits
+from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, Spy, brightness, left_half
+from torch import Tensor
+
+from noisetilt_kernels import sampling
+from noisetilt_kernels.sampling import OPERATORS, Result, Run, Schedule
+from noisetilt_kernels.sampling.noise import ParticleNoise
+from noisetilt_kernels.sampling.steps import mean, plan_steps
+
+# Every sampler of flows with arguments under which it guides.
+FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "base": (sampling.base, {}),
+    **{f"ntrk {name}": (sampling.ntrk, {"rho": 0.3, "operator": name}) for name in OPERATORS},
+    "dps": (sampling.dps, {"strength": 300.0}),
+    "svdd": (sampling.svdd, {"candidates": 3}),
+}
+
+STEPS = 4
+
+
+def run_sampler(name: str, prompts: Sequence[str], run: Run | None = None) -> Result:
+    """A short run of the named sampler, "wgnc" included."""
+    if name == "wgnc":
+        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, run=run)
+    sampler, options = FLOW_SAMPLERS[name]
+    return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, run=run, **options)
+
+
+# ---- noise ----
+
+
+def test_a_particle_is_its_seed_and_number() -> None:
+    shape = (4, 16, 16)
+    several = ParticleNoise(5, 2, shape).draw(3)
+    single = ParticleNoise(5, 2, shape)
+    assert_same_bits(torch.cat([single.draw() for _ in range(3)]), several)
+    assert several.dtype == torch.float32 and several.shape == (3, *shape)
+    for seed, particle in ((5, 1), (4, 2), (2, 5), (5 + 2**32, 2)):
+        assert not torch.equal(ParticleNoise(seed, particle, shape).draw(3), several)
+    assert abs(float(several.mean())) < 4.5 / math.sqrt(several.numel())
+    assert abs(float(several.square().mean()) - 1) < 4.5 * math.sqrt(2 / several.numel())
+
+
+@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: str) -> None:
+    """Bit for bit, latents, rewards, and what is recorded apart from the time."""
+
+    def seen(result: Result) -> dict[tuple[int, int], tuple[Any, ...]]:
+        return {
+            (r.particle, r.step): (r.t, r.reward, r.gradient_norm, r.cosine, r.fallback)
+            for r in result.records
+        }
+
+    whole = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=7))
+    for micro_batch in (1, 2, 3, 100):
+        result = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=micro_batch))
+        assert_same_bits(result.latents, whole.latents, f"micro-batches of {micro_batch}")
+        assert_same_bits(result.rewards, whole.rewards, f"micro-batches of {micro_batch}")
+        assert seen(result) == seen(whole)
+        assert result.nfe == whole.nfe
+    later = run_sampler(name, [""] * 2, Run(seed=2, micro_batch=2, first_particle=4))
+    assert_same_bits(later.latents, whole.latents[4:6], "particles 4 and 5 alone")
+    assert {record.particle for record in later.records} == {4, 5}
+    other = run_sampler(name, [""], Run(seed=3))
+    assert not torch.equal(other.latents[0], whole.latents[0])
+
+
+def test_every_particle_has_its_prompt() -> None:
+    prompts = ["bright", "dark", "bright"]
+    for name, (sampler, options) in FLOW_SAMPLERS.items():
+        model = Spy(LatentFlow())
+        result = sampler(model, brightness, prompts, steps=3, run=Run(micro_batch=2), **options)
+        assert result.prompts == ("bright", "dark", "bright")
+        for x, _, asked, _ in model.calls:
+            assert len(asked) == len(x)
+        if name in ("ntrk w", "dps"):
+            assert result.rewards[1] < 0 < result.rewards[0]
+        if name == "svdd":  # first velocities, then three candidates each
+            assert [asked for *_, asked, _ in model.calls][:2] == [["bright"], ["bright", "bright"]]
+
+
+# ---- base and what comes down to it ----
+
+
+@pytest.mark.parametrize("schedule", sampling.SCHEDULES)
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        *[(sampling.ntrk, {"rho": rho, "operator": name}) for name in OPERATORS for rho in (0, 0.0)],
+        (sampling.dps, {"strength": 0.0}),
+        (sampling.svdd, {"candidates": 1}),
+    ],
+)
+def test_without_guidance_it_is_base_bit_for_bit(
+    sampler: Callable[..., Result], options: dict[str, Any], schedule: str
+) -> None:
+    arguments = {"steps": 5, "schedule": schedule, "run": Run(seed=11, micro_batch=2)}
+    model = LatentFlow(bend=0.2)
+    expected = sampling.base(model, left_half, [""] * 3, **arguments)
+    result = sampler(model, left_half, [""] * 3, **arguments, **options)
+    assert_same_bits(result.latents, expected.latents)
+    assert_same_bits(result.rewards, expected.rewards)
+
+
+@pytest.mark.parametrize("name", FLOW_SAMPLERS)
+def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
+    sampler, options = FLOW_SAMPLERS[name]
+    model = LatentFlow()
+    result = sampler(model, brightness, "", steps=1, run=Run(seed=7), **options)
+    x = ParticleNoise(7, 0, model.shape).draw()
+    assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
+    assert result.nfe == 1
+
+
+def test_guidance_raises_the_reward() -> None:
+    """Every method, above base, by more than the standard errors of their means."""
+    model, prompts, run = LatentFlow(), [""] * 12, Run(seed=0, micro_batch=12)
+    base = sampling.base(model, brightness, prompts, steps=10, run=run).rewards
+    error = float(base.std()) / math.sqrt(len(prompts))
+    for name, (sampler, options) in FLOW_SAMPLERS.items():
+        if name in ("base", "ntrk identity"):  # the raw gradient of a mean over 768 values is tiny
+            continue
+        rewards = sampler(model, brightness, prompts, steps=10, run=run, **options).rewards
+        assert float(rewards.mean()) > float(base.mean()) + 2 * error, name
+
+
+def test_more_guidance_raises_the_reward_further() -> None:
+    model, prompts, run = LatentFlow(), [""] * 4, Run(seed=0, micro_batch=4)
+    means = [
+        float(sampling.ntrk(model, left_half, prompts, rho=rho, steps=10, run=run).rewards.mean())
+        for rho in (0.0, 0.1, 0.3, 1.0)
+    ]
+    assert means == sorted(means)
+
+
+# ---- one step of each method, from what the model was asked ----
+
+
+def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, float]:
+    """x_1, the mean, the next draw and sigma of the first step of LatentFlow(bend=0.2)."""
+    model = LatentFlow(bend=0.2)
+    stream = ParticleNoise(seed, 0, model.shape)
+    x, noise = stream.draw(), stream.draw()
+    step = plan_steps("test", model, steps, schedule)[0]
+    return x, mean(x, model.velocity(x, 1.0, [""]), step), noise, step.sigma
+
+
+def gradient_in_float64(model: LatentFlow, x: Tensor, t: float) -> Tensor:
+    """Of left_half(x0_hat) in x_t by autograd through everything at once, where the samplers go in two pieces."""
+    x = x.double().requires_grad_()
+    rewards = left_half(model.decode(x - t * model.velocity(x, t, [""])), [""])
+    return torch.autograd.grad(rewards.sum(), x)[0]
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    """DPS moves by lambda times the gradient; central differences of r(x0_hat(x)) along random directions, float64."""
+    model, strength, steps, h = LatentFlow(bend=0.2), 1e3, 4, 1e-4
+    spy, stream = Spy(model), ParticleNoise(0, 0, model.shape)
+    result = sampling.dps(spy, left_half, "", strength=strength, steps=steps, schedule="linear")
+    stream.draw()
+    for step in plan_steps("test", model, steps, Schedule("linear"))[:-1]:
+        x, t = spy.calls[step.index][0], step.t
+        unguided = mean(x, model.velocity(x, t, [""]), step) + step.sigma * stream.draw()
+        gradient = (spy.calls[step.index + 1][0].double() - unguided) / strength
+
+        def reward_at(x: Tensor, t: float = t) -> float:
+            return float(left_half(model.decode(x - t * model.velocity(x, t, [""])), [""]))
+
+        for seed in range(5):
+            direction = torch.randn(
+                x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+            )
+            difference = (reward_at(x.double() + h * direction) - reward_at(x.double() - h * direction)) / (
+                2 * h
+            )
+            assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-3)
+        torch.testing.assert_close(gradient, gradient_in_float64(model, x, t), rtol=1e-3, atol=1e-8)
+        assert result.records[step.index].gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+
+
+def test_huge_gradients_are_finite() -> None:
+    """The square of this norm is beyond float32."""
+    result = sampling.ntrk(LatentFlow(bend=0.2), lambda images, _: 1e30 * left_half(images, _), "", steps=2)
+    assert math.isfinite(result.records[0].gradient_norm) and result.records[0].gradient_norm > 1e25
+    assert float(result.latents.abs().max()) < 10
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_ntrk_tilts_the_noise(operator: str, rho: float) -> None:
+    model = LatentFlow(bend=0.2)
+    x, mu, noise, sigma = first_step(Schedule("linear"), 2)
+    gradient = gradient_in_float64(model, x, 1.0).float()
+    made = {
+        "w": lambda g: torch.ops.noisetilt.whiten(g),
+        "wgnc": lambda g: torch.ops.noisetilt.project_wgnc(g.flatten(1)).view_as(g),
+        "norm": lambda g: g / g.norm() * math.sqrt(g.numel()),
+        "identity": lambda g: g,
+    }[operator](gradient)
+    spy = Spy(model)
+    result = sampling.ntrk(spy, left_half, "", rho=rho, operator=operator, steps=2, schedule="linear")
+    tilted = (spy.calls[1][0] - mu) / sigma
+    expected = math.sqrt(rho) * made + math.sqrt(1 - rho) * noise
+    # float32 and float64 gradients differ in the last digits, which W may order differently
+    assert float((tilted - expected).norm() / expected.norm()) < 0.02
+    cosine = float((gradient * made).sum() / (gradient.norm() * made.norm()))
+    assert result.records[0].cosine == pytest.approx(cosine, abs=0.01)
+    assert result.records[0].gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+
+
+def test_the_strength_of_dps_may_depend_on_time() -> None:
+    constant = sampling.dps(LatentFlow(), left_half, "", strength=2.0, steps=4)
+    function = sampling.dps(LatentFlow(), left_half, "", strength=lambda t: 2.0, steps=4)
+    varying = sampling.dps(LatentFlow(), left_half, "", strength=lambda t: 2.0 * (t > 0.9), steps=4)
+    assert torch.equal(function.latents, constant.latents)
+    assert not torch.equal(varying.latents, constant.latents)
+
+
+def test_svdd_keeps_the_best_candidate() -> None:
+    model, count, steps = LatentFlow(bend=0.2), 5, 6
+    spy = Spy(model)
+    result = sampling.svdd(
+        spy, left_half, "", candidates=count, steps=steps, run=Run(seed=4, micro_batch=100)
+    )
+    stream = ParticleNoise(4, 0, model.shape)
+    x = stream.draw()
+    picked = set()
+    for step in plan_steps("test", model, steps, sampling.samplers.DEFAULT_SCHEDULE)[:-1]:
+        t = step.t - step.delta
+        drawn = mean(x, model.velocity(x, step.t, [""]), step) + step.sigma * stream.draw(count)
+        rewards = left_half(model.decode(drawn - t * model.velocity(drawn, t, [""])), [""] * count)
+        best = int(rewards.argmax())
+        picked.add(best)
+        x = drawn[best : best + 1]
+        assert_same_bits(spy.calls[1 + step.index][0], drawn)
+        assert result.records[step.index].reward == float(rewards[best])
+    assert_same_bits(result.latents, x - t * model.velocity(x, t, [""]))
+    assert len(picked) > 1  # and that is no matter of course
+
+
+@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
+    prompts, n = ["bright", "dark"], 3
+    every = [prompt for prompt in prompts for _ in range(n)]
+    if name == "wgnc":
+        sampler, model, options = sampling.wgnc, LatentGenerator(), {"iterations": 2}
+    else:
+        (sampler, options), model = FLOW_SAMPLERS[name], LatentFlow()
+        options = {"steps": STEPS, **options}
+    run = Run(seed=1, micro_batch=4)
+    alone = sampler(model, brightness, every, run=run, **options)
+    result = sampling.best_of_n(sampler, model, brightness, prompts, n=n, run=run, **options)
+    assert_same_bits(result.latents, alone.latents)
+    assert result.nfe == alone.nfe
+    assert result.chosen == (int(result.rewards[:n].argmax()), n + int(result.rewards[n:].argmax()))
+    assert result.best == int(result.rewards.argmax())
+    assert result.method.startswith("best of 3 ")
+    assert alone.chosen == tuple(range(6))
+
+
+# ---- cost ----
+
+
+@pytest.mark.parametrize(
+    ("name", "per_particle"),
+    [
+        *[(name, STEPS) for name in FLOW_SAMPLERS if name != "svdd"],
+        ("svdd", 1 + 3 * (STEPS - 1)),
+        ("wgnc", 3 + 1),
+    ],
+)
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_batch: int) -> None:
+    assert run_sampler(name, [""] * 5, Run(micro_batch=micro_batch)).nfe == 5 * per_particle
+    if name != "wgnc":
+        spy = Spy(LatentFlow())
+        sampler, options = FLOW_SAMPLERS[name]
+        run = Run(micro_batch=micro_batch)
+        result = sampling.best_of_n(sampler, spy, brightness, "", n=5, steps=STEPS, run=run, **options)
+        assert result.nfe == spy.entries == 5 * per_particle
+        assert max(len(x) for x, *_ in spy.calls) <= micro_batch
+
+
+@pytest.mark.parametrize("name", FLOW_SAMPLERS)
+def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
+    sampler, options = FLOW_SAMPLERS[name]
+    spy = Spy(LatentFlow())
+    seen = []
+
+    def reward(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return brightness(images, prompts)
+
+    result = sampler(spy, reward, "", steps=STEPS, **options)
+    guided = name.startswith(("ntrk", "dps"))
+    assert [on for *_, on in spy.calls if on] == [True] * (STEPS - 1) * guided
+    assert [on for on in seen if on] == [True] * (STEPS - 1) * guided
+    assert not seen[-1] and not spy.calls[-1][-1]
+    assert not result.latents.requires_grad and not result.rewards.requires_grad
+
+
+@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
+    expected = run_sampler(name, [""])
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with mode:
+            result = run_sampler(name, [""])
+        assert_same_bits(result.latents, expected.latents)
+        assert not result.latents.is_inference()
+
+
+def test_gaussian_flows_of_one_and_two_dimensions_can_be_guided() -> None:
+    """Toward larger x_0, which images show brighter: the mean moves, and "norm" has one dimension to point into."""
+    for flow in (GaussianFlow([0.0], [[0.5]]), GaussianFlow([0.0, 0.0], [[0.5, 0.2], [0.2, 0.5]])):
+        run = Run(seed=0, micro_batch=64)
+        unguided = sampling.base(flow, brightness, [""] * 64, steps=10, run=run)
+        guided = sampling.ntrk(flow, brightness, [""] * 64, operator="norm", rho=0.3, steps=10, run=run)
+        assert float(guided.latents.mean()) > float(unguided.latents.mean()) + 0.3
