@@ -14,7 +14,8 @@ Stage = Literal["model", "reward", "whitening"]
 class Meter:
     """NFE of a whole run, and seconds since the last `lap`.
 
-    NFE: a forward of the model counts 1 for every entry of its batch. Backwards, decoding and rewards count nothing.
+    NFE: a forward of the model counts 1 for every entry of its batch. Backwards, decoding and rewards count
+        nothing.
     """
 
     def __init__(self, device: torch.device) -> None:

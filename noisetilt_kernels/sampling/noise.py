@@ -10,8 +10,9 @@ from torch import Tensor
 class ParticleNoise:
     """The standard normal draws of one particle, float32, made on the CPU.
 
-    They depend on the seed and the particle's number alone, and so on no device, no micro-batch and no other particle.
-    (torch's CPU generator is seeded by 32 bits, of which many particles could share the same; numpy's by all of them.)
+    They depend on the seed and the particle's number alone, and so on no device, no micro-batch and no other
+    particle. (torch's CPU generator is seeded by 32 bits, of which many particles could share the same;
+    numpy's by all of them.)
 
     Args:
         seed: at least 0.

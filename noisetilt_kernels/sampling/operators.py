@@ -48,7 +48,8 @@ def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operat
     """The named operator, for latents (B, *shape).
 
     Raises:
-        ValueError: there is none of that name, or it does not take latents of that shape; the message names what does.
+        ValueError: there is none of that name, or it does not take latents of that shape; the message names
+            what does.
     """
     check_choice(function, "operator", name, OPERATORS)
     operator = _OPERATORS[name]

@@ -27,5 +27,5 @@ def progress_bar(shown: bool, description: str, total: int) -> AbstractContextMa
     try:
         from tqdm import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
-        raise ImportError("Run(progress=True) needs tqdm: pip install tqdm") from error
+        raise ImportError("SamplerOptions(progress=True) needs tqdm: pip install tqdm") from error
     return tqdm(desc=description, total=total, unit="step")  # type: ignore[no-any-return]

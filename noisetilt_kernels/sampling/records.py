@@ -41,10 +41,10 @@ class StepRecord:
 
 
 class RecordWriter:
-    """Writes records as JSON lines, `with RecordWriter(path) as writer: ntrk(..., Run(on_record=writer.write))`.
+    """Writes records as JSON lines, `with RecordWriter(path) as writer: ntrk(..., options=SamplerOptions(on_record=writer.write))`.
 
-    Every line is handed to the operating system at once and in one piece, so that after a crash the file holds whole
-    lines, of everything that was recorded. An existing file is continued.
+    Every line is handed to the operating system at once and in one piece, so that after a crash the file
+    holds whole lines, of everything that was recorded. An existing file is continued.
 
     Args:
         path: the file; its folder must exist.

@@ -1,7 +1,7 @@
 """Diffusion coefficients g(t): how much noise the reverse SDE injects at which time (DESIGN section 7).
 
-Every g leaves the marginals of the flow as they are; they differ in how much of the trajectory is noise that a sampler
-can choose or tilt, and in the discretisation error that they cost.
+Every g leaves the marginals of the flow as they are; they differ in how much of the trajectory is noise that
+a sampler can choose or tilt, and in the discretisation error that they cost.
 """
 
 import math
@@ -14,10 +14,10 @@ from ..checks import check_choice, check_number
 LATEST = 0.96
 """Flow-GRPO's coefficient is taken at min(t, LATEST), since it is infinite at t = 1.
 
-0.96 is the second time of 25 uniform steps, which is what Flow-GRPO itself takes at t = 1 there. But it is a constant
-and not the second time of whatever steps there are: were the coefficient to grow as steps get shorter, the variance
-g^2 of the first step times its length would never shrink, and the marginals would stay wrong however many steps there
-are.
+0.96 is the second time of 25 uniform steps, which is what Flow-GRPO itself takes at t = 1 there. But it is a
+constant and not the second time of whatever steps there are: were the coefficient to grow as steps get
+shorter, the variance g^2 of the first step times its length would never shrink, and the marginals would stay
+wrong however many steps there are.
 """
 
 
@@ -31,8 +31,8 @@ class _Shape(NamedTuple):
     scale: float  # by default
 
 
-# The scales by default are as large as 25 uniform steps bear: the variance of Gaussian flows stays within a seventh of
-# what it should be on the way, and ends within a tenth. 0.7 is Flow-GRPO's own.
+# The scales by default are as large as 25 uniform steps bear: the variance of Gaussian flows stays within a
+# seventh of what it should be on the way, and ends within a tenth. 0.7 is Flow-GRPO's own.
 _SHAPES = {
     "constant": _Shape(lambda t: 1.0, 0.7),
     "linear": _Shape(lambda t: t, 2.0),

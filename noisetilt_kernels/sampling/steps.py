@@ -14,9 +14,10 @@ from .schedules import Schedule
 class Step:
     """From time t to t - delta with diffusion coefficient g and noise of standard deviation sigma.
 
-    The last step ends at t - delta = 0 and has g = sigma = 0, whatever the schedule: x_0 becomes the denoised estimate
-    x0_hat. Noise added there would end up in the image, as nothing comes after to remove it, and it would be of first
-    order in the step's length; the variance that x0_hat lacks, Var[x_0 | x_t], is of second order. So there is no
+    The last step ends at t - delta = 0 and has g = sigma = 0, whatever the schedule: x_0 becomes the denoised
+    estimate x0_hat. Noise added there would end up in the image, as nothing comes after to remove it, and it
+    would be of first order in the step's length; the variance that x0_hat lacks, Var[x_0 | x_t], is of second
+    order. So there is no
     noise to tilt, nothing to select and no gradient to take: the last step is unguided in every method.
     """
 
