@@ -18,7 +18,9 @@ def best_of_n(
     n: int,
     **arguments: Any,
 ) -> Result:
-    """Sample n independent particles for each prompt and choose the best. NTRK† is `best_of_n(ntrk, ..., n=20)`.
+    """Sample n independent particles for each prompt and choose the best.
+
+    NTRK† is `best_of_n(ntrk, ..., n=20)`.
 
     Args:
         sampler: `base`, `ntrk`, `dps`, `svdd`, `wgnc`, or a custom function with the same first arguments.
@@ -29,11 +31,10 @@ def best_of_n(
         arguments: keyword arguments of the sampler.
 
     Returns:
-        Result of the sampler for all particles. Its `chosen` has the index of the best particle of each
-        prompt.
+        Result of the sampler for all particles. Its `chosen` has the index of the best one of each prompt.
 
     Raises:
-        ValueError, TypeError: n is less than 1, or the sampler raises it.
+        ValueError, TypeError: n is less than 1, or the sampler raises the error.
     """
     if not callable(sampler):
         raise TypeError(f"best_of_n: sampler must be a function such as ntrk, got {sampler!r}")

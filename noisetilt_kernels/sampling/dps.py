@@ -47,8 +47,7 @@ def dps(
         strength: factor lambda_t of the gradient. Pass a number or a function of t. It multiplies the
             gradient itself, so a good value depends on the reward.
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name or a `Schedule`; `Schedule("constant", 0)` is the
-            ODE.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""First and last part of every sampler of flows: checks, plan of the steps, velocities, and the unguided last step."""
+"""Parts that all samplers of flows share: checks, plan of the steps, velocities, the unguided last step."""
 
 from collections.abc import Sequence
 

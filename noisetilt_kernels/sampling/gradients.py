@@ -54,7 +54,7 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
 
 
 def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
-    """Return the gradient in x of r(M(x)) for a one-step model M. Raises the same errors as `flow_guidance`."""
+    """Return the gradient in x of r(M(x)) for a one-step model M. Errors: see `flow_guidance`."""
     x, images = _with_graph(batch, lambda x: batch.meter.forward(model.generate, x, batch.prompts), x)
     rewards, at_images = _of_images(batch, lambda images: images, images)
     return _guidance(batch, iteration, images, rewards, _pull_back(batch, images, x, at_images))
@@ -63,14 +63,16 @@ def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: i
 def norms(x: Tensor) -> list[float]:
     """Return the Euclidean norm of every sample of (B, ...), in float64.
 
-    It is computed one sample at a time: the sum over one row may be split among threads unlike the sums over
-        several.
+    Samples are summed one at a time. Threads may split the sum over one row in another way than over several.
     """
     return torch.stack([sample.double().norm() for sample in x]).tolist()
 
 
 def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
-    """Return the cosine between each gradient and the direction (B, *shape) made from it; None without a gradient."""
+    """Return the cosine between each gradient and the direction (B, *shape) made from it.
+
+    A particle without a usable gradient has None.
+    """
     pairs = zip(
         guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True
     )

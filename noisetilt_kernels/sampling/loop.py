@@ -100,7 +100,7 @@ class Particles:
         self._bar.update(1)
 
     def add_finished(self, batch: "Batch", latents: Tensor, images: Tensor, rewards: Tensor) -> None:
-        """Keep the result of a micro-batch and pass its particles to `options.on_finished`; see `Batch.finish`."""
+        """Keep the result of a micro-batch and pass its particles to the caller; see `Batch.finish`."""
         latents, images, rewards = (tensor.float().cpu() for tensor in (latents, images, rewards))
         finite = rewards.isfinite() & latents.flatten(1).isfinite().all(dim=1)
         valid = finite if self.options.non_finite == "raise" else torch.ones_like(finite)
@@ -157,7 +157,7 @@ class Batch:
         return len(self.particles)
 
     def draw(self, count: int = 1) -> Tensor:
-        """Draw standard normal noise (B * count, *shape): `count` draws of the first particle, then of the next."""
+        """Draw standard normal noise (B * count, *shape), `count` draws of each particle after the other."""
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
 
     def time(self, stage: Stage) -> AbstractContextManager[None]:
@@ -173,8 +173,8 @@ class Batch:
         count = len(prompts)
         if images.dim() not in (4, 5) or images.shape[:2] != (count, 3):
             raise ValueError(
-                f"{self.method}: the model must make images (B, 3, H, W) or videos (B, 3, F, H, W), here with "
-                f"B = {count}, got {tuple(images.shape)}"
+                f"{self.method}: the model must make images (B, 3, H, W) or videos (B, 3, F, H, W), "
+                f"here with B = {count}, got {tuple(images.shape)}"
             )
         rewards = self._owner.reward(images, prompts)
         if rewards.shape != (count,):
@@ -182,7 +182,7 @@ class Batch:
         return rewards.float()
 
     def fall_back(self, step: int, index: int, reason: str) -> str:
-        """Return the reason why the particle at `index` is left unguided.
+        """Return the reason to leave the particle at `index` unguided, or raise if that is not allowed.
 
         Raises:
             NonFiniteError: `options.non_finite` is "raise".
@@ -200,7 +200,7 @@ class Batch:
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
     ) -> None:
-        """Record a step of every particle. The seconds since the previous record are shared equally among them."""
+        """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
         for index, particle in enumerate(self.particles):
             self._owner.add_record(

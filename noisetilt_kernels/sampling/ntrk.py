@@ -53,8 +53,7 @@ def ntrk(
             at every strength; a larger rho leaves less of it random.
         operator: whitening operator that turns the gradient into noise: "w", "wgnc", "norm" or "identity".
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name or a `Schedule`; `Schedule("constant", 0)` is the
-            ODE.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
-"""`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> (B,), higher is better.
+"""`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> rewards (B,).
 
-It is differentiable in the images, and no image changes the reward of another one. Any callable serves. A
-reward of videos (B, 3, F, H, W) has a true attribute `takes_videos`.
+Higher is better. The function is differentiable in the images, and no image changes the reward of another
+one. Any callable serves. A reward of videos (B, 3, F, H, W) has a true attribute `takes_videos`.
 """
 
 
@@ -33,9 +33,8 @@ class FlowModel(Protocol):
             (B, *shape) and dtype float32. It is differentiable in x and must not use no_grad itself; the
             samplers call it under no_grad where they need no gradient.
         decode(x0): images (B, 3, H, W), or videos (B, 3, F, H, W), with values in [0, 1], for latents x0 of
-        shape
-            (B, *shape) and dtype float32. It is differentiable; clamping to [0, 1] stops the gradient where
-            it applies.
+            shape (B, *shape) and dtype float32. It is differentiable; clamping to [0, 1] stops the gradient
+            where it applies.
     """
 
     @property
@@ -65,8 +64,7 @@ class OneStepModel(Protocol):
         shape: tuple of int. Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W).
         device: torch.device on which the model expects latents.
         generate(x, prompts): images (B, 3, H, W) with values in [0, 1] for noise x of shape (B, *shape) and
-        dtype
-            float32. It is differentiable in x and must not use no_grad itself.
+            dtype float32. It is differentiable in x and must not use no_grad itself.
     """
 
     @property

@@ -38,13 +38,12 @@ class Sampler:
     Args:
         name: name of the sampler.
         function: the sampler, called as function(model, reward, prompts, options=..., **arguments).
-        check: function of the arguments by keyword that raises ValueError or TypeError for one out of its
-            range.
+        check: function that takes the arguments by keyword, and raises ValueError or TypeError for an
+            argument out of its range.
         kind: "flow" for a `FlowModel`, "one-step" for a `OneStepModel`.
         needs_gradient: the sampler uses the gradient of the reward.
-        nfe: function that maps the arguments to the number of function evaluations for each particle.
-        entries: function that maps the arguments to the number of batch entries that a particle needs at
-            once.
+        nfe: function that maps the arguments to the number of function evaluations of a particle.
+        entries: function that maps the arguments to the number of batch entries of a particle at once.
     """
 
     name: str
@@ -81,7 +80,9 @@ def register_sampler(
     nfe: Callable[[Mapping[str, Any]], int],
     entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
 ) -> Callable[[_Function], _Function]:
-    """Decorate a sampler: add its record to SAMPLERS under the function's name. The arguments are those of `Sampler`.
+    """Return a decorator that adds the record of a sampler to SAMPLERS, under the name of the function.
+
+    For the arguments see `Sampler`.
 
     Raises:
         ValueError: the name is taken.
@@ -106,7 +107,7 @@ def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
 
 
 def _helps_of(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the first sentence about each argument in the Args section of a docstring, with a capital letter."""
+    """Return the first sentence about each argument in the Args section of a docstring."""
     section = re.search(r"^Args:\n((?: .*\n|\n)+)", f"{inspect.getdoc(function)}\n", re.MULTILINE)
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE) if section else []
     texts = {name: " ".join(text.split()).split(". ")[0].rstrip(".") for name, text in entries}

@@ -1,4 +1,4 @@
-"""Results of a sampler: finished particles, the whole result, and the error for values that are not finite."""
+"""Results of a sampler: finished particles, the whole result, the error for values that are not finite."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Result:
     rewards: Tensor
     """Rewards of the finished images; float32 (P,), on the CPU."""
     nfe: int
-    """Number of function evaluations: forwards of the model, counted per batch entry, of all particles together."""
+    """Number of function evaluations of all particles: forwards of the model, counted per batch entry."""
     records: tuple[StepRecord, ...]
     """Record of every step of every particle, in the order in which they were made."""
     chosen: tuple[int, ...]
@@ -61,7 +61,7 @@ class Result:
 
     @property
     def best(self) -> int:
-        """Index of the particle with the highest reward. The first one wins a tie; NaN counts as the lowest."""
+        """Index of the particle with the highest reward. The first one wins a tie; NaN is the lowest."""
         return best_index(self.rewards.tolist())
 
 

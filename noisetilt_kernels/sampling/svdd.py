@@ -40,7 +40,7 @@ def svdd(
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     options: SamplerOptions | None = None,
 ) -> Result:
-    """Search: draw K candidates at each step, keep the one with the highest r(x0_hat) (NoiseTilt eq. 8 and 9).
+    """Draw K candidates at each step and keep the one with the highest r(x0_hat) (NoiseTilt eq. 8 and 9).
 
     x0_hat is computed from the candidate, at the time where the step ends. With K = 1 the latents are those
     of `base`, bit for bit. NFE per particle: 1 + K (steps - 1), because the velocity of the chosen candidate
@@ -84,7 +84,7 @@ def svdd(
 def look_ahead(
     batch: Batch, model: FlowModel, x: Tensor, t: float, candidates: int
 ) -> tuple[Tensor, list[float]]:
-    """Return velocities (B K, *shape) and rewards of r(x0_hat) of all candidates x (B K, *shape) at time t."""
+    """Return velocities (B K, *shape) and rewards r(x0_hat) of all candidates x (B K, *shape) at time t."""
     prompts = [prompt for prompt in batch.prompts for _ in range(candidates)]
     velocities: list[Tensor] = []
     rewards: list[float] = []
@@ -100,7 +100,7 @@ def look_ahead(
 def choose(
     batch: Batch, step: int, rewards: Sequence[float], candidates: int
 ) -> tuple[list[int], list[str | None]]:
-    """Return the index of the best candidate of each particle, and the reason for a fallback where there is one.
+    """Return the index of the best candidate of each particle, and the reason if a reward is not finite.
 
     Raises:
         NonFiniteError: a reward is not finite and `options.non_finite` is "raise".
