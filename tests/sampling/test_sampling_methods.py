@@ -187,6 +187,17 @@ def test_a_registered_sampler_is_a_method(registry: dict[str, Any]) -> None:
         register(twofold)
 
 
+def test_parameters_need_simple_types(registry: dict[str, Any]) -> None:
+    def odd(model: Any, reward: Any, prompts: Any, *, flag: list[int], options: Any = None) -> Any:
+        """Do nothing."""
+
+    register_sampler(kind="flow", needs_gradient=False, check=print, nfe=len)(odd)
+    with pytest.raises(
+        TypeError, match=r"odd: flag must be annotated with int, float, str or a union .* got list"
+    ):
+        registry["odd"].parameters  # noqa: B018
+
+
 def test_help_of_flow_model_describes_its_members() -> None:
     members = ("shape:", "device:", "sigmas(n):", "velocity(x, sigma, prompts):", "decode(x0):")
     assert all(f"\n    {member}" in inspect.getdoc(FlowModel) for member in members)
