@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import autograd_shortcut, config, ops, registration
+from noisetilt_kernels import autograd_shortcut, ops, registration
 from noisetilt_kernels.backends import cpu, reference, tables
 from noisetilt_kernels.backends.tables import ExaminedTables, check_table
 
@@ -117,17 +117,6 @@ def cache_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 64, 64, generator=generator)
     flux = nt.preset("flux", (16, 64, 64))
-    sample = config.Sample(16, 64, 64)
-    compare(
-        "`resolve_preset` (first call of a shape)",
-        lambda: config.resolve_preset("auto", sample, 1e-4),
-        lambda: config.resolve_preset.__wrapped__("auto", sample, 1e-4),
-    )
-    compare(
-        "`resolve` (first call of a shape)",
-        lambda: config.resolve(flux, sample),
-        lambda: config.resolve.__wrapped__(flux, sample),
-    )
 
     def arguments(projections: Callable[..., Any]) -> Any:
         return projections(x, flux.chunk_sizes, flux.chunk_sizes, flux.tile_sizes, flux.alpha)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import index
 from typing import Any, NamedTuple
 
@@ -202,7 +201,6 @@ def unflatten(
     )
 
 
-@lru_cache(maxsize=256)
 def resolve_preset(name: str, sample: Sample, alpha: float) -> WhiteningConfig:
     """Return the configuration of a preset for samples of this shape, with numbers for every tile and repeat.
 
@@ -215,7 +213,6 @@ def resolve_preset(name: str, sample: Sample, alpha: float) -> WhiteningConfig:
     return resolve(WhiteningConfig(config.chunk_sizes, config.tile_sizes, config.mixing, alpha), sample)
 
 
-@lru_cache(maxsize=256)
 def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
     """Return `config` with `FULL` and repeats 0 replaced by their values for this sample.
 

@@ -189,7 +189,7 @@ def test_packed_latents_are_whitened_after_unpacking() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 64), (1, 16, 63, 64), (1, 16, 64, 63)])
-def test_what_cannot_be_packed(shape: tuple[int, ...]) -> None:
+def test_shapes_that_cannot_be_packed(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="pack_latents: x must be"):
         nt.pack_latents(torch.zeros(shape))
 
@@ -198,6 +198,6 @@ def test_what_cannot_be_packed(shape: tuple[int, ...]) -> None:
     ("shape", "height", "width"),
     [((1024, 64), 64, 64), ((1, 1024, 63), 64, 64), ((1, 1024, 64), 64, 63), ((1, 1000, 64), 64, 64)],
 )
-def test_what_cannot_be_unpacked(shape: tuple[int, ...], height: int, width: int) -> None:
+def test_shapes_that_cannot_be_unpacked(shape: tuple[int, ...], height: int, width: int) -> None:
     with pytest.raises(ValueError, match="unpack_latents: x must be"):
         nt.unpack_latents(torch.zeros(shape), height, width)

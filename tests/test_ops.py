@@ -207,7 +207,7 @@ def test_gradients_have_the_dtype_of_the_input(name: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_nobody_backpropagates_through_a_projection(name: str) -> None:
+def test_backward_through_a_projection_is_an_error(name: str) -> None:
     case = CASES[name]
     x = case.input().requires_grad_()
     result = case(x)

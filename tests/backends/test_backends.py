@@ -165,7 +165,7 @@ def test_a_driver_that_cannot_be_built_is_a_refusal(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 @pytest.mark.parametrize("name", ["triton", "reference"])
 def test_a_forced_backend_serves_every_operator(name: str, tmp_path: Path) -> None:
-    """Under torch.compile(fullgraph=True) as well."""
+    """The calls work under torch.compile(fullgraph=True) too."""
     outcome = call_every_operator(tmp_path, SOURCES, NOISETILT_BACKEND=name, TRITON_INTERPRET="1")
     assert outcome.report["backends"]["cpu"] == [name, {}]
     assert outcome.report["warnings"] == []
@@ -196,22 +196,22 @@ def test_a_forced_backend_that_cannot_serve_is_an_error(name: str, reason: str) 
     last = done.stderr.splitlines()[-1]
     assert done.returncode != 0
     assert f"whiten: NOISETILT_BACKEND asks for {name}, which cannot serve cpu: {reason}" in last
-    told = python(
+    listed = python(
         "import noisetilt_kernels as nt; print(nt.backends())", NOISETILT_BACKEND=name, TRITON_INTERPRET="0"
     )
-    assert told.returncode == 0, told.stderr
-    assert "backend='none'" in told.stdout
-    assert reason in told.stdout
+    assert listed.returncode == 0, listed.stderr
+    assert "backend='none'" in listed.stdout
+    assert reason in listed.stdout
 
 
-def test_the_doctor_tells_of_a_forced_backend() -> None:
+def test_the_doctor_reports_a_forced_backend() -> None:
     code = "from noisetilt_kernels.cli import main; main(['doctor'])"
-    told = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
-    assert re.search(r"^NOISETILT_BACKEND +cuda$", told, re.MULTILINE)
-    assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", told, re.MULTILINE)
-    assert told.splitlines()[-1].startswith("cpu: none")
-    told = python(code, NOISETILT_BACKEND="reference").stdout
-    assert told.splitlines()[-1].startswith("cpu: reference")
+    report = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
+    assert re.search(r"^NOISETILT_BACKEND +cuda$", report, re.MULTILINE)
+    assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", report, re.MULTILINE)
+    assert report.splitlines()[-1].startswith("cpu: none")
+    report = python(code, NOISETILT_BACKEND="reference").stdout
+    assert report.splitlines()[-1].startswith("cpu: reference")
 
 
 def test_an_unknown_name_is_an_error() -> None:

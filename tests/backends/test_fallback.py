@@ -37,7 +37,7 @@ def test_one_warning_says_why_and_how_to_build(fallback: tuple[str, Outcome]) ->
     assert "noisetilt doctor" in message
 
 
-def test_backends_tell_the_refusal(fallback: tuple[str, Outcome]) -> None:
+def test_backends_gives_the_reason_of_the_refusal(fallback: tuple[str, Outcome]) -> None:
     case, (report, _, _) = fallback
     backend, refused = report["backends"]["cpu"]
     assert backend == "reference"

@@ -133,7 +133,7 @@ def test_a_warm_table_is_the_cold_one(
     assert make(dtype)[0].stride() == cold[0].stride()
 
 
-def test_the_key_tells_every_argument(fresh_cache: Path) -> None:
+def test_the_key_depends_on_every_argument(fresh_cache: Path) -> None:
     arguments = [
         (m, d, alpha, reference, dtype)
         for m, d in ((4, 6), (6, 4))
