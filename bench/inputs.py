@@ -8,12 +8,12 @@ WAN = (336, 60, 104)
 
 
 def gaussian(shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise."""
+    """Standard normal noise of seed 0."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def structured(shape: tuple[int, ...]) -> Tensor:
-    """Fields with amplitude spectrum 1/k in every channel (C, H, W), variance 1."""
+    """Field (C, H, W) with amplitude spectrum 1/k in every channel, variance 1."""
     _, height, width = shape
     ky = torch.fft.fftfreq(height)[:, None] * height
     kx = torch.fft.fftfreq(width)[None, :] * width

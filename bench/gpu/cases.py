@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import confidence_bounds, python_ref
-from noisetilt_kernels.backends import native, reference
+from noisetilt_kernels import confidence_table, python_ref
+from noisetilt_kernels.backends import cuda, reference
 from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
 
 from .. import baselines
@@ -186,9 +186,7 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         return
     x, config = whitening(preset, shape, field)
     x = x[None]
-    projection = native._projection(
-        x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha
-    )
+    projection = cuda._projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
     mixing = [n for tile, repeats in config.mixing for n in (*tile, repeats)]
 
     def project(y: Tensor) -> Tensor:
@@ -333,7 +331,7 @@ CUB = ("CUB segmented radix sort", "CUB segmented sort", "CUB radix sort of wide
 
 def project_2os(chunk_size: int, field: str) -> Row:
     x = FIELDS[field](FLUX).flatten().to(DEVICE)
-    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(x.numel() // chunk_size, chunk_size))
+    lower, upper = (t.float().to(DEVICE) for t in confidence_table(x.numel() // chunk_size, chunk_size))
     row = measure(
         f"project_2os, D = {chunk_size}, {field}", lambda: ops.project_2os(x, lower, upper), num_bytes(x)
     )
@@ -524,7 +522,7 @@ def dispatch(name: str, function: Function, cuda: float | None, calls: int = 8) 
 @group(30)
 def dispatches() -> Rows:
     x, y = gaussian((4, 16, 16)).to(DEVICE), gaussian((1, 1024)).to(DEVICE)
-    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(256, 4))
+    lower, upper = (t.float().to(DEVICE) for t in confidence_table(256, 4))
     spectrum = torch.view_as_complex(y.view(1, -1, 2)).clone()
     functions: dict[str, Function] = {
         "whiten": lambda: ops.whiten(x),

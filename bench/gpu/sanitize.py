@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import confidence_bounds
+from noisetilt_kernels import confidence_table
 
 ops = torch.ops.noisetilt
 
@@ -27,7 +27,7 @@ def fields(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def order_stats(dtype: torch.dtype) -> None:
     for num_chunks, chunk_size in ((300, 4), (64, 16), (3000, 3), (9, 100), (1, 500)):
-        lower, upper = (t.to("cuda", dtype) for t in confidence_bounds(num_chunks, chunk_size))
+        lower, upper = (t.to("cuda", dtype) for t in confidence_table(num_chunks, chunk_size))
         for x in fields((2, num_chunks * chunk_size), dtype).values():
             ops.project_2os(x, lower, upper)
             ops.project_2os(x, upper.neg(), upper.abs() + 1)  # bounds that fall

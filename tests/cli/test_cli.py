@@ -54,7 +54,7 @@ def test_doctor_json() -> None:
     assert Path(report["library"]["path"]).is_file()
     assert report["library"]["failure"] is None
     assert report["library"]["build"] == _library.build_info()
-    assert report["verdict"].startswith(f"cpu: native, C++ kernels, {report['cpu']['variant']} variant")
+    assert report["verdict"].startswith(f"cpu: cpu, C++ kernels, {report['cpu']['variant']} variant")
 
 
 def test_doctor_text_says_what_the_json_says() -> None:
@@ -80,7 +80,7 @@ def test_doctor_without_library_tells_why_and_the_way_out(without_library: None)
     report = json.loads(run("doctor", "--json"))
     assert_agrees_with_backends(report)
     assert report["devices"]["cpu"]["backend"] == "reference"
-    assert report["devices"]["cpu"]["refused"]["native"] == REASON
+    assert report["devices"]["cpu"]["refused"]["cpu"] == REASON
     assert report["cpu"]["variant"] is None
     assert report["library"]["path"] is None
     assert report["library"]["failure"] == REASON

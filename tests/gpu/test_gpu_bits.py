@@ -13,7 +13,7 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import FORCED
-from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.backends.reference import tables_like
 
 NAMES = tuple(DISTRIBUTIONS)
 COMPLEX = (torch.complex64, torch.complex128)
@@ -81,7 +81,7 @@ def test_2os_of_long_samples(num_chunks: int, chunk_size: int, table: str, dtype
 def test_2os_of_a_video() -> None:
     names = ("normal", "1/k", "few values")
     for num_chunks, chunk_size in ((524_160, 4), (131_040, 16)):
-        bounds = (t.float() for t in nt.confidence_bounds(num_chunks, chunk_size))
+        bounds = (t.float() for t in nt.confidence_table(num_chunks, chunk_size))
         check_2os(samples(names, (num_chunks * chunk_size,)), *bounds, names, f"chunks of {chunk_size}")
 
 
@@ -172,7 +172,7 @@ def test_tile_stats(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         check(
             lambda x, tile=tile: ops.project_tile_stats(x, tile, config.chunk_sizes),
             lambda x, tile=tile: python_ref.project_tile_stats(
-                x, tile, config.chunk_sizes, _bounds_like(x, 1e-4)
+                x, tile, config.chunk_sizes, tables_like(x, 1e-4)
             ),
             x,
             NAMES,

@@ -18,7 +18,7 @@ from device import (
 from inputs import DISTRIBUTIONS, STRUCTURED, noise, power_law, values
 from torch import Tensor
 
-from noisetilt_kernels.backends import native
+from noisetilt_kernels.backends import cuda
 from noisetilt_kernels.config import WhiteningConfig
 
 NAMES = tuple(DISTRIBUTIONS)
@@ -30,7 +30,7 @@ pytestmark = only_cuda
 def arguments(x: Tensor, config: WhiteningConfig, values: bool = True) -> tuple:
     """What `_project_` takes after x."""
     sizes = config.chunk_sizes
-    return native._projection(x, sizes if values else (), sizes, config.tile_sizes, config.alpha)
+    return cuda._projections(x, sizes if values else (), sizes, config.tile_sizes, config.alpha)
 
 
 def project(x: Tensor, config: WhiteningConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""The bounds tables: against scipy.stats and mpmath, and their cache."""
+"""Confidence tables: against scipy.stats and mpmath, and their cache."""
 
 import subprocess
 import sys
@@ -16,7 +16,8 @@ from torch import Tensor
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import tables as bounds
+from noisetilt_kernels.backends import tables as backend_tables
+from noisetilt_kernels.backends.tables import cached_table
 
 SIZES = [(1, 1), (1, 4), (7, 1), (10, 3), (64, 4), (100, 16), (1024, 4), (10_000, 2)]
 
@@ -30,7 +31,7 @@ SIZES = [(1, 1), (1, 4), (7, 1), (10, 3), (64, 4), (100, 16), (1024, 4), (10_000
 )
 @pytest.mark.parametrize(("m", "d"), SIZES)
 def test_against_scipy_stats(m: int, d: int, reference: nt.Normal | nt.ChiSquare, alpha: float) -> None:
-    lower, upper = python_ref.confidence_bounds(m, d, alpha, reference)
+    lower, upper = python_ref.confidence_table(m, d, alpha, reference)
     distribution = scipy.stats.norm() if reference == nt.Normal() else scipy.stats.chi2(reference.df)
     r, j = np.arange(1, m + 1)[:, None], np.arange(1, d + 1)
     below = scipy.stats.beta.ppf(scipy.stats.beta.ppf(alpha / 2, r, m - r + 1), j, d - j + 1)
@@ -46,7 +47,7 @@ def test_against_scipy_stats(m: int, d: int, reference: nt.Normal | nt.ChiSquare
 
 @pytest.mark.parametrize(("m", "d"), [*SIZES, (20_000, 4)])
 def test_normal_tables_are_symmetric_to_the_bit(m: int, d: int) -> None:
-    lower, upper = nt.confidence_bounds(m, d)
+    lower, upper = nt.confidence_table(m, d)
     assert_same_bits(lower, -upper.flip(0, 1))
 
 
@@ -54,7 +55,7 @@ def test_normal_tables_are_symmetric_to_the_bit(m: int, d: int) -> None:
 @pytest.mark.parametrize(("m", "d"), [*SIZES, (16_384, 4), (4_096, 16)])
 def test_tables_increase_in_both_ranks(m: int, d: int, reference: nt.Normal | nt.ChiSquare) -> None:
     for dtype in (torch.float64, torch.float32):
-        lower, upper = (table.to(dtype) for table in nt.confidence_bounds(m, d, reference=reference))
+        lower, upper = (table.to(dtype) for table in nt.confidence_table(m, d, reference=reference))
         assert lower.shape == upper.shape == (m, d)
         assert bool((lower < upper).all())
         for table in (lower, upper):
@@ -68,8 +69,8 @@ def test_tables_increase_in_both_ranks(m: int, d: int, reference: nt.Normal | nt
     [(131_072, 4, 1, 1), (131_072, 4, 131_072, 4), (131_072, 4, 131_071, 1), (131_072, 16, 131_072, 16)],
 )
 def test_extreme_entries_against_mpmath(m: int, d: int, r: int, j: int) -> None:
-    """The bound is right if the probability of the definition, computed from it with 60 digits, is alpha/2."""
-    lower, upper = nt.confidence_bounds(m, d)
+    """A bound is right if its probability by the definition, computed with 60 digits, is alpha/2."""
+    lower, upper = nt.confidence_table(m, d)
     with mpmath.workdps(60):
         for table, lower_tail in ((lower, True), (upper, False)):
             bound = mpmath.mpf(float(table[r - 1, j - 1]))
@@ -80,7 +81,7 @@ def test_extreme_entries_against_mpmath(m: int, d: int, r: int, j: int) -> None:
 
 
 def _beta_cdf(x: mpmath.mpf, a: int, b: int) -> mpmath.mpf:
-    """I_x(a, b) for integers, the smaller of which is small: a binomial sum of that many terms."""
+    """Beta distribution I_x(a, b) for integers: a binomial sum of min(a, b) terms."""
     n = a + b - 1
 
     def probability(count: int) -> mpmath.mpf:
@@ -101,14 +102,14 @@ def test_chi_square_needs_a_positive_number(bad: int) -> None:
 
 
 def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """A table as a process without anything in memory would get it."""
-    bounds.cached_tables.cache_clear()
-    tables = bounds.cached_tables(50, 4, 1e-4, nt.Normal(), dtype, torch.device("cpu"))
+    """Return a table with an empty memory cache."""
+    cached_table.cache_clear()
+    tables = cached_table(50, 4, 1e-4, nt.Normal(), dtype, torch.device("cpu"))
     return tables.lower, tables.upper
 
 
 def check(tables: tuple[Tensor, Tensor]) -> None:
-    for table, expected in zip(tables, python_ref.confidence_bounds(50, 4), strict=True):
+    for table, expected in zip(tables, python_ref.confidence_table(50, 4), strict=True):
         assert_same_bits(table, expected)
 
 
@@ -126,13 +127,13 @@ def test_a_warm_table_is_the_cold_one(
     def fail(*args: object) -> None:
         raise AssertionError("the table was computed again")
 
-    monkeypatch.setattr(python_ref, "confidence_bounds", fail)
+    monkeypatch.setattr(python_ref, "confidence_table", fail)
     for warm, table in zip(make(dtype), cold, strict=True):
         assert_same_bits(warm, table)
     assert make(dtype)[0].stride() == cold[0].stride()
 
 
-def test_the_key_tells_every_argument(fresh_cache: Path) -> None:
+def test_the_key_depends_on_every_argument(fresh_cache: Path) -> None:
     arguments = [
         (m, d, alpha, reference, dtype)
         for m, d in ((4, 6), (6, 4))
@@ -141,13 +142,13 @@ def test_the_key_tells_every_argument(fresh_cache: Path) -> None:
         for dtype in (torch.float32, torch.float64)
     ]
     for m, d, alpha, reference, dtype in arguments:
-        bounds.cached_tables(m, d, alpha, reference, dtype, torch.device("cpu"))
+        cached_table(m, d, alpha, reference, dtype, torch.device("cpu"))
     assert len(files_in(fresh_cache)) == len(arguments)
-    bounds.cached_tables.cache_clear()
+    cached_table.cache_clear()
     for m, d, alpha, reference, dtype in arguments:
-        lower, upper, _ = bounds.cached_tables(m, d, alpha, reference, dtype, torch.device("cpu"))
+        lower, upper, _ = cached_table(m, d, alpha, reference, dtype, torch.device("cpu"))
         for table, expected in zip(
-            (lower, upper), python_ref.confidence_bounds(m, d, alpha, reference), strict=True
+            (lower, upper), python_ref.confidence_table(m, d, alpha, reference), strict=True
         ):
             assert_same_bits(table, expected.to(dtype))
 
@@ -183,7 +184,7 @@ def test_a_damaged_file_is_detected_and_rebuilt(
     (path,) = files_in(fresh_cache)
     DAMAGE[damage](path)
     check(make())
-    assert "rebuilding the cached bounds" in caplog.text
+    assert "rebuilding the cached table" in caplog.text
     assert files_in(fresh_cache) == [path]
     caplog.clear()
     check(make())
@@ -200,7 +201,7 @@ def test_a_directory_in_place_of_the_file_is_no_error(fresh_cache: Path) -> None
 
 
 def test_an_unwritable_directory_is_no_error(fresh_cache: Path) -> None:
-    """Below a regular file nobody can make a directory, root included."""
+    """Even root cannot create a directory below a regular file."""
     fresh_cache.parent.write_text("not a directory")
     check(make())
     check(make())
@@ -212,7 +213,7 @@ def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytes
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bounds, "save_file", disk_full)
+        patch.setattr(backend_tables, "save_file", disk_full)
         check(make())
     assert files_in(fresh_cache) == []
     check(make())
@@ -220,14 +221,14 @@ def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytes
 
 
 def test_what_is_returned_can_be_written_to(fresh_cache: Path) -> None:
-    lower, upper = nt.confidence_bounds(50, 4)
+    lower, upper = nt.confidence_table(50, 4)
     lower.zero_()
     upper.zero_()
-    check(nt.confidence_bounds(50, 4))
+    check(nt.confidence_table(50, 4))
 
 
 def test_processes_may_fill_the_cache_at_once(fresh_cache: Path) -> None:
-    code = "import noisetilt_kernels as nt; [nt.confidence_bounds(m, 4) for m in range(1, 30)]"
+    code = "import noisetilt_kernels as nt; [nt.confidence_table(m, 4) for m in range(1, 30)]"
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -1,4 +1,4 @@
-"""Confidence bounds of two-level order statistics."""
+"""Confidence tables: lower and upper bounds of two-level order statistics."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Normal:
-    """The standard normal reference N(0, 1)."""
+    """Standard normal reference distribution N(0, 1)."""
 
     def ppf(self, p: Array) -> Array:
         """Quantile of the lower-tail probability `p`."""
@@ -27,7 +27,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """The chi-square reference with `df` degrees of freedom."""
+    """Chi-square reference distribution with `df` degrees of freedom."""
 
     df: int
 
@@ -47,23 +47,23 @@ class ChiSquare:
 Reference = Normal | ChiSquare
 NORMAL = Normal()
 
-_ROWS_PER_TASK = 8192  # long tables are made in slices on a thread pool: scipy's functions release the GIL
+_ROWS_PER_TASK = 8192  # of long tables, filled by a thread pool: scipy's functions release the GIL
 
 
-def confidence_bounds(
+def confidence_table(
     num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
-    """Tables `(lower, upper)` of `project_2os`, each (num_chunks, chunk_size), float64 (DESIGN section 2).
+    """Table `(lower, upper)` of `project_2os`, each (num_chunks, chunk_size), float64 (DESIGN section 2).
 
-    With M chunks of D values, rank r = 1..M across chunks and j = 1..D inside a chunk,
+    With M chunks of D values, rank r = 1..M across chunks and j = 1..D inside a chunk, the bounds are
 
         q_lo   = I^-1(alpha/2; r, M-r+1)           q_hi   = I^-1(1-alpha/2; r, M-r+1)
         L[r,j] = F^-1(I^-1(q_lo; j, D-j+1))        U[r,j] = F^-1(I^-1(q_hi; j, D-j+1))
 
-    where I^-1 is the Beta quantile and F the reference distribution. The upper table is made from
-    upper-tail probabilities, which keep their digits where 1-q would lose them: by the reflection
-    of the Beta distribution, 1 - I^-1(q_hi; j, D-j+1) at rank r is I^-1(q_lo; D-j+1, j) at rank M+1-r,
-    so one table of probabilities, turned round, serves both sides.
+    where I^-1 is the Beta quantile and F the reference distribution. The upper bounds are computed from
+    upper-tail probabilities, because 1-q would lose digits. By the reflection of the Beta distribution, 1 -
+    I^-1(q_hi; j, D-j+1) at rank r equals I^-1(q_lo; D-j+1, j) at rank M+1-r. Therefore one array of
+    probabilities, reversed in both dimensions, gives the upper bounds too.
     """
     rank_in_chunk = np.arange(1.0, chunk_size + 1)
     probability = np.empty((num_chunks, chunk_size))
