@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from image_processors import CLIPImageProcessorPil
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 IMAGE_SIZE = 32
 WIDTH = 12

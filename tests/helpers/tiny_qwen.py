@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from image_processors import Qwen2VLImageProcessorPil
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
 )
 
 SIDE = 4

@@ -194,12 +194,12 @@ def test_digit_judge_is_one_where_the_judge_agrees(folder: Path) -> None:
 @pytest.mark.parametrize(("reward", "file"), [(DigitReward, CLASSIFIER_FILE), (DigitJudgeReward, JUDGE_FILE)])
 def test_files_that_are_missing_broken_or_others(reward: Any, file: str, tmp_path: Path) -> None:
     message = (
-        rf"^there is no {re.escape(str(tmp_path / file))}; `python -m noisetilt_kernels.training` makes it"
+        rf"^there is no {re.escape(str(tmp_path / file))}; `python -m noisetilt_kernels.training` writes it"
     )
     with pytest.raises(RewardError, match=message):
         reward(tmp_path)
     (tmp_path / file).write_bytes(b"not a safetensors file")
-    with pytest.raises(RewardError, match=rf"{file} is not a whole safetensors file"):
+    with pytest.raises(RewardError, match=rf"{file} is not a complete safetensors file"):
         reward(tmp_path)
     save_file({"gamma": torch.ones(1), "layers.0.weight": torch.ones(2)}, tmp_path / file)
     with pytest.raises(RewardError, match=rf"{file} must hold \S+ of shape \(.*\)"):

@@ -417,10 +417,12 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     check_error(f"{tmp_path}/missing:hps.pt", f"there is no folder {missing}; name the folder of the weights")
     check_error(
         "nobody/nothing:hps.pt",
-        r"hps.pt of 'nobody/nothing' did not come from the hub \(.+\); check .*hf down",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*`hf download nobody/nothing hps.pt "
+        r"--local-dir FOLDER` .* and name FOLDER/hps.pt$",
     )
     check_error(
-        "nobody/nothing", r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf"
+        "nobody/nothing",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --local",
     )
     check_error(tmp_path, r"\S+ must hold a config.json with model_type 'clip', got None$")
 
@@ -442,15 +444,15 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     file = tmp_path / NAME
     torch.save({"state_dict": {}, "more": Evil()}, file)
     check_error(
-        file, rf"{re.escape(str(file))} cannot be read as weights by torch.save \(.+\); fetch it again"
+        file, rf"{re.escape(str(file))} cannot be read as weights by torch.save \(.+\); download it again"
     )
     file.write_bytes(pickle.dumps({"state_dict": Evil}, protocol=2))
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); fetch it again")
+    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); fetch it again")
+    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
     for content, kind in (([1], "list"), ({"state_dict": {"a": 1}}, "dict"), ({"state_dict": 1}, "dict")):
         torch.save(content, file)
-        check_error(file, rf"\S+ must hold tensors by name, got {kind}; fetch it again")
+        check_error(file, rf"\S+ must hold tensors by name, got {kind}; download it again")
 
 
 def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
@@ -461,7 +463,7 @@ def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
 
     check(
         {"visual.conv1.weight": None},
-        r"\S+ must hold visual.conv1.weight of 4 dimensions, got None; it is of ano",
+        r"\S+ must hold visual.conv1.weight with 4 dimensions, got None; the file belongs to ano",
     )
     check(
         {"visual.proj": torch.ones(3)},
@@ -469,11 +471,11 @@ def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
     )
     check(
         {"visual.conv1.weight": torch.ones(1024, 3, 14, 14)},
-        r"the width of the vision half in \S+ must be a multiple of 80, got 1024; it is of another model",
+        r"the width of the vision half in \S+ must be a multiple of 80, got 1024; the file belongs to another",
     )
     check(
         {"visual.ln_pre.bias": None},
-        r"\S+ lacks vision_model.pre_layrnorm.bias, or has another shape for it; name",
+        r"\S+ lacks vision_model.pre_layrnorm.bias, or has it in another shape; name",
     )
     check(
         {"transformer.resblocks.1.attn.in_proj_bias": None},

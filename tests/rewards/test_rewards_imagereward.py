@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_processors import CLIPImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
 from torch import Tensor
 from torch.nn import functional
@@ -14,7 +15,7 @@ pytest.importorskip("transformers")
 
 import numpy as np
 from PIL import Image
-from transformers import BertTokenizer, CLIPImageProcessorPil
+from transformers import BertTokenizer
 
 from noisetilt_kernels.rewards import RewardError, load_reward
 from noisetilt_kernels.rewards.clip import checkpoint, imagereward
@@ -348,12 +349,13 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     )
     check_error(
         "nobody/nothing:a.pt",
-        r"a.pt of 'nobody/nothing' did not come from the hub \(.+\); check .*hf download",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*`hf download nobody/nothing a.pt "
+        r"--local-dir FOLDER` .* and name FOLDER/a.pt$",
     )
     for source in (tmp_path, tmp_path / "missing", "THUDM/ImageReward"):
         check_error(
             source,
-            rf"{re.escape(str(source))} holds no .pt file; name ImageReward.pt, a folder with it, or ID",
+            rf"{re.escape(str(source))} has no .pt file; name ImageReward.pt, a folder with it, or ID",
         )
 
 
@@ -380,17 +382,17 @@ def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
     embeddings = "blip.text_encoder.embeddings.word_embeddings.weight"
     check(
         {embeddings: None},
-        rf"\S+ must hold {embeddings} of 2 dimensions, got None; it is of another model, so name",
+        rf"\S+ must hold {embeddings} with 2 dimensions, got None; the file belongs to another model, so",
     )
     check(
         {embeddings: torch.ones(TOKENS, 100)},
-        r"the width of the text half in \S+ must be a multiple of 64, got 100; it is of another model",
+        r"the width of the text half in \S+ must be a multiple of 64, got 100; the file belongs to another",
     )
     check(
         {"mlp.layers.7.bias": None},
-        r"\S+ lacks mlp.7.bias, or has another shape for it; name a source that has the",
+        r"\S+ lacks mlp.7.bias, or has it in another shape; name a source that has the",
     )
     check(
         {"blip.visual_encoder.blocks.1.attn.qkv.weight": torch.ones(3, 3), "mlp.layers.0.bias": None},
-        r"\S+ lacks mlp.0.bias and 1 more, or has another shape",
+        r"\S+ lacks mlp.0.bias and 1 more, or has it in another shape",
     )

@@ -184,11 +184,9 @@ def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
 )
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for module in list(sys.modules):
-        if module.startswith(
-            tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip", "vision", "loading"))
-        ):
-            monkeypatch.delitem(sys.modules, module)
+    ours = tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip.", "vision_language.", "loading"))
+    for module in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(
         rewards.RewardError,
         match=r'^load_reward: .* needs transformers .*; pip install "noisetilt-kernels\[diffusers\]"$',

@@ -419,7 +419,7 @@ def test_the_base_may_be_elsewhere(tmp_path: Path, folder: Path, reward: VideoRe
 
 def test_the_base_is_on_the_hub_if_it_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_qwen.save_videoreward(tmp_path)
-    check(tmp_path, r"'Qwen/Qwen2-VL-2B-Instruct' is no folder here and did not come from the hub")
+    check(tmp_path, r"'Qwen/Qwen2-VL-2B-Instruct' is not a folder, and the hub cannot be reached")
 
 
 def test_the_newest_checkpoint_counts(folder: Path, tmp_path: Path) -> None:
@@ -459,7 +459,10 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_hub() -> None:
-    check("nobody/nothing", r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf")
+    check(
+        "nobody/nothing",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --local",
+    )
 
 
 def test_a_plain_qwen(tmp_path: Path) -> None:
@@ -471,7 +474,7 @@ def test_a_plain_qwen(tmp_path: Path) -> None:
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model_config.json").write_text("{}")
-    check(tmp_path, r"there is no folder checkpoint-NUMBER in \S+; fetch VideoReward whole$")
+    check(tmp_path, r"there is no folder checkpoint-NUMBER in \S+; download all of VideoReward$")
 
 
 @pytest.mark.parametrize(
@@ -479,7 +482,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 )
 def test_broken_settings(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_config.json").write_text(text)
-    check(tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+    check(tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save it again$")
 
 
 @pytest.mark.parametrize(
@@ -496,7 +499,7 @@ def test_other_kinds_of_checkpoints(tmp_path: Path, part: str, change: dict[str,
     tiny_qwen.save_videoreward(tmp_path, settings=settings)
     check(
         tmp_path,
-        rf"the checkpoint in \S+ is of a kind that is not served here, with {message}; name one with",
+        rf"the checkpoint in \S+ is of an unsupported kind, with {message}; name one with",
     )
 
 
@@ -504,7 +507,7 @@ def test_broken_weights(folder: Path, tmp_path: Path) -> None:
     file = copy_of(folder, tmp_path) / "checkpoint-12" / "model.pth"
     for content in (b"version https://git-lfs.github.com/spec/v1", file.read_bytes()[:3000], b""):
         file.write_bytes(content)
-        check(tmp_path, r"the files in \S+checkpoint-12 cannot be used \(.*\); fetch the model whole")
+        check(tmp_path, r"'\S+checkpoint-12' cannot be loaded: .*; if it is incomplete, download")
 
 
 def test_no_reward_head(folder: Path, tmp_path: Path) -> None:
@@ -533,11 +536,11 @@ NORM = "base_model.model.model.norm.weight"
         (lambda tensors: tensors.pop(NORM), "lack language_model.norm.weight;"),
         (
             lambda tensors: tensors.update({NORM: torch.ones(3)}),
-            "have in another size language_model.norm.weight;",
+            "have another shape for language_model.norm.weight;",
         ),
         (
             lambda tensors: tensors.update(more=torch.ones(3), most=torch.ones(1)),
-            "have besides .*more and 1 more;",
+            "have the unknown tensor .*more and 1 more;",
         ),
         (
             lambda tensors: tensors.pop("base_model.model.model.embed_tokens.weight"),
@@ -558,13 +561,15 @@ def test_half_of_lora(folder: Path, tmp_path: Path) -> None:
     check(
         tmp_path,
         r"the checkpoint has LoRA's language_model.layers.0.mlp.up_proj.lora_A.weight but no "
-        r"language_model.layers.0.mlp.up_proj.lora_B.weight; fetch VideoReward whole$",
+        r"language_model.layers.0.mlp.up_proj.lora_B.weight; download all of VideoReward$",
     )
 
 
 def test_lora_of_unknown_size(tmp_path: Path) -> None:
     settings = {**tiny_qwen.SETTINGS, "peft_lora_config": {"lora_enable": False}}
-    check(whole(tmp_path, settings=settings), r"the checkpoint has LoRA's \S+ but no peft_lora_config; fetch")
+    check(
+        whole(tmp_path, settings=settings), r"the checkpoint has LoRA's \S+ but no peft_lora_config; download"
+    )
 
 
 def test_lora_of_another_kind(folder: Path, tmp_path: Path) -> None:
@@ -572,7 +577,7 @@ def test_lora_of_another_kind(folder: Path, tmp_path: Path) -> None:
     change_weights(copy_of(folder, tmp_path), lambda tensors: tensors.update(more))
     check(
         tmp_path,
-        r"the checkpoint has LoRA's \S+lora_magnitude_vector but no use for \S+lora_magnitude_vector; fetch",
+        r"the checkpoint has LoRA's \S+lora_magnitude_vector but no use for \S+lora_magnitude_vector; download",
     )
 
 
@@ -581,7 +586,7 @@ def test_an_adapter_without_the_rest(tmp_path: Path) -> None:
     (source / "checkpoint-12" / "non_lora_state_dict.pth").unlink()
     check(
         source,
-        r"there must be model.pth, or adapter_model.safetensors and non_lora_state_dict.pth, in \S+-12; fetch",
+        r"there must be model.pth, or adapter_model.safetensors and non_lora_state_dict.pth, in \S+-12; down",
     )
 
 
@@ -598,7 +603,7 @@ def test_words_too_few_for_the_marks(folder: Path, tmp_path: Path) -> None:
     change_weights(copy_of(folder, tmp_path), lambda tensors: tensors.update({name: tensors[name][:-1]}))
     check(
         tmp_path,
-        r"the weights in \S+ have \d+ tokens, too few for the marks <\|VQ_reward\|>, .*; fetch VideoReward",
+        r"the weights in \S+ have \d+ tokens, too few for the marks <\|VQ_reward\|>, .*; download all of",
     )
 
 
@@ -608,7 +613,7 @@ def test_no_tokenizer(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     check(
         tmp_path,
-        r"there is no tokenizer that has <\|video_pad\|> as number \d+, as the model does, in \S+ or \S+; put",
+        r"there is no tokenizer with <\|video_pad\|> as number \d+, which the model expects, in \S+ or \S+; put",
     )
 
 

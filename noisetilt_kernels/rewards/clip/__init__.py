@@ -1,4 +1,5 @@
-"""Rewards by CLIP and BLIP, models that read an image of 224 x 224 pixels and a short text. They need transformers.
+"""Rewards by CLIP and BLIP, models that read an image of 224 x 224 pixels and a short text. They need
+transformers.
 
 image_text.py          cosine of image and text, shared by the rewards that use a `CLIPModel`
 clip_score.py, pickscore.py, hpsv2.py, aesthetic.py   rewards by CLIP
