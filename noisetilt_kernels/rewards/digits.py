@@ -158,10 +158,10 @@ class DigitReward:
 
 
 class DigitJudgeReward:
-    """1 if `DigitJudge` sees the digit that the prompt names, else 0; the mean is an accuracy. Without
-    gradient.
+    """1 if `DigitJudge` sees the digit that the prompt names, else 0. Without gradient.
 
-    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,).
+    The mean over images is an accuracy. Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32
+    (B,).
 
     Args:
         source: folder with `judge.safetensors`.

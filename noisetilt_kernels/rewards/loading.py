@@ -60,8 +60,9 @@ def load_model(
     wanted: str,
     dtype: torch.dtype = torch.float32,
 ) -> AnyModel:
-    """Return the model with frozen weights of this dtype, on the CPU. Buffers outside the checkpoint keep
-    their dtype.
+    """Return the model with frozen weights of this dtype, on the CPU.
+
+    Buffers that are not in the checkpoint keep their dtype.
 
     Args:
         wanted: what the source must have, for the error.

@@ -27,10 +27,10 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the centre and normalize: images (B, 3, H, W) in [0, 1] of any size -> float32 (B, 3, h,
-    w).
+    """Resize, crop the centre and normalize images (B, 3, H, W) in [0, 1] of any size.
 
-    Hugging Face's processor does the same with PIL on 8-bit images; the results agree up to its rounding.
+    The result is float32 (B, 3, h, w). Hugging Face's processor does the same with PIL on 8-bit images; the
+    results agree up to its rounding.
 
     Attributes:
         shortest_edge: new length of the shorter side; the longer one is resized in proportion, rounded down.

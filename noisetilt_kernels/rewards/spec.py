@@ -194,8 +194,7 @@ def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
 
 
 def check_sources(sources: Mapping[str, str]) -> None:
-    """Raise ValueError for the source of an unknown reward or of one without weights, or a path that does not
-    exist.
+    """Raise ValueError for a source that does not exist, or whose reward is unknown or has no weights.
 
     A source is taken for a path if it begins with "/", "." or "~". Nothing is loaded.
     """

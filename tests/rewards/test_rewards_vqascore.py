@@ -1,4 +1,4 @@
-"""VQAScore by Qwen2.5-VL, against Hugging Face's own processor and model on PIL images."""
+"""VQAScore by Qwen2.5-VL, compared with Hugging Face's processor and model on PIL images."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def reward(folder: Path) -> VqaScore:
 
 
 def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    """Return images rounded to 8 bits, as a tensor and as PIL images."""
     numbers = (images * 255).round().byte()
     return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
@@ -50,9 +50,10 @@ def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
 
 
 def check_patches(patches: Patches, processor: Qwen2VLImageProcessorPil, image: Tensor) -> None:
-    """Up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel.
+    """Compare up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel.
 
-    Pillow chooses which pass is first, by its version, and of noise clipping makes that differ: here it is across.
+    The order of Pillow's passes depends on its version and matters where noise is clipped. Here the width is
+    first.
     """
     images, (pil,) = eight_bits(image[None])
     # an image of 3 rows could be taken for one of 3 channels
@@ -107,7 +108,7 @@ def test_pixels_as_old_configurations_say_them() -> None:
 
 
 def test_sizes() -> None:
-    """Whole tokens, near the size and within the bounds."""
+    """Sizes are multiples of a token, close to the image's size, and within the limits."""
     patches = Patches("vqascore", side=14, merged=2, frames=2, least=3136, most=100_000)
     for height, width in [(28, 28), (1, 1), (1, 200), (300, 300), (40, 4000), (4000, 4000), (1000, 999)]:
         size = patches.size(height, width)
@@ -133,11 +134,12 @@ def test_plain_black_and_white_have_a_gradient(value: float) -> None:
 
 def test_positions_are_those_of_the_model(reward: VqaScore) -> None:
     model, pad = reward._model.model, reward._model.config.image_token_id
+    start = reward._model.config.vision_start_token_id  # by which transformers 5.0 finds the image
     for t, down, across in [(1, 3, 4), (1, 5, 2), (1, 1, 1)]:
-        tokens = torch.tensor([[5, 6, 7, *[pad] * (down * across), 8, 9]])
+        tokens = torch.tensor([[5, 6, start, *[pad] * (down * across), 8, 9]])
         kinds = {"mm_token_type_ids": (tokens == pad).int()}
         if not kinds.keys() & signature(model.get_rope_index).parameters.keys():
-            kinds = {}  # transformers 5.0 finds the image by its tokens
+            kinds = {}  # not in transformers 5.0
         expected, _ = model.get_rope_index(
             tokens, image_grid_thw=torch.tensor([[t, 2 * down, 2 * across]]), **kinds
         )
@@ -175,14 +177,14 @@ def test_prompts_with_the_token_of_images(reward: VqaScore) -> None:
         ValueError, match=r"^vqascore: prompts must not contain <\|image_pad\|>, got .*a <\|image_pad"
     ):
         reward(some_images(1), ["a <|image_pad|> cat"])
-    reward(some_images(1), ["{braces} <|im_end|> and {0}"])  # any other text is text
+    reward(some_images(1), ["{braces} <|im_end|> and {0}"])  # other special tokens are allowed
 
 
 # ---- values ----
 
 
 def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) -> Tensor:
-    """By transformers' processor and the whole model, one by one: P("Yes") among all tokens."""
+    """Return P("Yes") among all tokens by the processor and model of transformers, image by image."""
     processor, tokenizer = tiny_qwen.make_image_processor(), tiny_qwen.make_tokenizer()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     values = []
@@ -224,7 +226,7 @@ def test_it_is_the_probability_of_yes_by_transformers(
 ) -> None:
     images, pil = eight_bits(some_images(3, height, width))
     values, expected = reward(images, PROMPTS), expected_values(folder, pil, PROMPTS)
-    rtol = 1e-4 if height == 40 else 0.05  # exact where nothing is resized
+    rtol = 1e-4 if height == 40 else 0.05  # exact if the image is not resized
     assert expected.max() - expected.min() > 5 * rtol * expected.max(), "a tolerance that excludes nothing"
     torch.testing.assert_close(values, expected, rtol=rtol, atol=0)
     assert values.dtype == torch.float32
@@ -248,7 +250,7 @@ def test_weights_are_frozen(reward: VqaScore) -> None:
 
 
 def kept(reward: VqaScore, images: Tensor) -> int:
-    """Bytes that the graph of one reward keeps, without the weights."""
+    """Return the number of bytes that the graph of one reward keeps, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in reward._model.parameters()}
     seen: dict[int, int] = {}
 
@@ -281,7 +283,7 @@ def test_bfloat16_is_for_the_model_alone(reward: VqaScore, folder: Path) -> None
     rounded = VqaScore(folder, dtype=torch.bfloat16)
     model = rounded._model
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    # positions are not rounded, of which bfloat16 tells no two above 256 apart
+    # positions stay integers: bfloat16 cannot tell apart those above 256
     assert all(buffer.dtype == torch.float32 for buffer in model.buffers())
     values = rounded(images, PROMPTS)
     assert values.dtype == torch.float32
@@ -298,7 +300,7 @@ def test_by_name(reward: VqaScore, folder: Path) -> None:
     assert torch.equal(named(images, ["a cat"]), reward(images, ["a cat"]))
 
 
-# ---- what is missing or does not belong together ----
+# ---- files that are missing or do not match ----
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -324,7 +326,7 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_no_hub() -> None:
     check(
         "nobody/nothing",
-        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --local",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --",
     )
 
 
@@ -388,7 +390,7 @@ def test_an_answer_of_several_tokens(reward: VqaScore) -> None:
         (
             # transformers 5.0 saves the pixels twice
             {"size": {"shortest_edge": 5000, "longest_edge": 4000}, "min_pixels": None, "max_pixels": None},
-            "the image processor's min_pixels must be at most its max_pixels, got 5000 and 4000; name a source",
+            "the image processor's min_pixels must be at most its max_pixels, got 5000 and 4000; name a ",
         ),
     ],
 )

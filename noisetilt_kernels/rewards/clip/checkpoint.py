@@ -19,8 +19,7 @@ _FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueErr
 
 
 def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
-    """Return the .pt file of a source, and the folder or hub id it belongs to; None if the source has no such
-    file.
+    """Return the .pt file of a source and the folder or hub id it belongs to, or None without such a file.
 
     A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
 

@@ -37,8 +37,7 @@ class HpsScore:
 
     Args:
         source: one of
-            - the published file, HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or a folder with one of
-              them;
+            - the published file, HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or a folder with one;
             - ID:FILE, such a file on the hub;
             - a folder or hub id of a `CLIPModel`, as written by `convert_hpsv2`.
             If it has no tokenizer, the tokenizer of HPS v2's base model is used (`VIT_H_TOKENIZER`).
@@ -85,8 +84,9 @@ class WholeImage:
 
 
 def convert_hpsv2(checkpoint: str | Path, folder: str | Path) -> None:
-    """Write the published file as a `CLIPModel` of transformers in float32: config.json and
-    model.safetensors.
+    """Write the published file as a `CLIPModel` of transformers, in float32.
+
+    The folder gets config.json and model.safetensors.
 
     Args:
         checkpoint: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.

@@ -54,10 +54,11 @@ _IN_BLOCKS = {
 class ImageRewardScore:
     """ImageReward: human preference score of an image for its prompt (Xu et al., arXiv 2304.05977).
 
-    Most values are from -2 to 2; mean and standard deviation over the authors' data are 0 and 1. Images (B,
-    3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). A prompt is truncated to 35 tokens. The
-    weights are frozen. Images are processed in float32 and go through BLIP in `dtype`, and so does the
-    gradient.
+    Most values are from -2 to 2; mean and standard deviation over the authors' data are 0 and 1.
+
+    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). A prompt is truncated to 35
+    tokens. The weights are frozen. Images are processed in float32 and go through BLIP in `dtype`, and so
+    does the gradient.
 
     Args:
         source: published file, ImageReward.pt; a folder with this .pt file only; or ID:FILE, the file on the

@@ -176,8 +176,7 @@ class Chat:
             )
 
     def tokens(self, text: str, count: int) -> Tensor:
-        """Return the tokens of a question, with `count` tokens for the image or video: int64 (L,), on the
-        CPU.
+        """Return the tokens of a question, with `count` tokens for the image or video: int64 (L,), CPU.
 
         Raises:
             ValueError: the text contains the token of the image or video, or a mark more than once.
@@ -218,8 +217,7 @@ class Chat:
 
 
 def recompute_blocks(model: Any) -> None:
-    """Make the vision and the language model recompute their activations in the backward pass, block by
-    block.
+    """Make both halves of the model recompute their activations in the backward pass, block by block.
 
     The checkpointing of transformers works in training mode only. The blocks are deterministic, so the state
     of random generators need not be kept.

@@ -1,5 +1,6 @@
-"""Reader of VideoReward's checkpoints, in the published format and that of its training code. Needs
-transformers.
+"""Reader of VideoReward's checkpoints, as published or as its training code writes them.
+
+Needs transformers. The files are:
 
     model_config.json                 settings of the training
     checkpoint-NUMBER/                the one with the largest number is read
@@ -137,8 +138,9 @@ def newest(folder: Path) -> Path:
 
 
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors of a checkpoint-NUMBER by the names of `plain_name`, and True if the model is
-    complete.
+    """Return the tensors of a checkpoint-NUMBER, and True if the model is complete.
+
+    The names are those of `plain_name`.
 
     Raises:
         RewardError: the files are missing or cannot be read.
@@ -185,8 +187,7 @@ def plain_name(name: str) -> str:
 
 
 def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors with the LoRA products merged into the weights: W + alpha / rank B A, computed in
-    float32.
+    """Return the tensors with LoRA merged into the weights: W + alpha / rank B A, computed in float32.
 
     Args:
         tensors: tensors by the names of `plain_name`, with all weights that LoRA changes.

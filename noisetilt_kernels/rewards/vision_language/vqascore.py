@@ -20,12 +20,11 @@ ANSWER = "Yes"
 
 
 class VqaScore:
-    """VQAScore: probability that Qwen2.5-VL answers `QUESTION` with "Yes" (Lin et al., arXiv 2404.01291), 0
-    to 1.
+    """VQAScore: probability that Qwen2.5-VL answers `QUESTION` with "Yes" (Lin et al., arXiv 2404.01291).
 
-    The value is the probability of the token "Yes" among all tokens as the first token of the answer, not its
-    logarithm. The gradient has a factor of at most P (1 - P), so it is small where the model is certain.
-    Methods that normalize the gradient are not affected.
+    The value, from 0 to 1, is the probability of the token "Yes" among all tokens as the first token of the
+    answer, not its logarithm. The gradient has a factor of at most P (1 - P), so it is small where the model
+    is certain. Methods that normalize the gradient are not affected.
 
     Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen. Images
     are processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient.
@@ -86,11 +85,11 @@ class VqaScore:
 
 
 def positions(length: int, start: int, down: int, across: int) -> Tensor:
-    """Return Qwen2-VL's positions (3, 1, length) of the tokens of a text with one image: time, row and
-    column.
+    """Return Qwen2-VL's positions (3, 1, length) of the tokens of a text with one image.
 
-    A text token has three equal numbers, one more than the token before. The tokens of the image have the
-    same time. The text after the image continues after its longer side.
+    The three numbers of a token are time, row and column. A text token has three equal numbers, one more than
+    the token before. The tokens of the image have the same time. The text after the image continues after its
+    longer side.
 
     Args:
         length: number of tokens, those of the image included.
