@@ -99,7 +99,7 @@ class ImageTextModel:
 
 
 def _features(output: object) -> Tensor:
-    """Return the embeddings, which transformers 5.0 returns directly and later versions within an object."""
+    """Return the embeddings, which transformers 4 returns directly, and 5 within an object."""
     features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     assert isinstance(features, Tensor)
     return features
