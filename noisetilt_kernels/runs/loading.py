@@ -10,10 +10,10 @@ import torch
 from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_peft, check_there
 from ..models.loading import IN_THE_BOX, family_at
-from ..rewards import WeightedSum, load_reward
+from ..rewards import RewardSpec, WeightedSum
 from ..rewards import load_rewards as load_weighted
 from ..rewards.frames import of_videos, takes_videos
-from ..rewards.registry import check_sources, has_weights, judges_videos, source_of
+from ..rewards.spec import check_sources
 from ..sampling import Reward
 from .settings import Machine, Settings
 from .videos import check_available
@@ -44,7 +44,7 @@ def check(settings: Settings, machine: Machine) -> None:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for name in (*settings.rewards, *settings.held_out):
-        if judges_videos(name) and not family.videos:
+        if RewardSpec.parse(name).videos and not family.videos:
             raise _not_of_images(name, settings.model)
 
 
@@ -65,7 +65,7 @@ def load_model(settings: Settings, machine: Machine) -> Any:
 
 def without_weights(settings: Settings, machine: Machine) -> WeightedSum | None:
     """The reward that steers, where it has no weights; else None."""
-    if any(has_weights(name) for name in settings.rewards):
+    if any(RewardSpec.parse(name).has_weights for name in settings.rewards):
         return None
     return load_rewards(replace(settings, held_out=()), replace(machine, device="cpu"))[0]
 
@@ -83,7 +83,7 @@ def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dic
 
     steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
     judges = {
-        name: load_reward(name, source=source_of(name, settings.sources), device=machine.device)
+        name: RewardSpec.parse(name, sources=settings.sources).load(machine.device)
         for name in settings.held_out
     }
     return (
