@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..models import family_of, load_pipeline
-from ..models.fine_tuned import check_peft, check_there
-from ..models.loading import IN_THE_BOX, family_at
+from ..models.fine_tuned import check_peft, check_weights_exist
+from ..models.loading import BUNDLED, family_at
 from ..rewards import WeightedSum, load_reward
 from ..rewards import load_rewards as load_weighted
 from ..rewards.frames import of_videos, takes_videos
@@ -31,7 +31,7 @@ def check(settings: Settings, machine: Machine) -> None:
             "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
         )
     for weights in filter(None, (settings.denoiser, settings.lora)):
-        check_there(weights)
+        check_weights_exist(weights)
     if settings.lora:
         check_peft()
     check_sources(settings.sources)
@@ -39,8 +39,8 @@ def check(settings: Settings, machine: Machine) -> None:
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
-    box = IN_THE_BOX.get(settings.model)
-    if box is not None and box.one_step != settings.one_step:
+    bundled = BUNDLED.get(settings.model)
+    if bundled is not None and bundled.one_step != settings.one_step:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for name in (*settings.rewards, *settings.held_out):
@@ -50,7 +50,7 @@ def check(settings: Settings, machine: Machine) -> None:
 
 def load_model(settings: Settings, machine: Machine) -> Any:
     """The model, as the method needs it."""
-    with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
+    with _without_bars() if settings.model in BUNDLED else nullcontext():
         pipe = load_pipeline(
             settings.model,
             dtype=getattr(torch, settings.dtype),

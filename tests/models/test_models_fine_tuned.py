@@ -18,7 +18,7 @@ from tiny_wan import tiny_wan
 from torch import Tensor
 
 from noisetilt_kernels.cli import main
-from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, fine_tuned, load_pipeline
+from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, files, fine_tuned, load_pipeline
 from noisetilt_kernels.sampling import base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -145,7 +145,7 @@ def test_weights_of_other_names(flux: Path, tuned: Path, tmp_path: Path, whole: 
         f"lack {name}; weights of a FluxTransformer2DModel are needed, named as in diffusers"
     )
     message = raised_by(flux, only({**own, "needless": torch.zeros(3)}, tmp_path / "more", config))
-    assert f"the weights in {str(tmp_path / 'more')!r} have a needless needless; " in message
+    assert f"the weights in {str(tmp_path / 'more')!r} have an unexpected needless; " in message
     message = raised_by(flux, only({**own, name: torch.zeros(3)}, tmp_path / "shape", config))
     assert str(tmp_path / "shape") in message and name in message
     assert (
@@ -185,12 +185,13 @@ def test_denoisers_of_the_hub(flux: Path, tuned: Path, monkeypatch: pytest.Monke
             raise errors.EntryNotFoundError
         return str(tuned / WEIGHTS)
 
-    monkeypatch.setattr(fine_tuned, "hf_hub_download", download)
+    for module in (files, fine_tuned):
+        monkeypatch.setattr(module, "hf_hub_download", download)
     for source in ("some/flux", "some/flux:tuned.safetensors"):
         torch.testing.assert_close(velocity(load(flux, source)), velocity(with_tuned()), rtol=0, atol=1e-5)
     assert asked == [("some/flux", "config.json"), ("some/flux", WEIGHTS), ("some/flux", "tuned.safetensors")]
     monkeypatch.setattr(
-        fine_tuned, "hf_hub_download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled)
+        files, "hf_hub_download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled)
     )
     assert "the hub cannot be reached" in raised_by(flux, "some/flux")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling, unpack_latents
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, offload
-from noisetilt_kernels.models.times import exact_time
+from noisetilt_kernels.models.times import exact_timestep
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog"]
@@ -244,7 +244,7 @@ def test_length_of_prompts(dev: bool, own: int, given: int | None, expected: int
 # ---- dtypes ----
 
 
-def test_bfloat16_weights_see_exact_times() -> None:
+def test_bfloat16_weights_see_exact_timesteps() -> None:
     flow = flow_of(tiny_flux().to(dtype=torch.bfloat16))
     exact = flow_of(tiny_flux())
     x = noise()
@@ -269,7 +269,7 @@ def test_the_pipelines_own_calls_are_left_alone() -> None:
     flow = flow_of(pipe)
     sampling.ntrk(flow, redness, "a cat", steps=2)
     assert torch.equal(stock_images(pipe, noise(), ["a cat"], 2), before)
-    with suppress(RuntimeError), exact_time(pipe.transformer, torch.ones(1)):
+    with suppress(RuntimeError), exact_timestep(pipe.transformer, torch.ones(1)):
         raise RuntimeError
     assert not pipe.transformer.time_text_embed._forward_pre_hooks
 
@@ -361,7 +361,7 @@ def test_hooks_of_model_offload_are_accelerates() -> None:
         pipe.text_encoder_2,
         pipe.transformer,
     ]  # fmt: skip  (as Residence has them)
-    offload.keep_until_backward(pipe)
+    offload.rewire_offload_hooks(pipe)
     assert [hook.prev_module_hook and hook.prev_module_hook.model for hook in chain] == [
         pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, None
     ]  # fmt: skip
@@ -383,7 +383,7 @@ def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.Mo
         "AutoencoderKL+T5EncoderModel",
     }
     for module in ("flux", "pipeline", "prompts"):
-        monkeypatch.setattr(f"noisetilt_kernels.models.{module}.keep_until_backward", lambda pipe: None)
+        monkeypatch.setattr(f"noisetilt_kernels.models.{module}.rewire_offload_hooks", lambda pipe: None)
     with pytest.raises(sampling.NonFiniteError):
         sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)
 

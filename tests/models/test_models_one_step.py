@@ -226,18 +226,18 @@ def test_text_encoders_may_go_when_prompts_are_encoded(kind: Kind) -> None:
     pipe = kind.make()
     model = kind.model(pipe)
     model.encode("the dog")
-    for name in model.encoder_names:
+    for name in model.facts.encoders:
         setattr(pipe, name, None)
     gradient(lambda x: model.denoised(x, ["the dog"]), noise(SHAPE))
     with pytest.raises(
-        ValueError, match=rf"{type(model).__name__}: pipe has no {', '.join(model.encoder_names)} to"
+        ValueError, match=rf"{type(model).__name__}: pipe has no {', '.join(model.facts.encoders)} to"
     ):
         model.denoised(noise(SHAPE), ["a house"])
 
 
-def test_blank_prompts_are_like_encoded_ones(kind: Kind) -> None:
+def test_placeholder_prompts_are_like_encoded_ones(kind: Kind) -> None:
     model = kind.model()
-    encoded, blank = model.encode_prompt("a cat"), model.blank_prompt()
+    encoded, blank = model.encode_prompt("a cat"), model.placeholder_prompt()
     assert {name: tensor.shape for name, tensor in encoded.items()} == {
         name: tensor.shape for name, tensor in blank.items()
     }

@@ -238,15 +238,15 @@ def test_errors() -> None:
     scheduler = FlowSDEScheduler()
     x = torch.zeros(2, 8)
     with pytest.raises(
-        ValueError, match=r"FlowSDEScheduler.step: no steps are planned; call set_timesteps\(n\) before"
+        ValueError, match=r"FlowSDEScheduler.step: no steps are planned; call set_timesteps\(n\) first"
     ):
         scheduler.step(x, 1.0, x)
     scheduler.set_timesteps(4)
     message = r"FlowSDEScheduler.step: noise must have sample's shape \(2, 8\), got \(8,\)"
     with pytest.raises(ValueError, match=message):
         scheduler.step(x, scheduler.timesteps[0], x, noise=torch.zeros(8))
-    message = r"FlowSDEScheduler.set_timesteps: sigmas must fall from 1, got \[0.5, 0.25\]"
+    message = r"FlowSDEScheduler.set_timesteps: sigmas must decrease from 1, got \[0.5, 0.25\]"
     with pytest.raises(ValueError, match=message):
         scheduler.set_timesteps(sigmas=[0.5, 0.25])
-    with pytest.raises(ValueError, match="sigmas must fall from 1"):
+    with pytest.raises(ValueError, match="sigmas must decrease from 1"):
         FlowSDEScheduler(invert_sigmas=True).set_timesteps(4)

@@ -17,8 +17,8 @@ from torch import Tensor
 from noisetilt_kernels import sampling
 from noisetilt_kernels.config import Sample, resolve_preset
 from noisetilt_kernels.models import ModelError, WanFlow, family_of, load_pipeline
-from noisetilt_kernels.models.memory import MemoryPlan, _Alive, plan_memory
-from noisetilt_kernels.models.times import from_one
+from noisetilt_kernels.models.memory import MemoryPlan, PeakMemory, plan_memory
+from noisetilt_kernels.models.times import snap_start
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog runs"]
@@ -69,8 +69,10 @@ def test_times_are_the_schedulers(steps: int) -> None:
 
 
 def test_only_a_first_time_that_is_nearly_one_is_made_one() -> None:
-    assert from_one(torch.tensor([0.9995, 0.9994, 0.0])).tolist() == torch.tensor([1.0, 0.9994, 0.0]).tolist()
-    assert from_one(torch.tensor([0.998, 0.5, 0.0])).tolist() == torch.tensor([0.998, 0.5, 0.0]).tolist()
+    assert (
+        snap_start(torch.tensor([0.9995, 0.9994, 0.0])).tolist() == torch.tensor([1.0, 0.9994, 0.0]).tolist()
+    )
+    assert snap_start(torch.tensor([0.998, 0.5, 0.0])).tolist() == torch.tensor([0.998, 0.5, 0.0]).tolist()
 
 
 def test_the_transformer_is_told_thousandths_that_are_not_rounded() -> None:
@@ -167,7 +169,7 @@ def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers
         for frames in (13, 61):
             flow = WanFlow(pipe, height=16, width=16, num_frames=frames, gradient_checkpointing=enabled)
             x = torch.randn(1, *flow.shape, requires_grad=True)
-            with _Alive() as alive:
+            with PeakMemory() as alive:
                 torch.autograd.grad(flow.decode(x).sum(), x)
             peaks[enabled, frames] = alive.peak
     assert peaks[True, 13] < 0.38 * peaks[False, 13]
@@ -228,7 +230,7 @@ def test_sizes_that_it_does_not_have(options: dict[str, Any], message: str) -> N
 def test_schedulers_without_the_times_of_a_flow() -> None:
     for scheduler in (DDIMScheduler(), UniPCMultistepScheduler()):
         with pytest.raises(
-            ValueError, match=f"times of a flow, from 1 to 0, which {type(scheduler).__name__} has not"
+            ValueError, match=f"times of a flow, from 1 to 0, got {type(scheduler).__name__} with other times"
         ):
             flow_of(tiny_wan(scheduler=scheduler)).sigmas(4)
 

@@ -146,7 +146,7 @@ def test_prompts_are_encoded_once_and_keep_their_length() -> None:
     assert len(calls) == 3  # with the negative prompt
     sampling.base(flow, redness, [*PROMPTS, "a red cat"], steps=2)
     assert len(calls) == 3
-    lengths = [each["tokens"].shape[1] for each in flow.prompts.each(PROMPTS)]
+    lengths = [encoded["tokens"].shape[1] for encoded in flow.prompts.get(PROMPTS)]
     assert lengths[0] < 32 < lengths[1]
     pipe.text_encoder = None
     gradient(lambda x: flow.velocity(x, 0.5, [LONG]), noise(SHAPE))
@@ -213,7 +213,7 @@ def test_planned_memory_is_what_is_kept(tmp_path: Path, checkpointing: bool) -> 
     assert plan.shape == SHAPE and plan.pixels == (3, *SIZE.values())
     flow = flow_of(**options)
     assert plan.denoiser == sum(parameter.nbytes for parameter in flow.denoiser.parameters())
-    flow.prompts.keep("", {"tokens": torch.randn(flow.blank_prompt()["tokens"].shape)})  # the longest
+    flow.prompts.put("", {"tokens": torch.randn(flow.placeholder_prompt()["tokens"].shape)})  # the longest
     networks = (flow.denoiser, flow.pipe.vae)
     x = noise(SHAPE, 2).requires_grad_()
     kept = [kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["", ""]))]
