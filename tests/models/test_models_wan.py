@@ -50,7 +50,7 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
 
 
 def test_defaults_are_those_of_the_model() -> None:
-    """480p, 81 frames at 16 a second."""
+    """Defaults are 480p and 81 frames at 16 per second."""
     flow = WanFlow(tiny_wan())
     assert flow.shape == (4, 21, 60, 104) and flow.fps == 16
     x = noise()
@@ -62,7 +62,7 @@ def test_defaults_are_those_of_the_model() -> None:
 def test_times_are_the_schedulers(steps: int) -> None:
     pipe = tiny_wan()
     sigmas = flow_of(pipe).sigmas(steps)
-    assert pipe.scheduler.num_inference_steps is None  # left as it was
+    assert pipe.scheduler.num_inference_steps is None  # unchanged
     pipe.scheduler.set_timesteps(steps)
     torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=0, atol=2e-6)
     assert sigmas[0] == 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
@@ -113,7 +113,7 @@ def test_prompts_are_encoded_once_and_ahead() -> None:
 
 
 def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
-    """As the decoder is called by itself, nothing else does."""
+    """Decoding calls the offload hook, as it bypasses vae.decode."""
     pipe = tiny_wan()
     brought: list[Any] = []
     pipe.vae._hf_hook = SimpleNamespace(execution_device="cpu", pre_forward=brought.append)
@@ -126,20 +126,20 @@ def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
 
 def test_gradient_of_the_velocity() -> None:
     flow = flow_of(tiny_wan().to(dtype=torch.float64))
-    # diffusers normalises and rotates in float32, so differences are no better than that
+    # diffusers normalises and rotates in float32, so central differences are no more exact
     assert_gradient(lambda x: flow.velocity(x, 0.6, ["a cat"]), noise().double(), step=1e-2, tolerance=2e-3)
 
 
 def test_gradient_of_the_decoder() -> None:
     pipe = tiny_wan().to(dtype=torch.float64)
     pipe.vae.decoder.conv_out.weight.data *= 0.2  # within [0, 1], where nothing is clamped
-    # the decoder doubles sides in float32, so differences are no better than that
+    # the decoder doubles sides in float32, so central differences are no more exact
     assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-3, tolerance=3e-3)
 
 
 def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
     pipe = tiny_wan()
-    pipe.vae.decoder.conv_out.bias.data += 5  # everything is white
+    pipe.vae.decoder.conv_out.bias.data += 5  # all pixels are white
     flow = flow_of(pipe)
     videos = flow.decode(noise())
     assert videos.max() == 1 and videos.min() == 1
@@ -162,7 +162,7 @@ def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
 
 
 def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers() -> None:
-    """Counted to the end of the backward: with blocks computed anew, and memory kept of every fourth of 16 frames."""
+    """Peak over forward and backward, with recomputed blocks and memory kept for every fourth frame of 16."""
     pipe = tiny_wan()
     peaks = {}
     for enabled in (False, True):
@@ -278,7 +278,7 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     networks = [pipe.transformer, pipe.vae]
     kept = kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["a"]))
     kept += kept_for_backward(networks, lambda: flow.decode(x))
-    # and what is needed for a moment
+    # the difference is temporary memory
     assert kept <= planned.activations <= 1.3 * kept
 
 
@@ -288,12 +288,12 @@ def test_what_the_plan_counts(tmp_path: Path) -> None:
     def planned(**options: Any) -> MemoryPlan:
         return plan_memory(tmp_path, dtype=torch.float32, **SIZE, **options)
 
-    # the backward, in which what was not kept is made anew
+    # the backward, which recomputes activations
     assert planned(gradient_checkpointing=True).activations > 2 * planned(gradient=False).activations
-    # a reward
+    # the reward
     copies = planned(reward=lambda videos, prompts: videos.repeat(1, 40, 1, 1, 1).square().flatten(1).sum(1))
     assert copies.activations > planned().activations + 40 * 4 * math.prod(copies.pixels)
-    # text encoders that have the device to themselves, and are larger than all the rest
+    # text encoders, alone on the device and larger than everything else
     config = tmp_path / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 10**7}))
     large = planned(offload=True)
