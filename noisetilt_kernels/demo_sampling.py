@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from .rewards.digits import WORDS
 from .runs import comparison
 from .runs.files import write_whole
-from .runs.methods import Method
 from .runs.settings import Machine, Settings
 from .runs.table import text
+from .sampling.methods import Method
 
 METHODS = (
     Method("ntrk", {"operator": "w", "rho": 0.01}),

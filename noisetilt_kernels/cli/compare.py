@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ..rewards import check_prompts
-from ..runs.methods import parse_method
+from ..sampling.methods import parse_method
 from .errors import GO_ON, explained, stopped
 from .options import (
     machine_of,

@@ -11,9 +11,9 @@ import torch
 from ..rewards import parse_weights
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..runs import workers
-from ..runs.methods import Method
 from ..runs.settings import Machine, Settings, usual_device, usual_dtype
 from ..sampling import NON_FINITE, OPERATORS, SCHEDULES
+from ..sampling.methods import Method
 
 Command = Callable[..., None]
 

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from ..rewards import check_prompts
-from ..runs.methods import FLOW_METHODS, Method
-from ..sampling import OPERATORS
+from ..sampling import OPERATORS, SAMPLERS
+from ..sampling.methods import Method
 from .errors import GO_ON, explained, stopped
 from .options import (
     flow_options,
@@ -27,7 +27,7 @@ from .options import (
 @reward_options
 @click.option(
     "--method",
-    type=click.Choice(FLOW_METHODS),
+    type=click.Choice([name for name, sampler in SAMPLERS.items() if sampler.kind == "flow"]),
     default="ntrk",
     show_default=True,
     help="The sampler; with several --particles the best one of each prompt is marked (best of n).",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..rewards import WeightedSum
-from ..sampling import FinishedParticle, RecordWriter, Reward, Run
-from ..sampling.run import best_index
+from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
+from ..sampling.result import best_index
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
@@ -90,14 +90,16 @@ def execute(
         folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image, fps)
 
     with RecordWriter(folder.records_file) as records, memory_explained(machine):
-        mine = workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch))
+        mine = workers.share(
+            folder.missing(len(prompts)), settings.method.particles_at_once(machine.micro_batch)
+        )
         if machine.offload and mine:
             # at once, or every new prompt would move the denoiser out and in again
             model.encode(
                 list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles))
             )
         for particles in mine:
-            run = Run(
+            options = SamplerOptions(
                 seed=settings.seed,
                 micro_batch=machine.micro_batch,
                 first_particle=particles.start,
@@ -106,7 +108,7 @@ def execute(
                 on_record=records.write,
                 progress=machine.progress and workers.first,
             )
-            settings.method.sample(model, reward, prompts[particles.start : particles.stop], run)
+            settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
     workers.wait()
     if workers.first:
         folder.gather()

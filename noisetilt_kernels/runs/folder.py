@@ -28,10 +28,10 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from ..sampling.methods import Method
 from ..versions import versions
 from .errors import RunFolderError
 from .files import is_temporary, write_whole
-from .methods import Method
 from .videos import film_strip, mp4
 
 
@@ -303,8 +303,8 @@ def _rewrite(path: Path, lines: Iterable[str]) -> None:
 
 def _told(setting: Any) -> str:
     """A setting of run.json for people; a method as `parse_method` reads it."""
-    if isinstance(setting, dict) and setting.keys() == {"name", "options"}:
-        return repr(str(Method(setting["name"], setting["options"])))
+    if isinstance(setting, dict) and setting.keys() == {"name", "arguments"}:
+        return repr(str(Method(setting["name"], setting["arguments"])))
     return repr(setting)
 
 

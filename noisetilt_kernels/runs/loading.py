@@ -26,7 +26,7 @@ def check(settings: Settings, machine: Machine) -> None:
     """
     if machine.offload and torch.device(machine.device).type == "cpu":
         raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
-    if settings.dtype == "float16" and settings.method.gradient:
+    if settings.dtype == "float16" and settings.method.needs_gradient:
         raise ValueError(
             "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
         )

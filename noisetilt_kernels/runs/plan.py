@@ -23,7 +23,7 @@ def describe(settings: Settings, machine: Machine, out: Path) -> str:
         dtype=getattr(torch, settings.dtype),
         micro_batch=machine.micro_batch,
         offload=machine.offload,
-        gradient=settings.method.gradient,
+        gradient=settings.method.needs_gradient,
         one_step=settings.one_step,
         reward=reward,
         **settings.model_options,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..rewards.frames import FRAMES_AT_ONCE
-from .methods import Method
+from ..sampling.methods import Method
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Settings:
         dtype: of the model's weights, "bfloat16", "float16" or "float32".
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
         lora: folder, file or hub id of LoRA weights, or None.
-        non_finite: as of `sampling.Run`.
+        non_finite: see `sampling.SamplerOptions`.
     """
 
     model: str
@@ -70,7 +70,7 @@ class Settings:
     @property
     def one_step(self) -> bool:
         """Whether the method is for one-step models."""
-        return self.method.name == "wgnc"
+        return self.method.one_step
 
     @property
     def shown(self) -> tuple[str, ...]:

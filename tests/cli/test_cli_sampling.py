@@ -13,8 +13,8 @@ from noisetilt_kernels import sampling
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
-from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.sampling.methods import Method
 
 SAMPLE = [
     "sample",
@@ -50,7 +50,7 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
     assert "2 of 32 x 32" in result.output and "3 an image, 6 in all" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
-    assert run["method"] == {"name": "ntrk", "options": {"rho": 0.5, "steps": 3}}
+    assert run["method"] == {"name": "ntrk", "arguments": {"rho": 0.5, "steps": 3}}
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
 
     settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), {"brightness": 1.0})
@@ -60,7 +60,12 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
         return (images * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(dim=1).mean(dim=(1, 2))
 
     wanted = sampling.ntrk(
-        model, brightness, ["a handwritten seven"] * 2, rho=0.5, steps=3, run=sampling.Run(seed=5)
+        model,
+        brightness,
+        ["a handwritten seven"] * 2,
+        rho=0.5,
+        steps=3,
+        options=sampling.SamplerOptions(seed=5),
     )
     for particle in range(2):
         latent = load_file(out / "latents" / f"{particle:04d}.safetensors")["latent"]
@@ -159,7 +164,7 @@ def test_rewards_are_listed() -> None:
         (["--reward", "digit", "--prompt", "a cat"], ["exactly one digit", "a cat"]),
         (["--height", "33"], ["height must be a multiple of 4", "33"]),
         (["--rho", "2"], ["rho must be in [0, 1]"]),
-        (["--method", "base", "--rho", "0.1"], ["base has no option 'rho'"]),
+        (["--method", "base", "--rho", "0.1"], ["base has no argument 'rho'"]),
         (["--method", "dps"], ["dps needs strength"]),
         (["--reward-source", "brightness=/x"], ["brightness", "no weights"]),
     ],
