@@ -184,5 +184,5 @@ def test_wgnc_is_not_for_flows_of_videos(wan: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, list(map(str, arguments)))
     assert (
         result.exit_code == 1
-        and "(Wan2.1) takes more than one step: `noisetilt sample` steers it" in result.output
+        and "(Wan2.1) takes more than one step, which wgnc cannot steer; use `noisetilt sample`" in result.output
     )

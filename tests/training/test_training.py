@@ -1,4 +1,4 @@
-"""The models in the box: that they are what they are said to be, and that the training that makes them runs."""
+"""Bundled models: size, quality and architecture; their training runs from scratch."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PROMPTS = [f"a handwritten {word}" for word in WORDS]
 
 
 def judged(images: torch.Tensor, prompts: list[str]) -> float:
-    """How many an independent judge sees right."""
+    """Share of images that an independent judge reads as prompted."""
     return float(load_reward("digit-judge")(images, prompts).mean())
 
 
@@ -58,7 +58,7 @@ def test_unguided_digits_are_read_right(digits: FluxFlow, schedule: Schedule) ->
     assert judged(digits.decode(result.latents), PROMPTS * 6) >= 0.85
 
 
-def test_prompts_may_be_worded_otherwise(digits: FluxFlow) -> None:
+def test_other_wordings_of_prompts(digits: FluxFlow) -> None:
     prompts = [
         template.format(name)
         for template in ("{}", "the digit {}", "a {}")
