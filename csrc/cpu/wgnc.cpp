@@ -171,6 +171,8 @@ inline void project_lanes(const T* y, T* out, int64_t count, const BlockMemory<V
   for (int64_t l = 0; l < count; ++l) write_block(out + 2 * l * norms.size, memory, l, norms.size, finite[l]);
 }
 
+}  // namespace
+
 template <class T>
 void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   const BlockNorms norms(block_size);
@@ -219,8 +221,6 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
     });
   });
 }
-
-}  // namespace
 
 template <class T>
 void add_wgnc_kernels(Kernels<T>& kernels) {
