@@ -55,8 +55,8 @@ struct Kernels {
   void project(T* x, int64_t batch, const OwnedProjection<T>& projection) const {
     cuda::project<T>(launch, x, batch, projection, limits_of(projection).data());
   }
-  void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing,
-           int64_t num_mixing) const {
+  void project_mixing_domains(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing,
+                              int64_t num_mixing) const {
     cuda::mix<T>(launch, x, batch, projection, limits_of(projection).data(), mixing, num_mixing);
   }
   void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
