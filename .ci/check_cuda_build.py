@@ -1,7 +1,7 @@
 """Compile the CUDA kernels and check their machine code. Needs no GPU. Without nvcc nothing is checked.
 
-For each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget; no fused
-multiply-add, which would change bits; 16-byte loads in the kernels that should have them.
+For each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget;
+no fused multiply-add, which would change bits; 16-byte loads in the kernels that should have them.
 """
 
 import re

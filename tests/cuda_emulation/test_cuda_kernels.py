@@ -99,7 +99,7 @@ def test_2os_of_longer_samples(
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
 def test_2os_of_values_at_their_bounds(kernels: ModuleType, chunk_size: int) -> None:
-    """Values at an entry of the table, and one step to either side, where a shortcut by ranks would err."""
+    """Values at an entry of the table, and one step beside it, where a shortcut by ranks would err first."""
     for num_chunks in (9, 150, 1000):
         kernels.set_device(**DEVICES["few blocks"], seed=num_chunks)
         lower, upper = tables("typical", num_chunks, chunk_size)

@@ -160,7 +160,7 @@ def test_small_shared_memory_puts_slices_into_global_memory(plans: ModuleType) -
 
 
 def test_mixing_tiles_are_divided_only_for_many_more_blocks(plans: ModuleType) -> None:
-    """Mixing tiles are whole planes here: 16 blocks can hold them, and 132 multiprocessors 128 smaller slices."""
+    """Mixing tiles are whole planes: 16 blocks can hold them, or 132 multiprocessors 128 smaller slices."""
     problem = {"shape": [16, 64, 64], "tile_sizes": [[4, 4]], "tile_chunk_sizes": [4]}
     few = plans.plan_float32(**problem, mixing=[[64, 64, 1]], num_sms=32)
     assert (few["blocks_per_team"], few["mixing_inside_blocks"]) == (16, [True])
