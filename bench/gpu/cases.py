@@ -505,7 +505,7 @@ def wgnc() -> Rows:
 
 
 def dispatch(name: str, function: Function, cuda: float | None, calls: int = 8) -> Row:
-    """Measure the host time of calls, in groups of `calls` into an empty queue, without waiting for the GPU."""
+    """Measure the host time of calls, in groups of `calls` into an empty queue, without waiting."""
     times = []
     for _ in range(20):
         function()

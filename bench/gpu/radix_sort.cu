@@ -1,6 +1,6 @@
-// CUB's sorts, for comparison: a simple projection onto order statistics would begin with one. Also the number
-// of clusters of 16 blocks that the GPU holds at once. bench/gpu.sh compiles this file into a shared library,
-// which Python opens.
+// CUB's sorts, for comparison: a simple projection onto order statistics would begin with one. Also the
+// number of clusters of 16 blocks that the GPU holds at once. bench/gpu.sh compiles this file into a shared
+// library, which Python opens.
 
 #include <cuda_runtime.h>
 
@@ -25,8 +25,9 @@ __global__ void __launch_bounds__(256) cluster_kernel(int* out) {
 
 }  // namespace
 
-// Sorts the keys of every column together with their places. Returns a cudaError_t. If `memory` is null, it only
-// writes the number of bytes of memory that it needs. Wide keys have the column above the 32 bits of the key.
+// Sorts the keys of every column together with their places. Returns a cudaError_t. If `memory` is null, it
+// only writes the number of bytes of memory that it needs. Wide keys have the column above the 32 bits of the
+// key.
 extern "C" int noisetilt_sort(int sort, void* memory, size_t* bytes, const void* keys, void* sorted_keys,
                               const int* places, int* sorted_places, int columns, int length,
                               cudaStream_t stream) {

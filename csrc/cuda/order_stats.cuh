@@ -1,4 +1,4 @@
-// Two-level order statistics, DESIGN section 2, by a team of thread blocks.
+// Two-level order statistics (DESIGN section 2) by a team of thread blocks.
 //
 // Values are sorted only if nothing cheaper serves. The rank of a value in its chunk is counted by comparing
 // it with the chunk. The values of every column are counted into buckets. The counts give the first and the
@@ -136,8 +136,8 @@ class TeamOrderStats {
   };
   // Of a block, in shared memory.
   union TempStorage {
-    Key<T>
-        columns[2 * (Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk)];  // with gaps between columns
+    // Two small vectors by columns, with a gap behind every column.
+    Key<T> columns[2 * (Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk)];
     typename Sort::TempStorage sort;
   };
 
@@ -214,8 +214,8 @@ class TeamOrderStats {
   // The same for small tables, without a round of counting: every block reads all values, and none waits.
   __device__ __noinline__ void project_2os_small(const Vectors<T>& v, const DeviceTable<T>* tables) {
     const int32_t M = tables[0].num_chunks, D = tables[0].chunk_size;
-    const int32_t stride =
-        M + static_cast<int32_t>(16 / sizeof(Key<T>));  // lets columns begin in different banks
+    // The gap of 16 bytes lets columns begin in different banks.
+    const int32_t stride = M + static_cast<int32_t>(16 / sizeof(Key<T>));
     Key<T>* columns = temp_storage_.columns;
     __syncthreads();
     switch (D) {
@@ -260,8 +260,8 @@ class TeamOrderStats {
   }
 
  private:
-  // Whether one thread sorts a chunk in registers. That is faster than ranking every value by a thread of its
-  // own if there are chunks for all threads. Chunks must not cross blocks, and must be aligned.
+  // Returns true if one thread should sort a whole chunk in registers. That is faster than a thread for every
+  // value if there are chunks for all threads. Chunks must not cross blocks, and must be aligned.
   __device__ static bool worth_a_thread_a_chunk(const Vectors<T>& v, int32_t f, int32_t chunk_size) {
     return v.begin % chunk_size == 0 && v.end % chunk_size == 0 &&
            v.end - v.begin >= static_cast<int32_t>(blockDim.x) * chunk_size &&
@@ -360,6 +360,7 @@ class TeamOrderStats {
     atomicMax(&verdict.fullest, fullest);
   }
 
+  // Copies the values to `out`, with those that were clipped.
   __device__ void take_clipped(const Vectors<T>& v) {
     team_.sync();
     for (int32_t f = 0; f < v.count; ++f) {
@@ -406,7 +407,7 @@ class TeamOrderStats {
     }
   }
 
-  // `buckets` may be null if the chunks are long.
+  // Ranks all values by radix sorts. `buckets` may be null if the chunks are long.
   __device__ __noinline__ void rank_by_sorting(const Vectors<T>& v, const DeviceTable<T>* tables,
                                                const Buckets* buckets) {
     const int32_t M = tables[0].num_chunks, D = tables[0].chunk_size, size = v.size;
@@ -438,6 +439,7 @@ class TeamOrderStats {
     }
   }
 
+  // Clips an entry, and writes the result to `clipped`.
   __device__ void clip(const DeviceTable<T>& table, int32_t offset, const Entry<T>& entry, int32_t rank,
                        int32_t column) {
     const T x = from_key<T>(entry.key), clipped = table.clip(x, rank, column);

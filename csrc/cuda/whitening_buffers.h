@@ -1,4 +1,4 @@
-// Buffers of the projection kernel in global memory, every team with its own: one table. Plain C++.
+// Table of the buffers of the projection kernel in global memory. Every team has its own buffers. Plain C++.
 //
 // The host plan (whitening_plan.h) lays out the buffers as the table says. The kernel finds them by name
 // (whitening_storage.cuh).
@@ -97,11 +97,11 @@ constexpr BufferRow kBuffers[kNumBuffers] = {
      "team barrier in the middle of the pass"},
     {Buffer::measured, "measured", 2, Items::tile_statistics, ItemType::value, false,
      "TeamTileStats::measure, own tiles",
-     "TeamTileStats::count, project and rescale; project_2os_small reads those of all blocks",
+     "TeamTileStats::count, project_tile_stats and rescale; TeamOrderStats::project_2os_small, of all blocks",
      "team barrier after measure; __syncthreads before count if blocks hold whole chunks"},
     {Buffer::projected, "projected", 2, Items::largest_tile_statistics, ItemType::value, false,
-     "TeamTileStats::project for one chunk size, own tiles",
-     "TeamTileStats::project for the next chunk size, and rescale, own tiles",
+     "TeamTileStats::project_tile_stats for one chunk size, own tiles",
+     "TeamTileStats::project_tile_stats for the next chunk size, tiles of all blocks; rescale, own tiles",
      "team barrier before the next chunk size; __syncthreads before rescale"},
     {Buffer::means, "means", 1, Items::tiles, ItemType::value, false,
      "TeamTileStats::measure, own tiles",
@@ -109,15 +109,15 @@ constexpr BufferRow kBuffers[kNumBuffers] = {
      "the same as for measured"},
     {Buffer::sample, "sample", 2, Items::values_if_mixing, ItemType::value, false,
      "AgentProject::publish, own slice; butterfly_inverse, tiles of all blocks",
-     "AgentProject::butterfly and butterfly_inverse, tiles of all blocks",
+     "AgentProject::project_mixing_domain and butterfly_inverse, tiles of all blocks",
      "team barrier after publish, and after every step of butterfly_inverse"},
     {Buffer::slice, "slice", 1, Items::values_if_not_shared, ItemType::value, false,
-     "AgentProject, own slice",
-     "AgentProject, own slice",
+     "AgentProject::run, own slice",
+     "AgentProject::run, own slice",
      "__syncthreads"},
     {Buffer::spare_slice, "spare_slice", 1, Items::values_if_not_shared_and_mixing, ItemType::value, false,
-     "AgentProject, own slice",
-     "AgentProject, own slice",
+     "AgentProject::run, own slice",
+     "AgentProject::run, own slice",
      "__syncthreads"},
 };
 // clang-format on

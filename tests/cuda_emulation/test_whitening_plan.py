@@ -1,11 +1,14 @@
 """Host plan of the projection kernel: slices, grid and buffers, without emulating a kernel."""
 
 import math
+import re
 from types import ModuleType
 from typing import Any
 
 import pytest
-from cuda_emulation.build import load
+from cuda_emulation.build import KERNELS, load
+
+SOURCES = "".join(path.read_text() for path in sorted(KERNELS.glob("*.cuh")))
 
 FLUX = {
     "shape": [16, 64, 64],
@@ -150,6 +153,9 @@ def test_every_buffer_names_writer_reader_and_barrier(plans: ModuleType) -> None
     for name, copies, _, writer, reader, barrier in plans.buffers():
         assert all((writer, reader, barrier)), name
         assert copies in (1, 2)
+        for owner, function in re.findall(r"(\w+)::(\w+)", f"{writer} {reader}"):
+            assert re.search(rf"(class|struct) {owner}\b", SOURCES), f"{name}: {owner}"
+            assert re.search(rf"__device__ .*\b{function}\(", SOURCES), f"{name}: {function}"
 
 
 def test_small_shared_memory_puts_slices_into_global_memory(plans: ModuleType) -> None:
