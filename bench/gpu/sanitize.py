@@ -1,7 +1,8 @@
-"""Every kernel once or twice on small inputs, for compute-sanitizer: `python -m bench.gpu.sanitize`.
+"""Run every kernel once or twice on small inputs, for compute-sanitizer: `python -m bench.gpu.sanitize`.
 
-Sizes are such that every way through the kernels is taken, and small, since a program runs up to a hundred times slower
-there. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is an allocation of its own, whose bounds are then watched.
+The inputs take every path through the kernels. They are small, because compute-sanitizer makes a program up
+to a hundred times slower. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is a separate allocation, so
+that accesses outside of it are found.
 """
 
 import sys
@@ -14,12 +15,12 @@ from noisetilt_kernels import confidence_table
 
 ops = torch.ops.noisetilt
 
-# Triton compiles a hundred kernels for each.
+# For Triton only one: it compiles a hundred kernels for each dtype.
 DTYPES = (torch.float32,) if nt.backends()["cuda"].backend == "triton" else (torch.float32, torch.float64)
 
 
 def fields(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Settled at once, ranked, sorted."""
+    """Inputs on the three paths of 2OS: settled by counting, ranked among neighbours, sorted."""
     noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     made = {"noise": noise, "structured": noise.cumsum(-1), "tied": noise.round()}
     return {name: field.to("cuda", dtype) for name, field in made.items()}
@@ -67,7 +68,7 @@ def wgnc(dtype: torch.dtype) -> None:
 
 def main() -> int:
     if not torch.cuda.is_available():
-        print("bench.gpu.sanitize: there is no GPU here that torch can use")
+        print("bench.gpu.sanitize: torch finds no GPU; nothing was run")
         return 2
     for dtype in DTYPES:
         for part in (order_stats, samples, transforms, wgnc):
