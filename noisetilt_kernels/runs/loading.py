@@ -1,4 +1,4 @@
-"""Loads what the settings of a run name."""
+"""Loading of the model and the rewards named by the settings of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,17 +15,19 @@ from ..rewards import load_rewards as load_weighted
 from ..rewards.frames import of_videos, takes_videos
 from ..rewards.registry import check_sources, has_weights, judges_videos, source_of
 from ..sampling import Reward
-from .settings import Machine, Settings
+from .settings import ComputeOptions, Settings
 from .videos import check_available
 
 
-def check(settings: Settings, machine: Machine) -> None:
-    """Raises ValueError where something cannot be used as the settings say, ImportError where that needs more packages.
+def check_settings(settings: Settings, compute: ComputeOptions) -> None:
+    """Check settings that depend on each other, before anything is loaded.
 
-    Nothing is loaded.
+    Raises:
+        ValueError: the model, a reward or an option cannot be used with the other settings.
+        ImportError: a package is missing.
     """
-    if machine.offload and torch.device(machine.device).type == "cpu":
-        raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
+    if compute.offload and torch.device(compute.device).type == "cpu":
+        raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
     if settings.dtype == "float16" and settings.method.gradient:
         raise ValueError(
             "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
@@ -45,17 +47,17 @@ def check(settings: Settings, machine: Machine) -> None:
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for name in (*settings.rewards, *settings.held_out):
         if judges_videos(name) and not family.videos:
-            raise _not_of_images(name, settings.model)
+            raise _video_reward_error(name, settings.model)
 
 
-def load_model(settings: Settings, machine: Machine) -> Any:
-    """The model, as the method needs it."""
-    with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
+def load_model(settings: Settings, compute: ComputeOptions) -> Any:
+    """Load the model and return the adapter that the method needs: a `FlowModel` or a `OneStepModel`."""
+    with _progress_bars_hidden() if settings.model in IN_THE_BOX else nullcontext():
         pipe = load_pipeline(
             settings.model,
             dtype=getattr(torch, settings.dtype),
-            device=machine.device,
-            offload=machine.offload,
+            device=compute.device,
+            offload=compute.offload,
             denoiser=settings.denoiser,
             lora=settings.lora,
         )
@@ -63,44 +65,44 @@ def load_model(settings: Settings, machine: Machine) -> Any:
     return adapter(pipe, **settings.model_options)
 
 
-def without_weights(settings: Settings, machine: Machine) -> WeightedSum | None:
-    """The reward that steers, where it has no weights; else None."""
+def load_weightless_reward(settings: Settings, compute: ComputeOptions) -> WeightedSum | None:
+    """Return the steering reward if none of its parts has weights to load, else None."""
     if any(has_weights(name) for name in settings.rewards):
         return None
-    return load_rewards(replace(settings, held_out=()), replace(machine, device="cpu"))[0]
+    return load_rewards(replace(settings, held_out=()), replace(compute, device="cpu"))[0]
 
 
-def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:
-    """The reward that steers, and those that are held out by name, for what the model makes."""
+def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedSum, dict[str, Reward]]:
+    """Load the steering reward and the held-out rewards by name, for the images or videos of the model."""
     videos = family_at(settings.model).videos
 
-    def fit(name: str, reward: Reward) -> Reward:
+    def adapt(name: str, reward: Reward) -> Reward:
         if videos:
-            return of_videos(reward, machine.frames_at_once)
+            return of_videos(reward, compute.frames_at_once)
         if takes_videos(reward):
-            raise _not_of_images(name, settings.model)
+            raise _video_reward_error(name, settings.model)
         return reward
 
-    steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
+    steering = load_weighted(settings.rewards, sources=settings.sources, device=compute.device)
     judges = {
-        name: load_reward(name, source=source_of(name, settings.sources), device=machine.device)
+        name: load_reward(name, source=source_of(name, settings.sources), device=compute.device)
         for name in settings.held_out
     }
     return (
         WeightedSum(
-            {name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}
+            {name: (weight, adapt(name, reward)) for name, (weight, reward) in steering.rewards.items()}
         ),
-        {name: fit(name, reward) for name, reward in judges.items()},
+        {name: adapt(name, reward) for name, reward in judges.items()},
     )
 
 
-def _not_of_images(reward: str, model: str) -> ValueError:
-    return ValueError(f"the reward {reward!r} judges videos, and {model!r} makes images")
+def _video_reward_error(reward: str, model: str) -> ValueError:
+    return ValueError(f"the reward {reward!r} judges videos, but {model!r} makes images")
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars for what is loaded in no time."""
+def _progress_bars_hidden() -> Iterator[None]:
+    """Hide the progress bars of diffusers and transformers; bundled models load at once."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

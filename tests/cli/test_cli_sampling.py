@@ -14,7 +14,7 @@ from noisetilt_kernels.cli import main
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
 from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 
 SAMPLE = [
     "sample",
@@ -47,14 +47,14 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
         *SAMPLE, "--particles", 2, "--seed", 5, "--held-out", "digit-judge", "--rho", 0.5, "--out", out
     )
     assert result.exit_code == 0, result.output
-    assert "2 of 32 x 32" in result.output and "3 an image, 6 in all" in result.output
+    assert "2 of 32 x 32" in result.output and "3 per image, 6 in total" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
     assert run["method"] == {"name": "ntrk", "options": {"rho": 0.5, "steps": 3}}
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
 
     settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), {"brightness": 1.0})
-    model = load_model(settings, Machine())
+    model = load_model(settings, ComputeOptions())
 
     def brightness(images: torch.Tensor, prompts: object) -> torch.Tensor:
         return (images * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(dim=1).mean(dim=(1, 2))
@@ -76,15 +76,15 @@ def test_a_dry_run_plans_and_does_nothing(tmp_path: Path) -> None:
         *SAMPLE[:-2], "--prompt-file", prompts, "--method", "svdd", "--dry-run", "--out", tmp_path / "run"
     )
     assert result.exit_code == 0, result.output
-    assert "1 of each of 3 prompts" in result.output
-    assert "97 an image, 291 in all" in result.output
+    assert "1 for each of 3 prompts" in result.output
+    assert "97 per image, 291 in total" in result.output
     assert "memory" in result.output and "MB" in result.output
     assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*SAMPLE, "--particles", 3, "--method", "base", "--out", tmp_path / "run"]
-    keep = execution.RunFolder.keep
+    keep = execution.RunFolder.save_particle
 
     def interrupted(self: execution.RunFolder, one: execution.Outcome, *rest: torch.Tensor) -> None:
         if one.particle == 1:
@@ -92,12 +92,12 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         keep(self, one, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(execution.RunFolder, "keep", interrupted)
+        patch.setattr(execution.RunFolder, "save_particle", interrupted)
         result = invoke(*arguments)
     assert result.exit_code == 130
     assert "stopped: 1 of 3 images are in" in result.output and "--resume goes on" in result.output
 
-    assert_one_sentence(invoke(*arguments), "holds a run with 1 images already", "--resume")
+    assert_one_sentence(invoke(*arguments), "already holds a run with 1 images", "--resume")
     assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "another seed: 0, not 1")
     result = invoke(*arguments, "--resume")
     assert result.exit_code == 0, result.output

@@ -15,7 +15,7 @@ from noisetilt_kernels.runs.errors import OutOfMemoryError
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import RunFolder, to_image
 from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 from noisetilt_kernels.sampling import Run
 
 STEPS = 3
@@ -36,7 +36,7 @@ def run(
 ) -> dict[str, object]:
     folder = RunFolder(path, SETTINGS.to_json(), resume=resume)
     return execute(
-        SETTINGS, Machine(micro_batch=micro_batch), folder, LatentFlow(), reward, {"left": left_half}
+        SETTINGS, ComputeOptions(micro_batch=micro_batch), folder, LatentFlow(), reward, {"left": left_half}
     )
 
 

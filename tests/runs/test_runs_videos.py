@@ -21,7 +21,7 @@ from noisetilt_kernels.runs import videos
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
 from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 
 av = pytest.importorskip("av")
 
@@ -66,7 +66,7 @@ def test_nan_and_values_beyond_are_black_and_white() -> None:
 def test_a_lost_video_is_made_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, {})
     for particle in range(2):
-        folder.keep(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
+        folder.save_particle(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
     assert decoded(folder.video_file(1).read_bytes())
     folder.video_file(0).unlink()
     assert RunFolder(tmp_path, {}, resume=True).missing(2) == [range(0, 1)]
@@ -134,7 +134,7 @@ def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
     settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), {"brightness": 1.0})
     reward = WeightedSum({"brightness": (1.0, of_videos(brightness, 4))})
     folder = RunFolder(tmp_path, settings.to_json())
-    execute(settings, Machine(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
+    execute(settings, ComputeOptions(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
     with av.open(io.BytesIO(folder.video_file(0).read_bytes())) as container:
         assert container.streams.video[0].average_rate == 8
 
