@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from ..rewards import check_prompts
 from ..runs.methods import parse_method
 from .errors import HOW_TO_RESUME, explained, on_interrupt
 from .options import (
@@ -44,7 +43,7 @@ from .options import (
     default="1",
     show_default=True,
     metavar="N,...",
-    help="Values of N: the table also has rows for the best of every N images. N must divide the number of seeds.",
+    help="Values of N for rows with the best of every N images. Each must divide the number of seeds.",
 )
 @seed_options
 @click.option(
@@ -93,7 +92,6 @@ def compare(
         counts = _parse_best_of(best_of, seeds)
         compute = compute_options_of(device, micro_batch, offload, frames_at_once)
         settings = settings_of(parsed[0], device=compute.device, particles=seeds, **settings_options)
-        check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
         check_device(compute.device)
         with (
             connected(compute.device) as workers,

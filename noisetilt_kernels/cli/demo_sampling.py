@@ -6,6 +6,7 @@ Needs diffusers, transformers, matplotlib and pillow.
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..rewards import parse_rewards
 from ..rewards.digits import WORDS
 from ..runs import comparison
 from ..runs.files import write_whole
@@ -40,8 +41,8 @@ def settings(seed: int) -> Settings:
         model="digits",
         prompts=tuple(f"a handwritten {word}" for word in WORDS),
         method=METHODS[0],
-        rewards={"brightness": 1.0},
-        held_out=("digit-judge",),
+        rewards=parse_rewards("brightness"),
+        held_out=parse_rewards("digit-judge"),
         particles=SEEDS,
         seed=seed,
     )

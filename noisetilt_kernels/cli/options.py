@@ -8,8 +8,9 @@ from typing import Any
 import click
 import torch
 
-from ..rewards import parse_weights
+from ..rewards import RewardSpec, parse_rewards
 from ..rewards.frames import FRAMES_AT_ONCE
+from ..rewards.spec import check_sources
 from ..runs import workers
 from ..runs.methods import Method
 from ..runs.settings import ComputeOptions, Settings, default_device, default_dtype
@@ -147,15 +148,15 @@ compute_options = combine(
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Images in a forward pass of the model. A larger number is faster, needs more memory, and changes "
-        "the images by rounding errors at most.",
+        help="Images in a forward pass of the model. A larger number is faster and needs more memory; it "
+        "changes the images by rounding errors at most.",
     ),
     click.option(
         "--frames-at-once",
         type=click.IntRange(1),
         default=FRAMES_AT_ONCE,
         show_default=True,
-        help="Frames of a video in a forward pass of an image reward. A smaller number needs less memory.",
+        help="Frames of a video in a forward pass of an image reward. Fewer frames need less memory.",
     ),
     click.option(
         "--offload", is_flag=True, help="Keep the text encoders off the GPU while they are not in use."
@@ -179,14 +180,16 @@ def settings_of(
 
     Raises:
         click.UsageError: an option is not written as its help says.
-        ValueError: an unknown reward.
+        ValueError: a reward or a source of weights is not valid.
     """
+    source_of = dict(map(_parse_source, sources))
+    check_sources(source_of)
+    held_out_names = dict.fromkeys(filter(None, map(str.strip, held_out.split(","))))
     return Settings(
         method=method,
         prompts=_all_prompts(prompts, prompt_file),
-        rewards=parse_weights(reward),
-        held_out=tuple(dict.fromkeys(filter(None, map(str.strip, held_out.split(","))))),
-        sources=dict(_parse_source(text) for text in sources),
+        rewards=parse_rewards(reward, source_of),
+        held_out=tuple(RewardSpec.parse(name, sources=source_of) for name in held_out_names),
         dtype=dtype or default_dtype(device),
         **others,
     )

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from ..rewards import check_prompts
 from ..runs.methods import Method
 from .errors import HOW_TO_RESUME, on_interrupt
 from .options import compute_options_of, settings_of
@@ -39,7 +38,6 @@ def run_method(
     compute = compute_options_of(device, micro_batch, offload, frames_at_once)
     method.check()
     settings = settings_of(method, device=compute.device, **settings_options)
-    check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
     loading.check_settings(settings, compute)
     if dry_run:
         if is_reporting_process():

@@ -93,12 +93,16 @@ def compare(
         method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
         for method, folder in zip(methods, folders, strict=True)
     }
-    rows = tabulate(outcomes, settings.particles, best_of, [*settings.single_rewards, *settings.held_out])
+    rows = tabulate(outcomes, settings.particles, best_of, settings.score_names)
     if not workers.is_first:
         return rows
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
-    plots = draw_comparison(rows, settings.held_out, " + ".join(settings.rewards))
+    plots = draw_comparison(
+        rows,
+        [reward.name for reward in settings.held_out],
+        " + ".join(reward.name for reward in settings.rewards),
+    )
     write_whole(out / "comparison.png", figure_png(plots))
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
     return rows

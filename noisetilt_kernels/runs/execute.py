@@ -131,19 +131,20 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     "parts" has the single rewards if the steering reward is a sum of several, and the held-out rewards.
     """
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
-    names = [*settings.single_rewards, *settings.held_out]
     return {
         "method": str(settings.method),
         "particles": len(outcomes),
         "nfe": settings.nfe,
         "reward": estimate(one.reward for one in outcomes).to_json(),
-        "parts": {name: estimate(one.parts[name] for one in outcomes).to_json() for name in names},
+        "parts": {
+            name: estimate(one.parts[name] for one in outcomes).to_json() for name in settings.score_names
+        },
         "best": _best(settings, outcomes),
     }
 
 
 def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
-    """Write contact-sheet.png: first particles of the first prompts, a row per prompt, the best one framed."""
+    """Write contact-sheet.png with a row for each of the first prompts; the best particle is framed."""
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     best = set(_best(settings, outcomes))
     starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]

@@ -10,10 +10,8 @@ import torch
 from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_peft, check_there
 from ..models.loading import IN_THE_BOX, family_at
-from ..rewards import WeightedSum, load_reward
-from ..rewards import load_rewards as load_weighted
+from ..rewards import RewardSpec, WeightedSum
 from ..rewards.frames import of_videos, takes_videos
-from ..rewards.registry import check_sources, has_weights, judges_videos, source_of
 from ..sampling import Reward
 from .settings import ComputeOptions, Settings
 from .videos import check_available
@@ -36,7 +34,10 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
         check_there(weights)
     if settings.lora:
         check_peft()
-    check_sources(settings.sources)
+    for reward in settings.rewards:
+        reward.check_steers()
+    for reward in (*settings.rewards, *settings.held_out):
+        reward.check_prompts(settings.prompts)
     family = family_at(settings.model)
     if family.videos:
         check_available()
@@ -45,9 +46,9 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     if box is not None and box.one_step != settings.one_step:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
-    for name in (*settings.rewards, *settings.held_out):
-        if judges_videos(name) and not family.videos:
-            raise _video_reward_error(name, settings.model)
+    for reward in (*settings.rewards, *settings.held_out):
+        if reward.videos and not family.videos:
+            raise _video_reward_error(reward.name, settings.model)
 
 
 def load_model(settings: Settings, compute: ComputeOptions) -> Any:
@@ -67,7 +68,7 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
 
 def load_weightless_reward(settings: Settings, compute: ComputeOptions) -> WeightedSum | None:
     """Return the steering reward if none of its parts has weights to load, else None."""
-    if any(has_weights(name) for name in settings.rewards):
+    if any(reward.has_weights for reward in settings.rewards):
         return None
     return load_rewards(replace(settings, held_out=()), replace(compute, device="cpu"))[0]
 
@@ -76,24 +77,16 @@ def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedS
     """Load the steering reward and the held-out rewards by name, for the images or videos of the model."""
     videos = family_at(settings.model).videos
 
-    def adapt(name: str, reward: Reward) -> Reward:
+    def load(spec: RewardSpec) -> Reward:
+        reward = spec.load(compute.device)
         if videos:
             return of_videos(reward, compute.frames_at_once)
         if takes_videos(reward):
-            raise _video_reward_error(name, settings.model)
+            raise _video_reward_error(spec.name, settings.model)
         return reward
 
-    steering = load_weighted(settings.rewards, sources=settings.sources, device=compute.device)
-    judges = {
-        name: load_reward(name, source=source_of(name, settings.sources), device=compute.device)
-        for name in settings.held_out
-    }
-    return (
-        WeightedSum(
-            {name: (weight, adapt(name, reward)) for name, (weight, reward) in steering.rewards.items()}
-        ),
-        {name: adapt(name, reward) for name, reward in judges.items()},
-    )
+    steering = WeightedSum({spec.name: (spec.weight, load(spec)) for spec in settings.rewards})
+    return steering, {spec.name: load(spec) for spec in settings.held_out}
 
 
 def _video_reward_error(reward: str, model: str) -> ValueError:

@@ -17,7 +17,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         ModelError: the model does not exist.
         ValueError: the model has no images of that size, or the operator does not take its latents.
     """
-    reward = loading.load_weightless_reward(settings, compute)
+    weightless_reward = loading.load_weightless_reward(settings, compute)
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
@@ -25,14 +25,16 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         offload=compute.offload,
         gradient=settings.method.gradient,
         one_step=settings.one_step,
-        reward=reward,
+        reward=weightless_reward,
         **settings.model_options,
     )
     settings.method.check_shape(memory.shape)
     shape = " x ".join(map(str, memory.shape))
     count = len(settings.particle_prompts)
-    rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
-    held_out = f"; held out: {', '.join(settings.held_out)}" if settings.held_out else ""
+    rewards = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
+    held_out = (
+        f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
+    )
     *frames, height, width = memory.pixels[1:]
     extent = f"{height} x {width}" if not frames else f"{frames[0]} frames of {height} x {width}"
     at_once = ""
@@ -41,7 +43,8 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         pixels = 4 * 3 * compute.micro_batch * count_at_once * height * width
         at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
-    reward_memory = "; plus the reward model" if reward is None else ""
+    reward_memory = "; plus the reward model" if weightless_reward is None else ""
+    offloaded = " (offloaded)" if compute.offload else ""
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {compute.device}",
         "videos" if frames else "images": f"{count} of {extent}: {settings.particles} for each of "
@@ -50,7 +53,8 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         "reward": rewards + held_out + at_once,
         "NFE": f"{settings.method.nfe} per {'video' if frames else 'image'}, {settings.nfe:,} in total",
         "memory": f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
-        f"VAE {format_bytes(memory.vae)}, text encoders {format_bytes(memory.text_encoders)}{' (offloaded)' if compute.offload else ''}, "
+        f"VAE {format_bytes(memory.vae)}, "
+        f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
         f"activations of {compute.micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
         "folder": str(out),
     }

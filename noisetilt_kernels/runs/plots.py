@@ -76,7 +76,7 @@ def figure_png(figure: Figure) -> bytes:
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Use matplotlib's defaults: the user's settings (TeX, dark styles, tight boxes) would break the layout."""
+    """Use matplotlib's defaults; user settings (TeX, dark styles, tight boxes) would break the layout."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield

@@ -1,11 +1,11 @@
 """Settings of a run, and options for computing it that do not change its results."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
 from .methods import Method
 
@@ -19,9 +19,8 @@ class Settings:
         prompts: the prompts. Each is used for `particles` particles; the particles of the first prompt come
             first.
         method: the sampler and its arguments.
-        rewards: weight of each reward by name; the weighted sum steers.
-        held_out: names of rewards that only judge finished images.
-        sources: folder or hub id of a reward's weights by name of the reward, instead of the default source.
+        rewards: rewards whose weighted sum steers.
+        held_out: rewards that only judge finished images.
         particles: number of particles for each prompt.
         seed: seed of the run; particle p draws from the stream of (seed, p).
         height, width: size of the images in pixels; None is the model's default.
@@ -37,9 +36,8 @@ class Settings:
     model: str
     prompts: tuple[str, ...]
     method: Method
-    rewards: Mapping[str, float]
-    held_out: tuple[str, ...] = ()
-    sources: Mapping[str, str] = field(default_factory=dict)
+    rewards: tuple[RewardSpec, ...]
+    held_out: tuple[RewardSpec, ...] = ()
     particles: int = 1
     seed: int = 0
     height: int | None = None
@@ -74,13 +72,24 @@ class Settings:
         return self.method.name == "wgnc"
 
     @property
-    def single_rewards(self) -> tuple[str, ...]:
-        """Names of the steering rewards to show beside their sum; empty if there is only one reward."""
-        return tuple(self.rewards) if len(self.rewards) > 1 else ()
+    def score_names(self) -> list[str]:
+        """Names of the scores to show beside the steering reward: its parts if it is a sum, and held-out ones."""
+        parts = self.rewards if len(self.rewards) > 1 else ()
+        return [reward.name for reward in (*parts, *self.held_out)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings in the form of run.json."""
-        return asdict(self)
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "method": asdict(self.method),
+            "rewards": {reward.name: reward.weight for reward in self.rewards},
+            "held_out": [reward.name for reward in self.held_out],
+            "sources": {
+                reward.name: reward.source
+                for reward in (*self.rewards, *self.held_out)
+                if reward.source != reward.entry.source
+            },
+        }
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Workers:
         return self.rank == 0
 
     def share(self, particles: list[range], size: int) -> list[range]:
-        """Return the particles of this process, in the same micro-batches of at most `size` as in one process."""
+        """Return the particles of this process in micro-batches of at most `size`, as in a single process."""
         pieces = [part[start : start + size] for part in particles for start in range(0, len(part), size)]
         return pieces[self.rank :: self.count] if self.count > 1 else particles
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from noisetilt_kernels import sampling
 from noisetilt_kernels.cli import main
+from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
 from noisetilt_kernels.runs.methods import Method
@@ -53,7 +54,7 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
     assert run["method"] == {"name": "ntrk", "options": {"rho": 0.5, "steps": 3}}
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
 
-    settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), {"brightness": 1.0})
+    settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), parse_rewards("brightness"))
     model = load_model(settings, ComputeOptions())
 
     def brightness(images: torch.Tensor, prompts: object) -> torch.Tensor:

@@ -20,9 +20,12 @@ import tiny_clip
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 
-from noisetilt_kernels.rewards import RewardError, aesthetic, load_reward
-from noisetilt_kernels.rewards.aesthetic import AestheticScore
-from noisetilt_kernels.rewards.clip import ClipScore, ImageTextModel, PickScore
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import aesthetic
+from noisetilt_kernels.rewards.clip.aesthetic import AestheticScore
+from noisetilt_kernels.rewards.clip.clip_score import ClipScore
+from noisetilt_kernels.rewards.clip.image_text import ImageTextModel
+from noisetilt_kernels.rewards.clip.pickscore import PickScore
 from noisetilt_kernels.rewards.preprocessing import Preprocessing
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
@@ -341,7 +344,7 @@ def test_a_tokenizer_and_processor_that_are_elsewhere(
 ) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(clip / name, tmp_path)
-    monkeypatch.setattr("noisetilt_kernels.rewards.clip.PICKSCORE_TOKENIZER", str(clip))
+    monkeypatch.setattr("noisetilt_kernels.rewards.clip.pickscore.VIT_H_TOKENIZER", str(clip))
     images = some_images(3, 50, 40)
     torch.testing.assert_close(
         PickScore(tmp_path)(images, PROMPTS), PickScore(clip)(images, PROMPTS), rtol=0, atol=0

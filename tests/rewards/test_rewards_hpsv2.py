@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from noisetilt_kernels.rewards import RewardError, checkpoint, hpsv2, load_reward
-from noisetilt_kernels.rewards.hpsv2 import HpsScore, WholeImage, convert_hpsv2
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import checkpoint, hpsv2
+from noisetilt_kernels.rewards.clip.hpsv2 import HpsScore, WholeImage, convert_hpsv2
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
 LONG = "many words " * 60
@@ -382,7 +383,7 @@ def test_the_file_its_folder_and_the_hub(
         return str(published / name)
 
     monkeypatch.setattr(checkpoint, "cached_file", from_hub)
-    monkeypatch.setattr(hpsv2, "HPSV2_TOKENIZER", str(published))
+    monkeypatch.setattr(hpsv2, "VIT_H_TOKENIZER", str(published))
     torch.testing.assert_close(load_reward("hpsv2")(images, PROMPTS), expected, rtol=0, atol=0)
     assert asked == [("xswu/HPSv2", NAME)]
 
@@ -393,7 +394,7 @@ def test_the_tokenizer_is_elsewhere(published: Path, tmp_path: Path, monkeypatch
         RewardError, match=r"^hpsv2: there is no tokenizer of the model's 54 tokens in \S+ or laion/"
     ):
         HpsScore(tmp_path)
-    monkeypatch.setattr(hpsv2, "HPSV2_TOKENIZER", str(published))
+    monkeypatch.setattr(hpsv2, "VIT_H_TOKENIZER", str(published))
     images = some_images(3)
     torch.testing.assert_close(HpsScore(tmp_path)(images, PROMPTS), HpsScore(published)(images, PROMPTS))
 

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 from transformers import BertTokenizer, CLIPImageProcessorPil
 
-from noisetilt_kernels.rewards import RewardError, checkpoint, imagereward, load_reward
-from noisetilt_kernels.rewards.imagereward import ImageRewardScore
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import checkpoint, imagereward
+from noisetilt_kernels.rewards.clip.imagereward import ImageRewardScore
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
 LONG = "many words " * 60
@@ -312,7 +313,7 @@ def test_the_file_its_folder_and_the_hub(
         return str(published / name)
 
     monkeypatch.setattr(checkpoint, "cached_file", from_hub)
-    monkeypatch.setattr(imagereward, "IMAGEREWARD_TOKENIZER", str(save_tokenizer(tmp_path)))
+    monkeypatch.setattr(imagereward, "TOKENIZER", str(save_tokenizer(tmp_path)))
     torch.testing.assert_close(load_reward("imagereward")(images, PROMPTS), expected, rtol=0, atol=1e-5)
     assert asked == [("THUDM/ImageReward", NAME)]
 

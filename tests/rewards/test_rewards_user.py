@@ -14,7 +14,7 @@ from reward_checks import check_each_by_itself, check_gradient, some_images
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.rewards import RewardError, check_prompts, load_reward, load_rewards, parse_weights
-from noisetilt_kernels.rewards.custom import is_own
+from noisetilt_kernels.rewards.custom import is_custom
 from noisetilt_kernels.rewards.frames import of_videos, takes_videos
 
 CODE = """
@@ -123,9 +123,7 @@ def test_names_in_the_box_come_first(folder: Path) -> None:
     (folder / "color.py").write_text(CODE)
     with pytest.raises(ValueError, match=r"^color: target must be #rrggbb or one of .*, got 'redness'"):
         load_reward("color:redness")
-    with pytest.raises(
-        ValueError, match=r"^parse_weights: reward 'clip' takes no argument, got 'clip:redness'"
-    ):
+    with pytest.raises(ValueError, match=r"^rewards: reward 'clip' takes no argument, got 'clip:redness'"):
         parse_weights("clip:redness")
     assert load_reward("color.py:redness")(some_images(1), ["a"]).shape == (1,)
 
@@ -179,7 +177,7 @@ def test_the_list_names_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "custom"),
     [
         ("a:b", True),
         ("a.b_2.c:d", True),
@@ -199,16 +197,19 @@ def test_the_list_names_them() -> None:
         ("a:#ff8000", False),
     ],
 )
-def test_forms(name: str, own: bool) -> None:
-    assert is_own(name) is own
+def test_forms(name: str, custom: bool) -> None:
+    assert is_custom(name) is custom
 
 
 @pytest.mark.parametrize(
     "call", [parse_weights, load_reward, load_rewards, lambda name: check_prompts([name], [])]
 )
 def test_names_of_no_form(call: Callable[[str], Any]) -> None:
-    message = r": 'my-tastes:redness' is no reward in the box, and one of your own is written MODULE:NAME or FILE.py:NAME"
-    with pytest.raises(ValueError, match=f"^[a-z_]+{message}$"):
+    message = (
+        r"^rewards: 'my-tastes:redness' is neither a bundled reward nor a custom one, which is written MODULE:NAME or "
+        r"FILE\.py:NAME$"
+    )
+    with pytest.raises(ValueError, match=message):
         call("my-tastes:redness")
 
 
@@ -227,10 +228,10 @@ def test_modules_that_are_not_there() -> None:
     }.items():
         check_error(
             name,
-            f"there is no module '{re.escape(module)}', nor a reward in the box, for '{name}'; run in the",
+            f"there is neither a module '{re.escape(module)}' nor a bundled reward for '{name}'; run in the",
         )
     check_error(
-        "colour:blue", "there is no module 'colour', nor a reward in the box, for 'colour:blue'; run in"
+        "colour:blue", "there is neither a module 'colour' nor a bundled reward for 'colour:blue'; run in"
     )
     check_error(
         "no/where.py:a", r"there is no file no/where.py for the reward 'no/where.py:a'; correct the path$"
@@ -268,12 +269,12 @@ def test_names_of_something_else(module: str) -> None:
     )
     check_error(
         f"{module}:Level",
-        rf"'{module}:Level' must be a function or an object, got a class; make an object of",
+        rf"'{module}:Level' must be a function or an object, got a class; create an object in",
     )
 
 
 def test_a_source_makes_no_sense() -> None:
     with pytest.raises(
-        ValueError, match=r"^load_reward: source must be None for 'my_tastes:redness', which has no "
+        ValueError, match=r"^rewards: reward 'my_tastes:redness' has no weights that a source could name"
     ):
         load_reward("my_tastes:redness", source="somewhere")

@@ -20,11 +20,17 @@ pytest.importorskip("transformers")
 import tiny_qwen
 from PIL import Image
 
-from noisetilt_kernels.rewards import RewardError, load_reward, load_rewards, videoreward
-from noisetilt_kernels.rewards.qwen import Patches
-from noisetilt_kernels.rewards.videoreward import VideoReward, chosen_frames
-from noisetilt_kernels.rewards.videoreward_checkpoint import Settings, merge_lora, plain_name, read_settings
-from noisetilt_kernels.rewards.videoreward_prompt import MARKS, PARTS, PROMPT_FILE
+from noisetilt_kernels.rewards import RewardError, load_reward, load_rewards
+from noisetilt_kernels.rewards.vision_language import videoreward
+from noisetilt_kernels.rewards.vision_language.qwen import Patches
+from noisetilt_kernels.rewards.vision_language.videoreward import VideoReward, chosen_frames
+from noisetilt_kernels.rewards.vision_language.videoreward_checkpoint import (
+    Settings,
+    merge_lora,
+    plain_name,
+    read_settings,
+)
+from noisetilt_kernels.rewards.vision_language.videoreward_prompt import MARKS, PARTS, PROMPT_FILE
 
 PROMPTS = ["a cat runs", "two red boats on a lake", "a cat runs"]
 SHORT = "\nRate it. VQ: <|VQ_reward|>\nMQ: <|MQ_reward|>\nPrompt - {text_prompt}\nTA: <|TA_reward|>\nEND\n"

@@ -19,8 +19,8 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from noisetilt_kernels.rewards import RewardError, load_reward
-from noisetilt_kernels.rewards.qwen import Patches, image_patches
-from noisetilt_kernels.rewards.vqascore import VqaScore, positions
+from noisetilt_kernels.rewards.vision_language.qwen import Patches, image_patches
+from noisetilt_kernels.rewards.vision_language.vqascore import VqaScore, positions
 
 PROMPTS = ["a cat", "two red boats on a lake", "a cat"]
 
@@ -261,7 +261,9 @@ def kept(reward: VqaScore, images: Tensor) -> int:
 def test_blocks_are_computed_again_in_the_backward(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = some_images(1, 64, 40)
     with_it = kept(VqaScore(folder), images)
-    monkeypatch.setattr("noisetilt_kernels.rewards.vqascore.recompute_blocks", lambda model: None)
+    monkeypatch.setattr(
+        "noisetilt_kernels.rewards.vision_language.vqascore.recompute_blocks", lambda model: None
+    )
     without = VqaScore(folder)
     assert with_it < 0.3 * kept(without, images)
     gradient = gradient_of(VqaScore(folder), images, ["a cat"])

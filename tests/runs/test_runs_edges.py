@@ -16,7 +16,8 @@ from torch import Tensor
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import Family
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
+from noisetilt_kernels.rewards.registry import Entry
 from noisetilt_kernels.runs import comparison, loading
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.contact_sheet import contact_sheet
@@ -28,7 +29,7 @@ from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 
 COMPUTE = ComputeOptions()
 SETTINGS = Settings(
-    "none", ("bright", "dark"), Method("base", {"steps": 2}), {"brightness": 2.0}, particles=2
+    "none", ("bright", "dark"), Method("base", {"steps": 2}), parse_rewards("brightness=2"), particles=2
 )
 
 
@@ -131,7 +132,7 @@ def compared(path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], **
     reward = WeightedSum({"brightness": (1.0, brightness), "symmetry": (0.5, left_half)})
     monkeypatch.setattr(comparison, "load_rewards", lambda *_: (reward, {}))
     monkeypatch.setattr(comparison, "load_model", lambda *_: LatentFlow())
-    settings = replace(SETTINGS, model="digits", rewards={"brightness": 1.0, "symmetry": 0.5})
+    settings = replace(SETTINGS, model="digits", rewards=parse_rewards("brightness,symmetry=0.5"))
     return comparison.compare(settings, list(map(parse_method, methods)), ComputeOptions(), path, **options)
 
 
@@ -198,12 +199,14 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(loading, "family_of", lambda pipe: family)
     monkeypatch.setattr(loading, "family_at", lambda source: family)
-    monkeypatch.setattr(
-        loading,
-        "load_weighted",
-        lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)}),
-    )
-    monkeypatch.setattr(loading, "load_reward", lambda name, **given: asked.update({name: given}))
+
+    def spec(name: str) -> RewardSpec:
+        def load(argument: str | None, source: str, device: object) -> object:
+            asked[name] = {"argument": argument, "source": source, "device": device}
+            return brightness
+
+        return RewardSpec(name, Entry("", load), "blue", source=f"/{name}")
+
     settings = replace(
         SETTINGS,
         model="m",
@@ -212,8 +215,8 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         height=32,
         width=48,
         guidance_scale=2.0,
-        held_out=("clip",),
-        sources={"clip": "/c"},
+        rewards=(spec("steering"),),
+        held_out=(spec("judge"),),
     )
     compute = ComputeOptions("cuda:1", offload=True)
     loading.load_model(settings, compute)
@@ -228,8 +231,10 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         "width": 48,
         "scale": 2.0,
     }
-    loading.load_rewards(settings, compute)
-    assert asked["sources"] == {"clip": "/c"} and asked["clip"] == {"source": "/c", "device": "cuda:1"}
+    _, held_out = loading.load_rewards(settings, compute)
+    assert list(held_out) == ["judge"]
+    for name in ("steering", "judge"):
+        assert asked[name] == {"argument": "blue", "source": f"/{name}", "device": "cuda:1"}
 
 
 def test_a_folder_that_only_looks_like_a_run(tmp_path: Path) -> None:
@@ -414,7 +419,7 @@ def test_non_finite_is_passed_and_explained(tmp_path: Path) -> None:
 def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
     from noisetilt_kernels.runs.plan import describe
 
-    settings = Settings("digits", ("a 7",), Method("ntrk"), {"brightness": 1.0}, height=40, width=48)
+    settings = Settings("digits", ("a 7",), Method("ntrk"), parse_rewards("brightness"), height=40, width=48)
 
     def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
         return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).splitlines()}
@@ -431,7 +436,8 @@ def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
     )
     assert "plus the reward model" not in one["memory"]
     assert (
-        "plus the reward model" in rows(replace(settings, rewards={"clip": 1.0}), ComputeOptions())["memory"]
+        "plus the reward model"
+        in rows(replace(settings, rewards=parse_rewards("clip")), ComputeOptions())["memory"]
     )
     base = rows(replace(settings, method=Method("base")), ComputeOptions())["memory"]
     assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # of activations

@@ -10,7 +10,8 @@ from gaussian_flows import LatentFlow, brightness, left_half
 from PIL import Image
 from torch import Tensor
 
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
+from noisetilt_kernels.rewards.registry import ENTRIES
 from noisetilt_kernels.runs.errors import OutOfMemoryError
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import RunFolder, to_image
@@ -23,8 +24,8 @@ SETTINGS = Settings(
     model="none",
     prompts=("bright", "dark"),
     method=Method("ntrk", {"steps": STEPS}),
-    rewards={"brightness": 1.0},
-    held_out=("left",),
+    rewards=parse_rewards("brightness"),
+    held_out=(RewardSpec("left", ENTRIES["symmetry"]),),
     particles=3,
     seed=4,
 )

@@ -14,7 +14,7 @@ from tiny_wan import SIZE, tiny_wan
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import WanFlow
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.rewards.frames import of_videos
 from noisetilt_kernels.rewards.simple import brightness
 from noisetilt_kernels.runs import videos
@@ -131,7 +131,7 @@ def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
 
 
 def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
-    settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), {"brightness": 1.0})
+    settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), parse_rewards("brightness"))
     reward = WeightedSum({"brightness": (1.0, of_videos(brightness, 4))})
     folder = RunFolder(tmp_path, settings.to_json())
     execute(settings, ComputeOptions(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})

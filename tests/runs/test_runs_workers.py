@@ -18,7 +18,7 @@ from torch import distributed
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.cli.errors import explained, on_interrupt
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.runs.execute import execute, open_folder
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
 from noisetilt_kernels.runs.methods import Method
@@ -152,7 +152,7 @@ def test_sampling_starts_after_all_have_read_what_is_missing(
     monkeypatch.setattr(
         RunFolder, "read_outcomes", lambda folder: (folder._worker and time.sleep(0.3), read(folder))[1]
     )
-    settings = Settings("none", ("a",), Method("base"), {"brightness": 1.0})
+    settings = Settings("none", ("a",), Method("base"), parse_rewards("brightness"))
     missing: dict[int, list[range]] = {}
 
     def process(rank: int) -> None:
@@ -216,7 +216,9 @@ def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pyt
     """With svdd, a particle takes one entry of the micro-batch per candidate."""
     sizes: list[int] = []
     monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
-    settings = Settings("none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), {"brightness": 1.0})
+    settings = Settings(
+        "none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), parse_rewards("brightness")
+    )
     folder = RunFolder(tmp_path, settings.to_json())
     execute(
         settings,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from .checks import check_batch
-from .loading import default_dtype, load_model, model_config, processor_config
+from ..checks import check_batch
+from ..loading import default_dtype, load_model, model_config, processor_config
+from ..registry import default_source
 from .qwen import Chat, image_patches, recompute_blocks
-from .sources import VQASCORE
+
+SOURCE = default_source("vqascore")
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 ANSWER = "Yes"
@@ -39,7 +41,7 @@ class VqaScore:
 
     def __init__(
         self,
-        source: str | Path = VQASCORE,
+        source: str | Path = SOURCE,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -23,8 +23,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checks import RewardError, first_of
-from .loading import FAILURES, check_source, unusable
+from ..checks import RewardError, first_of
+from ..loading import FAILURES, check_source, unusable
 from .videoreward_prompt import PARTS, PROMPT_TYPE
 
 CONFIG_FILE = "model_config.json"

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Tokenizer
 
-from .checks import RewardError
-from .loading import FAILURES
-from .preprocessing import Preprocessing
+from ..checks import RewardError
+from ..loading import FAILURES
+from ..preprocessing import Preprocessing
 
 LONGEST = 200
 """How many times as long as the other a side may be; the processors refuse more."""

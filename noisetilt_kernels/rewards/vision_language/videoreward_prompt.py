@@ -7,7 +7,7 @@ Kuaishou Technology, under the MIT licence.
 
 from pathlib import Path
 
-from ..checks import check_choice
+from ...checks import check_choice
 
 PROMPT_FILE = Path(__file__).with_suffix(".txt")
 PROMPT_TYPE = "detailed_special"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLModel
 
-from ..checks import check_number
-from .checks import RewardError, check_videos
-from .loading import default_dtype, load_model, model_config
+from ...checks import check_number
+from ..checks import RewardError, check_videos
+from ..loading import default_dtype, load_model, model_config
+from ..registry import default_source
 from .qwen import Chat, Patches, recompute_blocks
-from .sources import VIDEOREWARD, VIDEOREWARD_BASE
 from .videoreward_checkpoint import (
     fetch,
     merge_lora,
@@ -24,6 +24,11 @@ from .videoreward_checkpoint import (
     tuned_model,
 )
 from .videoreward_prompt import MARKS, PARTS, PROMPT_FILE, check_part
+
+SOURCE = default_source("videoreward")
+
+BASE = "Qwen/Qwen2-VL-2B-Instruct"
+"""Hub id of the base model of VideoReward, which is published without a model configuration."""
 
 LEAST_PIXELS = 128 * 28 * 28
 """Of a frame, unless the checkpoint allows no more than fewer."""
@@ -63,7 +68,7 @@ class VideoReward:
 
     def __init__(
         self,
-        source: str | Path = VIDEOREWARD,
+        source: str | Path = SOURCE,
         device: str | torch.device = "cpu",
         part: str | None = None,
         fps: float = 16.0,
@@ -79,7 +84,7 @@ class VideoReward:
         settings = read_settings(folder)
         checkpoint = newest(folder)
         if base is None:
-            base = folder if (folder / "config.json").is_file() else VIDEOREWARD_BASE
+            base = folder if (folder / "config.json").is_file() else BASE
         config: Any = Qwen2VLConfig.from_dict(dict(model_config("videoreward", str(base), ["qwen2_vl"])))
         tensors, complete = read_tensors(checkpoint)
         if not complete:

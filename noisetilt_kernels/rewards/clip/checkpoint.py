@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from .checks import RewardError, first_line, first_of
-from .loading import AnyModel, check_source
+from ..checks import RewardError, first_line, first_of
+from ..loading import AnyModel, check_source
 
 _FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueError, pickle.UnpicklingError)
 """What torch.load raises for files that are broken, or hold more than tensors."""

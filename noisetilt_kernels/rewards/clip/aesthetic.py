@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .checks import RewardError, check_batch
+from ..checks import RewardError, check_batch
+from ..loading import default_dtype, load_model, load_preprocessing, model_config
+from ..registry import default_source
 from .linear_head import linear_head
-from .loading import default_dtype, load_model, load_preprocessing, model_config
-from .sources import AESTHETIC, CLIP
+
+SOURCE = default_source("aesthetic")
 
 PREDICTOR_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 """The aesthetic predictor as LAION has it (github.com/christophschuhmann/improved-aesthetic-predictor)."""
+
+CLIP = default_source("clip")
+"""Hub id of the CLIP model that the predictor was trained on."""
 
 
 class AestheticScore:
@@ -36,7 +41,7 @@ class AestheticScore:
 
     def __init__(
         self,
-        source: str | Path = AESTHETIC,
+        source: str | Path = SOURCE,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -54,7 +59,9 @@ class AestheticScore:
             vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
             predictor = _read_predictor(files[0], config.projection_dim)
         else:
-            wanted = f"a vision model and the predictor in one, as {AESTHETIC}, or add LAION's {PREDICTOR_FILE} to it"
+            wanted = (
+                f"a vision model and the predictor in one, as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
+            )
             vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
             predictor = vision.layers
             del vision.layers  # stays float32

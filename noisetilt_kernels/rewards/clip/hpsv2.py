@@ -1,6 +1,6 @@
 """The reward of human preference by HPS v2: a CLIP model that was tuned to rank images. Needs transformers.
 
-    python -m noisetilt_kernels.rewards.hpsv2 HPS_v2.1_compressed.pt FOLDER
+    python -m noisetilt_kernels.rewards.clip.hpsv2 HPS_v2.1_compressed.pt FOLDER
 
 makes of the published file a folder that transformers' CLIPModel loads.
 """
@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
+from ..checks import RewardError
+from ..loading import load_model, load_tokenizer, model_config
+from ..preprocessing import Preprocessing
+from ..registry import default_source
 from .checkpoint import find_checkpoint, load_tensors, read_checkpoint
-from .checks import RewardError
-from .clip import ImageTextModel
-from .loading import load_model, load_tokenizer, model_config
+from .image_text import VIT_H_TOKENIZER, ImageTextModel
 from .open_clip import to_transformers
-from .preprocessing import Preprocessing
-from .sources import HPSV2, HPSV2_TOKENIZER
+
+SOURCE = default_source("hpsv2")
 
 
 class HpsScore:
@@ -45,10 +47,13 @@ class HpsScore:
     """
 
     def __init__(
-        self, source: str | Path = HPSV2, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        self,
+        source: str | Path = SOURCE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         model, place = _load(str(source))
-        tokenizer = load_tokenizer("hpsv2", [place, HPSV2_TOKENIZER], model.config.text_config.vocab_size)
+        tokenizer = load_tokenizer("hpsv2", [place, VIT_H_TOKENIZER], model.config.text_config.vocab_size)
         preprocess = WholeImage(model.config.vision_config.image_size)
         self._model = ImageTextModel("hpsv2", model, tokenizer, preprocess, device, dtype)
 

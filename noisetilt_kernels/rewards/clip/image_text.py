@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from .checks import check_batch
-from .loading import default_dtype, load_model, load_preprocessing, load_tokenizer, model_config
-from .sources import CLIP, PICKSCORE, PICKSCORE_TOKENIZER
+from ..checks import check_batch
+from ..loading import default_dtype, load_model, load_preprocessing, load_tokenizer, model_config
+
+VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""Hub id of the base model of PickScore and HPS v2, which are published without a tokenizer."""
 
 
 class ImageTextModel:
@@ -92,46 +94,6 @@ class ImageTextModel:
                 features = self._model.get_text_features(**tokens.to(self._model.device))
                 self._texts[prompt] = _unit(_features(features))[0]
         return self._texts[prompt]
-
-
-class ClipScore:
-    """100 times the cosine of image and prompt, mostly from 10 to 35. Not cut off at 0, where the gradient would end.
-
-    Args:
-        source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.
-        device: of the model, and where images will be.
-        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
-
-    Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
-    """
-
-    def __init__(
-        self, source: str | Path = CLIP, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> None:
-        self._model = ImageTextModel.load("clip", source, (), device, dtype)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return 100 * self._model.cosines(images, prompts)
-
-
-class PickScore:
-    """What people would rather have of a prompt (Kirstain et al., arXiv 2305.01569); most images are at 18 to 24.
-
-    The cosine of image and prompt times the model's own scale, which is about 100. The arguments, and what is raised,
-    are those of `ClipScore`; where the source has no tokenizer it is that of the model which PickScore was tuned from.
-    """
-
-    def __init__(
-        self,
-        source: str | Path = PICKSCORE,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self._model = ImageTextModel.load("pickscore", source, (PICKSCORE_TOKENIZER,), device, dtype)
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self._model.scale * self._model.cosines(images, prompts)
 
 
 def _features(output: object) -> Tensor:

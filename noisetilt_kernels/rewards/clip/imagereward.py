@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
+from ..checks import RewardError, check_batch
+from ..loading import default_dtype, load_tokenizer
+from ..preprocessing import Preprocessing
+from ..registry import default_source
 from .checkpoint import count_layers, find_checkpoint, heads_of, load_tensors, read_checkpoint, shape_of
-from .checks import RewardError, check_batch
 from .linear_head import linear_head
-from .loading import default_dtype, load_tokenizer
-from .preprocessing import Preprocessing
-from .sources import IMAGEREWARD, IMAGEREWARD_TOKENIZER
+
+SOURCE = default_source("imagereward")
+
+TOKENIZER = "google-bert/bert-base-uncased"
+"""Hub id of BERT, whose tokenizer BLIP extends; ImageReward is published without a tokenizer."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the scores in the authors' data, which the reward is scaled by."""
@@ -65,7 +70,7 @@ class ImageRewardScore:
 
     def __init__(
         self,
-        source: str | Path = IMAGEREWARD,
+        source: str | Path = SOURCE,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -74,7 +79,7 @@ class ImageRewardScore:
         if found is None:
             raise RewardError(
                 f"imagereward: {source} holds no .pt file; name ImageReward.pt, a folder with it, or ID:FILE on the "
-                f"Hugging Face hub, such as {IMAGEREWARD}"
+                f"Hugging Face hub, such as {SOURCE}"
             )
         file, place = found
         tensors = read_checkpoint("imagereward", file)
@@ -82,7 +87,7 @@ class ImageRewardScore:
         text: Any = config.text_config
         vision: Any = config.vision_config
         self._tokenizer = load_tokenizer(
-            "imagereward", [place, IMAGEREWARD_TOKENIZER], text.vocab_size, BertTokenizer, ADDED_TOKENS
+            "imagereward", [place, TOKENIZER], text.vocab_size, BertTokenizer, ADDED_TOKENS
         )
         self._preprocess = Preprocessing.from_config(
             {"size": vision.image_size, "crop_size": vision.image_size}
