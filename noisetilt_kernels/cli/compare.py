@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..runs.methods import parse_method
+from ..sampling.methods import parse_method
 from .errors import HOW_TO_RESUME, explained, on_interrupt
 from .options import (
     compute_options,

@@ -10,9 +10,9 @@ from ..rewards import parse_rewards
 from ..rewards.digits import WORDS
 from ..runs import comparison
 from ..runs.files import write_whole
-from ..runs.methods import Method
 from ..runs.settings import ComputeOptions, Settings
 from ..runs.table import text
+from ..sampling.methods import Method
 
 METHODS = (
     Method("ntrk", {"operator": "w", "rho": 0.01}),

@@ -12,9 +12,9 @@ from ..rewards import RewardSpec, parse_rewards
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..rewards.spec import check_sources
 from ..runs import workers
-from ..runs.methods import Method
 from ..runs.settings import ComputeOptions, Settings, default_device, default_dtype
 from ..sampling import NON_FINITE
+from ..sampling.methods import Method
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from ..runs.methods import FLOW_METHODS, Method
-from ..sampling import OPERATORS, SCHEDULES
+from ..sampling.methods import Method
 from .errors import explained
+from .method_options import method_options
 from .options import compute_options, model_options, prompt_options, reward_options, run_options
 from .single_run import run_method
 
@@ -15,42 +15,20 @@ from .single_run import run_method
 @model_options
 @prompt_options
 @reward_options
-@click.option("--method", type=click.Choice(FLOW_METHODS), default="ntrk", show_default=True)
-@click.option("--rho", type=float)
-@click.option("--operator", type=click.Choice(OPERATORS))
-@click.option("--strength", type=float)
-@click.option("--candidates", type=click.IntRange(1))
-@click.option("--steps", type=click.IntRange(1))
-@click.option("--schedule", type=click.Choice(SCHEDULES))
-@click.option("--scale", type=float)
+@method_options("flow", default="ntrk")
 @run_options
 @compute_options
-def sample(
-    method: str,
-    rho: Any,
-    operator: Any,
-    strength: Any,
-    candidates: Any,
-    steps: Any,
-    schedule: Any,
-    scale: Any,
-    **options: Any,
-) -> None:
+def sample(method: Method, **options: Any) -> None:
     """Steer a flow model toward a reward.
 
+    Writes the images, their latents, a record of every step and a contact sheet to the folder.
+
     \b
-    Example:
+    Examples:
       noisetilt sample --model digits --prompt "a handwritten seven" \\
           --reward brightness --rho 0.01 --particles 4 --out run/
+      noisetilt sample --model digits --prompt "a handwritten seven" \\
+          --reward brightness --method svdd:candidates=2 --out run-svdd/
     """
-    given = {
-        "rho": rho,
-        "operator": operator,
-        "strength": strength,
-        "candidates": candidates,
-        "steps": steps,
-        "schedule": schedule if scale is None else schedule or "linear",
-        "scale": scale,
-    }
     with explained():
-        run_method(Method(method, {n: v for n, v in given.items() if v is not None}), **options)
+        run_method(method, **options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..runs.methods import Method
+from ..sampling.methods import Method
 from .errors import HOW_TO_RESUME, on_interrupt
 from .options import compute_options_of, settings_of
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..models.memory import latent_shape
+from ..sampling.methods import Method
 from .contact_sheet import contact_sheet
 from .errors import RunFolderError
 from .execute import execute, open_folder
 from .files import write_whole
 from .folder import RunFolder, png
 from .loading import check_settings, load_model, load_rewards
-from .methods import Method
 from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
 from .table import Row, markdown, tabulate

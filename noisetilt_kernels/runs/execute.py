@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..rewards import WeightedSum
-from ..sampling import FinishedParticle, RecordWriter, Reward, Run
-from ..sampling.run import best_index
+from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
+from ..sampling.result import best_index
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
@@ -97,14 +97,16 @@ def execute(
         )
 
     with RecordWriter(folder.records_file) as records, out_of_memory_explained(compute):
-        mine = workers.share(folder.missing(len(prompts)), settings.method.at_once(compute.micro_batch))
+        mine = workers.share(
+            folder.missing(len(prompts)), settings.method.particles_at_once(compute.micro_batch)
+        )
         if compute.offload and mine:
             # all prompts at once; otherwise every new prompt would move the denoiser off the GPU and back
             model.encode(
                 list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles))
             )
         for particles in mine:
-            run = Run(
+            options = SamplerOptions(
                 seed=settings.seed,
                 micro_batch=compute.micro_batch,
                 first_particle=particles.start,
@@ -113,7 +115,7 @@ def execute(
                 on_record=records.write,
                 progress=compute.progress and workers.is_first,
             )
-            settings.method.sample(model, reward, prompts[particles.start : particles.stop], run)
+            settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
     workers.wait()
     if workers.is_first:
         folder.merge_lines()

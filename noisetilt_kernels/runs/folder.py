@@ -28,10 +28,10 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from ..sampling.methods import Method
 from ..versions import versions
 from .errors import RunFolderError
 from .files import is_temporary, write_whole
-from .methods import Method
 from .videos import film_strip, mp4
 
 
@@ -309,8 +309,8 @@ def _rewrite(path: Path, lines: Iterable[str]) -> None:
 
 def _describe_setting(setting: Any) -> str:
     """Return a setting of run.json for a message; a method in the syntax of `parse_method`."""
-    if isinstance(setting, dict) and setting.keys() == {"name", "options"}:
-        return repr(str(Method(setting["name"], setting["options"])))
+    if isinstance(setting, dict) and setting.keys() == {"name", "arguments"}:
+        return repr(str(Method(setting["name"], setting["arguments"])))
     return repr(setting)
 
 

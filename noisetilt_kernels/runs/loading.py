@@ -26,7 +26,7 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     """
     if compute.offload and torch.device(compute.device).type == "cpu":
         raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
-    if settings.dtype == "float16" and settings.method.gradient:
+    if settings.dtype == "float16" and settings.method.needs_gradient:
         raise ValueError(
             "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
         )

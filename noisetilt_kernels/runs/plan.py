@@ -23,7 +23,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         dtype=getattr(torch, settings.dtype),
         micro_batch=compute.micro_batch,
         offload=compute.offload,
-        gradient=settings.method.gradient,
+        gradient=settings.method.needs_gradient,
         one_step=settings.one_step,
         reward=weightless_reward,
         **settings.model_options,

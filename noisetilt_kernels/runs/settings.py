@@ -7,7 +7,7 @@ import torch
 
 from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
-from .methods import Method
+from ..sampling.methods import Method
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Settings:
     @property
     def one_step(self) -> bool:
         """True if the method is for one-step models."""
-        return self.method.name == "wgnc"
+        return self.method.one_step
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the scores to show beside the steering reward: its parts if it is a sum, and held-out ones."""
+        """Names of the scores to show beside the steering reward: parts of a sum, and held-out rewards."""
         parts = self.rewards if len(self.rewards) > 1 else ()
         return [reward.name for reward in (*parts, *self.held_out)]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..sampling.run import best_index
+from ..sampling.methods import Method
+from ..sampling.result import best_index
 from .folder import Outcome
-from .methods import Method
 from .statistics import Estimate, estimate
 
 

@@ -60,7 +60,9 @@ def test_ode_makes_the_pipelines_images(dev: bool, shape: tuple[int, ...]) -> No
     pipe = tiny_flux(dev)
     expected = stock_images(pipe, noise(0, 2, shape), PROMPTS, steps=4, guidance_scale=2.5)
     flow = FluxFlow(pipe, height=2 * shape[1], width=2 * shape[2], guidance_scale=2.5)
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     images = flow.decode(result.latents)
     assert flow.shape == shape
     assert images.std() > 0.1
@@ -206,8 +208,8 @@ def test_prompts_are_encoded_once() -> None:
     calls: list[Tensor] = []
     pipe.text_encoder_2.register_forward_pre_hook(lambda module, arguments: calls.append(arguments[0]))
     flow = flow_of(pipe)
-    run = sampling.Run(micro_batch=2)
-    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, options=run)
     assert len(calls) == 2
     flow.encode(["a cat", "the house"])
     assert len(calls) == 3
@@ -276,7 +278,7 @@ def test_the_pipelines_own_calls_are_left_alone() -> None:
 
 def test_bfloat16_runs_end_to_end() -> None:
     flow = flow_of(tiny_flux().to(dtype=torch.bfloat16))
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=sampling.Run(micro_batch=2))
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(micro_batch=2))
     assert result.latents.dtype == torch.float32
     assert all(record.gradient_norm for record in result.records if record.step < 2)
 
@@ -287,9 +289,9 @@ def test_bfloat16_runs_end_to_end() -> None:
 @pytest.mark.parametrize("operator", ["w", "norm"])
 def test_ntrk_raises_the_reward(operator: str) -> None:
     flow = flow_of(tiny_flux())
-    run = sampling.Run(micro_batch=4)
-    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, run=run)
-    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, run=run)
+    run = sampling.SamplerOptions(micro_batch=4)
+    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, options=run)
+    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, options=run)
     assert bool((tilted.rewards > plain.rewards).all())
     assert not any(record.fallback for record in tilted.records)
 
@@ -299,7 +301,9 @@ def test_one_step_model() -> None:
     model = FluxOneStep(pipe, height=SIZE, width=SIZE)
     images = stock_images(pipe, noise(0, 2), PROMPTS, steps=1)
     torch.testing.assert_close(model.generate(noise(0, 2), PROMPTS), images, rtol=0, atol=1e-5)
-    result = sampling.wgnc(model, redness, PROMPTS, iterations=10, lr=0.1, run=sampling.Run(micro_batch=2))
+    result = sampling.wgnc(
+        model, redness, PROMPTS, iterations=10, lr=0.1, options=sampling.SamplerOptions(micro_batch=2)
+    )
     first = [record.reward for record in result.records if record.step == 0]
     assert all(after > before for after, before in zip(result.rewards.tolist(), first, strict=True))
 
@@ -369,9 +373,9 @@ def test_hooks_of_model_offload_are_accelerates() -> None:
 
 
 def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = sampling.Run(micro_batch=1)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, run=run)
-    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=1)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
+    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
     assert torch.equal(result.latents, expected.latents)
     # the first prompt of CLIP alone, then what is there with it; no text encoder beside the transformer
     assert Residence.peak == {
@@ -385,7 +389,7 @@ def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.Mo
     for module in ("flux", "pipeline", "prompts"):
         monkeypatch.setattr(f"noisetilt_kernels.models.{module}.keep_until_backward", lambda pipe: None)
     with pytest.raises(sampling.NonFiniteError):
-        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)
+        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
 
 
 def test_model_offload_without_text_encoders() -> None:
@@ -400,14 +404,14 @@ def test_model_offload_without_text_encoders() -> None:
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_sequential_offload(checkpointing: bool) -> None:
-    run = sampling.Run(micro_batch=2)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
     pipe = tiny_flux()
     for model in (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae):
         cpu_offload(model, torch.device("cpu"))  # what pipe.enable_sequential_cpu_offload() does
     flow = flow_of(pipe, gradient_checkpointing=checkpointing)
     assert flow.device == torch.device("cpu")
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=run)
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=run)
     torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=1e-5)
     assert all(parameter.is_meta for parameter in pipe.transformer.parameters())
 

@@ -248,15 +248,17 @@ def test_blank_prompts_are_like_encoded_ones(kind: Kind) -> None:
 
 def test_wgnc_raises_the_reward(kind: Kind) -> None:
     model = kind.model()
-    run = sampling.Run(micro_batch=2)
-    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, options=run)
     first = [record.reward for record in result.records if record.step == 0]
     assert all(after > before for after, before in zip(result.rewards.tolist(), first, strict=True))
     assert not any(record.fallback for record in result.records)
     images = model.generate(result.latents, PROMPTS)
     torch.testing.assert_close(redness(images, PROMPTS), result.rewards, rtol=0, atol=1e-4)
-    alone = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, run=sampling.Run(micro_batch=1))
-    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, run=run)
+    alone = sampling.wgnc(
+        model, redness, PROMPTS, iterations=1, lr=0.1, options=sampling.SamplerOptions(micro_batch=1)
+    )
+    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, options=run)
     torch.testing.assert_close(together.latents, alone.latents, rtol=0, atol=1e-3)
 
 

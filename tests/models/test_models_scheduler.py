@@ -39,7 +39,9 @@ def test_bits_are_those_of_base(schedule: str) -> None:
     scheduler = FlowSDEScheduler(schedule=schedule, shift=3.0)
     scheduler.set_timesteps(6)
     flow = LatentFlow(bend=0.3, sigmas=lambda n: scheduler.sigmas)
-    expected = sampling.base(flow, brightness, "light", steps=6, schedule=schedule, run=sampling.Run(seed=3))
+    expected = sampling.base(
+        flow, brightness, "light", steps=6, schedule=schedule, options=sampling.SamplerOptions(seed=3)
+    )
     stream = ParticleNoise(3, 0, flow.shape)
     x = stream.draw()
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
@@ -68,7 +70,7 @@ def test_flux_with_it_is_base_of_flux(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = FluxFlow(pipe, height=SIZE, width=SIZE)
     schedule = sampling.Schedule("flow-grpo", 0.5)
     result = sampling.base(
-        flow, brightness, "a red cat", steps=4, schedule=schedule, run=sampling.Run(seed=5)
+        flow, brightness, "a red cat", steps=4, schedule=schedule, options=sampling.SamplerOptions(seed=5)
     )
     torch.testing.assert_close(flow.decode(result.latents), found, rtol=0, atol=1e-5)
 

@@ -42,7 +42,9 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
     given: dict[str, Any] = {"latents": noise(0, 2), "num_inference_steps": 4, "output_type": "pt", **SIZE}
     expected = pipe(PROMPTS, negative_prompt=["the house"] * 2, guidance_scale=scale, **given).frames
     flow = flow_of(pipe, guidance_scale=scale, negative_prompt="the house")
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     videos = flow.decode(result.latents)
     assert flow.shape == SHAPE and videos.shape == (2, 3, 9, 32, 48)
     assert videos.std() > 0.05
@@ -189,7 +191,11 @@ def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
     }
 
     def run(micro_batch: int) -> sampling.Result:
-        given = {"steps": 3, "run": sampling.Run(seed=2, micro_batch=micro_batch), **options[method]}
+        given = {
+            "steps": 3,
+            "options": sampling.SamplerOptions(seed=2, micro_batch=micro_batch),
+            **options[method],
+        }
         if method == "best of":
             return sampling.best_of_n(sampling.ntrk, flow, redness, PROMPTS, **given)
         return getattr(sampling, method)(flow, redness, PROMPTS, **given)
@@ -197,7 +203,7 @@ def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
     one, two = run(1), run(2)
     torch.testing.assert_close(one.latents, two.latents, rtol=0, atol=1e-4)
     assert one.latents.shape[1:] == SHAPE
-    base = sampling.base(flow, redness, PROMPTS, steps=3, run=sampling.Run(seed=2))
+    base = sampling.base(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(seed=2))
     if method in ("ntrk", "dps"):
         assert bool((one.rewards > base.rewards).all())
 

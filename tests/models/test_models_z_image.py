@@ -47,7 +47,9 @@ def test_ode_makes_the_pipelines_images(
     expected = stock_images(pipe, noise(shape, 2), PROMPTS, steps=4, negative_prompt=against, **guidance)
     size = {"height": 2 * shape[1], "width": 2 * shape[2]}
     flow = flow_of(pipe, **size, **guidance, negative_prompt=negative or "")
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     images = flow.decode(result.latents)
     assert flow.shape == shape
     assert images.std() > 0.1
@@ -173,7 +175,7 @@ def test_bfloat16_weights_see_exact_times() -> None:
 
 def test_bfloat16_runs_end_to_end() -> None:
     flow = flow_of(tiny_z_image().to(dtype=torch.bfloat16))
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=sampling.Run(micro_batch=2))
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(micro_batch=2))
     assert result.latents.dtype == torch.float32
     assert all(record.gradient_norm for record in result.records if record.step < 2)
 
@@ -183,14 +185,14 @@ def test_bfloat16_runs_end_to_end() -> None:
 
 def test_ntrk_raises_the_reward_whatever_the_micro_batch() -> None:
     flow = flow_of()
-    together, alone = sampling.Run(micro_batch=4), sampling.Run(micro_batch=1)
-    plain = sampling.base(flow, redness, PROMPTS * 2, steps=4, run=together)
+    together, alone = sampling.SamplerOptions(micro_batch=4), sampling.SamplerOptions(micro_batch=1)
+    plain = sampling.base(flow, redness, PROMPTS * 2, steps=4, options=together)
     # not "w", which sorts: the last digit of a gradient may decide
     options = {"rho": 1.0, "operator": "wgnc", "steps": 4}
-    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, run=together, **options)
+    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, options=together, **options)
     assert bool((tilted.rewards > plain.rewards).all())
     assert not any(record.fallback for record in tilted.records)
-    one_by_one = sampling.ntrk(flow, redness, PROMPTS * 2, run=alone, **options)
+    one_by_one = sampling.ntrk(flow, redness, PROMPTS * 2, options=alone, **options)
     torch.testing.assert_close(tilted.latents, one_by_one.latents, rtol=0, atol=1e-3)
 
 

@@ -24,8 +24,8 @@ from noisetilt_kernels.runs.contact_sheet import contact_sheet
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.files import write_whole
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method, parse_method
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling.methods import Method, parse_method
 
 COMPUTE = ComputeOptions()
 SETTINGS = Settings(
@@ -346,9 +346,9 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         and settings.dtype == "bfloat16"
         and settings.lora == "some/lora"
     )
-    assert settings.method.options == {"steps": 1, "schedule": "linear", "scale": 0.5}
+    assert settings.method.arguments == {"steps": 1, "schedule": "linear", "scale": 0.5}
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
-    assert optimized.method.options == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+    assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
 
 
 @pytest.mark.parametrize(

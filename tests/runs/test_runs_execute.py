@@ -15,9 +15,9 @@ from noisetilt_kernels.rewards.registry import ENTRIES
 from noisetilt_kernels.runs.errors import OutOfMemoryError
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import RunFolder, to_image
-from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
-from noisetilt_kernels.sampling import Run
+from noisetilt_kernels.sampling import SamplerOptions
+from noisetilt_kernels.sampling.methods import Method
 
 STEPS = 3
 SETTINGS = Settings(
@@ -52,7 +52,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 def test_a_run_is_what_the_sampler_makes(tmp_path: Path) -> None:
     summary = run(tmp_path)
     prompts = ["bright"] * 3 + ["dark"] * 3
-    result = SETTINGS.method.sample(LatentFlow(), brightness, prompts, Run(seed=4))
+    result = SETTINGS.method.sample(LatentFlow(), brightness, prompts, SamplerOptions(seed=4))
     pictures = LatentFlow().decode(result.latents)
     left = left_half(pictures, prompts)
     results = lines(tmp_path / "results.jsonl")

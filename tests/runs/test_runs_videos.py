@@ -20,8 +20,8 @@ from noisetilt_kernels.rewards.simple import brightness
 from noisetilt_kernels.runs import videos
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling.methods import Method
 
 av = pytest.importorskip("av")
 

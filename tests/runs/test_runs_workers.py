@@ -21,9 +21,9 @@ from noisetilt_kernels.cli.errors import explained, on_interrupt
 from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.runs.execute import execute, open_folder
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 from noisetilt_kernels.runs.workers import Workers, connected, device_of_process
+from noisetilt_kernels.sampling.methods import Method
 
 MODEL = ["--model", "digits", "--prompt", "a 7", "--prompt", "a 3", "--seed", "3"]
 COMMAND = ["sample", *MODEL, "--steps", "2"]
@@ -208,8 +208,11 @@ def test_shares_are_whole_micro_batches() -> None:
         [range(4, 5)],
     ]
     assert Workers().share(missing, 2) == missing
-    assert Method("svdd", {"candidates": 3}).at_once(8) == 2 and Method("svdd").at_once(2) == 1
-    assert Method("ntrk").at_once(8) == 8
+    assert (
+        Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
+        and Method("svdd").particles_at_once(2) == 1
+    )
+    assert Method("ntrk").particles_at_once(8) == 8
 
 
 def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

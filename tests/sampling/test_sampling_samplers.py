@@ -11,7 +11,7 @@ from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, Spy, brigh
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import OPERATORS, Result, Run, Schedule
+from noisetilt_kernels.sampling import OPERATORS, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
@@ -26,12 +26,12 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
 STEPS = 4
 
 
-def run_sampler(name: str, prompts: Sequence[str], run: Run | None = None) -> Result:
+def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
     """A short run of the named sampler, "wgnc" included."""
     if name == "wgnc":
-        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, run=run)
-    sampler, options = FLOW_SAMPLERS[name]
-    return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, run=run, **options)
+        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, options=options)
+    sampler, arguments = FLOW_SAMPLERS[name]
+    return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, options=options, **arguments)
 
 
 # ---- noise ----
@@ -59,25 +59,27 @@ def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: st
             for r in result.records
         }
 
-    whole = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=7))
+    whole = run_sampler(name, [""] * 7, SamplerOptions(seed=2, micro_batch=7))
     for micro_batch in (1, 2, 3, 100):
-        result = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=micro_batch))
+        result = run_sampler(name, [""] * 7, SamplerOptions(seed=2, micro_batch=micro_batch))
         assert_same_bits(result.latents, whole.latents, f"micro-batches of {micro_batch}")
         assert_same_bits(result.rewards, whole.rewards, f"micro-batches of {micro_batch}")
         assert seen(result) == seen(whole)
         assert result.nfe == whole.nfe
-    later = run_sampler(name, [""] * 2, Run(seed=2, micro_batch=2, first_particle=4))
+    later = run_sampler(name, [""] * 2, SamplerOptions(seed=2, micro_batch=2, first_particle=4))
     assert_same_bits(later.latents, whole.latents[4:6], "particles 4 and 5 alone")
     assert {record.particle for record in later.records} == {4, 5}
-    other = run_sampler(name, [""], Run(seed=3))
+    other = run_sampler(name, [""], SamplerOptions(seed=3))
     assert not torch.equal(other.latents[0], whole.latents[0])
 
 
 def test_every_particle_has_its_prompt() -> None:
     prompts = ["bright", "dark", "bright"]
-    for name, (sampler, options) in FLOW_SAMPLERS.items():
+    for name, (sampler, arguments) in FLOW_SAMPLERS.items():
         model = Spy(LatentFlow())
-        result = sampler(model, brightness, prompts, steps=3, run=Run(micro_batch=2), **options)
+        result = sampler(
+            model, brightness, prompts, steps=3, options=SamplerOptions(micro_batch=2), **arguments
+        )
         assert result.prompts == ("bright", "dark", "bright")
         for x, _, asked, _ in model.calls:
             assert len(asked) == len(x)
@@ -92,7 +94,7 @@ def test_every_particle_has_its_prompt() -> None:
 
 @pytest.mark.parametrize("schedule", sampling.SCHEDULES)
 @pytest.mark.parametrize(
-    ("sampler", "options"),
+    ("sampler", "arguments"),
     [
         *[(sampling.ntrk, {"rho": rho, "operator": name}) for name in OPERATORS for rho in (0, 0.0)],
         (sampling.dps, {"strength": 0.0}),
@@ -100,21 +102,21 @@ def test_every_particle_has_its_prompt() -> None:
     ],
 )
 def test_without_guidance_it_is_base_bit_for_bit(
-    sampler: Callable[..., Result], options: dict[str, Any], schedule: str
+    sampler: Callable[..., Result], arguments: dict[str, Any], schedule: str
 ) -> None:
-    arguments = {"steps": 5, "schedule": schedule, "run": Run(seed=11, micro_batch=2)}
+    common = {"steps": 5, "schedule": schedule, "options": SamplerOptions(seed=11, micro_batch=2)}
     model = LatentFlow(bend=0.2)
-    expected = sampling.base(model, left_half, [""] * 3, **arguments)
-    result = sampler(model, left_half, [""] * 3, **arguments, **options)
+    expected = sampling.base(model, left_half, [""] * 3, **common)
+    result = sampler(model, left_half, [""] * 3, **common, **arguments)
     assert_same_bits(result.latents, expected.latents)
     assert_same_bits(result.rewards, expected.rewards)
 
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
 def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
-    sampler, options = FLOW_SAMPLERS[name]
+    sampler, arguments = FLOW_SAMPLERS[name]
     model = LatentFlow()
-    result = sampler(model, brightness, "", steps=1, run=Run(seed=7), **options)
+    result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
     x = ParticleNoise(7, 0, model.shape).draw()
     assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
     assert result.nfe == 1
@@ -122,20 +124,20 @@ def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
 
 def test_guidance_raises_the_reward() -> None:
     """Every method, above base, by more than the standard errors of their means."""
-    model, prompts, run = LatentFlow(), [""] * 12, Run(seed=0, micro_batch=12)
-    base = sampling.base(model, brightness, prompts, steps=10, run=run).rewards
+    model, prompts, options = LatentFlow(), [""] * 12, SamplerOptions(seed=0, micro_batch=12)
+    base = sampling.base(model, brightness, prompts, steps=10, options=options).rewards
     error = float(base.std()) / math.sqrt(len(prompts))
-    for name, (sampler, options) in FLOW_SAMPLERS.items():
+    for name, (sampler, arguments) in FLOW_SAMPLERS.items():
         if name in ("base", "ntrk identity"):  # the raw gradient of a mean over 768 values is tiny
             continue
-        rewards = sampler(model, brightness, prompts, steps=10, run=run, **options).rewards
+        rewards = sampler(model, brightness, prompts, steps=10, options=options, **arguments).rewards
         assert float(rewards.mean()) > float(base.mean()) + 2 * error, name
 
 
 def test_more_guidance_raises_the_reward_further() -> None:
-    model, prompts, run = LatentFlow(), [""] * 4, Run(seed=0, micro_batch=4)
+    model, prompts, options = LatentFlow(), [""] * 4, SamplerOptions(seed=0, micro_batch=4)
     means = [
-        float(sampling.ntrk(model, left_half, prompts, rho=rho, steps=10, run=run).rewards.mean())
+        float(sampling.ntrk(model, left_half, prompts, rho=rho, steps=10, options=options).rewards.mean())
         for rho in (0.0, 0.1, 0.3, 1.0)
     ]
     assert means == sorted(means)
@@ -228,12 +230,12 @@ def test_svdd_keeps_the_best_candidate() -> None:
     model, count, steps = LatentFlow(bend=0.2), 5, 6
     spy = Spy(model)
     result = sampling.svdd(
-        spy, left_half, "", candidates=count, steps=steps, run=Run(seed=4, micro_batch=100)
+        spy, left_half, "", candidates=count, steps=steps, options=SamplerOptions(seed=4, micro_batch=100)
     )
     stream = ParticleNoise(4, 0, model.shape)
     x = stream.draw()
     picked = set()
-    for step in plan_steps("test", model, steps, sampling.samplers.DEFAULT_SCHEDULE)[:-1]:
+    for step in plan_steps("test", model, steps, Schedule("linear"))[:-1]:
         t = step.t - step.delta
         drawn = mean(x, model.velocity(x, step.t, [""]), step) + step.sigma * stream.draw(count)
         rewards = left_half(model.decode(drawn - t * model.velocity(drawn, t, [""])), [""] * count)
@@ -251,13 +253,13 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
     prompts, n = ["bright", "dark"], 3
     every = [prompt for prompt in prompts for _ in range(n)]
     if name == "wgnc":
-        sampler, model, options = sampling.wgnc, LatentGenerator(), {"iterations": 2}
+        sampler, model, arguments = sampling.wgnc, LatentGenerator(), {"iterations": 2}
     else:
-        (sampler, options), model = FLOW_SAMPLERS[name], LatentFlow()
-        options = {"steps": STEPS, **options}
-    run = Run(seed=1, micro_batch=4)
-    alone = sampler(model, brightness, every, run=run, **options)
-    result = sampling.best_of_n(sampler, model, brightness, prompts, n=n, run=run, **options)
+        (sampler, arguments), model = FLOW_SAMPLERS[name], LatentFlow()
+        arguments = {"steps": STEPS, **arguments}
+    options = SamplerOptions(seed=1, micro_batch=4)
+    alone = sampler(model, brightness, every, options=options, **arguments)
+    result = sampling.best_of_n(sampler, model, brightness, prompts, n=n, options=options, **arguments)
     assert_same_bits(result.latents, alone.latents)
     assert result.nfe == alone.nfe
     assert result.chosen == (int(result.rewards[:n].argmax()), n + int(result.rewards[n:].argmax()))
@@ -279,19 +281,21 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_batch: int) -> None:
-    assert run_sampler(name, [""] * 5, Run(micro_batch=micro_batch)).nfe == 5 * per_particle
+    assert run_sampler(name, [""] * 5, SamplerOptions(micro_batch=micro_batch)).nfe == 5 * per_particle
     if name != "wgnc":
         spy = Spy(LatentFlow())
-        sampler, options = FLOW_SAMPLERS[name]
-        run = Run(micro_batch=micro_batch)
-        result = sampling.best_of_n(sampler, spy, brightness, "", n=5, steps=STEPS, run=run, **options)
+        sampler, arguments = FLOW_SAMPLERS[name]
+        options = SamplerOptions(micro_batch=micro_batch)
+        result = sampling.best_of_n(
+            sampler, spy, brightness, "", n=5, steps=STEPS, options=options, **arguments
+        )
         assert result.nfe == spy.entries == 5 * per_particle
         assert max(len(x) for x, *_ in spy.calls) <= micro_batch
 
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
 def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
-    sampler, options = FLOW_SAMPLERS[name]
+    sampler, arguments = FLOW_SAMPLERS[name]
     spy = Spy(LatentFlow())
     seen = []
 
@@ -299,7 +303,7 @@ def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
         seen.append(torch.is_grad_enabled())
         return brightness(images, prompts)
 
-    result = sampler(spy, reward, "", steps=STEPS, **options)
+    result = sampler(spy, reward, "", steps=STEPS, **arguments)
     guided = name.startswith(("ntrk", "dps"))
     assert [on for *_, on in spy.calls if on] == [True] * (STEPS - 1) * guided
     assert [on for on in seen if on] == [True] * (STEPS - 1) * guided
@@ -320,7 +324,9 @@ def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
 def test_gaussian_flows_of_one_and_two_dimensions_can_be_guided() -> None:
     """Toward larger x_0, which images show brighter: the mean moves, and "norm" has one dimension to point into."""
     for flow in (GaussianFlow([0.0], [[0.5]]), GaussianFlow([0.0, 0.0], [[0.5, 0.2], [0.2, 0.5]])):
-        run = Run(seed=0, micro_batch=64)
-        unguided = sampling.base(flow, brightness, [""] * 64, steps=10, run=run)
-        guided = sampling.ntrk(flow, brightness, [""] * 64, operator="norm", rho=0.3, steps=10, run=run)
+        options = SamplerOptions(seed=0, micro_batch=64)
+        unguided = sampling.base(flow, brightness, [""] * 64, steps=10, options=options)
+        guided = sampling.ntrk(
+            flow, brightness, [""] * 64, operator="norm", rho=0.3, steps=10, options=options
+        )
         assert float(guided.latents.mean()) > float(unguided.latents.mean()) + 0.3

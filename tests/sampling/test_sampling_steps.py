@@ -8,7 +8,7 @@ import torch
 from gaussian_flows import GaussianFlow, Marginal, after_steps, shifted, uniform
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import SCHEDULES, Run, Schedule
+from noisetilt_kernels.sampling import SCHEDULES, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.steps import Step, advance, denoised, mean, plan_steps, score
 
 FLOWS = {
@@ -153,7 +153,7 @@ def test_base_has_the_moments_of_the_discrete_process(flow: GaussianFlow, name: 
     """
     n, steps = 4000, 12
     result = sampling.base(
-        flow, no_reward, [""] * n, steps=steps, schedule=name, run=Run(seed=3, micro_batch=n)
+        flow, no_reward, [""] * n, steps=steps, schedule=name, options=SamplerOptions(seed=3, micro_batch=n)
     )
     expected = after_steps(flow, plan_steps("test", flow, steps, Schedule(name)))
     samples = result.latents.double()
@@ -170,7 +170,7 @@ def test_base_without_noise_is_the_ode() -> None:
     flow = FLOWS["2-D"]
     for name in SCHEDULES:
         result = sampling.base(
-            flow, no_reward, [""] * 3, steps=7, schedule=Schedule(name, 0.0), run=Run(seed=1)
+            flow, no_reward, [""] * 3, steps=7, schedule=Schedule(name, 0.0), options=SamplerOptions(seed=1)
         )
         times = uniform(7).tolist()
         for particle in range(3):

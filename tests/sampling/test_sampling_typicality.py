@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import Result, Reward, Run, Schedule
+from noisetilt_kernels.sampling import Result, Reward, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
 ALPHA = 1e-4
@@ -24,12 +24,12 @@ STEPS = 6
 PARTICLES = 4
 
 
-def perturbations(sampler: Callable[..., Result], reward: Reward, **options: Any) -> Tensor:
+def perturbations(sampler: Callable[..., Result], reward: Reward, **arguments: Any) -> Tensor:
     """Of every step and particle of a run, recovered from what the model was asked; float64 (n, C, H, W)."""
     # bent, as the gradient at t = 1 is zero in a flow that is linear
     model, schedule = LatentFlow(SHAPE, bend=0.1), Schedule("linear")
-    spy, run = Spy(model), Run(seed=0, micro_batch=PARTICLES)
-    sampler(spy, reward, [""] * PARTICLES, steps=STEPS, schedule=schedule, run=run, **options)
+    spy, options = Spy(model), SamplerOptions(seed=0, micro_batch=PARTICLES)
+    sampler(spy, reward, [""] * PARTICLES, steps=STEPS, schedule=schedule, options=options, **arguments)
     *moves, _ = plan_steps("test", model, STEPS, schedule)
     visited = [x.double() for x, *_ in spy.calls]
     return torch.cat(

@@ -10,7 +10,7 @@ from tolerances import BLOCK_NORM
 from torch import Tensor
 
 from noisetilt_kernels import python_ref, sampling
-from noisetilt_kernels.sampling import Run
+from noisetilt_kernels.sampling import SamplerOptions
 from noisetilt_kernels.sampling.noise import ParticleNoise
 
 SHAPE = (4, 16, 16)
@@ -25,7 +25,12 @@ def block_norms(latents: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("reward", [brightness, left_half])
 def test_the_reward_rises_and_the_block_norms_stay(reward: sampling.Reward) -> None:
     result = sampling.wgnc(
-        LatentGenerator(SHAPE), reward, [""] * 3, iterations=15, lr=0.1, run=Run(seed=0, micro_batch=3)
+        LatentGenerator(SHAPE),
+        reward,
+        [""] * 3,
+        iterations=15,
+        lr=0.1,
+        options=SamplerOptions(seed=0, micro_batch=3),
     )
     for particle in range(3):
         course = [record.reward for record in result.records if record.particle == particle]
@@ -56,7 +61,9 @@ def test_it_is_the_algorithm() -> None:
         direction = direction * clip / direction.norm()
         m, v = 0.9 * m + 0.1 * direction, 0.999 * v + 0.001 * direction**2
         x = project(x + lr * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8))
-    result = sampling.wgnc(model, left_half, "", iterations=2, lr=lr, clip=clip, run=Run(seed=9))
+    result = sampling.wgnc(
+        model, left_half, "", iterations=2, lr=lr, clip=clip, options=SamplerOptions(seed=9)
+    )
     torch.testing.assert_close(result.latents, x, rtol=1e-4, atol=1e-4)
     assert result.records[0].gradient_norm > 0
     assert 0 < result.records[0].cosine < 1
@@ -64,11 +71,11 @@ def test_it_is_the_algorithm() -> None:
 
 def test_without_projection_the_reward_rises_further_and_the_norms_go() -> None:
     """So that keeping the norms is no matter of course."""
-    run = Run(seed=0)
+    options = SamplerOptions(seed=0)
     free = sampling.wgnc(
-        LatentGenerator(SHAPE), brightness, "", iterations=15, lr=0.1, operator="identity", run=run
+        LatentGenerator(SHAPE), brightness, "", iterations=15, lr=0.1, operator="identity", options=options
     )
-    held = sampling.wgnc(LatentGenerator(SHAPE), brightness, "", iterations=15, lr=0.1, run=run)
+    held = sampling.wgnc(LatentGenerator(SHAPE), brightness, "", iterations=15, lr=0.1, options=options)
     assert float(free.rewards) > float(held.rewards)
     _, energy = block_norms(free.latents)
     assert float((energy - 16).abs().max()) > 1
@@ -89,8 +96,8 @@ def test_an_iteration_without_gradient_leaves_the_latent() -> None:
         calls.append(1)
         return left_half(images, []) * (math.nan if len(calls) == 2 else 1.0)
 
-    run = Run(seed=0, non_finite="plain_noise")
-    result = sampling.wgnc(LatentGenerator(SHAPE), sometimes, "", iterations=2, lr=0.1, run=run)
-    once = sampling.wgnc(LatentGenerator(SHAPE), left_half, "", iterations=1, lr=0.1, run=run)
+    options = SamplerOptions(seed=0, non_finite="plain_noise")
+    result = sampling.wgnc(LatentGenerator(SHAPE), sometimes, "", iterations=2, lr=0.1, options=options)
+    once = sampling.wgnc(LatentGenerator(SHAPE), left_half, "", iterations=1, lr=0.1, options=options)
     assert_same_bits(result.latents, once.latents)
     assert [record.fallback for record in result.records] == [None, "non-finite reward", None]

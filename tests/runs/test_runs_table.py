@@ -1,62 +1,13 @@
-"""Methods by name, their numbers of function evaluations, and the table of a comparison."""
+"""Estimates, and the table of a comparison."""
 
 import math
 
 import pytest
-import torch
-from gaussian_flows import LatentFlow, LatentGenerator, brightness
 
 from noisetilt_kernels.runs.folder import Outcome
-from noisetilt_kernels.runs.methods import Method, parse_method
 from noisetilt_kernels.runs.statistics import Estimate, estimate
 from noisetilt_kernels.runs.table import markdown, tabulate
-from noisetilt_kernels.sampling import Run, Schedule, ntrk
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "base:steps=3",
-        "ntrk:steps=4,rho=0.1,operator=norm",
-        "dps:strength=2,steps=3",
-        "svdd:candidates=3,steps=4",
-    ],
-)
-def test_planned_nfe_is_what_is_counted(text: str) -> None:
-    method = parse_method(text)
-    assert str(method) == text
-    assert method.sample(LatentFlow(), brightness, ["", ""], Run()).nfe == 2 * method.nfe
-
-
-def test_planned_nfe_of_wgnc_and_by_default() -> None:
-    method = Method("wgnc", {"iterations": 3})
-    assert method.sample(LatentGenerator(), brightness, [""], Run()).nfe == method.nfe == 4
-    assert [parse_method(name).nfe for name in ("base", "ntrk", "svdd", "wgnc")] == [25, 25, 97, 201]
-
-
-def test_options_reach_the_sampler() -> None:
-    method = parse_method("ntrk:rho=0.7,operator=wgnc,steps=4,schedule=constant,scale=0.5")
-    own = method.sample(LatentFlow(), brightness, [""], Run(seed=2))
-    schedule = Schedule("constant", 0.5)
-    wanted = ntrk(
-        LatentFlow(), brightness, [""], rho=0.7, operator="wgnc", steps=4, schedule=schedule, run=Run(seed=2)
-    )
-    assert torch.equal(own.latents, wanted.latents)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nonsense", "unknown method 'nonsense'; valid: 'base'"),
-        ("base:rho=1", "base has no option 'rho'; it has: steps, schedule, scale"),
-        ("dps", "dps needs strength"),
-        ("ntrk:rho", "'rho' must be written option=value"),
-        ("ntrk:scale=2", "scale=2 needs the schedule"),
-    ],
-)
-def test_bad_methods(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_method(text)
+from noisetilt_kernels.sampling.methods import parse_method
 
 
 def test_estimates_are_students() -> None:

@@ -18,7 +18,14 @@ from gaussian_flows import LatentFlow, LatentGenerator, brightness, left_half
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import FinishedParticle, NonFiniteError, RecordWriter, Result, Run, StepRecord
+from noisetilt_kernels.sampling import (
+    FinishedParticle,
+    NonFiniteError,
+    RecordWriter,
+    Result,
+    SamplerOptions,
+    StepRecord,
+)
 
 STEPS = 4
 
@@ -62,9 +69,11 @@ class Spoilt:
 
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
 def test_records(name: str) -> None:
-    sampler, model, options = GUIDED.get(name, BASE)
+    sampler, model, arguments = GUIDED.get(name, BASE)
     made: list[StepRecord] = []
-    result = sampler(model, left_half, [""] * 3, run=Run(micro_batch=2, on_record=made.append), **options)
+    result = sampler(
+        model, left_half, [""] * 3, options=SamplerOptions(micro_batch=2, on_record=made.append), **arguments
+    )
     assert tuple(made) == result.records
     assert sorted((r.particle, r.step) for r in made) == [(p, s) for p in range(3) for s in range(STEPS)]
     for record in made:
@@ -93,7 +102,7 @@ def test_seconds_are_shared_among_the_particles() -> None:
             return super().velocity(x, sigma, prompts)
 
     start = time.perf_counter()
-    result = sampling.ntrk(Slow(), left_half, [""] * 8, steps=STEPS, run=Run(micro_batch=8))
+    result = sampling.ntrk(Slow(), left_half, [""] * 8, steps=STEPS, options=SamplerOptions(micro_batch=8))
     elapsed = time.perf_counter() - start
     model = sum(record.seconds_model for record in result.records)
     others = sum(record.seconds_reward + record.seconds_whitening for record in result.records)
@@ -102,10 +111,16 @@ def test_seconds_are_shared_among_the_particles() -> None:
 
 def test_the_writer_writes_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
-    sampler, model, options = GUIDED["ntrk"]
+    sampler, model, arguments = GUIDED["ntrk"]
     for particle in (0, 1):  # the second run continues the file
         with RecordWriter(path) as writer:
-            sampler(model, left_half, "", run=Run(first_particle=particle, on_record=writer.write), **options)
+            sampler(
+                model,
+                left_half,
+                "",
+                options=SamplerOptions(first_particle=particle, on_record=writer.write),
+                **arguments,
+            )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["particle"], line["step"]) for line in lines] == [
         (p, s) for p in (0, 1) for s in range(STEPS)
@@ -149,37 +164,37 @@ os.kill(os.getpid(), 9)
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 @pytest.mark.parametrize("name", GUIDED)
 def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> None:
-    sampler, model, options = GUIDED[name]
+    sampler, model, arguments = GUIDED[name]
     finished = []
-    run = Run(micro_batch=2, on_finished=lambda one: finished.append(one.particle))
+    options = SamplerOptions(micro_batch=2, on_finished=lambda one: finished.append(one.particle))
     with pytest.raises(
         NonFiniteError, match=rf"^{name}: non-finite reward.* at step 2 of particle 3; "
     ) as caught:
         # micro-batches of particles 0, 1 and 2, 3; svdd has one particle at once, with two candidates
         first = {"svdd": 3 * STEPS + 2}.get(name, STEPS + 2)
-        sampler(model, Spoilt(factor, first), ["", "", "", "bad"], run=run, **options)
+        sampler(model, Spoilt(factor, first), ["", "", "", "bad"], options=options, **arguments)
     assert (caught.value.method, caught.value.step, caught.value.particle) == (name, 2, 3)
     assert finished == ([0, 1, 2] if name == "svdd" else [0, 1])
 
 
 @pytest.mark.parametrize("name", ["ntrk", "dps", "wgnc"])
 def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
-    sampler, model, options = GUIDED[name]
+    sampler, model, arguments = GUIDED[name]
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite gradient at step 1 of particle 1; "):
         reward = Spoilt(math.inf, 1, only_gradient=True)
-        sampler(model, reward, ["", "bad"], run=Run(micro_batch=2), **options)
+        sampler(model, reward, ["", "bad"], options=SamplerOptions(micro_batch=2), **arguments)
 
 
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
 def test_a_finished_reward_that_is_not_finite_is_an_error_after_the_others_are_handed_over(name: str) -> None:
-    sampler, model, options = GUIDED.get(name, BASE)
+    sampler, model, arguments = GUIDED.get(name, BASE)
     finished = []
-    run = Run(micro_batch=6, on_finished=lambda one: finished.append(one.particle))
+    options = SamplerOptions(micro_batch=6, on_finished=lambda one: finished.append(one.particle))
     with pytest.raises(
         NonFiniteError, match=rf"^{name}: non-finite reward at step {STEPS - 1} of particle 1; "
     ):
         first = 0 if name == "base" else STEPS - 1
-        sampler(model, Spoilt(math.nan, first), ["", "bad", ""], run=run, **options)
+        sampler(model, Spoilt(math.nan, first), ["", "bad", ""], options=options, **arguments)
     assert finished == [0, 2]
 
 
@@ -187,18 +202,18 @@ def test_a_finished_reward_that_is_not_finite_is_an_error_after_the_others_are_h
 @pytest.mark.parametrize("name", ["ntrk", "dps"])
 def test_plain_noise_instead_is_base_for_that_particle(name: str, factor: float) -> None:
     """Particle 1 throughout; particle 0 is guided as if alone."""
-    sampler, model, options = GUIDED[name]
+    sampler, model, arguments = GUIDED[name]
     finished = []
-    run = Run(
+    options = SamplerOptions(
         seed=5,
         micro_batch=2,
         non_finite="plain_noise",
         on_finished=lambda one: finished.append(one.particle),
     )
-    result = sampler(model, Spoilt(factor), ["", "bad"], run=run, **options)
+    result = sampler(model, Spoilt(factor), ["", "bad"], options=options, **arguments)
     assert finished == [0, 1]
-    base = sampling.base(model, left_half, ["", ""], steps=STEPS, run=run)
-    guided = sampler(model, left_half, ["", ""], run=run, **options)
+    base = sampling.base(model, left_half, ["", ""], steps=STEPS, options=options)
+    guided = sampler(model, left_half, ["", ""], options=options, **arguments)
     assert_same_bits(result.latents[1], base.latents[1])
     assert_same_bits(result.latents[0], guided.latents[0])
     assert not result.rewards[1].isfinite()
@@ -211,10 +226,12 @@ def test_plain_noise_instead_is_base_for_that_particle(name: str, factor: float)
 
 def test_plain_noise_instead_of_a_gradient_that_is_not_finite() -> None:
     for name in ("ntrk", "dps"):
-        sampler, model, options = GUIDED[name]
-        run = Run(seed=5, micro_batch=2, non_finite="plain_noise")
-        result = sampler(model, Spoilt(math.nan, 0, only_gradient=True), ["", "bad"], run=run, **options)
-        base = sampling.base(model, left_half, ["", ""], steps=STEPS, run=run)
+        sampler, model, arguments = GUIDED[name]
+        options = SamplerOptions(seed=5, micro_batch=2, non_finite="plain_noise")
+        result = sampler(
+            model, Spoilt(math.nan, 0, only_gradient=True), ["", "bad"], options=options, **arguments
+        )
+        base = sampling.base(model, left_half, ["", ""], steps=STEPS, options=options)
         assert_same_bits(result.latents[1], base.latents[1])
         assert [r.fallback for r in result.records if r.particle == 1][:-1] == ["non-finite gradient"] * (
             STEPS - 1
@@ -222,7 +239,7 @@ def test_plain_noise_instead_of_a_gradient_that_is_not_finite() -> None:
 
 
 def test_svdd_does_not_choose_a_candidate_that_is_not_finite() -> None:
-    model, run = LatentFlow(bend=0.1), Run(seed=5, non_finite="plain_noise", micro_batch=100)
+    model, options = LatentFlow(bend=0.1), SamplerOptions(seed=5, non_finite="plain_noise", micro_batch=100)
 
     def first_is_infinite(images: Tensor, prompts: Sequence[str]) -> Tensor:
         rewards = left_half(images, prompts)
@@ -230,22 +247,22 @@ def test_svdd_does_not_choose_a_candidate_that_is_not_finite() -> None:
             torch.where(torch.arange(len(rewards)) == 0, math.inf, rewards) if len(rewards) > 1 else rewards
         )
 
-    options = {"steps": 2, "candidates": 3}
-    result = sampling.svdd(model, first_is_infinite, "", run=run, **options)
+    arguments = {"steps": 2, "candidates": 3}
+    result = sampling.svdd(model, first_is_infinite, "", options=options, **arguments)
     assert math.isfinite(result.records[0].reward)
     assert result.records[0].fallback == "non-finite reward of 1 of 3 candidates"
 
-    all_bad = sampling.svdd(model, Spoilt(math.nan), "bad", run=run, **options)
+    all_bad = sampling.svdd(model, Spoilt(math.nan), "bad", options=options, **arguments)
     assert all_bad.records[0].fallback == "non-finite reward of 3 of 3 candidates"
-    base = sampling.base(model, left_half, "", steps=2, run=run)
+    base = sampling.base(model, left_half, "", steps=2, options=options)
     assert_same_bits(all_bad.latents, base.latents, "the first candidate is the draw of base")
 
 
 def test_a_zero_gradient_gives_plain_noise_and_says_so() -> None:
     """What an operator would make of zero is the same at every step."""
-    model, run = LatentFlow(bend=0.1), Run(seed=5)
-    base = sampling.base(model, left_half, "", steps=STEPS, run=run)
-    result = sampling.ntrk(model, Spoilt(0.0), "bad", rho=1, steps=STEPS, run=run)
+    model, options = LatentFlow(bend=0.1), SamplerOptions(seed=5)
+    base = sampling.base(model, left_half, "", steps=STEPS, options=options)
+    result = sampling.ntrk(model, Spoilt(0.0), "bad", rho=1, steps=STEPS, options=options)
     assert_same_bits(result.latents, base.latents)
     assert [record.fallback for record in result.records] == ["zero gradient"] * (STEPS - 1) + [None]
     assert all(record.cosine is None for record in result.records)
@@ -256,7 +273,7 @@ def test_a_zero_gradient_gives_plain_noise_and_says_so() -> None:
 
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
 def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
-    sampler, model, options = GUIDED.get(name, BASE)
+    sampler, model, arguments = GUIDED.get(name, BASE)
     finished: dict[int, FinishedParticle] = {}
     records: list[StepRecord] = []
 
@@ -268,10 +285,10 @@ def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
     def keep(one: FinishedParticle) -> None:
         finished[one.particle] = one
 
-    run = Run(seed=1, micro_batch=2, on_finished=keep, on_record=records.append)
+    options = SamplerOptions(seed=1, micro_batch=2, on_finished=keep, on_record=records.append)
     with pytest.raises(KeyboardInterrupt):
-        sampler(model, reward, ["", "", "", "", "", "stop"], run=run, **options)
-    whole = sampler(model, left_half, [""] * 6, run=Run(seed=1, micro_batch=2), **options)
+        sampler(model, reward, ["", "", "", "", "", "stop"], options=options, **arguments)
+    whole = sampler(model, left_half, [""] * 6, options=SamplerOptions(seed=1, micro_batch=2), **arguments)
     assert list(finished) == ([0, 1, 2, 3, 4] if name == "svdd" else [0, 1, 2, 3])
     for particle, one in finished.items():
         assert_same_bits(one.latent, whole.latents[particle])
@@ -280,18 +297,24 @@ def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
 
     # and the rest can be made up for
     rest = range(len(finished), 6)
-    missing = sampler(model, left_half, [""] * len(rest), run=Run(seed=1, first_particle=rest[0]), **options)
+    missing = sampler(
+        model,
+        left_half,
+        [""] * len(rest),
+        options=SamplerOptions(seed=1, first_particle=rest[0]),
+        **arguments,
+    )
     assert_same_bits(missing.latents, whole.latents[rest[0] :])
 
 
 def test_finished_particles_are_handed_over_at_once() -> None:
     order: list[str] = []
-    run = Run(
+    options = SamplerOptions(
         micro_batch=2,
         on_finished=lambda one: order.append(f"finished {one.particle}"),
         on_record=lambda record: order.append(f"step {record.step} of {record.particle}"),
     )
-    sampling.base(LatentFlow(), brightness, [""] * 3, steps=1, run=run)
+    sampling.base(LatentFlow(), brightness, [""] * 3, steps=1, options=options)
     assert order == ["step 0 of 0", "step 0 of 1", "finished 0", "finished 1", "step 0 of 2", "finished 2"]
 
 
@@ -301,7 +324,9 @@ def test_finished_particles_are_handed_over_at_once() -> None:
 def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     sampling.base(LatentFlow(), brightness, [""] * 3, steps=2)
     assert capsys.readouterr().err == ""
-    sampling.base(LatentFlow(), brightness, [""] * 3, steps=2, run=Run(progress=True, micro_batch=2))
+    sampling.base(
+        LatentFlow(), brightness, [""] * 3, steps=2, options=SamplerOptions(progress=True, micro_batch=2)
+    )
     assert "6/6" in capsys.readouterr().err
 
 
@@ -309,7 +334,7 @@ def test_without_tqdm_only_progress_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "tqdm", None)
     sampling.base(LatentFlow(), brightness, "", steps=2)
     with pytest.raises(ImportError, match="pip install tqdm"):
-        sampling.base(LatentFlow(), brightness, "", steps=2, run=Run(progress=True))
+        sampling.base(LatentFlow(), brightness, "", steps=2, options=SamplerOptions(progress=True))
 
 
 def test_results_name_the_best() -> None:
