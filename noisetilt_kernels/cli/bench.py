@@ -1,4 +1,4 @@
-"""`noisetilt bench`: speed of three operators on this compute.
+"""`noisetilt bench`: speed of three operators on this machine.
 
 The repository's `bench/` measures far more.
 """
@@ -30,7 +30,7 @@ from .timing import median_seconds
     "--device", default="cpu", show_default=True, help="Device to measure on, such as cpu or cuda:1."
 )
 def bench(shape: str, device: str) -> None:
-    """Measure the speed of the operators on this compute.
+    """Measure the speed of the operators on this machine.
 
     Prints a table with the median time of whiten, project_wgnc and compact_fourier on one sample of Gaussian
     noise, the time of the pure-PyTorch reference on the same device, and the ratio of the two.

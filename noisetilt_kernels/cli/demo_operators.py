@@ -43,10 +43,8 @@ class Result:
         change: output - input.
         cosine: cosine similarity of input and output.
         distance: ||input - output||. The input is not normalised first. Only this definition reproduces
-            figure 15 of
-            the NoiseTilt paper: there norm projection moves an input of cosine 1 by 37.63, so the input has
-                norm
-            256 - 37.63, and this norm with a cosine of 0.642806 gives 203.35.
+            figure 15 of the NoiseTilt paper. There, norm projection moves an input of cosine 1 by 37.63, so
+            the input has norm 256 - 37.63, and this norm with a cosine of 0.642806 gives 203.35.
         relative_norm: ||output|| / sqrt(N), 1 for typical noise.
         peak: largest value of the periodograms of all channels, whose mean is scaled to 1; about ln N = 11
             for noise.
@@ -171,10 +169,9 @@ def draw(comparison: Comparison) -> Figure:
     channels, log scale, frequency 0 in the middle) and the histogram of all values with the density of N(0,
     1). Colour scales are the same along a row.
 
-    Only the first of the 16 channels is shown; in the photograph they resemble each other. If the outputs are
-    interleaved to 256 x 256 pixels again, they show the outlines of the photograph more clearly: WGNC and W
-        both keep
-    part of its direction (see the cosine).
+    Only the first of the 16 channels is shown; in the photograph they resemble each other. WGNC and W both
+    keep part of the photograph's direction (see the cosine). Its outlines would show more clearly if the
+    outputs were interleaved to 256 x 256 pixels again.
     """
     columns = sum(len(results) for results in comparison.values())
     width = (

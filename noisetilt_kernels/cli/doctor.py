@@ -20,8 +20,8 @@ Report = dict[str, Any]
 def doctor(as_json: bool) -> None:
     """Show what is installed and which backend serves each device.
 
-    The last line is the verdict: the backend of each device that is present, or how to get the compiled
-        kernels.
+    The last line is the verdict. It names the backend of each device that is present, or says how to get the
+    compiled kernels.
     """
     report = examine()
     click.echo(json.dumps(report, indent=2) if as_json else render(report))

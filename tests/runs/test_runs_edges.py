@@ -67,7 +67,7 @@ def test_rewards_that_are_not_finite_are_null_and_not_the_best(tmp_path: Path) -
 
     settings = replace(SETTINGS, non_finite="plain_noise")
     rewards = WeightedSum({"brightness": (1.0, reward)})
-    # of each micro-batch two for the run, then one for the parts of each particle
+    # for each micro-batch: two values for the run, then one for the parts of each particle
     values = iter([math.inf, 0.25, math.inf, 0.25, math.nan, 0.5, math.nan, 0.5])
     summary = run(tmp_path, rewards, settings, ComputeOptions(micro_batch=2))
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -144,7 +144,7 @@ def test_a_method_written_in_two_ways_is_the_same(tmp_path: Path, monkeypatch: p
     assert not any(tmp_path.iterdir())
 
 
-def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_resumes_and_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["base:steps=2", "ntrk:steps=2"]
     sheets = []
     original = comparison.contact_sheet
@@ -160,12 +160,12 @@ def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: p
         compared(tmp_path, monkeypatch, methods)
     results = tmp_path / "base-steps2" / "results.jsonl"
     _first, *others = results.read_text().splitlines(keepends=True)
-    results.write_text("".join(others))  # particle 0 is made last
+    results.write_text("".join(others))  # particle 0 is missing, so it is sampled last
     assert compared(tmp_path, monkeypatch, methods, resume=True) == rows
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: int) -> None:
+def test_a_one_step_flow_serves_both_kinds_of_methods(tmp_path: Path, order: int) -> None:
     tiny_flux(False).save_pretrained(tmp_path / "flux")
     methods = [f"--method={method}" for method in ("wgnc:iterations=1", "ntrk:steps=2")[::order]]
     arguments = [
@@ -186,7 +186,7 @@ def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: i
     }
 
 
-def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_rewards_are_loaded_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
         loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given)
@@ -237,7 +237,7 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked[name] == {"argument": "blue", "source": f"/{name}", "device": "cuda:1"}
 
 
-def test_a_folder_that_only_looks_like_a_run(tmp_path: Path) -> None:
+def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"mine": 1}')
     for resume in (False, True):
         with pytest.raises(Exception, match="was not written by a run"):
@@ -257,7 +257,7 @@ def test_a_failure_before_run_json_leaves_an_empty_folder(
     save(RunFolder(tmp_path / "run", {}), 0)
 
 
-def test_a_lost_image_is_made_again_and_plain_noise_may_come_later(tmp_path: Path) -> None:
+def test_a_lost_image_is_missing_and_non_finite_may_change(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, {"non_finite": "raise"})
     for particle in range(2):
         save(folder, particle)
@@ -265,7 +265,7 @@ def test_a_lost_image_is_made_again_and_plain_noise_may_come_later(tmp_path: Pat
     assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing(2) == [range(0, 1)]
 
 
-def test_files_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_complete_or_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "a", b"old")
     written = Path.write_bytes
     with monkeypatch.context() as patch:
@@ -283,7 +283,7 @@ def invoke(*arguments: object):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
-def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+def test_an_absent_device_is_refused(tmp_path: Path, device: str) -> None:
     result = invoke(*SAMPLE, "--device", device, "--dtype", "float32", "--out", tmp_path / "run")
     assert result.exit_code in (1, 2) and "cannot be used here" in result.output.splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -301,7 +301,7 @@ def test_ctrl_c_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert result.exit_code == 130 and "--resume goes on" in result.output
 
 
-def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(loading, "load_model", lambda settings, compute: seen.append((settings, compute)))
     monkeypatch.setattr(
@@ -375,7 +375,7 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], 
     assert not (tmp_path / "run").exists()
 
 
-def test_each_model_in_the_box_has_its_command(tmp_path: Path) -> None:
+def test_each_bundled_model_has_its_command(tmp_path: Path) -> None:
     arguments = ["--prompt", "a 7", "--reward", "brightness", "--out", tmp_path / "run"]
     result = invoke("sample", "--model", "digits-turbo", *arguments)
     assert (
@@ -416,7 +416,7 @@ def test_non_finite_is_passed_and_explained(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "none finite" in result.output
 
 
-def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
+def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     from noisetilt_kernels.runs.plan import describe
 
     settings = Settings("digits", ("a 7",), Method("ntrk"), parse_rewards("brightness"), height=40, width=48)
@@ -440,7 +440,7 @@ def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
         in rows(replace(settings, rewards=parse_rewards("clip")), ComputeOptions())["memory"]
     )
     base = rows(replace(settings, method=Method("base")), ComputeOptions())["memory"]
-    assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # of activations
+    assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # activations differ
 
 
 def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +462,7 @@ def test_the_sheet_of_a_run_has_prompts_and_the_best(tmp_path: Path, monkeypatch
     assert titles == SETTINGS.prompts and [p for p, frame in enumerate(framed) if frame] == summary["best"]
 
 
-def test_compare_hands_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_passes_resume_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict] = []
     monkeypatch.setattr(comparison, "compare", lambda *_, **given: seen.append(given) or [])
     monkeypatch.setattr(comparison, "markdown", lambda rows: "")

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, what a crash leaves, and going on from there."""
+"""Folder of a run: its files, the state after a crash, and resuming."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def save(folder: RunFolder, particle: int) -> None:
     )
 
 
-def test_a_particle_is_kept_as_image_latent_and_line(tmp_path: Path) -> None:
+def test_a_particle_is_saved_as_image_latent_and_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", SETTINGS)
     save(folder, 1)
     with Image.open(folder.image_file(1)) as image:
@@ -56,7 +56,7 @@ def test_resuming_knows_what_is_finished(tmp_path: Path) -> None:
     assert again.outcomes[4].reward == 0.5
 
 
-def test_what_a_crash_left_behind_is_taken_out(tmp_path: Path) -> None:
+def test_lines_of_unfinished_particles_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
     save(folder, 0)
     records = [{"particle": particle, "step": 0} for particle in (0, 1)]

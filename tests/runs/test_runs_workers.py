@@ -1,4 +1,4 @@
-"""Several processes make one run: the same images as one process, and what happens when one of them fails."""
+"""One run by several processes: the same images as by one process, and the failure of a process."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def torchrun(processes: int, *options: object, check: bool = True) -> subprocess
 
 def files(folder: Path) -> dict[str, bytes]:
     """Return the files that are equal in two runs with the same settings."""
-    differ = {"run.json", "records.jsonl"}  # times are in them
+    differ = {"run.json", "records.jsonl"}  # they contain times
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
@@ -89,7 +89,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert told.count("best:") == told.count("NFE") == 1
 
 
-def test_a_process_that_fails_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
+def test_a_failed_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
     """A reward fails in the second process. Finished particles are kept; a single process makes the rest."""
     (tmp_path / "failing.py").write_text(
         "import os\n"
@@ -107,7 +107,7 @@ def test_a_process_that_fails_ends_the_run_and_it_goes_on(tmp_path: Path) -> Non
     assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_comparison_is_stopped_and_goes_on_with_more_processes(tmp_path: Path) -> None:
+def test_a_stopped_comparison_resumes_with_more_processes(tmp_path: Path) -> None:
     """Ctrl-C is reported once, and a different number of processes makes the rest."""
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
@@ -215,7 +215,7 @@ def test_shares_are_whole_micro_batches() -> None:
     assert Method("ntrk").particles_at_once(8) == 8
 
 
-def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_counts_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With svdd, a particle takes one entry of the micro-batch per candidate."""
     sizes: list[int] = []
     monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
