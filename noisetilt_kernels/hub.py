@@ -9,16 +9,17 @@ _ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is written like the id of a repository on the hub, "owner/name"; the hub is not asked."""
+    """Return True if `source` has the form of a hub id, "owner/name". The hub is not contacted."""
     return _ID.fullmatch(source) is not None
 
 
-def explain_failure(source: str, error: BaseException) -> str:
+def explain_failure(source: str, error: BaseException, file: str | None = None) -> str:
     """One sentence, without a full stop: why `source` could not be loaded, and what to do.
 
     Args:
         source: folder or hub id, as the user wrote it.
         error: exception that loading it raised; its causes are looked at as well.
+        file: name of the file that is needed, if one file of the repository is enough.
     """
     # the package works without huggingface_hub, which comes with transformers and diffusers
     from huggingface_hub.errors import (
@@ -36,13 +37,18 @@ def explain_failure(source: str, error: BaseException) -> str:
     if is_any(GatedRepoError):
         return f"{source!r} is gated: accept its licence on its page of the hub, then run `hf auth login`"
     if is_any(RepositoryNotFoundError):
-        return f"{source!r} is neither a folder nor a repository on the hub; if it is private, run `hf auth login` first"
+        return (
+            f"{source!r} is neither a folder nor a repository on the hub; if it is private, run "
+            "`hf auth login` first"
+        )
     if is_any(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         return (
             f"{source!r} is not a folder, and the hub cannot be reached; check the network, or run "
-            f"`hf download {source} --local-dir FOLDER` on a machine with a network and name that folder"
+            f"`hf download {source}{f' {file}' if file else ''} --local-dir FOLDER` on a machine with a "
+            f"network and name {f'FOLDER/{file}' if file else 'that folder'}"
         )
-    return f"{source!r} cannot be loaded: {first_sentence(error)}; if it is incomplete, download or save it again"
+    reason = first_sentence(error)
+    return f"{source!r} cannot be loaded: {reason}; if it is incomplete, download or save it again"
 
 
 def first_sentence(error: BaseException) -> str:

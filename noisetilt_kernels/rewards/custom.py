@@ -25,8 +25,9 @@ def is_custom(name: str) -> bool:
 def load_custom(name: str) -> Reward:
     """Return the custom reward of this name: a callable reward(images, prompts) -> (B,).
 
-    Modules are searched among the installed ones first, then in the current directory. The reward gets images on the
-    device of the run. It gets videos (B, 3, F, H, W) if its attribute `takes_videos` is true, else images.
+    Modules are searched among the installed ones first, then in the current directory. The reward gets images
+    on the device of the run. It gets videos (B, 3, F, H, W) if its attribute `takes_videos` is true, else
+    images.
 
     Raises:
         RewardError: the module cannot be imported, does not define the name, or defines something that is not
@@ -36,19 +37,19 @@ def load_custom(name: str) -> Reward:
     module = _from_file(name, Path(source)) if source.endswith(".py") else _from_module(name, source)
     if not hasattr(module, attribute):
         raise RewardError(
-            f"load_reward: {source} has no {attribute!r}, which the reward {name!r} needs; define it there, or "
-            "correct the name"
+            f"load_reward: {source} has no {attribute!r}, which the reward {name!r} needs; define it there, "
+            "or correct the name"
         )
     reward: Any = getattr(module, attribute)
     if isinstance(reward, type):
         raise RewardError(
-            f"load_reward: {name!r} must be a function or an object, got a class; create an object in {source} and name "
-            "that object"
+            f"load_reward: {name!r} must be a function or an object, got a class; create an object in "
+            f"{source} and name that object"
         )
     if not callable(reward):
         raise RewardError(
-            f"load_reward: {name!r} must be callable as reward(images, prompts), got {type(reward).__name__}; name a "
-            "function"
+            f"load_reward: {name!r} must be callable as reward(images, prompts), got "
+            f"{type(reward).__name__}; name a function"
         )
     loaded: Reward = reward
     return loaded
@@ -65,8 +66,8 @@ def _from_module(name: str, module: str) -> ModuleType:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
         raise RewardError(
-            f"load_reward: there is neither a module {error.name!r} nor a bundled reward for {name!r}; run in the folder "
-            "of the module, or write FILE.py:NAME"
+            f"load_reward: there is neither a module {error.name!r} nor a bundled reward for {name!r}; run "
+            "in the folder of the module, or write FILE.py:NAME"
         ) from None
     except Exception as error:
         raise _failed(name, error) from error

@@ -1,7 +1,7 @@
 """The bundled rewards by name: description, loader, default weights, and limits.
 
-To add a reward, write its module and one entry here. Classes that need transformers are named by their module and
-imported when they are loaded.
+To add a reward, write its module and one entry here. Classes that need transformers are named by their module
+and imported when they are loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +24,12 @@ class Entry:
     Attributes:
         description: one line, with the range of the values.
         load: function (argument, source, device) that returns the reward.
-        check_argument: raises ValueError for an argument (the text after the colon) that is not valid; None if the
-            reward takes no argument.
+        check_argument: raises ValueError for an argument (the text after the colon) that is not valid; None
+            if the reward takes no argument.
         source: default folder or hub id of the weights; None for a reward without weights.
         differentiable: True if the reward can steer; False if it can only judge finished images.
-        check_prompt: raises ValueError for a prompt that the reward cannot score; None if it scores every prompt.
+        check_prompt: raises ValueError for a prompt that the reward cannot score; None if it scores every
+            prompt.
         videos: True if the reward takes videos (B, 3, F, H, W), False if it takes images.
         custom: True for the user's code, which may have weights and may take videos.
     """
@@ -63,7 +64,8 @@ def _transformers(module: str, class_name: str) -> Callable[..., Reward]:
             reward_class = getattr(import_module(f".{module}", __package__), class_name)
         except ImportError as error:
             raise RewardError(
-                f'load_reward: this reward needs transformers ({error}); pip install "noisetilt-kernels[diffusers]"'
+                f"load_reward: this reward needs transformers ({error}); pip install "
+                '"noisetilt-kernels[diffusers]"'
             ) from None
         reward: Reward = reward_class(source, device, *([] if argument is None else [argument]))
         return reward
@@ -119,8 +121,8 @@ ENTRIES: Mapping[str, Entry] = {
     "smoothness": Entry("similarity of neighbouring pixels, -1 to 0", _function(simple.smoothness)),
     "symmetry": Entry("similarity of the left and right half, -1 to 0", _function(simple.symmetry)),
     "videoreward": Entry(
-        "human preference score of a video for its prompt: the sum of three parts of about -3 to 3, or one part: "
-        "videoreward:visual, :motion or :text",
+        "human preference score of a video for its prompt: the sum of three parts of about -3 to 3, or one "
+        "part: videoreward:visual, :motion or :text",
         _transformers("vision_language.videoreward", "VideoReward"),
         check_argument=check_part,
         source="KwaiVGI/VideoReward",

@@ -1,7 +1,7 @@
 """A reward as the user names it: parsed once, then checked and loaded.
 
-A name is one of `REWARDS`, with an argument after a colon where the reward takes one (`color:blue`, `color:#ff8000`,
-`videoreward:motion`), or the place of a custom reward, MODULE:NAME or FILE.py:NAME.
+A name is one of `REWARDS`, with an argument after a colon where the reward takes one (`color:blue`,
+`color:#ff8000`, `videoreward:motion`), or the place of a custom reward, MODULE:NAME or FILE.py:NAME.
 """
 
 import math
@@ -58,7 +58,7 @@ class RewardSpec:
 
     @property
     def videos(self) -> bool:
-        """True for a reward of videos. False for a custom reward, whose attribute `takes_videos` tells once loaded."""
+        """True for a bundled reward of videos. A custom reward has to be loaded to know (`takes_videos`)."""
         return self.entry.videos
 
     @property
@@ -74,8 +74,8 @@ class RewardSpec:
         """
         if self.entry.source is None:
             raise ValueError(
-                f"rewards: reward {self.name!r} has no weights that a source could name, got source {source!r}; "
-                "leave the source out"
+                f"rewards: reward {self.name!r} has no weights that a source could name, got source "
+                f"{source!r}; leave the source out"
             )
         return replace(self, source=source)
 
@@ -84,7 +84,8 @@ class RewardSpec:
         if not self.entry.differentiable:
             valid = ", ".join(repr(name) for name, entry in ENTRIES.items() if entry.differentiable)
             raise ValueError(
-                f"rewards: reward {self.name!r} has no gradient, so it can judge images but not steer; valid: {valid}"
+                f"rewards: reward {self.name!r} has no gradient, so it can judge images but not steer; "
+                f"valid: {valid}"
             )
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -100,8 +101,8 @@ class RewardSpec:
             device: device of the images to be scored.
 
         Raises:
-            RewardError: the weights cannot be loaded, transformers is not installed, or a custom reward cannot be
-                imported or called.
+            RewardError: the weights cannot be loaded, transformers is not installed, or a custom reward
+                cannot be imported or called.
         """
         return self.entry.load(self.argument, os.path.expanduser(self.source or ""), device)
 
@@ -112,8 +113,8 @@ def parse_rewards(
     """Parse a weighted sum of rewards.
 
     Args:
-        spec: text such as "aesthetic=1.0,color:#ff8000=-0.5", in which a name alone has the weight 1; or the weights
-            by name.
+        spec: text such as "aesthetic=1.0,color:#ff8000=-0.5", in which a name alone has the weight 1; or the
+            weights by name.
         sources: as for `RewardSpec.parse`.
 
     Raises:
@@ -134,7 +135,10 @@ def parse_rewards(
 
 
 def parse_weights(spec: str) -> dict[str, float]:
-    """Return the weights of `parse_rewards` by name: "clip,color:blue=-0.5" -> {"clip": 1.0, "color:blue": -0.5}."""
+    """Return the weights by name: "clip,color:blue=-0.5" -> {"clip": 1.0, "color:blue": -0.5}.
+
+    The text and the errors are those of `parse_rewards`.
+    """
     return {reward.name: reward.weight for reward in parse_rewards(spec)}
 
 
@@ -147,7 +151,8 @@ def load_reward(name: str, *, source: str | None = None, device: str | torch.dev
         device: device of the images to be scored.
 
     Raises:
-        ValueError: the name is unknown, its argument is not valid, or a source is given for a reward without weights.
+        ValueError: the name is unknown, its argument is not valid, or a source is given for a reward without
+            weights.
         RewardError: see `RewardSpec.load`.
     """
     spec = RewardSpec.parse(name)
@@ -164,13 +169,13 @@ def load_rewards(
 
     Args:
         spec: as for `parse_rewards`.
-        sources: folder or hub id of the weights by the reward's name without argument; entries for rewards that are
-            not in the sum are allowed.
+        sources: folder or hub id of the weights by the reward's name without argument; entries for rewards
+            that are not in the sum are allowed.
         device: device of the images to be scored.
 
     Raises:
-        ValueError: no reward is named, a name, weight or source is not valid, or a reward has no gradient. Raised
-            before anything is loaded.
+        ValueError: no reward is named, a name, weight or source is not valid, or a reward has no gradient.
+            Raised before anything is loaded.
         RewardError: see `RewardSpec.load`.
     """
     rewards = parse_rewards(spec, sources)
@@ -183,13 +188,13 @@ def load_rewards(
 
 
 def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
-    """Raise ValueError for an unknown name, or a prompt that one of the rewards cannot score; nothing is loaded."""
+    """Raise ValueError for an unknown name, or a prompt that a reward cannot score; nothing is loaded."""
     for name in names:
         RewardSpec.parse(name).check_prompts(prompts)
 
 
 def check_sources(sources: Mapping[str, str]) -> None:
-    """Raise ValueError for the source of an unknown reward or of one without weights, or a path that does not exist.
+    """Raise ValueError for a source that does not exist, or whose reward is unknown or has no weights.
 
     A source is taken for a path if it begins with "/", "." or "~". Nothing is loaded.
     """
@@ -233,7 +238,7 @@ def _custom_entry(name: str) -> Entry:
     """Return the entry of a custom reward; nothing is imported."""
     if not is_custom(name):
         raise ValueError(
-            f"rewards: {name!r} is neither a bundled reward nor a custom one, which is written MODULE:NAME or "
-            "FILE.py:NAME"
+            f"rewards: {name!r} is neither a bundled reward nor a custom one, which is written MODULE:NAME "
+            "or FILE.py:NAME"
         )
     return Entry("custom reward", lambda argument, source, device: load_custom(name), custom=True)

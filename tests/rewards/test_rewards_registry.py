@@ -1,4 +1,4 @@
-"""Rewards by name, and their weighted sum."""
+"""Rewards by name, and weighted sums."""
 
 import re
 import subprocess
@@ -152,9 +152,9 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
 
 def test_what_has_no_gradient_cannot_steer() -> None:
     message = (
-        "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: 'aesthetic', "
-        "'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', 'smoothness', 'symmetry', "
-        "'videoreward', 'vqascore'"
+        "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
+        "'aesthetic', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', "
+        "'smoothness', 'symmetry', 'videoreward', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -184,11 +184,9 @@ def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
 )
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for module in list(sys.modules):
-        if module.startswith(
-            tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip", "vision", "loading"))
-        ):
-            monkeypatch.delitem(sys.modules, module)
+    ours = tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip.", "vision_language.", "loading"))
+    for module in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(
         rewards.RewardError,
         match=r'^load_reward: .* needs transformers .*; pip install "noisetilt-kernels\[diffusers\]"$',
@@ -200,11 +198,11 @@ def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A user's own, in float64."""
+    """Custom reward in float64."""
     return images[:, 0].double().mean(dim=(1, 2))
 
 
-def test_a_sum_of_ones_own_and_others() -> None:
+def test_a_sum_of_custom_and_bundled_rewards() -> None:
     images = some_images(3)
     reward = WeightedSum({"redness": (2, redness), "symmetry": (-0.5, symmetry)})
     parts = reward.parts(images, [""] * 3)
@@ -261,11 +259,16 @@ def test_what_may_have_weights(name: str, expected: bool) -> None:
 
 def test_a_reward_is_parsed_once() -> None:
     sources = {"clip": "a/b", "videoreward": "folder", "my.module": "unused"}
-    clip, motion, own = parse_rewards("clip=2, videoreward:motion,my.module:name=-1", sources)
+    clip, motion, custom = parse_rewards("clip=2, videoreward:motion,my.module:name=-1", sources)
     assert clip == RewardSpec("clip", ENTRIES["clip"], None, 2.0, "a/b")
     assert motion == RewardSpec("videoreward:motion", ENTRIES["videoreward"], "motion", 1.0, "folder")
-    assert (own.name, own.argument, own.weight, own.source) == ("my.module:name", None, -1.0, None)
-    assert own.entry.custom and own.has_weights and not own.videos
+    assert (custom.name, custom.argument, custom.weight, custom.source) == (
+        "my.module:name",
+        None,
+        -1.0,
+        None,
+    )
+    assert custom.entry.custom and custom.has_weights and not custom.videos
     assert motion.videos and not clip.videos
     assert parse_rewards({"clip": 2.0}, sources) == (clip,)
     assert RewardSpec.parse("clip").source == default_source("clip") == "openai/clip-vit-large-patch14"

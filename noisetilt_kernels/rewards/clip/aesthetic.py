@@ -1,4 +1,4 @@
-"""The reward of looks: LAION's aesthetic predictor on the image embeddings of CLIP. Needs transformers."""
+"""Aesthetic quality by LAION's predictor on the image embeddings of CLIP. Needs transformers."""
 
 import pickle
 from collections.abc import Sequence
@@ -18,25 +18,29 @@ from .linear_head import linear_head
 SOURCE = default_source("aesthetic")
 
 PREDICTOR_FILE = "sac+logos+ava1-l14-linearMSE.pth"
-"""The aesthetic predictor as LAION has it (github.com/christophschuhmann/improved-aesthetic-predictor)."""
+"""File of the predictor as published (github.com/christophschuhmann/improved-aesthetic-predictor)."""
 
 CLIP = default_source("clip")
 """Hub id of the CLIP model that the predictor was trained on."""
 
 
 class AestheticScore:
-    """LAION's aesthetic predictor V2 (sac+logos+ava1, linear) on CLIP ViT-L/14; about 1 to 10. Prompts are not read.
+    """Aesthetic score by LAION's aesthetic predictor V2 (sac+logos+ava1, linear) on CLIP ViT-L/14.
+
+    Most values are from 1 to 10. Prompts are not used. Images (B, 3, H, W) in [0, 1] of any size and B
+    prompts -> float32 (B,). The weights are frozen.
 
     Args:
         source: one of
-            - a hub id or folder with a conversion for transformers: vision model and predictor in one checkpoint;
-            - a folder with the predictor as LAION has it, `sac+logos+ava1-l14-linearMSE.pth`, added to the files of
-              the CLIP model; if it is alone there, the CLIP model comes from the hub.
-        device: of the model, and where images will be.
-        dtype: of the vision model; None is bfloat16 on GPUs and float32 on the CPU. The predictor is float32.
+            - a hub id or folder in the format of transformers: vision model and predictor in one checkpoint;
+            - a folder with the published predictor, `sac+logos+ava1-l14-linearMSE.pth`, beside the files of
+              the CLIP model. Without these, the CLIP model is loaded from the hub (`CLIP`).
+        device: device of the model and of the images.
+        dtype: dtype of the vision model; None is bfloat16 on GPUs and float32 on the CPU. The predictor is
+            float32.
 
     Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class AestheticScore:
             predictor = _read_predictor(files[0], config.projection_dim)
         else:
             wanted = (
-                f"a vision model and the predictor in one, as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
+                f"vision model and predictor in one, such as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
             )
             vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
             predictor = vision.layers
@@ -78,9 +82,9 @@ class AestheticScore:
 
 
 class VisionModel(CLIPVisionModelWithProjection):
-    """The vision half of a CLIP model, also of a checkpoint of both halves."""
+    """Vision half of a CLIP model; the checkpoint may hold the text half as well."""
 
-    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, as transformers has it
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, declared like this in transformers
         r"^text_(model|projection)\.",
         "^logit_scale$",
         "position_ids",
@@ -88,7 +92,7 @@ class VisionModel(CLIPVisionModelWithProjection):
 
 
 class VisionModelWithPredictor(VisionModel):
-    """With the aesthetic predictor, as conversions for transformers have it."""
+    """Vision half and aesthetic predictor, named as in the published conversion for transformers."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
@@ -103,14 +107,14 @@ def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
         predictor.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
     except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
         raise RewardError(
-            f"aesthetic: {file} must be LAION's linear predictor V2 for embeddings of width {width}, a state dict of "
-            f"layers 0, 2, 4, 6 and 7; fetch {PREDICTOR_FILE} again"
+            f"aesthetic: {file} must be LAION's linear predictor V2 for embeddings of width {width}, a state "
+            f"dict with layers 0, 2, 4, 6 and 7; download {PREDICTOR_FILE} again"
         ) from None
     return predictor
 
 
 def _vision_config(source: str) -> Any:
-    """Of a model of both halves, or of the vision half alone."""
+    """Return the vision configuration of a source that holds a whole CLIP model or its vision half."""
     types = ["clip", "clip_vision_model", "aesthetics_predictor"]
     config = dict(model_config("aesthetic", source, types))
     if config["model_type"] != "clip":

@@ -1,4 +1,4 @@
-"""Weights as their authors publish them: one file by torch.save, which is of another layout than transformers has."""
+"""Published checkpoints that are one file by torch.save, in another format than that of transformers."""
 
 import pickle
 from collections.abc import Mapping
@@ -10,20 +10,21 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from ..checks import RewardError, first_line, first_of
+from ...hub import explain_failure, first_sentence
+from ..checks import RewardError, first_of
 from ..loading import AnyModel, check_source
 
 _FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueError, pickle.UnpicklingError)
-"""What torch.load raises for files that are broken, or hold more than tensors."""
+"""Exceptions that torch.load raises for files that are broken, or hold more than tensors."""
 
 
 def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
-    """The .pt file of a source, and the folder or hub id that it is from; None if the source has none.
+    """Return the .pt file of a source and the folder or hub id it belongs to, or None without such a file.
 
-    A source is the file itself, a folder with one such file, or ID:FILE, a file of a model on the hub.
+    A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
 
     Raises:
-        RewardError: there is no such file, it did not come from the hub, or the folder has several.
+        RewardError: the file does not exist or cannot be downloaded, or the folder has several.
     """
     path = Path(source)
     if path.is_file():
@@ -41,37 +42,35 @@ def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
         return None
     if not colon:
         raise RewardError(
-            f"{reward}: there is no file {source}; name the file of the weights, or ID:FILE on the Hugging Face hub"
+            f"{reward}: there is no file {source}; name the file of the weights, or ID:FILE on the Hugging "
+            "Face hub"
         )
     check_source(reward, model)
     try:
         return Path(cached_file(model, name)), model
     except OSError as error:
-        raise RewardError(
-            f"{reward}: {name} of {model!r} did not come from the hub ({first_line(error)}); check the name and the "
-            f"connection, or run `hf download {model} {name} --local-dir FOLDER` where there is one and name "
-            f"FOLDER/{name} as the source"
-        ) from None
+        raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
 
 
 def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; those of a training's checkpoint are under "state_dict".
+    """Return the tensors of a file by name, on the CPU. No code in the file is run.
 
-    No code in the file is run.
+    The checkpoint of a training run has them under "state_dict".
 
     Raises:
-        RewardError: the file is broken, or holds something else.
+        RewardError: the file is broken or holds something else.
     """
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except _FAILURES as error:
         raise RewardError(
-            f"{reward}: {file} cannot be read as weights by torch.save ({first_line(error)}); fetch it again"
+            f"{reward}: {file} cannot be read as weights by torch.save ({first_sentence(error)}); download "
+            "it again"
         ) from None
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not any(isinstance(value, Tensor) for value in tensors.values()):
         raise RewardError(
-            f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; fetch it again"
+            f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; download it again"
         )
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
@@ -84,13 +83,14 @@ def load_tensors(
     wanted: str,
     tensors: Mapping[str, Tensor],
 ) -> AnyModel:
-    """The model of these tensors, by the names that transformers has, with frozen weights in float32 on the CPU.
+    """Return the model with these tensors as frozen weights in float32, on the CPU.
 
     Args:
-        reward, file, wanted: for errors: where the tensors are from, and what should be there.
+        reward, file, wanted: name of the reward, file of the tensors, and what it should hold, for errors.
+        tensors: weights by the names that transformers uses.
 
     Raises:
-        RewardError: tensors are missing or of other shapes.
+        RewardError: tensors are missing or have other shapes.
     """
     loaded: Any = model_class.from_pretrained(
         None,
@@ -104,42 +104,48 @@ def load_tensors(
     wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if wrong:
         raise RewardError(
-            f"{reward}: {file} lacks {first_of(wrong)}, or has another shape for it; name a source that has {wanted}"
+            f"{reward}: {file} lacks {first_of(wrong)}, or has it in another shape; name a source that has "
+            f"{wanted}"
         )
     frozen: AnyModel = model.eval().requires_grad_(False)
     return frozen
 
 
 def shape_of(reward: str, file: Path, tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
-    """The shape of one of the tensors, which must be there and have so many dimensions.
+    """Return the shape of one of the tensors.
 
     Raises:
-        RewardError: it is not, or has not.
+        RewardError: the tensor is missing or has not `dims` dimensions.
     """
     shape = tuple(tensors[name].shape) if name in tensors else None
     if shape is None or len(shape) != dims:
         raise RewardError(
-            f"{reward}: {file} must hold {name} of {dims} dimensions, got {shape}; it is of another model, so name "
-            "another file as the source"
+            f"{reward}: {file} must hold {name} with {dims} dimensions, got {shape}; the file belongs to "
+            "another model, so name another one as the source"
         )
     return shape
 
 
 def heads_of(reward: str, file: Path, what: str, width: int, head_width: int) -> int:
-    """How many attention heads a transformer of this width has, which no tensor tells.
+    """Return the number of attention heads of a transformer, which cannot be read from its tensors.
+
+    Args:
+        what: part of the model, for the error.
+        width: width of the transformer.
+        head_width: width of a head.
 
     Raises:
-        RewardError: the width is no multiple of that of a head.
+        RewardError: the width is not a multiple of the head width.
     """
     if width % head_width:
         raise RewardError(
-            f"{reward}: the width of {what} in {file} must be a multiple of {head_width}, got {width}; it is of "
-            "another model, so name another file as the source"
+            f"{reward}: the width of {what} in {file} must be a multiple of {head_width}, got {width}; the "
+            "file belongs to another model, so name another one as the source"
         )
     return width // head_width
 
 
 def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many layers there are whose tensors are called prefix + "0.", prefix + "1.", and so on."""
+    """Return the number of layers, whose tensors are called prefix + "0.", prefix + "1.", and so on."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     return len(numbers)

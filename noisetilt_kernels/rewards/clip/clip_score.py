@@ -13,9 +13,11 @@ SOURCE = default_source("clip")
 
 
 class ClipScore:
-    """CLIP score: 100 times the cosine of the embeddings of image and prompt (Hessel et al., arXiv 2104.08718).
+    """CLIP score: 100 times the cosine of image and prompt (Hessel et al., arXiv 2104.08718).
 
-    Most values are from 10 to 35. Unlike in the paper, negative values are not set to 0, where the gradient would vanish.
+    Most values are from 10 to 35. Negative values are kept, unlike in the paper, because the gradient
+    vanishes where a value is set to 0.
+
     Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,); see `ImageTextModel`.
 
     Args:

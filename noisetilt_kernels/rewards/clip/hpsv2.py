@@ -1,8 +1,8 @@
-"""The reward of human preference by HPS v2: a CLIP model that was tuned to rank images. Needs transformers.
+"""Human preference by HPS v2, a CLIP model fine-tuned to rank images. Needs transformers.
 
     python -m noisetilt_kernels.rewards.clip.hpsv2 HPS_v2.1_compressed.pt FOLDER
 
-makes of the published file a folder that transformers' CLIPModel loads.
+converts the published file into a folder that the `CLIPModel` of transformers loads.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,24 @@ SOURCE = default_source("hpsv2")
 
 
 class HpsScore:
-    """What people would rather have of a prompt (Wu et al., arXiv 2306.09341); most images are at 0.2 to 0.35.
+    """HPS v2: human preference score of an image for its prompt (Wu et al., arXiv 2306.09341).
 
-    The cosine of image and prompt, without the model's scale: what the published `hpsv2.score` returns. The benchmark
-    of the authors prints 100 times that.
+    The cosine of the embeddings of image and prompt, without the model's scale, as the published
+    `hpsv2.score` returns it. The authors' benchmark prints 100 times that value. Most values are from 0.2 to
+    0.35. Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,); see `ImageTextModel` and
+    `WholeImage`.
 
     Args:
         source: one of
-            - the published file, HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or a folder with it and no other;
-            - ID:FILE, that file on the hub;
-            - a folder or hub id of a `CLIPModel`, as `convert_hpsv2` writes it.
-            Where there is no tokenizer it is that of the model which HPS was tuned from.
-        device: of the model, and where images will be.
-        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
+            - the published file, HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or a folder with one;
+            - ID:FILE, such a file on the hub;
+            - a folder or hub id of a `CLIPModel`, as written by `convert_hpsv2`.
+            If it has no tokenizer, the tokenizer of HPS v2's base model is used (`VIT_H_TOKENIZER`).
+        device: device of the model and of the images.
+        dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
 
     Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
     """
 
     def __init__(
@@ -63,10 +65,10 @@ class HpsScore:
 
 @dataclass(frozen=True)
 class WholeImage:
-    """Images (B, 3, H, W) in [0, 1] of any size -> (B, 3, side, side), float32, as HPS v2 sees them.
+    """Image processing of HPS v2: images (B, 3, H, W) in [0, 1] of any size -> float32 (B, 3, side, side).
 
-    The longer side is resized to `side` and the shorter in proportion, black bars fill the rest, and the result is
-    normalised. A CLIP model sees the centre of an image instead; of square images the two are the same.
+    The longer side is resized to `side` and the shorter in proportion. Black bars fill the rest, and the
+    result is normalized. Other CLIP models crop the centre instead; for square images the two are the same.
     """
 
     side: int
@@ -82,14 +84,16 @@ class WholeImage:
 
 
 def convert_hpsv2(checkpoint: str | Path, folder: str | Path) -> None:
-    """Writes the published file as a `CLIPModel` of transformers, in float32: config.json and model.safetensors.
+    """Write the published file as a `CLIPModel` of transformers, in float32.
+
+    The folder gets config.json and model.safetensors.
 
     Args:
         checkpoint: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.
-        folder: is made where there is none.
+        folder: destination, created if it does not exist.
 
     Raises:
-        RewardError: the file is broken or of another model.
+        RewardError: the file is broken or belongs to another model.
         OSError: the folder cannot be written.
     """
     model = _from_open_clip(Path(checkpoint))
@@ -98,7 +102,7 @@ def convert_hpsv2(checkpoint: str | Path, folder: str | Path) -> None:
 
 
 def _load(source: str) -> tuple[Any, str]:
-    """The model, and the folder or hub id that it is from."""
+    """Return the model, and the folder or hub id it comes from."""
     found = find_checkpoint("hpsv2", source)
     if found is not None:
         file, place = found
@@ -116,7 +120,7 @@ def _from_open_clip(file: Path) -> Any:
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def main(checkpoint: Path, folder: Path) -> None:
-    """Write HPS v2's published CHECKPOINT into FOLDER, as transformers' CLIPModel."""
+    """Write the published CHECKPOINT of HPS v2 into FOLDER, in the format of transformers' CLIPModel."""
     try:
         convert_hpsv2(checkpoint, folder)
     except (RewardError, OSError) as error:

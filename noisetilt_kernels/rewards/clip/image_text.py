@@ -1,8 +1,4 @@
-"""Rewards by CLIP models: agreement of image and prompt, and human preference. Needs transformers.
-
-Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen; images are processed in
-float32 and go through the model in `dtype`, and so does the gradient. Of longer prompts the first 77 tokens count.
-"""
+"""Cosine of the embeddings of image and text by a CLIP model. Needs transformers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,18 +17,22 @@ VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class ImageTextModel:
-    """Cosines of the embeddings of images and prompts by a CLIP model. A prompt's embedding is kept once it is known.
+    """CLIP model that returns the cosine of the embeddings of each image and its prompt.
+
+    The weights are frozen. Images are processed in float32 and go through the model in `dtype`, and so does
+    the gradient. A prompt is truncated to the length the model was trained with, 77 tokens, and its embedding
+    is cached.
 
     Args:
-        reward: name for errors.
-        model: a frozen `CLIPModel`, in float32; it is moved.
-        tokenizer: of the model.
-        preprocess: makes images (B, 3, H, W) what the model takes, float32.
-        device: of the model, and where images will be.
-        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
+        reward: name of the reward, for errors.
+        model: frozen `CLIPModel` in float32; moved to `device` and `dtype` in place.
+        tokenizer: tokenizer of the model.
+        preprocess: function from images (B, 3, H, W) in [0, 1] to the model's input, float32.
+        device: device of the model and of the images.
+        dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
 
     Attributes:
-        scale: what the model was trained to multiply cosines with.
+        scale: factor of the cosines that the model was trained with.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class ImageTextModel:
     ) -> None:
         device = torch.device(device)
         self._preprocess, self._tokenizer = preprocess, tokenizer
-        self.scale: float = model.logit_scale.exp().item()  # before it is rounded to dtype, which is seen
+        self.scale: float = (
+            model.logit_scale.exp().item()
+        )  # read before it is rounded to dtype, which would change values
         self._model = model.to(device=device, dtype=dtype or default_dtype(device))
         self._reward, self._length = reward, model.config.text_config.max_position_embeddings
         self._texts: dict[str, Tensor] = {}
@@ -60,15 +62,15 @@ class ImageTextModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> "ImageTextModel":
-        """The model of a source.
+        """Load the model from a source.
 
         Args:
-            reward, device, dtype: as of the class.
+            reward, device, dtype: same as for the class.
             source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.
-            tokenizers: sources of the tokenizer if that one has none.
+            tokenizers: sources to try for the tokenizer if `source` has none.
 
         Raises:
-            RewardError: something is missing or does not belong together.
+            RewardError: files are missing or do not match.
         """
         source = str(source)
         config = CLIPConfig.from_dict(dict(model_config(reward, source, ["clip"])))
@@ -80,14 +82,14 @@ class ImageTextModel:
         return cls(reward, model, tokenizer, preprocess, device, dtype)
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) and B prompts -> (B,), differentiable in the images."""
+        """Return the cosines, float32 (B,), of images (B, 3, H, W) in [0, 1] and B prompts, with gradient."""
         check_batch(self._reward, images, prompts)
         pixels = self._preprocess(images).to(self._model.dtype)
         embeddings = _unit(_features(self._model.get_image_features(pixel_values=pixels)))
         return (embeddings * torch.stack([self._text(prompt) for prompt in prompts])).sum(dim=1)
 
     def _text(self, prompt: str) -> Tensor:
-        """Embedding of a prompt, of length 1; by itself, so that it has the same bits in every batch."""
+        """Return the normalized embedding of a prompt, computed alone for equal bits in every batch."""
         if prompt not in self._texts:
             tokens = self._tokenizer(prompt, truncation=True, max_length=self._length, return_tensors="pt")
             with torch.no_grad():
@@ -97,12 +99,12 @@ class ImageTextModel:
 
 
 def _features(output: object) -> Tensor:
-    """The embeddings as transformers 4 returns them, or within an object, as 5 does."""
+    """Return the embeddings, which transformers 5.0 returns directly and later versions within an object."""
     features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     assert isinstance(features, Tensor)
     return features
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    """Scaled to length 1, in float32."""
+    """Return the embeddings in float32, divided by their norms."""
     return functional.normalize(embeddings.float(), dim=-1)

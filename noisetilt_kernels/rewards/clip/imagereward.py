@@ -1,8 +1,4 @@
-"""The reward of human preference by ImageReward: BLIP reads the prompt while it looks at the image. Needs transformers.
-
-Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen; images are processed in
-float32 and go through BLIP in `dtype`, and so does the gradient. Of longer prompts the first 35 tokens count.
-"""
+"""Human preference by ImageReward, a BLIP model that reads image and prompt together. Needs transformers."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,16 +22,16 @@ TOKENIZER = "google-bert/bert-base-uncased"
 """Hub id of BERT, whose tokenizer BLIP extends; ImageReward is published without a tokenizer."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the scores in the authors' data, which the reward is scaled by."""
+"""Mean and standard deviation of the raw scores in the authors' data; the reward is normalized by them."""
 
 LENGTH = 35
-"""Of prompts, in tokens with start and end."""
+"""Tokens of a prompt, start and end included; longer prompts are truncated."""
 
 HEAD_WIDTH = 64
-"""Of attention, in both halves of BLIP."""
+"""Width of an attention head in both halves of BLIP."""
 
 ADDED_TOKENS = ("[DEC]", "[ENC]")
-"""BLIP's own, after those of BERT; no prompt begins with one here."""
+"""Tokens that BLIP adds to the vocabulary of BERT. ImageReward does not use them."""
 
 _IN_VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -56,16 +52,23 @@ _IN_BLOCKS = {
 
 
 class ImageRewardScore:
-    """What people would rather have of a prompt (Xu et al., arXiv 2304.05977); most images are at -2 to 2.
+    """ImageReward: human preference score of an image for its prompt (Xu et al., arXiv 2304.05977).
+
+    Most values are from -2 to 2; mean and standard deviation over the authors' data are 0 and 1.
+
+    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). A prompt is truncated to 35
+    tokens. The weights are frozen. Images are processed in float32 and go through BLIP in `dtype`, and so
+    does the gradient.
 
     Args:
-        source: the published file, ImageReward.pt; a folder with it and no other; or ID:FILE, that file on the hub.
-            Where there is no tokenizer beside it, it is BERT's from the hub.
-        device: of the model, and where images will be.
-        dtype: of BLIP; None is bfloat16 on GPUs and float32 on the CPU. The layers after it are float32.
+        source: published file, ImageReward.pt; a folder with this .pt file only; or ID:FILE, the file on the
+            hub. If there is no tokenizer beside it, the tokenizer of BERT is used (`TOKENIZER`).
+        device: device of the model and of the images.
+        dtype: dtype of BLIP; None is bfloat16 on GPUs and float32 on the CPU. The layers after it are
+            float32.
 
     Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
     """
 
     def __init__(
@@ -78,8 +81,8 @@ class ImageRewardScore:
         found = find_checkpoint("imagereward", str(source))
         if found is None:
             raise RewardError(
-                f"imagereward: {source} holds no .pt file; name ImageReward.pt, a folder with it, or ID:FILE on the "
-                f"Hugging Face hub, such as {SOURCE}"
+                f"imagereward: {source} has no .pt file; name ImageReward.pt, a folder with it, or ID:FILE "
+                f"on the Hugging Face hub, such as {SOURCE}"
             )
         file, place = found
         tensors = read_checkpoint("imagereward", file)
@@ -101,7 +104,7 @@ class ImageRewardScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("imagereward", images, prompts)
-        # always of the same length, so that a prompt has the same bits in every batch
+        # padded to a fixed length, so that a prompt has the same bits in every batch
         tokens = self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(images.device)
@@ -113,7 +116,7 @@ class ImageRewardScore:
 
 
 class ImageRewardModel(BlipPreTrainedModel):
-    """BLIP's two halves, and the layers that make a score of what the text half has seen."""
+    """Vision and text half of BLIP, and the layers that turn the text half's output into a score."""
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
@@ -123,7 +126,13 @@ class ImageRewardModel(BlipPreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Images (B, 3, h, w) and tokens (B, L) -> (B, width), the embedding of the first token; without the layers."""
+        """Return the first token's embedding (B, width), without the score layers.
+
+        Args:
+            pixels: preprocessed images (B, 3, h, w).
+            tokens: token numbers (B, L).
+            mask: attention mask (B, L).
+        """
         seen = self.vision_model(pixel_values=pixels).last_hidden_state
         read = self.text_encoder(input_ids=tokens, attention_mask=mask, encoder_hidden_states=seen)
         embedding: Tensor = read.last_hidden_state[:, 0]
@@ -131,7 +140,7 @@ class ImageRewardModel(BlipPreTrainedModel):
 
 
 def _config(file: Path, tensors: Mapping[str, Tensor]) -> BlipConfig:
-    """Of the model whose tensors these are, by the names of the published file."""
+    """Return the configuration of the model with these tensors, named as in the published file."""
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         return shape_of("imagereward", file, tensors, f"blip.{name}", dims)
@@ -140,7 +149,7 @@ def _config(file: Path, tensors: Mapping[str, Tensor]) -> BlipConfig:
     _, positions, _ = shape("visual_encoder.pos_embed", 3)
     vocabulary, text_width = shape("text_encoder.embeddings.word_embeddings.weight", 2)
     length, _ = shape("text_encoder.embeddings.position_embeddings.weight", 2)
-    side = round((positions - 1) ** 0.5)  # in patches; one position is of the class
+    side = round((positions - 1) ** 0.5)  # in patches; one position belongs to the class token
     return BlipConfig(
         vision_config={
             "hidden_size": width,
@@ -149,7 +158,7 @@ def _config(file: Path, tensors: Mapping[str, Tensor]) -> BlipConfig:
             "num_attention_heads": heads_of("imagereward", file, "the vision half", width, HEAD_WIDTH),
             "image_size": side * patch,
             "patch_size": patch,
-            "layer_norm_eps": 1e-6,  # BLIP's; transformers has 1e-5 unless it is told
+            "layer_norm_eps": 1e-6,  # BLIP's value; the default of transformers is 1e-5
         },
         text_config={
             "hidden_size": text_width,
@@ -158,19 +167,19 @@ def _config(file: Path, tensors: Mapping[str, Tensor]) -> BlipConfig:
             "num_attention_heads": heads_of("imagereward", file, "the text half", text_width, HEAD_WIDTH),
             "max_position_embeddings": length,
             "vocab_size": vocabulary,
-            "is_decoder": True,  # for transformers that means: with cross-attention; it reads in both directions
+            "is_decoder": True,  # adds cross-attention; attention stays bidirectional
         },
     )
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """By the names of `ImageRewardModel`; what it has no use for is left out."""
+    """Yield the tensors under the names of `ImageRewardModel`, without those it does not have."""
     for name, tensor in tensors.items():
         half, _, rest = name.removeprefix("blip.").partition(".")
         if half == "mlp":
             yield f"mlp.{rest.removeprefix('layers.')}", tensor
         elif half == "text_encoder" and not rest.endswith("position_ids"):
-            yield f"text_encoder.{rest}", tensor  # transformers kept the names
+            yield f"text_encoder.{rest}", tensor  # same names in transformers
         elif half == "visual_encoder" and rest in _IN_VISION:
             yield f"vision_model.{_IN_VISION[rest]}", tensor
         elif half == "visual_encoder" and (

@@ -1,4 +1,7 @@
-"""Turns a ViT-H/14 of open_clip into a CLIPModel of transformers: other names, transposed projections, q k v apart."""
+"""Conversion of a ViT-H/14 of open_clip into a `CLIPModel` of transformers.
+
+Tensors are renamed, the projections are transposed, and the joint q, k and v are split.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +13,7 @@ from transformers import CLIPConfig
 from .checkpoint import count_layers, heads_of, shape_of
 
 VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64
-"""Of open_clip's ViT-H-14: 16 heads of each half."""
+"""Widths of an attention head in open_clip's ViT-H-14, which has 16 heads in each half."""
 
 _PARTS = {
     "logit_scale": "logit_scale",
@@ -21,13 +24,13 @@ _PARTS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # so it is spelled there
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelled like this in transformers
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
 }
 _PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-"""open_clip multiplies by these from the right, transformers by linear layers."""
+"""Projections, transposed: open_clip multiplies from the right, transformers has linear layers."""
 
 _HALVES = {"visual.transformer.resblocks.": "vision_model", "transformer.resblocks.": "text_model"}
 _IN_LAYERS = {
@@ -42,16 +45,17 @@ _IN_LAYERS = {
 def to_transformers(
     reward: str, file: Path, tensors: Mapping[str, Tensor]
 ) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """Configuration and tensors of the CLIPModel that computes the same.
+    """Return the configuration and the tensors of the `CLIPModel` that computes the same.
 
-    What is not of the model, such as `attn_mask`, is left out; what is missing shows when the model is loaded.
+    Tensors that the model does not have, such as `attn_mask`, are dropped. A missing tensor is reported when
+    the model is loaded.
 
     Args:
-        reward, file: for errors.
-        tensors: by open_clip's names, as of a ViT-H-14; sizes are taken from them.
+        reward, file: name of the reward and file of the tensors, for errors.
+        tensors: weights by the names of open_clip's ViT-H-14; the sizes are read from them.
 
     Raises:
-        RewardError: the tensors are of something else.
+        RewardError: the tensors belong to another model.
     """
     return _config(reward, file, tensors), dict(_renamed(tensors))
 
@@ -65,7 +69,7 @@ def _config(reward: str, file: Path, tensors: Mapping[str, Tensor]) -> CLIPConfi
     vocabulary, text_width = shape("token_embedding.weight", 2)
     length, _ = shape("positional_embedding", 2)
     _, embedding = shape("visual.proj", 2)
-    side = round((positions - 1) ** 0.5)  # in patches; one position is of the class
+    side = round((positions - 1) ** 0.5)  # in patches; one position belongs to the class token
     return CLIPConfig(
         projection_dim=embedding,
         vision_config={
@@ -85,7 +89,7 @@ def _config(reward: str, file: Path, tensors: Mapping[str, Tensor]) -> CLIPConfi
             "num_attention_heads": heads_of(reward, file, "the text half", text_width, TEXT_HEAD_WIDTH),
             "max_position_embeddings": length,
             "vocab_size": vocabulary,
-            # open_clip takes the embedding at the largest token, which is the last of the vocabulary
+            # open_clip reads the embedding at the largest token number, the last of the vocabulary
             "eos_token_id": vocabulary - 1,
             "bos_token_id": vocabulary - 2,
             "hidden_act": "gelu",

@@ -15,12 +15,13 @@ SOURCE = default_source("pickscore")
 class PickScore:
     """PickScore: human preference score of an image for its prompt (Kirstain et al., arXiv 2305.01569).
 
-    The cosine of the embeddings of image and prompt times the model's own scale, which is about 100. Most values are
-    from 18 to 24. Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,); see `ImageTextModel`.
+    The cosine of the embeddings of image and prompt times the model's own scale, which is about 100. Most
+    values are from 18 to 24. Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,); see
+    `ImageTextModel`.
 
     Args:
-        source: folder or hub id of a `CLIPModel`, with its image processor. If it has no tokenizer, the tokenizer of
-            PickScore's base model is used (`VIT_H_TOKENIZER`).
+        source: folder or hub id of a `CLIPModel`, with its image processor. If it has no tokenizer, the
+            tokenizer of PickScore's base model is used (`VIT_H_TOKENIZER`).
         device: device of the model and of the images.
         dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
 

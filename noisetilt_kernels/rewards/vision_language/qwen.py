@@ -1,4 +1,4 @@
-"""What rewards by Qwen2-VL and Qwen2.5-VL have in common: image processing, chat and memory. Needs transformers."""
+"""Image processing, chat and memory of Qwen2-VL and Qwen2.5-VL, shared by the rewards. Needs transformers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,29 @@ from ..loading import FAILURES
 from ..preprocessing import Preprocessing
 
 LONGEST = 200
-"""How many times as long as the other a side may be; the processors refuse more."""
+"""Largest ratio of the sides of an image. Hugging Face's processors have the same limit."""
 
 CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>{pad}<|vision_end|>{text}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-"""What the chat template of these models makes of an image or a video and a text; for tokenizers that lost theirs."""
+"""Result of the models' chat template for one image or video and a text, for tokenizers without template."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Frames as the patches that a vision model of Qwen takes, in torch, with gradients.
+    """Image processing of the Qwen vision models, in torch: batched over frames and differentiable.
 
-    Hugging Face's processors do the same to frames of 8 bits; the results agree to their rounding.
+    Hugging Face's processors do the same with 8-bit frames; the results agree up to their rounding.
 
     Attributes:
-        reward: name for errors.
+        reward: name of the reward, for errors.
         side: height and width of a patch in pixels.
-        merged: how many patches across and down become one token.
-        frames: how many frames a patch has.
-        least, most: pixels of a frame after it is resized.
-        mean, std: of red, green and blue.
+        merged: number of patches, in each direction, that become one token.
+        frames: number of frames in a patch.
+        least, most: smallest and largest number of pixels of a resized frame.
+        mean, std: mean and standard deviation of red, green and blue for normalization.
     """
 
     reward: str
@@ -51,14 +51,18 @@ class Patches:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """What frames of this size are resized to: whole tokens, near the proportions, of `least` to `most` pixels.
+        """Return the height and width to which frames of this size are resized.
+
+        Both are multiples of a token, close to the proportions of the frame, with `least` to `most` pixels in
+        all.
 
         Raises:
             ValueError: one side is more than 200 times the other.
         """
         if max(height, width) > LONGEST * min(height, width):
             raise ValueError(
-                f"{self.reward}: one side must be at most {LONGEST} times the other, got {height} x {width} pixels"
+                f"{self.reward}: one side must be at most {LONGEST} times the other, got {height} x {width} "
+                "pixels"
             )
         token = self.side * self.merged
         nearest = round(height / token) * token, round(width / token) * token
@@ -74,15 +78,15 @@ class Patches:
         return nearest
 
     def __call__(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches of one image or one video.
+        """Return the patches of one image or one video.
 
         Args:
-            frames: (F, 3, H, W) with values in [0, 1], F = 1 for an image. If F does not fill the last patch, the last
-                frame is repeated.
+            frames: (F, 3, H, W) with values in [0, 1]; F = 1 for an image. The last frame is repeated until F
+                is a multiple of the frames of a patch.
 
         Returns:
-            Patches, float32 (t h w, 3 `frames` `side`^2), those that become one token side by side; and their grid
-            t, h, w, int64 (1, 3).
+            Patches, float32 (t h w, 3 `frames` `side`^2), with the patches of each token in consecutive rows;
+            and their grid t, h, w, int64 (1, 3).
         """
         size = self.size(*frames.shape[2:])
         resize = Preprocessing(
@@ -99,24 +103,27 @@ class Patches:
         return patches, torch.tensor([[t, h, w]], device=frames.device)
 
     def tokens(self, grid: Tensor) -> tuple[int, int, int]:
-        """How many tokens there are in time, down and across."""
+        """Return the numbers of tokens in time, rows and columns for a grid of patches."""
         t, h, w = grid[0].tolist()
         return t, h // self.merged, w // self.merged
 
 
 def image_patches(reward: str, vision: Any, processor: Mapping[str, Any]) -> Patches:
-    """The patches of images, by the model's vision config and what its source says of its image processor.
+    """Return the image processing for a model.
 
-    What that does not say is as of Qwen2.5-VL.
+    Args:
+        reward: name of the reward, for errors.
+        vision: vision configuration of the model.
+        processor: configuration of the image processor; missing entries have the values of Qwen2.5-VL.
 
     Raises:
-        RewardError: the processor asks for something that is not done here.
+        RewardError: the processor asks for an unsupported step.
     """
     for name, only in {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}.items():
         if processor.get(name, only) != only:
             raise RewardError(
-                f"{reward}: the image processor's {name} must be {only}, got {processor[name]!r}; name a source with "
-                "the files of Qwen2.5-VL"
+                f"{reward}: the image processor's {name} must be {only}, got {processor[name]!r}; name a "
+                "source with the files of Qwen2.5-VL"
             )
     size = processor.get("size") or {}
     patches = Patches(
@@ -131,24 +138,25 @@ def image_patches(reward: str, vision: Any, processor: Mapping[str, Any]) -> Pat
     )
     if patches.least > patches.most:
         raise RewardError(
-            f"{reward}: the image processor's min_pixels must be at most its max_pixels, got {patches.least} and "
-            f"{patches.most}; name a source with the files of Qwen2.5-VL"
+            f"{reward}: the image processor's min_pixels must be at most its max_pixels, got {patches.least} "
+            f"and {patches.most}; name a source with the files of Qwen2.5-VL"
         )
     return patches
 
 
 class Chat:
-    """A question about an image or a video, as the tokens that the model expects before its answer.
+    """Tokenizer of questions about an image or a video, in the chat format of the model.
 
     Args:
-        reward: name for errors.
-        sources: where a tokenizer may be; the first that knows the model's tokens is taken.
+        reward: name of the reward, for errors.
+        sources: folders and hub ids to try for the tokenizer; the first one with the model's tokens is used.
         kind: "image" or "video".
-        pad: number of the token that stands where the image or video goes, as the model has it.
-        marks: further tokens, each of which is once in the text of every question; added if they are not known.
+        pad: number of the token that the model replaces by the image or video.
+        marks: special tokens that each question contains once; added to the tokenizer if it does not have
+            them.
 
     Attributes:
-        marks: their numbers.
+        marks: numbers of the marks.
 
     Raises:
         RewardError: there is no such tokenizer, or its chat template has no place for an image or video.
@@ -163,15 +171,15 @@ class Chat:
         self.marks: list[int] = self._tokenizer.convert_tokens_to_ids(list(marks))
         if self._numbers("".join(marks)).count(pad) != 1:
             raise RewardError(
-                f"{reward}: the chat template of the tokenizer in {' or '.join(sources)} must have one place for "
-                f"{kind}s; take the tokenizer of Qwen2-VL or Qwen2.5-VL"
+                f"{reward}: the chat template of the tokenizer in {' or '.join(sources)} must have one place "
+                f"for {kind}s; use the tokenizer of Qwen2-VL or Qwen2.5-VL"
             )
 
     def tokens(self, text: str, count: int) -> Tensor:
-        """The question with room for `count` tokens of the image or video: int64 (L,), on the CPU.
+        """Return the tokens of a question, with `count` tokens for the image or video: int64 (L,), CPU.
 
         Raises:
-            ValueError: the text contains what stands for the image or video, or a mark more than once.
+            ValueError: the text contains the token of the image or video, or a mark more than once.
         """
         numbers = self._numbers(text)
         for number in (self._pad, *self.marks):
@@ -182,21 +190,21 @@ class Chat:
         return torch.tensor([*numbers[:place], *[self._pad] * count, *numbers[place + 1 :]])
 
     def one_token(self, answer: str) -> int:
-        """The number of an answer that is one token.
+        """Return the number of the token for an answer.
 
         Raises:
-            RewardError: it is several.
+            RewardError: the answer has several tokens.
         """
         numbers = self._tokenizer(answer, add_special_tokens=False).input_ids
         if len(numbers) != 1:
             raise RewardError(
-                f"{self._reward}: {answer!r} must be one token, the tokenizer makes {len(numbers)} of it; take the "
-                "tokenizer of Qwen2.5-VL"
+                f"{self._reward}: {answer!r} must be one token, but the tokenizer splits it into "
+                f"{len(numbers)}; use the tokenizer of Qwen2.5-VL"
             )
         return int(numbers[0])
 
     def _numbers(self, text: str) -> list[int]:
-        """The question with one token for the image or video."""
+        """Return the tokens of the question, with one token for the image or video."""
         if self._tokenizer.chat_template is None:
             chat = CHATML.format(pad=f"<|{self._kind}_pad|>", text=text)
         else:
@@ -209,9 +217,10 @@ class Chat:
 
 
 def recompute_blocks(model: Any) -> None:
-    """Lets the vision and language model compute their activations again in the backward, block by block.
+    """Make both halves of the model recompute their activations in the backward pass, block by block.
 
-    What transformers has for it works in training mode alone. There is no randomness whose state would have to be kept.
+    The checkpointing of transformers works in training mode only. The blocks are deterministic, so the state
+    of random generators need not be kept.
     """
     for block in (*model.visual.blocks, *model.language_model.layers):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -223,10 +232,10 @@ def _load_tokenizer(reward: str, sources: Sequence[str], token: str, number: int
             tokenizer = Qwen2Tokenizer.from_pretrained(source)
         except FAILURES:
             continue
-        # where there are no files transformers makes a tokenizer that knows nothing, and says nothing
+        # without files transformers returns a tokenizer with an empty vocabulary, and no error
         if tokenizer.convert_tokens_to_ids(token) == number:
             return tokenizer
     raise RewardError(
-        f"{reward}: there is no tokenizer that has {token} as number {number}, as the model does, in "
+        f"{reward}: there is no tokenizer with {token} as number {number}, which the model expects, in "
         f"{' or '.join(sources)}; put its tokenizer.json and tokenizer_config.json beside the weights"
     )

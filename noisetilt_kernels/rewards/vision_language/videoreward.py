@@ -1,4 +1,4 @@
-"""The reward of videos that people prefer: VideoReward's visual quality, motion quality and text alignment."""
+"""Human preference of videos by VideoReward: visual quality, motion quality and text alignment."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,37 +31,38 @@ BASE = "Qwen/Qwen2-VL-2B-Instruct"
 """Hub id of the base model of VideoReward, which is published without a model configuration."""
 
 LEAST_PIXELS = 128 * 28 * 28
-"""Of a frame, unless the checkpoint allows no more than fewer."""
+"""Smallest number of pixels of a resized frame, unless the checkpoint's largest number is smaller."""
 LEAST_FRAMES, MOST_FRAMES = 4, 768
-"""That it looks at, of videos that have as many."""
+"""Smallest and largest number of frames that are scored, for videos that have as many."""
 
 
 class VideoReward:
-    """VideoReward: what people would rather have of a prompt (Liu et al., arXiv 2501.13918).
+    """VideoReward: human preference score of a video for its prompt (Liu et al., arXiv 2501.13918).
 
-    A Qwen2-VL of 2 billion weights reads the video, then a long text and in it the prompt. Its hidden states at three
-    marks in the text are turned into three numbers, for visual quality, motion quality and text alignment, each
-    normalised by a mean and a standard deviation that come with the checkpoint. The reward is one of them, or the sum
-    of all three. It was trained to tell which of two videos of the same prompt is the better one.
+    A Qwen2-VL of 2 billion weights reads the video, then a long text that contains the prompt. The hidden
+    states at three marks in the text give three numbers: visual quality, motion quality and text alignment.
+    Each is normalized by a mean and a standard deviation of the checkpoint, so that most values are from -3
+    to 3. The reward is one of them, or the sum of all three. The model was trained to choose the better of
+    two videos of the same prompt.
 
-    Videos (B, 3, F, H, W) in [0, 1] of any size, at least 2 frames, and B prompts -> float32 (B,). It looks at 2 frames
-    of each second, an even number of them and at least 4 where there are as many. The weights are frozen. Videos are
-    processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient; activations are
-    computed again in the backward.
+    Videos (B, 3, F, H, W) in [0, 1] of any size with at least 2 frames, and B prompts -> float32 (B,). Two
+    frames of each second are scored: an even number, and at least 4 if there are as many. The weights are
+    frozen. Videos are processed in float32 and go through the model in `dtype`, one at a time, and so does
+    the gradient. Activations are recomputed in the backward pass.
 
     Args:
         source: folder or hub id with model_config.json and checkpoint-NUMBER.
-        device: of the model, and where videos will be.
+        device: device of the model and of the videos.
         part: "visual", "motion" or "text"; None is the sum of all three.
         fps: frames per second of the videos.
-        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
-        base: folder or hub id of the Qwen2-VL that it was tuned from, for its configuration, and for weights and
-            tokenizer where the checkpoint lacks them. None is the source if that has a config.json as well, else
-            Qwen2-VL-2B-Instruct on the hub.
+        dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
+        base: folder or hub id of the base model, a Qwen2-VL. It provides the configuration, and the weights
+            and the tokenizer that the checkpoint lacks. None is the source if it has a config.json, else
+            `BASE` on the hub.
 
     Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
-        ValueError, TypeError: an unknown part, or fps that is not a positive number.
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
+        ValueError, TypeError: the part is unknown, or fps is not a positive number.
     """
 
     takes_videos = True
@@ -92,8 +93,8 @@ class VideoReward:
         head = take_head(tensors, source)
         tensors = merge_lora(tensors, settings, dtype)
         words = tensors.get("language_model.embed_tokens.weight")
-        if words is not None:  # else its absence is told below
-            # with the marks there are fewer than the base has, which keeps some rows in reserve
+        if words is not None:  # a missing tensor is reported below
+            # the base model has spare rows, so its vocabulary is larger than the one with the marks
             config.text_config.vocab_size = len(words)
         model = tuned_model(source, Qwen2VLModel, config, tensors, dtype)
         self._chat = Chat(
@@ -101,8 +102,8 @@ class VideoReward:
         )
         if max(self._chat.marks) >= config.text_config.vocab_size:
             raise RewardError(
-                f"videoreward: the weights in {source} have {config.text_config.vocab_size} tokens, too few for the "
-                f"marks {', '.join(MARKS)}; fetch VideoReward whole, with its tokenizer"
+                f"videoreward: the weights in {source} have {config.text_config.vocab_size} tokens, too few "
+                f"for the marks {', '.join(MARKS)}; download all of VideoReward, with its tokenizer"
             )
         recompute_blocks(model)
         self._model = model.to(device)
@@ -131,14 +132,14 @@ class VideoReward:
         )
 
     def _reward_of(self, frames: Tensor, prompt: str) -> Tensor:
-        """Of the chosen frames (F, 3, H, W) of one video: ()."""
+        """Return the reward, a scalar, of the chosen frames (F, 3, H, W) of one video."""
         pixels, grid = self._patches(frames)
         t, down, across = self._patches.tokens(grid)
         tokens = self._chat.tokens(self._text.replace("{text_prompt}", prompt), t * down * across)
         hidden = self._model(
             input_ids=tokens[None].to(pixels.device),
-            # Plain numbers in all three of Qwen2-VL's dimensions. It was trained so: its own forward passed none, which
-            # in transformers 4.45 meant this.
+            # Consecutive numbers in all three dimensions of Qwen2-VL. The published model was trained like
+            # this: its forward passed no positions, which meant consecutive numbers in transformers 4.45.
             position_ids=torch.arange(len(tokens), device=pixels.device).expand(3, 1, -1),
             pixel_values_videos=pixels,
             video_grid_thw=grid,
@@ -150,10 +151,15 @@ class VideoReward:
 
 
 def chosen_frames(count: int, fps: float, rate: float) -> Tensor:
-    """Which of `count` frames it looks at: `rate` of each second's `fps`, from the first to the last, evenly spread.
+    """Return the indices of the frames to score: evenly spread, from the first to the last.
+
+    Args:
+        count: number of frames of the video.
+        fps: frames of the video per second.
+        rate: frames to score per second.
 
     Raises:
-        ValueError: there is but one.
+        ValueError: the video has fewer than 2 frames.
     """
     if count < 2:
         raise ValueError(f"videoreward: videos must have at least 2 frames, got {count}")

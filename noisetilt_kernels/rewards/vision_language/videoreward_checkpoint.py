@@ -1,13 +1,15 @@
-"""Reads checkpoints of VideoReward, as they were published and as its training code writes them. Needs transformers.
+"""Reader of VideoReward's checkpoints, as published or as its training code writes them.
 
-    model_config.json                 what it was trained with
-    checkpoint-NUMBER/                the one with the largest number counts
-        model.pth                     all weights, with LoRA's beside those they change; or, in its stead,
-        adapter_model.safetensors     LoRA's alone, and
-        non_lora_state_dict.pth       the others that were trained, to be added to the model that it was tuned from
-        tokenizer/                    with the marks; else that of the model it was tuned from
+Needs transformers. The files are:
 
-The names of tensors are those of PEFT and of transformers 4.45, or of 5.
+    model_config.json                 settings of the training
+    checkpoint-NUMBER/                the one with the largest number is read
+        model.pth                     all weights, with the LoRA weights as separate tensors; or instead:
+        adapter_model.safetensors     the LoRA weights, and
+        non_lora_state_dict.pth       the other trained weights; the rest comes from the base model
+        tokenizer/                    tokenizer with the marks; without it the base model's tokenizer is used
+
+The names of the tensors are those of PEFT and of transformers 4.45 or 5.
 """
 
 import json
@@ -31,25 +33,25 @@ CONFIG_FILE = "model_config.json"
 FULL_FILE, ADAPTER_FILE, OTHERS_FILE = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
 
 NORMAL = {"VQ": (3.6757, 2.2476), "MQ": (1.1646, 1.3811), "TA": (2.8105, 2.5121)}
-"""Means and standard deviations of the three rewards, as published; for checkpoints that do not say theirs."""
+"""Published means and standard deviations of the three rewards, for checkpoints without them."""
 
 _ONLY: Mapping[str, Mapping[str, Any]] = {
     "data_config": {"prompt_template_type": PROMPT_TYPE, "sample_type": "uniform", "num_frames": None},
     "model_config": {"use_special_tokens": True, "reward_token": "special"},
 }
-"""What a checkpoint must have been trained with, where it says so, to be read as is done here."""
+"""Supported values of settings of the training; a missing setting is supported."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint was trained with.
+    """Settings of the training of a checkpoint.
 
     Attributes:
-        fps: how many frames of each second it looks at.
-        most_pixels: of a frame.
+        fps: number of frames to score per second.
+        most_pixels: largest number of pixels of a resized frame.
         normal: mean and standard deviation of each reward, by its name in the checkpoint.
-        alpha: what LoRA's products are multiplied by, before they are divided by their rank; None without LoRA.
-        root: divide by the square root of the rank.
+        alpha: factor of the LoRA products, which are then divided by their rank; None without LoRA.
+        root: True to divide by the square root of the rank instead.
     """
 
     fps: float
@@ -60,10 +62,10 @@ class Settings:
 
 
 def fetch(source: str) -> Path:
-    """The folder of a checkpoint; one on the hub is downloaded.
+    """Return the folder of a source; a repository on the hub is downloaded.
 
     Raises:
-        RewardError: there is no such folder or id, or the hub cannot be reached.
+        RewardError: the folder or repository does not exist, or the hub cannot be reached.
     """
     check_source("videoreward", source)
     if Path(source).is_dir():
@@ -75,16 +77,16 @@ def fetch(source: str) -> Path:
 
 
 def read_settings(folder: Path) -> Settings:
-    """From model_config.json; what it does not say is as published.
+    """Return the settings in model_config.json; missing ones have the published values.
 
     Raises:
-        RewardError: there is none, it cannot be read, or the checkpoint is of another kind.
+        RewardError: the file is missing or cannot be read, or the checkpoint is of an unsupported kind.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise RewardError(
             f"videoreward: there is no {CONFIG_FILE} in {folder}; name a folder of VideoReward itself, with "
-            f"{CONFIG_FILE} and checkpoint-NUMBER in it, and not of the Qwen2-VL that it was tuned from"
+            f"{CONFIG_FILE} and checkpoint-NUMBER in it, not a folder of its base model Qwen2-VL"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -111,17 +113,17 @@ def read_settings(folder: Path) -> Settings:
         raise unusable("videoreward", str(folder), error) from None
     if others:
         raise RewardError(
-            f"videoreward: the checkpoint in {folder} is of a kind that is not served here, with {', '.join(others)}; "
-            f"name one with the prompt {PROMPT_TYPE!r}, frames at even distances, and its rewards at special tokens"
+            f"videoreward: the checkpoint in {folder} is of an unsupported kind, with {', '.join(others)}; "
+            f"name one with the prompt {PROMPT_TYPE!r}, evenly spread frames, and rewards at special tokens"
         )
     return settings
 
 
 def newest(folder: Path) -> Path:
-    """The checkpoint-NUMBER with the largest number in a folder.
+    """Return the checkpoint-NUMBER with the largest number in a folder.
 
     Raises:
-        RewardError: there is none.
+        RewardError: there is no checkpoint.
     """
     numbered = {
         int(path.name.removeprefix("checkpoint-")): path
@@ -130,24 +132,26 @@ def newest(folder: Path) -> Path:
     }
     if not numbered:
         raise RewardError(
-            f"videoreward: there is no folder checkpoint-NUMBER in {folder}; fetch VideoReward whole"
+            f"videoreward: there is no folder checkpoint-NUMBER in {folder}; download all of VideoReward"
         )
     return numbered[max(numbered)]
 
 
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a checkpoint-NUMBER by the names of `plain_name`, and whether they are all of the model's.
+    """Return the tensors of a checkpoint-NUMBER, and True if the model is complete.
+
+    The names are those of `plain_name`.
 
     Raises:
-        RewardError: they are missing or cannot be read.
+        RewardError: the files are missing or cannot be read.
     """
     full = checkpoint / FULL_FILE
     files = [full] if full.is_file() else [checkpoint / OTHERS_FILE, checkpoint / ADAPTER_FILE]
     for file in files:
         if not file.is_file():
             raise RewardError(
-                f"videoreward: there must be {FULL_FILE}, or {ADAPTER_FILE} and {OTHERS_FILE}, in {checkpoint}; "
-                "fetch VideoReward whole"
+                f"videoreward: there must be {FULL_FILE}, or {ADAPTER_FILE} and {OTHERS_FILE}, in "
+                f"{checkpoint}; download all of VideoReward"
             )
     try:
         tensors: dict[str, Tensor] = {}
@@ -160,15 +164,19 @@ def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
 
 
 def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """Read page by page as tensors are used."""
+    """Return the tensors of a file as memory maps, which are read when they are used."""
     tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     return tensors
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name in a `Qwen2VLModel` of transformers 5, without what PEFT and older models add to it."""
+    """Return a tensor's name in `Qwen2VLModel` of transformers 5, without what PEFT and older models add."""
     name = name.removeprefix("base_model.model.")
-    for part in ("base_layer", "modules_to_save", "default"):  # LoRA's are "lora_A.default.weight"
+    for part in (
+        "base_layer",
+        "modules_to_save",
+        "default",
+    ):  # LoRA weights are called "lora_A.default.weight"
         name = name.replace(f".{part}.", ".")
     name = name.removeprefix("model.")
     return (
@@ -179,14 +187,15 @@ def plain_name(name: str) -> str:
 
 
 def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors with LoRA's products added to the weights that they change: W + alpha / rank B A, in float32.
+    """Return the tensors with LoRA merged into the weights: W + alpha / rank B A, computed in float32.
 
     Args:
-        tensors: by the names of `plain_name`, with all weights that LoRA changes.
-        dtype: of the weights that are changed.
+        tensors: tensors by the names of `plain_name`, with all weights that LoRA changes.
+        settings: settings of the checkpoint.
+        dtype: dtype of the merged weights.
 
     Raises:
-        RewardError: some are missing.
+        RewardError: tensors are missing.
     """
     merged = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
     for name in tensors.keys() - merged.keys():
@@ -198,7 +207,7 @@ def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.d
                 missing[0] if missing else "peft_lora_config" if settings.alpha is None else f"use for {name}"
             )
             raise RewardError(
-                f"videoreward: the checkpoint has LoRA's {name} but no {what}; fetch VideoReward whole"
+                f"videoreward: the checkpoint has LoRA's {name} but no {what}; download all of VideoReward"
             )
         if factor == "A.weight":
             weight, down, up = (tensors[one].float() for one in needed)
@@ -209,23 +218,23 @@ def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.d
 
 
 def take_head(tensors: dict[str, Tensor], source: str) -> Tensor:
-    """Takes the reward head out of the tensors: float32 (3, width), one row for each reward.
+    """Remove the reward head from the tensors and return it: float32 (3, width), one row for each reward.
 
-    The published one has a single row, for all three.
+    The published head has a single row, which is used for all three.
 
     Raises:
-        RewardError: there is none, or it is of other rewards.
+        RewardError: there is no head, or it has another number of rows.
     """
     head = tensors.pop("rm_head.weight", None)
     if head is None:
         raise RewardError(
             f"videoreward: the checkpoint in {source} has no reward head (rm_head.weight); name a folder of "
-            "VideoReward itself, and not of the Qwen2-VL that it was tuned from"
+            "VideoReward itself, not of its base model Qwen2-VL"
         )
     if head.ndim != 2 or len(head) not in (1, len(PARTS)):
         raise RewardError(
-            f"videoreward: the reward head in {source} must have 1 or {len(PARTS)} rows, got {tuple(head.shape)}; "
-            "name a folder of VideoReward"
+            f"videoreward: the reward head in {source} must have 1 or {len(PARTS)} rows, got "
+            f"{tuple(head.shape)}; name a folder of VideoReward"
         )
     return head.float().expand(len(PARTS), -1)
 
@@ -233,10 +242,10 @@ def take_head(tensors: dict[str, Tensor], source: str) -> Tensor:
 def tuned_model(
     source: str, model_class: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Any:
-    """The model of these tensors, with frozen weights of this dtype, on the CPU.
+    """Return the model with these tensors as frozen weights of this dtype, on the CPU.
 
     Raises:
-        RewardError: they are not those of the model.
+        RewardError: tensors are missing, superfluous, or of another shape.
     """
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     try:
@@ -252,13 +261,13 @@ def tuned_model(
         raise unusable("videoreward", source, error) from None
     wrong = {
         "lack": sorted(info["missing_keys"]),
-        "have in another size": sorted(name for name, *_ in info["mismatched_keys"]),
-        "have besides": sorted(info["unexpected_keys"]),
+        "have another shape for": sorted(name for name, *_ in info["mismatched_keys"]),
+        "have the unknown tensor": sorted(info["unexpected_keys"]),
     }
     for what, names in wrong.items():
         if names:
             raise RewardError(
-                f"videoreward: the weights in {source} {what} {first_of(names)}; name a folder of VideoReward, and "
-                "one of the Qwen2-VL that it was tuned from as its base"
+                f"videoreward: the weights in {source} {what} {first_of(names)}; name a folder of "
+                "VideoReward, and a folder of its base model Qwen2-VL as base"
             )
     return model.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""What VideoReward is asked about a video, and what its answers are called. Its weights only fit this text.
+"""Text that VideoReward reads after a video, and the names of its three rewards.
 
-The text, `PROMPT_FILE`, is data of VideoReward's authors, kept to the letter, with the blanks at its line ends:
-`prompt_template.py` in github.com/KwaiVGI/VideoAlign, of type "detailed_special". Copyright (c) 2025 Kling Team,
-Kuaishou Technology, under the MIT licence.
+The weights were trained with this text and fit no other one. `PROMPT_FILE` is an exact copy, spaces at line
+ends included, of type "detailed_special" in `prompt_template.py` of github.com/KwaiVGI/VideoAlign. Copyright
+(c) 2025 Kling Team, Kuaishou Technology, MIT licence.
 """
 
 from pathlib import Path
@@ -11,15 +11,15 @@ from ...checks import check_choice
 
 PROMPT_FILE = Path(__file__).with_suffix(".txt")
 PROMPT_TYPE = "detailed_special"
-"""Its name in the checkpoint's model_config.json."""
+"""Name of the text in the checkpoint's model_config.json."""
 
 PARTS = {"visual": "VQ", "motion": "MQ", "text": "TA"}
-"""The three rewards, in the order in which the text asks for them, and their names in the checkpoint."""
+"""Names of the three rewards, in the order of the text, and their names in the checkpoint."""
 
 MARKS = tuple(f"<|{name}_reward|>" for name in PARTS.values())
-"""The tokens in the text at which they are read."""
+"""Special tokens in the text at which the rewards are read from the hidden states."""
 
 
 def check_part(part: str) -> None:
-    """Raises ValueError unless `part` is the name of one of the three rewards."""
+    """Raise ValueError unless `part` is the name of one of the three rewards."""
     check_choice("videoreward", "part", part, PARTS)

@@ -1,4 +1,4 @@
-"""The reward of showing what the prompt says: the probability that a vision language model answers "Yes" (VQAScore)."""
+"""Agreement of image and prompt by VQAScore: the probability that a vision-language model answers "Yes"."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,23 +20,23 @@ ANSWER = "Yes"
 
 
 class VqaScore:
-    """P("Yes") of Qwen2.5-VL for `QUESTION`, as VQAScore defines it (Lin et al., arXiv 2404.01291): 0 to 1.
+    """VQAScore: probability that Qwen2.5-VL answers `QUESTION` with "Yes" (Lin et al., arXiv 2404.01291).
 
-    It is the probability, not its logarithm, as VQAScore has it: of the token "Yes" among all tokens, right after the
-    question. Where the model is sure its gradient is small, by the factor P (1 - P) at most; methods that scale the
-    gradient themselves do not notice.
+    The value, from 0 to 1, is the probability of the token "Yes" among all tokens as the first token of the
+    answer, not its logarithm. The gradient has a factor of at most P (1 - P), so it is small where the model
+    is certain. Methods that normalize the gradient are not affected.
 
-    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen. Images are
-    processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient; activations are
-    computed again in the backward.
+    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen. Images
+    are processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient.
+    Activations are recomputed in the backward pass.
 
     Args:
         source: folder or hub id of a Qwen2.5-VL of any size, with its tokenizer and image processor.
-        device: of the model, and where images will be.
-        dtype: of the model; None is bfloat16 on GPUs and float32 on the CPU.
+        device: device of the model and of the images.
+        dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
 
     Raises:
-        RewardError: something is missing or does not belong together; the message says what to do.
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VqaScore:
         )
 
     def _yes_of(self, image: Tensor, prompt: str) -> Tensor:
-        """Of one image (3, H, W): ()."""
+        """Return the probability of "Yes", a scalar, for one image (3, H, W)."""
         pixels, grid = self._patches(image[None])
         _, down, across = self._patches.tokens(grid)
         tokens = self._chat.tokens(QUESTION.format(prompt=prompt), down * across)
@@ -85,10 +85,16 @@ class VqaScore:
 
 
 def positions(length: int, start: int, down: int, across: int) -> Tensor:
-    """Positions in time, down and across of the tokens around one image, (3, 1, length), as Qwen2-VL numbers them.
+    """Return Qwen2-VL's positions (3, 1, length) of the tokens of a text with one image.
 
-    Text counts on in all three at once. The image, `down` x `across` tokens from number `start` on, is at one time, and
-    the text after it goes on after the longer side.
+    The three numbers of a token are time, row and column. A text token has three equal numbers, one more than
+    the token before. The tokens of the image have the same time. The text after the image continues after its
+    longer side.
+
+    Args:
+        length: number of tokens, those of the image included.
+        start: index of the first token of the image.
+        down, across: rows and columns of the image, in tokens.
     """
     text = torch.arange(length).expand(3, -1)
     image = start + torch.stack(

@@ -1,4 +1,4 @@
-"""Rewards of one's own by name: MODULE:NAME and FILE.py:NAME."""
+"""Custom rewards by name: MODULE:NAME and FILE.py:NAME."""
 
 import json
 import re
@@ -52,7 +52,7 @@ motion.takes_videos = True
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current directory, with modules of rewards; what is imported from it is forgotten at the end."""
+    """Current directory with modules of rewards; imports from it are undone at the end."""
     (tmp_path / "my_tastes.py").write_text(CODE)
     (tmp_path / "my_package" / "inner").mkdir(parents=True)
     (tmp_path / "my_package" / "__init__.py").touch()
@@ -109,7 +109,7 @@ def test_a_module_is_imported_once() -> None:
 
 
 def test_what_is_installed_comes_first(folder: Path) -> None:
-    """No file of the current directory stands in for a module of Python or of a package."""
+    """A file in the current directory does not shadow a module of Python or of a package."""
     before = list(sys.path)
     (folder / "colorsys.py").write_text("raise AssertionError")
     load_reward("my_tastes:redness")
@@ -119,7 +119,7 @@ def test_what_is_installed_comes_first(folder: Path) -> None:
         load_reward("colorsys:redness")
 
 
-def test_names_in_the_box_come_first(folder: Path) -> None:
+def test_bundled_names_come_first(folder: Path) -> None:
     (folder / "color.py").write_text(CODE)
     with pytest.raises(ValueError, match=r"^color: target must be #rrggbb or one of .*, got 'redness'"):
         load_reward("color:redness")
@@ -145,7 +145,7 @@ def test_videos() -> None:
 # ---- on the command line ----
 
 
-def test_a_run_by_ones_own(folder: Path) -> None:
+def test_a_run_with_custom_rewards(folder: Path) -> None:
     command = "sample --model digits --prompt 7 --steps 2 --out out --reward my_tastes:redness=2,brightness"
     result = CliRunner().invoke(main, [*command.split(), "--held-out", "my_tastes.py:greenness"])
     assert result.exit_code == 0, result.output
@@ -206,8 +206,8 @@ def test_forms(name: str, custom: bool) -> None:
 )
 def test_names_of_no_form(call: Callable[[str], Any]) -> None:
     message = (
-        r"^rewards: 'my-tastes:redness' is neither a bundled reward nor a custom one, which is written MODULE:NAME or "
-        r"FILE\.py:NAME$"
+        r"^rewards: 'my-tastes:redness' is neither a bundled reward nor a custom one, which is written "
+        r"MODULE:NAME or FILE\.py:NAME$"
     )
     with pytest.raises(ValueError, match=message):
         call("my-tastes:redness")
@@ -251,7 +251,7 @@ def test_modules_that_are_not_there() -> None:
 )
 def test_code_that_fails(form: str, code: str, error: type[Exception], reason: str, folder: Path) -> None:
     (folder / "my_broken.py").write_text(code)
-    for _ in range(2):  # it is not remembered as imported
+    for _ in range(2):  # a failed import is not cached
         cause = check_error(
             f"{form}:a",
             rf"the code of the reward '{form}:a' fails when it is imported \({error.__name__}: {reason}",
