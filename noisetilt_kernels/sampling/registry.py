@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,9 +100,19 @@ def register_sampler(
 
 
 def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
-    """Read a parameter from the signature and the docstring of a function."""
-    hint = typing.get_type_hints(function)[name]
-    kind = next(kind for kind in (hint, *typing.get_args(hint)) if kind in (int, float, str))
+    """Read a parameter from the signature and the docstring of a function.
+
+    Raises:
+        TypeError: its annotation names none of int, float and str.
+    """
+    hint = typing.get_type_hints(function).get(name)
+    union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    kind = next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
+    if kind is None:
+        raise TypeError(
+            f"{function.__name__}: {name} must be annotated with int, float, str or a union with one, "
+            f"got {hint!r}"
+        )
     default = inspect.signature(function).parameters[name].default
     return Parameter(kind, default, _helps_of(function).get(name, ""), _CHOICES.get(name))
 

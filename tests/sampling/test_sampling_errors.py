@@ -1,4 +1,4 @@
-"""Every mistake is reported before any work, naming function and argument."""
+"""Errors: every mistake is reported before any work, with the names of function and argument."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
 
 
 class Untouched(LatentFlow):
-    """A model that must not be asked for anything."""
+    """Model that fails when it is called."""
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        raise AssertionError("work has begun")
+        raise AssertionError("the model was called")
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        raise AssertionError("work has begun")
+        raise AssertionError("the model was called")
 
 
 def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
-    """Sampler, replaced given, error, and what its message must hold (the sampler's name aside)."""
+    """Return sampler, replaced arguments, error and a part of its message for each mistake."""
     found: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {}
 
     def add(name: str, what: str, error: type[Exception], message: str, **replaced: Any) -> None:
@@ -41,7 +41,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
     for name in EVERY:
         add(name, "no prompts", ValueError, "prompts must not be empty", prompts=[])
         add(name, "prompts of another type", TypeError, "prompts must be a string or", prompts=[1])
-        add(name, "prompts of no type", TypeError, "prompts must be a string or", prompts=None)
+        add(name, "no prompts at all", TypeError, "prompts must be a string or", prompts=None)
         add(name, "reward", TypeError, "reward must be callable", reward="aesthetic")
         add(name, "options", TypeError, "options must be a SamplerOptions", options={"seed": 3})
         add(name, "model", TypeError, "object has no", model=object())
@@ -70,10 +70,10 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         )
         for what, times in {
             "too few times": [1.0, 0.0],
-            "times the other way": [0.0, 0.5, 1.0],
-            "times that stand still": [1.0, 1.0, 0.0],
-            "times that do not end": [1.0, 0.5, 0.1],
-            "times that begin late": [0.9, 0.5, 0.0],
+            "increasing times": [0.0, 0.5, 1.0],
+            "equal times": [1.0, 1.0, 0.0],
+            "times that do not reach 0": [1.0, 0.5, 0.1],
+            "times that do not start at 1": [0.9, 0.5, 0.0],
         }.items():
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
@@ -110,7 +110,7 @@ def test_mistakes_are_reported_before_any_work(mistake: str) -> None:
         sampler(given.pop("model"), given.pop("reward"), given.pop("prompts"), **given)
 
 
-def test_a_missing_member_is_named() -> None:
+def test_missing_members_of_a_model_are_named() -> None:
     with pytest.raises(
         TypeError, match=r"^ntrk: model must be a FlowModel .*; LatentGenerator has no decode, sigmas, v"
     ):
@@ -133,7 +133,7 @@ def test_a_missing_member_is_named() -> None:
         ({"on_record": "steps.jsonl"}, TypeError, "on_record must be callable or None"),
     ],
 )
-def test_settings(given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_sampler_options(given: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^SamplerOptions: {re.escape(message)}"):
         SamplerOptions(**given)
 
@@ -154,7 +154,7 @@ def test_best_of_n() -> None:
         sampling.best_of_n(sampling.ntrk, Untouched(), brightness, "", n=2, rho=2)
 
 
-# ---- models and rewards that return what they should not ----
+# ---- wrong results of models and rewards ----
 
 
 @pytest.mark.parametrize("name", FLOW)

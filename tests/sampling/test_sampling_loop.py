@@ -1,4 +1,4 @@
-"""Running samplers: records and their file, rewards that are not finite, interruptions, the progress bar."""
+"""Loop of the samplers: records and their file, values that are not finite, interruptions, progress bar."""
 
 import dataclasses
 import json
@@ -39,9 +39,9 @@ BASE = (sampling.base, LatentFlow(bend=0.1), {"steps": STEPS})
 
 
 class Spoilt:
-    """left_half, but with a factor on the reward of images with the prompt "bad", from its `first` call on.
+    """Reward left_half, multiplied by a factor for the prompt "bad", from call number `first` on.
 
-    A factor whose backward is not finite, where `only_gradient`, leaves the reward as it is.
+    With `only_gradient` the factor changes the gradient, and the reward stays finite.
     """
 
     def __init__(self, factor: float, first: int = 0, only_gradient: bool = False) -> None:
@@ -83,7 +83,7 @@ def test_records(name: str) -> None:
         assert (record.reward is None) == (name == "base" and not last)
         assert (record.gradient_norm is None) == (name in ("base", "svdd") or last)
         assert (record.cosine is None) == (name not in ("ntrk", "wgnc") or last)
-        assert record.seconds_model > 0 or (name == "svdd" and last)  # whose velocity is known by then
+        assert record.seconds_model > 0 or (name == "svdd" and last)  # svdd knows the last velocity already
         assert (record.seconds_reward > 0) == (record.reward is not None)
         assert (record.seconds_whitening > 0) == (name in ("ntrk", "wgnc") and not last)
         assert record.fallback is None
@@ -94,7 +94,7 @@ def test_records(name: str) -> None:
 
 
 def test_seconds_are_shared_among_the_particles() -> None:
-    """All of them together are those of the run."""
+    """The seconds of all records sum to those of the whole call."""
 
     class Slow(LatentFlow):
         def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
@@ -112,7 +112,7 @@ def test_seconds_are_shared_among_the_particles() -> None:
 def test_the_writer_writes_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     sampler, model, arguments = GUIDED["ntrk"]
-    for particle in (0, 1):  # the second run continues the file
+    for particle in (0, 1):  # the second call continues the file
         with RecordWriter(path) as writer:
             sampler(
                 model,
@@ -158,7 +158,7 @@ os.kill(os.getpid(), 9)
     assert [json.loads(line)["step"] for line in text.splitlines()] == list(range(100))
 
 
-# ---- not finite ----
+# ---- values that are not finite ----
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -170,7 +170,7 @@ def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> No
     with pytest.raises(
         NonFiniteError, match=rf"^{name}: non-finite reward.* at step 2 of particle 3; "
     ) as caught:
-        # micro-batches of particles 0, 1 and 2, 3; svdd has one particle at once, with two candidates
+        # Micro-batches hold particles 0, 1 and 2, 3; with svdd one particle with its two candidates.
         first = {"svdd": 3 * STEPS + 2}.get(name, STEPS + 2)
         sampler(model, Spoilt(factor, first), ["", "", "", "bad"], options=options, **arguments)
     assert (caught.value.method, caught.value.step, caught.value.particle) == (name, 2, 3)
@@ -200,8 +200,8 @@ def test_a_finished_reward_that_is_not_finite_is_an_error_after_the_others_are_h
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["ntrk", "dps"])
-def test_plain_noise_instead_is_base_for_that_particle(name: str, factor: float) -> None:
-    """Particle 1 throughout; particle 0 is guided as if alone."""
+def test_plain_noise_equals_base_for_that_particle(name: str, factor: float) -> None:
+    """Particle 1 equals base at every step; particle 0 is guided as if it were alone."""
     sampler, model, arguments = GUIDED[name]
     finished = []
     options = SamplerOptions(
@@ -224,7 +224,7 @@ def test_plain_noise_instead_is_base_for_that_particle(name: str, factor: float)
     assert all(record.fallback is None for record in result.records if record.particle == 0)
 
 
-def test_plain_noise_instead_of_a_gradient_that_is_not_finite() -> None:
+def test_plain_noise_replaces_a_gradient_that_is_not_finite() -> None:
     for name in ("ntrk", "dps"):
         sampler, model, arguments = GUIDED[name]
         options = SamplerOptions(seed=5, micro_batch=2, non_finite="plain_noise")
@@ -258,8 +258,8 @@ def test_svdd_does_not_choose_a_candidate_that_is_not_finite() -> None:
     assert_same_bits(all_bad.latents, base.latents, "the first candidate is the draw of base")
 
 
-def test_a_zero_gradient_gives_plain_noise_and_says_so() -> None:
-    """What an operator would make of zero is the same at every step."""
+def test_a_zero_gradient_gives_plain_noise_and_is_recorded() -> None:
+    """An operator would turn a zero gradient into the same noise at every step."""
     model, options = LatentFlow(bend=0.1), SamplerOptions(seed=5)
     base = sampling.base(model, left_half, "", steps=STEPS, options=options)
     result = sampling.ntrk(model, Spoilt(0.0), "bad", rho=1, steps=STEPS, options=options)
@@ -272,7 +272,7 @@ def test_a_zero_gradient_gives_plain_noise_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
-def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
+def test_particles_finished_before_an_interrupt_are_kept(name: str) -> None:
     sampler, model, arguments = GUIDED.get(name, BASE)
     finished: dict[int, FinishedParticle] = {}
     records: list[StepRecord] = []
@@ -295,7 +295,7 @@ def test_what_was_finished_before_an_interrupt_is_kept(name: str) -> None:
         assert one.reward == whole.rewards[particle] == left_half(one.image[None], [""])
         assert len([record for record in records if record.particle == particle]) == STEPS
 
-    # and the rest can be made up for
+    # A second call makes the missing particles.
     rest = range(len(finished), 6)
     missing = sampler(
         model,
@@ -321,7 +321,7 @@ def test_finished_particles_are_handed_over_at_once() -> None:
 # ---- progress ----
 
 
-def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     sampling.base(LatentFlow(), brightness, [""] * 3, steps=2)
     assert capsys.readouterr().err == ""
     sampling.base(
@@ -330,14 +330,14 @@ def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[s
     assert "6/6" in capsys.readouterr().err
 
 
-def test_without_tqdm_only_progress_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_progress_needs_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     sampling.base(LatentFlow(), brightness, "", steps=2)
     with pytest.raises(ImportError, match="pip install tqdm"):
         sampling.base(LatentFlow(), brightness, "", steps=2, options=SamplerOptions(progress=True))
 
 
-def test_results_name_the_best() -> None:
+def test_best_of_a_result() -> None:
     rewards = torch.tensor([0.1, math.nan, 0.7, 0.7])
     result = Result("base", ("",) * 4, torch.zeros(4, 2), rewards, 4, (), (0, 1, 2, 3))
     assert result.best == 2

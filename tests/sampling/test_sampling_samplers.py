@@ -1,4 +1,4 @@
-"""The samplers: what they do at each step, what it costs, and what their results may depend on."""
+"""Samplers: their steps against the formulas, their cost, and the independence of particles."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from noisetilt_kernels.sampling import OPERATORS, Result, SamplerOptions, Schedu
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
-# Every sampler of flows with arguments under which it guides.
+# Every sampler of flows, with arguments that make it guide.
 FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     **{f"ntrk {name}": (sampling.ntrk, {"rho": 0.3, "operator": name}) for name in OPERATORS},
@@ -27,7 +27,7 @@ STEPS = 4
 
 
 def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
-    """A short run of the named sampler, "wgnc" included."""
+    """Run the named sampler, or "wgnc", for a few steps."""
     if name == "wgnc":
         return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, options=options)
     sampler, arguments = FLOW_SAMPLERS[name]
@@ -37,7 +37,7 @@ def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | Non
 # ---- noise ----
 
 
-def test_a_particle_is_its_seed_and_number() -> None:
+def test_seed_and_number_determine_a_particle() -> None:
     shape = (4, 16, 16)
     several = ParticleNoise(5, 2, shape).draw(3)
     single = ParticleNoise(5, 2, shape)
@@ -51,7 +51,7 @@ def test_a_particle_is_its_seed_and_number() -> None:
 
 @pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
 def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: str) -> None:
-    """Bit for bit, latents, rewards, and what is recorded apart from the time."""
+    """Latents, rewards and records agree bit for bit, except for the seconds."""
 
     def seen(result: Result) -> dict[tuple[int, int], tuple[Any, ...]]:
         return {
@@ -85,11 +85,11 @@ def test_every_particle_has_its_prompt() -> None:
             assert len(asked) == len(x)
         if name in ("ntrk w", "dps"):
             assert result.rewards[1] < 0 < result.rewards[0]
-        if name == "svdd":  # first velocities, then three candidates each
+        if name == "svdd":  # first the velocity, then three candidates
             assert [asked for *_, asked, _ in model.calls][:2] == [["bright"], ["bright", "bright"]]
 
 
-# ---- base and what comes down to it ----
+# ---- base, and samplers without guidance ----
 
 
 @pytest.mark.parametrize("schedule", sampling.SCHEDULES)
@@ -101,7 +101,7 @@ def test_every_particle_has_its_prompt() -> None:
         (sampling.svdd, {"candidates": 1}),
     ],
 )
-def test_without_guidance_it_is_base_bit_for_bit(
+def test_without_guidance_every_sampler_equals_base_bit_for_bit(
     sampler: Callable[..., Result], arguments: dict[str, Any], schedule: str
 ) -> None:
     common = {"steps": 5, "schedule": schedule, "options": SamplerOptions(seed=11, micro_batch=2)}
@@ -123,12 +123,12 @@ def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
 
 
 def test_guidance_raises_the_reward() -> None:
-    """Every method, above base, by more than the standard errors of their means."""
+    """Every method exceeds base by more than two standard errors of the mean."""
     model, prompts, options = LatentFlow(), [""] * 12, SamplerOptions(seed=0, micro_batch=12)
     base = sampling.base(model, brightness, prompts, steps=10, options=options).rewards
     error = float(base.std()) / math.sqrt(len(prompts))
     for name, (sampler, arguments) in FLOW_SAMPLERS.items():
-        if name in ("base", "ntrk identity"):  # the raw gradient of a mean over 768 values is tiny
+        if name in ("base", "ntrk identity"):  # the gradient of a mean over 768 values is tiny
             continue
         rewards = sampler(model, brightness, prompts, steps=10, options=options, **arguments).rewards
         assert float(rewards.mean()) > float(base.mean()) + 2 * error, name
@@ -143,11 +143,11 @@ def test_more_guidance_raises_the_reward_further() -> None:
     assert means == sorted(means)
 
 
-# ---- one step of each method, from what the model was asked ----
+# ---- one step of each method, recovered from the inputs of the model ----
 
 
 def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, float]:
-    """x_1, the mean, the next draw and sigma of the first step of LatentFlow(bend=0.2)."""
+    """Return x_1, the mean, the next draw and sigma of the first step of LatentFlow(bend=0.2)."""
     model = LatentFlow(bend=0.2)
     stream = ParticleNoise(seed, 0, model.shape)
     x, noise = stream.draw(), stream.draw()
@@ -156,14 +156,14 @@ def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, T
 
 
 def gradient_in_float64(model: LatentFlow, x: Tensor, t: float) -> Tensor:
-    """Of left_half(x0_hat) in x_t by autograd through everything at once, where the samplers go in two pieces."""
+    """Return the gradient of left_half(x0_hat) in x_t by one backward, where the samplers use two."""
     x = x.double().requires_grad_()
     rewards = left_half(model.decode(x - t * model.velocity(x, t, [""])), [""])
     return torch.autograd.grad(rewards.sum(), x)[0]
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    """DPS moves by lambda times the gradient; central differences of r(x0_hat(x)) along random directions, float64."""
+    """DPS adds lambda times the gradient. Central differences of r(x0_hat(x)), float64, agree with it."""
     model, strength, steps, h = LatentFlow(bend=0.2), 1e3, 4, 1e-4
     spy, stream = Spy(model), ParticleNoise(0, 0, model.shape)
     result = sampling.dps(spy, left_half, "", strength=strength, steps=steps, schedule="linear")
@@ -189,7 +189,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_huge_gradients_are_finite() -> None:
-    """The square of this norm is beyond float32."""
+    """The square of this norm exceeds the range of float32."""
     result = sampling.ntrk(LatentFlow(bend=0.2), lambda images, _: 1e30 * left_half(images, _), "", steps=2)
     assert math.isfinite(result.records[0].gradient_norm) and result.records[0].gradient_norm > 1e25
     assert float(result.latents.abs().max()) < 10
@@ -211,7 +211,7 @@ def test_ntrk_tilts_the_noise(operator: str, rho: float) -> None:
     result = sampling.ntrk(spy, left_half, "", rho=rho, operator=operator, steps=2, schedule="linear")
     tilted = (spy.calls[1][0] - mu) / sigma
     expected = math.sqrt(rho) * made + math.sqrt(1 - rho) * noise
-    # float32 and float64 gradients differ in the last digits, which W may order differently
+    # Gradients in float32 and float64 differ in the last digits, so W may sort them in another order.
     assert float((tilted - expected).norm() / expected.norm()) < 0.02
     cosine = float((gradient * made).sum() / (gradient.norm() * made.norm()))
     assert result.records[0].cosine == pytest.approx(cosine, abs=0.01)
@@ -245,7 +245,7 @@ def test_svdd_keeps_the_best_candidate() -> None:
         assert_same_bits(spy.calls[1 + step.index][0], drawn)
         assert result.records[step.index].reward == float(rewards[best])
     assert_same_bits(result.latents, x - t * model.velocity(x, t, [""]))
-    assert len(picked) > 1  # and that is no matter of course
+    assert len(picked) > 1  # the choice varies, so the test can fail
 
 
 @pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
@@ -294,7 +294,7 @@ def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_
 
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
+def test_gradients_are_enabled_only_where_needed(name: str) -> None:
     sampler, arguments = FLOW_SAMPLERS[name]
     spy = Spy(LatentFlow())
     seen = []
@@ -322,7 +322,7 @@ def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
 
 
 def test_gaussian_flows_of_one_and_two_dimensions_can_be_guided() -> None:
-    """Toward larger x_0, which images show brighter: the mean moves, and "norm" has one dimension to point into."""
+    """Guidance toward brighter images moves the mean to larger x_0, also in one dimension."""
     for flow in (GaussianFlow([0.0], [[0.5]]), GaussianFlow([0.0, 0.0], [[0.5, 0.2], [0.2, 0.5]])):
         options = SamplerOptions(seed=0, micro_batch=64)
         unguided = sampling.base(flow, brightness, [""] * 64, steps=10, options=options)

@@ -1,4 +1,4 @@
-"""WGNC for one-step models: it raises the reward, and the latents satisfy P's constraints."""
+"""WGNC for one-step models: the reward rises, and the latents satisfy the constraints of P."""
 
 import math
 
@@ -17,7 +17,7 @@ SHAPE = (4, 16, 16)
 
 
 def block_norms(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """l1 norm and energy of every block of 16 spectral coefficients, float64 (B, P) each."""
+    """Return the l1 norm and the energy of every block of 16 spectral coefficients, float64 (B, P) each."""
     magnitudes = python_ref.to_wgnc_spectrum(latents.flatten(1).double()).abs().unflatten(1, (-1, 16))
     return magnitudes.sum(dim=2), magnitudes.square().sum(dim=2)
 
@@ -38,15 +38,15 @@ def test_the_reward_rises_and_the_block_norms_stay(reward: sampling.Reward) -> N
         assert course[0] < course[5] < course[15] == result.rewards[particle]
     l1, energy = block_norms(result.latents)
     target = math.sqrt(math.pi) / 2 * 16
-    # what is left is the rounding of the latents and their FFT
+    # The remaining error comes from rounding in the latents and their FFT.
     tolerance = 10 * BLOCK_NORM[torch.complex64]
     torch.testing.assert_close(l1, torch.full_like(l1, target), rtol=tolerance, atol=0)
     torch.testing.assert_close(energy, torch.full_like(energy, 16.0), rtol=tolerance, atol=0)
     assert float(result.latents.flatten(1).norm(dim=1)[0]) == pytest.approx(math.sqrt(1024), rel=1e-5)
 
 
-def test_it_is_the_algorithm() -> None:
-    """Two iterations, with Adam written out (Kingma and Ba, algorithm 1)."""
+def test_wgnc_agrees_with_the_algorithm() -> None:
+    """Two iterations agree with Adam as an explicit formula (Kingma and Ba, algorithm 1)."""
     model, lr, clip = LatentGenerator(SHAPE), 0.1, 0.03
     x = ParticleNoise(9, 0, SHAPE).draw()
     m = v = torch.zeros_like(x)
@@ -69,8 +69,8 @@ def test_it_is_the_algorithm() -> None:
     assert 0 < result.records[0].cosine < 1
 
 
-def test_without_projection_the_reward_rises_further_and_the_norms_go() -> None:
-    """So that keeping the norms is no matter of course."""
+def test_without_projection_the_reward_rises_further_and_the_norms_change() -> None:
+    """The test of the norms can fail: without projection they change."""
     options = SamplerOptions(seed=0)
     free = sampling.wgnc(
         LatentGenerator(SHAPE), brightness, "", iterations=15, lr=0.1, operator="identity", options=options
@@ -81,7 +81,7 @@ def test_without_projection_the_reward_rises_further_and_the_norms_go() -> None:
     assert float((energy - 16).abs().max()) > 1
 
 
-def test_the_clip_changes_next_to_nothing_under_adam() -> None:
+def test_clip_hardly_matters_with_adam() -> None:
     results = [
         sampling.wgnc(LatentGenerator(SHAPE), left_half, "", iterations=5, lr=0.1, clip=clip).latents
         for clip in (0.03, 1e9)
@@ -89,7 +89,7 @@ def test_the_clip_changes_next_to_nothing_under_adam() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0.01)
 
 
-def test_an_iteration_without_gradient_leaves_the_latent() -> None:
+def test_an_iteration_without_gradient_leaves_the_latent_unchanged() -> None:
     calls = []
 
     def sometimes(images: Tensor, prompts: object) -> Tensor:
