@@ -223,7 +223,7 @@ serves() {
   step "$1: serves" 60 build.log env NOISETILT_BACKEND="$1" "$PYTHON" -c '
 import sys
 import noisetilt_kernels as nt
-from noisetilt_kernels import doctor
+from noisetilt_kernels.cli import doctor
 
 print(doctor.render(doctor.examine()))
 status = nt.backends()["cuda"]

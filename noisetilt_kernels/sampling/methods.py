@@ -112,6 +112,15 @@ def parse_method(text: str) -> Method:
     Raises:
         ValueError: the text has another form, an argument is given twice, or `Method` refuses the arguments.
     """
+    return Method(*split_method(text))
+
+
+def split_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a method in text form, without a check of either.
+
+    Raises:
+        ValueError: the text has another form, or an argument is given twice.
+    """
     name, _, listed = text.partition(":")
     arguments: dict[str, Any] = {}
     for part in filter(None, listed.split(",")):
@@ -121,7 +130,7 @@ def parse_method(text: str) -> Method:
         if argument in arguments:
             raise ValueError(f"method {text!r}: {argument} must be given once")
         arguments[argument] = _value(value)
-    return Method(name.strip(), arguments)
+    return name.strip(), arguments
 
 
 def _with_schedule(arguments: Mapping[str, Any]) -> dict[str, Any]:

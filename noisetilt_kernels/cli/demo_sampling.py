@@ -1,4 +1,4 @@
-"""Reward-guided sampling of a real, small model: the second half of `noisetilt demo`.
+"""Second part of `noisetilt demo`: reward-guided sampling of a small bundled model with every sampler.
 
 Needs diffusers, transformers, matplotlib and pillow.
 """
@@ -6,12 +6,13 @@ Needs diffusers, transformers, matplotlib and pillow.
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .rewards.digits import WORDS
-from .runs import comparison
-from .runs.files import write_whole
-from .runs.settings import Machine, Settings
-from .runs.table import text
-from .sampling.methods import Method
+from ..rewards import parse_rewards
+from ..rewards.digits import WORDS
+from ..runs import comparison
+from ..runs.files import write_whole
+from ..runs.settings import ComputeOptions, Settings
+from ..runs.table import text
+from ..sampling.methods import Method
 
 METHODS = (
     Method("ntrk", {"operator": "w", "rho": 0.01}),
@@ -25,35 +26,43 @@ METHODS = (
 """Every sampler, and NTRK with every operator."""
 
 SEEDS = 6
-"""Images of each of ten prompts."""
+"""Images for each of the ten prompts."""
 
 BEST_OF = (1, 2)
-"""Best of 2 has twice the function evaluations, as many as svdd with 2 candidates."""
+"""Values of n for best of n. Best of 2 needs as many function evaluations as svdd with 2 candidates."""
 
 
 def settings(seed: int) -> Settings:
-    """Ten digits, steered toward brightness, which with white strokes on black is more ink."""
+    """Return the settings: ten digits, steered toward brightness.
+
+    White strokes on black make that more ink.
+    """
     return Settings(
         model="digits",
         prompts=tuple(f"a handwritten {word}" for word in WORDS),
         method=METHODS[0],
-        rewards={"brightness": 1.0},
-        held_out=("digit-judge",),
+        rewards=parse_rewards("brightness"),
+        held_out=parse_rewards("digit-judge"),
         particles=SEEDS,
         seed=seed,
     )
 
 
 def run(seed: int, picture: Path) -> tuple[str, list[Path]]:
-    """Sample with every method: the table as text, and the pictures written, a contact sheet and plots.
+    """Sample with every method, and write a contact sheet and plots.
 
-    picture: path whose stem begins their names.
+    Args:
+        seed: seed of the samplers.
+        picture: path of the first part's picture; the names of the new pictures begin with its stem.
+
+    Returns:
+        The table as text, and the paths of the pictures.
     """
     pictures = []
     with TemporaryDirectory() as folder:
         out = Path(folder)
         rows = comparison.compare(
-            settings(seed), METHODS, Machine(micro_batch=20, progress=True), out, BEST_OF
+            settings(seed), METHODS, ComputeOptions(micro_batch=20, progress=True), out, BEST_OF
         )
         for written in ("contact-sheet.png", "comparison.png"):
             pictures.append(picture.with_name(f"{picture.stem}-{written}"))

@@ -1,11 +1,10 @@
-"""What the operators do to a photograph and to true noise: the table and the picture of `noisetilt demo`.
+"""First part of `noisetilt demo`: table and picture of the operators on a photograph and on Gaussian noise.
 
 Needs matplotlib and pillow.
 """
 
 import io
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,11 +16,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from . import python_ref
-from .runs.plots import default_style
+from .. import python_ref
+from ..runs.plots import default_style
+from .timing import median_seconds
 
 LATENT = (16, 64, 64)
-"""Channels, height and width of the latents: those of FLUX at 512 x 512."""
+"""Channels, height and width of the latents, the same as for FLUX at 512 x 512 pixels."""
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "input": python_ref.identity,
@@ -30,24 +30,25 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "W": torch.ops.noisetilt.whiten,
 }
 
-_REPETITIONS = 5
+_SECONDS_PER_TIMING = 0.05
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one operator made of one input, and how far that is from the input.
+    """Output of one operator on one input, and its distance from the input.
 
     Attributes:
-        operator: its name.
+        operator: name of the operator.
         output: float32 (1, C, H, W).
         change: output - input.
         cosine: cosine similarity of input and output.
-        distance: ||input - output||. The input is taken as it is given to the operator, as in figure 15 of the
-            NoiseTilt paper, whose numbers fit together only so: there norm projection moves an input of cosine 1
-            by 37.63, so the input has norm 256 - 37.63, and this norm with a cosine of 0.642806 gives 203.35.
+        distance: ||input - output||. The input is not normalised first. Only this definition reproduces
+            figure 15 of the NoiseTilt paper. There, norm projection moves an input of cosine 1 by 37.63, so
+            the input has norm 256 - 37.63, and this norm with a cosine of 0.642806 gives 203.35.
         relative_norm: ||output|| / sqrt(N), 1 for typical noise.
-        peak: largest value of the periodograms of all channels, their mean scaled to 1; about ln N = 11 for noise.
-        milliseconds: time of a call, the shortest of a few.
+        peak: largest value of the periodograms of all channels, whose mean is scaled to 1; about ln N = 11
+            for noise.
+        milliseconds: median time of a call.
     """
 
     operator: str
@@ -64,7 +65,7 @@ Comparison = dict[str, list[Result]]
 
 
 def compare(seed: int) -> Comparison:
-    """Every operator on the photograph and on Gaussian noise of that seed, in the order of `OPERATORS`."""
+    """Apply the operators, in the order of `OPERATORS`, to the photograph and to Gaussian noise."""
     inputs = {"photograph": photograph_latent(), "Gaussian noise": noise_latent(seed)}
     return {
         name: [_apply(operator, function, x) for operator, function in OPERATORS.items()]
@@ -73,11 +74,12 @@ def compare(seed: int) -> Comparison:
 
 
 def photograph_latent() -> Tensor:
-    """The portrait of Grace Hopper in matplotlib's wheel as a latent (1, 16, 64, 64).
+    """Return the portrait of Grace Hopper from matplotlib's sample data as a latent, float32 (1, 16, 64, 64).
 
-    The central square in grey, 256 x 256, with every 4x4 block of pixels spread over the 16 channels: as in a real
-    latent, each channel shows the whole scene, smooth in space, and the channels resemble each other. Scaled to mean
-    0 and variance 1, so that nothing but its structure tells it from noise. (Norm projection then has nothing to do.)
+    The central square is converted to grey, 256 x 256 pixels, and every 4x4 block of pixels is spread over
+    the 16 channels. As in a real latent, each channel shows the whole scene, smooth in space, and the
+    channels resemble each other. Mean and variance are scaled to 0 and 1, so that only the structure differs
+    from noise; norm projection then has no effect.
     """
     with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as photograph:
         side = min(photograph.size)
@@ -89,24 +91,21 @@ def photograph_latent() -> Tensor:
 
 
 def noise_latent(seed: int) -> Tensor:
-    """Standard Gaussian noise (1, 16, 64, 64)."""
+    """Return standard Gaussian noise, float32 (1, 16, 64, 64)."""
     return torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(seed))
 
 
 def periodogram(x: Tensor) -> Tensor:
-    """|fft2|^2 of every channel of a latent (1, C, H, W) -> float64 (C, H, W), scaled to mean 1, frequency 0 first."""
+    """Return |fft2|^2 of every channel of a latent (1, C, H, W).
+
+    The result is float64 (C, H, W), scaled to mean 1, with frequency 0 first.
+    """
     power = torch.fft.fft2(x[0].double()).abs().square()
     return power / power.mean()
 
 
 def _apply(operator: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Result:
     output = function(x)
-    seconds = []
-    for _ in range(_REPETITIONS):
-        start = time.perf_counter()
-        function(x)
-        seconds.append(time.perf_counter() - start)
-
     a, b = x.double().flatten(), output.double().flatten()
     return Result(
         operator=operator,
@@ -116,27 +115,33 @@ def _apply(operator: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Re
         distance=(a - b).norm().item(),
         relative_norm=b.norm().item() / math.sqrt(b.numel()),
         peak=periodogram(output).max().item(),
-        milliseconds=1e3 * min(seconds),
+        milliseconds=1e3 * median_seconds(lambda: function(x), _SECONDS_PER_TIMING),
     )
 
 
 def table(comparison: Comparison) -> str:
-    """The numbers of a comparison as text, one row for each input and operator."""
-    header = f"{'input':<15} {'operator':<16} {'cosine':>8} {'distance':>9} {'norm/sqrt(N)':>13} {'peak':>7} {'time, ms':>9}"
+    """Return the numbers of a comparison as text, one row for each input and operator."""
+    header = (
+        f"{'input':<15} {'operator':<16} {'cosine':>8} {'distance':>9} "
+        f"{'norm/sqrt(N)':>13} {'peak':>7} {'time, ms':>9}"
+    )
     lines = [header]
     for name, results in comparison.items():
         lines.append("-" * len(header))
         lines += [
-            f"{name:<15} {r.operator:<16} {r.cosine:8.6f} {r.distance:9.2f} {r.relative_norm:13.4f} {r.peak:7.1f} "
-            f"{r.milliseconds:9.2f}"
+            f"{name:<15} {r.operator:<16} {r.cosine:8.6f} {r.distance:9.2f} "
+            f"{r.relative_norm:13.4f} {r.peak:7.1f} {r.milliseconds:9.2f}"
             for r in results
         ]
-    legend = "cosine, distance: output to input.  peak: of the channels' periodograms, mean 1 (typical noise: about 11)."
+    legend = (
+        "cosine, distance: between output and input.  "
+        "peak: largest periodogram value, mean 1 (typical noise: about 11)."
+    )
     return "\n".join([*lines, "", legend])
 
 
-# The picture, in pixels: each of the 64 x 64 values of a channel becomes exactly 3 x 3 pixels, so that nothing
-# is resampled and the file stays small.
+# Layout of the picture in pixels. Each of the 64 x 64 values of a channel becomes exactly 3 x 3 pixels, so no
+# value is resampled and the file stays small.
 _PANEL = 192
 _GAP = 8
 _GAP_BETWEEN_INPUTS = 40
@@ -146,8 +151,8 @@ _DPI = 100
 
 _INK, _FAINT, _FILL, _ACCENT = "#1b1f24", "#6a737d", "#8fb3d9", "#b3261e"
 _TITLES = {
-    "photograph": "A photograph: should turn into noise",
-    "Gaussian noise": "Gaussian noise: should stay as it is",
+    "photograph": "A photograph: should become noise",
+    "Gaussian noise": "Gaussian noise: should stay unchanged",
 }
 _ROWS = (
     "latent\n(one channel)",
@@ -158,13 +163,15 @@ _ROWS = (
 
 
 def draw(comparison: Comparison) -> Figure:
-    """The picture of a comparison: a column for each operator, side by side for the two inputs.
+    """Draw a comparison: a column for each operator, the two inputs side by side.
 
-    The rows show one channel, what the operator changed in it, the periodogram (mean over all channels, log scale,
-    frequency 0 in the middle) and the histogram of all values against the density of N(0, 1). Colour scales are the
-    same along a row. The first channel stands for the 16, which resemble each other in the photograph; interleaved
-    again to the 256 x 256 pixels they came from, the outputs show its outlines more clearly: both WGNC and W keep
-    part of its direction, as the cosine says.
+    The rows show one channel, the change that the operator made to it, the periodogram (mean over all
+    channels, log scale, frequency 0 in the middle) and the histogram of all values with the density of N(0,
+    1). Colour scales are the same along a row.
+
+    Only the first of the 16 channels is shown; in the photograph they resemble each other. WGNC and W both
+    keep part of the photograph's direction (see the cosine). Its outlines would show more clearly if the
+    outputs were interleaved to 256 x 256 pixels again.
     """
     columns = sum(len(results) for results in comparison.values())
     width = (
@@ -244,7 +251,7 @@ def _draw_histogram(axes: Axes, values: Tensor) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file of 256 colours, which are enough here and make it three times smaller."""
+    """Return the picture as a PNG file with 256 colours, a third of the size of one with all colours."""
     raw = io.BytesIO()
     with default_style():
         figure.savefig(raw, format="png")

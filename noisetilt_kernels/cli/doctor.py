@@ -1,34 +1,49 @@
-"""What is installed here and which backend serves each device: the report of `noisetilt doctor`."""
+"""`noisetilt doctor`: what is installed here and which backend serves each device."""
 
+import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
-from .backends import FORCED, backends, library, tables
-from .versions import versions
+from ..backends import FORCED, backends, library, tables
+from ..versions import versions
 
 Report = dict[str, Any]
 
 
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Show what is installed and which backend serves each device.
+
+    The last line is the verdict. It names the backend of each device that is present, or says how to get the
+    compiled kernels.
+    """
+    report = examine()
+    click.echo(json.dumps(report, indent=2) if as_json else render(report))
+
+
 def examine() -> Report:
-    """The state of this installation, ready for JSON.
+    """Return the state of this installation as a JSON object.
 
     Returns:
-        versions: of the package, Python, torch, and what else it works with.
+        versions: versions of the package, Python, torch, and of the optional packages that are installed.
         platform: operating system and architecture.
-        cpu: model, cores this process may use, torch_threads, and the variant of the compiled kernels (or None).
-        cuda: the CUDA version torch was built for (or None), names of the devices.
-        library: path of the compiled library in use and the flags it was built with; or failure, why there is
+        cpu: model, cores this process may use, torch_threads, and variant of the compiled kernels (or None).
+        cuda: version of CUDA that torch was built for (or None), and names of the devices.
+        library: path of the compiled library in use and its build flags; or failure, the reason why there is
             none, and how_to_build.
-        cuda_library: likewise; its failure is also why the cuda backend refuses.
-        forced_backend: the one that NOISETILT_BACKEND names (or None).
-        devices: for each device type whether one is present, the backend that serves it, and why every backend
-            preferred to that one does not.
-        bounds_cache: directory, number of files and bytes of the confidence bounds kept on disk.
-        verdict: one line.
+        cuda_library: path, failure and build flags of the CUDA library; its failure is also the reason why
+            the cuda backend refuses.
+        forced_backend: backend named by NOISETILT_BACKEND (or None).
+        devices: for each device type: present, the backend that serves it, and for every preferred backend
+            the reason why it does not.
+        table_cache: directory, number of files and bytes of the confidence tables kept on disk.
+        verdict: one line of text.
     """
     report: Report = {
         "versions": versions(),
@@ -39,14 +54,14 @@ def examine() -> Report:
         "cuda_library": _cuda_library(),
         "forced_backend": None if FORCED is None else FORCED.NAME,
         "devices": _devices(),
-        "bounds_cache": _bounds_cache(),
+        "table_cache": _table_cache(),
     }
     report["verdict"] = _verdict(report)
     return report
 
 
 def render(report: Report) -> str:
-    """The report of `examine` as aligned text; the last line is the verdict."""
+    """Return the report of `examine` as aligned text; the last line is the verdict."""
     rows = list(report["versions"].items())
     rows.append(("platform", report["platform"]))
     rows += _render_hardware(report)
@@ -58,9 +73,9 @@ def render(report: Report) -> str:
         absent = "" if status["present"] else "  (no such device here)"
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
         rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
-    cache = report["bounds_cache"]
+    cache = report["table_cache"]
     rows.append(
-        ("bounds cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)")
+        ("table cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)")
     )
 
     width = max(len(label) for label, _ in rows)
@@ -78,7 +93,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    # platform.processor() is empty or just the architecture on Linux; and Linux on aarch64 names no model anywhere.
+    # on Linux platform.processor() gives at most the architecture; on aarch64 /proc/cpuinfo names no model
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -119,7 +134,7 @@ def _devices() -> dict[str, Any]:
     }
 
 
-def _bounds_cache() -> dict[str, Any]:
+def _table_cache() -> dict[str, Any]:
     directory = tables.cache_directory()
     sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
     return {"directory": str(directory), "files": len(sizes), "bytes": sum(sizes)}
