@@ -55,13 +55,13 @@ def _against_table(axis: Axes, x: Tensor, lower: Tensor, upper: Tensor) -> None:
 
 
 def order_statistics() -> Figure:
-    """Sorted values of 256 numbers against their table: noise, a 1/k field, and the field after `project_2os`."""
+    """Sorted values of 256 numbers against their table: noise, a sine wave, the wave after `project_2os`."""
     lower, upper = nt.confidence_table(256, 1)
-    field = structured((1, 16, 16)).double().reshape(256)
-    projected = torch.ops.noisetilt.project_2os(field, lower, upper)
+    wave = 1.5 * torch.sin(torch.arange(256, dtype=torch.float64) / 5)
+    projected = torch.ops.noisetilt.project_2os(wave, lower, upper)
     figure = Figure(figsize=(8, 2.6), layout="constrained", dpi=DPI)
     axes = figure.subplots(1, 3, sharey=True)
-    cases = {"noise": gaussian((256,)).double(), "1/k field": field, "after project_2os": projected}
+    cases = {"noise": gaussian((256,)).double(), "sine wave": wave, "wave after project_2os": projected}
     for axis, (name, x) in zip(axes, cases.items(), strict=True):
         _against_table(axis, x, lower[:, 0], upper[:, 0])
         axis.set_title(name)

@@ -1,11 +1,12 @@
 """Share of the order statistics outside their confidence table before and after W, printed as Markdown.
 
-    python -m bench.whitening_statistics            # a summary, then one table for noise and one for a 1/k field
-    python -m bench.whitening_statistics --all      # one table for every input
+    python -m bench.whitening_statistics          # a summary, and the families of noise and of a 1/k field
+    python -m bench.whitening_statistics --all    # the families of every input
 
-W is a composition of projections. A later projection can move a statistic of an earlier one out of its table again. This
-script counts how often that happens. A *family* is one sorted array of statistics and its table: the values, the tile
-means or the tile energies, for one chunk size, in one domain. Everything is computed in float64.
+W is a composition of projections. A later projection can move a statistic of an earlier one out of its table
+again. This script counts how often that happens. A *family* is one sorted array of statistics and its table:
+the values, the tile means or the tile energies, for one chunk size, in one domain. Everything is computed in
+float64.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def share_outside(values: Tensor, chunk_size: int, reference: nt.Normal | nt.Chi
 
 
 def families(x: Tensor) -> Iterator[tuple[str, float]]:
-    """Name of each family of a sample x (C, H, W) in one domain, and its share of entries outside the table."""
+    """Name and share of entries outside the table, for each family of a sample x (C, H, W) in one domain."""
     config = nt.preset("flux")
     for chunk_size in config.chunk_sizes:
         yield f"values, D = {chunk_size}", share_outside(x, chunk_size, nt.Normal())
@@ -128,7 +129,7 @@ def summary(results: dict[str, list[Share]]) -> Iterator[str]:
     for name, shares in results.items():
         cells = []
         for group in [*([s for s in shares if s.domain == domain] for domain in names), shares]:
-            before, after = (sum(map(bool, column)) for column in zip(*((s.before, s.after) for s in group)))
+            before, after = sum(s.before > 0 for s in group), sum(s.after > 0 for s in group)
             cells.append(f"{before} → {after} of {len(group)}")
         worst = max(shares, key=lambda share: share.after)
         where = f" ({worst.domain}, {worst.family})" if worst.after else ""
@@ -152,9 +153,11 @@ def noise_summary() -> str:
     after = [sum(share.after > 0 for share in shares) for shares in samples]
     largest = max(share.after for shares in samples for share in shares)
     return (
-        f"Gaussian noise, seeds 0 to {SEEDS - 1}: {before.count(0)} samples violate no family before W, "
-        f"{after.count(0)} violate none after W. The most violated families are {max(before)} before and {max(after)} "
-        f"after W; the largest share after W is {percent(largest)}."
+        f"Gaussian noise, seeds 0 to {SEEDS - 1}: {before.count(0)} samples violate no family before W,
+"
+        f"{after.count(0)} violate none after W. A sample violates at most {max(before)} families before and
+"
+        f"{max(after)} after W. The largest share after W is {percent(largest)}."
     )
 
 
