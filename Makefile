@@ -1,19 +1,25 @@
-# `make demo` and `make test` do all set-up themselves: an environment of their own in .venv, pinned dependencies
-# (requirements.txt), the build. They need Python >= 3.10 and a C++17 compiler. Repeated, they only do what changed.
-# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch; neither they nor
-# `make check-triton` need a GPU.
+# `make demo` and `make test` do all set-up themselves: an environment in .venv, pinned dependencies (requirements.txt),
+# the build. They need Python >= 3.10 and a C++17 compiler. A second call only does what changed.
+# `make test` is the quick half of the tests (a few minutes), `make test-all` the slow half; CI runs both.
+# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch. No target needs a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
 	$(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test env build sanitize check-cuda check-cuda-link check-triton bench lint clean
+.PHONY: demo test test-all env build sanitize check-cuda check-cuda-link check-triton bench lint clean
 
 demo: build
 	$(BIN)/noisetilt demo
 
-test: build sanitize
-	$(BIN)/pytest
+# One process a core, each with one thread.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal -q
+
+test: build
+	$(PYTEST) -m "not slow"
+
+test-all: build sanitize
+	$(PYTEST) -m slow
 
 env: .venv/.installed
 build: .venv/.built
@@ -55,15 +61,15 @@ check-cuda-link: .venv-cuda/.installed
 .venv-cuda/.installed:
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools wheel \
-		numpy scipy safetensors platformdirs click
+		numpy scipy safetensors platformdirs click tqdm
 	touch $@
 
 bench: build
 	$(BIN)/python -m bench
 
-# What a reviewer would run.
 lint: .venv/.built
 	$(BIN)/ruff check
+	$(BIN)/python .ci/check_english.py
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
