@@ -1,34 +1,177 @@
-"""The README's Python runs as it stands, from top to bottom."""
+"""README and pages: Python blocks run as shown, commands and files exist, lines are short, helps are current.
 
+A block below `<!-- slow -->` runs in a test marked slow. A block below `<!-- not run: REASON -->`, and those of
+the pages about external models and rewards, are compiled only.
+"""
+
+import importlib.util
 import re
+import runpy
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
+from noisetilt_kernels.cli import main
 from noisetilt_kernels.sampling import Result
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+] + sorted((ROOT / "docs").rglob("*.md"))  # fmt: skip
+EXTERNAL = [page for page in PAGES if page.parent.name in ("models", "rewards")]
+"""Pages whose Python needs weights that are not bundled."""
+MOST_COLUMNS = 100
+
+_BLOCK = re.compile(r"(<!-- (slow|not run)[^\n]*-->\n+)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def test_readme_snippets_run() -> None:
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 5
-    names: dict[str, object] = {}
-    exec("\n".join(snippets), names)
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """Mark ("", "slow" or "not run") and text of each block of a page."""
+    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [(mark, text) for _, mark, lang, text in found if lang == language]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def run_blocks(page: Path, marks: tuple[str, ...]) -> dict[str, object]:
+    """Run the Python blocks of a page with one of the marks, in one namespace, and return the namespace."""
+    names: dict[str, object] = {"__name__": "page"}
+    for mark, text in blocks(page, "python"):
+        code = compile(text, name_of(page), "exec")
+        if mark in marks and page not in EXTERNAL:
+            exec(code, names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def registries_restored() -> object:
+    """Pages may register samplers of their own."""
+    from noisetilt_kernels.sampling import SAMPLERS
+
+    before = dict(SAMPLERS)
+    yield
+    for name in set(SAMPLERS) - set(before):
+        del SAMPLERS[name]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_python_blocks_run(page: Path) -> None:
+    run_blocks(page, ("",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(mark == "slow" for mark, _ in blocks(page, "python"))], ids=name_of
+)
+def test_slow_python_blocks_run(page: Path) -> None:
+    run_blocks(page, ("", "slow"))
+
+
+def test_readme_whitens() -> None:
+    names = run_blocks(ROOT / "README.md", ("",))
     noise = names["noise"]
     assert isinstance(noise, torch.Tensor)
     assert abs(noise.norm() / noise.numel() ** 0.5 - 1) < 0.015
-    result = names["result"]
-    assert isinstance(result, Result)
-    assert result.nfe == 4 * 25
-    assert (result.rewards > 0.05).all()
+
+
+def test_pages_steer() -> None:
+    result = run_blocks(ROOT / "docs" / "sampling.md", ("",))
+    best = result["best"]
+    assert isinstance(best, Result) and len(best.chosen) == 1
+    names = run_blocks(ROOT / "docs" / "quickstart.md", ("",))
     steered, images = names["steered"], names["images"]
     assert isinstance(steered, Result) and isinstance(images, torch.Tensor)
     assert steered.nfe == 4 * 25 and images.shape == (4, 3, 32, 32)
 
 
-def test_readme_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README.read_text())
-    assert links
-    for link in links:
-        assert (README.parent / link).exists(), link
+def test_ntrk_on_one_screen_steers() -> None:
+    names = run_blocks(ROOT / "docs" / "sampling.md", ("",))
+    flow, redness, ntrk = names["Flow"], names["redness"], names["ntrk"]
+    prompts = ["red"] * 4
+    model = flow()  # type: ignore[operator]
+    for sampler in (ntrk, lambda *args, rho: _package_ntrk(*args, rho=rho).latents):
+        latents = sampler(model, redness, prompts, rho=0.3)  # type: ignore[operator]
+        rewards = redness(model.decode(latents), prompts)  # type: ignore[operator]
+        assert (rewards > 0.05).all()
+
+
+def _package_ntrk(*args: object, rho: float) -> Result:
+    from noisetilt_kernels import sampling
+
+    result = sampling.ntrk(*args, rho=rho, options=sampling.SamplerOptions(seed=0, micro_batch=4))  # type: ignore[arg-type]
+    assert result.nfe == 4 * 25
+    return result
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [
+                re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+            ]
+            assert anchor in anchors, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_short(page: Path) -> None:
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        assert len(line) <= MOST_COLUMNS or line.startswith(("|", "![")), f"{name_of(page)}:{number}"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of each command of a page. Commands with "..." in the place of options are left out."""
+    found = []
+    for _, text in blocks(page, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables
+                words.pop(0)
+            if words and "..." not in words:
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands(page):
+        if words[:3] == ["torchrun", "--nproc-per-node", words[2]]:
+            words = ["noisetilt", *words[words.index("noisetilt_kernels") + 1 :]]
+        if words[0] == "noisetilt":
+            subcommand, arguments = main.commands[words[1]], words[2:]
+            with subcommand.make_context(words[1], list(arguments)):  # unknown options raise
+                pass
+        elif words[0].endswith("python") and words[1] == "-m":
+            assert importlib.util.find_spec(words[2]) is not None, words
+        elif words[0].endswith("python"):
+            assert (ROOT / words[1]).exists(), words
+        elif words[0] == "make":
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:]), words
+        elif words[0].endswith("pytest"):
+            assert all((ROOT / word).exists() for word in words[1:] if word.startswith("tests/")), words
+        elif words[:2] == ["pip", "install"] and "-r" in words:
+            assert (ROOT / words[-1]).exists(), words
+        elif "/" in words[0]:
+            assert (ROOT / words[0]).exists(), words
+        else:
+            assert words[0] in ("pip", "mkdocs", "compute-sanitizer", "pytest", "hf"), words
+
+
+def test_generated_parts_of_pages_are_current() -> None:
+    stale_pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["stale_pages"]
+    assert stale_pages(write=False) == [], "run python docs/generate.py"
