@@ -46,8 +46,8 @@ def project_tile_stats(
     Returns:
         Tensor (B, C, H, W). A tile has mean mu and centred energy E. 2OS projects m = sqrt(K)*mu against
         N(0, 1) and e = E against chi^2(K-1). The result is x' = m'/sqrt(K) + sqrt(e'/E) * (x - mu). A tile
-        whose statistics do not change is copied. A constant tile takes the direction (+1, -1, +1, ...), whose last
-        entry is 0 if K is odd. A tile whose energy is not finite becomes NaN: it contains NaN or inf, or
+        whose statistics do not change is copied. A constant tile takes the direction (+1, -1, +1, ...), whose
+        last entry is 0 if K is odd. A tile whose energy is not finite becomes NaN: it contains NaN or inf, or
         values whose squares overflow (above about 1e18 in float32).
     """
     tiles = split_tiles(x, tile)  # [B, C, rows, columns, K]
