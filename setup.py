@@ -1,15 +1,19 @@
-"""Builds the operator libraries: _C, the CPU kernels once per instruction-set variant, and _C_cuda, the CUDA kernels.
+"""Builds the operator libraries: `_C`, the CPU kernels, and `_C_cuda`, the CUDA kernels.
 
-They use PyTorch's stable ABI and no Python API, so one build serves torch >= 2.11 and Python >= 3.10. What cannot be
-built is left out: the package still installs, and runs on its pure-PyTorch reference.
+Both use PyTorch's stable ABI and no Python API, so one build serves torch >= 2.11 and Python >= 3.10. A
+library that cannot be built is left out with a warning; without `_C` the package runs on its pure-PyTorch
+reference. Flags, sources, instruction-set variants and CUDA architectures, and the reasons for them, stand in
+csrc/build.json.
 
-_C_cuda is built where there is nvcc (in CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda) of the CUDA version that
-torch was built for; whether there is a GPU is not asked. Environment variables:
-    FORCE_CUDA: 1 builds it against any torch, 0 does not build it.
-    TORCH_CUDA_ARCH_LIST: the architectures, as in PyTorch: "8.0;9.0+PTX".
-    MAX_JOBS: files compiled at once, if fewer than there are cores and memory for.
+`_C_cuda` is built if torch is a CUDA build and an nvcc of the same CUDA major version is found in CUDA_HOME,
+CUDA_PATH, the PATH or /usr/local/cuda. No GPU is needed. Environment variables:
+    FORCE_CUDA: 1 builds `_C_cuda` against any torch; 0 does not build it.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures, as in PyTorch: "8.0;9.0+PTX".
+    NVCC_CCBIN: host compiler of nvcc (default: the C++ compiler that builds `_C`).
+    MAX_JOBS: number of files compiled at once (default and maximum: what cores and memory allow).
 """
 
+import json
 import os
 import platform
 import re
@@ -27,55 +31,36 @@ try:
     import torch
 except ModuleNotFoundError:
     sys.exit(
-        "noisetilt-kernels is built against the torch it will run with, and none is importable here.\n"
-        "Install torch >= 2.11 first, then run: pip install --no-build-isolation ."
+        "noisetilt-kernels is built against the installed torch, but `import torch` fails.\n"
+        "Install torch >= 2.11, then run: pip install --no-build-isolation ."
     )
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+BUILD_FACTS = CSRC / "build.json"
+FACTS = json.loads(BUILD_FACTS.read_text(encoding="utf-8"))
+
 TORCH = Path(torch.__file__).parent
 TORCH_FLAGS = [
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # the stable ABI of torch 2.11
-    *("-isystem", str(TORCH / "include")),
-    *("-isystem", str(TORCH / "include" / "torch" / "csrc" / "api" / "include")),
+    f"-DTORCH_TARGET_VERSION={FACTS['torch']['target_version']}",
+    *(
+        str(argument)
+        for folder in FACTS["torch"]["include_folders"]
+        for argument in ("-isystem", TORCH / folder)
+    ),
 ]
-TORCH_LIBRARIES = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+TORCH_LIBRARIES = [f"-L{TORCH / 'lib'}", *(f"-l{name}" for name in FACTS["torch"]["libraries"])]
 
-# Bits are part of the contract: no contraction to FMA, no fast-math. Neither of the last two changes a result.
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wall",
-    "-Wno-psabi",
-]
-# Without FMA: given it, g++ 12 forms fused multiply-add-subtracts in spite of -ffp-contract=off, when it vectorises
-# straight-line code. AVX-512 brings an FMA of its own, so there that vectoriser is off as well.
-VARIANTS: dict[str, list[str]] = {"baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    VARIANTS["x86_64_v3"] = ["-mavx2", "-mbmi", "-mbmi2"]
-    VARIANTS["x86_64_v4"] = [
-        *VARIANTS["x86_64_v3"],
-        *("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"),
-        *("-mprefer-vector-width=512", "-fno-tree-slp-vectorize"),
-    ]
-
-# As above; nvcc's division and square root round correctly unless told otherwise.
-NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-lineinfo"]
-NVCC_HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
-# What PyTorch's names of architectures stand for.
-NAMED_ARCHITECTURES = {
-    "Turing": "7.5+PTX",
-    "Ampere": "8.0;8.6+PTX",
-    "Ada": "8.9+PTX",
-    "Hopper": "9.0+PTX",
-    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+FLAGS = FACTS["cpu"]["flags"]
+PROCESSOR = platform.machine().lower().replace("amd64", "x86_64")
+VARIANTS = {
+    variant["name"]: variant["flags"]
+    for variant in FACTS["cpu"]["variants"]
+    if variant.get("processor", PROCESSOR) == PROCESSOR
 }
 
-KERNELS = ["order_stats", "tile_stats", "transforms", "wgnc", "whitening"]
+NVCC_FLAGS = FACTS["cuda"]["flags"]
+NVCC_HOST_FLAGS = FACTS["cuda"]["host_flags"]
 
 
 def find_nvcc() -> str | None:
@@ -89,39 +74,51 @@ def nvcc_version(nvcc: str) -> tuple[int, ...]:
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     match = re.search(r"\bV(\d+)\.(\d+)\.(\d+)", text)
     if match is None:
-        raise CompileError(f"{nvcc} --version tells no version")
+        raise CompileError(f"{nvcc} --version prints no version such as V12.8.61, but: {text!r}")
     return tuple(map(int, match.groups()))
 
 
 def architectures(version: tuple[int, ...]) -> list[str]:
-    """Those of TORCH_CUDA_ARCH_LIST, or else what the kernels are tuned for, and PTX for all that is to come."""
+    """Return the architectures of TORCH_CUDA_ARCH_LIST, or by default those of build.json that nvcc supports.
+
+    An architecture is written as in PyTorch: "9.0", or "9.0+PTX" to include PTX.
+    """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not listed:
-        blackwell = ["10.0", "12.0"] if version >= (12, 8) else []
-        *known, last = ["8.0", "8.6", "8.9", "9.0", *blackwell]
+        *known, last = (
+            arch["name"]
+            for arch in FACTS["cuda"]["architectures"]
+            if version >= tuple(map(int, arch.get("nvcc", "0").split(".")))
+        )
         return [*known, f"{last}+PTX"]
+    named = FACTS["cuda"]["named_architectures"]
     names = re.split("[ ;,]+", listed.strip(" ;,"))
-    found = [arch for name in names for arch in NAMED_ARCHITECTURES.get(name, name).split(";")]
+    found = [arch for name in names for arch in named.get(name, name).split(";")]
     for arch in found:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
             raise CompileError(
-                f"TORCH_CUDA_ARCH_LIST={listed!r}: {arch!r} is no architecture; write 8.0;9.0+PTX"
+                f"TORCH_CUDA_ARCH_LIST={listed!r}: {arch!r} is not an architecture; "
+                "write for example 8.0;9.0+PTX"
             )
-    found = [
-        re.sub("[af]", "", arch) for arch in found
-    ]  # as in 9.0a: nothing here needs what one model alone has
-    served = [arch for arch in found if float(arch.removesuffix("+PTX")) >= 8]
-    if served != found:
-        print(
-            f"noisetilt: of {', '.join(found)} the kernels are built for those from 8.0 on", file=sys.stderr
+    # 9.0a becomes 9.0: the kernels use no feature that only one GPU model has.
+    found = [re.sub("[af]", "", arch) for arch in found]
+    oldest = FACTS["cuda"]["architectures"][0]["name"]
+    supported = [arch for arch in found if float(arch.removesuffix("+PTX")) >= float(oldest)]
+    if not supported:
+        raise CompileError(
+            f"TORCH_CUDA_ARCH_LIST={listed!r} has no architecture that the kernels support: {oldest} or newer"
         )
-    if not served:
-        raise CompileError(f"TORCH_CUDA_ARCH_LIST={listed!r}: the kernels need 8.0 or newer")
-    return served
+    if supported != found:
+        print(
+            f"noisetilt: TORCH_CUDA_ARCH_LIST={listed!r}: the kernels support {oldest} and newer; "
+            f"building for {', '.join(supported)}",
+            file=sys.stderr,
+        )
+    return supported
 
 
 def gencode(arch: str) -> list[str]:
-    """The options of nvcc for one architecture."""
+    """Return the nvcc options for one architecture."""
     number = arch.removesuffix("+PTX").replace(".", "")
     options = [f"-gencode=arch=compute_{number},code=sm_{number}"]
     if arch.endswith("+PTX"):
@@ -130,7 +127,7 @@ def gencode(arch: str) -> list[str]:
 
 
 def parallel_jobs() -> int:
-    """How many compilers may run at once: a core and 2 GB each."""
+    """Return how many compilers may run at once: one per core, with 2 GB of memory each, at most MAX_JOBS."""
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         available = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
@@ -141,12 +138,12 @@ def parallel_jobs() -> int:
 
 
 class BuildLibraries(build_ext):
-    """Compiles sources in parallel and links them; what fails is left out of the installation, with a warning."""
+    """Compiles sources in parallel and links them. A library that fails is left out, with a warning."""
 
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        library.unlink(missing_ok=True)  # a former build's must not stand in for one that fails
+        library.unlink(missing_ok=True)  # if this build fails, no earlier one may take its place
         if ext.name.endswith("._C_cuda"):
             self.build_cuda(library)
         else:
@@ -162,13 +159,13 @@ class BuildLibraries(build_ext):
             f'-DNOISETILT_BUILD_VARIANTS="{" ".join(VARIANTS)}"',
         ]
         jobs = [("csrc/ops.cpp", "ops", [*command, *binding_flags])]
-        jobs += [
-            (f"csrc/cpu/{name}.cpp", name, [*command, *defines])
-            for name in ("scratch", "twiddles", "variants")
-        ]
+        jobs += [(f"csrc/cpu/{name}.cpp", name, [*command, *defines]) for name in FACTS["cpu"]["sources"]]
         for variant, flags in VARIANTS.items():
             variant_command = [*command, *flags, f"-DNOISETILT_VARIANT={variant}"]
-            jobs += [(f"csrc/cpu/{name}.cpp", f"{name}.{variant}", variant_command) for name in KERNELS]
+            jobs += [
+                (f"csrc/cpu/{name}.cpp", f"{name}.{variant}", variant_command)
+                for name in FACTS["cpu"]["variant_sources"]
+            ]
         objects = self.compile_all(jobs, "cpu", f"objects-{platform.machine()}")
         self.spawn([*compiler, "-shared", *objects, *TORCH_LIBRARIES, "-o", str(library)])
 
@@ -178,17 +175,18 @@ class BuildLibraries(build_ext):
         if force == "0" or (torch.version.cuda is None and force != "1"):
             return
         if nvcc is None:
-            raise CompileError("no nvcc in CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda")
+            raise CompileError("found no nvcc in CUDA_HOME, CUDA_PATH, the PATH or /usr/local/cuda")
         version = nvcc_version(nvcc)
         if force != "1" and str(version[0]) != torch.version.cuda.split(".")[0]:
             raise CompileError(
-                f"{nvcc} is CUDA {version[0]}.{version[1]}, torch was built for {torch.version.cuda}"
+                f"{nvcc} is CUDA {version[0]}.{version[1]}, but torch was built for {torch.version.cuda}; "
+                "set CUDA_HOME to a CUDA of the same major version, or FORCE_CUDA=1"
             )
         archs = architectures(version)
 
-        # nvcc compiles the binding and links as well, since it knows where its headers and its runtime library are.
-        # That is the static one: it is as new as this nvcc, which the shared one that torch brings need not be, and
-        # shares the device's context with it all the same.
+        # nvcc also compiles the binding and links, because it knows its own headers and runtime library. The
+        # runtime is linked statically: the shared one that comes with torch may be older than this nvcc. Both
+        # runtimes use the same context of the device.
         host_flags = ["-Xcompiler=" + ",".join(NVCC_HOST_FLAGS), f"-I{CSRC}"]
         if "NVCC_CCBIN" not in os.environ:
             host_flags.append(f"-ccbin={self.compiler.compiler_cxx[0]}")
@@ -196,7 +194,7 @@ class BuildLibraries(build_ext):
         kernel_command = [*command, *(option for arch in archs for option in gencode(arch))]
         binding_flags = [
             *TORCH_FLAGS,
-            "-DUSE_CUDA",  # of torch's headers: declares what only its CUDA builds have
+            "-DUSE_CUDA",  # makes torch's headers declare the functions of its CUDA builds
             f'-DNOISETILT_NVCC_VERSION="{".".join(map(str, version))}"',
             f'-DNOISETILT_CUDA_FLAGS="{" ".join(NVCC_FLAGS)}"',
             f'-DNOISETILT_CUDA_ARCHITECTURES="{" ".join(archs)}"',
@@ -208,17 +206,19 @@ class BuildLibraries(build_ext):
         jobs.append(("csrc/cuda_ops.cpp", "cuda_ops", [*command, *binding_flags]))
         kept = "-".join([f"objects-{platform.machine()}-cuda", *map(str, version), *archs])
         objects = self.compile_all(jobs, "cuda", kept)
-        # libtorch brings in libtorch_cuda where there is one, so a CPU build of torch serves to link against as well.
-        linker = "-Xlinker=--no-as-needed,--exclude-libs,ALL"
+        linker = "-Xlinker=" + ",".join(FACTS["cuda"]["linker_flags"])
         self.spawn([*command, "-shared", *objects, linker, *TORCH_LIBRARIES, "-o", str(library)])
 
     def copy_extensions_to_source(self) -> None:
         for library in (ROOT / "noisetilt_kernels").glob("_C*.so"):
-            library.unlink()  # or one that is no longer built would stay in use
+            library.unlink()  # otherwise a library that is no longer built would stay in use
         super().copy_extensions_to_source()
 
     def compile_all(self, jobs: list[tuple[str, str, list[str]]], folder: str, kept: str) -> list[str]:
-        """Compiles (source, name, command) each to an object, which is kept: an installation compiles what changed."""
+        """Compile each (source, name, command) to build/<kept>/<name>.o; return the objects.
+
+        Objects that are up to date are kept.
+        """
         temp = ROOT / "build" / kept
         temp.mkdir(parents=True, exist_ok=True)
         headers = [
@@ -226,7 +226,7 @@ class BuildLibraries(build_ext):
             *CSRC.glob(f"{folder}/*.*h"),
             ROOT / "noisetilt_kernels" / "schemas.def",
         ]
-        newest_header = max(header.stat().st_mtime for header in [*headers, Path(__file__)])
+        newest_header = max(header.stat().st_mtime for header in [*headers, BUILD_FACTS, Path(__file__)])
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:
             source, name, command = job

@@ -1,7 +1,7 @@
-"""Compiles the CUDA kernels and checks what nvcc made of them; needs no GPU, and does nothing where there is no nvcc.
+"""Compile the CUDA kernels and check their machine code. Needs no GPU. Without nvcc nothing is checked.
 
-Checked for each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget; no
-fused multiply-add, which would change bits; 16-byte loads in the kernels that are meant to have them.
+For each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget;
+no fused multiply-add, which would change bits; 16-byte loads in the kernels that should have them.
 """
 
 import re
@@ -18,16 +18,19 @@ from types import SimpleNamespace
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("8.0", "9.0", "10.0")
 
-# Kernels, and what is expected of them.
+# Registers of a thread, and exceptions from the rules, by kernel.
 REGISTERS = 128
-MORE_REGISTERS = {"blocks_of_16_kernel": 255, "between_ffts_kernel": 255}  # a block of coefficients a thread
-MAY_USE_LOCAL_MEMORY = {
-    "projection_kernel": "what leads from phase to phase; the phases are functions of their own, which have none",
-    "butterfly_kernel<float, 4": "rows of 32,768 values",
-    "butterfly_kernel<double": "a few bytes in one of its forms",
-    "any_blocks_kernel": "not meant to be fast",
+MORE_REGISTERS = {  # a thread holds a block of coefficients
+    "project_wgnc_blocks_of_16_kernel": 255,
+    "wgnc_between_ffts_kernel": 255,
 }
-MAY_FUSE = ("between_ffts_kernel", "compact_fourier_kernel", "turn_kernel")  # CUDA's sincospi does
+MAY_USE_LOCAL_MEMORY = {
+    "project_kernel": "state that is kept from phase to phase; the phases are functions without local memory",
+    "butterfly_kernel<float, 4": "rows of 32,768 values",
+    "butterfly_kernel<double": "a few bytes in one instantiation",
+    "project_wgnc_blocks_kernel": "not meant to be fast",
+}
+MAY_FUSE = ("wgnc_between_ffts_kernel", "compact_fourier_kernel", "wgnc_turn_kernel")  # in CUDA's sincospi
 LOADS_16_BYTES = ("butterfly_kernel",)
 
 build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
@@ -35,16 +38,15 @@ build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
 
 @dataclass
 class Kernel:
-    """What ptxas reports of a kernel and of the functions it calls; how often its PTX fuses a product and a sum; the
-    16-byte loads in its machine code."""
+    """Measures of a kernel: from the report of ptxas, from its PTX, and from its machine code."""
 
-    name: str  # as the source has it, template arguments and all
+    name: str  # as in the source, with template arguments
     registers: int
     stack: int
     spilled: int
-    called_local: int  # bytes of local memory and spilled ones in functions that it calls
-    fused: int
-    wide_loads: int
+    called_local: int  # bytes of local memory and spills in functions that it calls
+    fused: int  # multiply-adds in the PTX
+    wide_loads: int  # loads of 16 bytes in the machine code
 
     @property
     def function(self) -> str:
@@ -67,7 +69,7 @@ class Kernel:
 
 
 def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list[Kernel], str]:
-    """The kernels of a source, or what nvcc complains about."""
+    """Return the kernels of a source, and nvcc's output if it failed."""
     with tempfile.TemporaryDirectory() as scratch:
         cubin = Path(scratch) / "kernels.cubin"
         command = [
@@ -92,10 +94,10 @@ def disassemble(nvdisasm: str, cubin: Path) -> str:
 
 
 def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
-    """Brings together what `ptxas -v` reports, the PTX and the machine code."""
+    """Return the kernels found in the report of `ptxas -v`, in the PTX and in the machine code."""
     memory = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
     reports = parts(r"Compiling entry function '(\w+)'", report)
-    bodies = parts(r"^(?:\.visible )?\.entry (\w+)\(", ptx)  # with the functions that follow
+    bodies = parts(r"^(?:\.visible )?\.entry (\w+)\(", ptx)  # each with the functions that follow it
     before_all = ptx.split(".entry", 1)[0].count("fma.")
     codes = parts(r"^\.text\.(\w+):$", code)
     found = []
@@ -115,7 +117,7 @@ def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
 
 
 def parts(heading: str, text: str) -> dict[str, str]:
-    """What stands between the headings of a text, by the name in the heading."""
+    """Return the parts of a text between headings, by the name in the heading."""
     _, *pieces = re.split(heading, text, flags=re.MULTILINE)
     return dict(zip(pieces[::2], pieces[1::2], strict=True))
 
@@ -131,7 +133,7 @@ def find_nvdisasm(nvcc: str) -> str:
 def main() -> int:
     nvcc = build.find_nvcc()
     if nvcc is None:
-        print("no nvcc here: the CUDA kernels are not checked")
+        print("nvcc was not found: the CUDA kernels are not checked")
         return 0
     nvdisasm = find_nvdisasm(nvcc)
     jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in ARCHITECTURES]
@@ -149,7 +151,7 @@ def main() -> int:
         what = [complaint] if complaint else []
         what += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
         faults += [f"{source.name}, {arch}: {fault}" for fault in what]
-    print("\n" + ("\n".join(faults) or f"{len(jobs)} compilations, nothing amiss"))
+    print("\n" + ("\n".join(faults) or f"{len(jobs)} compilations, no fault"))
     return int(bool(faults))
 
 

@@ -1,11 +1,11 @@
-"""Compiles the Triton kernels and checks what came out; needs no GPU.
+"""Compile the Triton kernels and check the result. Needs no GPU.
 
-The functions of the package are called as programs call them, so that Triton makes the same variants of each kernel;
-but it takes its target from a stand-in for the driver, and launches nothing.
+The functions of the package are called as programs call them, so that Triton compiles the same variants of
+each kernel. A stand-in for the driver gives Triton its target. Nothing is launched.
 
-Checked for each of TARGETS: no spilled register and no local memory; shared memory within the budget; nothing that
-changes bits: fused multiply-adds, approximations, denormal numbers flushed to zero; and that the first call of `whiten`
-does not spend too long in the compiler.
+The checks for each of TARGETS: no spilled register and no local memory; shared memory within the budget;
+nothing that changes bits (fused multiply-adds, approximations, denormal numbers flushed to zero); and a limit
+on the compilation time of the first call of `whiten`.
 """
 
 import re
@@ -28,8 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import noisetilt_kernels.backends.triton as operators
-from noisetilt_kernels.backends import tables as bounds
-from noisetilt_kernels.backends.tables import Tables
+from noisetilt_kernels.backends import tables
+from noisetilt_kernels.backends.tables import Table
 from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE
 from noisetilt_kernels.config import Sample, resolve_preset
@@ -40,16 +40,16 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-IN_FULL = "sm_90"  # the others get what `whiten` and a few more calls need
+IN_FULL = "sm_90"  # for other targets only the kernels of `whiten` and a few more calls are compiled
 
 MOST_SHARED = {"cuda": 48 * 1024, "hip": 64 * 1024}
-MOST_SECONDS = 30.0  # meant to be 10, but machines differ
+MOST_SECONDS = 30.0  # the goal is 10, but machines differ
 
-# What some kernels may do, by the beginning of their names.
+# Exceptions for kernels, by the beginning of their names, with the reason.
 MAY_USE_LOCAL_MEMORY: dict[str, str] = {}
 MAY_USE_MORE_SHARED: dict[str, str] = {}
 
-# What changes bits: in LLVM's code, in PTX or amdgcn, and in SASS or amdgcn.
+# Patterns that change bits: in LLVM's code, in PTX or amdgcn, and in SASS or amdgcn.
 LENIENT = re.compile(
     r"\b(?:fast|reassoc|nsz|arcp|contract|afn)\b(?= .*\b(?:float|double)\b)"
     r"|!fpmath|llvm\.fmuladd\.\w+|llvm\.amdgcn\.(?:rcp|sqrt)\.\w+"
@@ -62,7 +62,8 @@ FUSED = {
     "cuda": re.compile(r"\b[FD]FMA2?\b"),
     "hip": re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmamk|fmaak|mac|mad)_(?:legacy_)?f(?:32|64)"),
 }
-# What takes machines several steps, some of them fused: division, of long integers too, and roots.
+# Operations that are compiled to several steps, some of them fused: roots, and divisions, also of long
+# integers.
 IN_STEPS = re.compile(
     r"\b(?:arith\.divf|tt\.precise_divf|math\.sqrt|tt\.precise_sqrt)\b|\barith\.(?:div|rem)[su]i .*i64"
 )
@@ -70,17 +71,17 @@ IN_STEPS = re.compile(
 
 @dataclass
 class Kernel:
-    """A variant of a kernel, and what came out."""
+    """Compiled variant of a kernel."""
 
-    name: str  # with the type of its values and its constants
+    name: str  # with its dtype and constants
     backend: str
     seconds: float  # in the compiler
     registers: int
-    shared: int  # bytes, and so on
-    local: int
-    spilled: int  # registers; of NVIDIA, instructions that do it
+    shared: int  # bytes
+    local: int  # bytes
+    spilled: int  # registers; for NVIDIA, instructions that spill
     instructions: int
-    inexact: set[str]  # what changes bits
+    inexact: set[str]  # matches of the patterns that change bits
 
     @property
     def function(self) -> str:
@@ -95,7 +96,7 @@ class Kernel:
             yield f"changes bits: {', '.join(sorted(self.inexact))}"
 
 
-# ---- what programs call ----
+# ---- calls of programs ----
 
 
 def whiten(preset: str, sample: Sample, dtype: torch.dtype) -> None:
@@ -160,24 +161,24 @@ ALL_CALLS = [
 ]
 
 
-def empty_tables(num_chunks: int, chunk_size: int, alpha: float, reference: Any, *of: Any) -> Tables:
-    """Stands in for `cached_tables`: no kernel depends on the numbers."""
+def empty_table(num_chunks: int, chunk_size: int, alpha: float, reference: Any, *of: Any) -> Table:
+    """Replace `cached_table`: no kernel depends on the numbers."""
     table = torch.zeros(chunk_size, num_chunks, dtype=of[0]).t()
-    return Tables(table, table, True)
+    return Table(table, table, True)
 
 
-# ---- what Triton makes of them ----
+# ---- compilation and examination ----
 
 _run = JITFunction.run
 
 
 def compile_only(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-    """Stands in for `JITFunction.run`."""
+    """Replace `JITFunction.run`: compile, and launch nothing."""
     _run(kernel, *args, grid=grid, warmup=True, **options)
 
 
 def driver_of(target: GPUTarget) -> SimpleNamespace:
-    """What Triton asks of a driver before it launches. Its device is the target: kernels are kept by device."""
+    """Stand-in for Triton's driver. Its device is the target, because Triton keeps kernels by device."""
     return SimpleNamespace(
         get_current_target=lambda: target,
         get_current_device=lambda: target,
@@ -186,7 +187,7 @@ def driver_of(target: GPUTarget) -> SimpleNamespace:
 
 
 def compile_for(target: GPUTarget, calls: list[Callable[[], None]]) -> tuple[list[Kernel], list[str]]:
-    """The kernels that the calls need, and what went wrong."""
+    """Compile the kernels that the calls need. Return them and the errors."""
     compiled, complaints = [], []
 
     def listener(**kernel: Any) -> None:
@@ -207,7 +208,7 @@ def compile_for(target: GPUTarget, calls: list[Callable[[], None]]) -> tuple[lis
 def examine(
     src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], times: Any, cache_hit: bool
 ) -> Kernel:
-    """What the listener is told of a kernel, looked into."""
+    """Examine a kernel that Triton's compilation listener receives."""
     if cache_hit:
         raise RuntimeError(f"{src.name} was not compiled, but found in a cache")
     backend = metadata["target"].backend
@@ -247,7 +248,9 @@ def examine(
 
 
 def name_of(source: Any, warps: int) -> str:
-    """The kernel's name, the type of its first argument's values, and its constants: numbers, and what is true."""
+    """Return the kernel's name with the dtype of its first argument, its numeric constants, and its true
+    flags.
+    """
     names = {source.fn.arg_names[place]: value for (place,), value in source.constants.items()}
     constants = [
         key if value is True else f"{key}={value}"
@@ -259,7 +262,7 @@ def name_of(source: Any, warps: int) -> str:
 
 
 def tool(name: str, *arguments: str | Path) -> str:
-    """The output of one of NVIDIA's tools, which Triton brings."""
+    """Return the output of one of NVIDIA's tools, which Triton contains."""
     path = getattr(triton.knobs.nvidia, name).path
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -303,7 +306,7 @@ if __name__ == "__main__":
     with (
         tempfile.TemporaryDirectory() as cache,
         mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(bounds, "cached_tables", empty_tables),
+        mock.patch.object(tables, "cached_table", empty_table),
         mock.patch.dict("os.environ", TRITON_CACHE_DIR=cache),
     ):
         sys.exit(main())

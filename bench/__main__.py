@@ -1,4 +1,4 @@
-"""Runs the benchmarks, writes bench/results/<machine>-<date>.json, and prints the table last."""
+"""Run the benchmarks, write bench/results/<machine>-<date>.json, and print the table."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def drop_raw_times(results: Path) -> None:
-    """Leaves the statistics of a results file, without every single time and the list of processor features."""
+    """Remove the individual times and the list of processor features from a results file."""
     run = json.loads(results.read_text())
     run["machine_info"]["cpu"].pop("flags", None)
     for benchmark in run["benchmarks"]:
@@ -24,7 +24,7 @@ def drop_raw_times(results: Path) -> None:
 
 
 def main() -> int:
-    """Arguments are pytest's, for example `-k order_stats`."""
+    """Run with pytest's command-line arguments, for example `-k order_stats`."""
     machine = re.sub(r"[^a-z0-9]+", "-", f"{report.cpu_model()} {platform.machine()}".lower()).strip("-")
     results = HERE / "results" / f"{machine}-{datetime.date.today()}.json"
     results.parent.mkdir(exist_ok=True)

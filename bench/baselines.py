@@ -1,7 +1,8 @@
-"""Idiomatic PyTorch: what one would write with torch's own sorts and reductions, free to round as it likes.
+"""Idiomatic PyTorch versions of the operators, with torch's own sorts and reductions. Rounding is not
+defined.
 
-"Eager" in the tables is the faster of these and `python_ref`. Sorts are torch's default ones, which newer versions run
-with AVX-512; `stable=True` asks for stable sorts, which the definition of the operators needs.
+"Eager" in the tables is the faster of these and `python_ref`. The default sorts of torch are unstable, and
+use AVX-512 in newer versions. The operators are defined with stable sorts: `stable=True` asks for them.
 """
 
 import math
@@ -9,21 +10,21 @@ import math
 import torch
 from torch import Tensor
 
-from noisetilt_kernels.backends.tables import cached_tables
+from noisetilt_kernels.backends.tables import cached_table
 from noisetilt_kernels.config import WhiteningConfig
 from noisetilt_kernels.python_ref import ChiSquare, Normal, compact_fourier, compact_fourier_inverse
 
-device = torch.device("cpu")  # that the tables are for
-_tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}  # plain, so that torch.compile sees constants
+device = torch.device("cpu")  # of the tables
+_tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}  # a plain dict: torch.compile sees constants
 
 
-def bounds(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
-    """Tables for `count` values of the chi-square reference, or with df = 0 of the normal one."""
+def table_of(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
+    """Table for `count` values: of the chi-square reference, or of the normal one if df = 0."""
     key = count, chunk_size, df
     if key not in _tables:
         reference = ChiSquare(df) if df else Normal()
-        tables = cached_tables(count // chunk_size, chunk_size, 1e-4, reference, torch.float32, device)
-        _tables[key] = tables.lower, tables.upper
+        table = cached_table(count // chunk_size, chunk_size, 1e-4, reference, torch.float32, device)
+        _tables[key] = table.lower, table.upper
     return _tables[key]
 
 
@@ -46,22 +47,22 @@ def project_tile_stats(
     new_m, new_e = m, e
     for chunk_size in chunk_sizes:
         if m.numel() % chunk_size == 0:
-            new_m = project_2os(new_m, *bounds(m.numel(), chunk_size), stable)
-            new_e = project_2os(new_e, *bounds(m.numel(), chunk_size, size - 1), stable)
+            new_m = project_2os(new_m, *table_of(m.numel(), chunk_size), stable)
+            new_e = project_2os(new_e, *table_of(m.numel(), chunk_size, size - 1), stable)
     scale = (new_e / e.clamp_min(1e-30)).sqrt().view(mean.shape)
     return ((tiles - mean) * scale + new_m.view(mean.shape) / math.sqrt(size)).flatten(1, 2).flatten(2)
 
 
 def project(x: Tensor, config: WhiteningConfig, stable: bool) -> Tensor:
     for chunk_size in config.chunk_sizes:
-        x = project_2os(x.flatten(), *bounds(x.numel(), chunk_size), stable).view(x.shape)
+        x = project_2os(x.flatten(), *table_of(x.numel(), chunk_size), stable).view(x.shape)
     for tile in config.tile_sizes:
         x = project_tile_stats(x, tile, config.chunk_sizes, stable)
     return x
 
 
 def whiten(x: Tensor, config: WhiteningConfig, stable: bool = False) -> Tensor:
-    """W of one sample (C, H, W)."""
+    """Whiten one sample (C, H, W)."""
     shape = x.shape
     x = project(x, config, stable)
     x = project(compact_fourier(x.view(1, -1)).view(shape), config, stable)
@@ -82,7 +83,7 @@ def whiten(x: Tensor, config: WhiteningConfig, stable: bool = False) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
-    """Float64, with the closed form of the paper (WGNC section 4)."""
+    """Project by the closed form of the paper (WGNC section 4), in float64."""
     size = x.shape[-1]
     spectrum = torch.fft.rfft(x.double(), norm="ortho")
     first = torch.complex(spectrum[..., 0].real, spectrum[..., -1].real) * math.sqrt(0.5)
@@ -106,7 +107,7 @@ def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
 
 
 def repeated_butterfly(x: Tensor, steps: int) -> Tensor:
-    """`steps` butterfly steps on the whole plane of every channel of one sample (C, H, W)."""
+    """Apply `steps` butterfly steps to the whole plane of every channel of one sample (C, H, W)."""
     v = x.flatten(1)
     for _ in range(steps):
         v = torch.cat([v[:, 0::2] + v[:, 1::2], v[:, 0::2] - v[:, 1::2]], dim=1) * math.sqrt(0.5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from noisetilt_kernels import confidence_bounds, python_ref
+from noisetilt_kernels import confidence_table, python_ref
 
 from . import baselines
 from .inputs import FLUX, gaussian, structured
@@ -15,7 +15,7 @@ from .inputs import FLUX, gaussian, structured
 )
 def test_project_2os(compare, field, target, chunk_size):
     x = field(FLUX).flatten()
-    lower, upper = (table.float() for table in confidence_bounds(x.numel() // chunk_size, chunk_size))
+    lower, upper = (table.float() for table in confidence_table(x.numel() // chunk_size, chunk_size))
     compare(
         lambda: torch.ops.noisetilt.project_2os(x, lower, upper),
         eager={

@@ -1,4 +1,4 @@
-"""whiten, batch 1: the flux and the wan preset."""
+"""whiten with the flux and the wan preset, batch 1."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The `compare` fixture: one operation against its baselines, alternating in one process."""
+"""Fixture `compare`: an operation against its baselines, alternating in one process."""
 
 import os
 import time
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 ROUNDS = 8
-ROUND_SECONDS = 0.03  # of calls to each function in a round, at least one call
-CLEARLY_SLOWER = 1.5  # than the fastest baseline: not measured further
+ROUND_SECONDS = 0.03  # of each function in a round, with at least one call
+CLEARLY_SLOWER = 1.5  # slower baselines, relative to the fastest, are measured no further
 MOST_REPEATS = 24
 MOST_SPREAD = 1.25  # of a function's medians over the rounds
 MOST_FOREIGN_LOAD = 0.05  # share of one core that others may take in a round
@@ -20,7 +20,7 @@ Function = Callable[[], object]
 
 
 class MachineLoad:
-    """CPU seconds that other processes took, from the kernel's accounting; always 0 where there is none."""
+    """CPU seconds of other processes, from the kernel's accounting. Always 0 without /proc/stat."""
 
     def __init__(self) -> None:
         self.start = self._others()
@@ -50,7 +50,9 @@ def time_calls(function: Function, calls: int) -> list[float]:
 
 
 def warm_up(function: Function) -> float:
-    """Seconds of a call once caches, tables and compilation are done; of the first one where a call takes seconds."""
+    """Seconds of a call with warm caches, tables and compiled code. If the first call takes seconds, its
+    time.
+    """
     (first,) = time_calls(function, 1)
     return first if first > 2 else min(time_calls(function, 3))
 
@@ -59,10 +61,10 @@ Round = dict[str, list[float]]
 
 
 def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Round, int]:
-    """Times of all calls, every function in each of the rounds; and how many disturbed rounds were repeated.
+    """Return the times of all calls, with every function in each round, and the number of repeated rounds.
 
-    A round is disturbed where other processes took processor time, or where some function's median is far above that
-    of its best round (the host of a virtual machine takes time without a trace in the accounting).
+    A round is repeated if other processes took processor time, or if the median of a function is far above
+    that of its best round. The host of a virtual machine can take time that the accounting does not show.
     """
     rounds: list[Round] = []
     repeated = 0
@@ -87,9 +89,10 @@ def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Ro
 
 @pytest.fixture
 def compare(benchmark: Any) -> Callable[..., None]:
-    """compare(ours, eager={name: function}, target=20.0, **others).
+    """Return `compare(ours, eager={name: function}, target=20.0, **others)`.
 
-    Reports ours against the fastest of `eager`, and against each of the others, as ratios of medians and of minima.
+    It reports ours against the fastest of `eager` and against each of the others, as ratios of medians and
+    minima.
     """
 
     def run(

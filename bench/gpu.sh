@@ -1,30 +1,28 @@
 #!/usr/bin/env bash
-# All that is to be done on a new GPU, unattended, in nine minutes: build, tests, sanitizers, benchmarks, for the CUDA
-# library and for the Triton backend; then better block sizes for the latter.
+# Build, tests, sanitizers and benchmarks on a new GPU, unattended, in nine minutes: for the CUDA library and for the
+# Triton backend. Last, the launch table of the Triton backend is tuned.
 #
 #   bench/gpu.sh                everything
-#   bench/gpu.sh --quick        with what is built already, and half the time for the benchmarks; no sanitizers
+#   bench/gpu.sh --quick        without builds and sanitizers, and with half the time for the benchmarks
 #   PARTS=cuda bench/gpu.sh     only the CUDA library
 #   PARTS=triton bench/gpu.sh   only the Triton backend, which needs no nvcc
 #
-# Where more than nine minutes can be had, though not in one go, the two parts one after the other measure everything;
-# together, the last benchmarks and the tuning may find no time left.
+# Together, the last benchmarks and the tuning may run out of time. If more than nine minutes are available in several
+# sessions, run the two parts one after the other.
 #
-# Every part has a time limit, and none stops the others. What is printed last are the benchmarks' tables and a line for
-# every part; both, the results files, the new launch_table.json and the logs are left in $OUT (default: build/gpu).
-# Exits non-zero if a part failed.
+# Every part has a time limit, and none stops the others. The benchmarks' tables and a line for every part are printed
+# last. They, the results files, the new launch_table.json and the logs are written to $OUT (default: build/gpu). The
+# exit code is not 0 if a part failed.
 #
-# Needs torch with CUDA, nvcc of the same CUDA version and g++; pytest for the tests. Nothing is downloaded. Python
-# packages that are missing can be brought along as wheels, in the folder $WHEELS (default: .wheels, which git must be
-# told to ignore). For Python 3.12 they come from
+# Needs torch with CUDA, nvcc of the same CUDA version and g++, and pytest for the tests. Nothing is downloaded. Missing
+# Python packages can be provided as wheels in the folder $WHEELS (default: .wheels, which git must ignore). For Python
+# 3.12, download those that are missing with
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
 #     --platform manylinux2014_x86_64 -d .wheels \
 #     numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 platformdirs==4.14.5 click==8.5.1 \
 #     pytest==9.2.0 pluggy iniconfig packaging pygments
-#
-# of which only those that are not there need to be brought.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export PYTHONUNBUFFERED=1
@@ -44,22 +42,22 @@ rm -f "$out"/{summary.txt,tables.md,results.json,results-triton.json,launch_tabl
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
-export XDG_CACHE_HOME=$scratch/cache # tables and compiled kernels: of this run alone
+export XDG_CACHE_HOME=$scratch/cache # tables and compiled kernels of this run only
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton
 failed=$scratch/failed
 
-# wanted PART: whether PARTS names it
+# wanted PART: succeeds if PARTS names it
 wanted() {
   [[ " ${parts[*]} " == *" $1 "* ]]
 }
 
-# report NAME RESULT: a line of the summary
+# report NAME RESULT: adds a line to the summary
 report() {
   printf '%4ds  %-34s %s\n' "$SECONDS" "$1" "$2" | tee -a "$out/summary.txt"
 }
 
-# limited SECONDS COMMAND...: like timeout, but waits no longer for a process that even SIGKILL does not end, as one
-# whose kernel hangs may be. 124: out of time.
+# limited SECONDS COMMAND...: like timeout, but also returns if even SIGKILL does not end the process, which happens if
+# a kernel hangs. Returns 124 after the time limit.
 limited() {
   local limit=$1 deadline=$((SECONDS + $1 + 20)) process
   shift
@@ -72,13 +70,13 @@ limited() {
   wait "$process"
 }
 
-# until_end SECONDS: as many, or fewer if the phase ends sooner
+# until_end SECONDS: prints SECONDS, or fewer if the phase ends sooner
 until_end() {
   local left=$((phase_end - SECONDS))
   echo $(($1 < left ? $1 : left > 1 ? left : 1))
 }
 
-# step NAME SECONDS LOG COMMAND...: a part, its output in a log, its result in the summary
+# step NAME SECONDS LOG COMMAND...: runs a part; its output goes to a log, its result to the summary
 step() {
   local name=$1 limit lines=$scratch/output.$BASHPID log=$out/$3 code result last
   limit=$(until_end "$2")
@@ -97,8 +95,8 @@ step() {
   return "$code"
 }
 
-# test_file BACKEND SECONDS FILE [SHARE]: the tests of a file, or a share of them, as 2/3. After one that ends the process
-# (tests/gpu/conftest.py), the rest.
+# test_file BACKEND SECONDS FILE [SHARE]: runs the tests of a file, or a share of them, such as 2/3. If a test ends the
+# process (see tests/gpu/conftest.py), another process runs the remaining ones.
 test_file() {
   local backend=$1 name begun lines code result=ok ended=0 left deadline last
   name="$backend: $(basename "$3" .py)${4:+, $4}"
@@ -125,8 +123,8 @@ test_file() {
   [[ $result == ok ]] || echo "$name" >>"$failed"
 }
 
-# test_files BACKEND SECONDS: the tests of all files but the large ones, side by side. The slow ones in shares: Triton
-# compiles, and the reference, which computes what is expected, takes its time.
+# test_files BACKEND SECONDS: runs the tests of all files but the large one, in parallel. Slow files are divided into
+# shares: Triton compiles, and the reference takes long to compute the expected results.
 test_files() {
   local file share shares
   for file in tests/gpu/test_gpu_*.py; do
@@ -143,7 +141,7 @@ test_files() {
   wait
 }
 
-# benchmarks BACKEND SECONDS
+# benchmarks BACKEND SECONDS: runs the benchmarks
 benchmarks() {
   local left
   left=$(until_end "$2")
@@ -151,7 +149,7 @@ benchmarks() {
     --seconds $((left > 15 ? left - 15 : 1)) --copy "$out"
 }
 
-# sanitize BACKEND TOOL SECONDS PART: every kernel whose name has the part
+# sanitize BACKEND TOOL SECONDS PART: runs compute-sanitizer on the kernels whose names contain PART
 sanitize() {
   step "$1: compute-sanitizer $2" "$3" sanitizers.log env NOISETILT_BACKEND="$1" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     "$sanitizer" --tool "$2" --kernel-regex "kns=$4" --report-api-errors no --print-limit 30 --error-exitcode 9 \
@@ -182,8 +180,8 @@ there = lambda name: importlib.util.find_spec(name) is not None
 def version(name):
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # of another distribution
-        return "there"
+    except metadata.PackageNotFoundError:  # its distribution has another name
+        return "found"
 
 needed = ["torch", "triton", "numpy", "scipy", "safetensors", "platformdirs", "click", "setuptools", "pytest"]
 for name in [*needed, "fast_hadamard_transform"]:
@@ -193,22 +191,22 @@ print("Python", sys.version.split()[0], "| missing:", ", ".join(missing) or "not
 sys.exit(bool(missing))'
 capability=$(timeout 60 "$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
 if [[ -z $capability ]]; then
-  report "a GPU for torch" "FAILED: none; there is nothing to test or measure on"
+  report "a GPU for torch" "FAILED: torch finds no GPU; nothing was tested or measured"
   printf '\nIn %d s, logs in %s:\n' "$SECONDS" "$out"
   cat "$out/summary.txt"
   exit 1
 fi
 
-# ---- builds; the tests of the Triton backend, which needs none, begin beside that of the CUDA library ----
+# ---- builds; the Triton backend needs none, so its tests begin beside the build of the CUDA library ----
 
 export OMP_NUM_THREADS=4
 build=("$PYTHON" setup.py build_ext --inplace --parallel 2)
 phase_end=110
-# The CPU kernels tell what is expected of W; without them the reference does, slowly.
+# The CPU kernels compute the expected results of W. Without them the reference does, slowly.
 ((quick)) || step "build for the CPU" 80 build.log env FORCE_CUDA=0 "${build[@]}"
 
 if wanted triton; then
-  { # large samples first, while the GPU's memory is free
+  { # large samples first, while the memory of the GPU is free
     phase_end=340
     test_file triton 60 tests/gpu/test_gpu_large.py
     test_files triton 260
@@ -218,14 +216,14 @@ if wanted cuda; then
   phase_end=210
   ((quick)) || step "cuda: build for $capability" 180 build.log env TORCH_CUDA_ARCH_LIST="$capability" FORCE_CUDA=1 \
     MAX_JOBS="${MAX_JOBS:-$(nproc)}" "${build[@]}"
-  step "CUB, to compare with" 60 build.log nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC \
+  step "CUB, for comparison" 60 build.log nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC \
     -gencode="arch=compute_${capability/./},code=sm_${capability/./}" bench/gpu/radix_sort.cu -o build/radix_sort.so &
 fi
 serves() {
   step "$1: serves" 60 build.log env NOISETILT_BACKEND="$1" "$PYTHON" -c '
 import sys
 import noisetilt_kernels as nt
-from noisetilt_kernels import doctor
+from noisetilt_kernels.cli import doctor
 
 print(doctor.render(doctor.examine()))
 status = nt.backends()["cuda"]
@@ -236,7 +234,7 @@ sys.exit(status.backend == "none")'
 # ---- tests of the CUDA library, and sanitizers ----
 
 phase_end=340
-((quick)) || [[ -n $sanitizer ]] || report "compute-sanitizer" "not there"
+((quick)) || [[ -n $sanitizer ]] || report "compute-sanitizer" "not found"
 ((quick)) && sanitizer=
 if wanted cuda && serves cuda; then
   cuda=1
@@ -245,10 +243,10 @@ if wanted cuda && serves cuda; then
     [[ -z $sanitizer ]] || sanitize cuda "$tool" 200 noisetilt &
   done
 elif wanted cuda; then
-  report "cuda: all the rest" "FAILED: left out, since it does not serve"
+  report "cuda: tests and benchmarks" "FAILED: not run, because the CUDA backend does not serve"
 fi
 [[ -z $sanitizer ]] || ! wanted triton || sanitize triton memcheck 200 _kernel &
-# fills the compiler's cache, so that the measurement below need not wait for it
+# fills the compiler's cache for the measurement below
 ((quick)) || step "torch.compile, ahead" 200 build.log "$PYTHON" -m bench.gpu --group whiten_compiled &
 wait
 phase_end=370
@@ -258,7 +256,8 @@ unset OMP_NUM_THREADS
 # ---- benchmarks and tuning, alone ----
 
 phase_end=545
-left=$((phase_end - SECONDS)) # of which, in percent, each of the three may take
+left=$((phase_end - SECONDS))
+# Percentage of it for the benchmarks of either backend; the rest is for the tuning.
 case "${cuda:-0} $(wanted triton && echo 1)" in
   "1 1") shares=(45 33) ;;
   "1 ") shares=(100 0) ;;
@@ -273,7 +272,7 @@ if wanted triton && serves triton; then
     step "triton: tuning" "$left" tune.log env NOISETILT_BACKEND=triton "$PYTHON" -m bench.gpu.tune \
       --seconds $((left - 15)) --output "$out/launch_table.json"
   else
-    report "triton: tuning" "left out: $left s are left"
+    report "triton: tuning" "not run: only $left s are left"
   fi
 fi
 

@@ -8,7 +8,7 @@ WAN = (336, 60, 104)
 
 
 def gaussian(shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise."""
+    """Standard normal noise of seed 0."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 

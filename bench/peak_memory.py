@@ -1,7 +1,8 @@
-"""Peak memory of `whiten` beyond its input and its tables, as a multiple of the input: `python -m bench.peak_memory`.
+"""Peak memory of `whiten` without its input and tables, as a multiple of the input: `python -m
+bench.peak_memory`.
 
-Linux only. The allocator is told to give every freed block back at once, so that the process's high-water mark is
-what the call held and not what the allocator kept.
+Linux only. The allocator returns every freed block at once. Therefore the high-water mark of the process is
+the memory that the call held, without memory that the allocator kept.
 """
 
 import os
@@ -12,7 +13,7 @@ TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}
 
 
 def high_water_mark() -> int:
-    """Largest resident size of this process in bytes since `reset_high_water_mark`."""
+    """Return the largest resident size of this process in bytes since `reset_high_water_mark`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
@@ -30,7 +31,7 @@ def main() -> None:
 
     for preset, shape in (("flux", FLUX), ("wan", WAN)):
         x = structured(shape)
-        torch.ops.noisetilt.whiten(x, preset)  # loads the tables and the FFT's plans
+        torch.ops.noisetilt.whiten(x, preset)  # makes the tables and the FFT's plans
         reset_high_water_mark()
         before = high_water_mark()
         torch.ops.noisetilt.whiten(x, preset)

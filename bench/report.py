@@ -1,4 +1,4 @@
-"""The tables of benchmark runs: `python -m bench.report RESULTS...` prints those of a GPU."""
+"""Tables of benchmark results. `python -m bench.report RESULTS...` prints those of GPU runs."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def cpu_model() -> str:
-    """The processor's name, as Linux tells it."""
+    """Return the processor's name from /proc/cpuinfo, or "cpu"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -16,7 +16,7 @@ def cpu_model() -> str:
 
 
 def table(results: Path) -> str:
-    """Markdown table of a results file: one row a case, times as medians."""
+    """Return a Markdown table of a results file, with a row per case and median times."""
     run = json.loads(results.read_text())
     rows = [
         "| case | ours | eager | ratio (medians) | (minima) | target | |",
@@ -51,7 +51,9 @@ def _duration(seconds: float) -> str:
 
 
 def gpu_tables(*results: Path) -> str:
-    """Markdown of results files of `python -m bench.gpu`, one for each backend, and the backends side by side."""
+    """Return Markdown of results files of `python -m bench.gpu`, one per backend, and a comparison of the
+    backends.
+    """
     runs = [json.loads(path.read_text()) for path in results]
     parts = [_gpu_run(run) for run in runs]
     if len(runs) > 1:
@@ -60,7 +62,7 @@ def gpu_tables(*results: Path) -> str:
 
 
 def _gpu_run(run: dict[str, Any]) -> str:
-    """What failed, the times, the details, the targets."""
+    """Return Markdown of one run: times, details, failures, targets."""
     machine = run["machine_info"]
     failed = [result for result in run["benchmarks"] if "error" in result]
     rows = [result for result in run["benchmarks"] if "error" not in result]
@@ -77,7 +79,7 @@ def _gpu_run(run: dict[str, Any]) -> str:
 
 
 def _gpu_backends(runs: list[dict[str, Any]]) -> str:
-    """Times of the GPU, of the cases that every run has."""
+    """Return a table of GPU times of all cases that every run has."""
     times = [
         {
             row["name"]: row["seconds"]["warm"]["p50"]

@@ -1,6 +1,6 @@
-// The binding of the kernels to PyTorch's stable ABI: what is the same for every device.
+// Operators on PyTorch's stable ABI: the part that is the same for every device.
 //
-// What arrives here has been checked by noisetilt_kernels/ops.py; the checks that remain guard memory.
+// noisetilt_kernels/ops.py has checked the arguments. The checks here only prevent access outside of memory.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -29,7 +29,7 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
 }
 
-// Calls body with a float or a double, whichever x holds.
+// Calls body(float{}) or body(double{}), for the dtype of x.
 template <class Body>
 void for_dtype(const Tensor& x, const Body& body) {
   switch (x.scalar_type()) {
@@ -38,13 +38,11 @@ void for_dtype(const Tensor& x, const Body& body) {
     case ScalarType::Double:
       return body(double{});
     default:
-      require(false, "a kernel takes float32 or float64");
+      require(false, "expected float32 or float64 samples");
   }
 }
 
-inline void require_contiguous(const Tensor& x) {
-  require(x.is_contiguous(), "a kernel needs contiguous samples");
-}
+inline void require_contiguous(const Tensor& x) { require(x.is_contiguous(), "expected contiguous samples"); }
 
 inline Shape shape_of(const Tensor& x) {
   require(x.dim() == 4, "expected samples (B, C, H, W)");
@@ -53,40 +51,41 @@ inline Shape shape_of(const Tensor& x) {
 
 inline Tile tile_of(int64_t height, int64_t width, Shape shape) {
   require(height > 0 && width > 0 && shape.height % height == 0 && shape.width % width == 0,
-          "a tile that does not divide the sample");
+          "tile does not divide the plane of a sample");
   return {height, width};
 }
 
-// `like` has the device and the dtype that the tables must have.
+// Table with the entries of lower and upper. Both must have the device and the dtype of `like`.
 template <class T>
 Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& like, bool monotone) {
   require(lower.dim() == 2 && upper.dim() == 2 && lower.size(0) == upper.size(0) &&
               lower.size(1) == upper.size(1) && lower.stride(0) == upper.stride(0) &&
               lower.stride(1) == upper.stride(1),
-          "the two tables must agree in shape and strides");
-  for (const Tensor* table : {&lower, &upper})
-    require(table->scalar_type() == like.scalar_type() && table->device() == like.device(),
-            "tables of another dtype or device");
+          "lower and upper must have the same shape and strides");
+  for (const Tensor* bound : {&lower, &upper})
+    require(bound->scalar_type() == like.scalar_type() && bound->device() == like.device(),
+            "lower and upper must have the dtype and the device of the samples");
   return {data<T>(lower),  data<T>(upper),  lower.size(0), lower.size(1),
           lower.stride(0), lower.stride(1), monotone};
 }
 
-// A Projection and the arrays that it points to. `tensors` lists lower, upper and what else the device keeps
-// with each table, `per_table` tensors in all: those of the values, then for each tile those of means and
-// energies, alternating. `tiles` holds (height, width, number of chunk sizes) of each tile.
+// A Projection and the arrays that it points to. `tensors` lists `per_table` tensors for each table: lower,
+// upper and, on CUDA, its rank ranges. The tables of the values come first, then for each tile those of means
+// and energies, alternating. `tiles` lists height, width and number of chunk sizes of each tile.
 template <class T>
 class OwnedProjection {
  public:
   OwnedProjection(const Tensor& x, const std::vector<Tensor>& tensors, size_t per_table, const Ints& monotone,
                   int64_t num_values, const Ints& tiles)
       : tensors_(tensors), per_table_(per_table) {
-    require(tensors.size() == per_table * monotone.size() && tiles.size() % 3 == 0, "malformed projection");
+    require(tensors.size() == per_table * monotone.size() && tiles.size() % 3 == 0,
+            "malformed projection: the numbers of tables and tiles do not agree");
     const Shape shape = shape_of(x);
     for (size_t k = 0; k < monotone.size(); ++k)
       tables_.push_back(table_of<T>(tensor(k, 0), tensor(k, 1), x, monotone[k] != 0));
     size_t used = static_cast<size_t>(num_values);
     for (size_t k = 0; k < tiles.size(); k += 3) used += 2 * static_cast<size_t>(tiles[k + 2]);
-    require(used == tables_.size(), "malformed projection");
+    require(used == tables_.size(), "malformed projection: the numbers of tables and tiles do not agree");
 
     for (int64_t k = 0; k < num_values; ++k) require_size(tables_[k], shape.size());
     size_t next = static_cast<size_t>(num_values);
@@ -108,7 +107,7 @@ class OwnedProjection {
 
   operator const Projection<T>&() const { return projection_; }
   const std::vector<Table<T>>& tables() const { return tables_; }
-  // The tensors of a table, numbered from 0.
+  // Tensor number `which` of a table.
   const Tensor& tensor(size_t table, size_t which) const { return tensors_[per_table_ * table + which]; }
 
  private:
@@ -116,7 +115,8 @@ class OwnedProjection {
     Table<T> pair[2];
   };
   static void require_size(const Table<T>& table, int64_t size) {
-    require(table.num_chunks * table.chunk_size == size, "tables for another size");
+    require(table.num_chunks * table.chunk_size == size,
+            "a table must have as many entries as there are values to project");
   }
   const std::vector<Tensor>& tensors_;
   size_t per_table_;
@@ -126,8 +126,8 @@ class OwnedProjection {
   Projection<T> projection_;
 };
 
-// The operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for
-// samples like x, for the T that x holds.
+// Operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for the
+// device and the dtype of x.
 template <class Device>
 struct Operators {
   static Tensor finite_or_nan(const Tensor& x) {
@@ -148,16 +148,18 @@ struct Operators {
     });
   }
 
-  static void mix_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
-                   int64_t num_values, const Ints& tiles, const Ints& mixing) {
+  static void project_mixing_domains_(const Tensor& x, const std::vector<Tensor>& tables,
+                                      const Ints& monotone, int64_t num_values, const Ints& tiles,
+                                      const Ints& mixing) {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
-      require(mixing.size() % 3 == 0, "malformed mixing");
+      require(mixing.size() % 3 == 0, "malformed mixing: expected height, width and repeats of each domain");
       std::vector<Mixing> domains;
       for (size_t k = 0; k < mixing.size(); k += 3)
         domains.push_back({tile_of(mixing[k], mixing[k + 1], shape_of(x)), mixing[k + 2]});
-      kernels.mix(data<T>(x), x.size(0), projection, domains.data(), static_cast<int64_t>(domains.size()));
+      kernels.project_mixing_domains(data<T>(x), x.size(0), projection, domains.data(),
+                                     static_cast<int64_t>(domains.size()));
     });
   }
 
@@ -165,7 +167,7 @@ struct Operators {
     Tensor out = torch::stable::empty_like(x);
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(tile.size() == 2, "a tile is (height, width)");
+      require(tile.size() == 2, "expected a tile (height, width)");
       const Shape shape = shape_of(x);
       kernels.butterfly(data<T>(x), data<T>(out), x.size(0), shape, tile_of(tile[0], tile[1], shape), steps,
                         inverse);
@@ -178,7 +180,7 @@ struct Operators {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0,
-              "a power of two is needed");
+              "expected samples (B, N), N a power of two");
       kernels.hadamard_transform(data<T>(x), data<T>(out), x.size(0), x.size(1), static_cast<T>(scale));
     });
     return out;
@@ -188,7 +190,7 @@ struct Operators {
     Tensor z = torch::stable::empty_like(spectrum);
     Device::run(spectrum, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(spectrum.dim() == 2 && spectrum.size(1) % 2 == 0, "expected (B, N), N even");
+      require(spectrum.dim() == 2 && spectrum.size(1) % 2 == 0, "expected samples (B, N), N even");
       kernels.compact_fourier_pack(data<T>(spectrum), data<T>(z), spectrum.size(0), spectrum.size(1));
     });
     return z;
@@ -198,7 +200,7 @@ struct Operators {
     Tensor spectrum = torch::stable::empty_like(z);
     Device::run(z, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(z.dim() == 2 && z.size(1) % 2 == 0, "expected (B, N), N even");
+      require(z.dim() == 2 && z.size(1) % 2 == 0, "expected samples (B, N), N even");
       kernels.compact_fourier_unpack(data<T>(z), data<T>(spectrum), z.size(0), z.size(1));
     });
     return spectrum;
@@ -208,7 +210,8 @@ struct Operators {
     Tensor out = torch::stable::empty_like(y);
     Device::run(y, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(block_size >= 2 && y.numel() % (2 * block_size) == 0, "a block size that does not divide");
+      require(block_size >= 2 && y.numel() % (2 * block_size) == 0,
+              "block size does not divide the number of coefficients");
       kernels.project_wgnc_blocks(data<T>(y), data<T>(out), y.numel() / (2 * block_size), block_size);
     });
     return out;
@@ -218,7 +221,7 @@ struct Operators {
     Device::run(spectrum, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(spectrum.dim() == 2 && block_size >= 2 && spectrum.size(1) % (2 * block_size) == 0,
-              "a block size that does not divide");
+              "block size does not divide the number of coefficients");
       kernels.wgnc_between_ffts(data<T>(spectrum), spectrum.size(0), spectrum.size(1), block_size);
     });
   }
@@ -226,7 +229,7 @@ struct Operators {
   static void implement(torch::stable::detail::StableLibrary& library) {
     library.impl("_finite_or_nan", TORCH_BOX(&finite_or_nan));
     library.impl("_project_", TORCH_BOX(&project_));
-    library.impl("_project_mixing_domains_", TORCH_BOX(&mix_));
+    library.impl("_project_mixing_domains_", TORCH_BOX(&project_mixing_domains_));
     library.impl("_butterfly", TORCH_BOX(&butterfly));
     library.impl("_hadamard_transform", TORCH_BOX(&hadamard_transform));
     library.impl("_compact_fourier_pack", TORCH_BOX(&compact_fourier_pack));

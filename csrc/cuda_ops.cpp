@@ -1,5 +1,5 @@
-// The CUDA kernels as operators, in a library of their own: it needs symbols that only a CUDA build of
-// PyTorch has.
+// Operators of the CUDA kernels. They have a library of their own, because it needs symbols that only a CUDA
+// build of PyTorch has.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -17,26 +17,27 @@ using cuda::Launch;
 using cuda::RankRange;
 using cuda::TableFaults;
 
-// Makes x's device the current one; its current stream, and memory that PyTorch may use anew as soon as this
-// is gone: what uses it then comes later on the stream.
-class Enqueuing {
+// Scope of an operator on x: makes its device the current one, and provides its current stream and working
+// memory. PyTorch may use the memory again as soon as the scope ends, because the work that then uses it
+// comes later on the stream.
+class LaunchScope {
  public:
-  explicit Enqueuing(const Tensor& x) : x_(x), device_(x.get_device_index()) {
+  explicit LaunchScope(const Tensor& x) : x_(x), device_(x.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     launch_ = {static_cast<cudaStream_t>(stream), &allocate, this};
   }
-  Enqueuing(const Enqueuing&) = delete;
-  Enqueuing& operator=(const Enqueuing&) = delete;
+  LaunchScope(const LaunchScope&) = delete;
+  LaunchScope& operator=(const LaunchScope&) = delete;
 
   const Launch& launch() const { return launch_; }
 
  private:
   static void* allocate(void* self, size_t bytes) {
-    auto* enqueuing = static_cast<Enqueuing*>(self);
+    auto* scope = static_cast<LaunchScope*>(self);
     const auto size = static_cast<int64_t>(bytes);
-    enqueuing->memory_.push_back(torch::stable::new_empty(enqueuing->x_, {size}, ScalarType::Byte));
-    return enqueuing->memory_.back().data_ptr();
+    scope->memory_.push_back(torch::stable::new_empty(scope->x_, {size}, ScalarType::Byte));
+    return scope->memory_.back().data_ptr();
   }
   const Tensor& x_;
   torch::stable::accelerator::DeviceGuard device_;
@@ -44,7 +45,7 @@ class Enqueuing {
   Launch launch_;
 };
 
-// The kernels in the form of Kernels<T> of the CPU.
+// The kernels with the interface of the CPU's Kernels<T>.
 template <class T>
 struct Kernels {
   const Launch& launch;
@@ -53,11 +54,12 @@ struct Kernels {
     cuda::finite_or_nan(launch, x, out, batch, size);
   }
   void project(T* x, int64_t batch, const OwnedProjection<T>& projection) const {
-    cuda::project<T>(launch, x, batch, projection, limits_of(projection).data());
+    cuda::project<T>(launch, x, batch, projection, ranges_of(projection).data());
   }
-  void mix(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing,
-           int64_t num_mixing) const {
-    cuda::mix<T>(launch, x, batch, projection, limits_of(projection).data(), mixing, num_mixing);
+  void project_mixing_domains(T* x, int64_t batch, const OwnedProjection<T>& projection, const Mixing* mixing,
+                              int64_t num_mixing) const {
+    cuda::project_mixing_domains<T>(launch, x, batch, projection, ranges_of(projection).data(), mixing,
+                                    num_mixing);
   }
   void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
                  bool inverse) const {
@@ -80,25 +82,25 @@ struct Kernels {
   }
 
  private:
-  // The third tensor of each table: what _rank_ranges made of it.
-  static std::vector<const RankRange*> limits_of(const OwnedProjection<T>& projection) {
-    std::vector<const RankRange*> limits;
+  // Rank ranges of each table: its third tensor, a result of _rank_ranges.
+  static std::vector<const RankRange*> ranges_of(const OwnedProjection<T>& projection) {
+    std::vector<const RankRange*> ranges;
     for (const Table<T>& table : projection.tables()) {
-      const Tensor& tensor = projection.tensor(limits.size(), 2);
+      const Tensor& tensor = projection.tensor(ranges.size(), 2);
       require(
-          tensor.device() == projection.tensor(limits.size(), 0).device() &&
+          tensor.device() == projection.tensor(ranges.size(), 0).device() &&
               tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
               tensor.numel() == 2 * table.chunk_size * cuda::num_buckets(table.num_chunks, table.chunk_size),
-          "rank limits of another table");
-      limits.push_back(data<RankRange>(tensor));
+          "the rank ranges do not belong to the table");
+      ranges.push_back(data<RankRange>(tensor));
     }
-    return limits;
+    return ranges;
   }
 };
 
-// Places in a sample, and some sums and products of them, are counted in 32 bits.
+// The kernels keep places in a sample, and some sums and products of them, in 32 bits.
 void require_countable(int64_t size) {
-  require(size <= int64_t(1) << 30, "the CUDA kernels take samples of at most 1073741824 values");
+  require(size <= int64_t(1) << 30, "the CUDA kernels take samples and tables of at most 1073741824 values");
 }
 
 struct Cuda {
@@ -108,23 +110,23 @@ struct Cuda {
   static void run(const Tensor& x, const Body& body) {
     require_contiguous(x);
     require_countable(x.numel() / std::max<int64_t>(x.size(0), 1));
-    const Enqueuing enqueuing(x);
-    for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{enqueuing.launch()}, type); });
+    const LaunchScope scope(x);
+    for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{scope.launch()}, type); });
   }
 };
 
 std::tuple<Tensor, Tensor> rank_ranges(const Tensor& lower, const Tensor& upper) {
-  require(lower.dim() == 2 && lower.numel() > 0, "a table is (M, D)");
+  require(lower.dim() == 2 && lower.numel() > 0, "expected a table (M, D)");
   require_countable(lower.numel());
-  const Enqueuing enqueuing(lower);
+  const LaunchScope scope(lower);
   const int64_t buckets = cuda::num_buckets(lower.size(0), lower.size(1));
-  Tensor limits = torch::stable::new_empty(lower, {lower.size(1), buckets, 2}, ScalarType::Int);
+  Tensor ranges = torch::stable::new_empty(lower, {lower.size(1), buckets, 2}, ScalarType::Int);
   Tensor faults = torch::stable::new_empty(lower, {3}, ScalarType::Int);
   for_dtype(lower, [&](auto type) {
     const auto table = table_of<decltype(type)>(lower, upper, lower, false);
-    cuda::rank_ranges(enqueuing.launch(), table, data<RankRange>(limits), data<TableFaults>(faults));
+    cuda::rank_ranges(scope.launch(), table, data<RankRange>(ranges), data<TableFaults>(faults));
   });
-  return {limits, faults};
+  return {ranges, faults};
 }
 
 // Lines "key: value".

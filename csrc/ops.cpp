@@ -1,4 +1,4 @@
-// The operator library: schemas, and the CPU kernels behind them, on PyTorch's stable ABI.
+// The operator library _C: all schemas, and the operators for the CPU, on PyTorch's stable ABI.
 
 #include "binding.h"
 #include "cpu/kernels.h"
@@ -29,7 +29,8 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   Cpu::run(x, [&](const auto& kernels, auto type) {
     using T = decltype(type);
     Table<T> table = table_of<T>(lower, upper, x, false);
-    require(x.dim() == 2 && x.size(1) == table.num_chunks * table.chunk_size, "tables for another size");
+    require(x.dim() == 2 && x.size(1) == table.num_chunks * table.chunk_size,
+            "lower and upper must have as many entries as a sample has values");
     switch (kernels.check_table(table)) {
       case TableFault::nan:
         throw std::invalid_argument("project_2os: lower and upper must not contain NaN");
@@ -42,7 +43,7 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   });
 }
 
-// Lines "key: value".
+// Lines "key: value", for library.build_info() in Python.
 std::string build_info() {
 #ifdef __clang__
   const char* compiler = __VERSION__;

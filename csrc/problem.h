@@ -1,11 +1,11 @@
-// What the kernels are asked to do, in the terms that every device shares. T is float or double.
+// Arguments of the kernels, the same for every device. T is float or double.
 #pragma once
 
 #include <cstdint>
 
 namespace noisetilt {
 
-// Bounds of one 2OS projection: L[r, j] = lower[r * row_stride + j * column_stride].
+// Lower and upper bounds of one 2OS projection. Entry [r, j] is at r * row_stride + j * column_stride.
 template <class T>
 struct Table {
   const T* lower;
@@ -14,7 +14,7 @@ struct Table {
   int64_t chunk_size;  // D
   int64_t row_stride;
   int64_t column_stride;
-  bool monotone;  // neither table decreases in r
+  bool monotone;  // neither lower nor upper decreases in r
 };
 
 struct Shape {
@@ -27,7 +27,7 @@ struct Tile {
   int64_t size() const { return height * width; }
 };
 
-// One tile size of the projection, and its tables: [chunk size][mean, energy].
+// One tile size of a projection, and its tables: tables[chunk size][0: mean, 1: energy].
 template <class T>
 struct TileProjection {
   Tile tile;
@@ -35,7 +35,7 @@ struct TileProjection {
   int64_t num_tables;
 };
 
-// What project(x) of the whitening operator projects onto.
+// Statistics that `project` brings within their tables: values, then means and energies of tiles.
 template <class T>
 struct Projection {
   Shape shape;
@@ -45,6 +45,7 @@ struct Projection {
   int64_t num_tiles;
 };
 
+// One mixing domain: `repeats` butterfly steps on tiles, with a projection after each.
 struct Mixing {
   Tile tile;
   int64_t repeats;

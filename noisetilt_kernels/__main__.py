@@ -1,4 +1,4 @@
-"""`python -m noisetilt_kernels` is the `noisetilt` command."""
+"""Entry point of `python -m noisetilt_kernels`, the same as the `noisetilt` command."""
 
 from .cli import main
 

@@ -1,9 +1,11 @@
-"""A short way past autograd: an operator without anything to differentiate costs half as much to call.
+"""Shortcut past autograd for calls without a gradient. It saves about 2.5 to 3.5 us, a fifth of a small call.
 
-`torch.library.register_autograd` makes a Python kernel that does all that differentiation may need, at every call. The
-one registered here runs before it and, where no tensor requires a gradient, goes to the implementation right away;
-in every other case it goes on to PyTorch's. It rests on private names of PyTorch's: where one of them is gone, there is
-no shortcut, and everything works as without.
+The figures come from `python -m bench.call_overhead`.
+
+`torch.library.register_autograd` registers a Python kernel that prepares differentiation at every call. The
+kernel registered here runs before it. If no tensor requires a gradient, it calls the implementation directly.
+Otherwise it continues with PyTorch's kernel. It uses private names of PyTorch. If one of them is missing,
+there is no shortcut, and everything works without it.
 """
 
 from collections.abc import Callable
@@ -14,18 +16,18 @@ from torch import Tensor
 
 
 def register(
-    library: torch.library.Library, name: str, implementation: Callable[..., Tensor], num_tables: int
+    library: torch.library.Library, name: str, implementation: Callable[..., Tensor], num_tensors: int
 ) -> None:
-    """Makes calls of operator `name` of `library` short where they can be.
+    """Register the shortcut for operator `name` of `library`.
 
     Args:
-        implementation: what to call with the operator's arguments, below autograd.
-        num_tables: how many arguments after the first are tensors as well.
+        implementation: function of the operator's arguments, called below autograd.
+        num_tensors: number of tensor arguments that follow the first.
     """
     try:
         plain = _plain_keysets()
         after_autograd = torch._C._after_autograd_keyset
-        # Here the autograd kernel is found that register_autograd makes for all devices.
+        # The dispatch key of the autograd kernel that register_autograd makes for all devices.
         autograd_other = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradOther)
         redispatch = getattr(getattr(torch.ops, library.ns), name).default.redispatch
         below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
@@ -33,7 +35,7 @@ def register(
         return
 
     def shortcut(keyset: Any, x: Tensor, *args: Any) -> Tensor:
-        requires_grad = x.requires_grad or (num_tables and any_requires_grad(*args))
+        requires_grad = x.requires_grad or (num_tensors and any_requires_grad(*args))
         if keyset.raw_repr() in plain and not (requires_grad and torch.is_grad_enabled()):
             with below_autograd():
                 return implementation(x, *args)
@@ -44,7 +46,7 @@ def register(
 
 
 def _plain_keysets() -> set[int]:
-    """Of tensors of no special kind outside every mode: on the way to an operator there is nothing but autograd."""
+    """Key sets of ordinary tensors outside any mode: only autograd comes before the operator."""
     key, keyset = torch._C.DispatchKey, torch._C.DispatchKeySet
     pairs = ((key.CPU, key.AutogradCPU), (key.CUDA, key.AutogradCUDA))
     return {(keyset(backend) | keyset(autograd)).raw_repr() for backend, autograd in pairs}

@@ -1,4 +1,4 @@
-"""What arguments must satisfy; the errors name function and argument, what was given, and what would be valid."""
+"""Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class NoisetiltError(Exception):
-    """Base class of the package's own errors. The message is one sentence that says what went wrong and what to do."""
+    """Base class of all errors that this package defines. The message says what went wrong and what to do."""
 
 
 def check_integer(function: str, name: str, value: Any, least: int) -> None:
-    """Raises unless `value` is an integer of at least `least`."""
+    """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
     if value < least:
@@ -18,7 +18,7 @@ def check_integer(function: str, name: str, value: Any, least: int) -> None:
 
 
 def check_number(function: str, name: str, value: Any, least: float, most: float = math.inf) -> None:
-    """Raises unless `value` is a finite number in [least, most]."""
+    """Raise TypeError or ValueError unless `value` is a finite number in [least, most]."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{function}: {name} must be a number, got {value!r}")
     if not (least <= value <= most and math.isfinite(value)):
@@ -27,18 +27,18 @@ def check_number(function: str, name: str, value: Any, least: float, most: float
 
 
 def check_choice(function: str, name: str, value: Any, valid: Iterable[str]) -> None:
-    """Raises unless `value` is one of the names."""
+    """Raise ValueError unless `value` is one of the valid names."""
     valid = list(valid)
     if value not in valid:
         raise ValueError(f"{function}: unknown {name} {value!r}; valid: {', '.join(map(repr, valid))}")
 
 
 def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
-    """The prompts, one for each particle; one string is one particle."""
+    """Return the prompts as a list, one for each particle. A single string is one particle."""
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(f"{function}: prompts must be a string or a sequence of strings, got {prompts!r}")
     if not prompts:
-        raise ValueError(f"{function}: prompts must not be empty; there is one for each particle")
+        raise ValueError(f"{function}: prompts must not be empty; pass one prompt for each particle")
     return list(prompts)

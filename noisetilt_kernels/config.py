@@ -1,74 +1,103 @@
-"""Configuration of the whitening operator: the presets of DESIGN section 5 and their resolution on a shape."""
+"""Configuration of the whitening operator: presets (DESIGN section 5), and how they adapt to a shape."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import index
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Tile = tuple[int, int]
 FULL: Tile = (0, 0)
-"""The tile that covers the whole H x W plane of a channel."""
+"""Tile that covers the whole H x W plane of a channel."""
+
+DEFAULT_ALPHA = 1e-4
 
 
-def check_alpha(op: str, alpha: float) -> None:
-    """Raises ValueError unless 0 < alpha < 1, TypeError if it is no number."""
+def check_alpha(function: str, alpha: float) -> None:
+    """Raise ValueError unless 0 < alpha < 1, and TypeError if alpha is not a number."""
     if not isinstance(alpha, (int, float)):
-        raise TypeError(f"{op}: alpha must be a number, got {alpha!r}")
+        raise TypeError(f"{function}: alpha must be a number, got {alpha!r}")
     if not 0.0 < alpha < 1.0:
-        raise ValueError(f"{op}: alpha must lie strictly between 0 and 1, got {alpha}")
+        raise ValueError(f"{function}: alpha must lie strictly between 0 and 1, got {alpha}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class WhiteningConfig:
-    """What W projects onto, and in which domains.
+    """Constraints that W projects onto, and the domains in which it does.
+
+    The constructor accepts any sequences, lists included. They are stored as tuples.
 
     Attributes:
-        chunk_sizes: chunk sizes D of the 2OS projections, applied in order. Each must divide the number
-            of values of a sample.
-        tile_sizes: tiles (th, tw) of the tile statistics, applied in order; each must divide (H, W).
-        mixing: mixing domains ((th, tw), repeats), applied in order. `FULL` stands for the whole H x W
-            plane, repeats 0 for ceil(log2(th * tw)).
-        alpha: the confidence level is 1 - alpha, 0 < alpha < 1.
+        chunk_sizes: chunk sizes D of the 2OS projections, applied in order. Each must divide the number of
+            values of a sample.
+        tile_sizes: tile sizes (th, tw) of the tile statistics, applied in order. Each must divide (H, W).
+        mixing: mixing domains ((th, tw), repeats), applied in order. `FULL` is the tile that covers the H x W
+            plane. Repeats 0 stands for ceil(log2(th * tw)).
+        alpha: significance level, 0 < alpha < 1. The confidence level is 1 - alpha.
 
     Raises:
-        ValueError, TypeError: a value out of its range or of the wrong type.
+        ValueError: a value is out of its range.
+        TypeError: a value has the wrong type.
     """
 
     chunk_sizes: tuple[int, ...]
     tile_sizes: tuple[Tile, ...]
     mixing: tuple[tuple[Tile, int], ...]
-    alpha: float = 1e-4
+    alpha: float
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        chunk_sizes: Sequence[int],
+        tile_sizes: Sequence[Sequence[int]],
+        mixing: Sequence[Sequence[Sequence[int] | int]],
+        alpha: float = DEFAULT_ALPHA,
+    ) -> None:
         try:
-            object.__setattr__(self, "chunk_sizes", tuple(index(d) for d in self.chunk_sizes))
-            object.__setattr__(
-                self, "tile_sizes", tuple((index(th), index(tw)) for th, tw in self.tile_sizes)
-            )
-            object.__setattr__(
-                self, "mixing", tuple(((index(th), index(tw)), index(n)) for (th, tw), n in self.mixing)
-            )
+            sizes = tuple(index(d) for d in chunk_sizes)
+            tiles = tuple((index(th), index(tw)) for th, tw in tile_sizes)
+            domains = tuple(_domain(*domain) for domain in mixing)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "WhiteningConfig: chunk_sizes must be integers, tile_sizes pairs (th, tw), "
-                f"mixing pairs ((th, tw), repeats); got {self.chunk_sizes!r}, {self.tile_sizes!r}, {self.mixing!r}"
+                f"mixing pairs ((th, tw), repeats); got {chunk_sizes!r}, {tile_sizes!r}, {mixing!r}"
             ) from error
-        check_alpha("WhiteningConfig", self.alpha)
-        if not self.chunk_sizes or min(self.chunk_sizes) < 1:
-            raise ValueError(
-                f"WhiteningConfig: chunk_sizes must be positive and not empty, got {self.chunk_sizes}"
-            )
-        for th, tw in self.tile_sizes:
+        check_alpha("WhiteningConfig", alpha)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"WhiteningConfig: chunk_sizes must be positive and not empty, got {sizes}")
+        for th, tw in tiles:
             if th < 1 or tw < 1 or th * tw < 2:
                 raise ValueError(f"WhiteningConfig: a tile needs at least 2 values, got {th}x{tw}")
-        for (th, tw), repeats in self.mixing:
+        for (th, tw), repeats in domains:
             if (th, tw) != FULL and (th < 1 or tw < 1 or th * tw % 2):
                 raise ValueError(
                     f"WhiteningConfig: a mixing tile needs an even number of values, got {th}x{tw}"
                 )
             if repeats < 0:
                 raise ValueError(f"WhiteningConfig: mixing repeats must not be negative, got {repeats}")
+        for name, value in (
+            ("chunk_sizes", sizes),
+            ("tile_sizes", tiles),
+            ("mixing", domains),
+            ("alpha", alpha),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """Describe the configuration on one line: tiles as "4x4", mixing domains as "64x64 12 times"."""
+        sizes = ", ".join(map(str, self.chunk_sizes))
+        tiles = ", ".join(f"{th}x{tw}" for th, tw in self.tile_sizes) or "none"
+        mixing = ", ".join(_mixing_text(tile, repeats) for tile, repeats in self.mixing) or "none"
+        return f"WhiteningConfig(chunks: {sizes}; tiles: {tiles}; mixing: {mixing}; alpha: {self.alpha:g})"
+
+
+def _domain(tile: Any, repeats: Any) -> tuple[Tile, int]:
+    th, tw = tile
+    return (index(th), index(tw)), index(repeats)
+
+
+def _mixing_text(tile: Tile, repeats: int) -> str:
+    size = "full plane" if tile == FULL else f"{tile[0]}x{tile[1]}"
+    return f"{size} {repeats or 'ceil(log2)'} {'time' if repeats == 1 else 'times'}"
 
 
 _PRESETS = {
@@ -78,19 +107,36 @@ _PRESETS = {
 PRESETS = (*_PRESETS, "auto")
 
 
-def preset(name: str) -> WhiteningConfig:
-    """The named preset, "flux" or "wan" ("auto" is made for each shape: `resolve_preset`).
+def preset(name: str, shape: Sequence[int] | None = None) -> WhiteningConfig:
+    """Return the configuration of a preset (DESIGN section 5).
+
+    Args:
+        name: "flux", "wan", or "auto", which chooses the tiles by the shape.
+        shape: shape of a tensor that `whiten` accepts: (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W).
+            Required for "auto".
+
+    Returns:
+        With a shape the configuration that `whiten` uses for it: `FULL` and repeats 0 are replaced by
+        numbers. Without a shape the preset as defined.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown, "auto" has no shape, or the preset does not fit the shape.
     """
-    if name not in _PRESETS:
-        raise ValueError(f"preset: unknown preset {name!r}; valid: {', '.join(map(repr, _PRESETS))}")
+    _check_name("preset", name)
+    if shape is not None:
+        return resolve_preset(name, sample_of("preset", shape), DEFAULT_ALPHA)
+    if name == "auto":
+        raise ValueError("preset: 'auto' depends on the shape, got none; pass one: preset('auto', x.shape)")
     return _PRESETS[name]
 
 
+def _check_name(function: str, name: str) -> None:
+    if name not in PRESETS:
+        raise ValueError(f"{function}: unknown preset {name!r}; valid: {', '.join(map(repr, PRESETS))}")
+
+
 class Sample(NamedTuple):
-    """Shape of one sample as channels, height and width; flat where it was given as (N,)."""
+    """Shape of one sample as channels, height and width. `flat` marks a sample of shape (N,)."""
 
     channels: int
     height: int
@@ -99,29 +145,79 @@ class Sample(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return self.channels * self.height * self.width
 
 
-@lru_cache(maxsize=256)
-def resolve_preset(name: str, sample: Sample, alpha: float) -> WhiteningConfig:
-    """The configuration that preset `name` means on samples of this shape, every tile and repeat concrete.
+def sample_of(function: str, shape: Sequence[int], name: str = "x") -> Sample:
+    """Return the shape of one sample of a tensor (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W).
 
     Raises:
-        ValueError: unknown preset, or one that does not fit the shape.
+        ValueError: the shape is none of these, or a sample is empty.
     """
-    if name not in PRESETS:
-        raise ValueError(f"whiten: unknown preset {name!r}; valid: {', '.join(map(repr, PRESETS))}")
+    if not 1 <= len(shape) <= 5:
+        raise ValueError(
+            f"{function}: {name} must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {tuple(shape)}"
+        )
+    if len(shape) <= 2:
+        sample = Sample(1, 1, int(shape[-1]), flat=True)
+    else:
+        *channels, height, width = (int(n) for n in (shape if len(shape) == 3 else shape[1:]))
+        sample = Sample(math.prod(channels), height, width)
+    if sample.size == 0:
+        raise ValueError(f"{function}: {name} has empty samples: {tuple(shape)}")
+    return sample
+
+
+def flatten(config: WhiteningConfig) -> tuple[list[int], list[int], list[int], float]:
+    """Return a configuration as numbers, the arguments of the operator `_whiten_config`."""
+    return (
+        list(config.chunk_sizes),
+        [n for tile in config.tile_sizes for n in tile],
+        flatten_mixing(config),
+        config.alpha,
+    )
+
+
+def flatten_mixing(config: WhiteningConfig) -> list[int]:
+    """Return the mixing domains as numbers: th, tw and repeats of each."""
+    return [n for tile, repeats in config.mixing for n in (*tile, repeats)]
+
+
+def unflatten(
+    chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float
+) -> WhiteningConfig:
+    """Inverse of `flatten`."""
+    if len(tile_sizes) % 2 or len(mixing) % 3:
+        raise ValueError(
+            "whiten: tile_sizes lists pairs th, tw and mixing triples th, tw, repeats, "
+            f"got {len(tile_sizes)} and {len(mixing)} numbers"
+        )
+    return WhiteningConfig(
+        chunk_sizes,
+        tuple(zip(tile_sizes[0::2], tile_sizes[1::2], strict=True)),
+        tuple(zip(zip(mixing[0::3], mixing[1::3], strict=True), mixing[2::3], strict=True)),
+        alpha,
+    )
+
+
+def resolve_preset(name: str, sample: Sample, alpha: float) -> WhiteningConfig:
+    """Return the configuration of a preset for samples of this shape, with numbers for every tile and repeat.
+
+    Raises:
+        ValueError: the preset is unknown or does not fit the shape.
+    """
+    _check_name("whiten", name)
     check_alpha("whiten", alpha)
     config = _auto(sample) if name == "auto" else _PRESETS[name]
     return resolve(WhiteningConfig(config.chunk_sizes, config.tile_sizes, config.mixing, alpha), sample)
 
 
-@lru_cache(maxsize=256)
 def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
-    """`config` with `FULL` and repeats 0 replaced by what they mean on this sample.
+    """Return `config` with `FULL` and repeats 0 replaced by their values for this sample.
 
     Raises:
-        ValueError: the configuration does not fit the shape; the message names what would.
+        ValueError: the configuration does not fit the shape. The message lists values that do.
     """
     _, height, width, _ = sample
     if sample.size % 2:
@@ -129,7 +225,8 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
     for chunk_size in config.chunk_sizes:
         if sample.size % chunk_size:
             raise ValueError(
-                f"whiten: chunk size {chunk_size} does not divide the {sample.size} values of {_describe(sample)}; "
+                f"whiten: chunk size {chunk_size} does not divide the {sample.size} values of "
+                f"{_describe(sample)}; "
                 f"chunk sizes that do: {_some(_divisors(sample.size))}"
             )
     for tile in config.tile_sizes:
@@ -142,19 +239,20 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
     return WhiteningConfig(config.chunk_sizes, config.tile_sizes, tuple(mixing), config.alpha)
 
 
-def check_tile(op: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raises ValueError unless `tile` divides the plane of `sample` and holds 2 values or more (`even`: an even number
-    of them)."""
+def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
+    """Raise ValueError unless `tile` divides the plane of `sample` and has at least 2 values, or an even
+    number.
+    """
     th, tw = tile
     _, height, width, _ = sample
     if th < 1 or tw < 1 or height % th or width % tw:
         raise ValueError(
-            f"{op}: tile {th}x{tw} does not divide the {height}x{width} plane of {_describe(sample)}; "
+            f"{function}: tile {th}x{tw} does not divide the {height}x{width} plane of {_describe(sample)}; "
             f"heights that do: {_some(_divisors(height))}; widths: {_some(_divisors(width))}"
         )
     if th * tw < 2 or (even and th * tw % 2):
         raise ValueError(
-            f"{op}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
+            f"{function}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
         )
 
 
@@ -167,7 +265,7 @@ def _auto(sample: Sample) -> WhiteningConfig:
     if not chunk_sizes:
         raise ValueError(
             f"whiten: preset 'auto' needs a number of values divisible by 4 or 16, got {sample.size} "
-            f"in {_describe(sample)}; pass a WhiteningConfig to nt.whiten with chunk sizes of your own"
+            f"in {_describe(sample)}; pass a WhiteningConfig with other chunk sizes to nt.whiten"
         )
     tiles: list[Tile] = []
     for target in (4, 8, 16):
@@ -182,7 +280,7 @@ def _auto(sample: Sample) -> WhiteningConfig:
 
 
 def _nearest_tile(sample: Sample, target: int) -> Tile:
-    """The tile nearest target x target; a flat sample's tiles hold as many values in one row."""
+    """Return the tile nearest to target x target. For a flat sample it is one row of about as many values."""
     if sample.flat:
         return 1, _nearest_divisor(sample.width, target * target)
     return _nearest_divisor(sample.height, target), _nearest_divisor(sample.width, target)

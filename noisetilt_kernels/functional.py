@@ -1,75 +1,202 @@
-"""Functions over the operators: configuration objects, drop-in replacements, latent layouts."""
+"""The operators as typed Python functions, and the conversion of FLUX's packed latents.
+
+Each function calls the operator of the same name in `torch.ops.noisetilt`. All of them work under
+`torch.compile(fullgraph=True)`.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .config import WhiteningConfig
-from .ops import flatten_config
+from .config import DEFAULT_ALPHA, WhiteningConfig, check_alpha, flatten
+
+_ops = torch.ops.noisetilt
 
 
-def whiten(x: Tensor, config: WhiteningConfig | None = None) -> Tensor:
-    """The whitening operator W on every sample (DESIGN section 5; NoiseTilt section 4).
+def whiten(x: Tensor, config: str | WhiteningConfig = "auto", *, alpha: float | None = None) -> Tensor:
+    """Apply the whitening operator W to every sample (DESIGN section 5; NoiseTilt section 4).
+
+    W projects a direction onto typical Gaussian noise. The scale of x does not matter. W has no gradient.
 
     Args:
-        x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W); float16, bfloat16, float32 or float64. FLUX's
-            packed latents (B,1024,64) are not samples: see `unpack_latents`.
-        config: what to project onto; None chooses by shape (preset "auto").
+        x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
+            FLUX's packed latents (B,1024,64) must be unpacked first: see `unpack_latents`.
+        config: name of a preset, "flux", "wan" or "auto" (chosen by shape, see `preset`), or a
+            `WhiteningConfig`.
+        alpha: significance level, 0 < alpha < 1. The default is 1e-4 for a preset, and that of a
+            `WhiteningConfig`.
 
     Returns:
-        Tensor of x's shape and dtype, contiguous. It does not require x to have any particular scale, and has
-        the norm of typical noise, about sqrt(N). A sample with NaN or inf is NaN throughout.
+        Tensor of x's shape and dtype, contiguous. Each sample has the norm of typical noise, about sqrt(N). A
+        sample with NaN or inf becomes NaN throughout.
 
     Raises:
-        ValueError, TypeError: the configuration does not fit x, or x is not a floating-point tensor of such a shape.
+        ValueError: the configuration does not fit the shape of x, the preset is unknown, or alpha is out of
+            range.
+        TypeError: x is not a floating-point tensor, or config is neither a name nor a `WhiteningConfig`.
     """
-    if config is None:
-        return torch.ops.noisetilt.whiten(x)
+    if isinstance(config, str):
+        return _ops.whiten(x, config, DEFAULT_ALPHA if alpha is None else alpha)
     if not isinstance(config, WhiteningConfig):
-        raise TypeError(
-            f"whiten: config must be a WhiteningConfig, got {config!r}; nt.preset(name) makes one"
-        )
-    return torch.ops.noisetilt.whiten_config(x, *flatten_config(config))
+        raise TypeError(f"whiten: config must be a preset's name or a WhiteningConfig, got {config!r}")
+    chunk_sizes, tile_sizes, mixing, config_alpha = flatten(config)
+    if alpha is not None:
+        check_alpha("whiten", alpha)
+    return _ops._whiten_config(x, chunk_sizes, tile_sizes, mixing, config_alpha if alpha is None else alpha)
 
 
-def project_wgnc(y: Tensor, block_size: int = 16) -> Tensor:
-    """Project a tensor of any shape, taken as one sample, onto the white Gaussian noise constraints (DESIGN section 6).
+def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Project every sample onto a table of two-level order statistics: sort, clip, unsort (DESIGN section 2).
 
-    A drop-in for the function of this name by the WGNC authors. For a batch use `torch.ops.noisetilt.project_wgnc`.
+    This operator has no gradient.
 
     Args:
-        y: float16, bfloat16, float32 or float64 tensor of N values, N divisible by 2*block_size.
-        block_size: complex coefficients to a block, at least 2.
+        x: samples (N,) or (B,N), float16, bfloat16, float32 or float64. N = M*D: M chunks of D values each.
+        lower, upper: table (M, D) on x's device, float64 for float64 x and float32 otherwise. See
+            `confidence_table`.
 
     Returns:
-        Tensor of y's shape and dtype.
+        Tensor of x's shape and dtype. The value of rank j in its chunk and rank r across chunks is clipped to
+        [lower[r, j], upper[r, j]]. NaN sorts last and is not clipped.
 
     Raises:
-        ValueError, TypeError: N is not divisible, or y is not a floating-point tensor.
+        ValueError: the table does not fit x, contains NaN, or has a lower bound above its upper bound.
+        TypeError: a tensor has the wrong dtype.
     """
-    return torch.ops.noisetilt.project_wgnc(y.reshape(-1), block_size).reshape(y.shape)
+    return _ops.project_2os(x, lower, upper)
+
+
+def project_tile_stats(
+    x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], alpha: float = DEFAULT_ALPHA
+) -> Tensor:
+    """Project mean and centred energy of every tile onto their confidence tables (DESIGN section 3).
+
+    This operator has no gradient.
+
+    Args:
+        x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
+        tile: tile size (th, tw), which divides (H, W) and has at least 2 values. For (N,) and (B,N) the plane
+            is 1 x N.
+        chunk_sizes: chunk sizes of 2OS. Chunk sizes that do not divide the number of tiles are skipped.
+        alpha: significance level, 0 < alpha < 1.
+
+    Returns:
+        Tensor of x's shape and dtype. A tile with NaN or inf becomes NaN.
+
+    Raises:
+        ValueError: the tile does not divide (H, W), chunk_sizes is empty, or alpha is out of range.
+        TypeError: x is not a floating-point tensor.
+    """
+    return _ops.project_tile_stats(x, tile, chunk_sizes, alpha)
+
+
+def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
+    """Project every sample onto the white Gaussian noise constraints (DESIGN section 6; WGNC section 4).
+
+    Each row is a sample of its own. For a tensor of any shape as one sample see `noisetilt_kernels.drop_in`.
+    This operator has no gradient.
+
+    Args:
+        x: samples (N,) or (B,N), float16, bfloat16, float32 or float64, N divisible by 2*block_size.
+        block_size: number of complex coefficients per block, at least 2.
+
+    Returns:
+        Tensor of x's shape and dtype.
+
+    Raises:
+        ValueError: x is neither (N,) nor (B,N), or N is not divisible by 2*block_size.
+        TypeError: x is not a floating-point tensor.
+    """
+    return _ops.project_wgnc(x, block_size)
+
+
+def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
+    """Project every block of complex coefficients onto its expected l1 and l2 norms (DESIGN section 6).
+
+    This is `project_wgnc` without the FFTs. This operator has no gradient.
+
+    Args:
+        y: compact complex spectra (n,) or (B,n), complex64 or complex128, n divisible by block_size.
+        block_size: number of complex coefficients per block, at least 2.
+
+    Returns:
+        Tensor of y's shape and dtype. A block with NaN or inf becomes NaN.
+
+    Raises:
+        ValueError: y is neither (n,) nor (B,n), or n is not divisible by block_size.
+        TypeError: y is not a complex tensor.
+    """
+    return _ops.project_wgnc_blocks(y, block_size)
+
+
+def compact_fourier(x: Tensor, inverse: bool = False) -> Tensor:
+    """Apply the compact orthogonal Fourier transform to every sample (DESIGN section 4; NoiseTilt eq. 112).
+
+    The operator is differentiable.
+
+    Args:
+        x: samples (N,) or (B,N), float16, bfloat16, float32 or float64, N even.
+        inverse: apply the inverse transform instead.
+
+    Returns:
+        Tensor of x's shape and dtype: [X_0, X_{N/2}, sqrt2 Re X_1.., sqrt2 Im X_1..] with X = rfft(x,
+        norm="ortho").
+
+    Raises:
+        ValueError: x is neither (N,) nor (B,N), or N is odd.
+        TypeError: x is not a floating-point tensor.
+    """
+    return _ops.compact_fourier(x, inverse)
+
+
+def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False) -> Tensor:
+    """Apply butterfly steps to every tile: sums and differences of neighbours (DESIGN section 4; NoiseTilt
+    eq. 113).
+
+    For a tile of 2^n values, n steps are the orthogonal Walsh-Hadamard transform. The operator is
+    differentiable.
+
+    Args:
+        x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
+        tile: tile size (th, tw), which divides (H, W) and has an even number of values. For (N,) and (B,N)
+            the plane is 1 x N.
+        steps: number of steps, at least 0.
+        inverse: apply the inverse steps instead.
+
+    Returns:
+        Tensor of x's shape and dtype.
+
+    Raises:
+        ValueError: the tile does not divide (H, W) or has an odd number of values, or steps is negative.
+        TypeError: x is not a floating-point tensor.
+    """
+    return _ops.butterfly(x, tile, steps, inverse)
 
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Walsh-Hadamard transform of the last dimension, natural order, times `scale`; differentiable.
+    """Apply the Walsh-Hadamard transform, natural order, to the last dimension and multiply by `scale`.
 
-    A drop-in for `fast_hadamard_transform.hadamard_transform`, on any device.
+    Same signature as `fast_hadamard_transform.hadamard_transform`, on any device. The operator is
+    differentiable.
 
     Args:
-        x: (..., dim); float16, bfloat16, float32 or float64. A dim that is not a power of two is zero-padded to
-            the next one, transformed, and cut to dim.
-        scale: factor of the result; dim ** -0.5 makes the transform orthogonal where dim is a power of two.
+        x: (..., dim), float16, bfloat16, float32 or float64. A dim that is not a power of two is zero-padded
+            to the next power of two, transformed, and cut to dim.
+        scale: factor of the result. If dim is a power of two, dim ** -0.5 makes the transform orthogonal.
 
     Returns:
         Tensor of x's shape and dtype. Float16 and bfloat16 are computed in float32 and rounded once.
 
     Raises:
-        ValueError, TypeError: x has no last dimension, or is not a floating-point tensor.
+        ValueError: x has no last dimension, or an empty one.
+        TypeError: x is not a floating-point tensor.
     """
-    return torch.ops.noisetilt.hadamard_transform(x, scale)
+    return _ops.hadamard_transform(x, scale)
 
 
 def pack_latents(x: Tensor) -> Tensor:
-    """FLUX's packing: latents (B, C, H, W) to tokens (B, H/2 * W/2, 4C), 2x2 patches channel first.
+    """Pack latents (B, C, H, W) as FLUX does, into tokens (B, H/2 * W/2, 4C) of 2x2 patches, channel first.
 
     Raises:
         ValueError: x is not (B, C, H, W) with H and W even.
@@ -81,14 +208,20 @@ def pack_latents(x: Tensor) -> Tensor:
 
 
 def unpack_latents(x: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `pack_latents`: tokens (B, H/2 * W/2, 4C) to latents (B, C, H, W) of height H and width W.
+    """Unpack FLUX's tokens (B, H/2 * W/2, 4C) into latents (B, C, H, W): the inverse of `pack_latents`.
+
+    Args:
+        x: tokens (B, H/2 * W/2, 4C).
+        height, width: H and W of the latents. For FLUX they are 1/8 of the image's height and width.
 
     Raises:
-        ValueError: the tokens do not fill H x W.
+        ValueError: the number of tokens is not H/2 * W/2, their length is not divisible by 4, or H or W is
+        odd.
     """
     if x.dim() != 3 or x.shape[2] % 4 or height % 2 or width % 2 or 4 * x.shape[1] != height * width:
         raise ValueError(
-            f"unpack_latents: x must be (B, H/2 * W/2, 4C) with H and W even, got {tuple(x.shape)} for {height}x{width}"
+            f"unpack_latents: x must be (B, H/2 * W/2, 4C) with H and W even, "
+            f"got {tuple(x.shape)} for {height}x{width}"
         )
     patches = x.unflatten(1, (height // 2, width // 2)).unflatten(3, (-1, 2, 2))  # [B, H/2, W/2, C, 2, 2]
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -1,6 +1,6 @@
-"""The Hugging Face hub: which names are ids there, and why a download failed, in one sentence.
+"""Names of Hugging Face hub repositories, and reasons of failed downloads.
 
-Models and rewards name their weights by a folder, or by the id of a repository on the hub.
+Models and rewards name their weights by a folder or by the id of a repository on the hub.
 """
 
 import re
@@ -9,18 +9,19 @@ _ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` is written like the id of a repository on the hub, "owner/name"; the hub is not asked."""
+    """Return True if `source` has the form of a hub id, "owner/name". The hub is not contacted."""
     return _ID.fullmatch(source) is not None
 
 
-def explain_failure(source: str, error: BaseException) -> str:
-    """One sentence, without a full stop: why `source` could not be loaded, and what to do.
+def explain_failure(source: str, error: BaseException, file: str | None = None) -> str:
+    """Explain in one sentence, without a full stop, why `source` could not be loaded and what to do.
 
     Args:
         source: folder or hub id, as the user wrote it.
-        error: exception that loading it raised; its causes are looked at as well.
+        error: exception that loading raised. Its causes are examined too.
+        file: name of the file that is needed, if one file of the repository is enough.
     """
-    # the package works without huggingface_hub, which comes with transformers and diffusers
+    # imported here: the package works without huggingface_hub, a dependency of transformers and diffusers
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -36,17 +37,22 @@ def explain_failure(source: str, error: BaseException) -> str:
     if is_any(GatedRepoError):
         return f"{source!r} is gated: accept its licence on its page of the hub, then run `hf auth login`"
     if is_any(RepositoryNotFoundError):
-        return f"{source!r} is neither a folder nor a repository on the hub; if it is private, run `hf auth login` first"
+        return (
+            f"{source!r} is neither a folder nor a repository on the hub; if it is private, run "
+            "`hf auth login` first"
+        )
     if is_any(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         return (
             f"{source!r} is not a folder, and the hub cannot be reached; check the network, or run "
-            f"`hf download {source} --local-dir FOLDER` on a machine with a network and name that folder"
+            f"`hf download {source}{f' {file}' if file else ''} --local-dir FOLDER` on a machine with a "
+            f"network and name {f'FOLDER/{file}' if file else 'that folder'}"
         )
-    return f"{source!r} cannot be loaded: {first_sentence(error)}; if it is incomplete, download or save it again"
+    reason = first_sentence(error)
+    return f"{source!r} cannot be loaded: {reason}; if it is incomplete, download or save it again"
 
 
 def first_sentence(error: BaseException) -> str:
-    """First sentence of an error message, without its full stop."""
+    """Return the first sentence of an error message, without its full stop."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     if first.endswith(":") and others:  # torch lists faulty weights on the following lines
         first += f" {others[0].strip()}"
@@ -54,7 +60,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error, and all errors that led to it."""
+    """Return the error and all errors that led to it."""
     causes: list[BaseException] = []
     following: BaseException | None = error
     while following is not None:

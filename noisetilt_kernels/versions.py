@@ -1,4 +1,4 @@
-"""Versions of this package and of those that it works with: for the doctor's report and for runs to be repeated."""
+"""Versions of this package and of its dependencies, for the doctor's report and for the record of a run."""
 
 import platform
 from importlib import metadata
@@ -11,7 +11,7 @@ ABSENT = "not installed"
 
 
 def versions() -> dict[str, str]:
-    """By name; the optional ones may be `ABSENT`."""
+    """Return the version of each package by name. Optional packages may be `ABSENT`."""
     others = ("numpy", "scipy", "triton", "diffusers", "transformers", "accelerate", "peft", "av")
     return {
         "noisetilt_kernels": __version__,

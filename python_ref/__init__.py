@@ -1,17 +1,17 @@
 """Pure-PyTorch definition of every operation of noisetilt-kernels.
 
-Each module holds one operation and is written to be read beside the papers: NoiseTilt
-(arXiv 2606.18066) and White Gaussian Noise Constraints, WGNC (arXiv 2602.08646). The kernels of
-`noisetilt_kernels` return the bits of these functions (FFT stages aside).
+Each module defines one operation and is meant to be read beside the papers: NoiseTilt (arXiv 2606.18066) and
+White Gaussian Noise Constraints, WGNC (arXiv 2602.08646). The kernels of `noisetilt_kernels` return the same
+bits as these functions, except for the rounding of FFTs.
 
-Everything here takes contiguous or strided float32 or float64 tensors on any device, batch first,
-and assumes arguments that `noisetilt_kernels` has validated.
+All functions take float32 or float64 tensors of any layout and device, batch first. They do not check
+arguments: `noisetilt_kernels` does.
 """
 
 from .arithmetic import sqrt_rn, tree_sum
-from .confidence_bounds import NORMAL, ChiSquare, Normal, Reference, confidence_bounds
+from .confidence_table import NORMAL, ChiSquare, Normal, Reference, confidence_table
 from .order_stats import project_2os
-from .tile_stats import Bounds, merge_tiles, project_tile_stats, split_tiles
+from .tile_stats import MakeTable, merge_tiles, project_tile_stats, split_tiles
 from .transforms import (
     butterfly,
     butterfly_inverse,
@@ -24,15 +24,15 @@ from .whitening import identity, norm_projection, project, whiten
 
 __all__ = [
     "NORMAL",
-    "Bounds",
     "ChiSquare",
+    "MakeTable",
     "Normal",
     "Reference",
     "butterfly",
     "butterfly_inverse",
     "compact_fourier",
     "compact_fourier_inverse",
-    "confidence_bounds",
+    "confidence_table",
     "from_wgnc_spectrum",
     "hadamard_transform",
     "identity",

@@ -1,4 +1,4 @@
-"""The two operations whose rounding PyTorch does not fix: square root and summation."""
+"""Square root and summation with defined rounding, which PyTorch does not guarantee."""
 
 import numpy as np
 import torch
@@ -6,23 +6,23 @@ from torch import Tensor
 
 
 def sqrt_rn(x: Tensor) -> Tensor:
-    """Square root rounded to nearest, elementwise, float32 or float64.
+    """Square root of each element, float32 or float64, rounded to nearest.
 
-    `torch.sqrt` on the CPU is one unit off in the last place for many float32 values. Float32 goes
-    through float64, where double rounding is harmless (53 >= 2*24 + 2 bits); float64 goes through
+    `torch.sqrt` on the CPU is off by one unit in the last place for many float32 values. Float32 is computed
+    in float64 and rounded: double rounding is harmless here (53 >= 2*24 + 2 bits). Float64 is computed by
     numpy, which uses the processor's square root.
     """
     if x.dtype == torch.float32:
         return x.double().sqrt().float()
-    with np.errstate(invalid="ignore"):  # the root of a negative number is NaN, and no warning
+    with np.errstate(invalid="ignore"):  # the root of a negative number is NaN, without a warning
         return torch.from_numpy(np.sqrt(x.detach().cpu().numpy())).to(x.device)
 
 
 def tree_sum(terms: Tensor) -> Tensor:
-    """Sum over the last dimension, `(..., K) -> (...,)`, in one defined order.
+    """Sum over the last dimension, `(..., K) -> (...,)`, in a fixed order (DESIGN section 9).
 
-    The terms are zero-padded to a power of two and halved: `v[i] += v[i + h]` for h = K/2, ..., 1,
-    which is also the order of a warp's xor shuffle.
+    The terms are zero-padded to a power of two. Then the upper half is added to the lower half,
+    `v[i] += v[i + h]`, for h = K/2, ..., 2, 1. A warp's xor shuffle has the same order.
     """
     count = terms.shape[-1]
     half = 1 << max(count - 1, 0).bit_length()

@@ -5,20 +5,20 @@ from torch import Tensor
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Sort, clip and unsort every sample: onto {Y : lower <= sort_0(sort_1(Y)) <= upper} (DESIGN section 2).
+    """Sort, clip and unsort every sample: project onto {Y : lower <= sort_0(sort_1(Y)) <= upper} (DESIGN
+    section 2).
 
     Args:
-        x: samples (B, N), float32 or float64; seen row-major as M chunks of D values, N = M*D.
-        lower, upper: tables (M, D) of x's dtype, on x's device.
+        x: samples (B, N), float32 or float64, read row-major as M chunks of D values, N = M*D.
+        lower, upper: table (M, D) of x's dtype, on x's device.
 
     Returns:
-        Tensor (B, N): entry of rank j in its chunk and rank r across chunks clipped to
-        [lower[r, j], upper[r, j]] and put back at its place. Both sorts are stable; -0 equals +0;
-        NaN sorts last and is kept.
+        Tensor (B, N). The value of rank j in its chunk and rank r across chunks is clipped to [lower[r, j],
+        upper[r, j]] and stays in its place. Both sorts are stable. -0 equals +0. NaN sorts last and is not
+        clipped.
     """
     y = x.reshape(x.shape[0], *lower.shape)  # [B, M, D]
-    # Sorting keys: every NaN the same positive NaN and every zero +0, so that no backend's idea of
-    # their order matters.
+    # Sort keys: one positive NaN for every NaN, and +0 for every zero. Backends would order them differently.
     key = torch.where(y.isnan(), torch.nan, y + 0.0)
     key, in_chunk = key.sort(dim=2, stable=True)
     across = key.argsort(dim=1, stable=True)

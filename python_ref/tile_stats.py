@@ -1,4 +1,4 @@
-"""Tile statistics: the mean and the centred energy of every tile."""
+"""Tile statistics: mean and centred energy of every tile."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from .arithmetic import sqrt_rn, tree_sum
-from .confidence_bounds import ChiSquare, Normal, Reference
+from .confidence_table import ChiSquare, Normal, Reference
 from .order_stats import project_2os
 
-Bounds = Callable[[int, int, Reference], tuple[Tensor, Tensor]]
+MakeTable = Callable[[int, int, Reference], tuple[Tensor, Tensor]]
+"""Function of (num_chunks, chunk_size, reference) that returns a table (lower, upper)."""
 
-# Below these a tile counts as constant: E <= K * (ratio * mean)^2, or E < energy.
+# A tile counts as constant if E <= K * (ratio * mean)^2 or E < energy.
 CONSTANT_RATIO = {torch.float32: 2.0**-18, torch.float64: 2.0**-47}
 CONSTANT_ENERGY = {torch.float32: 2.0**-90, torch.float64: 2.0**-900}
 
 
 def split_tiles(x: Tensor, tile: Sequence[int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/th, W/tw, K): tiles in row-major order, each flattened row-major."""
+    """Split (B, C, H, W) into tiles (B, C, H/th, W/tw, K), each flattened row-major."""
     th, tw = tile
     return x.unfold(2, th, th).unfold(3, tw, tw).flatten(4)
 
@@ -30,22 +31,24 @@ def merge_tiles(tiles: Tensor, tile: Sequence[int]) -> Tensor:
     return tiles.unflatten(4, (th, tw)).transpose(3, 4).reshape(b, c, rows * th, columns * tw)
 
 
-def project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], bounds: Bounds) -> Tensor:
+def project_tile_stats(
+    x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], make_table: MakeTable
+) -> Tensor:
     """Bring mean and centred energy of all tiles to typical order statistics (DESIGN section 3).
 
     Args:
         x: samples (B, C, H, W), float32 or float64.
-        tile: (th, tw), dividing (H, W), K = th*tw >= 2.
-        chunk_sizes: chunk sizes of the 2OS on the P = C*H*W/K statistics; those that do not divide P
-            are passed over.
-        bounds: `bounds(num_chunks, chunk_size, reference)` gives the 2OS tables in x's dtype.
+        tile: tile size (th, tw), which divides (H, W). K = th*tw >= 2.
+        chunk_sizes: chunk sizes of 2OS on the P = C*H*W/K statistics. Chunk sizes that do not divide P are
+            skipped.
+        make_table: `make_table(num_chunks, chunk_size, reference)` returns a table of x's dtype.
 
     Returns:
-        Tensor (B, C, H, W). With mean mu and centred energy E of a tile, m = sqrt(K)*mu and e = E go
-        through 2OS against N(0, 1) and chi^2(K-1), and x' = m'/sqrt(K) + sqrt(e'/E) * (x - mu). A tile
-        whose statistics come back unchanged is copied. A constant tile takes the direction
-        (+1, -1, +1, ...; last 0 if K is odd). A tile whose energy is not finite becomes NaN: it holds
-        NaN or inf, or values so large (above about 1e18 in float32) that their squares overflow.
+        Tensor (B, C, H, W). A tile has mean mu and centred energy E. 2OS projects m = sqrt(K)*mu against
+        N(0, 1) and e = E against chi^2(K-1). The result is x' = m'/sqrt(K) + sqrt(e'/E) * (x - mu). A tile
+        whose statistics do not change is copied. A constant tile takes the direction (+1, -1, +1, ...), whose
+        last entry is 0 if K is odd. A tile whose energy is not finite becomes NaN: it contains NaN or inf, or
+        values whose squares overflow (above about 1e18 in float32).
     """
     tiles = split_tiles(x, tile)  # [B, C, rows, columns, K]
     size = tiles.shape[-1]
@@ -61,12 +64,12 @@ def project_tile_stats(x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int
     for chunk_size in chunk_sizes:
         if m.shape[1] % chunk_size == 0:
             num_chunks = m.shape[1] // chunk_size
-            new_m = project_2os(new_m, *bounds(num_chunks, chunk_size, Normal()))
-            new_e = project_2os(new_e, *bounds(num_chunks, chunk_size, ChiSquare(size - 1)))
+            new_m = project_2os(new_m, *make_table(num_chunks, chunk_size, Normal()))
+            new_e = project_2os(new_e, *make_table(num_chunks, chunk_size, ChiSquare(size - 1)))
     unchanged = ((new_m == m) & (new_e == e)).view_as(mu)
     new_m, new_e = new_m.view_as(mu), new_e.view_as(mu)
 
-    # Where a tile is constant its direction is rounding noise; an alternating one takes its place.
+    # The direction of a constant tile is rounding noise. An alternating direction replaces it.
     offset = CONSTANT_RATIO[x.dtype] * mu
     constant = (energy <= count * (offset * offset)) | (energy < CONSTANT_ENERGY[x.dtype])
     alternating = torch.ones(size, dtype=x.dtype, device=x.device)

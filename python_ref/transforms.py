@@ -1,4 +1,4 @@
-"""Orthogonal domains: compact Fourier, butterfly mixing, and the Walsh-Hadamard transform."""
+"""Orthogonal transforms: compact Fourier, butterfly mixing and Walsh-Hadamard."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SQRT_HALF = math.sqrt(0.5)
 def compact_fourier(x: Tensor) -> Tensor:
     """Compact orthogonal Fourier transform of every sample, (B, N) -> (B, N), N even (DESIGN section 4).
 
-    With X = rfft(x, norm="ortho"), z = [X_0, X_{N/2}, sqrt2 Re X_1.., sqrt2 Im X_1..] (paper eq. 112):
+    With X = rfft(x, norm="ortho"), z = [X_0, X_{N/2}, sqrt2 Re X_1.., sqrt2 Im X_1..] (paper eq. 112).
     z ~ N(0, I) if and only if x ~ N(0, I).
     """
     spectrum = torch.fft.rfft(x, norm="ortho")
@@ -32,7 +32,7 @@ def compact_fourier_inverse(z: Tensor) -> Tensor:
 
 
 def butterfly(x: Tensor, tile: Sequence[int], steps: int) -> Tensor:
-    """`steps` butterfly steps on every tile of samples (B, C, H, W), K = th*tw even (DESIGN section 4).
+    """Apply `steps` butterfly steps to every tile of samples (B, C, H, W), K = th*tw even (DESIGN section 4).
 
     One step maps a tile, flattened row-major, to (paper eq. 113)
 
@@ -61,9 +61,9 @@ def butterfly_inverse(y: Tensor, tile: Sequence[int], steps: int) -> Tensor:
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     """Walsh-Hadamard transform of the last dimension in natural order, times `scale`.
 
-    A dimension that is not a power of two is zero-padded to the next one, transformed, and cut to
-    its length. Additions only (`v[i], v[i+h] = v[i] + v[i+h], v[i] - v[i+h]` for h = 1, 2, 4, ...),
-    one multiplication at the end.
+    A dimension that is not a power of two is zero-padded to the next power of two, transformed, and cut to
+    its length. The transform adds and subtracts, `v[i], v[i+h] = v[i] + v[i+h], v[i] - v[i+h]` for h = 1, 2,
+    4, ..., and multiplies once at the end.
     """
     size = x.shape[-1]
     padded = 1 << max(size - 1, 0).bit_length()

@@ -1,4 +1,4 @@
-"""WGNC: projection onto blockwise l1 and l2 norms of the compact complex spectrum."""
+"""WGNC: projection onto the expected l1 and l2 norms of every block of the compact complex spectrum."""
 
 import math
 
@@ -11,7 +11,7 @@ SQRT_HALF = math.sqrt(0.5)
 
 
 def to_wgnc_spectrum(x: Tensor) -> Tensor:
-    """Compact complex spectrum y of samples (B, N), N even -> complex (B, N/2) (WGNC prop. 4.1).
+    """Compact complex spectrum (B, N/2) of real samples (B, N), N even (WGNC prop. 4.1).
 
     y_0 = (X_0 + i X_{N/2}) / sqrt2 and y_k = X_k, with X = rfft(x, norm="ortho").
     """
@@ -29,9 +29,9 @@ def from_wgnc_spectrum(y: Tensor) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
-    """Nearest sample whose spectrum has every block at its expected norms (DESIGN section 6).
+    """Project samples onto those whose spectral blocks all have the expected norms (DESIGN section 6).
 
-    x: (B, N), float32 or float64, N divisible by 2*block_size. Returns (B, N).
+    x: samples (B, N), float32 or float64, N divisible by 2*block_size. Returns (B, N).
     """
     return from_wgnc_spectrum(project_wgnc_blocks(to_wgnc_spectrum(x), block_size))
 
@@ -39,15 +39,17 @@ def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
 def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
     """Project every block of B coefficients onto {|y|_1 = sqrt(pi)/2 B, |y|_2^2 = B} (DESIGN section 6).
 
-    y: complex64 or complex128 (..., n), n divisible by block_size >= 2. The arithmetic is float64,
-    the result has y's dtype. A block that holds NaN or inf becomes NaN.
+    y: spectra (..., n), complex64 or complex128, n divisible by block_size >= 2. The arithmetic is float64.
+    The result has y's dtype. A block that contains NaN or inf becomes NaN.
     """
     parts = torch.view_as_real(y).double().unflatten(-2, (-1, block_size))  # [..., P, B, 2]
     shape = parts.shape
     parts = parts.reshape(-1, block_size, 2)
     finite = parts.isfinite().all(dim=2).all(dim=1)
     parts = torch.where(finite[:, None, None], parts, 0.0)
-    if y.dtype == torch.complex128:  # keep squares from over- or underflowing; the result has no scale
+    if (
+        y.dtype == torch.complex128
+    ):  # squares must not over- or underflow; the result does not depend on the scale
         largest = parts.abs().amax(dim=(1, 2), keepdim=True)
         parts = parts / torch.where(largest == 0, 1.0, largest)
 
@@ -55,24 +57,25 @@ def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
     r = sqrt_rn(re * re + im * im)
     radius = _projected_radii(r)
     scaled = (radius / torch.where(r == 0, 1.0, r))[..., None] * parts
-    at_zero = torch.stack([radius, torch.zeros_like(radius)], dim=-1)  # the phase of 0 is 1
+    at_zero = torch.stack([radius, torch.zeros_like(radius)], dim=-1)  # the phase of 0 is taken as 1
     result = torch.where((r == 0)[..., None], at_zero, scaled)
     result = torch.where(finite[:, None, None], result, torch.nan)
     return torch.view_as_complex(result.reshape(shape).flatten(-3, -2).to(y.real.dtype).contiguous())
 
 
 def _projected_radii(r: Tensor) -> Tensor:
-    """Magnitudes (P, B) of the projected blocks, given their magnitudes r (P, B), float64.
+    """Magnitudes (P, B) of the projected blocks, given the magnitudes r (P, B) before, float64.
 
-    The soft threshold lambda = w_1 + delta is the root of |(r-lambda)+|_1^2 = t |(r-lambda)+|_2^2. With the
-    magnitudes shifted by their maximum it keeps its digits where they nearly tie. delta_n is the root
-    if exactly the n largest exceed it; the right n is the smallest with d_{n+1} <= delta_n
-    (delta_n < d_n then holds by itself: with one element fewer the ratio of norms is below t at d_n).
+    The soft threshold lambda = w_1 + delta is the root of |(r-lambda)+|_1^2 = t |(r-lambda)+|_2^2. The
+    magnitudes are shifted by their maximum w_1, which keeps digits when they are nearly tied. delta_n is the
+    root if exactly the n largest magnitudes exceed it. The right n is the smallest one with d_{n+1} <=
+    delta_n. Then delta_n < d_n holds as well: with one element fewer, the ratio of the norms at d_n is below
+    t.
     """
     size = r.shape[1]
     t = math.pi * size / 4
     a = math.sqrt(math.pi) / 2 * size
-    fewest = math.floor(t) + 1  # fewer coefficients than this cannot carry both norms
+    fewest = math.floor(t) + 1  # fewer coefficients cannot have both norms
 
     w = r.sort(dim=1, descending=True, stable=True).values
     d = w - w[:, :1]
@@ -91,10 +94,11 @@ def _projected_radii(r: Tensor) -> Tensor:
     for n in range(size):
         total = total + _positive_part(d[:, n] - delta)
     u = _positive_part((r - w[:, :1]) - delta[:, None])
-    # a tensor over a tensor: PyTorch turns a number over a tensor into a product with the reciprocal
+    # both operands are tensors: PyTorch computes number / tensor as number * reciprocal
     regular = (torch.full_like(total, a) / total)[:, None] * u
 
-    # More than t magnitudes tie at the maximum: many nearest points; the first tied one stands out.
+    # If more than t magnitudes tie at the maximum, many points are nearest. The first tied magnitude becomes
+    # largest.
     tied = r == w[:, :1]
     k = tied.sum(dim=1).double()
     first = tied & (tied.cumsum(dim=1) == 1)

@@ -1,11 +1,14 @@
-"""Configurations: the presets of DESIGN section 5, and what they become on a shape."""
+"""Configurations: the presets of DESIGN section 5, and their resolution on a shape."""
 
 import dataclasses
 
 import pytest
+import torch
+from bits import assert_same_bits
+from inputs import values
 
 import noisetilt_kernels as nt
-from noisetilt_kernels.config import PRESETS, Sample, resolve, resolve_preset
+from noisetilt_kernels.config import PRESETS, Sample, flatten, resolve, resolve_preset, unflatten
 
 FULL = nt.FULL
 
@@ -21,7 +24,8 @@ def test_presets_are_those_of_the_design() -> None:
     assert resolve(wan, Sample(336, 60, 104)).mixing == (((60, 104), 13), ((4, 8), 5))
 
 
-# (C, H, W), chunk sizes, tile sizes, mixing domains of "auto", worked out by hand from the table of DESIGN section 5
+# (C, H, W), chunk sizes, tile sizes, mixing domains of "auto", worked out by hand from the table of DESIGN
+# section 5
 AUTO = [
     ((16, 64, 64), (4, 16), ((4, 4), (8, 8), (16, 16)), (((64, 64), 12), ((8, 8), 6))),
     ((336, 60, 104), (4, 16), ((4, 4), (12, 8)), (((60, 104), 13), ((4, 8), 5))),
@@ -93,3 +97,55 @@ def test_a_configuration_is_frozen_hashable_and_normalised() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.alpha = 0.5  # type: ignore[misc]
     assert dataclasses.replace(config, alpha=0.5).alpha == 0.5
+    assert unflatten(*flatten(config)) == config
+
+
+# ---- preset ----
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (16, 96, 48), (2, 16, 96, 48), (1, 4, 3, 16, 8)])
+def test_auto_with_a_shape_is_the_configuration_of_whiten(shape: tuple[int, ...]) -> None:
+    config = nt.preset("auto", shape)
+    x = values("1/k", shape)
+    assert config == nt.preset("auto", x.shape)
+    assert FULL not in [tile for tile, _ in config.mixing]
+    assert 0 not in [repeats for _, repeats in config.mixing]
+    assert_same_bits(nt.whiten(x, config), nt.whiten(x))
+
+
+def test_a_preset_with_a_shape_is_resolved() -> None:
+    assert nt.preset("flux", (16, 64, 64)) == resolve(nt.preset("flux"), Sample(16, 64, 64))
+    assert nt.preset("auto", (2, 16, 64, 64)) == nt.preset("flux", (16, 64, 64))
+    with pytest.raises(ValueError, match="tile 12x8 does not divide the 64x64 plane"):
+        nt.preset("wan", (16, 64, 64))
+
+
+# ---- whiten ----
+
+
+def test_whiten_takes_a_name_or_a_configuration_and_alpha() -> None:
+    x = values("1/k", (2, 2, 16, 32))
+    whiten = torch.ops.noisetilt.whiten
+    assert_same_bits(nt.whiten(x, "flux"), whiten(x, "flux"))
+    assert_same_bits(nt.whiten(x, nt.preset("flux")), whiten(x, "flux"))
+    assert_same_bits(nt.whiten(x, "flux", alpha=0.01), whiten(x, "flux", 0.01))
+    config = dataclasses.replace(nt.preset("flux"), alpha=0.5)
+    assert_same_bits(nt.whiten(x, config), whiten(x, "flux", 0.5))
+    assert_same_bits(nt.whiten(x, config, alpha=0.01), whiten(x, "flux", 0.01))
+    assert_same_bits(nt.whiten(x, alpha=0.01), whiten(x, "auto", 0.01))
+
+
+# ---- text ----
+
+
+def test_a_configuration_prints_itself_readably() -> None:
+    config = nt.preset("flux", (16, 64, 64))
+    assert str(config) == repr(config)
+    assert str(config) == (
+        "WhiteningConfig(chunks: 4, 16; tiles: 4x4, 8x8, 16x16; "
+        "mixing: 64x64 12 times, 8x8 6 times; alpha: 0.0001)"
+    )
+    assert "mixing: full plane ceil(log2) times, 4x8 ceil(log2) times; alpha: 0.0001" in str(nt.preset("wan"))
+    config = nt.WhiteningConfig([4], [], [], 0.5)
+    assert str(config) == "WhiteningConfig(chunks: 4; tiles: none; mixing: none; alpha: 0.5)"
+    assert "2x4 1 time;" in str(nt.WhiteningConfig([4], [], [((2, 4), 1)]))

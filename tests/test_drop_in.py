@@ -1,4 +1,4 @@
-"""Code written for other libraries runs with one import changed."""
+"""Code written for other libraries runs after one changed import."""
 
 import math
 import re
@@ -12,8 +12,10 @@ from tolerances import ROUNDED_ONCE, relative_error
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from noisetilt_kernels import drop_in
 
-# A rotation layer as quantisation libraries have it, and a step of WGNC's noise optimisation. Only the import differs.
+# A rotation layer of quantisation libraries, and the loop of WGNC's noise optimisation. Only the import is
+# replaced.
 
 HADAMARD_CALLER = """
 import torch
@@ -52,9 +54,9 @@ def run(x, reward, steps, lr):
 
 
 def foreign(source: str, package: str) -> dict:
-    """The namespace of `source` after its one import of `package` is changed."""
+    """Namespace of `source` after its only import of `package` is replaced."""
     changed, count = re.subn(
-        rf"^from {package} import", "from noisetilt_kernels import", source, flags=re.MULTILINE
+        rf"^from {package} import", "from noisetilt_kernels.drop_in import", source, flags=re.MULTILINE
     )
     assert count == 1
     namespace: dict = {}
@@ -63,7 +65,7 @@ def foreign(source: str, package: str) -> dict:
 
 
 def hadamard_matrix(size: int) -> Tensor:
-    """The upper left part of the Walsh-Hadamard matrix of the next power of two."""
+    """Upper left part of the Walsh-Hadamard matrix of the next power of two."""
     padded = 1 << (size - 1).bit_length()
     return torch.from_numpy(scipy.linalg.hadamard(padded)).double()[:size, :size]
 
@@ -104,7 +106,7 @@ def test_hadamard_transform_takes_any_number_of_dimensions(shape: tuple[int, ...
 
 
 def test_a_caller_of_project_wgnc() -> None:
-    """Both a latent of one sample and its gradient, of the shape of a model's latent."""
+    """A latent of one sample and its gradient, in the shape of a model's latent."""
     target = noise(1, (1, 4, 64, 64))[0]
     run = foreign(WGNC_CALLER, "wgnc")["run"]
     start = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(99))
@@ -112,15 +114,43 @@ def test_a_caller_of_project_wgnc() -> None:
     assert result.shape == start.shape
     assert float((result * target).sum()) > float((start * target).sum()) + 1000
     assert float(result.norm()) == pytest.approx(128, rel=1e-5)
-    assert_same_bits(nt.project_wgnc(result.reshape(-1)), nt.project_wgnc(result).reshape(-1))
+    assert_same_bits(drop_in.project_wgnc(result.reshape(-1)), drop_in.project_wgnc(result).reshape(-1))
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 32), (1, 4, 8, 8), (4, 2, 2, 2, 2, 2)])
 def test_project_wgnc_takes_any_shape_as_one_sample(shape: tuple[int, ...]) -> None:
     y = values("1/k", shape)
-    assert_same_bits(nt.project_wgnc(y), torch.ops.noisetilt.project_wgnc(y.flatten()).view(shape))
-    assert_same_bits(nt.project_wgnc(y.transpose(0, -1)), nt.project_wgnc(y.transpose(0, -1).contiguous()))
-    assert_same_bits(nt.project_wgnc(y, 8), nt.project_wgnc(y, block_size=8))
+    project_wgnc = drop_in.project_wgnc
+    assert_same_bits(project_wgnc(y), torch.ops.noisetilt.project_wgnc(y.flatten()).view(shape))
+    assert_same_bits(project_wgnc(y.transpose(0, -1)), project_wgnc(y.transpose(0, -1).contiguous()))
+    assert_same_bits(project_wgnc(y, 8), project_wgnc(y, block_size=8))
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (3, 4, 8, 8), (2, 4, 2, 8, 8), (0, 4, 8, 8)])
+def test_project_wgnc_batched_takes_each_sample_on_its_own(shape: tuple[int, ...]) -> None:
+    x = values("1/k", shape) if shape[0] else torch.empty(shape)
+    result = drop_in.project_wgnc_batched(x, block_size=8)
+    assert result.shape == shape
+    for sample, projected in zip(x, result, strict=True):
+        assert_same_bits(projected, drop_in.project_wgnc(sample, 8))
+    assert_same_bits(
+        drop_in.project_wgnc_batched(x.transpose(-1, -2).contiguous().transpose(-1, -2), 8), result
+    )
+
+
+def test_project_wgnc_batched_needs_a_batch() -> None:
+    with pytest.raises(
+        ValueError, match=r"project_wgnc_batched: x must be a batch \(B, C, H, W\), got \(64,\)"
+    ):
+        drop_in.project_wgnc_batched(torch.zeros(64))
+
+
+def test_the_functions_of_one_name_differ_on_a_batch() -> None:
+    """Rows are samples in `nt.project_wgnc`. In the drop-in the whole batch is one sample."""
+    x = values("1/k", (4, 64))
+    assert_same_bits(nt.project_wgnc(x), torch.stack([drop_in.project_wgnc(row) for row in x]))
+    assert not torch.equal(nt.project_wgnc(x), drop_in.project_wgnc(x))
+    assert drop_in.hadamard_transform is nt.hadamard_transform
 
 
 # ---- FLUX's packed latents ----
@@ -133,7 +163,7 @@ def pack_as_diffusers_does(x: Tensor) -> Tensor:
 
 
 def test_packing_by_hand() -> None:
-    """Token (row, column) holds, channel by channel, the four values of its 2x2 patch."""
+    """Token (row, column) has the four values of its 2x2 patch, channel by channel."""
     x = torch.arange(2 * 4 * 6).view(1, 2, 4, 6)
     packed = nt.pack_latents(x)
     assert packed.shape == (1, 6, 8)
@@ -159,7 +189,7 @@ def test_packed_latents_are_whitened_after_unpacking() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 64), (1, 16, 63, 64), (1, 16, 64, 63)])
-def test_what_cannot_be_packed(shape: tuple[int, ...]) -> None:
+def test_shapes_that_cannot_be_packed(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="pack_latents: x must be"):
         nt.pack_latents(torch.zeros(shape))
 
@@ -168,6 +198,6 @@ def test_what_cannot_be_packed(shape: tuple[int, ...]) -> None:
     ("shape", "height", "width"),
     [((1024, 64), 64, 64), ((1, 1024, 63), 64, 64), ((1, 1024, 64), 64, 63), ((1, 1000, 64), 64, 64)],
 )
-def test_what_cannot_be_unpacked(shape: tuple[int, ...], height: int, width: int) -> None:
+def test_shapes_that_cannot_be_unpacked(shape: tuple[int, ...], height: int, width: int) -> None:
     with pytest.raises(ValueError, match="unpack_latents: x must be"):
         nt.unpack_latents(torch.zeros(shape), height, width)

@@ -1,4 +1,4 @@
-"""Every bad input gives the documented error, which names operator and argument; and the process goes on."""
+"""Every bad argument raises an error that names operator and argument. Later calls still work."""
 
 import re
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import noisetilt_kernels as nt
+from noisetilt_kernels.drop_in import project_wgnc
 
 ops = torch.ops.noisetilt
 LOWER, UPPER = tables("typical", 16, 4)
@@ -25,10 +26,10 @@ def spectrum(*shape: int, dtype: torch.dtype = torch.complex64) -> Tensor:
     return torch.ones(shape, dtype=dtype)
 
 
-# A call that is right, of every operator. Mistakes replace one or two of its arguments.
+# A correct call of every operator. Each mistake replaces one or two of its arguments.
 RIGHT: dict[str, dict[str, Any]] = {
     "whiten": {"x": real(2, 4, 8, 8), "preset": "auto", "alpha": 1e-4},
-    "whiten_config": {
+    "_whiten_config": {
         "x": real(2, 4, 8, 8),
         "chunk_sizes": [4],
         "tile_sizes": [4, 4],
@@ -48,18 +49,19 @@ Mistake = tuple[str, dict[str, Any], type[Exception], str]
 
 
 def mistakes() -> dict[str, Mistake]:
-    """Operator, replaced arguments, error, and what its message must hold (the operator's name aside)."""
+    """Operator, replaced arguments, error, and a part of its message that follows the operator's name."""
     found: dict[str, Mistake] = {}
 
     def add(op: str, what: str, error: type[Exception], message: str, **replaced: Any) -> None:
         found[f"{op}: {what}"] = op, replaced, error, message
 
-    samples = ("whiten", "whiten_config", "project_tile_stats", "butterfly")
+    samples = ("whiten", "_whiten_config", "project_tile_stats", "butterfly")
     flat = ("project_2os", "project_wgnc", "compact_fourier")
     for op in (*samples, *flat, "hadamard_transform"):
         shape = RIGHT[op]["x"].shape
         for dtype in (torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
-            message = f"x must be one of float16, bfloat16, float32, float64, got {str(dtype).removeprefix('torch.')}"
+            message = "x must be one of float16, bfloat16, float32, float64, got "
+            message += str(dtype).removeprefix("torch.")
             add(op, str(dtype), TypeError, message, x=torch.zeros(shape).to(dtype))
     for dtype in (torch.float32, torch.float16, torch.int64):
         add(
@@ -102,7 +104,7 @@ def mistakes() -> dict[str, Mistake]:
         x=real(2, 0),
     )
 
-    for op in ("whiten", "whiten_config", "project_tile_stats"):
+    for op in ("whiten", "_whiten_config", "project_tile_stats"):
         for alpha in (0.0, 1.0, -1e-4, 1.5, float("nan"), float("inf")):
             add(
                 op,
@@ -153,53 +155,57 @@ def mistakes() -> dict[str, Mistake]:
     )
 
     add(
-        "whiten_config",
+        "_whiten_config",
         "no chunk size",
         ValueError,
         "chunk_sizes must be positive and not empty, got ()",
         chunk_sizes=[],
     )
-    add("whiten_config", "chunk size 0", ValueError, "chunk_sizes must be positive", chunk_sizes=[4, 0])
+    add("_whiten_config", "chunk size 0", ValueError, "chunk_sizes must be positive", chunk_sizes=[4, 0])
     add(
-        "whiten_config",
+        "_whiten_config",
         "chunk size 3",
         ValueError,
         "chunk size 3 does not divide the 256 values",
         chunk_sizes=[3],
     )
     add(
-        "whiten_config",
+        "_whiten_config",
         "half a tile",
         ValueError,
         "tile_sizes lists pairs th, tw and mixing triples",
         tile_sizes=[4],
     )
     add(
-        "whiten_config",
+        "_whiten_config",
         "half a domain",
         ValueError,
         "tile_sizes lists pairs th, tw and mixing triples",
         mixing=[4, 4],
     )
-    add("whiten_config", "tile 1x1", ValueError, "a tile needs at least 2 values, got 1x1", tile_sizes=[1, 1])
-    add("whiten_config", "tile 3x4", ValueError, "tile 3x4 does not divide the 8x8 plane", tile_sizes=[3, 4])
     add(
-        "whiten_config",
+        "_whiten_config", "tile 1x1", ValueError, "a tile needs at least 2 values, got 1x1", tile_sizes=[1, 1]
+    )
+    add("_whiten_config", "tile 3x4", ValueError, "tile 3x4 does not divide the 8x8 plane", tile_sizes=[3, 4])
+    add(
+        "_whiten_config",
         "mixing 1x1",
         ValueError,
         "a mixing tile needs an even number of values, got 1x1",
         mixing=[1, 1, 2],
     )
-    add("whiten_config", "mixing 3x2", ValueError, "tile 3x2 does not divide the 8x8 plane", mixing=[3, 2, 2])
     add(
-        "whiten_config",
+        "_whiten_config", "mixing 3x2", ValueError, "tile 3x2 does not divide the 8x8 plane", mixing=[3, 2, 2]
+    )
+    add(
+        "_whiten_config",
         "repeats",
         ValueError,
         "mixing repeats must not be negative, got -1",
         mixing=[0, 0, -1],
     )
     add(
-        "whiten_config",
+        "_whiten_config",
         "odd plane",
         ValueError,
         "tile 3x3 must hold an even number of values",
@@ -214,10 +220,10 @@ def mistakes() -> dict[str, Mistake]:
         "project_2os",
         "tables of another size",
         ValueError,
-        "tables of 8x4 bounds do not fit samples of 64 values; M*D must be 64",
+        "a table of 8x4 bounds does not fit samples of 64 values; M*D must be 64",
         **tables_of(8, 4),
     )
-    add("project_2os", "empty tables", ValueError, "tables of 0x4 bounds do not fit", **tables_of(0, 4))
+    add("project_2os", "empty tables", ValueError, "a table of 0x4 bounds does not fit", **tables_of(0, 4))
     add("project_2os", "flat tables", ValueError, "lower must be (M, D), got (64,)", **tables_of(64))
     add(
         "project_2os",
@@ -343,16 +349,16 @@ def test_mistake(name: str) -> None:
     op, replaced, error, message = MISTAKES[name]
     with pytest.raises(error, match=re.escape(message)) as caught:
         call(op, replaced)
-    # whiten_config is what nt.whiten calls with a WhiteningConfig, and speaks as these
-    names = ("whiten", "WhiteningConfig") if op == "whiten_config" else (f"{op}:",)
+    # nt.whiten calls _whiten_config, so its messages name the public function and class
+    names = ("whiten", "WhiteningConfig") if op == "_whiten_config" else (f"{op}:",)
     assert str(caught.value).startswith(names)
-    # and right after, the operator works
+    # the next call of the operator works
     assert bool(call(op, {}).isfinite().all())
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_with_fake_tensors(name: str) -> None:
-    """What torch.compile and export see: the same error, before anything runs."""
+    """torch.compile and export see the same error, before anything runs."""
     op, replaced, error, message = MISTAKES[name]
     with FakeTensorMode() as mode, pytest.raises(error, match=re.escape(message)):
         call(
@@ -422,12 +428,40 @@ def test_samples_on_another_device() -> None:
 TILES = ((4, 4),)
 
 FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "preset": (lambda: nt.preset("sdxl"), ValueError, "preset: unknown preset 'sdxl'; valid: 'flux', 'wan'"),
-    "preset auto": (lambda: nt.preset("auto"), ValueError, "preset: unknown preset 'auto'"),
+    "preset": (
+        lambda: nt.preset("sdxl"),
+        ValueError,
+        "preset: unknown preset 'sdxl'; valid: 'flux', 'wan', 'auto'",
+    ),
+    "preset auto": (
+        lambda: nt.preset("auto"),
+        ValueError,
+        "preset: 'auto' depends on the shape, got none; pass one: preset('auto', x.shape)",
+    ),
+    "preset shape": (
+        lambda: nt.preset("auto", (1, 2, 3, 4, 5, 6)),
+        ValueError,
+        "preset: x must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got (1, 2, 3, 4, 5, 6)",
+    ),
+    "preset empty": (
+        lambda: nt.preset("flux", (4, 0, 8)),
+        ValueError,
+        "preset: x has empty samples: (4, 0, 8)",
+    ),
+    "whiten name": (
+        lambda: nt.whiten(real(4, 8, 8), "sdxl"),
+        ValueError,
+        "whiten: unknown preset 'sdxl'; valid: 'flux', 'wan', 'auto'",
+    ),
     "whiten config": (
-        lambda: nt.whiten(real(4, 8, 8), "flux"),
+        lambda: nt.whiten(real(4, 8, 8), 4),
         TypeError,
-        "whiten: config must be a WhiteningConfig, got 'flux'",
+        "whiten: config must be a preset's name or a WhiteningConfig, got 4",
+    ),
+    "whiten alpha": (
+        lambda: nt.whiten(real(4, 8, 8), nt.preset("flux"), alpha=2.0),
+        ValueError,
+        "whiten: alpha must lie strictly between 0 and 1, got 2.0",
     ),
     "whiten shape": (
         lambda: nt.whiten(real(4, 6, 8), nt.preset("flux")),
@@ -525,39 +559,39 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "WhiteningConfig: alpha",
     ),
     "bounds M": (
-        lambda: nt.confidence_bounds(0, 4),
+        lambda: nt.confidence_table(0, 4),
         ValueError,
-        "confidence_bounds: num_chunks and chunk_size must be at least 1, got 0 and 4",
+        "confidence_table: num_chunks and chunk_size must be at least 1, got 0 and 4",
     ),
     "bounds D": (
-        lambda: nt.confidence_bounds(4, -1),
+        lambda: nt.confidence_table(4, -1),
         ValueError,
-        "confidence_bounds: num_chunks and chunk_size must be at least 1, got 4 and -1",
+        "confidence_table: num_chunks and chunk_size must be at least 1, got 4 and -1",
     ),
     "bounds alpha": (
-        lambda: nt.confidence_bounds(4, 4, 1.0),
+        lambda: nt.confidence_table(4, 4, 1.0),
         ValueError,
-        "confidence_bounds: alpha must lie strictly",
+        "confidence_table: alpha must lie strictly",
     ),
     "bounds reference": (
-        lambda: nt.confidence_bounds(4, 4, 1e-4, "normal"),
+        lambda: nt.confidence_table(4, 4, 1e-4, "normal"),
         TypeError,
-        "confidence_bounds: reference must be Normal() or",
+        "confidence_table: reference must be Normal() or",
     ),
     "chi-square": (lambda: nt.ChiSquare(0), ValueError, "ChiSquare: df must be at least 1, got 0"),
     "wgnc shape": (
-        lambda: nt.project_wgnc(real(3, 7)),
+        lambda: project_wgnc(real(3, 7)),
         ValueError,
         "project_wgnc: a sample needs an even number of values, got 21",
     ),
     "wgnc blocks": (
-        lambda: nt.project_wgnc(real(4, 12)),
+        lambda: project_wgnc(real(4, 12)),
         ValueError,
         "project_wgnc: block_size must be at least 2 and divide the 24",
     ),
-    "wgnc empty": (lambda: nt.project_wgnc(real(0, 32)), ValueError, "project_wgnc: x has empty samples"),
+    "wgnc empty": (lambda: project_wgnc(real(0, 32)), ValueError, "project_wgnc: x has empty samples"),
     "wgnc dtype": (
-        lambda: nt.project_wgnc(real(32, dtype=torch.int64)),
+        lambda: project_wgnc(real(32, dtype=torch.int64)),
         TypeError,
         "project_wgnc: x must be one of float16",
     ),

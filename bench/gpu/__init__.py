@@ -1,1 +1,1 @@
-"""Benchmarks on a GPU: `python -m bench.gpu`, or all that is to be done on a new one: `bench/gpu.sh`."""
+"""Benchmarks on a GPU: `python -m bench.gpu`. Build, tests and benchmarks on a new GPU: `bench/gpu.sh`."""

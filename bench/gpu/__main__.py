@@ -1,10 +1,10 @@
-"""Runs the benchmarks on the current GPU, writes bench/results/<device>-<date>.json, and prints the tables last.
+"""Run the benchmarks on the current GPU, write bench/results/<device>-<date>.json, and print the tables.
 
-What is measured is the backend that serves; NOISETILT_BACKEND=triton makes it that one, and the results
+The preferred backend is measured. NOISETILT_BACKEND=triton measures the Triton backend and writes
 <device>-triton-<date>.json.
 
-Every group of cases has a process and a time limit of its own: a fault on the GPU, or a kernel that never ends, costs
-the rest of its group and nothing else.
+Every group of cases runs in a separate process with a time limit. A fault on the GPU, or a kernel that never
+ends, costs only the rest of its group.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def run_group(name: str) -> None:
-    """In a process of its own: prints a line of JSON for every case."""
+    """Run a group of cases, and print a line of JSON for each. Meant for a separate process."""
     from .. import baselines
     from . import cases, measure
 
@@ -44,12 +44,12 @@ def run_group(name: str) -> None:
         else:
             result = asdict(row) | {"checks": [asdict(check) | {"met": check.met} for check in row.checks]}
         print(json.dumps(result), flush=True)
-        torch.cuda.synchronize()  # raises after a fault, when nothing of this process can be trusted any more
+        torch.cuda.synchronize()  # raises after a fault: no later result of this process is reliable
         torch.cuda.empty_cache()
 
 
 def collect(name: str, seconds: float) -> list[dict[str, Any]]:
-    """The results of a group; what is missing is said in the last of them."""
+    """Run a group in a process and return its results. If some are missing, the last result says why."""
     command = [sys.executable, "-u", "-m", "bench.gpu", "--group", name]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
@@ -63,15 +63,15 @@ def collect(name: str, seconds: float) -> list[dict[str, Any]]:
                 piece = process.stdout.read()
                 received, ended = received + (piece or b""), piece == b""
     if not ended:
-        os.killpg(process.pid, signal.SIGKILL)  # compilers that it has started as well
+        os.killpg(process.pid, signal.SIGKILL)  # also ends compilers that it started
     try:
         code = process.wait(timeout=20)
-    except subprocess.TimeoutExpired:  # it cannot end before its kernel does
+    except subprocess.TimeoutExpired:  # a process cannot end before its kernel does
         code = -signal.SIGKILL
     lines = received.decode(errors="replace").splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     if not ended:
-        results.append({"name": name, "error": f"not done after {seconds:.0f} s"})
+        results.append({"name": name, "error": f"not finished within {seconds:.0f} s"})
     elif code:
         results.append({"name": name, "error": f"ended with code {code}"})
     return [result | {"group": name} for result in results]
@@ -104,7 +104,7 @@ def machine_info() -> dict[str, Any]:
 
 def triton_version() -> str | None:
     try:
-        import triton  # its distributions have several names
+        import triton  # not importlib.metadata: its distributions have several names
     except ImportError:
         return None
     return triton.__version__
@@ -123,15 +123,17 @@ def commit() -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=400, help="for everything")
-    parser.add_argument("--only", nargs="*", help="groups of cases")
     parser.add_argument(
-        "--copy", type=Path, help="a folder for results.json, or results-triton.json, as well"
+        "--seconds", type=float, default=400, help="time limit of all groups together (default: 400)"
+    )
+    parser.add_argument("--only", nargs="*", help="names of the groups to run (default: all)")
+    parser.add_argument(
+        "--copy", type=Path, help="folder for a copy of the results: results.json or results-triton.json"
     )
     parser.add_argument("--group", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("bench.gpu: there is no GPU here that torch can use; nothing was measured")
+        print("bench.gpu: torch finds no GPU; nothing was measured")
         return 2
     if options.group:
         run_group(options.group)
@@ -157,7 +159,7 @@ def main() -> int:
         if options.only and name not in options.only:
             continue
         left = deadline - time.monotonic()
-        results = [{"name": name, "error": "no time was left", "group": name}]
+        results = [{"name": name, "error": "not run: the time limit was reached", "group": name}]
         if left > 10:
             start = time.monotonic()
             results = collect(name, min(limit, left))

@@ -1,4 +1,4 @@
-"""The cases, in groups that are run in a process each: what is measured, against what, and the targets of a backend."""
+"""Cases of the benchmarks on a GPU, in groups: what is measured and compared, and the targets."""
 
 import ctypes
 import math
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import confidence_bounds, python_ref
-from noisetilt_kernels.backends import native, reference
+from noisetilt_kernels import confidence_table, python_ref
+from noisetilt_kernels.backends import cuda, reference
 from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
 
 from .. import baselines
@@ -48,14 +48,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Failure(NamedTuple):
-    """Why there is no row."""
+    """A case without a row: its error."""
 
     name: str
     error: str
 
 
 Rows = Iterator[Row | Failure]
-GROUPS: dict[str, tuple[int, Callable[[], Rows]]] = {}  # the seconds that a group may take, and its cases
+GROUPS: dict[str, tuple[int, Callable[[], Rows]]] = {}  # name: time limit in seconds, cases
 
 
 def group(seconds: int, only: str = BACKEND) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
@@ -68,7 +68,7 @@ def group(seconds: int, only: str = BACKEND) -> Callable[[Callable[[], Rows]], C
 
 
 def guarded(case: Callable[..., Row], *args: object) -> Row | Failure:
-    """The case's row; the other cases go on whatever happens to it."""
+    """Return the case's row, or its error: an exception must not stop the other cases."""
     try:
         return case(*args)
     except Exception as error:
@@ -78,7 +78,7 @@ def guarded(case: Callable[..., Row], *args: object) -> Row | Failure:
 
 
 def faster(row: Row, what: str, ratio: float, **targets: float | None) -> None:
-    """Adds a ratio to the row: as a check, if the backend has a target, else as a note."""
+    """Add a ratio to the row: as a check if the backend has a target, otherwise as a note."""
     target = targets.get(BACKEND)
     if target is None:
         row.notes[what] = round(ratio, 2)
@@ -105,7 +105,7 @@ def whitening(preset: str, shape: tuple[int, ...], field: str) -> tuple[Tensor, 
 
 
 def whiten_once(preset: str, shape: tuple[int, ...], field: str, seconds: float, ratio: float) -> Row:
-    """`seconds`, of the GPU, and `ratio`: the CUDA library's targets."""
+    """Measure whiten of one sample. Targets of the CUDA library: `seconds` of the GPU, `ratio` over eager."""
     x, config = whitening(preset, shape, field)
 
     def ours() -> Tensor:
@@ -138,7 +138,7 @@ def whiten_once(preset: str, shape: tuple[int, ...], field: str, seconds: float,
 
 
 def triton_launches(function: Function) -> str:
-    """How many of which kernel a call launches."""
+    """Return how many times a call launches each kernel, as text."""
     from noisetilt_kernels.backends.triton.launch import Launch
 
     counts: Counter[str] = Counter()
@@ -163,7 +163,7 @@ def peak_memory(function: Function, x: Tensor) -> float:
 
 
 def whiten_batch(field: str) -> Row:
-    """Batches against one sample."""
+    """Measure batches, and compare them with one sample."""
     x, _ = whitening("flux", FLUX, field)
     times = {}
     for batch in (1, 2, 4, 8, 16, 64):
@@ -181,14 +181,12 @@ def whiten_batch(field: str) -> Row:
 
 
 def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
-    """The parts of whiten, each on what it gets there, where they are operators."""
+    """Measure the stages of whiten that are operators, each on its input within whiten."""
     if BACKEND != "cuda":
         return
     x, config = whitening(preset, shape, field)
     x = x[None]
-    projection = native._projection(
-        x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha
-    )
+    projection = cuda._projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
     mixing = [n for tile, repeats in config.mixing for n in (*tile, repeats)]
 
     def project(y: Tensor) -> Tensor:
@@ -196,7 +194,7 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         ops._project_(y, *projection)
         return y
 
-    def mix(y: Tensor) -> Tensor:
+    def project_mixing_domains(y: Tensor) -> Tensor:
         y = y.clone()
         ops._project_mixing_domains_(y, *projection, mixing)
         return y
@@ -214,12 +212,12 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         "FFT back": (lambda: torch.fft.ifft(half_length), False),
         "pack": (lambda: ops._compact_fourier_pack(projected.flatten(1)), False),
         "unpack": (lambda: ops._compact_fourier_unpack(projected_z.flatten(1)), False),
-        "mix": (lambda: mix(mixed), True),
+        "mixing domains": (lambda: project_mixing_domains(mixed), True),
     }
     copy = copy_floor(num_bytes(x))
     for name, (function, copies) in parts.items():
         row = guarded(measure, f"  {name} ({preset}, {field})", function, num_bytes(x), False)
-        if copies and isinstance(row, Row):  # less the copy that keeps the input
+        if copies and isinstance(row, Row):  # without the copy that keeps the input
             for kind in ("warm", "cold"):
                 row.seconds[kind] = {k: max(v - copy[kind]["p50"], 0.0) for k, v in row.seconds[kind].items()}
         yield row
@@ -250,7 +248,7 @@ print(time.perf_counter() - start)
 
 
 def first_call_of_a_process() -> Row:
-    """With the bounds tables on disk."""
+    """Measure the first call of a process, with the confidence tables in the cache on disk."""
     x, _ = whitening("flux", FLUX, "noise")
     ops.whiten(x, "flux")
     row = Row("whiten flux, first call of a process")
@@ -285,7 +283,7 @@ def whiten_wan() -> Rows:
 
 
 def cub() -> ctypes.CDLL | None:
-    """The library of radix_sort.cu, if it has been built."""
+    """Return the library of radix_sort.cu, or None if it has not been built."""
     path = ROOT / "build" / "radix_sort.so"
     return ctypes.CDLL(str(path)) if path.exists() else None
 
@@ -296,13 +294,13 @@ def resident_clusters() -> int | None:
 
 
 def cub_sort(kind: int, x: Tensor, chunk_size: int) -> Function:
-    """A function that sorts columns as long as those of x's chunks, with places, by CUB."""
+    """Return a function that sorts, by CUB, the columns of x's chunks together with their places."""
     library = cub()
     if library is None:
-        raise RuntimeError("radix_sort.cu has not been built")
+        raise RuntimeError("bench/gpu/radix_sort.cu has not been built; bench/gpu.sh does so")
     size, length = x.numel(), x.numel() // chunk_size
     keys = x.view(-1, chunk_size).t().contiguous().flatten()
-    if kind == 2:  # ordered as unsigned numbers, below the column
+    if kind == 2:  # the order-preserving bits of the key, below the column
         bits = keys.view(torch.int32).long()
         ordered = torch.where(bits < 0, ~bits & 0xFFFFFFFF, bits | 0x80000000)
         keys = ordered | (torch.arange(size, device=DEVICE) // length << 32)
@@ -324,7 +322,7 @@ def cub_sort(kind: int, x: Tensor, chunk_size: int) -> Function:
     expected = x.view(-1, chunk_size).t().sort(dim=1, stable=True).values.flatten()
     found = x.view(-1, chunk_size).t().contiguous().flatten()[sorted_places.long()]
     if not torch.equal(found, expected):
-        raise RuntimeError("CUB's sort is not one")
+        raise RuntimeError("the result of CUB's sort is not sorted")
     return lambda: run(memory.data_ptr())
 
 
@@ -333,7 +331,7 @@ CUB = ("CUB segmented radix sort", "CUB segmented sort", "CUB radix sort of wide
 
 def project_2os(chunk_size: int, field: str) -> Row:
     x = FIELDS[field](FLUX).flatten().to(DEVICE)
-    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(x.numel() // chunk_size, chunk_size))
+    lower, upper = (t.float().to(DEVICE) for t in confidence_table(x.numel() // chunk_size, chunk_size))
     row = measure(
         f"project_2os, D = {chunk_size}, {field}", lambda: ops.project_2os(x, lower, upper), num_bytes(x)
     )
@@ -384,7 +382,7 @@ def order_stats() -> Rows:
 
 
 def bandwidth(name: str, function: Function, x: Tensor, **targets: float | None) -> Row:
-    """Times against a copy of as many bytes."""
+    """Measure a function, and compare it with a copy of the same number of bytes."""
     row = measure(name, function, num_bytes(x), call=False)
     fraction = row.floors["copy"] / row.seconds["warm"]["p50"]
     row.notes["copy, GB/s"] = round(2e-9 * num_bytes(x) / row.floors["copy"])
@@ -501,11 +499,11 @@ def wgnc() -> Rows:
     yield guarded(project_wgnc_blocks, 32, None)
 
 
-# ---- what a call costs the host ----
+# ---- host time of a call ----
 
 
 def dispatch(name: str, function: Function, cuda: float | None, calls: int = 8) -> Row:
-    """Host time of a call whose work is not waited for, of small batches of calls into an empty queue."""
+    """Measure the host time of calls, in groups of `calls` into an empty queue, without waiting."""
     times = []
     for _ in range(20):
         function()
@@ -524,7 +522,7 @@ def dispatch(name: str, function: Function, cuda: float | None, calls: int = 8) 
 @group(30)
 def dispatches() -> Rows:
     x, y = gaussian((4, 16, 16)).to(DEVICE), gaussian((1, 1024)).to(DEVICE)
-    lower, upper = (t.float().to(DEVICE) for t in confidence_bounds(256, 4))
+    lower, upper = (t.float().to(DEVICE) for t in confidence_table(256, 4))
     spectrum = torch.view_as_complex(y.view(1, -1, 2)).clone()
     functions: dict[str, Function] = {
         "whiten": lambda: ops.whiten(x),
@@ -543,7 +541,7 @@ def dispatches() -> Rows:
     yield guarded(dispatch, "whiten flux", lambda: ops.whiten(flux, "flux"), None, 2)
 
 
-# ---- whiten against a compiler ----
+# ---- whiten compared with torch.compile ----
 
 
 @group(120)
@@ -552,7 +550,7 @@ def whiten_compiled() -> Rows:
 
 
 def compiled() -> Row:
-    """torch.compile of the idiomatic version, in a CUDA graph."""
+    """Compare whiten with torch.compile of the idiomatic version, in a CUDA graph."""
     x, config = whitening("flux", FLUX, "1/k")
     start = time.perf_counter()
     function = torch.compile(lambda x: baselines.whiten(x, config))

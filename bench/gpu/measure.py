@@ -1,4 +1,4 @@
-"""Times on a GPU: of graph replays, with the L2 cache warm and cold, and of calls as a user makes them."""
+"""Measurement of times on a GPU: graph replays with a warm or a cold L2 cache, and ordinary calls."""
 
 import ctypes
 import time
@@ -12,9 +12,9 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda")
 
-SECONDS = 0.25  # that one measurement takes, about
-ROUNDS = 5, 60  # at least, at most
-GRAPH_SECONDS = 2e-4  # of a graph with the L2 warm: shorter functions are captured several times over
+SECONDS = 0.25  # of one measurement, about
+ROUNDS = 5, 60  # of one measurement: at least, at most
+GRAPH_SECONDS = 2e-4  # of a graph with a warm L2 cache: shorter functions are captured several times in a row
 
 Function = Callable[[], object]
 Seconds = dict[str, float]  # min, p20, p50, p80
@@ -22,13 +22,13 @@ Seconds = dict[str, float]  # min, p20, p50, p80
 
 @dataclass
 class Check:
-    """A value against its target."""
+    """A measured value and its target."""
 
     what: str
     value: float
     unit: str  # "x" for ratios, "s" for times
     target: float
-    at_least: bool  # or at most
+    at_least: bool  # the target is a lower limit; if False, an upper limit
 
     @property
     def met(self) -> bool:
@@ -37,17 +37,15 @@ class Check:
 
 @dataclass
 class Row:
-    """What was measured of one case."""
+    """Measurements of one case."""
 
     name: str
-    seconds: dict[str, Seconds] = field(
-        default_factory=dict
-    )  # warm, cold: of the GPU; call: until the result is there
+    # "warm", "cold": of the GPU. "call": until the result is available.
+    seconds: dict[str, Seconds] = field(default_factory=dict)
     launches: int | None = None
-    floors: Seconds = field(
-        default_factory=dict
-    )  # medians: a copy of the same bytes, as many launches of nothing
-    against: Seconds = field(default_factory=dict)  # medians of what others do, called likewise
+    # Medians: a copy of the same number of bytes, and the same number of launches of tiny kernels.
+    floors: Seconds = field(default_factory=dict)
+    against: Seconds = field(default_factory=dict)  # medians of other implementations, called in the same way
     checks: list[Check] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -58,7 +56,7 @@ def percentiles(times: list[float]) -> Seconds:
 
 
 def call_times(function: Function, seconds: float = SECONDS, calls: int = 1) -> Seconds:
-    """Of a call until its result is there, by the wall clock; or of each of several in sequence."""
+    """Wall-clock times of a call until its result is available; for `calls` calls in sequence, of each."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -79,12 +77,12 @@ def _rounds(each: float, seconds: float = SECONDS) -> int:
 
 
 class Graph:
-    """A function as a CUDA graph, `copies` times in a row."""
+    """CUDA graph of a function, captured `copies` times in a row."""
 
     def __init__(self, function: Function, copies: int = 1):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # tables, plans of FFTs and compilation
+        with torch.cuda.stream(stream):  # makes tables and FFT plans, and compiles
             for _ in range(2):
                 function()
         torch.cuda.synchronize()
@@ -101,7 +99,7 @@ class Graph:
         self.graph.replay()
 
     def launches(self) -> int | None:
-        """Kernels, copies and fills; None where the graph does not tell."""
+        """Return the number of kernels, copies and fills of a call; None if the graph does not give it."""
         count = ctypes.c_size_t()
         try:
             library = ctypes.CDLL(f"libcudart.so.{(torch.version.cuda or '').split('.')[0]}")
@@ -116,7 +114,7 @@ _flushed: list[Tensor] = []
 
 
 def flush() -> None:
-    """Enqueues a write of four times the L2 cache."""
+    """Enqueue a write of four times the size of the L2 cache."""
     if not _flushed:
         size = getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 0) or 64 << 20
         _flushed.append(torch.empty(4 * size, dtype=torch.int8, device=DEVICE))
@@ -124,7 +122,7 @@ def flush() -> None:
 
 
 def replay_times(graph: Graph, cold: bool) -> Seconds:
-    """Of the GPU alone, for one of the graph's copies."""
+    """Return the GPU's times for one of the graph's copies."""
 
     def enqueue() -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -144,7 +142,7 @@ def replay_times(graph: Graph, cold: bool) -> Seconds:
 
 
 def gpu_times(function: Function) -> tuple[dict[str, Seconds], int | None]:
-    """Warm and cold times of the GPU, and the number of launches."""
+    """Return warm and cold times of the GPU, and the number of launches."""
     single = Graph(function)
     cold = replay_times(single, cold=True)
     once = replay_times(single, cold=False)
@@ -157,7 +155,7 @@ _floors: dict[tuple[str, int], dict[str, Seconds]] = {}
 
 
 def copy_floor(num_bytes: int) -> dict[str, Seconds]:
-    """Times of torch.clone of so many bytes."""
+    """Return the times of torch.clone of `num_bytes` bytes."""
     if ("copy", num_bytes) not in _floors:
         x = torch.zeros(num_bytes, dtype=torch.uint8, device=DEVICE)
         _floors["copy", num_bytes] = gpu_times(x.clone)[0]
@@ -165,7 +163,7 @@ def copy_floor(num_bytes: int) -> dict[str, Seconds]:
 
 
 def launch_floor(launches: int) -> dict[str, Seconds]:
-    """Times of so many kernels in a row that add 1 to one number."""
+    """Return the times of `launches` kernels in a row, each of which adds 1 to one number."""
     if ("launch", launches) not in _floors:
         x = torch.zeros(1, device=DEVICE)
 
@@ -178,7 +176,7 @@ def launch_floor(launches: int) -> dict[str, Seconds]:
 
 
 def measure(name: str, function: Function, num_bytes: int, call: bool = True) -> Row:
-    """A row with times and floors; `num_bytes`: of the input, or of the result, which is as large."""
+    """Return a row with times and floors. `num_bytes`: of the input, which is as large as the result."""
     row = Row(name)
     row.seconds, row.launches = gpu_times(function)
     if call:
@@ -191,7 +189,10 @@ def measure(name: str, function: Function, num_bytes: int, call: bool = True) ->
 
 
 def compare(row: Row, others: Mapping[str, Function], seconds: float = SECONDS) -> float:
-    """Adds the call times of others to the row; the ratio of the fastest to ours. What fails is noted."""
+    """Add the call times of other implementations to the row; return the fastest divided by ours.
+
+    A failure of another implementation becomes a note of the row.
+    """
     for name, function in others.items():
         try:
             row.against[name] = call_times(function, seconds)["p50"]

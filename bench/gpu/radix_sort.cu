@@ -1,6 +1,6 @@
-// CUB's sorts, what a projection onto order statistics would begin with; and how many clusters of 16 blocks
-// the GPU holds at once. Compiled by itself into a library that Python opens: nvcc -O3 -shared -Xcompiler
-// -fPIC.
+// CUB's sorts, for comparison: a simple projection onto order statistics would begin with one. Also the
+// number of clusters of 16 blocks that the GPU holds at once. bench/gpu.sh compiles this file into a shared
+// library, which Python opens.
 
 #include <cuda_runtime.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 enum Sort { segmented_radix_sort, segmented_sort, radix_sort_of_wide_keys };
 
-// Columns of `length` keys lie one after the other.
+// First key of a column. Columns of `length` keys follow each other.
 struct Begin {
   int length;
   __host__ __device__ int operator()(int column) const { return column * length; }
@@ -25,8 +25,9 @@ __global__ void __launch_bounds__(256) cluster_kernel(int* out) {
 
 }  // namespace
 
-// Sorts every column's keys with their places. With `memory` null only tells how many bytes of it are needed.
-// The wide keys have the column above the 32 bits of the key.
+// Sorts the keys of every column together with their places. Returns a cudaError_t. If `memory` is null, it
+// only writes the number of bytes of memory that it needs. Wide keys have the column above the 32 bits of the
+// key.
 extern "C" int noisetilt_sort(int sort, void* memory, size_t* bytes, const void* keys, void* sorted_keys,
                               const int* places, int* sorted_places, int columns, int length,
                               cudaStream_t stream) {

@@ -1,7 +1,8 @@
-"""Every kernel once or twice on small inputs, for compute-sanitizer: `python -m bench.gpu.sanitize`.
+"""Run every kernel once or twice on small inputs, for compute-sanitizer: `python -m bench.gpu.sanitize`.
 
-Sizes are such that every way through the kernels is taken, and small, since a program runs up to a hundred times slower
-there. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is an allocation of its own, whose bounds are then watched.
+The inputs take every path through the kernels. They are small, because compute-sanitizer makes a program up
+to a hundred times slower. With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is a separate allocation, so
+that accesses outside of it are found.
 """
 
 import sys
@@ -10,16 +11,16 @@ import torch
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import confidence_bounds
+from noisetilt_kernels import confidence_table
 
 ops = torch.ops.noisetilt
 
-# Triton compiles a hundred kernels for each.
+# For Triton only one: it compiles a hundred kernels for each dtype.
 DTYPES = (torch.float32,) if nt.backends()["cuda"].backend == "triton" else (torch.float32, torch.float64)
 
 
 def fields(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Settled at once, ranked, sorted."""
+    """Inputs on the three paths of 2OS: settled by counting, ranked among neighbours, sorted."""
     noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     made = {"noise": noise, "structured": noise.cumsum(-1), "tied": noise.round()}
     return {name: field.to("cuda", dtype) for name, field in made.items()}
@@ -27,7 +28,7 @@ def fields(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def order_stats(dtype: torch.dtype) -> None:
     for num_chunks, chunk_size in ((300, 4), (64, 16), (3000, 3), (9, 100), (1, 500)):
-        lower, upper = (t.to("cuda", dtype) for t in confidence_bounds(num_chunks, chunk_size))
+        lower, upper = (t.to("cuda", dtype) for t in confidence_table(num_chunks, chunk_size))
         for x in fields((2, num_chunks * chunk_size), dtype).values():
             ops.project_2os(x, lower, upper)
             ops.project_2os(x, upper.neg(), upper.abs() + 1)  # bounds that fall
@@ -67,7 +68,7 @@ def wgnc(dtype: torch.dtype) -> None:
 
 def main() -> int:
     if not torch.cuda.is_available():
-        print("bench.gpu.sanitize: there is no GPU here that torch can use")
+        print("bench.gpu.sanitize: torch finds no GPU; nothing was run")
         return 2
     for dtype in DTYPES:
         for part in (order_stats, samples, transforms, wgnc):

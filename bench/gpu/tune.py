@@ -1,8 +1,8 @@
-"""Makes noisetilt_kernels/backends/triton/launch_table.json anew: the block sizes and warps that are fastest on the GPU at hand.
+"""Write noisetilt_kernels/backends/triton/launch_table.json: the GPU's fastest block sizes and warps.
 
-One kernel after the other, a small grid of candidates is measured in place of the table's entry, on the problems of
-that kernel, everything as a CUDA graph. The best replaces it if it is more than 2% faster, twice, and leaves the bits
-of all results as they are. What they need is compiled ahead, by several processes side by side.
+For each kernel in turn, a small grid of candidates is measured in place of the table's entry, on the problems
+of that kernel, as CUDA graphs. The best candidate replaces the entry if it is more than 2% faster in two
+measurements and all results keep their bits. Several processes compile the candidates beforehand.
 """
 
 import argparse
@@ -28,12 +28,14 @@ from .measure import DEVICE, Function, Graph, replay_times
 
 Sizes = dict[str, int]
 Table = dict[str, Sizes]
-Measure = Callable[[str, Sizes], float]  # a kernel with such sizes: seconds, infinite if it fails or errs
+Measure = Callable[
+    [str, Sizes], float
+]  # (kernel, sizes) -> seconds; infinite after an error or a wrong result
 
-PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "triton" / "launch_table.json"
+PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "backends" / "triton" / "launch_table.json"
 BETTER = 0.98
 
-GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # the kernels that take most of the time come first
+GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # kernels that take most of the time come first
     "sort_runs_kernel": {"values": (2048, 4096, 8192), "entries": (512, 1024, 2048), "warps": (4, 8, 16)},
     "rank_in_runs_kernel": {"lookups": (512, 1024, 2048, 4096), "runs": (16, 32), "warps": (2, 4, 8)},
     "tile_stats_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
@@ -49,7 +51,10 @@ GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # the kernels that take most o
 
 
 def candidates(current: Sizes, grid: Mapping[str, Iterable[int]]) -> list[Sizes]:
-    """All sizes of a grid but the current ones; what the grid lacks stays. First those that differ in the fewest."""
+    """Return all sizes of a grid except the current ones, those with the fewest changes first.
+
+    Sizes that the grid does not name keep their current values.
+    """
     found = [current | dict(zip(grid, sizes, strict=True)) for sizes in itertools.product(*grid.values())]
 
     def changes(sizes: Sizes) -> int:
@@ -65,11 +70,11 @@ def descend(
     in_time: Callable[[], bool] = lambda: True,
     tell: Callable[[str], None] = print,
 ) -> Table:
-    """The table with the better entries that were found while in time, one kernel after the other."""
+    """Return the table with the better entries that were found in time. Kernels are tuned one by one."""
     table = {kernel: dict(sizes) for kernel, sizes in table.items()}
     for kernel, grid in grids.items():
         if not in_time():
-            tell(f"{kernel}: no time was left")
+            tell(f"{kernel}: not tuned, the time limit was reached")
             continue
         current, tried = table[kernel], 0
         best, least = current, measure(kernel, current)
@@ -87,13 +92,13 @@ def descend(
         verdict = (
             f"{best}, {standing / least:.2f}x as fast" if table[kernel] is best is not current else "kept"
         )
-        tell(f"{kernel}: {current}: {verdict}; {tried} others tried")
-        measure(kernel, table[kernel])  # leaves it in use
+        tell(f"{kernel}: {current}: {verdict}; {tried} others measured")
+        measure(kernel, table[kernel])  # the kernel now uses this entry
     return table
 
 
 def render(table: Table) -> str:
-    """The file: a line for each kernel."""
+    """Return the text of the file: one line for each kernel."""
     lines = (f"  {json.dumps(kernel)}: {json.dumps(sizes)}" for kernel, sizes in table.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -102,7 +107,7 @@ def render(table: Table) -> str:
 
 
 def problems() -> dict[str, list[Callable[[], Tensor]]]:
-    """For each kernel, functions in which it matters."""
+    """Return, for each kernel, functions that spend much of their time in it."""
     import noisetilt_kernels  # noqa: F401  (the operators)
     from noisetilt_kernels.backends.triton.whitening import finite_or_nan
 
@@ -132,11 +137,11 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
 
 
 class OnGpu:
-    """Measures a kernel with other sizes: the geometric mean of the times of its problems."""
+    """Measurement of a kernel with other sizes: geometric mean of the times of its problems."""
 
     def __init__(self) -> None:
         self._problems = problems()
-        self._expected: dict[str, list[Tensor]] = {}  # of the kernels' problems, with the table as it was
+        self._expected: dict[str, list[Tensor]] = {}  # results of the problems with the original table
 
     def __call__(self, kernel: str, sizes: Sizes) -> float:
         use(kernel, sizes)
@@ -144,10 +149,10 @@ class OnGpu:
             results = [bits(function()) for function in self._problems[kernel]]
             expected = self._expected.setdefault(kernel, results)
             if not all(map(torch.equal, results, expected)):
-                print(f"  {kernel} {sizes}: other bits", flush=True)
+                print(f"  {kernel} {sizes}: rejected, the results have other bits", flush=True)
                 return math.inf
             times = [graph_seconds(function) for function in self._problems[kernel]]
-        except Exception as error:  # out of shared memory, most likely
+        except Exception as error:  # most likely out of shared memory
             print(
                 f"  {kernel} {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True
             )
@@ -158,7 +163,7 @@ class OnGpu:
 
 
 def use(kernel: str, sizes: Sizes) -> None:
-    """From here on, the kernel is launched with these sizes."""
+    """Let all later launches of the kernel use these sizes."""
     from noisetilt_kernels.backends.triton.launch import set_blocks
 
     set_blocks(kernel, **sizes)
@@ -177,7 +182,7 @@ def graph_seconds(function: Function) -> float:
 
 
 def compile_ahead(table: Table, seconds: float) -> None:
-    """Fills Triton's cache with what the candidates need, by other processes; what is not done in time is left."""
+    """Compile the candidates in other processes, into Triton's cache, until the time limit is reached."""
     wanted = [(kernel, sizes) for kernel, grid in GRIDS.items() for sizes in candidates(table[kernel], grid)]
     workers = max(1, min(12, len(os.sched_getaffinity(0)) - 2))
     deadline = time.monotonic() + seconds
@@ -192,7 +197,7 @@ def compile_ahead(table: Table, seconds: float) -> None:
 
 
 def compile_only(wanted: list[tuple[str, Sizes]], table: Table) -> None:
-    """Calls the problems of each kernel with the sizes wanted, so that Triton compiles what they need."""
+    """Call the problems of each kernel with the given sizes, which makes Triton compile them."""
     functions = problems()
     for kernel, sizes in wanted:
         use(kernel, sizes)
@@ -206,18 +211,21 @@ def compile_only(wanted: list[tuple[str, Sizes]], table: Table) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.tune", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=170, help="for everything")
+    parser.add_argument("--seconds", type=float, default=170, help="time limit (default: 170)")
     parser.add_argument(
-        "--output", type=Path, default=PATH, help="the file to write (default: the package's)"
+        "--output", type=Path, default=PATH, help="file to write (default: the package's table)"
     )
     parser.add_argument("--compile", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("bench.gpu.tune: there is no GPU here that torch can use; the table is left as it is")
+        print("bench.gpu.tune: torch finds no GPU; the table was not changed")
         return 2
     table: Table = json.loads(PATH.read_text())
     if os.environ.setdefault("NOISETILT_BACKEND", "triton") != "triton":
-        print("bench.gpu.tune: NOISETILT_BACKEND names another backend than triton")
+        print(
+            f"bench.gpu.tune: NOISETILT_BACKEND is {os.environ['NOISETILT_BACKEND']}; "
+            "unset it, or set it to triton"
+        )
         return 2
     if options.compile:
         compile_only(options.compile, table)

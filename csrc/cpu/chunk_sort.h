@@ -1,4 +1,4 @@
-// Sorting inside small chunks: a network in registers, one chunk a lane.
+// Sorting of small chunks by a sorting network in registers. Each lane of a vector holds one chunk.
 #pragma once
 
 #include <array>
@@ -8,7 +8,7 @@
 namespace noisetilt::NOISETILT_VARIANT {
 
 template <int D>
-struct Network {  // Batcher's odd-even merge sort
+struct Network {  // Batcher's odd-even mergesort
   struct Comparator {
     int low, high;
   };
@@ -49,13 +49,13 @@ struct Network {  // Batcher's odd-even merge sort
   }
 };
 
-// Keys of a block of kLanes chunks: v[j] holds element j of each chunk, chunk by lane.
+// Loads the keys of kLanes chunks: lane l of v[j] is element j of chunk l.
 template <class T, int D>
 inline void load_block(const T* x, Vector<Integer<T>>* v) {
   using V = Vector<Integer<T>>;
   constexpr int W = kLanes<T>;
   for (int i = 0; i < D; ++i) v[i] = to_keys<T>(load<T>(x + i * W));
-  // Unzipping log2(D) times brings element j of every chunk to vector j, with the chunks in order.
+  // log2(D) rounds of unzipping bring element j of every chunk to vector j, with the chunks in order.
   for (int round = 1; round < D; round *= 2) {
     V unzipped[D];
     for (int i = 0; i < D / 2; ++i) {
@@ -67,8 +67,8 @@ inline void load_block(const T* x, Vector<Integer<T>>* v) {
   }
 }
 
-// Calls block(chunks, first chunk, number of chunks) for blocks of kLanes chunks in [begin, end) of x; the
-// last, where it is shorter, on a padded copy.
+// Calls block(chunks, number of the first chunk, count) for the chunks [begin, end) of x, kLanes at a time.
+// If the last block is shorter, it is called on a padded copy, which is then copied back.
 template <class T, int D, class Block>
 inline void for_blocks(T* x, int64_t begin, int64_t end, const Block& block) {
   constexpr int W = kLanes<T>;
@@ -83,7 +83,7 @@ inline void for_blocks(T* x, int64_t begin, int64_t end, const Block& block) {
   }
 }
 
-// Sorted chunks [begin, end) of x as keys in `columns` (D, M).
+// Sorts chunks [begin, end) of x and writes their keys to `columns` (D, M).
 template <class T, int D>
 void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   constexpr int W = kLanes<T>;
@@ -102,8 +102,8 @@ void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, i
   });
 }
 
-// The way back: each element of chunks [begin, end) of x is replaced by the key that stands at its rank in
-// `columns`; an element whose key has not changed keeps its bits.
+// Inverse of sort_chunks: replaces each element of chunks [begin, end) of x by the value of the key at its
+// rank in `columns`. An element whose key has not changed keeps its bits.
 template <class T, int D>
 void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   using V = Vector<Integer<T>>;
@@ -113,7 +113,7 @@ void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t 
     load_block<T, D>(chunks, v);
     for (int i = 0; i < D; ++i) {
       for (int k = i + 1; k < D; ++k) {
-        const V after = v[i] > v[k];  // all ones where element i follows element k
+        const V after = v[i] > v[k];  // -1 where element i sorts after element k
         rank[i] -= after;
         rank[k] += after + 1;
       }
@@ -130,7 +130,7 @@ void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t 
   });
 }
 
-// Where in its chunk the element stands whose rank there is `rank` and whose value is `value`.
+// Place in its chunk of the element with this rank in the chunk and this value.
 template <class T, int D>
 inline int64_t place_in_chunk(const T* chunk, int64_t rank, T value) {
   int64_t equals_before = rank;

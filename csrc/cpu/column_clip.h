@@ -1,4 +1,4 @@
-// Ranking a column across chunks, as far as needed, and clipping it.
+// Clipping of a column to the table, with as little ranking across chunks as possible.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// A value to be ranked: its key and its index, which breaks ties.
+// A value to rank: its key, and its index, which breaks ties.
 template <class T>
 struct Entry;
 template <>
@@ -36,9 +36,9 @@ struct Entry<double> {
   }
 };
 
-constexpr int64_t kRadixSize = 1024;
+constexpr int64_t kRadixSize = 1024;  // more entries than this are sorted by radix sort
 
-// Stable least-significant-digit radix sort; digits in which all keys agree cost one look.
+// Stable least-significant-digit radix sort. Skips digits in which all keys agree.
 template <class T>
 void radix_sort(Entry<T>* entries, int64_t count) {
   constexpr int kDigitBits = 11;
@@ -64,7 +64,7 @@ void radix_sort(Entry<T>* entries, int64_t count) {
     std::memcpy(static_cast<void*>(entries), from, static_cast<size_t>(count) * sizeof(Entry<T>));
 }
 
-// Sorts entries that stand in the order of their indices.
+// Sorts entries that are in the order of their indices.
 template <class T>
 void sort_entries(Entry<T>* entries, int64_t count) {
   if (count > kRadixSize) {
@@ -74,12 +74,12 @@ void sort_entries(Entry<T>* entries, int64_t count) {
   }
 }
 
-constexpr int64_t kRunSize = 256;       // entries to sort at a time, in the nearest cache
-constexpr int64_t kExchangeReach = 32;  // buckets up to this size are sorted together
+constexpr int64_t kRunSize = 256;       // entries to sort at a time; they fit in the first-level cache
+constexpr int64_t kExchangeReach = 32;  // largest bucket that is sorted together with its neighbours
 
-// Sorts at most kRunSize + kExchangeReach entries, each fewer than `reach` places from where it belongs:
-// `reach` rounds of exchanging neighbours, without a branch. The entries at even and at odd places stand in
-// two arrays meanwhile, so that a round is a minimum and a maximum of vectors.
+// Sorts at most kRunSize + kExchangeReach entries, each fewer than `reach` places from its sorted place. Does
+// `reach` rounds of branch-free odd-even transposition. Entries at even and at odd places are kept in two
+// arrays, so that a round is a minimum and a maximum of vectors.
 inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t reach) {
   constexpr int W = kLanes<int64_t>;
   constexpr int64_t kMost = (kRunSize + kExchangeReach) / 2 + W + 1;
@@ -90,7 +90,7 @@ inline void exchange_neighbours(Entry<float>* entries, int64_t count, int64_t re
     odd[i] = entries[2 * i + 1].bits;
   }
   if (count % 2) even[half - 1] = entries[count - 1].bits;
-  // Padding, which sorts last and stays there.
+  // Padding sorts last.
   for (int64_t i = half; i <= padded; ++i) even[i] = std::numeric_limits<int64_t>::max();
   for (int64_t i = count / 2; i < padded; ++i) odd[i] = std::numeric_limits<int64_t>::max();
 
@@ -115,15 +115,15 @@ inline void exchange_neighbours(Entry<double>* entries, int64_t count, int64_t) 
   std::sort(entries, entries + count);
 }
 
-// One column of the bounds tables.
+// One column of a table: lower and upper bound of each rank.
 template <class T>
-struct Bounds {
+struct TableColumn {
   const T *lower, *upper;
   int64_t stride;
   bool monotone;
   T low(int64_t rank) const { return lower[rank * stride]; }
   T high(int64_t rank) const { return upper[rank * stride]; }
-  // The bounds of `count` ranks from `first` on.
+  // Copies the bounds of ranks [first, first + count).
   void read(int64_t first, int64_t count, T* low, T* high) const {
     if (stride == 1) {
       std::memcpy(low, lower + first, static_cast<size_t>(count) * sizeof(T));
@@ -137,25 +137,25 @@ struct Bounds {
   }
 };
 
-// The elements of a column that were clipped.
+// A clipped value of a column.
 template <class T>
 struct Change {
-  int64_t index;  // of its chunk
+  int64_t index;  // number of its chunk
   T value, clipped;
 };
 template <class T>
 struct ChangeList {
   Change<T>* entries;
   int64_t capacity;
-  int64_t count = 0;  // beyond the capacity, the list is incomplete
+  int64_t count = 0;  // if larger than capacity, the list is incomplete
 };
 
-// Clips columns of M keys to the bounds of their ranks; holds the working memory of one thread.
+// Clips columns of M keys to the table. Holds the working memory of one thread.
 //
-// The keys are counted into buckets of equal width, about six elements each. The count bounds the ranks of
-// a bucket's elements, and where the tables do not decrease, one comparison with the largest lower and the
-// smallest upper bound of these ranks shows that none of them changes. The elements of all other ("open")
-// buckets are sorted inside their bucket, which gives exact ranks.
+// The keys are counted into buckets of equal width, about six keys each. The counts give the range of ranks
+// in a bucket. If the table is monotone, one comparison with the largest lower bound and the smallest upper
+// bound of this range shows whether any key of the bucket can change. The buckets in which one can are
+// "open": their keys are sorted, which gives the exact ranks.
 template <class T>
 class ColumnClipper {
   using Key = Integer<T>;
@@ -170,18 +170,18 @@ class ColumnClipper {
         open_(num_buckets_),
         entries_(num_chunks) {}
 
-  // Clips `keys` in place. Appends what changed to `changes` as far as there is room, and counts all of it.
-  void clip(Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
+  // Clips `keys` in place. Appends the changes to `changes` while there is room, and counts all of them.
+  void clip(Key* keys, const TableColumn<T>& column, ChangeList<T>& changes) {
     if (!count_buckets(keys)) {
       for (int64_t m = 0; m < num_chunks_; ++m) entries_[m] = Entry<T>::make(keys[m], m);
       sort_entries<T>(entries_.data(), num_chunks_);
-      clip_ranks(0, num_chunks_, keys, bounds, changes);
-    } else if (open_buckets(bounds)) {
+      clip_ranks(0, num_chunks_, keys, column, changes);
+    } else if (open_buckets(column)) {
       for (int64_t m = 0; m < num_chunks_; ++m) {
         const auto id = ids_[m];
         if (open_[id]) entries_[next_[id]++] = Entry<T>::make(keys[m], m);
       }
-      for (int64_t b = 0; b < num_buckets_;) b = clip_run(b, keys, bounds, changes);
+      for (int64_t b = 0; b < num_buckets_;) b = clip_run(b, keys, column, changes);
     }
   }
 
@@ -190,7 +190,7 @@ class ColumnClipper {
     return std::max<int64_t>(1, std::min<int64_t>(num_chunks / 6, kMostBuckets));
   }
 
-  // Counts the keys into buckets; false where equal-width buckets cannot tell them apart.
+  // Counts the keys into buckets. Returns false if buckets of equal width cannot separate them.
   bool count_buckets(const Key* keys) {
     if (num_buckets_ == 1) return false;
     Key least = keys[0], greatest = keys[0];
@@ -199,7 +199,7 @@ class ColumnClipper {
       greatest = keys[m] > greatest ? keys[m] : greatest;
     }
     least_ = from_key<T>(least);
-    greatest_ = from_key<T>(greatest);  // may be infinite or NaN, as the least may
+    greatest_ = from_key<T>(greatest);  // both may be infinite or NaN
     origin_ = least_ > -kLargest ? least_ : -kLargest;
     const T end = greatest_ < kLargest ? greatest_ : kLargest;
     scale_ = static_cast<T>(num_buckets_) / (end - origin_);
@@ -208,7 +208,7 @@ class ColumnClipper {
     const T last = static_cast<T>(num_buckets_ - 1);
     for (int64_t m = 0; m < num_chunks_; ++m) {
       T t = position(from_key<T>(keys[m]));
-      t = t < last ? t : last;  // NaN goes last
+      t = t < last ? t : last;  // NaN: last bucket
       t = t > 0 ? t : T(0);
       ids_[m] = static_cast<uint16_t>(static_cast<int32_t>(t));
     }
@@ -218,16 +218,16 @@ class ColumnClipper {
     return true;
   }
 
-  // Finds the buckets in which some element might change; whether there is any.
-  bool open_buckets(const Bounds<T>& bounds) {
+  // Marks the buckets in which a key may change as open. Returns whether there is one.
+  bool open_buckets(const TableColumn<T>& column) {
     bool any = false;
     for (int64_t b = 0; b < num_buckets_; ++b) {
       const int64_t first = starts_[b], last = static_cast<int64_t>(starts_[b + 1]) - 1;
       bool open = last >= first;
-      if (open && bounds.monotone) {
-        // position() does not decrease, so a bound whose position lies outside the bucket lies outside
-        // of its values. The end buckets also hold what lies beyond them.
-        const T low = bounds.low(last), high = bounds.high(first);
+      if (open && column.monotone) {
+        // position() is monotone: a bound whose position is outside the bucket is outside the range of its
+        // values. The first and the last bucket also hold the values beyond them.
+        const T low = column.low(last), high = column.high(first);
         const bool above_low = b == 0 ? low <= least_ : position(low) < static_cast<T>(b);
         const bool below_high =
             b == num_buckets_ - 1 ? greatest_ <= high : position(high) >= static_cast<T>(b + 1);
@@ -240,8 +240,8 @@ class ColumnClipper {
     return any;
   }
 
-  // Sorts and clips a run of open buckets that starts at bucket b; the bucket after it.
-  int64_t clip_run(int64_t b, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
+  // Sorts and clips a run of open buckets that starts at bucket b. Returns the bucket after the run.
+  int64_t clip_run(int64_t b, Key* keys, const TableColumn<T>& column, ChangeList<T>& changes) {
     if (!open_[b]) return b + 1;
     const int64_t first = starts_[b];
     int64_t end = starts_[b + 1];
@@ -258,20 +258,20 @@ class ColumnClipper {
       }
       exchange_neighbours(entries_.data() + first, end - first, largest);
     }
-    clip_ranks(first, end, keys, bounds, changes);
+    clip_ranks(first, end, keys, column, changes);
     return b;
   }
 
-  // Clips the entries of ranks [first, end), a block at a time: first all comparisons, as vectors, then the
-  // writes.
-  void clip_ranks(int64_t first, int64_t end, Key* keys, const Bounds<T>& bounds, ChangeList<T>& changes) {
+  // Clips the entries of ranks [first, end). In each block, vectorised comparisons come before the writes.
+  void clip_ranks(int64_t first, int64_t end, Key* keys, const TableColumn<T>& column,
+                  ChangeList<T>& changes) {
     constexpr int kBlock = 64;
     T value[kBlock], low[kBlock], high[kBlock], clipped[kBlock];
     Key clipped_key[kBlock];
     for (int64_t rank = first; rank < end; rank += kBlock) {
       const int count = static_cast<int>(std::min<int64_t>(kBlock, end - rank));
       const Entry<T>* entries = entries_.data() + rank;
-      bounds.read(rank, count, low, high);
+      column.read(rank, count, low, high);
       int32_t changed = 0;
       for (int i = 0; i < count; ++i) {
         value[i] = from_key<T>(entries[i].key());
@@ -294,13 +294,14 @@ class ColumnClipper {
 
   T position(T value) const { return (value - origin_) * scale_; }
 
-  static constexpr int64_t kMostBuckets = 65536;       // their numbers have 16 bits
-  static constexpr T kLargest = static_cast<T>(1e30);  // the width of a range below it does not overflow
+  static constexpr int64_t kMostBuckets = 65536;  // bucket numbers have 16 bits
+  static constexpr T kLargest =
+      static_cast<T>(1e30);  // a range between -kLargest and kLargest has a finite width
 
   int64_t num_chunks_, num_buckets_;
   T least_, greatest_, origin_, scale_;
   Scratch<uint16_t> ids_;
-  Scratch<uint32_t> starts_, next_;  // bucket b holds the ranks [starts_[b], starts_[b + 1])
+  Scratch<uint32_t> starts_, next_;  // bucket b has ranks [starts_[b], starts_[b + 1])
   Scratch<uint8_t> open_;
   Scratch<Entry<T>> entries_;  // by rank
 };

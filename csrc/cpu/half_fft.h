@@ -1,11 +1,11 @@
-// The spectrum of N real values from the FFT of the same memory read as h = N/2 complex numbers, and back.
+// Spectrum of N real values from the FFT of the same memory read as h = N/2 complex numbers, and back.
 //
-// With Z that FFT and w = exp(-2 pi i / N), the spectrum is
+// Let Z be this FFT and w = exp(-2 pi i / N). The spectrum is
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
-// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the
-// difference of the two parts of Z_0, which the callers see to.
+// so Z_k and Z_{h-k} determine X_k and X_{h-k}, and conversely. X_0 and X_h are the sum and the difference of
+// the real and imaginary part of Z_0; the callers compute these.
 #pragma once
 
 #include "simd.h"
@@ -13,7 +13,7 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// Complex numbers as pairs, one at a time (V = T) or a vector of them from k on.
+// Array of complex numbers, real and imaginary parts interleaved. Vectors begin with number k.
 template <class T>
 struct InterleavedComplex {
   T* v;
@@ -29,7 +29,7 @@ struct InterleavedComplex {
   T& im(int64_t k) const { return v[2 * k + 1]; }
 };
 
-// Complex numbers as two arrays.
+// Array of complex numbers, real and imaginary parts in two arrays.
 template <class T>
 struct SplitComplex {
   T *real, *imaginary;
@@ -44,12 +44,12 @@ struct SplitComplex {
 
 enum class HalfFft { to_spectrum, from_spectrum };
 
-// One pair: element k and element n = h - k are replaced; (c, s) is w^k.
+// Replaces one pair: elements k and n = h - k. (c, s) is w^k.
 template <HalfFft direction, class V>
 inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
   const V sum_re = k_re + n_re, sum_im = k_im - n_im;
   const V dif_re = k_re - n_re, dif_im = k_im + n_im;
-  // the difference times -i w^k, or times i conj(w^k) on the way back
+  // The difference times -i w^k; from_spectrum: times i conj(w^k).
   const V odd_re = direction == HalfFft::to_spectrum ? c * dif_im + s * dif_re : s * dif_re - c * dif_im;
   const V odd_im = direction == HalfFft::to_spectrum ? s * dif_im - c * dif_re : c * dif_re + s * dif_im;
   k_re = (sum_re + odd_re) * scale;
@@ -58,15 +58,15 @@ inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
   n_im = (odd_im - sum_im) * scale;
 }
 
-// Turns the pairs k in [begin, end), within 1 .. h/2, from `in` to `out`, which may be the same; times
-// 2*scale.
+// Turns the pairs k in [begin, end), within 1 .. h/2, times 2*scale, from `in` to `out`. Both may be the
+// same.
 template <HalfFft direction, class T, class In, class Out>
 inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in,
                        const Out& out) {
   constexpr int W = kLanes<T>;
   const InterleavedComplex<const T> twiddle{w};
   int64_t k = begin;
-  for (; k + W <= end && 2 * (k + W - 1) < h; k += W) {  // while the two vectors do not meet
+  for (; k + W <= end && 2 * (k + W - 1) < h; k += W) {  // while the two vectors do not overlap
     const int64_t n = h - k - (W - 1);
     auto [k_re, k_im] = in.load_vector(k);
     auto [n_re, n_im] = in.load_vector(n);

@@ -1,4 +1,4 @@
-// Integers that order like the values they stand for, with -0 equal to +0 and every NaN last.
+// Sorting keys: integers in the order of their values, with -0 equal to +0 and every NaN last.
 #pragma once
 
 #include <limits>
@@ -23,8 +23,8 @@ inline Vector<Integer<T>> to_keys(Vector<T> x) {
   return x == x ? bits : broadcast<Integer<T>>(kNanKey<T>);
 }
 
-// The key from which from_key gives back x to the bit: apart from -0, the key of x. x is not NaN, or the NaN
-// of from_key.
+// Key from which from_key restores x to the bit. Differs from to_key(x) only for -0. x must not be NaN,
+// except the NaN that from_key returns.
 template <class T>
 inline Integer<T> to_exact_key(T x) {
   Integer<T> bits;

@@ -1,8 +1,8 @@
 // Two-level order statistics (2OS), DESIGN section 2, without a full sort.
 //
-// Every chunk is sorted, and of the sorted chunks the j-th smallest values make column j. Each column is
-// ranked only as far as its bounds ask (column_clip.h). An element that is clipped is found again in its
-// chunk by its value: the n-th among its equals. Only such elements are written.
+// Every chunk is sorted; column j consists of the j-th smallest value of every chunk. A column is ranked only
+// as far as clipping it to the table requires (column_clip.h). A clipped value is found again in its chunk by
+// comparison: it is the n-th of those equal to it. Only clipped values are written.
 
 #include "order_stats.h"
 
@@ -11,22 +11,23 @@
 
 #include "chunk_sort.h"
 #include "column_clip.h"
+#include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-constexpr int64_t kGrain = 8192;  // elements of work that are worth a thread
+constexpr int64_t kGrain = 8192;  // fewest values per thread
 
-int64_t grain_for(int64_t elements_each) { return std::max<int64_t>(1, kGrain / elements_each); }
+int64_t grain_for(int64_t values_each) { return std::max<int64_t>(1, kGrain / values_each); }
 
-// What clip_columns leaves: the clipped columns, and a list of the changes if these are few.
+// Lists of the clipped values of each column. If a column has too many, its list is incomplete.
 template <class T>
 class Changes {
  public:
   Changes(int64_t num_chunks, int64_t chunk_size)
-      : capacity_(num_chunks / kFewest), entries_(chunk_size * capacity_), counts_(chunk_size) {}
+      : capacity_(num_chunks / kChunksPerChange), entries_(chunk_size * capacity_), counts_(chunk_size) {}
 
   ChangeList<T> list(int64_t j) { return {&entries_[j * capacity_], capacity_}; }
   void set_count(int64_t j, int64_t count) { counts_[j] = count; }
@@ -42,8 +43,9 @@ class Changes {
   }
 
  private:
-  static constexpr int64_t kFewest =
-      16;  // from one change in so many chunks on, undoing the whole sort is faster
+  // With more changes than one in kChunksPerChange chunks, undoing the whole sort is faster than finding each
+  // place.
+  static constexpr int64_t kChunksPerChange = 16;
   int64_t capacity_;
   Scratch<Change<T>> entries_;
   Scratch<int64_t> counts_;
@@ -56,15 +58,16 @@ void clip_columns(Integer<T>* columns, const Table<T>& table, Changes<T>& change
     ColumnClipper<T> clipper(M);
     for (int64_t j = begin; j < end; ++j) {
       const int64_t offset = j * table.column_stride;
-      const Bounds<T> bounds{table.lower + offset, table.upper + offset, table.row_stride, table.monotone};
+      const TableColumn<T> column{table.lower + offset, table.upper + offset, table.row_stride,
+                                  table.monotone};
       ChangeList<T> list = changes.list(j);
-      clipper.clip(columns + j * M, bounds, list);
+      clipper.clip(columns + j * M, column, list);
       changes.set_count(j, list.count);
     }
   });
 }
 
-// Chunks of D values, sorted by a network.
+// Chunks of D values, sorted by a sorting network.
 template <class T, int D>
 void project_small_chunks(T* x, const Table<T>& table) {
   const int64_t M = table.num_chunks;
@@ -74,7 +77,7 @@ void project_small_chunks(T* x, const Table<T>& table) {
                [&](int64_t begin, int64_t end) { sort_chunks<T, D>(x, columns.data(), M, begin, end); });
   clip_columns<T>(columns.data(), table, changes);
   if (changes.all_listed(D)) {
-    // All are found before any is written, since a chunk may change in several places.
+    // Finds all places before it writes to any, because several values of a chunk may change.
     changes.for_each(D, [&](int64_t j, Change<T>& change) {
       change.index = change.index * D + place_in_chunk<T, D>(x + change.index * D, j, change.value);
     });
@@ -85,7 +88,7 @@ void project_small_chunks(T* x, const Table<T>& table) {
   }
 }
 
-// Chunks of any size: (key, index) pairs are sorted, and the indices kept.
+// Chunks of any size. Sorts (key, index) pairs and keeps the indices.
 template <class T>
 void project_any_chunks(T* x, const Table<T>& table) {
   const int64_t M = table.num_chunks, D = table.chunk_size;
@@ -139,9 +142,14 @@ void project_2os(T* x, int64_t batch, const Table<T>& table) {
   });
 }
 
+template void project_2os<float>(float*, int64_t, const Table<float>&);
+template void project_2os<double>(double*, int64_t, const Table<double>&);
+
+namespace {
+
 template <class T>
 TableFault check_table(Table<T>& table) {
-  // By runs along the direction in which the table is stored, so that the comparisons are vectors'.
+  // Goes along the direction in which the table is contiguous, so that the compiler can vectorise.
   const bool down = table.row_stride == 1;
   const int64_t runs = down ? table.chunk_size : table.num_chunks,
                 length = down ? table.num_chunks : table.chunk_size;
@@ -152,7 +160,7 @@ TableFault check_table(Table<T>& table) {
     bool ordered = true, monotone = true;
     for (int64_t run = begin; run < end; ++run) {
       const T *low = table.lower + run * between, *high = table.upper + run * between;
-      // The entry one rank below; there is none in the first row.
+      // Distance to the entry of the rank below; the first row has none.
       const int64_t first = down ? 1 : 0, below = !down && run == 0 ? 0 : table.row_stride;
       int32_t bad = 0, falling = 0;
       for (int64_t i = 0; i < length; ++i) bad |= !(low[i * inside] <= high[i * inside]);
@@ -177,9 +185,14 @@ TableFault check_table(Table<T>& table) {
   return TableFault::nan;
 }
 
-template void project_2os<float>(float*, int64_t, const Table<float>&);
-template void project_2os<double>(double*, int64_t, const Table<double>&);
-template TableFault check_table<float>(Table<float>&);
-template TableFault check_table<double>(Table<double>&);
+}  // namespace
+
+template <class T>
+void add_order_stats_kernels(Kernels<T>& kernels) {
+  kernels.check_table = check_table<T>;
+  kernels.project_2os = project_2os<T>;
+}
+template void add_order_stats_kernels<float>(Kernels<float>&);
+template void add_order_stats_kernels<double>(Kernels<double>&);
 
 }  // namespace noisetilt::NOISETILT_VARIANT

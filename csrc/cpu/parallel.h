@@ -1,5 +1,6 @@
-// The one thing the kernels need from their host: a parallel loop. The operator library maps it to
-// PyTorch's thread pool (csrc/ops.cpp), the stand-alone test to threads of its own.
+// Parallel loops of the kernels. The program that contains the kernels defines parallel_ranges and
+// num_threads: the operator library (csrc/ops.cpp) with PyTorch's thread pool, the kernel test with
+// std::thread.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +9,11 @@ namespace noisetilt {
 
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 
-// Calls `body` on ranges that cover [0, count), in parallel; inside a parallel loop, in place.
+// Calls `body` in parallel on ranges that cover [0, count). Inside another parallel loop: on the same thread.
 void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context);
 int num_threads();
 
-// body(begin, end) on ranges of at least `grain` iterations.
+// Calls body(begin, end) in parallel on ranges of at least `grain` iterations.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   parallel_ranges(
@@ -21,8 +22,8 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// body(index) for every sample of a batch: samples in parallel where there are enough of them, else one
-// after the other, each with all threads (loops inside a parallel loop run in place).
+// Calls body(index) for every sample of a batch. With at least as many samples as threads, the samples run in
+// parallel; otherwise one after the other, and the loops inside `body` use all threads.
 template <class Body>
 void for_each_sample(int64_t batch, const Body& body) {
   auto range = [&](int64_t begin, int64_t end) {

@@ -6,7 +6,7 @@
 namespace noisetilt {
 namespace {
 
-// Free blocks of one thread, in lists by size: powers of two, so that what fits once fits again.
+// Free blocks of one thread, in one list per size. Sizes are powers of two.
 class FreeBlocks {
  public:
   ~FreeBlocks() {
@@ -32,8 +32,7 @@ class FreeBlocks {
     Block* next;
   };
   static constexpr size_t kAlignment = 64;
-  static constexpr size_t kLargestKept =
-      2 << 20;  // what larger blocks hold is worth more than their page faults
+  static constexpr size_t kLargestKept = 2 << 20;  // larger blocks would keep too much memory from other uses
 
   static void* pop(Block*& head) {
     Block* block = head;

@@ -1,5 +1,5 @@
-// Working memory of one call, uninitialised. Freed blocks stay with their thread for the next call, which
-// would otherwise fault its pages in again (half the time of a small projection).
+// Uninitialised working memory of one call. Freed blocks are kept by their thread for the next call.
+// Otherwise page faults would take half the time of a small projection.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// Vectors of the variant's width, through the compiler's vector extensions: the same source serves SSE2,
-// AVX2 and NEON. Included by kernel sources only, inside the variant's namespace rules of kernels.h.
+// Vectors of the variant's width, with the vector extensions of g++ and clang: one source for SSE2, AVX2,
+// AVX-512 and NEON. For kernel files only; everything is in the variant's namespace.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ using Vector = typename VectorOf<E>::type;
 template <class E>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(E));
 
-// The signed integer as wide as T.
+// Signed integer of the same size as T.
 template <class T>
 struct IntegerOf;
 template <>
@@ -57,7 +57,7 @@ inline Vector<E> broadcast(E x) {
   return Vector<E>{} + x;
 }
 
-// The integers that count lanes of E in a shuffle.
+// Integer type of lane numbers in a shuffle of vectors of E.
 template <class E>
 using LaneNumber = std::conditional_t<sizeof(E) == 4, int32_t, int64_t>;
 
@@ -78,7 +78,7 @@ inline Pair<E> unzip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>)
           NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (2 * I + 1)...)};
 }
 
-// The even and the odd elements of a followed by b.
+// Even and odd elements of the concatenation of a and b.
 template <class E>
 inline Pair<E> unzip(Vector<E> a, Vector<E> b) {
   return unzip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
@@ -91,7 +91,7 @@ inline Pair<E> zip(Vector<E> a, Vector<E> b, std::integer_sequence<int, I...>) {
           NOISETILT_SHUFFLE(a, b, LaneNumber<E>, (n / 2 + I / 2 + I % 2 * n)...)};
 }
 
-// a and b interleaved: a0 b0 a1 b1 ...
+// Interleaved elements of a and b: a0 b0 a1 b1 ...
 template <class E>
 inline Pair<E> zip(Vector<E> a, Vector<E> b) {
   return zip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
@@ -101,7 +101,7 @@ template <int kDistance, class E, int... I>
 inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
   return NOISETILT_SHUFFLE(v, v, LaneNumber<E>, (I ^ kDistance)...);
 }
-// Lane i of the result is lane i ^ kDistance of v.
+// Vector whose lane i is lane i ^ kDistance of v.
 template <int kDistance, class E>
 inline Vector<E> exchange_lanes(Vector<E> v) {
   return exchange_lanes<kDistance, E>(v, std::make_integer_sequence<int, kLanes<E>>{});
@@ -120,7 +120,7 @@ template <int kBit, class E, int... I>
 constexpr Vector<E> select_lanes(E set, E clear, std::integer_sequence<int, I...>) {
   return Vector<E>{(I & kBit ? set : clear)...};
 }
-// `set` in the lanes whose number has kBit set, `clear` in the others.
+// Vector with `set` in the lanes whose number has the bit kBit, and `clear` in the others.
 template <int kBit, class E>
 constexpr Vector<E> select_lanes(E set, E clear) {
   return select_lanes<kBit, E>(set, clear, std::make_integer_sequence<int, kLanes<E>>{});

@@ -1,8 +1,8 @@
-// Tile statistics, DESIGN section 3: reduction, the small 2OS of means and energies, rescaling.
+// Tile statistics, DESIGN section 3: reduction, 2OS of the means and energies, rescaling.
 //
-// The work goes by bands (one row of tiles). Sums follow the defined halving order: where a tile's width is a
-// power of two, halving first adds whole rows of the band to each other, a vector of columns at a time, and
-// only the last log2(width) halvings stay inside a tile.
+// A band is one row of tiles; threads share the bands. Sums are formed in the halving order that DESIGN
+// defines. If the width of a tile is a power of two, the first halvings add whole rows of the band, a vector
+// of columns at a time; only the last log2(width) halvings work inside a tile.
 
 #include "tile_stats.h"
 
@@ -18,8 +18,9 @@
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-constexpr int64_t kGrain = 8192;   // values of work that are worth a thread
-constexpr int64_t kMostRows = 32;  // tallest tile (rounded up to a power of two) that is added row by row
+constexpr int64_t kGrain = 8192;  // fewest values per thread
+constexpr int64_t kMostRows =
+    32;  // largest tile height, rounded up to a power of two, that is added row by row
 
 template <class T>
 constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
@@ -32,7 +33,7 @@ int64_t power_of_two_from(int64_t n) {
   return p;
 }
 
-// Sum of v[0..count), count a power of two, by halving; destroys v.
+// Sum of v[0..count) in halving order. count is a power of two. Overwrites v.
 template <class T>
 inline T halve(T* v, int64_t count) {
   for (int64_t h = count / 2; h >= 1; h /= 2) {
@@ -64,7 +65,8 @@ struct Band {
   int64_t num_tiles() const { return width / tile.width; }
 };
 
-// Adds up columns [column, column + lanes of V) of term(x, mean): sums[column] of the halved rows.
+// Sets sums[column + i], for every lane i of V, to the sum of term(x, mean) over the rows of that column.
+// `padded` is the height rounded up to a power of two.
 template <class V, class T, class Term>
 inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t column, int64_t padded,
                      const Term& term) {
@@ -83,8 +85,8 @@ inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t colum
   std::memcpy(sums + column, &v[0], sizeof(V));
 }
 
-// result[i] = sum of term(x, mean) over tile i. `means` holds every column's mean, `sums` is scratch: a row
-// each.
+// Sets result[i] to the sum of term(x, mean) over tile i. `means` holds a mean for every column. `sums` (one
+// row) and `padding` (one tile, its size rounded up to a power of two) are working memory.
 template <class T, class Term>
 void sum_tiles(const Band<T>& band, const T* means, T* sums, T* padding, T* result, const Term& term) {
   const Tile tile = band.tile;
@@ -109,7 +111,7 @@ void sum_tiles(const Band<T>& band, const T* means, T* sums, T* padding, T* resu
   }
 }
 
-// Every tile's value, once for each of its columns.
+// Copies the value of each tile to all of its columns.
 template <class T>
 inline void spread(const T* per_tile, T* per_column, int64_t num_tiles, int64_t tile_width) {
   for (int64_t i = 0; i < num_tiles; ++i) {
@@ -117,7 +119,8 @@ inline void spread(const T* per_tile, T* per_column, int64_t num_tiles, int64_t 
   }
 }
 
-// What one tile becomes: x' = mean' + scale * direction.
+// New values of a tile: new_mean + scale * direction. The direction is x - mean, or alternating signs if the
+// tile is constant.
 template <class T>
 struct Rescaling {
   T mean, new_mean, scale;
@@ -164,7 +167,7 @@ void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& proje
   const T root = static_cast<T>(std::sqrt(static_cast<double>(tile.size())));
   auto band_at = [&](int64_t i) { return Band<T>{x + i * band_size, tile, shape.width}; };
 
-  // Statistics, [mean, energy] of all tiles; and what they become.
+  // `stats` and `projected` hold the scaled means of all tiles, then their energies.
   Scratch<T> means(num_tiles), stats(2 * num_tiles), projected(2 * num_tiles);
   parallel_for(num_bands, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> column_means(shape.width), sums(shape.width), padding(power_of_two_from(tile.size()));

@@ -1,7 +1,7 @@
-// Tile statistics, for the kernels that contain them.
+// Tile statistics, for other kernels that use them.
 #pragma once
 
-#include "kernels.h"
+#include "../problem.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 

@@ -1,5 +1,5 @@
-// Orthogonal domains, DESIGN section 4: butterfly mixing, Walsh-Hadamard, and the steps around a half-length
-// complex FFT that make it the compact Fourier transform.
+// Orthogonal transforms, DESIGN section 4: butterfly, Walsh-Hadamard, and the steps that turn a half-length
+// complex FFT into the compact Fourier transform.
 
 #include "transforms.h"
 
@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "half_fft.h"
+#include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "simd.h"
@@ -15,18 +16,18 @@
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-constexpr int64_t kGrain = 8192;  // values of work that are worth a thread
+constexpr int64_t kGrain = 8192;  // fewest values per thread
 
 template <class T>
 constexpr T kSqrtHalf = static_cast<T>(0.70710678118654752440);
 
-// From one array to another, which may be the same.
+// Copies `count` values; `from` and `to` may be the same.
 template <class T>
 void copy(const T* from, T* to, int64_t count) {
   if (from != to) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
 }
 
-// One butterfly step on a vector of even length; in and out must not overlap.
+// One butterfly step of a vector of even length. `in` and `out` must not overlap.
 template <class T>
 void butterfly_step(const T* in, T* out, int64_t size) {
   constexpr int W = kLanes<T>;
@@ -60,7 +61,7 @@ void butterfly_step_inverse(const T* in, T* out, int64_t size) {
   }
 }
 
-// `steps` steps from `in` to `out`; `spare` is as large. None of them overlap.
+// `steps` steps from `in` to `out`. `spare` is working memory of the same size. The three must not overlap.
 template <class T>
 void butterfly_steps(const T* in, T* out, T* spare, int64_t size, int64_t steps, bool inverse) {
   if (steps == 0) std::memcpy(out, in, static_cast<size_t>(size) * sizeof(T));
@@ -71,7 +72,7 @@ void butterfly_steps(const T* in, T* out, T* spare, int64_t size, int64_t steps,
   }
 }
 
-// Copies a tile between its rows in a plane, `stride` apart, and a vector.
+// Copies a tile, whose rows lie `stride` apart in `plane`, to the vector v, or back.
 template <class T>
 void gather_tile(const T* plane, int64_t stride, Tile tile, T* v) {
   for (int64_t row = 0; row < tile.height; ++row)
@@ -96,7 +97,7 @@ void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_
     for (int64_t t = begin; t < end; ++t) {
       const int64_t place = t / across * tile.height * shape.width + t % across * tile.width;
       const T* plane = x + place;
-      const bool contiguous = across == 1;  // the tile's rows follow each other
+      const bool contiguous = across == 1;  // the tile has no gaps between its rows
       if (complete && contiguous) {
         copy(plane, out + place, size);
         (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(out + place, size);
@@ -112,6 +113,11 @@ void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_
     }
   });
 }
+
+template void butterfly<float>(const float*, float*, int64_t, Shape, Tile, int64_t, bool);
+template void butterfly<double>(const double*, double*, int64_t, Shape, Tile, int64_t, bool);
+
+namespace {
 
 template <class T>
 void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) {
@@ -130,7 +136,7 @@ void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) 
   const int64_t h = size / 2;
   const T* w = twiddles<T>(size);
   const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
-  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt2 / sqrt(N), halved
+  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt(2) / sqrt(N) / 2
   for_each_sample(batch, [&](int64_t b) {
     const T* Z = spectrum + b * size;
     T* ends = z + b * size;
@@ -147,7 +153,7 @@ template <class T>
 void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) {
   const int64_t h = size / 2;
   const T* w = twiddles<T>(size);
-  // The inverse FFT divides by h, the orthonormal one by sqrt(N).
+  // torch's inverse FFT divides by h; the orthonormal one divides by sqrt(N).
   const T end_scale = static_cast<T>(0.5 * std::sqrt(static_cast<double>(size)));
   const T scale = static_cast<T>(0.5 * std::sqrt(0.5 * static_cast<double>(size)));
   for_each_sample(batch, [&](int64_t b) {
@@ -162,12 +168,16 @@ void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size
   });
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                 \
-  template void butterfly<T>(const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
-  template void hadamard_transform<T>(const T*, T*, int64_t, int64_t, T);        \
-  template void compact_fourier_pack<T>(const T*, T*, int64_t, int64_t);         \
-  template void compact_fourier_unpack<T>(const T*, T*, int64_t, int64_t);
-NOISETILT_INSTANTIATE(float)
-NOISETILT_INSTANTIATE(double)
+}  // namespace
+
+template <class T>
+void add_transforms_kernels(Kernels<T>& kernels) {
+  kernels.butterfly = butterfly<T>;
+  kernels.hadamard_transform = hadamard_transform<T>;
+  kernels.compact_fourier_pack = compact_fourier_pack<T>;
+  kernels.compact_fourier_unpack = compact_fourier_unpack<T>;
+}
+template void add_transforms_kernels<float>(Kernels<float>&);
+template void add_transforms_kernels<double>(Kernels<double>&);
 
 }  // namespace noisetilt::NOISETILT_VARIANT

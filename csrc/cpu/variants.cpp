@@ -1,13 +1,13 @@
-// Chooses the instruction-set variant for the processor at hand.
+// Choice of the instruction-set variant for the processor that runs the program.
 
 #include "kernels.h"
 
 namespace noisetilt {
 
-#define NOISETILT_DECLARE_VARIANT(name) \
-  namespace name {                      \
-  template <class T>                    \
-  const Kernels<T>& table();            \
+#define NOISETILT_DECLARE_VARIANT(name)   \
+  namespace name {                        \
+  template <class T>                      \
+  const Kernels<T>& kernels_of_variant(); \
   }
 
 NOISETILT_DECLARE_VARIANT(baseline)
@@ -33,11 +33,11 @@ template <class T>
 const Kernels<T>& kernels(int variant) {
   switch (variant) {
     case 2:
-      return x86_64_v4::table<T>();
+      return x86_64_v4::kernels_of_variant<T>();
     case 1:
-      return x86_64_v3::table<T>();
+      return x86_64_v3::kernels_of_variant<T>();
     default:
-      return baseline::table<T>();
+      return baseline::kernels_of_variant<T>();
   }
 }
 
@@ -51,7 +51,7 @@ int num_variants() { return 1; }
 
 template <class T>
 const Kernels<T>& kernels(int) {
-  return baseline::table<T>();
+  return baseline::kernels_of_variant<T>();
 }
 
 const char* variant_name(int) { return "baseline"; }

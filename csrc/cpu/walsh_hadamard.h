@@ -1,14 +1,13 @@
-// Walsh-Hadamard transform of 2^n values in natural order: n butterfly steps without their permutations. Step
-// s of the butterfly pairs neighbours and rotates the index by one bit; n rotations are none, so it may as
-// well pair the values whose indices differ in bit s where they stand. The sums and their roundings are the
-// same.
+// Walsh-Hadamard transform of 2^n values in natural order: n butterfly steps without their permutations. A
+// butterfly step pairs neighbours and rotates the bits of the index by one; n rotations cancel. So step s may
+// pair the values whose indices differ in bit s, and leave them in place. Sums and roundings are the same.
 #pragma once
 
 #include "simd.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// A value times the factor of a step: 1/sqrt2, or nothing.
+// v times 1/sqrt(2) if kOrthonormal, otherwise v.
 template <class T, bool kOrthonormal, class V>
 inline V step_scaled(V v) {
   if constexpr (kOrthonormal) v = v * static_cast<T>(0.70710678118654752440);
@@ -18,7 +17,7 @@ inline V step_scaled(V v) {
 // The step of distance kDistance < kLanes inside a vector.
 template <class T, bool kOrthonormal, int kDistance>
 inline Vector<T> step_in_vector(Vector<T> v) {
-  // a + b in the lower lanes of each pair, a - b in the upper ones
+  // Each pair of lanes (a, b) becomes (a + b, a - b).
   constexpr Vector<T> sign = select_lanes<kDistance, T>(-1, 1);
   return step_scaled<T, kOrthonormal>(exchange_lanes<kDistance, T>(v) + v * sign);
 }
@@ -74,8 +73,8 @@ inline void double_step(T* x, int64_t size, int64_t h) {
   }
 }
 
-// Steps at distances 1, 2, ..., size/2 (kDescending: the other way), each times 1/sqrt2 if kOrthonormal, in
-// place. size is a power of two.
+// Steps of distances 1, 2, ..., size/2 (kDescending: size/2, ..., 2, 1), each times 1/sqrt(2) if
+// kOrthonormal. In place. size is a power of two.
 template <class T, bool kOrthonormal, bool kDescending>
 void walsh_hadamard(T* x, int64_t size) {
   constexpr int W = kLanes<T>;

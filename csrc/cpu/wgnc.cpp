@@ -1,6 +1,5 @@
-// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64, one block a lane.
-
-#include "wgnc.h"
+// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64. Each lane of a
+// vector holds one block.
 
 #include <algorithm>
 #include <cmath>
@@ -8,15 +7,16 @@
 
 #include "chunk_sort.h"
 #include "half_fft.h"
+#include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
-constexpr int64_t kGrain = 2048;  // coefficients of work that are worth a thread
+constexpr int64_t kGrain = 2048;  // fewest coefficients per thread
 
-// The norms that every block of B coefficients takes.
+// Norms that every block of B coefficients is projected onto.
 struct BlockNorms {
   explicit BlockNorms(int64_t block_size)
       : size(block_size),
@@ -24,9 +24,9 @@ struct BlockNorms {
         l1(std::sqrt(3.14159265358979323846) / 2 * static_cast<double>(size)),
         fewest(static_cast<int64_t>(std::floor(t)) + 1) {}
   int64_t size;
-  double t;        // |.|_1^2 = t |.|_2^2
-  double l1;       // a = |.|_1
-  int64_t fewest;  // fewer coefficients cannot carry both norms
+  double t;        // |.|_1^2 / |.|_2^2
+  double l1;       // |.|_1, DESIGN's a
+  int64_t fewest;  // least number of non-zero coefficients that can have both norms
 };
 
 inline double sqrt_of(double x) { return std::sqrt(x); }
@@ -35,9 +35,9 @@ inline Vector<double> sqrt_of(Vector<double> x) {
   return x;
 }
 
-// Soft threshold delta of magnitudes whose differences to their maximum are d, descending. The smallest n
-// with d_{n+1} <= delta_n counts, so going down the last one found stays. d1, d2 are prefix sums of d and
-// d*d.
+// Soft threshold delta of a block. d holds its magnitudes minus their maximum, descending; d1 and d2 are the
+// prefix sums of d and d*d. delta is delta_n of the smallest n with d_{n+1} <= delta_n. The loop goes down,
+// so the last match is kept.
 template <class V>
 inline V threshold(const V* d, const V* d1, const V* d2, const BlockNorms& norms) {
   V delta{};
@@ -50,7 +50,8 @@ inline V threshold(const V* d, const V* d1, const V* d2, const BlockNorms& norms
   return delta;
 }
 
-// Radii of a block in which more than t magnitudes tie at the maximum: the first of them stands out.
+// Replaces the radii of a block in which more than t magnitudes tie at the maximum. The first of these gets
+// another radius than the rest; all others become 0.
 void tied_radii(double* r, int64_t stride, const BlockNorms& norms) {
   double greatest = 0;
   for (int64_t j = 0; j < norms.size; ++j) greatest = std::max(greatest, r[j * stride]);
@@ -67,7 +68,7 @@ void tied_radii(double* r, int64_t stride, const BlockNorms& norms) {
   }
 }
 
-// Working memory of a block, or of a block in each lane.
+// Working memory of one block (V = double) or of one block in each lane.
 template <class V>
 struct BlockMemory {
   V *re, *im, *radius, *d, *d1, *d2;
@@ -82,7 +83,7 @@ inline void sort_descending(double* v, int64_t count) {
   std::reverse(v, v + count);
 }
 
-// Replaces re, im by the projected block. They are finite.
+// Replaces re and im, which must be finite, by the projected block.
 template <class V>
 inline void project_block(const BlockMemory<V>& b, const BlockNorms& norms) {
   const int64_t B = norms.size;
@@ -122,7 +123,7 @@ inline void project_block(const BlockMemory<V>& b, const BlockNorms& norms) {
   }
 }
 
-// Reads a block of y into lane `lane`; false where it is not finite.
+// Reads a block of y into lane `lane`. Returns whether it is finite; if not, the lane holds zeros.
 template <class T, class V>
 inline bool read_block(const T* y, const BlockMemory<V>& b, int64_t lane, int64_t size) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);
@@ -134,7 +135,8 @@ inline bool read_block(const T* y, const BlockMemory<V>& b, int64_t lane, int64_
     if constexpr (sizeof(T) == 8) largest = std::max(largest, std::abs(y[j]));
   }
   const bool finite = poison == 0;
-  // Squares of doubles may over- or underflow, those of widened floats cannot; the result has no scale.
+  // Squares of doubles may overflow or underflow; squares of floats, in double, cannot. The projection does
+  // not depend on the scale of a block.
   const double divisor = sizeof(T) == 8 && largest > 0 ? largest : 1;
   for (int64_t j = 0; j < size; ++j) {
     re[j * lanes] = finite ? static_cast<double>(y[2 * j]) / divisor : 0;
@@ -155,14 +157,14 @@ inline void write_block(T* y, const BlockMemory<V>& b, int64_t lane, int64_t siz
   }
 }
 
-// Projects `count` blocks, a lane of V each.
+// Projects `count` blocks, each in a lane of V.
 template <class T, class V>
 inline void project_lanes(const T* y, T* out, int64_t count, const BlockMemory<V>& memory,
                           const BlockNorms& norms) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);
   bool finite[lanes];
   for (int64_t l = 0; l < lanes; ++l) {
-    // A lane without a block repeats the last one.
+    // A lane without a block computes the last block again.
     finite[l] = read_block(y + 2 * std::min(l, count - 1) * norms.size, memory, l, norms.size);
   }
   project_block(memory, norms);
@@ -202,7 +204,8 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
   for_each_sample(batch, [&](int64_t b) {
     T* y = spectrum + b * size;
     const InterleavedComplex<T> coefficients{y};
-    auto turn_first = [y](T s) {  // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
+    auto turn_first = [y](T s) {
+      // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, in both directions.
       const T first = y[0], second = y[1];
       y[0] = (first + second) * s;
       y[1] = (first - second) * s;
@@ -219,9 +222,12 @@ void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_s
   });
 }
 
-template void project_wgnc_blocks<float>(const float*, float*, int64_t, int64_t);
-template void project_wgnc_blocks<double>(const double*, double*, int64_t, int64_t);
-template void wgnc_between_ffts<float>(float*, int64_t, int64_t, int64_t);
-template void wgnc_between_ffts<double>(double*, int64_t, int64_t, int64_t);
+template <class T>
+void add_wgnc_kernels(Kernels<T>& kernels) {
+  kernels.project_wgnc_blocks = project_wgnc_blocks<T>;
+  kernels.wgnc_between_ffts = wgnc_between_ffts<T>;
+}
+template void add_wgnc_kernels<float>(Kernels<float>&);
+template void add_wgnc_kernels<double>(Kernels<double>&);
 
 }  // namespace noisetilt::NOISETILT_VARIANT

@@ -1,14 +1,13 @@
-// The whitening operator between the FFTs, DESIGN section 5, and the table of this variant's kernels.
+// Whitening, DESIGN section 5: everything but the FFTs, which are PyTorch's.
 
 #include <algorithm>
 #include <limits>
 
+#include "kernels.h"
 #include "order_stats.h"
 #include "parallel.h"
-#include "simd.h"
 #include "tile_stats.h"
 #include "transforms.h"
-#include "wgnc.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
@@ -26,7 +25,8 @@ void project(T* x, int64_t batch, const Projection<T>& projection) {
 }
 
 template <class T>
-void mix(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing) {
+void project_mixing_domains(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing,
+                            int64_t num_mixing) {
   const Shape& shape = projection.shape;
   for_each_sample(batch, [&](int64_t b) {
     T* sample = x + b * shape.size();
@@ -57,21 +57,12 @@ void finite_or_nan(const T* x, T* out, int64_t batch, int64_t size) {
 }  // namespace
 
 template <class T>
-const Kernels<T>& table() {
-  static const Kernels<T> all{check_table<T>,
-                              project_2os<T>,
-                              finite_or_nan<T>,
-                              project<T>,
-                              mix<T>,
-                              butterfly<T>,
-                              hadamard_transform<T>,
-                              compact_fourier_pack<T>,
-                              compact_fourier_unpack<T>,
-                              project_wgnc_blocks<T>,
-                              wgnc_between_ffts<T>};
-  return all;
+void add_whitening_kernels(Kernels<T>& kernels) {
+  kernels.finite_or_nan = finite_or_nan<T>;
+  kernels.project = project<T>;
+  kernels.project_mixing_domains = project_mixing_domains<T>;
 }
-template const Kernels<float>& table<float>();
-template const Kernels<double>& table<double>();
+template void add_whitening_kernels<float>(Kernels<float>&);
+template void add_whitening_kernels<double>(Kernels<double>&);
 
 }  // namespace noisetilt::NOISETILT_VARIANT

@@ -1,29 +1,33 @@
-// Butterfly steps, DESIGN section 4, and the Walsh-Hadamard transform, several steps at a time in registers.
+// Butterfly steps (DESIGN section 4) and steps of the Walsh-Hadamard transform, several at a time in
+// registers.
 //
-// One step takes bit 0 of an index to the top: the sum of values 2i and 2i + 1 goes to i, their difference to
-// K/2 + i. So s steps combine the 2^s values that begin at 2^s g, step t those whose places differ in bit t,
-// and put result i at g + i K/2^s. That holds for every K that 2^s divides.
+// One step on K values writes the sum of values 2i and 2i + 1 to place i and their difference to place
+// K/2 + i. Therefore s steps combine groups of 2^s values: group g begins at value 2^s g, step t combines
+// values of the group whose indices differ in bit t, and result i goes to place g + i K/2^s. This holds for
+// every K that 2^s divides.
 #pragma once
 
+#include "policy.h"
 #include "tiles.cuh"
 
 namespace noisetilt::cuda {
 
-constexpr int32_t kMostSteps = 4;  // at a time
+constexpr int32_t kMaxStepsAtOnce = Policy::Butterfly::kMaxStepsAtOnce;
+static_assert(kMaxStepsAtOnce == 4, "the kernels have a case for each number of steps from 1 to 4");
 
 template <class T, bool kOrthonormal>
 __device__ inline T step_scaled(T v) {
   return kOrthonormal ? v * static_cast<T>(0.70710678118654752440) : v;
 }
 
-// How many of `steps` to take at a time on vectors of `size`.
+// Number of steps, of `steps` in all, to take at once on vectors of `size` values.
 __host__ __device__ inline int32_t steps_at_once(int32_t steps, int32_t size) {
   int32_t s = 1;
-  while (s < kMostSteps && s < steps && size % (2 << s) == 0) ++s;
+  while (s < kMaxStepsAtOnce && s < steps && size % (2 << s) == 0) ++s;
   return s;
 }
 
-// S steps on 2^S values.
+// S steps on the 2^S values of a group.
 template <int32_t S, bool kOrthonormal, bool kInverse, class T>
 __device__ inline void butterfly(T* v) {
 #pragma unroll
@@ -39,7 +43,8 @@ __device__ inline void butterfly(T* v) {
   }
 }
 
-// S steps on group `group` of a vector of `size`. load(place) gives a value, store(place, value) takes one.
+// S steps on group `group` of a vector of `size` values. load(place) returns a value, store(place, value)
+// writes one.
 template <int32_t S, bool kOrthonormal, bool kInverse, class T, class Load, class Store>
 __device__ inline void butterfly_group(int32_t group, int32_t size, const Load& load, const Store& store) {
   constexpr int32_t n = 1 << S;
@@ -54,7 +59,7 @@ __device__ inline void butterfly_group(int32_t group, int32_t size, const Load& 
   for (int32_t i = 0; i < n; ++i) store(place_of(i, kInverse), v[i]);
 }
 
-// The same for a number of steps known at run time, 1 .. kMostSteps.
+// The same for a number of steps known at run time, from 1 to kMaxStepsAtOnce.
 template <bool kOrthonormal, bool kInverse, class T, class Load, class Store>
 __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t size, const Load& load,
                                        const Store& store) {
@@ -70,7 +75,7 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
   }
 }
 
-// `steps` steps on all tiles from begin to end, by `num_threads` threads of which this is `thread`.
+// `steps` steps on the tiles begin .. end - 1, by `num_threads` threads; this is number `thread`.
 template <class T>
 __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid,
                                              int32_t begin, int32_t end, int32_t steps, bool inverse,
@@ -89,8 +94,8 @@ __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>&
   }
 }
 
-// One step, as far as it falls into `out`, by the threads of the block; `in` holds all of the tiles that meet
-// it.
+// One step, by the threads of the block: those results that lie in `out`. `in` holds all tiles that overlap
+// `out`.
 template <class T>
 __device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
   const int32_t half = grid.size() / 2;

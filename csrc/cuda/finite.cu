@@ -1,4 +1,4 @@
-// The test for non-finite samples with which the whitening operator begins.
+// First step of the whitening operator: a sample with a non-finite value becomes NaN throughout.
 
 #include "keys.cuh"
 #include "runtime.h"
@@ -6,14 +6,18 @@
 namespace noisetilt::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kPerBlock = 4096;  // values of one sample
+constexpr int kBlockThreads = Policy::FiniteOrNan::kBlockThreads;
+constexpr int64_t kItemsPerBlock = Policy::FiniteOrNan::kItemsPerBlock;
+
+// Copies samples, and sets poisoned[sample] if one has a non-finite value.
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    copy_kernel(const T* x, T* out, int64_t size, int64_t blocks_per_sample, uint32_t* poisoned) {
-  const int64_t sample = blockIdx.x / blocks_per_sample, begin = blockIdx.x % blocks_per_sample * kPerBlock;
-  const int64_t end = min(size, begin + kPerBlock);
+__global__ void __launch_bounds__(kBlockThreads)
+    finite_or_nan_copy_kernel(const T* x, T* out, int64_t size, int64_t blocks_per_sample,
+                              uint32_t* poisoned) {
+  const int64_t sample = blockIdx.x / blocks_per_sample,
+                begin = blockIdx.x % blocks_per_sample * kItemsPerBlock;
+  const int64_t end = min(size, begin + kItemsPerBlock);
   bool finite = true;
   for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
     const T value = x[sample * size + i];
@@ -24,11 +28,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    poison_kernel(T* out, int64_t size, int64_t blocks_per_sample, const uint32_t* poisoned) {
-  const int64_t sample = blockIdx.x / blocks_per_sample, begin = blockIdx.x % blocks_per_sample * kPerBlock;
+__global__ void __launch_bounds__(kBlockThreads)
+    finite_or_nan_poison_kernel(T* out, int64_t size, int64_t blocks_per_sample, const uint32_t* poisoned) {
+  const int64_t sample = blockIdx.x / blocks_per_sample,
+                begin = blockIdx.x % blocks_per_sample * kItemsPerBlock;
   if (!poisoned[sample]) return;
-  const int64_t end = min(size, begin + kPerBlock);
+  const int64_t end = min(size, begin + kItemsPerBlock);
   for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) out[sample * size + i] = quiet_nan<T>();
 }
 
@@ -40,12 +45,12 @@ void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int6
   auto* poisoned = allocate<uint32_t>(launch, batch);
   check(cudaMemsetAsync(poisoned, 0, static_cast<size_t>(batch) * sizeof(uint32_t), launch.stream),
         "clearing memory");
-  const int threads = block_threads(kThreads);
-  const int64_t blocks_per_sample = (size + kPerBlock - 1) / kPerBlock;
-  enqueue(launch, copy_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, x, out, size,
-          blocks_per_sample, poisoned);
-  enqueue(launch, poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out, size,
-          blocks_per_sample, poisoned);
+  const int threads = block_threads(kBlockThreads);
+  const int64_t blocks_per_sample = (size + kItemsPerBlock - 1) / kItemsPerBlock;
+  enqueue(launch, finite_or_nan_copy_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, x, out,
+          size, blocks_per_sample, poisoned);
+  enqueue(launch, finite_or_nan_poison_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, out,
+          size, blocks_per_sample, poisoned);
 }
 
 template void finite_or_nan<float>(const Launch&, const float*, float*, int64_t, int64_t);

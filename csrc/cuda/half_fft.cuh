@@ -1,11 +1,10 @@
-// The spectrum of N real values from the FFT of the same memory read as h = N/2 complex numbers, and back.
-//
-// With Z that FFT and w = exp(-2 pi i / N), the spectrum is
+// Spectrum X of N real values from their half-length FFT Z, and back. Z is the FFT of the same memory, read
+// as h = N/2 complex numbers. With w = exp(-2 pi i / N),
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
 // so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the
-// difference of the two parts of Z_0, which the callers see to.
+// difference of the real and the imaginary part of Z_0; the callers compute them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,13 +32,13 @@ __device__ inline Complex<double> cos_sin_pi(double x) {
   return result;
 }
 
-// a is element k and b element h - k, 0 < k < h; both are replaced, times 2*scale.
+// Replaces elements a (number k) and b (number h - k), 0 < k < h, by their images times 2*scale.
 template <HalfFft kDirection, class T>
 __device__ inline void turn_pair(Complex<T>& a, Complex<T>& b, int32_t k, int32_t h, T scale) {
   const Complex<T> w = cos_sin_pi(-static_cast<T>(k) / static_cast<T>(h));
   const T sum_re = a.re + b.re, sum_im = a.im - b.im;
   const T dif_re = a.re - b.re, dif_im = a.im + b.im;
-  // the difference times -i w^k, or times i conj(w^k) on the way back
+  // the difference times -i w^k to the spectrum, times i conj(w^k) from it
   constexpr bool forth = kDirection == HalfFft::to_spectrum;
   const T odd_re = forth ? w.re * dif_im + w.im * dif_re : w.im * dif_re - w.re * dif_im;
   const T odd_im = forth ? w.im * dif_im - w.re * dif_re : w.re * dif_re + w.im * dif_im;

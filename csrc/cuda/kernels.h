@@ -1,8 +1,9 @@
-// The CUDA kernels: what the operator library and the tests see of them. No PyTorch here.
+// Host functions that enqueue the CUDA kernels, for the operator library and the tests. No PyTorch here.
 //
-// Everything is enqueued on launch.stream of the current device and returns at once: no synchronisation, so
-// all of it can be captured in a graph. All pointers are to contiguous device memory; x alone is worked on in
-// place; x and out do not overlap. T is float or double. No function validates; the operator layer has.
+// Every function enqueues its work on launch.stream of the current device and returns at once. Nothing
+// synchronises, so all of it can be captured in a graph. All pointers are to contiguous device memory. x
+// alone is changed in place; x and out do not overlap. T is float or double. No argument is validated here:
+// the operator layer has done so.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,46 +12,35 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "rank_range.h"
 
 namespace noisetilt::cuda {
 
-// How to enqueue work.
+// Stream, and working memory.
 struct Launch {
   cudaStream_t stream;
-  // Working memory, aligned to 256 bytes, that must live until the work enqueued so far and next on the
-  // stream is done.
+  // Returns memory aligned to 256 bytes. It must live until the work that is enqueued on the stream before
+  // and soon after this call is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
 };
 
-// Ranks between which a value is sure to lie within its bounds, given the bucket of the value: first <= rank
-// <= last. They depend on the table alone; rank_ranges makes them, num_buckets(M, D) for each column,
-// [D][buckets].
-struct RankRange {
-  int32_t first, last;
-};
-
-int32_t num_buckets(int64_t num_chunks, int64_t chunk_size);
-
-// What is the matter with a table, 1 or 0: it holds NaN; lower exceeds upper somewhere; a bound decreases in
-// r, which is no error.
-struct TableFaults {
-  int32_t nan, crossed, falling;
-};
-
-// Writes [D][num_buckets] limits, such as no rank meets where a bound decreases, and the table's faults.
+// Writes the rank ranges of a table, [D][num_buckets], and its faults. If an entry decreases with the rank,
+// or is NaN, the ranges are empty: they settle no bucket.
 template <class T>
-void rank_ranges(const Launch& launch, const Table<T>& table, RankRange* limits, TableFaults* faults);
+void rank_ranges(const Launch& launch, const Table<T>& table, RankRange* ranges, TableFaults* faults);
 
-// Order statistics and tile statistics of samples [batch][channels][height][width]. `limits` holds those of
-// every table: of the values, then for each tile those of mean and energy for each chunk size, alternating.
+// Projects samples [batch][channels][height][width] onto order statistics and tile statistics. `ranges` lists
+// the rank ranges of every table: those of the values, then for each tile those of mean and energy for each
+// chunk size, alternating.
 template <class T>
 void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
-             const RankRange* const* limits);
+             const RankRange* const* ranges);
+// The same projection after every butterfly step of each mixing domain, one domain after the other.
 template <class T>
-void mix(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
-         const RankRange* const* limits, const Mixing* mixing, int64_t num_mixing);
-// Copies; a sample with a non-finite value becomes NaN throughout.
+void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+                            const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
+// Copies samples of `size` values. A sample with a non-finite value becomes NaN throughout.
 template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size);
 
@@ -60,15 +50,16 @@ void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape sh
 // Rows of `size` values, a power of two.
 template <class T>
 void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale);
-// The spectrum is the half-length complex FFT of a sample seen as N/2 complex numbers.
+// `spectrum` is the half-length complex FFT of a sample that is read as size/2 complex numbers.
 template <class T>
 void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size);
 template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size);
 
-// On interleaved complex numbers; here y and out may be the same.
+// Interleaved complex numbers. y and out may be the same.
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
+// Unpacks half-length FFTs into spectra, projects their blocks, and packs them again, in place.
 template <class T>
 void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size);
 

@@ -1,4 +1,4 @@
-// Integers that order like the values they stand for, and the buckets into which values are counted.
+// Keys: integers in the order of the values. Buckets: numbers in the order of the values, for counting.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@ __device__ inline double value_of(uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// -0 equals +0, and every NaN is last.
+// Key of a value: -0 and +0 have the same, and every NaN has the last.
 template <class T>
 __device__ inline Key<T> to_key(T x) {
   if (x != x) return ~Key<T>(0);
@@ -44,13 +44,13 @@ __device__ inline bool is_finite(T x) {
   return x - x == T(0);
 }
 
-// Four values, moved 16 bytes at a time.
+// Four neighbouring values, which are loaded and stored 16 bytes at a time.
 template <class T>
-struct alignas(16) Four {
+struct alignas(16) Pack4 {
   T v[4];
 };
 
-// A value of a sample, by its key and its place: ties are ordered by place.
+// A value of a sample: its key, and its place, which orders values with the same key.
 template <class T>
 struct alignas(2 * sizeof(T)) Entry {
   Key<T> key;
@@ -62,9 +62,10 @@ __device__ inline bool operator<(const Entry<T>& a, const Entry<T>& b) {
   return a.key < b.key || (a.key == b.key && a.index < b.index);
 }
 
-// Sorts n values, a power of two, ascending. None is NaN.
+// Sorts n values in ascending order; n is a power of two, and no value is NaN. A bitonic network of one
+// thread.
 template <int32_t n, class K>
-__device__ inline void sort_in_registers(K (&v)[n]) {
+__device__ inline void thread_sort(K (&v)[n]) {
 #pragma unroll
   for (int32_t run = 2; run <= n; run *= 2) {
 #pragma unroll
@@ -81,22 +82,23 @@ __device__ inline void sort_in_registers(K (&v)[n]) {
   }
 }
 
-// Counts values into `count` buckets, an even number. Bucket numbers never decrease with the value, which is
-// all that correctness needs; for speed, the steps are even near the centre and relative farther out, up to
-// 63/factor from it. NaN is in the last.
+// Assignment of values to `count` buckets, an even number. Correctness needs only that the bucket number
+// never decreases with the value. For speed, buckets are equally wide near the centre and widen in proportion
+// to the distance farther out, up to 63/factor from the centre. NaN is in the last bucket.
 struct Buckets {
   float centre;
-  float factor;  // 4 over the typical distance of a value
+  float factor;  // 4 divided by the typical distance of a value from the centre
   int32_t count;
 
   template <class T>
   __device__ int32_t of(T x) const {
     if (x != x) return count - 1;
-    // The bits of 1 + |distance| * factor above those of 1 count its octaves and, evenly, the parts of each.
+    // The bits of 1 + |distance| * factor, minus the bits of 1, are a piecewise linear logarithm: octaves
+    // times 2^23.
     const float distance = static_cast<float>(x) - centre;
     const uint32_t above_one = __float_as_uint(fabsf(distance) * factor + 1.0f) - 0x3f800000u;
     const uint32_t half = static_cast<uint32_t>(count) / 2;
-    // above_one / 2^23 octaves of six, times half
+    // half the buckets for six octaves: above_one / 2^23 / 6 * half
     const uint32_t outward = min(__umulhi(above_one, half * 512 / 6), half - 1);
     return static_cast<int32_t>(distance < 0 ? half - 1 - outward : half + outward);
   }

@@ -1,40 +1,44 @@
-// Stable least-significant-digit radix sort by a team of thread blocks: slow beside what order_stats.cuh does
-// for the common case, but as fast for any values.
+// Stable least-significant-digit radix sort by a team. Slower than the ways of order_stats.cuh for usual
+// values, but as fast for any values.
 #pragma once
 
 #include "keys.cuh"
+#include "policy.h"
 #include "team.cuh"
 
 namespace noisetilt::cuda {
 
-// What the blocks of a team share, in global memory.
 template <class T>
-struct RadixMemory {
-  Entry<T>* entries[3];
-  uint32_t* counts;  // [block][digit]
-};
-
-template <class T>
-class RadixSort {
+class TeamRadixSort {
  public:
-  __device__ RadixSort(Team& team, const RadixMemory<T>& memory, unsigned char* shared, int32_t size)
-      : team_(team),
-        memory_(memory),
-        shared_(reinterpret_cast<uint32_t*>(shared)),
-        size_(static_cast<uint32_t>(size)) {}
+  static constexpr uint32_t kDigitBits = Policy::RadixSort::kDigitBits, kDigits = 1u << kDigitBits;
 
-  __host__ __device__ static size_t shared_bytes(int32_t threads) {
-    return (kDigits + (kDigits + 1) * (static_cast<size_t>(threads) / kWarp)) * sizeof(uint32_t);
-  }
+  // Of a team, in global memory.
+  struct GlobalStorage {
+    Entry<T>* entries[3];
+    uint32_t* digit_counts;  // [block][digit]
+  };
+  // Of a block, in shared memory.
+  struct TempStorage {
+    uint32_t next[kDigits];  // place of the next entry with the digit
+    union {
+      uint32_t warp_counts[Policy::Project::kBlockThreads / kWarpThreads * kDigits];  // [warp][digit]
+      BlockScan::TempStorage scan;
+    };
+  };
 
-  // Sorts entries by key(entry), which is at most `largest`; equal ones keep their order. The entries are up
-  // to date for the team, and so is the result, which is another of the three arrays: never `kept`, unless
-  // nothing was to be done. Where `kept` is null `entries` may be overwritten.
+  __device__ TeamRadixSort(Team& team, const GlobalStorage& storage, TempStorage& temp_storage, int32_t size)
+      : team_(team), storage_(storage), temp_storage_(temp_storage), size_(static_cast<uint32_t>(size)) {}
+
+  // Sorts the entries by key(entry), which is at most `largest`. Entries with equal keys keep their order.
+  // The team must have passed a barrier since the entries were written, and has passed one when the result is
+  // returned. The result is another of the three arrays, but never `kept`; it is `entries` itself if
+  // `largest` is 0. If `kept` is null, `entries` may be overwritten.
   template <class GetKey, class K>
   __device__ Entry<T>* sort(Entry<T>* entries, K largest, const Entry<T>* kept, const GetKey& key) {
     for (uint32_t shift = 0; shift < 8 * sizeof(K) && (largest >> shift) != 0; shift += kDigitBits) {
       Entry<T>* to = nullptr;
-      for (Entry<T>* candidate : memory_.entries) {
+      for (Entry<T>* candidate : storage_.entries) {
         if (candidate != entries && candidate != kept && to == nullptr) to = candidate;
       }
       pass(entries, to, [&](const Entry<T>& e) { return static_cast<uint32_t>(key(e) >> shift) % kDigits; });
@@ -44,12 +48,9 @@ class RadixSort {
   }
 
  private:
-  static constexpr uint32_t kDigitBits = 8, kDigits = 1u << kDigitBits;
-
   template <class GetDigit>
   __device__ void pass(const Entry<T>* from, Entry<T>* to, const GetDigit& digit_of) {
-    uint32_t* next = shared_;                   // [digit]: where the next entry goes
-    uint32_t* warp_counts = shared_ + kDigits;  // [warp][digit]
+    uint32_t *next = temp_storage_.next, *warp_counts = temp_storage_.warp_counts;
     const uint32_t per_block = (size_ + team_.num_blocks - 1) / team_.num_blocks;
     const uint32_t begin = min(size_, team_.rank * per_block), end = min(size_, begin + per_block);
 
@@ -58,26 +59,27 @@ class RadixSort {
     for (uint32_t p = begin + threadIdx.x; p < end; p += blockDim.x) atomicAdd(&next[digit_of(from[p])], 1u);
     __syncthreads();
     for (uint32_t d = threadIdx.x; d < kDigits; d += blockDim.x)
-      memory_.counts[team_.rank * kDigits + d] = next[d];
+      storage_.digit_counts[team_.rank * kDigits + d] = next[d];
     team_.sync();
 
-    // First all smaller digits, then this digit in the blocks before.
+    // Entries before those of a digit: all with smaller digits, then those of the digit in earlier blocks.
     uint32_t before = 0;
     for (uint32_t first = 0; first < kDigits; first += blockDim.x) {
       const uint32_t d = first + threadIdx.x;
       uint32_t in_blocks_before = 0, in_all = 0;
       for (uint32_t b = 0; d < kDigits && b < team_.num_blocks; ++b) {
-        const uint32_t count = memory_.counts[b * kDigits + d];
+        const uint32_t count = storage_.digit_counts[b * kDigits + d];
         in_blocks_before += b < team_.rank ? count : 0;
         in_all += count;
       }
       uint32_t total;
-      const uint32_t smaller = block_prefix_sum(in_all, warp_counts, total);
+      const uint32_t smaller = BlockScan(temp_storage_.scan).exclusive_sum(in_all, total);
       if (d < kDigits) next[d] = before + smaller + in_blocks_before;
       before += total;
     }
 
-    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, num_warps = blockDim.x / kWarp;
+    const uint32_t lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads,
+                   num_warps = blockDim.x / kWarpThreads;
     for (uint32_t first = begin; first < end; first += blockDim.x) {
       for (uint32_t k = threadIdx.x; k < num_warps * kDigits; k += blockDim.x) warp_counts[k] = 0;
       __syncthreads();
@@ -106,8 +108,8 @@ class RadixSort {
   }
 
   Team& team_;
-  const RadixMemory<T>& memory_;
-  uint32_t* shared_;
+  const GlobalStorage& storage_;
+  TempStorage& temp_storage_;
   uint32_t size_;
 };
 

@@ -1,4 +1,4 @@
-// Enqueueing a kernel.
+// Launching a kernel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,28 +8,32 @@
 #include <string>
 
 #include "kernels.h"
+#include "policy.h"
 
 namespace noisetilt::cuda {
 
+// Throws std::runtime_error if a call of the CUDA runtime failed. `what`: the call, such as "launching a
+// kernel".
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next one to ask would be told of it
-  throw std::runtime_error(std::string("noisetilt: ") + what + ": " + cudaGetErrorString(status));
+  cudaGetLastError();  // clears the error, or the next call that asks for errors would report it
+  throw std::runtime_error(std::string("noisetilt: ") + what + " failed: " + cudaGetErrorString(status));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
-  check(cudaGetDevice(&device), "no CUDA device");
+  check(cudaGetDevice(&device), "finding the current CUDA device");
   check(cudaDeviceGetAttribute(&value, attribute, device), "reading a device attribute");
   return value;
 }
 
-// Threads of a block that was compiled for up to `most`.
-inline int block_threads(int most) { return std::min(most, device_attribute(cudaDevAttrMaxThreadsPerBlock)); }
+// Threads of a block of a kernel that is compiled for up to `max` of them.
+inline int block_threads(int max) { return std::min(max, device_attribute(cudaDevAttrMaxThreadsPerBlock)); }
 
-// Blocks for `work` items, one a thread, in a kernel that strides over what is left.
-inline int64_t blocks_for(int64_t work, int threads) {
-  return std::clamp<int64_t>((work + threads - 1) / threads, 1, 1 << 20);
+// Blocks of a kernel whose threads stride over `num_items` items: one item a thread, if the grid is not too
+// large.
+inline int64_t blocks_for(int64_t num_items, int threads) {
+  return std::clamp<int64_t>((num_items + threads - 1) / threads, 1, Policy::kMaxGridBlocks);
 }
 
 template <class T>
@@ -37,24 +41,25 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
-// Allows the kernel all the shared memory that a block can have: always all, since threads of the host that
-// launch it with other sizes must not take it from each other.
+// Allows the kernel all the shared memory that a block can have. Always all: otherwise host threads that
+// launch the kernel with different sizes would overwrite each other's setting.
 template <class... Parameters>
 void allow_shared_memory(void (*kernel)(Parameters...)) {
-  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+  const int max = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max),
         "asking for shared memory");
 }
 
-// Blocks of the kernel that a multiprocessor holds at once.
+// Number of blocks of the kernel that a multiprocessor holds at once.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-        "asking for occupancy");
+        "asking for the occupancy of a kernel");
   return blocks;
 }
 
+// all_at_once: a cooperative launch, which fails unless all blocks are resident together.
 enum class Residence { any, all_at_once };
 
 template <class... Parameters, class... Arguments>

@@ -1,4 +1,4 @@
-// Tile statistics, DESIGN section 3, by a team of thread blocks, each of which holds whole tiles.
+// Tile statistics (DESIGN section 3) by a team of thread blocks. Every block holds whole tiles.
 #pragma once
 
 #include "order_stats.cuh"
@@ -6,92 +6,93 @@
 
 namespace noisetilt::cuda {
 
+// A tile is constant if its energy is at most size (kConstantRatio mean)^2, or below kConstantEnergy.
 template <class T>
 constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);
 template <class T>
 constexpr T kConstantEnergy = static_cast<T>(sizeof(T) == 4 ? 0x1p-90 : 0x1p-900);
 
-// What the blocks of a team share, in global memory. Statistics of tile t are at [which][t]: sqrt(K) mean,
-// energy. Each array has a twin to write next: nobody reads it any more, since a team barrier lies between
-// writing and reading.
-template <class T>
-struct TileStatsMemory {
-  T* measured[2];   // of every tile size
-  T* projected[2];  // of the one in work
-  T* means;         // of every tile size
-};
-
-// A tile size and its tables: fields[2 k] of the means, fields[2 k + 1] of the energies, for chunk size k.
+// A tile size and its tables: tables[2 k] of the means and tables[2 k + 1] of the energies, for chunk size k.
 template <class T>
 struct TileStatsProblem {
   TileGrid grid;
-  T root;  // of the tile's size
+  T root;  // square root of the tile's size
   int32_t unit;
-  int32_t first_tile;  // in memory: the number of tiles of the sizes before
+  int32_t first_tile;  // number of tiles of the sizes before
   int32_t num_tiles;
   int32_t num_chunk_sizes;
-  const Field<T>* fields;
+  const DeviceTable<T>* tables;
   const Buckets* buckets;
 };
 
 template <class T>
-class TileStats {
+class TeamTileStats {
  public:
-  __device__ TileStats(Team& team, OrderStats<T>& order_stats, const TileStatsMemory<T>& memory)
-      : team_(team), order_stats_(order_stats), memory_(memory) {}
+  // Of a team, in global memory: see whitening_buffers.h. The statistics of tile t are at [0][t], sqrt(K)
+  // mean, and at [1][t], energy.
+  struct GlobalStorage {
+    T* measured[2];   // of every tile size
+    T* projected[2];  // of the tile size that is projected
+    T* means;         // of every tile size
+  };
 
-  // Measures the tiles of x, which is there after a __syncthreads.
+  __device__ TeamTileStats(Team& team, TeamOrderStats<T>& order_stats, const GlobalStorage& storage)
+      : team_(team), order_stats_(order_stats), storage_(storage) {}
+
+  // Measures the tiles of x. Its values must be written before a __syncthreads.
   __device__ __noinline__ void measure(const Slice<T>& x, const TileStatsProblem<T>& problem,
-                                       Rotation& rotation) {
+                                       BlockRotation& rotation) {
     measured_ ^= 1u << problem.unit;
     const TileGrid grid = problem.grid;
     const int32_t P = problem.num_tiles, size = grid.size();
     const T count = static_cast<T>(size);
-    T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
-    const TileLanes lanes(size);
+    T *means = storage_.means + problem.first_tile, *statistics = measured(problem);
+    const WarpTileReduce reduce(size);
     const Slice<T> slice = x;
-    lanes.for_each(x.begin / size, x.end / size, rotation, [=](int32_t tile, bool valid) {
+    reduce.for_each(x.begin / size, x.end / size, rotation, [=](int32_t tile, bool valid) {
       const T* values = &slice[grid.first_of(tile)];
       const T mean =
-          lanes.template sum<T>(size, [=](int32_t i) { return values[grid.offset_of(i)]; }) / count;
-      const T energy = lanes.template sum<T>(size, [=](int32_t i) {
+          reduce.template sum<T>(size, [=](int32_t i) { return values[grid.offset_of(i)]; }) / count;
+      const T energy = reduce.template sum<T>(size, [=](int32_t i) {
         const T centred = values[grid.offset_of(i)] - mean;
         return centred * centred;
       });
-      if (!valid || threadIdx.x % lanes.lanes != 0) return;
+      if (!valid || threadIdx.x % reduce.lanes != 0) return;
       means[tile] = mean;
       statistics[tile] = problem.root * mean;
       statistics[P + tile] = energy;
     });
   }
 
-  // For a round of counting, a team barrier after measure(): settled, the tiles stay as they are.
-  __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem, Rotation& rotation) {
+  // Counts the statistics, in a round of counting: if it settles the unit, the tiles stay as they are. A team
+  // barrier must follow measure() first.
+  __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem, BlockRotation& rotation) {
     const Vectors<T> v = vectors(x, problem, measured(problem), nullptr);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k)
-      order_stats_.count(v, problem.fields + 2 * k, problem.buckets + 2 * k, rotation);
+      order_stats_.count(v, problem.tables + 2 * k, problem.buckets + 2 * k, rotation);
     for (int32_t tile = v.begin + static_cast<int32_t>(threadIdx.x); tile < v.end; tile += blockDim.x) {
       if (!is_finite(v.in(1)[tile])) order_stats_.declare_unsettled(problem.unit);
     }
   }
 
-  // A team barrier after measure(): projects the statistics and rescales the tiles. x is for the block's
-  // threads after a __syncthreads. `counted`: the verdict, if a round has just found these statistics
-  // unsettled; or null.
-  __device__ void project(const Slice<T>& x, const TileStatsProblem<T>& problem, const Verdict* counted) {
+  // Projects the statistics and rescales the tiles. A team barrier must follow measure() first. The block's
+  // threads may read x after a __syncthreads. `counted`: the verdict of a round that has just found these
+  // statistics unsettled, or null.
+  __device__ void project_tile_stats(const Slice<T>& x, const TileStatsProblem<T>& problem,
+                                     const Verdict* counted) {
     T* statistics = measured(problem);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k) {
       if (k > 0) team_.sync();
       projected_ ^= 1;
-      T* projected = memory_.projected[projected_];
+      T* projected = storage_.projected[projected_];
       const Vectors<T> v = vectors(x, problem, statistics, projected);
-      const Field<T>* fields = problem.fields + 2 * k;
-      if (fields[0].is_small())
-        order_stats_.project_small(v, fields);
+      const DeviceTable<T>* tables = problem.tables + 2 * k;
+      if (tables[0].is_small())
+        order_stats_.project_2os_small(v, tables);
       else if (k == 0 && counted != nullptr)
-        order_stats_.project_counted(v, fields, problem.buckets, *counted);
+        order_stats_.project_2os_counted(v, tables, problem.buckets, *counted);
       else
-        project_long(v, fields, problem.buckets + 2 * k);
+        project_2os_in_round(v, tables, problem.buckets + 2 * k);
       statistics = projected;
     }
     __syncthreads();
@@ -100,7 +101,7 @@ class TileStats {
 
  private:
   __device__ T* measured(const TileStatsProblem<T>& problem) const {
-    return memory_.measured[(measured_ >> problem.unit) & 1] + 2 * problem.first_tile;
+    return storage_.measured[(measured_ >> problem.unit) & 1] + 2 * problem.first_tile;
   }
 
   __device__ Vectors<T> vectors(const Slice<T>& x, const TileStatsProblem<T>& problem, const T* in,
@@ -109,16 +110,18 @@ class TileStats {
     return {in, out, 2, problem.num_tiles, x.begin / size, x.end / size};
   }
 
-  __device__ void project_long(const Vectors<T>& v, const Field<T>* fields, const Buckets* buckets) {
-    if (!fields[0].is_counted()) return order_stats_.project_by_sorting(v, fields);
-    Rotation rotation;
-    order_stats_.count(v, fields, buckets, rotation);
+  // Projects statistics that are not small: in a round of counting of their own, or by sorting.
+  __device__ void project_2os_in_round(const Vectors<T>& v, const DeviceTable<T>* tables,
+                                       const Buckets* buckets) {
+    if (!tables[0].is_counted()) return order_stats_.project_2os_by_sorting(v, tables);
+    BlockRotation rotation;
+    order_stats_.count(v, tables, buckets, rotation);
     team_.sync();
-    order_stats_.sum_up(fields, fields + 2, true);
+    order_stats_.sum_up(tables, tables + 2, true);
     team_.sync();
-    const Verdict verdict = order_stats_.verdict(fields[0].unit);
+    const Verdict verdict = order_stats_.verdict(tables[0].unit);
     order_stats_.end_round();
-    if (verdict.unsettled) return order_stats_.project_counted(v, fields, buckets, verdict);
+    if (verdict.unsettled) return order_stats_.project_2os_counted(v, tables, buckets, verdict);
     for (int32_t f = 0; f < v.count; ++f) {
       for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) v.out(f)[i] = v.in(f)[i];
     }
@@ -127,10 +130,10 @@ class TileStats {
   __device__ __noinline__ void rescale(const Slice<T>& x, const TileStatsProblem<T>& problem,
                                        const T* projected) {
     const int32_t P = problem.num_tiles, size = problem.grid.size();
-    const T *means = memory_.means + problem.first_tile, *statistics = measured(problem);
-    const TileLanes lanes(size);
-    Rotation rotation;
-    lanes.for_each(x.begin / size, x.end / size, rotation, [&](int32_t tile, bool valid) {
+    const T *means = storage_.means + problem.first_tile, *statistics = measured(problem);
+    const WarpTileReduce reduce(size);
+    BlockRotation rotation;
+    reduce.for_each(x.begin / size, x.end / size, rotation, [&](int32_t tile, bool valid) {
       if (!valid) return;
       const T mean = means[tile], m = statistics[tile], energy = statistics[P + tile];
       const T new_m = projected[tile], new_e = projected[P + tile];
@@ -144,7 +147,7 @@ class TileStats {
       const T scale = finite ? sqrt(new_e / direction_energy) : quiet_nan<T>();
       const T new_mean = new_m / problem.root;
       T* values = &x[problem.grid.first_of(tile)];
-      for (int32_t i = static_cast<int32_t>(threadIdx.x) % lanes.lanes; i < size; i += lanes.lanes) {
+      for (int32_t i = static_cast<int32_t>(threadIdx.x) % reduce.lanes; i < size; i += reduce.lanes) {
         T& value = values[problem.grid.offset_of(i)];
         const T alternating = i == size - size % 2 ? T(0) : i % 2 ? T(-1) : T(1);
         value = new_mean + scale * (constant ? alternating : value - mean);
@@ -153,10 +156,10 @@ class TileStats {
   }
 
   Team& team_;
-  OrderStats<T>& order_stats_;
-  const TileStatsMemory<T>& memory_;
-  uint32_t measured_ = 0;  // which of the twins, a bit for each unit
-  int32_t projected_ = 0;
+  TeamOrderStats<T>& order_stats_;
+  const GlobalStorage& storage_;
+  uint32_t measured_ = 0;  // the copy of measured in use, a bit for each unit
+  int32_t projected_ = 0;  // the copy of projected in use
 };
 
 }  // namespace noisetilt::cuda

@@ -1,56 +1,12 @@
-// Where the values of a tile lie in a sample [channels][height][width], and sums over them.
+// Slices of a sample, and sums over the values of a tile.
 #pragma once
 
-#include "../problem.h"
 #include "team.cuh"
+#include "tile_grid.h"
 
 namespace noisetilt::cuda {
 
-// Tiles of height x width are numbered row by row of the sample's planes, their values row by row of the
-// tile. A tile whose rows follow each other counts as one row, and as all there is across the sample.
-struct TileGrid {
-  int32_t height, width;
-  int32_t row_length;  // of the sample
-  int32_t across;      // tiles in a row of them
-  int32_t shift;  // log2 of width, -1 if it is no power of two; for a tile of one row anything from there up
-
-  __host__ __device__ int32_t size() const { return height * width; }
-  // Slices of a sample that are multiples of this divide no tile.
-  __host__ __device__ int32_t band() const { return height * row_length; }
-  __host__ __device__ bool contiguous() const { return height == 1 && across == 1; }
-  // Place in the sample of the tile's first value.
-  __device__ int32_t first_of(int32_t tile) const {
-    const int32_t band = tile / across;
-    return band * height * row_length + (tile - band * across) * width;
-  }
-  // Place of value i of a tile relative to its first.
-  __device__ int32_t offset_of(int32_t i) const {
-    const int32_t row = shift >= 0 ? i >> shift : i / width;
-    return row * row_length + i - row * width;
-  }
-  struct Position {
-    int32_t tile, i;
-  };
-  __device__ Position position_of(int32_t place) const {
-    const int32_t row = place / row_length, column = place - row * row_length;
-    const int32_t band = row / height, tile_column = shift >= 0 ? column >> shift : column / width;
-    return {band * across + tile_column, (row - band * height) * width + column - tile_column * width};
-  }
-};
-
-inline TileGrid grid_of(Tile tile, Shape shape) {
-  if (tile.height == 1 || tile.width == shape.width) {
-    const auto size = static_cast<int32_t>(tile.size());
-    return {1, size, size, 1, 31};
-  }
-  int32_t shift = 0;
-  while ((int64_t(1) << shift) < tile.width) ++shift;
-  if ((int64_t(1) << shift) != tile.width) shift = -1;
-  return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width),
-          static_cast<int32_t>(shape.width), static_cast<int32_t>(shape.width / tile.width), shift};
-}
-
-// A block's part of a sample: the values begin to end, values[0] being the first of them.
+// A block's part of a sample: values begin .. end - 1, of which values[0] is the first.
 template <class T>
 struct Slice {
   T* values;
@@ -58,7 +14,7 @@ struct Slice {
   __device__ T& operator[](int32_t place) const { return values[place - begin]; }
 };
 
-// Sum of leaf(0) .. leaf(count - 1), count a power of two, by halving: leaf(i) + leaf(i + count/2) first.
+// Sum of leaf(0) .. leaf(count - 1) by halving, leaf(i) + leaf(i + count/2) first; count is a power of two.
 template <int32_t kCount, class T, class Leaf>
 __device__ inline T halving_sum(const Leaf& leaf, int32_t offset = 0, int32_t step = 1) {
   if constexpr (kCount == 1) {
@@ -71,33 +27,33 @@ __device__ inline T halving_sum(const Leaf& leaf, int32_t offset = 0, int32_t st
 
 template <class T, class Leaf>
 __device__ __noinline__ T halving_sum(int32_t count, const Leaf& leaf) {
-  // Depth first, so leaves come in the order of their reversed bits; sums[k] is a finished left half of 2^k
+  // Depth first: leaves come in the order of their reversed bits, and sums[k] is a finished left half of 2^k
   // leaves.
-  constexpr int32_t kDeepest = 31;
-  T sums[kDeepest];
+  constexpr int32_t kMaxDepth = 31;
+  T sums[kMaxDepth];
   const int32_t bits = 31 - __clz(count);
   T sum = 0;
   for (int32_t k = 0; k < count; ++k) {
     sum = leaf(bits == 0 ? 0 : static_cast<int32_t>(__brev(static_cast<uint32_t>(k)) >> (32 - bits)));
     int32_t level = 0;
     for (; (k >> level) & 1; ++level) sum = sums[level] + sum;
-    if (level < kDeepest) sums[level] = sum;
+    if (level < kMaxDepth) sums[level] = sum;
   }
   return sum;
 }
 
-// The lanes that work on a tile together, and their share.
-struct TileLanes {
-  int32_t lanes;   // a power of two up to a warp
+// Reduction of tiles by groups of lanes of a warp, one group for each tile.
+struct WarpTileReduce {
+  int32_t lanes;   // of a group: a power of two up to a warp
   int32_t padded;  // size of a tile, rounded up to a power of two
 
-  __device__ explicit TileLanes(int32_t size) : lanes(1), padded(1) {
+  __device__ explicit WarpTileReduce(int32_t size) : lanes(1), padded(1) {
     while (padded < size) padded *= 2;
-    lanes = min(padded, static_cast<int32_t>(kWarp));
+    lanes = min(padded, static_cast<int32_t>(kWarpThreads));
   }
 
-  // Sum of term(i) over i < size, zero-padded, in the defined halving order; the same for all lanes of the
-  // tile. Every lane of the warp must take part.
+  // Sum of term(i) over i < size, zero-padded, in the halving order that DESIGN defines. All lanes of the
+  // group get it. Every lane of the warp must take part.
   template <class T, class Term>
   __device__ T sum(int32_t size, const Term& term) const {
     const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes, share = padded / lanes;
@@ -114,12 +70,13 @@ struct TileLanes {
     return v;
   }
 
-  // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block, with all lanes of a warp
-  // at once.
+  // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block. All lanes of a warp call
+  // it together; those without a tile call it with `valid` false.
   template <class Body>
-  __device__ void for_each(int32_t begin, int32_t end, Rotation& rotation, const Body& body) const {
+  __device__ void for_each(int32_t begin, int32_t end, BlockRotation& rotation, const Body& body) const {
     const int32_t thread = rotation.thread(), per_round = static_cast<int32_t>(blockDim.x) / lanes;
-    const int32_t in_warp = static_cast<int32_t>(threadIdx.x % kWarp) / lanes;  // tiles before this one
+    const int32_t in_warp =
+        static_cast<int32_t>(threadIdx.x % kWarpThreads) / lanes;  // groups before this one
     for (int32_t tile = begin + thread / lanes; tile - in_warp < end; tile += per_round)
       body(min(tile, end - 1), tile < end);
     rotation.advance((end - begin) * lanes);

@@ -1,5 +1,5 @@
-// Orthogonal domains, DESIGN section 4: butterfly mixing, Walsh-Hadamard, and the steps around a half-length
-// complex FFT that make it the compact Fourier transform.
+// Orthogonal transforms (DESIGN section 4): butterfly, Walsh-Hadamard, and the steps around a half-length
+// complex FFT that turn it into the compact Fourier transform.
 
 #include <algorithm>
 #include <cmath>
@@ -12,10 +12,8 @@
 namespace noisetilt::cuda {
 namespace {
 
-constexpr int kUnit = 16;            // values that a thread holds together
-constexpr int kMostThreads = 512;    // so that several units fit into a thread's registers
-constexpr int kThreads = 256;        // of the other kernels
-constexpr int64_t kPerBlock = 4096;  // values of smaller vectors that a block takes together
+constexpr int kItemsPerUnit = Policy::Butterfly::kItemsPerUnit;
+constexpr int kBlockThreads = Policy::Strided::kBlockThreads;  // of all kernels but butterfly_kernel
 
 // Tiles of a whole batch.
 struct Tiles {
@@ -27,48 +25,51 @@ struct Tiles {
   }
 };
 
-// Shared memory has 32 banks; values that lie 16 apart are to be in different ones.
+// Place of value i in shared memory. A gap after every 32 values puts values that are 16 apart into different
+// banks.
 __host__ __device__ constexpr int32_t padded(int32_t i) { return i + i / 32; }
 
-// The units of a thread, in registers.
+// Units of a thread, in registers.
 template <class T, int32_t kUnits>
 struct Values {
-  T v[kUnits][kUnit];
+  T v[kUnits][kItemsPerUnit];
 };
 
-// S steps on vectors of `size` in shared memory, in place: read all, then write all. A unit is kUnit
-// consecutive values (after the inverse steps), which is several groups of butterfly_group where S is small.
+// S steps on vectors of `size` values in shared memory, in place: all threads read, then all write. A unit is
+// kItemsPerUnit consecutive values, before the steps or after the inverse steps. For small S these are
+// several groups of butterfly_group.
 template <int32_t S, bool kOrthonormal, bool kInverse, int32_t kUnits, class T>
 __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t size, int32_t num_units) {
-  constexpr int32_t n = 1 << S, kGroups = kUnit / n;
-  const int32_t units = size / kUnit, far = size >> S;
-  // Places of the values of a unit: consecutive, or those of each of its groups `far` apart.
+  constexpr int32_t n = 1 << S, kGroups = kItemsPerUnit / n;
+  const int32_t units = size / kItemsPerUnit, far = size >> S;
+  // Calls body(value, c) for the values of a unit: consecutive ones, or for each of its groups values that
+  // are `far` apart.
   const auto for_each_place = [&](int32_t unit, bool consecutive, const auto& body) {
     if (consecutive) {
-      T* v = shared + padded(unit * kUnit);
+      T* v = shared + padded(unit * kItemsPerUnit);
 #pragma unroll
-      for (int32_t c = 0; c < kUnit; ++c) body(v[c], c);  // half a row of banks: no padding inside
+      for (int32_t c = 0; c < kItemsPerUnit; ++c) body(v[c], c);  // half a row of banks: no gap inside
       return;
     }
     const int32_t vector = unit / units, first = vector * size + (unit - vector * units) * kGroups;
     if (far % 32 == 0) {
-      // kGroups neighbours lie in one row of banks, and rows are whole
+      // kGroups neighbours lie in one row of banks, and `far` is a number of whole rows.
       T* v = shared + padded(first);
 #pragma unroll
-      for (int32_t c = 0; c < kUnit; ++c) body(v[c / n + (c % n) * (far + far / 32)], c);
+      for (int32_t c = 0; c < kItemsPerUnit; ++c) body(v[c / n + (c % n) * (far + far / 32)], c);
       return;
     }
 #pragma unroll
-    for (int32_t c = 0; c < kUnit; ++c) body(shared[padded(first + c / n + (c % n) * far)], c);
+    for (int32_t c = 0; c < kItemsPerUnit; ++c) body(shared[padded(first + c / n + (c % n) * far)], c);
   };
 #pragma unroll
   for (int32_t u = 0; u < kUnits; ++u) {
     const int32_t unit = threadIdx.x + u * blockDim.x;
     if (unit >= num_units) break;
-    T(&v)[kUnit] = values.v[u];
+    T(&v)[kItemsPerUnit] = values.v[u];
     for_each_place(unit, !kInverse, [&](const T& value, int32_t c) { v[c] = value; });
 #pragma unroll
-    for (int32_t c = 0; c < kUnit; c += n) butterfly<S, kOrthonormal, kInverse>(v + c);
+    for (int32_t c = 0; c < kItemsPerUnit; c += n) butterfly<S, kOrthonormal, kInverse>(v + c);
   }
   __syncthreads();
 #pragma unroll
@@ -80,12 +81,12 @@ __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t siz
   __syncthreads();
 }
 
-// Calls body(k, place) for the `count` values from tile `first` on, k = 0, 1, ..: with the place in x of
-// each, or of every fourth where `by_fours`.
+// Calls body(k, place) for the `count` values from tile `first` on, k = 0, 1, ..; `place` is the value's
+// place in x. If `by_packs`, only for every fourth value.
 template <class Body>
-__device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t count, bool by_fours,
+__device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t count, bool by_packs,
                                       const Body& body) {
-  const int32_t step = by_fours ? 4 : 1, size = tiles.grid.size();
+  const int32_t step = by_packs ? 4 : 1, size = tiles.grid.size();
   const int64_t begin = first * size;
   for (int32_t k = threadIdx.x * step; k < count; k += blockDim.x * step) {
     if (tiles.grid.contiguous()) {
@@ -97,21 +98,21 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
   }
 }
 
-// Steps on tiles: a block takes `per_block` of them, in shared memory. `by_fours`: rows of tiles can be moved
-// so.
+// Steps on tiles in shared memory, `per_block` tiles in each block. `by_packs`: x and out can be accessed by
+// four values at once.
 template <class T, int32_t kUnits, bool kOrthonormal, bool kInverse>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
     butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block,
-                     bool by_fours, int32_t steps, T scale) {
+                     bool by_packs, int32_t steps, T scale) {
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
   const int32_t count =
       static_cast<int32_t>(min(static_cast<int64_t>(per_block), tiles.count - first)) * size;
-  for_each_value(tiles, first, count, by_fours, [&](int32_t k, int64_t place) {
-    if (by_fours) {
-      const Four<T> four = *reinterpret_cast<const Four<T>*>(x + place);
-      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = four.v[i];
+  for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
+    if (by_packs) {
+      const Pack4<T> pack = *reinterpret_cast<const Pack4<T>*>(x + place);
+      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = pack.v[i];
     } else {
       shared[padded(k)] = x[place];
     }
@@ -120,37 +121,37 @@ __global__ void __launch_bounds__(kMostThreads)
   Values<T, kUnits> values;
   int32_t at_once;
   for (int32_t left = steps; left > 0; left -= at_once) {
-    at_once = min(left, kMostSteps);
+    at_once = min(left, kMaxStepsAtOnce);
     switch (at_once) {
       case 1:
-        steps_in_place<1, kOrthonormal, kInverse>(shared, values, size, count / kUnit);
+        steps_in_place<1, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       case 2:
-        steps_in_place<2, kOrthonormal, kInverse>(shared, values, size, count / kUnit);
+        steps_in_place<2, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       case 3:
-        steps_in_place<3, kOrthonormal, kInverse>(shared, values, size, count / kUnit);
+        steps_in_place<3, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       default:
-        steps_in_place<4, kOrthonormal, kInverse>(shared, values, size, count / kUnit);
+        steps_in_place<4, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
     }
   }
   const auto result = [&](int32_t at) { return kOrthonormal ? shared[at] : shared[at] * scale; };
-  for_each_value(tiles, first, count, by_fours, [&](int32_t k, int64_t place) {
-    if (by_fours) {
-      Four<T> four;
-      for (int32_t i = 0; i < 4; ++i) four.v[i] = result(padded(k) + i);
-      *reinterpret_cast<Four<T>*>(out + place) = four;
+  for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
+    if (by_packs) {
+      Pack4<T> pack;
+      for (int32_t i = 0; i < 4; ++i) pack.v[i] = result(padded(k) + i);
+      *reinterpret_cast<Pack4<T>*>(out + place) = pack;
     } else {
       out[place] = result(padded(k));
     }
   });
 }
 
-// `steps` <= kMostSteps steps on tiles of any size, from one array to another.
+// Up to kMaxStepsAtOnce steps on tiles of any size, from one array to another.
 template <class T, bool kOrthonormal, bool kInverse>
-__global__ void __launch_bounds__(kThreads)
-    long_butterfly_kernel(const T* in, T* out, const __grid_constant__ Tiles tiles, int32_t steps) {
+__global__ void __launch_bounds__(kBlockThreads)
+    butterfly_long_kernel(const T* in, T* out, const __grid_constant__ Tiles tiles, int32_t steps) {
   const int32_t size = tiles.grid.size(), groups = size >> steps;
   const int64_t all = tiles.count * groups;
   for (int64_t k = grid_thread(); k < all; k += grid_threads()) {
@@ -163,46 +164,49 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) scale_kernel(const T* in, T* out, int64_t count, T scale) {
+__global__ void __launch_bounds__(kBlockThreads) scale_kernel(const T* in, T* out, int64_t count, T scale) {
   for (int64_t i = grid_thread(); i < count; i += grid_threads()) out[i] = in[i] * scale;
 }
 
 template <class T, bool kOrthonormal, bool kInverse>
-void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps, T scale) {
+void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps,
+                        T scale) {
+  using Tuning = Policy::Butterfly;
   const int64_t size = tiles.grid.size(), all = tiles.count * size;
-  const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, kPerBlock / size));
-  const int64_t units = per_block * size / kUnit;
-  const int64_t most_threads = block_threads(kMostThreads);
-  constexpr int64_t kMostUnits = 16 / sizeof(T);  // of a thread
-  const int64_t shared_bytes = (units * kUnit + units) * static_cast<int64_t>(sizeof(T));
-  if (size % kUnit == 0 && units <= kMostUnits * most_threads &&
+  const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, Tuning::kItemsPerBlock / size));
+  const int64_t units = per_block * size / kItemsPerUnit;
+  const int64_t max_threads = block_threads(Tuning::kBlockThreads);
+  constexpr int64_t kMaxUnits = Tuning::kMaxBytesPerThread / (kItemsPerUnit * sizeof(T));  // of a thread
+  const int64_t shared_bytes = (units * kItemsPerUnit + units) * static_cast<int64_t>(sizeof(T));
+  if (size % kItemsPerUnit == 0 && units <= kMaxUnits * max_threads &&
       shared_bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
-    const auto kernel = units <= most_threads       ? butterfly_kernel<T, 1, kOrthonormal, kInverse>
-                        : units <= 2 * most_threads ? butterfly_kernel<T, 2, kOrthonormal, kInverse>
-                                                    : butterfly_kernel<T, kMostUnits, kOrthonormal, kInverse>;
-    const int64_t each = units <= most_threads ? 1 : units <= 2 * most_threads ? 2 : kMostUnits;
-    const int threads = static_cast<int>((units + each * kWarp - 1) / (each * kWarp) * kWarp);
-    const bool by_fours = tiles.grid.width % 4 == 0 &&
-                          reinterpret_cast<uintptr_t>(x) % sizeof(Four<T>) == 0 &&
-                          reinterpret_cast<uintptr_t>(out) % sizeof(Four<T>) == 0;
+    const auto kernel = units <= max_threads       ? butterfly_kernel<T, 1, kOrthonormal, kInverse>
+                        : units <= 2 * max_threads ? butterfly_kernel<T, 2, kOrthonormal, kInverse>
+                                                   : butterfly_kernel<T, kMaxUnits, kOrthonormal, kInverse>;
+    const int64_t each = units <= max_threads ? 1 : units <= 2 * max_threads ? 2 : kMaxUnits;
+    const int threads =
+        static_cast<int>((units + each * kWarpThreads - 1) / (each * kWarpThreads) * kWarpThreads);
+    const bool by_packs = tiles.grid.width % 4 == 0 &&
+                          reinterpret_cast<uintptr_t>(x) % sizeof(Pack4<T>) == 0 &&
+                          reinterpret_cast<uintptr_t>(out) % sizeof(Pack4<T>) == 0;
     allow_shared_memory(kernel);
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
-            static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_fours,
+            static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_packs,
             static_cast<int32_t>(steps), scale);
     return;
   }
-  const int threads = block_threads(kThreads);
-  const int64_t blocks = blocks_for(all / kUnit, threads);
+  const int threads = block_threads(kBlockThreads);
+  const int64_t blocks = blocks_for(all / kItemsPerUnit, threads);
   int32_t rounds = 0;
   for (int64_t left = steps; left > 0; ++rounds)
     left -= steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
-  // To and fro, so that the last round ends in `out`.
+  // The rounds alternate between two arrays such that the last one ends in `out`.
   T* spare = rounds > 1 ? allocate<T>(launch, all) : nullptr;
   const T* from = x;
   for (int64_t left = steps; left > 0; --rounds) {
     const int32_t at_once = steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
     T* to = rounds % 2 == 1 ? out : spare;
-    enqueue(launch, long_butterfly_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
+    enqueue(launch, butterfly_long_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
             from, to, tiles, at_once);
     from = to;
     left -= at_once;
@@ -212,12 +216,13 @@ void transform(const Launch& launch, const T* x, T* out, const Tiles& tiles, int
   else if (from != out)
     check(cudaMemcpyAsync(out, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice,
                           launch.stream),
-          "copying");
+          "copying memory");
 }
 
-// Pairs of coefficients k and h - k, k = 1 .. h/2, of samples of 2h values; and coefficient 0.
+// Compact Fourier transform of samples of 2h values from half-length FFTs, or back. A thread takes
+// coefficients k and h - k, 1 <= k <= h/2, or coefficient 0.
 template <class T, HalfFft kDirection>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlockThreads)
     compact_fourier_kernel(const T* in, T* out, int64_t batch, int32_t h, T end_scale, T scale) {
   const int64_t pairs = h / 2 + 1;
   for (int64_t p = grid_thread(); p < batch * pairs; p += grid_threads()) {
@@ -231,7 +236,7 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     const bool packing = kDirection == HalfFft::to_spectrum;
-    // packed: the real parts from 1 on, the imaginary parts from h on; coefficients otherwise interleaved
+    // Packed, real parts begin at 1 and imaginary parts at h. Unpacked, they are interleaved.
     Complex<T> a = packing ? Complex<T>{from[2 * k], from[2 * k + 1]} : Complex<T>{from[1 + k], from[h + k]};
     Complex<T> b = packing ? Complex<T>{from[2 * n], from[2 * n + 1]} : Complex<T>{from[1 + n], from[h + n]};
     turn_pair<kDirection>(a, b, k, h, scale);
@@ -243,9 +248,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, HalfFft kDirection>
-void compact_fourier(const Launch& launch, const T* in, T* out, int64_t batch, int64_t size, double end_scale,
-                     double scale) {
-  const int threads = block_threads(kThreads);
+void dispatch_compact_fourier(const Launch& launch, const T* in, T* out, int64_t batch, int64_t size,
+                              double end_scale, double scale) {
+  const int threads = block_threads(kBlockThreads);
   const int64_t h = size / 2, blocks = blocks_for(batch * (h / 2 + 1), threads);
   enqueue(launch, compact_fourier_kernel<T, kDirection>, Residence::any, blocks, threads, 0, in, out, batch,
           static_cast<int32_t>(h), static_cast<T>(end_scale), static_cast<T>(scale));
@@ -257,29 +262,31 @@ template <class T>
 void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
                bool inverse) {
   const Tiles tiles{grid_of(tile, shape), batch * shape.size() / tile.size()};
-  (inverse ? transform<T, true, true> : transform<T, true, false>)(launch, x, out, tiles, steps, T(1));
+  (inverse ? dispatch_butterfly<T, true, true> : dispatch_butterfly<T, true, false>)(launch, x, out, tiles,
+                                                                                     steps, T(1));
 }
 
 template <class T>
 void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale) {
   int64_t steps = 0;
   while ((int64_t(1) << steps) < size) ++steps;
-  transform<T, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps, scale);
+  dispatch_butterfly<T, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps,
+                                      scale);
 }
 
 template <class T>
 void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size) {
   const double n = static_cast<double>(size);
-  compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, 1 / std::sqrt(n),
-                                           std::sqrt(0.5 / n));
+  dispatch_compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, 1 / std::sqrt(n),
+                                                    std::sqrt(0.5 / n));
 }
 
 template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size) {
-  // The inverse FFT divides by h, the orthonormal one by sqrt(N).
+  // torch's inverse FFT divides by h, the orthonormal transform by sqrt(N).
   const double n = static_cast<double>(size);
-  compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, 0.5 * std::sqrt(n),
-                                             0.5 * std::sqrt(0.5 * n));
+  dispatch_compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, 0.5 * std::sqrt(n),
+                                                      0.5 * std::sqrt(0.5 * n));
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                                \

@@ -1,6 +1,6 @@
-// WGNC, DESIGN section 6: blockwise projection of the compact complex spectrum, in float64. Blocks of 16
-// coefficients have a thread each; any other size has a thread block, for the sake of completeness more than
-// speed.
+// WGNC (DESIGN section 6): blockwise projection of the compact complex spectrum, in float64. A thread
+// projects a block of 16 coefficients. For any other block size a thread block projects a block; this way is
+// complete, not fast.
 
 #include <algorithm>
 #include <cmath>
@@ -13,37 +13,39 @@
 namespace noisetilt::cuda {
 namespace {
 
-// The norms that every block of B coefficients takes.
+// Norms onto which every block of B coefficients is projected.
 struct BlockNorms {
   explicit BlockNorms(int64_t block_size)
       : size(static_cast<int32_t>(block_size)),
-        fewest(0),
+        min_support(0),
         t(3.14159265358979323846 * static_cast<double>(block_size) / 4),
         l1(std::sqrt(3.14159265358979323846) / 2 * static_cast<double>(block_size)) {
-    fewest = static_cast<int32_t>(std::floor(t)) + 1;
+    min_support = static_cast<int32_t>(std::floor(t)) + 1;
   }
-  int32_t size, fewest;  // fewer coefficients cannot carry both norms
-  double t;              // |.|_1^2 = t |.|_2^2
-  double l1;             // a = |.|_1
+  int32_t size;
+  int32_t min_support;  // fewer non-zero coefficients cannot have both norms
+  double t;             // |.|_1^2 = t |.|_2^2
+  double l1;            // a = |.|_1
 };
 
 __device__ inline double positive_part(double x) { return x > 0 ? x : 0.0; }
 
-// The soft threshold if exactly n magnitudes exceed it; d1, d2: sums of the n largest and of their squares.
+// Soft threshold, supposing that exactly n magnitudes exceed it. d1, d2: sum of the n largest, and of their
+// squares.
 __device__ inline double threshold(double d1, double d2, int32_t n, double t) {
   const double count = n;
   return (d1 - sqrt(t * (count * d2 - d1 * d1) / (count - t))) / count;
 }
 
-// Radii of a block in which `ties` > t magnitudes tie at the maximum: of the first of them, and of the
-// others.
+// Radii of a block in which `ties` > t magnitudes are equal to the maximum: of the first of them, and of the
+// other ones.
 __device__ inline void tied_radii(const BlockNorms& norms, int32_t ties, double& first, double& other) {
   const double k = ties;
   first = (norms.l1 + sqrt((k - 1) * (k * norms.size - norms.l1 * norms.l1))) / k;
   other = (norms.l1 - first) / (k - 1);
 }
 
-// A coefficient with magnitude r brought to the given radius; the phase of 0 is 1.
+// Coefficient of magnitude r, rescaled to `radius`. The phase of 0 is 1.
 template <class T>
 __device__ inline Complex<T> with_radius(double re, double im, double r, double radius) {
   if (r == 0) return {static_cast<T>(radius), T(0)};
@@ -51,7 +53,8 @@ __device__ inline Complex<T> with_radius(double re, double im, double r, double 
   return {static_cast<T>(factor * re), static_cast<T>(factor * im)};
 }
 
-// Squares of doubles may over- or underflow, those of widened floats cannot; the result has no scale.
+// Divisor of a block before it is squared. Squares of doubles may overflow or underflow, those of widened
+// floats cannot. The projection does not depend on the scale.
 template <class T>
 __device__ inline double divisor_of(double largest) {
   return sizeof(T) == 8 && largest > 0 ? largest : 1.0;
@@ -61,12 +64,13 @@ __device__ inline double divisor_of(double largest) {
 
 constexpr int32_t kBlock = 16;
 
-// Coefficients in shared memory, two blocks never beginning in the same bank.
+// Place of coefficient k in shared memory. A gap after every block lets neighbouring blocks begin in
+// different banks.
 __host__ __device__ constexpr int32_t spread(int32_t k) { return k + k / kBlock; }
 
-// Projects a block in place, by one thread.
+// Projects a block of 16 in place, by one thread.
 template <class T>
-__device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
+__device__ void thread_project_wgnc_block(Complex<T>* y, const BlockNorms& norms) {
   double largest = 0;
   bool finite = true;
 #pragma unroll
@@ -85,18 +89,18 @@ __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
     const double re = y[j].re / divisor, im = y[j].im / divisor;
     ascending[j] = r[j] = sqrt(re * re + im * im);
   }
-  sort_in_registers(ascending);
+  thread_sort(ascending);
   const double greatest = ascending[kBlock - 1];
 #pragma unroll
   for (int32_t j = 0; j < kBlock; ++j) d[j] = ascending[kBlock - 1 - j] - greatest;
-  constexpr int32_t kFewest = 13;  // floor(16 pi / 4) + 1
+  constexpr int32_t kMinSupport = 13;  // floor(16 pi / 4) + 1
   double d1 = 0, d2 = 0, delta = 0;
   bool found = false;
 #pragma unroll
   for (int32_t n = 1; n <= kBlock; ++n) {
     d1 = d1 + d[n - 1];
     d2 = d2 + d[n - 1] * d[n - 1];
-    if (n < kFewest) continue;
+    if (n < kMinSupport) continue;
     const double candidate = threshold(d1, d2, n, norms.t);
     const bool fits = !found && (n == kBlock || d[n % kBlock] <= candidate);
     delta = fits ? candidate : delta;
@@ -106,7 +110,7 @@ __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
 #pragma unroll
   for (int32_t j = 0; j < kBlock; ++j) total = total + positive_part(d[j] - delta);
   const double gain = norms.l1 / total;
-  const bool tied = d[kFewest - 1] == 0;
+  const bool tied = d[kMinSupport - 1] == 0;
   double first = 0, other = 0;
   if (tied) {
     int32_t ties = 0;
@@ -124,11 +128,13 @@ __device__ void project_block(Complex<T>* y, const BlockNorms& norms) {
   }
 }
 
-constexpr int kThreads = 128;
+using Tuning = Policy::Wgnc;
+constexpr int kBlockThreads = Tuning::kBlockThreads;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    blocks_of_16_kernel(const T* y, T* out, int64_t num_blocks, const __grid_constant__ BlockNorms norms) {
+__global__ void __launch_bounds__(kBlockThreads)
+    project_wgnc_blocks_of_16_kernel(const T* y, T* out, int64_t num_blocks,
+                                     const __grid_constant__ BlockNorms norms) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   const int32_t threads = blockDim.x;
   for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks;
@@ -139,28 +145,30 @@ __global__ void __launch_bounds__(kThreads)
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) shared[spread(k)] = from[k];
     __syncthreads();
     if (static_cast<int32_t>(threadIdx.x) < blocks)
-      project_block(shared + spread(threadIdx.x * kBlock), norms);
+      thread_project_wgnc_block(shared + spread(threadIdx.x * kBlock), norms);
     __syncthreads();
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) to[k] = shared[spread(k)];
     __syncthreads();
   }
 }
 
-// ---- the same with the steps from and to the half-length FFT, in one pass ----
+// ---- blocks of 16 coefficients, from and to half-length FFTs in one pass ----
 //
-// A thread block owns the coefficients k in [begin, end), whole blocks, k <= h/2, and their partners h - k.
-// The partners are whole blocks as well but for h - begin, so one more block is projected. What it needs of
-// coefficients that others own, and write in place, has been set aside before: the pairs beside its range.
+// A thread block owns a range of coefficients k, begin <= k < end and k <= h/2, which are whole blocks, and
+// their partners h - k. The partners are whole blocks as well, except for h - begin; therefore one more block
+// is projected. A thread block also needs coefficients beside its range, which other thread blocks own and
+// overwrite. Another kernel sets these pairs aside before.
 
-constexpr int32_t kMostBeside = 32;  // pairs
+constexpr int32_t kMaxBeside = 32;  // pairs; a range needs at most 15 before it and 1 after it
 
 struct Range {
-  int32_t begin, end, last;  // owns begin .. min(last, end - 1)
+  int32_t begin, end;
+  int32_t last;  // it owns
   __device__ Range(int32_t index, int32_t blocks, int32_t h)
       : begin(index * blocks * kBlock),
         end(min((index + 1) * blocks * kBlock, (h / 2 / kBlock + 1) * kBlock)),
         last(min(end - 1, h / 2)) {}
-  // Pairs begin - 15 .. end are read; of those the ones that others own are numbered.
+  // Pairs first() .. end are read. Those that others own are numbered.
   __device__ int32_t first() const { return begin == 0 ? 0 : begin - (kBlock - 1); }
   __device__ bool owns(int32_t k) const { return k >= begin && k <= last; }
   __device__ int32_t number_beside(int32_t k) const {
@@ -179,14 +187,14 @@ __device__ inline Pair<T> load_pair(const Complex<T>* z, int32_t k, int32_t h) {
 }
 
 template <class T>
-__global__ void set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges,
-                                 Pair<T>* beside) {
+__global__ void wgnc_set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges,
+                                      Pair<T>* beside) {
   const int64_t sample = blockIdx.x / ranges;
   const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
   const auto* z = reinterpret_cast<const Complex<T>*>(spectrum) + sample * h;
   for (int32_t k = range.first() + threadIdx.x; k <= range.end; k += blockDim.x) {
     if (range.owns(k)) continue;
-    beside[static_cast<int64_t>(blockIdx.x) * kMostBeside + range.number_beside(k)] = load_pair(z, k, h);
+    beside[static_cast<int64_t>(blockIdx.x) * kMaxBeside + range.number_beside(k)] = load_pair(z, k, h);
   }
 }
 
@@ -195,20 +203,21 @@ struct Scales {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    between_ffts_kernel(T* spectrum, int32_t h, int32_t blocks, int32_t ranges, const Pair<T>* beside,
-                        const __grid_constant__ BlockNorms norms, const __grid_constant__ Scales scales) {
+__global__ void __launch_bounds__(kBlockThreads)
+    wgnc_between_ffts_kernel(T* spectrum, int32_t h, int32_t blocks, int32_t ranges, const Pair<T>* beside,
+                             const __grid_constant__ BlockNorms norms,
+                             const __grid_constant__ Scales scales) {
   const int64_t sample = blockIdx.x / ranges;
   const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
   auto* z = reinterpret_cast<Complex<T>*>(spectrum) + sample * h;
-  beside += static_cast<int64_t>(blockIdx.x) * kMostBeside;
+  beside += static_cast<int64_t>(blockIdx.x) * kMaxBeside;
 
-  // Coefficients begin .. end - 1, and h - end .. h - begin + 15.
+  // `left` holds coefficients begin .. end - 1, `right` holds h - end .. h - begin + 15.
   auto* left = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   Complex<T>* right = left + spread(range.end - range.begin);
   const auto at_left = [&](int32_t k) -> Complex<T>& { return left[spread(k - range.begin)]; };
   const auto at_right = [&](int32_t n) -> Complex<T>& { return right[spread(n - (h - range.end))]; };
-  // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, either way
+  // Between Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, in both directions.
   const auto turn_first = [](Complex<T> c, T scale) {
     return Complex<T>{(c.re + c.im) * scale, (c.re - c.im) * scale};
   };
@@ -227,7 +236,8 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const int32_t own = (range.end - range.begin) / kBlock, extra = range.begin == 0 ? 0 : 1;
   for (int32_t b = threadIdx.x; b < 2 * own + extra; b += blockDim.x)
-    project_block(b < own ? left + spread(b * kBlock) : right + spread((b - own) * kBlock), norms);
+    thread_project_wgnc_block(b < own ? left + spread(b * kBlock) : right + spread((b - own) * kBlock),
+                              norms);
   __syncthreads();
   for (int32_t k = range.begin + static_cast<int32_t>(threadIdx.x); k <= range.last; k += blockDim.x) {
     if (k == 0) {
@@ -243,18 +253,20 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- blocks of any size ----
 
-// From y to out, which may be the same. A thread block takes a block at a time; `memory` holds two doubles a
-// coefficient for each thread block.
+// Shared memory of a thread block: what one thread finds out about the block of coefficients.
+struct WgncTempStorage {
+  double divisor, greatest, delta, gain, first, other;
+  int32_t first_tied;  // -1 if none
+  bool finite;
+};
+
+// Projects y to out, which may be the same; a thread block takes one block at a time. `memory` holds two
+// doubles for each coefficient of a block, for each thread block.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    any_blocks_kernel(const T* y, T* out, int64_t num_blocks, const __grid_constant__ BlockNorms norms,
-                      double* memory) {
-  struct Found {
-    double divisor, greatest, delta, gain, first, other;
-    int32_t first_tied;  // -1 if none
-    bool finite;
-  };
-  Found& found = *reinterpret_cast<Found*>(dynamic_shared_memory());
+__global__ void __launch_bounds__(kBlockThreads)
+    project_wgnc_blocks_kernel(const T* y, T* out, int64_t num_blocks,
+                               const __grid_constant__ BlockNorms norms, double* memory) {
+  WgncTempStorage& found = *reinterpret_cast<WgncTempStorage*>(dynamic_shared_memory());
   const int32_t B = norms.size, thread = threadIdx.x, threads = blockDim.x;
   double *r = memory + static_cast<int64_t>(blockIdx.x) * 2 * B, *sorted = r + B;
   for (int64_t p = blockIdx.x; p < num_blocks; p += gridDim.x) {
@@ -288,14 +300,14 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     if (thread == 0) {
-      // The sums are sequential by definition.
+      // DESIGN defines these sums as sequential.
       const double greatest = sorted[0];
       double d1 = 0, d2 = 0, delta = 0, total = 0;
       for (int32_t n = 1; n <= B; ++n) {
         const double d = sorted[n - 1] - greatest;
         d1 = d1 + d;
         d2 = d2 + d * d;
-        if (n < norms.fewest) continue;
+        if (n < norms.min_support) continue;
         delta = threshold(d1, d2, n, norms.t);
         if (n == B || sorted[n] - greatest <= delta) break;
       }
@@ -304,7 +316,7 @@ __global__ void __launch_bounds__(kThreads)
       found.delta = delta;
       found.gain = norms.l1 / total;
       found.first_tied = -1;
-      if (sorted[norms.fewest - 1] == greatest) {
+      if (sorted[norms.min_support - 1] == greatest) {
         int32_t ties = 0;
         for (int32_t j = B; j-- > 0;) {
           if (r[j] != greatest) continue;
@@ -325,10 +337,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The steps beside the projection, on their own.
+// The steps between half-length FFT and spectrum, without the projection.
 template <class T, HalfFft kDirection>
-__global__ void __launch_bounds__(kThreads)
-    turn_kernel(T* spectrum, int64_t batch, int32_t h, double end_scale, double scale) {
+__global__ void __launch_bounds__(kBlockThreads)
+    wgnc_turn_kernel(T* spectrum, int64_t batch, int32_t h, double end_scale, double scale) {
   const int64_t pairs = h / 2 + 1;
   for (int64_t p = grid_thread(); p < batch * pairs; p += grid_threads()) {
     const int64_t sample = p / pairs;
@@ -351,19 +363,19 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   const BlockNorms norms(block_size);
-  const int threads = block_threads(kThreads);
+  const int threads = block_threads(kBlockThreads);
   if (block_size == kBlock) {
     const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
-    allow_shared_memory(blocks_of_16_kernel<T>);
-    enqueue(launch, blocks_of_16_kernel<T>, Residence::any,
-            std::min<int64_t>((num_blocks + threads - 1) / threads, 1 << 20), threads, shared_bytes, y, out,
-            num_blocks, norms);
+    allow_shared_memory(project_wgnc_blocks_of_16_kernel<T>);
+    enqueue(launch, project_wgnc_blocks_of_16_kernel<T>, Residence::any,
+            std::min<int64_t>((num_blocks + threads - 1) / threads, Policy::kMaxGridBlocks), threads,
+            shared_bytes, y, out, num_blocks, norms);
   } else {
-    const int64_t blocks =
-        std::min<int64_t>(num_blocks, 8 * device_attribute(cudaDevAttrMultiProcessorCount));
+    const int64_t blocks = std::min<int64_t>(
+        num_blocks, Tuning::kBlocksPerSm * device_attribute(cudaDevAttrMultiProcessorCount));
     double* memory = allocate<double>(launch, blocks * 2 * block_size);
-    enqueue(launch, any_blocks_kernel<T>, Residence::any, blocks, threads, 64, y, out, num_blocks, norms,
-            memory);
+    enqueue(launch, project_wgnc_blocks_kernel<T>, Residence::any, blocks, threads, sizeof(WgncTempStorage),
+            y, out, num_blocks, norms, memory);
   }
 }
 
@@ -372,32 +384,33 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
   const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(0.5) * root, 0.5 * root};
-  const int threads = block_threads(kThreads);
+  const int threads = block_threads(kBlockThreads);
   if (block_size != kBlock) {
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
-    enqueue(launch, turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum, batch,
-            h, scales.ends, scales.pairs);
+    enqueue(launch, wgnc_turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum,
+            batch, h, scales.ends, scales.pairs);
     project_wgnc_blocks<T>(launch, spectrum, spectrum, batch * h / block_size, block_size);
-    enqueue(launch, turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum,
+    enqueue(launch, wgnc_turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum,
             batch, h, scales.ends_back, scales.pairs_back);
     return;
   }
   const BlockNorms norms(block_size);
-  // A thread block of 128 threads projects up to 63 + 63 + 1 blocks; a small batch is spread over all
-  // multiprocessors.
+  // A thread block projects a thread each of its own blocks, as many partners, and one more: of 128 threads,
+  // 63 + 63 + 1. A small batch is spread over all multiprocessors.
   const int64_t all = h / 2 / kBlock + 1,
                 spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;
   const int64_t blocks = std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads - 1) / 2);
   const int64_t ranges = (all + blocks - 1) / blocks;
-  auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMostBeside);
-  enqueue(launch, set_aside_kernel<T>, Residence::any, batch * ranges, 32, 0, static_cast<const T*>(spectrum),
-          h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), beside);
+  auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMaxBeside);
+  enqueue(launch, wgnc_set_aside_kernel<T>, Residence::any, batch * ranges, Tuning::kSetAsideThreads, 0,
+          static_cast<const T*>(spectrum), h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges),
+          beside);
   const size_t shared_bytes =
       static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
-  allow_shared_memory(between_ffts_kernel<T>);
-  enqueue(launch, between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes, spectrum, h,
-          static_cast<int32_t>(blocks), static_cast<int32_t>(ranges), static_cast<const Pair<T>*>(beside),
-          norms, scales);
+  allow_shared_memory(wgnc_between_ffts_kernel<T>);
+  enqueue(launch, wgnc_between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes,
+          spectrum, h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges),
+          static_cast<const Pair<T>*>(beside), norms, scales);
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                       \

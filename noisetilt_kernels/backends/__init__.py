@@ -1,8 +1,9 @@
-"""The implementations behind the operators, and the one decision which of them serves a call.
+"""The implementations of the operators, and the choice of the one that serves a call.
 
-A backend is a module with one function per operation; all of them take what `ops` has checked: contiguous float32 or
-float64 samples, batch first. Its `refusal` tells why it cannot serve an operator on a device; that is what dispatch,
-`backends()`, `noisetilt doctor` and the tests go by.
+A backend is a module with one function per operation. The functions take arguments that `ops` has checked:
+contiguous float32 or float64 samples, batch first. The function `refusal` of a backend returns the reason why
+it cannot serve an operator on a device. The dispatch, `backends()`, `noisetilt doctor` and the tests all use
+it.
 """
 
 import os
@@ -11,13 +12,12 @@ from types import ModuleType
 
 import torch
 
-from . import compiled as native
-from . import cuda, reference, triton
-from .extents import Extents
+from . import cpu, cuda, reference, triton
+from .tables import Extents
 
-# In order of preference; the reference serves whatever no other does.
+# In order of preference. The reference serves every call that the others refuse.
 _PREFERENCES: dict[str, tuple[ModuleType, ...]] = {
-    "cpu": (native, reference),
+    "cpu": (cpu, reference),
     "cuda": (cuda, triton, reference),
 }
 
@@ -29,11 +29,11 @@ def _preferences(device: torch.device) -> tuple[ModuleType, ...]:
 
 
 def _forced() -> ModuleType | None:
-    """The one backend that may serve, if the environment names one."""
+    """Return the only allowed backend, if the environment variable names one."""
     name = os.environ.get(_VARIABLE)
     if not name:
         return None
-    by_name = {backend.NAME: backend for backend in (native, cuda, triton, reference)}
+    by_name = {backend.NAME: backend for backend in (cpu, cuda, triton, reference)}
     if name not in by_name:
         raise ValueError(f"{_VARIABLE}={name}: there is no such backend; valid: {', '.join(by_name)}")
     return by_name[name]
@@ -44,19 +44,27 @@ FORCED = _forced()
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Which backend serves a device type, and why the ones preferred to it do not."""
+    """Backend that serves a device type, and the reasons against the preferred ones.
+
+    Attributes:
+        device: device type, "cpu" or "cuda".
+        backend: "cpu", "cuda", "triton" or "reference"; "none" if the backend that NOISETILT_BACKEND names
+            cannot serve.
+        detail: description of the backend, with the calls that it leaves to the next one.
+        refused: reason why each preferred backend does not serve, by name.
+    """
 
     device: str
-    backend: str  # "none" where the one that NOISETILT_BACKEND names does not serve
+    backend: str
     detail: str
     refused: dict[str, str]
 
 
 def backend_for(op: str, device: torch.device, extents: Extents) -> ModuleType:
-    """The preferred backend that does not refuse the operator on the device, for arguments of such extents.
+    """Return the preferred backend that serves the operator on the device, for arguments of these sizes.
 
     Raises:
-        RuntimeError: it is not the one that the environment variable NOISETILT_BACKEND names.
+        RuntimeError: NOISETILT_BACKEND names a backend that cannot serve the call.
     """
     for backend in _preferences(device):
         reason = backend.refusal(op, device, extents)
@@ -66,9 +74,10 @@ def backend_for(op: str, device: torch.device, extents: Extents) -> ModuleType:
 
 
 def backends() -> dict[str, BackendStatus]:
-    """For each device type the backend that serves it, and the reason why each one preferred to it does not.
+    """Return for "cpu" and "cuda" the backend that serves, and the reason why each preferred one does not.
 
-    Told of `whiten` in the usual sizes; `detail` names what a backend leaves to the next.
+    The status is that of `whiten` for samples of the usual sizes. `detail` names the calls that a backend
+    leaves to the next one.
     """
     return {device_type: _status(torch.device(device_type)) for device_type in _PREFERENCES}
 

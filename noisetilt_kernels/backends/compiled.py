@@ -1,10 +1,8 @@
-"""The compiled C++ kernels as a backend, reached through PyTorch's dispatcher.
+"""Parts that the compiled CPU and CUDA backends share: calls of the C++ and CUDA kernels through PyTorch's
+dispatcher.
 
-The same operations serve CUDA (see `cuda`). The FFTs are torch's: a sample of N values goes through a complex FFT of
-half its length.
-
-On CUDA everything is enqueued on the current stream. The host waits for the device only when it meets tables or a
-configuration for the first time; after one call like it, a call can be captured in a CUDA graph.
+Operations that differ between the devices are in `cpu` and `cuda`. The FFTs are torch's: a sample of N real
+values is transformed by a complex FFT of length N/2.
 """
 
 from collections.abc import Callable
@@ -13,14 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import Tile, WhiteningConfig
-from . import library
-from .extents import Extents
-from .projections import Projections, TileTables
-from .tables import Tables
-from .user_tables import Examined, raise_for_faults
-
-NAME = "native"
+from ..config import Tile
+from .tables import Table, TileTables
 
 _ops = torch.ops.noisetilt
 
@@ -28,62 +20,18 @@ _COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 _REAL_OF = {complex_dtype: dtype for dtype, complex_dtype in _COMPLEX_OF.items()}
 
 
-def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
-    """Why the C++ kernels cannot serve the operator on the device; None if they can."""
-    if device.type != "cpu":
-        return f"its kernels are for the CPU, not for {device.type}"
-    if library.failure is None and not has_kernels_for("cpu"):
-        return "this build has no CPU kernels"
-    return library.failure
-
-
-def describe() -> str:
-    """One line on what serves."""
-    return f"C++ kernels, {library.build_info()['variant']} variant"
-
-
 def has_kernels_for(device_type: str) -> bool:
-    """Whether the libraries that are loaded have kernels for the device type."""
+    """Return True if the loaded libraries have kernels for the device type."""
     return torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", device_type.upper())
 
 
-def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    result = x.clone()
-    if x.is_cuda:
-        _ops._project_.default(
-            result.view(len(x), 1, 1, -1), [lower, upper, _limits_of(lower, upper)], [False], 1, []
-        )
-    else:
-        _ops._project_2os_.default(result, lower, upper)
-    return result
-
-
-def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
-    result = x.clone()
-    _ops._project_.default(result, *_projection(x, (), chunk_sizes, (tile,), alpha))
-    return result
-
-
-def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
-    projection = _projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
-    result = _ops._finite_or_nan.default(x)
-    _ops._project_.default(result, *projection)
-    # compact_fourier there and back, written out so that never more than two samples are alive
-    result = _half_fft(torch.fft.fft, result.flatten(1))
-    result = _ops._compact_fourier_pack.default(result).view(x.shape)
-    _ops._project_.default(result, *projection)
-    result = _ops._compact_fourier_unpack.default(result.flatten(1))
-    result = _half_fft(torch.fft.ifft, result).view(x.shape)
-    _ops._project_mixing_domains_.default(
-        result, *projection, [n for tile, repeats in config.mixing for n in (*tile, repeats)]
-    )
-    return result
+# ---- operations ----
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
     if inverse:
-        return _half_fft(torch.fft.ifft, _ops._compact_fourier_unpack.default(x))
-    return _ops._compact_fourier_pack.default(_half_fft(torch.fft.fft, x))
+        return half_length_fft(torch.fft.ifft, _ops._compact_fourier_unpack.default(x))
+    return _ops._compact_fourier_pack.default(half_length_fft(torch.fft.fft, x))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -101,23 +49,28 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    spectrum = _half_fft(torch.fft.fft, x)
+    spectrum = half_length_fft(torch.fft.fft, x)
     _ops._wgnc_between_ffts_.default(spectrum, block_size)
-    return _half_fft(torch.fft.ifft, spectrum)
+    return half_length_fft(torch.fft.ifft, spectrum)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     return _ops._project_wgnc_blocks.default(y.view(_REAL_OF[y.dtype]), block_size).view(y.dtype)
 
 
-def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
-    """torch.fft.fft or ifft of samples (B, N) read as N/2 complex numbers each; the result likewise as reals (B, N).
+# ---- half-length FFT ----
 
-    On the CPU one sample at a time: a library may round a batch differently, and what becomes of a sample must not
-    depend on its company. On CUDA the batch at once, in whose company cuFFT may round a sample differently, within the
-    tolerance of FFTs (DESIGN section 9): one after the other, small ones would leave the device idle.
+
+def half_length_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Apply torch.fft.fft or ifft to samples (B, N), each read as N/2 complex numbers. Returns real numbers
+    (B, N).
+
+    On the CPU each sample has an FFT of its own: FFT libraries may round a batch differently, and a sample's
+    result must not depend on the rest of its batch. On CUDA one FFT transforms the batch, otherwise small
+    samples would leave the device idle. There cuFFT may round a sample differently, within the tolerance of
+    FFTs (DESIGN section 9).
     """
-    if x.storage_offset() % 2:  # complex numbers do not begin there
+    if x.storage_offset() % 2:  # a complex view needs an even offset
         x = x.clone()
     z = x.view(_COMPLEX_OF[x.dtype])
     if x.device.type == "cpu" and len(z) > 1:
@@ -129,8 +82,11 @@ def _half_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
     return result.view(x.dtype)
 
 
-class _Projection(NamedTuple):
-    """The arguments of `_project_` after x."""
+# ---- arguments of the projection kernels ----
+
+
+class ProjectionArguments(NamedTuple):
+    """The arguments of the operator `_project_` after x."""
 
     tables: list[Tensor]
     monotone: list[int]
@@ -138,45 +94,27 @@ class _Projection(NamedTuple):
     tiles: list[int]
 
 
-def _make_projection(values: list[Tables], tiles: list[TileTables]) -> _Projection:
-    """Tables in the order in which project(x) uses them."""
-    projection = _Projection([], [], len(values), [])
+def projection_arguments(
+    values: list[Table], tiles: list[TileTables], tensors_of: Callable[[Table], tuple[Tensor, ...]]
+) -> ProjectionArguments:
+    """Return the tables of project(x) in the order in which the kernels use them.
 
-    def add(tables: Tables) -> None:
-        projection.tables.extend((tables.lower, tables.upper))
-        if tables.lower.is_cuda:
-            projection.tables.append(_ops._rank_ranges.default(tables.lower, tables.upper)[0])
-        projection.monotone.append(tables.monotone)
-
-    for tables in values:
-        add(tables)
-    for (th, tw), statistics in tiles:
-        for of_mean, of_energy in statistics:
-            add(of_mean)
-            add(of_energy)
-        projection.tiles.extend((th, tw, len(statistics)))
-    return projection
-
-
-_projection = Projections(_make_projection)
-
-
-def _examine(lower: Tensor, upper: Tensor) -> Tensor:
-    limits, faults = _ops._rank_ranges.default(lower, upper)
-    nan, crossed, _ = faults.tolist()
-    raise_for_faults(nan, crossed)
-    return limits
-
-
-_examined = Examined(_examine)
-
-
-def _limits_of(lower: Tensor, upper: Tensor) -> Tensor:
-    """The rank limits of a user's tables on CUDA. Raises ValueError where a bound is NaN or the bounds are crossed.
-
-    The host reads the verdict once, and again after a table has been changed in place. While a graph is captured it
-    cannot: the limits are then made in the graph, of what the tables hold at each replay, and the tables not checked.
+    Args:
+        values: tables of the values.
+        tiles: tables of the tile statistics.
+        tensors_of: returns the tensors that the device's kernels need of a table.
     """
-    if torch.cuda.is_current_stream_capturing():
-        return _ops._rank_ranges.default(lower, upper)[0]
-    return _examined(lower, upper)
+    arguments = ProjectionArguments([], [], len(values), [])
+
+    def add(table: Table) -> None:
+        arguments.tables.extend(tensors_of(table))
+        arguments.monotone.append(table.monotone)
+
+    for table in values:
+        add(table)
+    for (th, tw), statistics in tiles:
+        for mean, energy in statistics:
+            add(mean)
+            add(energy)
+        arguments.tiles.extend((th, tw, len(statistics)))
+    return arguments

@@ -1,20 +1,26 @@
-"""The compiled CUDA kernels as a backend: the operations are those of `native`, on another device."""
+"""The compiled CUDA kernels as a backend.
+
+All work is enqueued on the current stream. The host waits for the device only at the first call with a table
+or a configuration. After such a call, the same call can be captured in a CUDA graph.
+"""
 
 import torch
+from torch import Tensor
 
+from ..config import Tile, WhiteningConfig, flatten_mixing
 from . import library
 from .compiled import (
+    ProjectionArguments,
     butterfly,
     compact_fourier,
     hadamard_transform,
+    half_length_fft,
     has_kernels_for,
-    project_2os,
-    project_tile_stats,
     project_wgnc,
     project_wgnc_blocks,
-    whiten,
+    projection_arguments,
 )
-from .extents import Extents
+from .tables import ExaminedTables, Extents, Projections, Table, TileTables, raise_for_faults
 
 NAME = "cuda"
 
@@ -29,9 +35,11 @@ __all__ = [
     "whiten",
 ]
 
+_ops = torch.ops.noisetilt
+
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
-    """Why the CUDA kernels cannot serve the operator on the device; None if they can."""
+    """Return the reason why the CUDA kernels cannot serve the operator on the device, or None if they can."""
     if device.type != "cuda":
         return f"its kernels are for CUDA devices, not for {device.type}"
     if library.cuda_failure is not None:
@@ -42,24 +50,94 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
 
 
 def describe() -> str:
-    """One line on what serves."""
+    """Describe the backend in one line."""
     return f"CUDA kernels for compute capability {library.cuda_build_info()['architectures']}"
 
 
+def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    result = x.clone()
+    table = [lower, upper, _rank_ranges_of(lower, upper)]
+    _ops._project_.default(result.view(len(x), 1, 1, -1), table, [False], 1, [])
+    return result
+
+
+def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
+    result = x.clone()
+    _ops._project_.default(result, *_projections(x, (), chunk_sizes, (tile,), alpha))
+    return result
+
+
+def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
+    projection = _projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    result = _ops._finite_or_nan.default(x)
+    _ops._project_.default(result, *projection)
+    # compact_fourier and its inverse, written out here so that at most two batches are in memory
+    result = half_length_fft(torch.fft.fft, result.flatten(1))
+    result = _ops._compact_fourier_pack.default(result).view(x.shape)
+    _ops._project_.default(result, *projection)
+    result = _ops._compact_fourier_unpack.default(result.flatten(1))
+    result = half_length_fft(torch.fft.ifft, result).view(x.shape)
+    _ops._project_mixing_domains_.default(result, *projection, flatten_mixing(config))
+    return result
+
+
+def _make_projection(values: list[Table], tiles: list[TileTables]) -> ProjectionArguments:
+    def tensors_of(table: Table) -> tuple[Tensor, ...]:
+        rank_ranges, _ = _ops._rank_ranges.default(table.lower, table.upper)
+        return table.lower, table.upper, rank_ranges
+
+    return projection_arguments(values, tiles, tensors_of)
+
+
+_projections = Projections(_make_projection)
+
+
+# ---- tables passed by the user ----
+
+
+def _examine(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the rank ranges of a table. Raise ValueError if it contains NaN or crossed bounds."""
+    rank_ranges, faults = _ops._rank_ranges.default(lower, upper)
+    nan, crossed, _ = faults.tolist()
+    raise_for_faults(nan, crossed)
+    return rank_ranges
+
+
+_examined = ExaminedTables(_examine)
+
+
+def _rank_ranges_of(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the rank ranges of a user's table. Raise ValueError if it contains NaN or crossed bounds.
+
+    The host waits for the device once per table, and again after a table has been changed in place. It cannot
+    wait while a graph is captured. Then the rank ranges are computed in the graph, at each replay, and the
+    table is not checked.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return _ops._rank_ranges.default(lower, upper)[0]
+    return _examined(lower, upper)
+
+
+# ---- supported GPUs ----
+
+
 def _unserved_gpu() -> str | None:
-    """Which GPU here the kernels were not built for; None if there is none."""
+    """Return which GPU of this machine the kernels were not built for, or None."""
     built = library.cuda_build_info()["architectures"]
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         if not any(_runs_on(arch, capability) for arch in built.split()):
             return (
-                f"the CUDA library is built for compute capability {built}, {torch.cuda.get_device_name(index)} has "
-                f"{capability[0]}.{capability[1]}; set TORCH_CUDA_ARCH_LIST to it and install again"
+                f"the CUDA library is built for compute capability {built}, "
+                f"{torch.cuda.get_device_name(index)} has {capability[0]}.{capability[1]}; "
+                "set TORCH_CUDA_ARCH_LIST to it and install again"
             )
     return None
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Binary code runs on later processors of its generation, PTX on all later ones."""
+    """Return True if code for `arch` runs on the GPU: binary code within its major version, PTX on all later
+    ones.
+    """
     major, minor = map(int, arch.removesuffix("+PTX").split("."))
     return (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX"))

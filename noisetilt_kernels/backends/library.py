@@ -1,9 +1,10 @@
-"""Loads the compiled libraries: `_C`, the operators and their CPU kernels, and `_C_cuda`, the CUDA kernels.
+"""Load the compiled libraries: `_C` (the operators and their CPU kernels) and `_C_cuda` (the CUDA kernels).
 
-Without the first, defines the operators from the same schemas.
+If `_C` cannot be loaded, the operators are defined here, from the same schemas.
 """
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,19 +12,22 @@ import torch
 
 _DIRECTORY = Path(__file__).parents[1]
 
-HOW_TO_BUILD = "install a C++17 compiler and run, in the sources, `pip install --no-build-isolation --force-reinstall --no-deps .`"
+HOW_TO_BUILD = (
+    "install a C++17 compiler and run, in the sources, "
+    "`pip install --no-build-isolation --force-reinstall --no-deps .`"
+)
 
 failure: str | None = None
-"""Why the compiled library is not in use; None if it is."""
+"""Reason why `_C` is not in use. None if it is."""
 
 cuda_failure: str | None = None
-"""Why the CUDA kernels are not in use; None if they are."""
+"""Reason why `_C_cuda` is not in use. None if it is."""
 
 _fallback: torch.library.Library | None = None  # keeps the definitions alive
 
 
 def path(name: str) -> Path | None:
-    """The file of library `_C` or `_C_cuda`; None where it is not installed."""
+    """Return the file of library `_C` or `_C_cuda`, or None if it is not installed."""
     return next(_DIRECTORY.glob(f"{name}.*so"), None)
 
 
@@ -35,16 +39,15 @@ def _load() -> None:
             raise OSError("no compiled library is installed (was there a C++ compiler at installation?)")
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        failure = str(error.__cause__ or error)  # the cause is what the dynamic linker says
+        failure = str(error.__cause__ or error)  # the cause has the message of the dynamic linker
         _fallback = torch.library.Library("noisetilt", "DEF")
         for schema in re.findall(
             r'^SCHEMA\("(.*)"\)$', (_DIRECTORY / "schemas.def").read_text(), re.MULTILINE
         ):
             _fallback.define(schema.replace('\\"', '"'))
-        warnings.warn(
+        _warn(
             f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, "
-            f"{HOW_TO_BUILD}; `noisetilt doctor` tells more.",
-            stacklevel=7,  # the line that imports the package
+            f"{HOW_TO_BUILD}; `noisetilt doctor` shows what is installed."
         )
 
 
@@ -54,28 +57,45 @@ def _load_cuda() -> None:
     if torch.version.cuda is None:
         cuda_failure = "this torch is not built for CUDA"
     elif library is None:
-        cuda_failure = "no compiled CUDA library is installed (was there nvcc, and a CUDA build of torch, at installation?)"
+        cuda_failure = (
+            "no compiled CUDA library is installed "
+            "(was there nvcc, and a CUDA build of torch, at installation?)"
+        )
     else:
         try:
             torch.ops.load_library(library)
         except (OSError, RuntimeError) as error:
             cuda_failure = str(error.__cause__ or error)
-            warnings.warn(
-                f"noisetilt_kernels runs without its CUDA kernels: {cuda_failure}. `noisetilt doctor` tells more.",
-                stacklevel=7,  # the line that imports the package
+            _warn(
+                f"noisetilt_kernels runs without its CUDA kernels: {cuda_failure}. "
+                "`noisetilt doctor` shows what is installed."
             )
 
 
-def build_info() -> dict[str, str]:
-    """How the compiled library was built (compiler, flags, variants, torch_target) and the CPU `variant` that runs.
+def _warn(message: str) -> None:
+    """Warn at the line that imports the package: the innermost one outside the package and Python's import
+    system.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "importlib",
+        "_frozen_importlib",
+        "noisetilt_kernels",
+    ):
+        frame = frame.f_back
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno)
 
-    Empty where the library is not in use.
+
+def build_info() -> dict[str, str]:
+    """Return how `_C` was built (compiler, flags, variants, torch_target), and the CPU `variant` that runs.
+
+    The result is empty if the library is not in use.
     """
     return {} if failure is not None else _parse(torch.ops.noisetilt._build_info())
 
 
 def cuda_build_info() -> dict[str, str]:
-    """How the CUDA library was built: version of nvcc, flags, architectures. Empty where it is not in use."""
+    """Return how `_C_cuda` was built: version of nvcc, flags, architectures. Empty if it is not in use."""
     return {} if cuda_failure is not None else _parse(torch.ops.noisetilt._cuda_build_info())
 
 

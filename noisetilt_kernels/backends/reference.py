@@ -1,14 +1,12 @@
-"""The pure-PyTorch reference as a backend: serves every device, slowly."""
+"""The pure-PyTorch reference as a backend: slow, but it serves every device."""
 
 import torch
 from torch import Tensor
 
 from .. import python_ref
 from ..config import WhiteningConfig
-from ..python_ref import Reference, project_wgnc, project_wgnc_blocks
-from .extents import Extents
-from .tables import Tables, cached_tables
-from .user_tables import check_tables
+from ..python_ref import MakeTable, Reference, project_wgnc, project_wgnc_blocks
+from .tables import Extents, cached_table, check_table
 
 NAME = "reference"
 
@@ -16,28 +14,29 @@ __all__ = ["project_wgnc", "project_wgnc_blocks"]
 
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
-    """Never refuses."""
+    """Return None: the reference serves every call."""
     return None
 
 
 def describe() -> str:
+    """Describe the backend in one line."""
     return "pure PyTorch (python_ref)"
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    check_tables(lower, upper)
+    check_table(lower, upper)
     return python_ref.project_2os(x, lower, upper)
 
 
 def project_tile_stats(
     x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], alpha: float
 ) -> Tensor:
-    return python_ref.project_tile_stats(x, tile, chunk_sizes, _bounds_like(x, alpha))
+    return python_ref.project_tile_stats(x, tile, chunk_sizes, tables_like(x, alpha))
 
 
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
-    bounds = _bounds_like(x, config.alpha)
-    return python_ref.whiten(x, config.chunk_sizes, config.tile_sizes, config.mixing, bounds)
+    make_table = tables_like(x, config.alpha)
+    return python_ref.whiten(x, config.chunk_sizes, config.tile_sizes, config.mixing, make_table)
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
@@ -52,9 +51,11 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
     return python_ref.hadamard_transform(x, scale)
 
 
-def _bounds_like(x: Tensor, alpha: float) -> python_ref.Bounds:
-    def bounds(num_chunks: int, chunk_size: int, reference: Reference) -> tuple[Tensor, Tensor]:
-        tables: Tables = cached_tables(num_chunks, chunk_size, alpha, reference, x.dtype, x.device)
-        return tables.lower, tables.upper
+def tables_like(x: Tensor, alpha: float) -> MakeTable:
+    """Return the function that `python_ref` calls for a table, of x's dtype and on x's device."""
 
-    return bounds
+    def make_table(num_chunks: int, chunk_size: int, reference: Reference) -> tuple[Tensor, Tensor]:
+        table = cached_table(num_chunks, chunk_size, alpha, reference, x.dtype, x.device)
+        return table.lower, table.upper
+
+    return make_table

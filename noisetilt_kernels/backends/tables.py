@@ -1,141 +1,128 @@
-"""Confidence bounds, cached in memory and on disk."""
+"""Confidence tables: made once, cached in memory and on disk, and arranged for the projections of a backend.
+
+The sections are: one table and its cache; all tables of a projection; tables passed by the user; sizes that
+decide which backend can serve a call.
+"""
 
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from .. import python_ref
-from ..config import Tile, check_alpha
+from ..config import DEFAULT_ALPHA, Tile, check_alpha
 from ..python_ref import NORMAL, ChiSquare, Normal, Reference
 
-_FORMAT = "noisetilt bounds 1"  # part of every key: raise it when the tables change
+_FORMAT = "noisetilt bounds 1"  # part of every key: change it when the content of the files changes
 _LOG = logging.getLogger(__name__)
 
 
-class Tables(NamedTuple):
-    """Bounds ready for the kernels: (M, D) views of column-major storage, since ranks run down a column."""
+# ---- one table, and the table cache ----
+
+
+class Table(NamedTuple):
+    """Lower and upper bounds (M, D). Their storage is column-major, because the kernels read ranks of one
+    column.
+    """
 
     lower: Tensor
     upper: Tensor
     monotone: bool
-    """Neither table decreases down a column, so that an element whose rank is known within limits can be settled."""
+    """No bound decreases down a column. Then a value with a known range of ranks may not need its exact rank.
+    """
 
 
-def confidence_bounds(
-    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
+def confidence_table(
+    num_chunks: int, chunk_size: int, alpha: float = DEFAULT_ALPHA, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
-    """Tables `(lower, upper)` of `project_2os` for `num_chunks` chunks of `chunk_size` values (DESIGN section 2).
+    """Return the table `(lower, upper)` of `project_2os` for M chunks of D values (DESIGN section 2).
+
+    Tables are cached in memory and in the user's cache directory.
 
     Args:
         num_chunks: M, at least 1.
         chunk_size: D, at least 1.
-        alpha: the confidence level is 1 - alpha, 0 < alpha < 1.
-        reference: `Normal()` or `ChiSquare(df)`.
+        alpha: significance level, 0 < alpha < 1. The confidence level is 1 - alpha.
+        reference: distribution of the values, `Normal()` or `ChiSquare(df)`.
 
     Returns:
-        Two float64 CPU tensors (M, D). Round them with `.float()` for float32, float16 or bfloat16 input.
-        Tables are kept in memory and in the user's cache directory.
+        Two float64 CPU tensors (M, D). Use `.float()` for float32, float16 or bfloat16 samples.
 
     Raises:
-        ValueError: an argument out of its range.
-        TypeError: `reference` is neither.
+        ValueError: an argument is out of its range.
+        TypeError: `reference` is neither `Normal` nor `ChiSquare`.
     """
     if num_chunks < 1 or chunk_size < 1:
         raise ValueError(
-            f"confidence_bounds: num_chunks and chunk_size must be at least 1, got {num_chunks} and {chunk_size}"
+            "confidence_table: num_chunks and chunk_size must be at least 1, "
+            f"got {num_chunks} and {chunk_size}"
         )
     if not isinstance(reference, (Normal, ChiSquare)):
-        raise TypeError(f"confidence_bounds: reference must be Normal() or ChiSquare(df), got {reference!r}")
-    check_alpha("confidence_bounds", alpha)
-    tables = cached_tables(num_chunks, chunk_size, alpha, reference, torch.float64, torch.device("cpu"))
-    return tables.lower.clone(), tables.upper.clone()
+        raise TypeError(f"confidence_table: reference must be Normal() or ChiSquare(df), got {reference!r}")
+    check_alpha("confidence_table", alpha)
+    table = cached_table(num_chunks, chunk_size, alpha, reference, torch.float64, torch.device("cpu"))
+    return table.lower.clone(), table.upper.clone()
 
 
 @lru_cache(maxsize=64)
-def cached_tables(
+def cached_table(
     num_chunks: int,
     chunk_size: int,
     alpha: float,
     reference: Reference,
     dtype: torch.dtype,
     device: torch.device,
-) -> Tables:
-    """The tables in `dtype` on `device`, from memory, from disk, or made now. Shared: never write to them."""
+) -> Table:
+    """Return a table from memory, from disk, or computed now. It is shared: never write to it."""
     key = f"{_FORMAT}, {num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
     path = cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
     columns = _read(path, key)
     if columns is None:
-        tables = python_ref.confidence_bounds(num_chunks, chunk_size, alpha, reference)
-        lower, upper = (table.to(dtype).t().contiguous() for table in tables)
+        table = python_ref.confidence_table(num_chunks, chunk_size, alpha, reference)
+        lower, upper = (bounds.to(dtype).t().contiguous() for bounds in table)
         monotone = bool(((lower.diff() >= 0).all() & (upper.diff() >= 0).all()).item())
         columns = lower, upper, monotone
         _write(path, key, columns)
     lower, upper, monotone = columns
-    return Tables(lower.to(device).t(), upper.to(device).t(), monotone)
-
-
-def projection_tables(
-    shape: Sequence[int],
-    value_chunk_sizes: Sequence[int],
-    chunk_sizes: Sequence[int],
-    tile_sizes: Sequence[Tile],
-    alpha: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[list[Tables], list[list[tuple[Tables, Tables]]]]:
-    """What project(x) needs on samples of a shape (C, H, W) (DESIGN sections 3 and 5).
-
-    Returns:
-        Tables of the values, for each chunk size; and for each tile size those of mean and energy, for each of its
-        chunk sizes. Chunk sizes that do not divide the number of tiles are left out.
-    """
-    size = math.prod(shape)
-
-    def tables(count: int, chunk_size: int, reference: Reference) -> Tables:
-        return cached_tables(count // chunk_size, chunk_size, alpha, reference, dtype, device)
-
-    def of_tiles(tile_size: int) -> list[tuple[Tables, Tables]]:
-        count, energy = size // tile_size, ChiSquare(tile_size - 1)
-        return [(tables(count, d, NORMAL), tables(count, d, energy)) for d in chunk_sizes if count % d == 0]
-
-    return [tables(size, d, NORMAL) for d in value_chunk_sizes], [
-        of_tiles(math.prod(tile)) for tile in tile_sizes
-    ]
+    return Table(lower.to(device).t(), upper.to(device).t(), monotone)
 
 
 def cache_directory() -> Path:
-    """Where the tables are kept on disk: the user's cache directory."""
+    """Directory of the table cache: the user's cache directory."""
     return Path(platformdirs.user_cache_dir("noisetilt_kernels", appauthor=False))
 
 
 def _read(path: Path, key: str) -> tuple[Tensor, Tensor, bool] | None:
-    """What the file holds; None where it is missing, damaged, or not the tables of `key`."""
+    """Read columns of lower and upper, and `monotone`. Return None if the file is missing, damaged or has
+    another key.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("key") != key:
-                raise ValueError("its key is another")
+                raise ValueError(f"its key is {metadata.get('key')!r}, not {key!r}")
             return file.get_tensor("lower"), file.get_tensor("upper"), metadata["monotone"] == "True"
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _LOG.warning("rebuilding the cached bounds %s: %s", path, error)
+        _LOG.warning("rebuilding the cached table %s: %s", path, error)
         return None
 
 
 def _write(path: Path, key: str, columns: tuple[Tensor, Tensor, bool]) -> None:
-    """Write whole or not at all: to a temporary file first, then renamed. Failing is no error."""
+    """Write a temporary file and rename it, so that the file is whole. A failure is logged and ignored."""
     lower, upper, monotone = columns
     temporary = None
     try:
@@ -147,6 +134,157 @@ def _write(path: Path, key: str, columns: tuple[Tensor, Tensor, bool]) -> None:
         )
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        _LOG.info("cannot cache bounds in %s: %s", path.parent, error)
+        _LOG.info("cannot cache a table in %s: %s", path.parent, error)
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+# ---- all tables of a projection ----
+
+TileTables = tuple[Tile, list[tuple[Table, Table]]]
+"""Tile size, and the tables of mean and energy for each of its chunk sizes."""
+
+_Made = TypeVar("_Made")
+
+
+def projection_tables(
+    shape: Sequence[int],
+    value_chunk_sizes: Sequence[int],
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[Tile],
+    alpha: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[list[Table], list[TileTables]]:
+    """Return the tables of project(x) for samples of a shape (C, H, W) (DESIGN sections 3 and 5).
+
+    Returns:
+        The tables of the values, one for each chunk size. The tables of mean and energy for each tile size, a
+        pair for each of its chunk sizes. Chunk sizes that do not divide the number of tiles are skipped.
+    """
+    size = math.prod(shape)
+
+    def table(count: int, chunk_size: int, reference: Reference) -> Table:
+        return cached_table(count // chunk_size, chunk_size, alpha, reference, dtype, device)
+
+    def of_tile(tile: Tile) -> TileTables:
+        tile_size = math.prod(tile)
+        count, energy = size // tile_size, ChiSquare(tile_size - 1)
+        return tile, [
+            (table(count, d, NORMAL), table(count, d, energy)) for d in chunk_sizes if count % d == 0
+        ]
+
+    return [table(size, d, NORMAL) for d in value_chunk_sizes], [of_tile(tile) for tile in tile_sizes]
+
+
+class Projections(Generic[_Made]):
+    """Results of `make(values, tiles)`, where the arguments are the tables of a projection
+    (`projection_tables`).
+
+    A result is kept for later calls. All streams and CUDA graphs may read it.
+    """
+
+    def __init__(self, make: Callable[[list[Table], list[TileTables]], _Made]) -> None:
+        self._make = make
+        self._kept = lru_cache(maxsize=32)(self._made)
+        self._captured: dict[int, _Made] = {}  # read by a CUDA graph: must outlive their place in the cache
+
+    def __call__(
+        self,
+        x: Tensor,
+        value_chunk_sizes: tuple[int, ...],
+        chunk_sizes: tuple[int, ...],
+        tile_sizes: tuple[Tile, ...],
+        alpha: float,
+    ) -> _Made:
+        """Return the result for samples x (B, C, H, W).
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and the tables are not on the device yet.
+        """
+        made = self._kept(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._captured[id(made)] = made
+        return made
+
+    def _made(
+        self,
+        shape: Sequence[int],
+        value_chunk_sizes: tuple[int, ...],
+        chunk_sizes: tuple[int, ...],
+        tile_sizes: tuple[Tile, ...],
+        alpha: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> _Made:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "noisetilt: a CUDA graph is being captured, and the tables are not on the device yet; "
+                "call the operator once with the same arguments before the capture"
+            )
+        made = self._make(
+            *projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
+        )
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # now every stream may read the result
+        return made
+
+
+# ---- tables passed by the user ----
+
+_Finding = TypeVar("_Finding")
+
+
+def raise_for_faults(nan: bool, crossed: bool) -> None:
+    """Raise ValueError if a bound is NaN, or a lower bound is above its upper bound."""
+    if nan:
+        raise ValueError("project_2os: lower and upper must not contain NaN")
+    if crossed:
+        raise ValueError("project_2os: lower must not exceed upper anywhere")
+
+
+def check_table(lower: Tensor, upper: Tensor) -> None:
+    """Raise ValueError if a table contains NaN or crossed bounds. The host waits for the device."""
+    nan = (lower.isnan() | upper.isnan()).any()
+    raise_for_faults(*torch.stack([nan, (lower > upper).any()]).tolist())
+
+
+@dataclass(frozen=True)
+class _Known(Generic[_Finding]):
+    """Finding about a lower table together with this upper table, in these versions of both."""
+
+    upper: TensorWeakRef
+    versions: tuple[int, int]
+    finding: _Finding
+
+
+class ExaminedTables(Generic[_Finding]):
+    """Results of `examine(lower, upper)`, kept until one of the tensors is changed in place or deleted."""
+
+    def __init__(self, examine: Callable[[Tensor, Tensor], _Finding]) -> None:
+        self._examine = examine
+        self._known = WeakTensorKeyDictionary()  # lower: _Known
+
+    def __call__(self, lower: Tensor, upper: Tensor) -> _Finding:
+        if lower.is_inference() or upper.is_inference():  # these tensors have no version
+            return self._examine(lower, upper)
+        versions = lower._version, upper._version
+        known: _Known[_Finding] | None = self._known.get(lower)
+        if known is None or known.versions != versions or known.upper() is not upper:
+            known = _Known(TensorWeakRef(upper), versions, self._examine(lower, upper))
+            self._known[lower] = known
+        return known.finding
+
+
+# ---- sizes that decide which backend can serve a call ----
+
+
+class Extents(NamedTuple):
+    """Largest sizes that the arguments of a call ask for. 0 means that there is no such argument."""
+
+    sample_size: int = 0
+    """Values of a sample, or coefficients of a spectrum."""
+    tile_size: int = 0
+    """Values of a tile whose statistics are projected."""
+    block_size: int = 0
+    """Coefficients of a WGNC block."""

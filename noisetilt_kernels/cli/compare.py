@@ -1,16 +1,15 @@
-"""`noisetilt compare`: methods side by side."""
+"""`noisetilt compare`: several methods with the same prompts and seeds."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..rewards import check_prompts
-from ..runs.methods import parse_method
-from .errors import GO_ON, explained, stopped
+from ..sampling.methods import parse_method
+from .errors import HOW_TO_RESUME, explained, on_interrupt
 from .options import (
-    machine_of,
-    machine_options,
+    compute_options,
+    compute_options_of,
     model_options,
     prompt_options,
     reward_options,
@@ -29,28 +28,32 @@ from .options import (
     multiple=True,
     required=True,
     metavar="NAME[:OPTION=VALUE,...]",
-    help="A method such as base, ntrk:rho=0.3,operator=w or svdd:candidates=4; differences are to the first.",
+    help="A method to compare, such as base, ntrk:rho=0.3,operator=w or svdd:candidates=4; may be repeated. "
+    "Differences are to the first method. `noisetilt sample --help` lists the options.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(2),
     default=20,
     show_default=True,
-    help="Images of each prompt and method; the same seeds for all methods.",
+    help="Number of images for each prompt and method; all methods use the same seeds.",
 )
 @click.option(
     "--best-of",
     default="1",
     show_default=True,
     metavar="N,...",
-    help="Choose the best of every N as well; N must divide the number of seeds.",
+    help="Values of N for rows with the best of every N images. Each must divide the number of seeds.",
 )
 @seed_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder; each method has its own in it."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the comparison, with a subfolder for each method; created if necessary.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the comparison in the folder.")
-@machine_options
+@click.option("--resume", is_flag=True, help="Continue the comparison in the folder.")
+@compute_options
 def compare(
     methods: tuple[str, ...],
     seeds: int,
@@ -61,13 +64,17 @@ def compare(
     micro_batch: int,
     offload: bool,
     frames_at_once: int,
-    **described: Any,
+    **settings_options: Any,
 ) -> None:
-    """Compare methods with the same prompts and seeds: table, plots, contact sheet.
+    """Compare methods with the same prompts and seeds.
+
+    Prints a table of mean rewards with 95 % confidence intervals and paired differences. Writes the table,
+    plots and a contact sheet to the folder.
 
     \b
-    noisetilt compare --model digits --prompt "a handwritten seven" --reward brightness \\
-        --held-out digit-judge --method ntrk:rho=0.01 --method base --out comparison/
+    Example:
+      noisetilt compare --model digits --prompt "a handwritten seven" --reward brightness \\
+          --held-out digit-judge --method ntrk:rho=0.01 --method base --out comparison/
     """
     with explained():
         try:
@@ -79,26 +86,28 @@ def compare(
             ) from error
         from ..runs import comparison
         from ..runs.settings import check_device
-        from ..runs.workers import joined
+        from ..runs.workers import connected
 
-        chosen = [parse_method(text) for text in methods]
-        counts = _counts(best_of, seeds)
-        machine = machine_of(device, micro_batch, offload, frames_at_once)
-        settings = settings_of(chosen[0], device=machine.device, particles=seeds, **described)
-        check_prompts([*settings.rewards, *settings.held_out], settings.prompts)
-        check_device(machine.device)
-        with joined(machine.device) as workers, stopped(lambda: f"what was finished is in {out}; {GO_ON}"):
-            rows = comparison.compare(settings, chosen, machine, out, counts, resume=resume, workers=workers)
-        if workers.first:
+        parsed = [parse_method(text) for text in methods]
+        counts = _parse_best_of(best_of, seeds)
+        compute = compute_options_of(device, micro_batch, offload, frames_at_once)
+        settings = settings_of(parsed[0], device=compute.device, particles=seeds, **settings_options)
+        check_device(compute.device)
+        with (
+            connected(compute.device) as workers,
+            on_interrupt(lambda: f"finished images are in {out}; {HOW_TO_RESUME}"),
+        ):
+            rows = comparison.compare(settings, parsed, compute, out, counts, resume=resume, workers=workers)
+        if workers.is_first:
             click.echo(comparison.markdown(rows))
             click.echo(f"\ntable, plots and images: {out.resolve()}")
 
 
-def _counts(text: str, seeds: int) -> list[int]:
-    """The numbers of --best-of.
+def _parse_best_of(text: str, seeds: int) -> list[int]:
+    """Return the numbers of --best-of.
 
     Raises:
-        click.UsageError: one is no number, or does not divide the number of seeds.
+        click.UsageError: a part is not a positive integer, or does not divide the number of seeds.
     """
     counts = []
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""Failures that a person can do something about, as one sentence and an exit code."""
+"""Expected failures as one sentence and an exit code."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,36 +6,31 @@ from contextlib import contextmanager
 
 import click
 
-from ..rewards import RewardError
-from ..runs.errors import OtherProcessError, OutOfMemoryError, RunFolderError
-from ..runs.workers import speaks
+from ..checks import NoisetiltError
+from ..runs.workers import is_reporting_process
 from ..sampling import NonFiniteError
 
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C stopped, as shells have it."""
+"""Exit code after Ctrl-C, the same as in shells."""
 
-GO_ON = "the same command with --resume goes on"
+HOW_TO_RESUME = "the same command with --resume goes on"
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns the errors that the package raises on purpose into one sentence; others are bugs, and keep their trace."""
+    """Turn the errors that the package raises on purpose into one sentence.
+
+    Any other exception is a bug and keeps its traceback.
+    """
     try:
         yield
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
         raise click.ClickException(f"{error.what}; {way_out}") from error
-    except (
-        ValueError,
-        RewardError,
-        RunFolderError,
-        OtherProcessError,
-        OutOfMemoryError,
-        ImportError,
-    ) as error:
+    except (NoisetiltError, ValueError, ImportError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        # a file's, or one that is a whole sentence
+        # the operating system's error names a file; transformers and the hub raise whole sentences
         message = (
             f"{error.filename}: {error.strerror}"
             if error.filename is not None
@@ -45,11 +40,11 @@ def explained() -> Iterator[None]:
 
 
 @contextmanager
-def stopped(state: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C tells what there is, and how to go on; of several processes one does."""
+def on_interrupt(describe_state: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C print the state and exit; of several processes only one prints."""
     try:
         yield
     except KeyboardInterrupt:
-        if speaks():
-            click.echo(f"\nstopped: {state()}", err=True)
+        if is_reporting_process():
+            click.echo(f"\nstopped: {describe_state()}", err=True)
         sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What can go wrong with a model that a person can do something about."""
+"""ModelError, and how errors of diffusers, transformers and the hub become one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,15 @@ from ..hub import explain_failure
 
 
 class ModelError(NoisetiltError, ValueError):
-    """A model cannot be loaded or used. The message is one sentence for whoever named the model, with the way out."""
+    """A model cannot be loaded or used. The message is one sentence: what is wrong, and what to do."""
 
 
 @contextmanager
-def one_sentence(source: str) -> Iterator[None]:
-    """Turns whatever is raised in the block into a ModelError; one that is stays as it is."""
+def as_model_error(source: str) -> Iterator[None]:
+    """Turn every exception raised in the block into a ModelError that names `source`.
+
+    A ModelError passes unchanged.
+    """
     try:
         yield
     except ModelError:

@@ -1,4 +1,4 @@
-"""Fine-tuned weights in the place of a pipeline's own: LoRA, and whole denoisers as MixGRPO and others publish them."""
+"""Fine-tuned weights for a pipeline: LoRA, and complete denoisers as MixGRPO and others publish them."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -13,101 +13,136 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
 from ..hub import is_hub_id
-from .errors import ModelError, one_sentence
+from .errors import ModelError, as_model_error
+from .files import Location, read_json
 
+_CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def check_there(source: str) -> None:
-    """Raises ModelError if weights of this name are neither here nor could be on the hub; nothing is loaded."""
-    name, file = _place_and_file(source)
-    path = Path(name).expanduser()
-    if not path.exists() and not is_hub_id(name):
-        raise ModelError(f"there are no weights {name!r}; give a file, a folder or an id of the hub")
+def check_weights_exist(source: str) -> None:
+    """Raise ModelError if `source` names no local weights and is not written like a hub id.
+
+    Nothing is loaded, and the hub is not asked.
+
+    Args:
+        source: a file, folder or hub id, or one of the last two as "PLACE:FILE".
+    """
+    place, file = _split_source(source)
+    path = Path(place).expanduser()
+    if not path.exists() and not is_hub_id(place):
+        raise ModelError(f"there are no weights {place!r}; give a file, a folder or an id of the hub")
     if path.is_dir() and file is not None and not (path / file).is_file():
-        raise ModelError(f"there is no file {file!r} in the folder {name!r}; correct its name")
+        raise ModelError(f"there is no file {file!r} in the folder {place!r}; correct its name")
 
 
 def check_peft() -> None:
-    """Raises ModelError unless peft is installed, which adds LoRA weights."""
+    """Raise ModelError unless peft, which adds LoRA weights, is installed."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError("lora needs peft: pip install peft")
 
 
-def _place_and_file(source: str) -> tuple[str, str | None]:
+def _split_source(source: str) -> tuple[str, str | None]:
+    """Place and file name of "PLACE:FILE"; the file name is None if `source` is a path or has no colon."""
     if ":" in source and not Path(source).expanduser().exists():
         place, file = source.rsplit(":", 1)
         return place, file
     return source, None
 
 
+def _locate(place: str) -> Location:
+    path = Path(place).expanduser()
+    return Location(str(path), local=True) if path.exists() else Location(place, local=False)
+
+
 def add_lora(pipe: Any, lora: str, family: str) -> None:
     """Add LoRA weights to a pipeline.
 
-    lora: a file, folder or hub id, `place` or `place:file name`.
+    Args:
+        pipe: the pipeline, changed in place.
+        lora: a file, folder or hub id, or one of the last two as "PLACE:FILE".
+        family: name of the pipeline's family, for the error message.
 
     Raises:
-        ModelError: there are none there, they are of another model, or peft is not installed.
+        ModelError: the weights do not exist or belong to another model, or peft is not installed.
     """
     check_peft()
-    check_there(lora)
-    name, file = _place_and_file(lora)
-    path = Path(name).expanduser()
-    with one_sentence(lora):
-        pipe.load_lora_weights(str(path) if path.exists() else name, weight_name=file)
+    check_weights_exist(lora)
+    place, file = _split_source(lora)
+    with as_model_error(lora):
+        pipe.load_lora_weights(_locate(place).name, weight_name=file)
     if not pipe.get_list_adapters():
-        # diffusers only logs it
+        # diffusers only logs that no weight matched
         raise ModelError(f"{lora!r} holds no LoRA weights of {family}; it may be of another model")
 
 
 def load_denoiser(
     source: str, class_name: str, config: dict[str, Any], dtype: torch.dtype
 ) -> torch.nn.Module:
-    """A pipeline's transformer or U-Net with other weights.
+    """Load a transformer or U-Net with fine-tuned weights.
 
     Args:
-        source: a folder or hub id of what diffusers saves of such a network, with its config.json; a safetensors file,
-            a folder or hub id with `diffusion_pytorch_model.safetensors` alone, or `place:file name`; names in such a
-            file are those of diffusers.
-        class_name: of the network in diffusers.
-        config: of the pipeline's own, for weights that come without one.
-        dtype: of the weights, but for those that diffusers keeps in float32.
+        source: one of
+            - a folder or hub id with the network's config.json, as diffusers saves it;
+            - a safetensors file;
+            - a folder or hub id with `diffusion_pytorch_model.safetensors` alone;
+            - a folder or hub id and a file in it, as "PLACE:FILE".
+            Files without a configuration use diffusers' parameter names.
+        class_name: diffusers class of the network.
+        config: configuration of the pipeline's original network, used if `source` has none.
+        dtype: dtype of the weights, except those that diffusers keeps in float32.
 
     Raises:
-        ModelError: there are no such weights, or they are of another network.
+        ModelError: the weights do not exist, or belong to another network.
     """
-    check_there(source)
-    name, file = _place_and_file(source)
+    check_weights_exist(source)
+    place, file = _split_source(source)
     network: Any = getattr(diffusers, class_name)
-    path = Path(name).expanduser()
-    here = path.exists()
-    with one_sentence(source):
-        if file is None and ((path / "config.json").is_file() if here else _is_whole(name)):
-            return _whole(network, source, str(path) if here else name, dtype, here)
-        within = file or _WEIGHTS
-        local = path / within if path.is_dir() else path
-        return _bare(
-            network, source, load_file(local if here else hf_hub_download(name, within)), config, dtype
-        )
+    location = _locate(place)
+    with as_model_error(source):
+        tuned_config = _find_config(location) if file is None else None
+        if tuned_config is not None:
+            return _load_with_config(network, source, location, tuned_config, dtype)
+        file = file or _WEIGHTS
+        path = Path(location.name)
+        if not location.local:
+            path = Path(hf_hub_download(location.name, file))
+        elif path.is_dir():
+            path = path / file
+        return _load_bare_weights(network, source, load_file(path), config, dtype)
 
 
-def _whole(network: Any, source: str, place: str, dtype: torch.dtype, here: bool) -> torch.nn.Module:
-    """A network with a configuration of its own."""
-    name = network.load_config(place, local_files_only=here).get("_class_name", network.__name__)
+def _find_config(location: Location) -> dict[str, Any] | None:
+    """Configuration beside the weights, or None if there is none."""
+    try:
+        return read_json(location, _CONFIG)
+    except (FileNotFoundError, EntryNotFoundError):
+        return None
+
+
+def _load_with_config(
+    network: Any, source: str, location: Location, config: dict[str, Any], dtype: torch.dtype
+) -> torch.nn.Module:
+    """Load a network that was saved with its configuration."""
+    name = config.get("_class_name", network.__name__)
     if name != network.__name__:
         raise ModelError(f"{source!r} is a {name}; weights of a {network.__name__} are needed")
     loaded: torch.nn.Module
     loaded, info = network.from_pretrained(
-        place, dtype=dtype, use_safetensors=True, local_files_only=here, output_loading_info=True
+        location.name,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=location.local,
+        output_loading_info=True,
     )
     _check_names(source, name, info["missing_keys"], info["unexpected_keys"])
     return loaded
 
 
-def _bare(
+def _load_bare_weights(
     network: Any, source: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], dtype: torch.dtype
 ) -> torch.nn.Module:
-    """A network of tensors that came without a configuration."""
+    """Make a network from tensors that were saved without a configuration."""
     with init_empty_weights():
         empty: torch.nn.Module = network.from_config(config)
     expected = empty.state_dict()
@@ -116,7 +151,7 @@ def _bare(
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ModelError(
-                f"in {source!r} {name} has the shape {tuple(tensor.shape)}, and the model's own "
+                f"{name} in {source!r} has the shape {tuple(tensor.shape)}, but the model needs "
                 f"{tuple(expected[name].shape)}; weights of the same architecture are needed"
             )
         tensors[name] = tensor.to(torch.float32 if in_float32.intersection(name.split(".")) else dtype)
@@ -125,17 +160,10 @@ def _bare(
 
 
 def _check_names(source: str, class_name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    for what, names in (("lack", missing), ("have a needless", unexpected)):
+    """Raise ModelError if a parameter is missing or unexpected; the message names the first one."""
+    for problem, names in (("lack", missing), ("have an unexpected", unexpected)):
         for name in sorted(names)[:1]:
             raise ModelError(
-                f"the weights in {source!r} {what} {name}; weights of a {class_name} are needed, named as in diffusers"
+                f"the weights in {source!r} {problem} {name}; "
+                f"weights of a {class_name} are needed, named as in diffusers"
             )
-
-
-def _is_whole(hub_id: str) -> bool:
-    """Whether a model of the hub has a configuration beside its weights."""
-    try:
-        hf_hub_download(hub_id, "config.json")
-    except EntryNotFoundError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""FLUX of diffusers as a model for the samplers."""
+"""FLUX.1 as a model for the samplers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,36 +9,38 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..functional import pack_latents, unpack_latents
-from .offload import keep_until_backward
-from .pipeline import FlowPipelineModel, OneStepPipelineModel, check_sides
+from .offload import rewire_offload_hooks
+from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, image_size
 from .prompts import Encoded
-from .times import exact_time, shifted_sigmas
+from .times import exact_timestep, shifted_sigmas
 
-LONGEST_PROMPT = 512
-"""Tokens of T5 that FLUX takes; schnell was trained with half of them."""
+MAX_PROMPT_LENGTH = 512
+"""Maximum number of T5 tokens; schnell was trained with half of them."""
 
 
 class FluxFlow(FlowPipelineModel):
-    """A FluxPipeline as `sampling.FlowModel`; what it does with the pipeline is as of `PipelineModel`.
+    """A FluxPipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
 
-    Latents are unpacked, and float32 outside of the networks whatever dtype those are in. With
-    `Schedule("constant", 0)` the samplers walk the path of `pipe(...)`.
+    Latents are unpacked, (16, H/8, W/8) for FLUX.1. They are float32 outside of the networks, in any dtype of
+    the networks. With `Schedule("constant", 0)` the samplers follow the same path as `pipe(...)`.
 
     Args:
-        pipe: FLUX.1 dev, schnell, or made of them.
-        height, width: of images, in pixels; None is the size that the VAE was made for, of FLUX.1 1024.
-        guidance_scale: for models with embedded guidance, such as dev; schnell has none, and ignores it.
-        max_sequence_length: tokens of T5 that prompts are cut or padded to; None is 512, for models without embedded
-            guidance 256, or what the tokenizer takes, if that is less.
-        gradient_checkpointing: as of `PipelineModel`.
+        pipe: FLUX.1 dev, schnell, or a model derived from them.
+        height, width: size of images in pixels, multiples of 16; None is the size of the VAE's configuration,
+            1024 for FLUX.1.
+        guidance_scale: scale of embedded guidance, at least 0; models without it, such as schnell, ignore it.
+        max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512; None is 512,
+            or 256 for models without embedded guidance, or the tokenizer's maximum if that is less.
+        gradient_checkpointing: see `PipelineModel`.
 
     Raises:
-        ValueError, TypeError: an argument out of its range, or a pipeline without transformer or VAE or under group
-            offloading.
+        ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
+            it is under group offloading.
     """
 
-    pipeline = FluxPipeline
-    encoder_names = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    facts = FamilyFacts(
+        "FLUX", FluxPipeline, encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    )
 
     def __init__(
         self,
@@ -55,16 +57,10 @@ class FluxFlow(FlowPipelineModel):
         check_number(name, "guidance_scale", guidance_scale, 0)
         self._guidance_scale = float(guidance_scale)
         length = _prompt_length(name, pipe, max_sequence_length)
-        default = pipe.vae.config.sample_size  # the pipeline's own default is 128 latents whatever the model
-        sides = {
-            "height": default if height is None else height,
-            "width": default if width is None else width,
-        }
-        check_sides(name, sides, 2 * pipe.vae_scale_factor)
-        shape = (
-            pipe.transformer.config.in_channels // 4,
-            *(side // pipe.vae_scale_factor for side in sides.values()),
-        )
+        default = pipe.vae.config.sample_size  # the pipeline's default, 128 latents, ignores the model
+        factor = pipe.vae_scale_factor
+        size = image_size(name, height, width, (default, default), 2 * factor)
+        shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
         super().__init__(pipe, shape, length, gradient_checkpointing)
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -73,7 +69,7 @@ class FluxFlow(FlowPipelineModel):
         )
         return {"tokens": tokens, "pooled": pooled}
 
-    def blank_prompt(self) -> Encoded:
+    def placeholder_prompt(self) -> Encoded:
         config = self.pipe.transformer.config
         return {
             "tokens": torch.empty(1, self.prompt_length, config.joint_attention_dim),
@@ -88,13 +84,13 @@ class FluxFlow(FlowPipelineModel):
         transformer = self.pipe.transformer
         dtype, (height, width) = transformer.dtype, self._shape[1:]
         prompt = self.prompts.batch(prompts)
-        keep_until_backward(self.pipe)
+        rewire_offload_hooks(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-        # float32 positions: the pipeline's bfloat16 has integers up to 256 only; those of text are all zero
+        # float32: bfloat16, as in the pipeline, has integers up to 256 only; positions of text are zero
         positions = self.pipe._prepare_latent_image_ids(
             len(x), height // 2, width // 2, x.device, torch.float32
         )
-        with exact_time(transformer, 1000 * time):
+        with exact_timestep(transformer, 1000 * time):
             tokens: Tensor = transformer(
                 hidden_states=pack_latents(x).to(dtype),
                 timestep=time,
@@ -113,7 +109,7 @@ class FluxFlow(FlowPipelineModel):
 class FluxOneStep(FluxFlow, OneStepPipelineModel):
     """A FluxPipeline as `sampling.OneStepModel`, for models distilled to one step such as FLUX.1 schnell.
 
-    Args, and what is raised, are those of `FluxFlow`, which it is as well.
+    Arguments and errors are the same as for `FluxFlow`.
     """
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -122,10 +118,11 @@ class FluxOneStep(FluxFlow, OneStepPipelineModel):
 
 
 def _prompt_length(function: str, pipe: Any, length: int | None) -> int:
+    """Number of T5 tokens of a prompt; raises ValueError or TypeError if `length` is out of range."""
     if length is None:
-        length = LONGEST_PROMPT if pipe.transformer.config.guidance_embeds else LONGEST_PROMPT // 2
+        length = MAX_PROMPT_LENGTH if pipe.transformer.config.guidance_embeds else MAX_PROMPT_LENGTH // 2
         return length if pipe.tokenizer_2 is None else min(length, pipe.tokenizer_2.model_max_length)
     check_integer(function, "max_sequence_length", length, 1)
-    if length > LONGEST_PROMPT:
-        raise ValueError(f"{function}: max_sequence_length must be at most {LONGEST_PROMPT}, got {length}")
+    if length > MAX_PROMPT_LENGTH:
+        raise ValueError(f"{function}: max_sequence_length must be at most {MAX_PROMPT_LENGTH}, got {length}")
     return length

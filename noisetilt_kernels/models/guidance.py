@@ -1,4 +1,4 @@
-"""Classifier-free guidance, for flows that have it."""
+"""Classifier-free guidance for flows."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from .pipeline import FlowPipelineModel
 
 
 class GuidedFlow(FlowPipelineModel):
-    """A flow whose velocity is led away from that of a negative prompt: v(negative) + weight (v(prompt) - v(negative)).
+    """A flow with classifier-free guidance: v = v(negative) + weight (v(prompt) - v(negative)).
 
-    That takes two passes through the denoiser for one velocity; at a weight of 1 there is one pass and no guidance.
+    A guided velocity takes two passes through the denoiser. At a weight of 1 there is one pass and no
+    guidance.
 
     Args:
-        weight: at least 0; below 1 it is taken for 1.
-        negative_prompt: checked.
-
-    The others are those of `PipelineModel`.
+        pipe, shape, prompt_length, gradient_checkpointing: see `PipelineModel`.
+        weight: weight of guidance, at least 0; values below 1 act as 1.
+        negative_prompt: prompt that guidance leads away from; a string.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class GuidedFlow(FlowPipelineModel):
 
     @classmethod
     def check_guidance(cls, guidance_scale: Any, negative_prompt: Any) -> None:
-        """Raises TypeError or ValueError unless they are a number of at least 0 and a string."""
+        """Raise TypeError or ValueError unless they are a number of at least 0 and a string."""
         check_number(cls.__name__, "guidance_scale", guidance_scale, 0)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"{cls.__name__}: negative_prompt must be a string, got {negative_prompt!r}")
 
     @property
     def guided(self) -> bool:
-        """Whether there is guidance."""
+        """True if guidance has an effect."""
         return self._weight > 1
 
     def encode(self, prompts: str | Sequence[str]) -> None:
@@ -54,12 +54,15 @@ class GuidedFlow(FlowPipelineModel):
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         self.check_latents("velocity", x, prompts)
-        towards = self.unguided(x, sigma, prompts)
+        positive = self.conditional_velocity(x, sigma, prompts)
         if not self.guided:
-            return towards
-        away = self.unguided(x, sigma, [self._negative_prompt] * len(prompts))
-        return away + self._weight * (towards - away)
+            return positive
+        negative = self.conditional_velocity(x, sigma, [self._negative_prompt] * len(prompts))
+        return negative + self._weight * (positive - negative)
 
     @abstractmethod
-    def unguided(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        """The velocity of one pass; arguments and result are those of `velocity`, and checked."""
+    def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        """Velocity of one pass, given the prompts, without guidance.
+
+        Arguments and result are the same as for `velocity`; the arguments are already checked.
+        """

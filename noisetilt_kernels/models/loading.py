@@ -1,6 +1,5 @@
-"""Loading pipelines: a folder or a model of the Hugging Face hub, or one sentence on what is wrong."""
+"""Loading of pipelines from a folder or from the Hugging Face hub; every failure is a ModelError."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,31 +7,31 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-from transformers.utils.hub import cached_file
 
 from ..hub import is_hub_id
 from ..rewards.digits import ASSETS
-from .errors import ModelError, one_sentence
+from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
+from .files import Location, read_json
 from .fine_tuned import add_lora, load_denoiser
 
 _INDEX = "model_index.json"
 
 
-class InTheBox(NamedTuple):
+class BundledModel(NamedTuple):
     """A model that comes with the package."""
 
     path: Path
     one_step: bool
 
 
-IN_THE_BOX = {
-    "digits": InTheBox(ASSETS / "digits", one_step=False),
-    "digits-turbo": InTheBox(ASSETS / "digits-turbo", one_step=True),
+BUNDLED = {
+    "digits": BundledModel(ASSETS / "digits", one_step=False),
+    "digits-turbo": BundledModel(ASSETS / "digits-turbo", one_step=True),
 }
 """A flow that draws handwritten digits, and its one-step student."""
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 def load_pipeline(
@@ -47,19 +46,20 @@ def load_pipeline(
     """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
 
     Args:
-        source: "digits" or "digits-turbo", which come with the package; a folder, as `pipe.save_pretrained` or a
-            download makes it, which is loaded without the network; or the id of a model of the hub, such as
-            "black-forest-labs/FLUX.1-dev", which is downloaded once.
-        dtype: of all networks; large models were made for bfloat16.
-        device: None is the GPU, if there is one, else the CPU.
-        offload: keep networks on the CPU while they are not at work, see `PipelineModel`.
-        denoiser: fine-tuned weights in the place of the pipeline's transformer or U-Net, as of `load_denoiser`.
-        lora: a file, folder or hub id of LoRA weights, `place` or `place:file name`; it needs peft.
+        source: one of
+            - "digits" or "digits-turbo", which come with the package;
+            - a folder, as `pipe.save_pretrained` or a download makes it, loaded without the network;
+            - the id of a model on the hub, such as "black-forest-labs/FLUX.1-dev", downloaded once.
+        dtype: dtype of all networks; large models were made for bfloat16.
+        device: device to compute on; None is the GPU if there is one, else the CPU.
+        offload: keep networks on the CPU while they are idle, see `PipelineModel`.
+        denoiser: fine-tuned weights that replace the pipeline's transformer or U-Net, see `load_denoiser`.
+        lora: LoRA weights: a file, folder or hub id, or one of the last two as "PLACE:FILE"; needs peft.
 
     Raises:
-        ModelError: there is no such model, it is of no family here, it is incomplete, or it does not fit into the
-            device's memory.
-        ValueError: offload on a CPU.
+        ModelError: the model does not exist, is incomplete, belongs to no supported family, or does not fit
+            into the device's memory.
+        ValueError: offload with a CPU as device.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,23 +68,25 @@ def load_pipeline(
         raise ValueError(
             "load_pipeline: offload must be False where device is the CPU, as everything is there already"
         )
-    place = _find(str(source))
-    family, index = _family(place, str(source))
-    if place.local:
-        _check_tokenizers(Path(place.name), _components(index, family))
-    given: dict[str, Any] = dict(family.left_out)
+    source = str(source)
+    location = _locate(source)
+    family, index = _read_index(location, source)
+    facts = family.facts
+    if location.local:
+        _check_tokenizers(Path(location.name), _components(index, family))
+    components: dict[str, Any] = dict.fromkeys(facts.unused)  # None: not loaded
     if denoiser is not None:
-        name = family.denoiser_name
-        with one_sentence(str(source)):
-            config = _content(place, name, "config.json")
-        given[name] = load_denoiser(str(denoiser), index[name][1], config, dtype)
-    with one_sentence(str(source)):
-        # pickled weights could run code
-        pipe = family.pipeline.from_pretrained(
-            place.name, dtype=dtype, local_files_only=place.local, use_safetensors=True, **given
+        with as_model_error(source):
+            config = read_json(location, f"{facts.denoiser}/config.json")
+        class_name = index[facts.denoiser][1]
+        components[facts.denoiser] = load_denoiser(str(denoiser), class_name, config, dtype)
+    with as_model_error(source):
+        # safetensors only: pickled weights could run code
+        pipe = facts.pipeline.from_pretrained(
+            location.name, dtype=dtype, local_files_only=location.local, use_safetensors=True, **components
         )
     if lora is not None:
-        add_lora(pipe, str(lora), family.name)
+        add_lora(pipe, str(lora), facts.name)
     try:
         if offload:
             pipe.enable_model_cpu_offload(device=device)
@@ -92,121 +94,101 @@ def load_pipeline(
             pipe.to(device)
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"{str(source)!r} does not fit into the memory of {device}; offload=True needs less"
+            f"{source!r} does not fit into the memory of {device}; offload=True needs less"
         ) from None
     return pipe
 
 
 def family_at(source: str | Path) -> Family:
-    """The family of a model, without loading it.
+    """Return the family of a model, without loading it.
 
     Args:
-        source: as of `load_pipeline`; of a model of the hub one small file is downloaded.
+        source: see `load_pipeline`; for a hub id, one small file is downloaded.
 
     Raises:
-        ModelError: there is no such model, or it is of no family here.
+        ModelError: the model does not exist, or belongs to no supported family.
     """
-    return _family(_find(str(source)), str(source))[0]
+    return _read_index(_locate(str(source)), str(source))[0]
 
 
 class Configurations(NamedTuple):
-    """What a pipeline says of itself."""
+    """Configuration files of a pipeline."""
 
     family: Family
     components: dict[str, Any]
-    """Content of its model_index.json: library and class of each component by name, and settings."""
+    """Content of model_index.json: library and class of each component by name, and settings."""
     networks: dict[str, dict[str, Any]]
-    """Of its networks, by name."""
+    """Content of each network's config.json, by component name."""
     prompt_lengths: dict[str, int]
-    """Tokens that its tokenizers take, by name."""
+    """Maximum number of tokens of each tokenizer, by component name."""
 
 
 def configurations(source: str | Path) -> Configurations:
-    """The configurations of a pipeline, without its weights.
+    """Read the configuration files of a pipeline, without its weights.
 
     Args:
-        source: as of `load_pipeline`; of a model of the hub only a few small files are downloaded.
+        source: see `load_pipeline`; for a hub id, only a few small files are downloaded.
 
     Raises:
-        ModelError: there is no such model, or it is of no family here.
+        ModelError: the model does not exist, is incomplete, or belongs to no supported family.
     """
-    place = _find(str(source))
-    family, index = _family(place, str(source))
-    with one_sentence(str(source)):
-        return Configurations(
-            family,
-            index,
-            {
-                name: _content(place, name, "config.json")
-                for name in _components(index, family)
-                if "tokenizer" not in name and name != "scheduler"
-            },
-            {
-                name: _content(place, name, "tokenizer_config.json").get(
-                    "model_max_length", VERY_LARGE_INTEGER
-                )
-                for name in _components(index, family)
-                if "tokenizer" in name
-            },
-        )
+    source = str(source)
+    location = _locate(source)
+    family, index = _read_index(location, source)
+    networks: dict[str, dict[str, Any]] = {}
+    prompt_lengths: dict[str, int] = {}
+    with as_model_error(source):
+        for name in _components(index, family):
+            if "tokenizer" in name:
+                config = read_json(location, f"{name}/tokenizer_config.json")
+                prompt_lengths[name] = config.get("model_max_length", VERY_LARGE_INTEGER)
+            elif name != "scheduler":
+                networks[name] = read_json(location, f"{name}/config.json")
+    return Configurations(family, index, networks, prompt_lengths)
 
 
 def _components(index: Mapping[str, Any], family: Family) -> list[str]:
-    """Names of what a pipeline has."""
+    """Names of the components that are loaded."""
     return [
         name
         for name, value in index.items()
-        if isinstance(value, list) and value[0] is not None and name not in family.left_out
+        if isinstance(value, list) and value[0] is not None and name not in family.facts.unused
     ]
 
 
-def _content(place: "_Place", component: str, name: str) -> dict[str, Any]:
-    """Of a JSON file."""
-    file = cached_file(place.name, name, subfolder=component, local_files_only=place.local)
-    if file is None:
-        raise FileNotFoundError(f"there is no {component}/{name}")
-    content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return content
-
-
-class _Place(NamedTuple):
-    name: str
-    """A path, or an id of the hub."""
-    local: bool
-
-
-def _find(source: str) -> _Place:
-    path = IN_THE_BOX[source].path if source in IN_THE_BOX else Path(source).expanduser()
+def _locate(source: str) -> Location:
+    """Folder or hub repository of a pipeline; raises ModelError if it can be neither."""
+    path = BUNDLED[source].path if source in BUNDLED else Path(source).expanduser()
     if path.is_dir():
         if not (path / _INDEX).is_file():
             raise ModelError(
-                f"the folder {source!r} has no {_INDEX}, and holds no pipeline in diffusers' layout, as "
+                f"the folder {source!r} has no {_INDEX}; a pipeline in diffusers' layout is needed, as "
                 "pipe.save_pretrained(folder) makes it"
             )
-        return _Place(str(path), local=True)
+        return Location(str(path), local=True)
     if path.exists():
         raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
     if not is_hub_id(source):
         raise ModelError(
             f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
         )
-    return _Place(source, local=False)
+    return Location(source, local=False)
 
 
-def _family(place: _Place, source: str) -> tuple[Family, dict[str, Any]]:
-    """The family of a pipeline, and its index."""
-    with one_sentence(source):
-        index: dict[str, Any] = DiffusionPipeline.load_config(place.name, local_files_only=place.local)
-    kind = str(index.get("_class_name"))
-    if kind not in FAMILIES:
-        raise ModelError(f"{source!r} is a {kind}; what can be sampled from is {', '.join(FAMILIES)}")
-    return FAMILIES[kind], index
+def _read_index(location: Location, source: str) -> tuple[Family, dict[str, Any]]:
+    """Family of a pipeline, and content of its model_index.json."""
+    with as_model_error(source):
+        index = read_json(location, _INDEX)
+    class_name = str(index.get("_class_name"))
+    if class_name not in FAMILIES:
+        raise ModelError(f"{source!r} is a {class_name}; supported pipelines are {', '.join(FAMILIES)}")
+    return FAMILIES[class_name], index
 
 
 def _check_tokenizers(folder: Path, components: Sequence[str]) -> None:
-    # without its files transformers makes a tokenizer with an empty vocabulary, and says nothing
+    """Raise ModelError if a tokenizer has no vocabulary; transformers would silently make an empty one."""
     for name in components:
         if name.startswith("tokenizer") and not any(
-            (folder / name / file).is_file() for file in _VOCABULARIES
+            (folder / name / file).is_file() for file in _VOCABULARY_FILES
         ):
-            raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it anew")
+            raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it again")

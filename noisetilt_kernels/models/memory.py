@@ -1,8 +1,8 @@
-"""How much memory guided sampling will take, from the configurations of a model alone.
+"""Memory of guided sampling, counted from the configurations of a model without its weights.
 
-The networks are made of torch's fake tensors, which have shapes and no values. A guided step is then made with them,
-and what is alive at its most is counted, not guessed. What is not counted are a reward's network, what a GPU's kernels
-take for themselves, and what the allocator cannot use.
+The networks are made of torch's fake tensors, which have shapes and no values. One guided step runs on them,
+and the bytes that are alive at its peak are counted. Not counted are a reward's network, workspace of GPU
+kernels, and fragmentation of the allocator.
 """
 
 import inspect
@@ -28,15 +28,15 @@ from .loading import Configurations, configurations
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that guided sampling takes.
+    """Memory of guided sampling, in bytes.
 
     Attributes:
-        shape: of one latent.
-        pixels: of what is made of it, (3, H, W), of videos (3, F, H, W).
-        denoiser, vae, text_encoders: weights.
-        activations: everything else of one micro-batch, at its most; with a gradient that is above all what is kept
+        shape: shape of one latent.
+        pixels: shape of one decoded image (3, H, W) or video (3, F, H, W).
+        denoiser, vae, text_encoders: size of the weights.
+        activations: peak of everything else for one micro-batch; with a gradient, mainly what the graph keeps
             for the backward.
-        total: on the device at once.
+        total: peak on the device.
     """
 
     shape: tuple[int, ...]
@@ -62,61 +62,66 @@ def plan_memory(
     """Count the memory of guided sampling with a model, without loading its weights.
 
     Args:
-        source: as of `load_pipeline`; only its configurations are read.
-        dtype: of the weights.
-        micro_batch: images or videos at once.
-        offload: as of `load_pipeline`: the text encoders are then not on the device while the denoiser is.
-        gradient: whether one is taken; without it nothing is kept for a backward.
-        one_step: the model is used as a one-step model.
-        reward: one without weights, whose share is then counted as well.
-        options: of the model's class, such as height and width.
+        source: see `load_pipeline`; only the configurations are read.
+        dtype: dtype of the weights.
+        micro_batch: number of images or videos computed at once.
+        offload: see `load_pipeline`; the text encoders are then not on the device together with the denoiser.
+        gradient: True if the method takes a gradient; without it nothing is kept for a backward.
+        one_step: True to use the model as a one-step model.
+        reward: a reward without weights, to count its activations as well.
+        options: arguments of the model's class, such as height and width.
 
     Raises:
-        ModelError: there is no such model, or it cannot be used so. ValueError: as of the model's class.
+        ModelError: the model does not exist, or cannot be used in this way.
+        ValueError: an argument of the model's class is out of its range.
     """
-    with _without_values(source, dtype, one_step, options) as model:
+    with _fake_model(source, dtype, one_step, options) as model:
         for prompt in ("", options.get("negative_prompt", "")):
-            model.prompts.keep(prompt, model.blank_prompt())
+            model.prompts.put(prompt, model.placeholder_prompt())
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     encoders = [
         network
         for name, network in model.pipe.components.items()
         if network is not None and "text_encoder" in name
     ]
-    weights = _bytes(model.denoiser), _bytes(model.pipe.vae), sum(map(_bytes, encoders))
-    text_encoders = 0 if offload else weights[2]
+    denoiser, vae = _weight_bytes(model.denoiser), _weight_bytes(model.pipe.vae)
+    text_encoders = sum(map(_weight_bytes, encoders))
+    together = denoiser + vae + activations + (0 if offload else text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,
-        denoiser=weights[0],
-        vae=weights[1],
-        text_encoders=weights[2],
+        denoiser=denoiser,
+        vae=vae,
+        text_encoders=text_encoders,
         activations=activations,
-        total=max(weights[0] + weights[1] + text_encoders + activations, weights[2]),
+        total=max(together, text_encoders),
     )
 
 
 def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) -> tuple[int, ...]:
-    """The shape of one latent of a model, without loading its weights. Arguments, and what is raised: `plan_memory`."""
-    with _without_values(source, torch.bfloat16, one_step, options) as model:
+    """Return the shape of one latent of a model, without loading its weights.
+
+    Arguments and errors are the same as for `plan_memory`.
+    """
+    with _fake_model(source, torch.bfloat16, one_step, options) as model:
         shape: tuple[int, ...] = model.shape
     return shape
 
 
 @contextmanager
-def _without_values(
+def _fake_model(
     source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]
 ) -> Iterator[Any]:
-    """A model of fake tensors, within a block in which all tensors are."""
+    """Yield a model made of fake tensors; within the block all new tensors are fake."""
     configs = configurations(source)
     adapter = configs.family.adapter(str(source), one_step, options)
-    # not the meta device, on which attention is computed by keeping all its weights, as it is on no other
+    # not the meta device, on which attention keeps all its weights, unlike on any other device
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        yield adapter(_pipeline(configs), **options)
+        yield adapter(_fake_pipeline(configs), **options)
 
 
-def _pipeline(configs: Configurations) -> Any:
-    """The pipeline with networks of its classes, and of its tokenizers what is asked of them without a prompt."""
+def _fake_pipeline(configs: Configurations) -> Any:
+    """Make a pipeline with networks of its classes. Its tokenizers are stand-ins that have only a length."""
     components: dict[str, Any] = {}
     for name, config in configs.networks.items():
         library, class_name = configs.components[name]
@@ -126,28 +131,32 @@ def _pipeline(configs: Configurations) -> Any:
             if library == "diffusers"
             else network(network.config_class.from_dict(config))
         )
-    names = inspect.signature(configs.family.pipeline.__init__).parameters
+    pipeline: Any = configs.family.facts.pipeline
+    parameters = inspect.signature(pipeline.__init__).parameters
     index = configs.components.items()
-    settings = {name: value for name, value in index if name in names and not isinstance(value, list)}
+    settings = {name: value for name, value in index if name in parameters and not isinstance(value, list)}
     absent = dict.fromkeys(name for name, value in index if isinstance(value, list))
-    pipe = configs.family.pipeline(**{**absent, **components, **settings})
+    pipe = pipeline(**{**absent, **components, **settings})
     for name, length in configs.prompt_lengths.items():
         setattr(pipe, name, SimpleNamespace(model_max_length=length))
+    scheduler = getattr(diffusers, configs.components["scheduler"][1])
     with unset_fake_temporarily():  # schedulers compute with numpy
-        pipe.scheduler = getattr(
-            diffusers, configs.components["scheduler"][1]
-        )()  # no size depends on its numbers
+        pipe.scheduler = scheduler()  # the default configuration: no size depends on it
     return pipe
 
 
 def _activations(
     model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
 ) -> tuple[int, tuple[int, ...]]:
-    """Bytes beside the weights at the most of one guided step, made as the samplers do, and the shape of its image."""
+    """Run one guided step as the samplers do.
+
+    Returns:
+        Peak of the bytes alive beside the weights, and the shape of one decoded image or video.
+    """
     prompts = [""] * micro_batch
     judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
     x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)
-    with _Alive() as alive, torch.set_grad_enabled(gradient):
+    with PeakMemory() as memory, torch.set_grad_enabled(gradient):
         output = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
         latents = output.detach().requires_grad_(gradient)
         images = model.decode(latents)
@@ -157,47 +166,48 @@ def _activations(
         if gradient:
             (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
             torch.autograd.grad(output, x, cotangent)
-    return alive.peak, shape
+    return memory.peak, shape
 
 
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within its block and not gone yet.
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors made within its block and still alive; `peak` is the largest count.
 
-    Tensors that share their memory count once, and those that were there before, such as weights, do not count.
+    Tensors that share a storage count once. Tensors made before the block, such as weights, do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._now = 0
+        self.peak = self._alive = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._watch(storage, 0)
+            self._track(storage, 0)
         output = func(*args, **(kwargs or {}))
         for storage in _storages(output):
-            self._watch(storage, storage.nbytes())
-        self.peak = max(self.peak, self._now)
+            self._track(storage, storage.nbytes())
+        self.peak = max(self.peak, self._alive)
         return output
 
-    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+    def _track(self, storage: torch.UntypedStorage, size: int) -> None:
         if storage._cdata not in self._known:
             self._known.add(storage._cdata)
-            self._now += size
+            self._alive += size
             weakref.finalize(storage, self._forget, storage._cdata, size)
 
     def _forget(self, storage: int, size: int) -> None:
         self._known.discard(storage)
-        self._now -= size
+        self._alive -= size
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Storages of all tensors in a nested structure."""
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New weights are of this dtype; fake ones cannot be cast in place."""
+    """Within the block, new weights have this dtype, as fake tensors cannot be cast in place."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -206,5 +216,5 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _bytes(model: torch.nn.Module) -> int:
+def _weight_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())

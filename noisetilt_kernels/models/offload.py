@@ -1,13 +1,15 @@
-"""Where the models of a pipeline are, and that they stay there until their backward is through.
+"""Devices of a pipeline's networks, and offloading that does not break gradients.
 
-What the ways of offloading do to a gradient, which is taken in the order denoiser, VAE, backward of the VAE,
-backward of the denoiser:
+Gradients are taken in the order denoiser, VAE, backward of the VAE, backward of the denoiser. Effect of each
+kind of offloading:
 
-- `enable_model_cpu_offload()`: accelerate's hook of each model sends its predecessor to the CPU, so the VAE would take
-  the denoiser's weights away before their backward. `keep_until_backward` changes who sends away whom.
-- `enable_sequential_cpu_offload()`: every layer has weights of its own for the time of a call, which the graph holds on
-  to. Gradients are right as it is; with gradient checkpointing the graph holds no more than one block of them.
-- `enable_group_offload()`: weights change places in the same tensors, under the graph's feet. `check_offload` refuses.
+- `enable_model_cpu_offload()`: accelerate's hook of each network moves the previous network to the CPU. The
+  VAE would move the denoiser's weights away before their backward. `rewire_offload_hooks` changes which
+  network moves which.
+- `enable_sequential_cpu_offload()`: every layer gets a copy of its weights for one call, and the graph holds
+  these copies. Gradients are right. With gradient checkpointing the graph holds the copies of one block only.
+- `enable_group_offload()`: weights are swapped within the same tensors, which corrupts the graph.
+  `check_offload` refuses it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 
 
 def execution_device(model: torch.nn.Module) -> torch.device:
-    """Where a model computes, which with offloading is not where its weights are."""
+    """Device on which a network computes; with offloading its weights may be elsewhere."""
     for module in model.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
@@ -27,22 +29,24 @@ def execution_device(model: torch.nn.Module) -> torch.device:
 
 
 def check_offload(function: str, pipe: Any, names: Sequence[str]) -> None:
-    """Raises ValueError if one of the named networks is under a kind of offloading that breaks its gradients."""
+    """Raise ValueError if one of the named networks is under group offloading, which breaks its gradients."""
     for name in names:
         for module in getattr(pipe, name).modules():
             hooks = getattr(module, "_diffusers_hook", None)
             if hooks is not None and hooks.get_hook("group_offloading") is not None:
                 raise ValueError(
-                    f"{function}: pipe must have its {name} without group offloading, which takes weights away before "
-                    "their backward; enable_model_cpu_offload() and enable_sequential_cpu_offload() do not"
+                    f"{function}: pipe must have its {name} without group offloading, which moves weights "
+                    "away before their backward; use enable_model_cpu_offload() or "
+                    "enable_sequential_cpu_offload()"
                 )
 
 
-def keep_until_backward(pipe: Any) -> None:
-    """Make `enable_model_cpu_offload()` fit for gradients: text encoders and denoiser take turns, the VAE is apart.
+def rewire_offload_hooks(pipe: Any) -> None:
+    """Make `enable_model_cpu_offload()` keep the denoiser on the device until its backward is done.
 
-    A text encoder sends the denoiser away and the other way round; the VAE, which is small, sends nobody and stays.
-    It has to be called before every use of a network, as the call of a pipeline ends with hooks as they were.
+    Text encoders and denoiser then move each other to the CPU. The VAE, which is small, moves no other
+    network and stays on the device. Must be called before every use of a network, as each call of a pipeline
+    resets the hooks.
     """
     vae = getattr(pipe.vae, "_hf_hook", None)
     if isinstance(vae, CpuOffload):
@@ -50,11 +54,11 @@ def keep_until_backward(pipe: Any) -> None:
     networks = (
         pipe.components.get(name) for name in ("text_encoder", "text_encoder_2", "transformer", "unet")
     )
-    turns = [
+    hooks = [
         UserCpuOffloadHook(network, network._hf_hook)
         for network in networks
         if isinstance(getattr(network, "_hf_hook", None), CpuOffload)
     ]
-    for index, turn in enumerate(turns):
-        before = turns[index - 1]  # of the first it is the last
-        turn.hook.prev_module_hook = before if before is not turn else None
+    for index, hook in enumerate(hooks):
+        previous = hooks[index - 1]  # the first network follows the last one
+        hook.hook.prev_module_hook = previous if previous is not hook else None

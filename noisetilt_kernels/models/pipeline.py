@@ -1,7 +1,8 @@
-"""What every pipeline of diffusers is to the samplers, whatever its architecture."""
+"""Base classes that adapt diffusers pipelines to the samplers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,89 +10,110 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..checks import check_integer, prompt_list
-from .offload import check_offload, execution_device, keep_until_backward
+from .offload import check_offload, execution_device, rewire_offload_hooks
 from .prompts import Encoded, PromptCache
 
-LARGE = 100_000_000
-"""Weights of a denoiser whose activations are worth the time of computing them twice."""
+CHECKPOINTING_THRESHOLD = 100_000_000
+"""Number of a denoiser's weights from which gradient checkpointing is the default."""
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """Facts about the pipelines of one family.
+
+    Attributes:
+        name: name of the family in messages.
+        pipeline: the diffusers pipeline class.
+        denoiser: name of the component that is called at every step.
+        encoders: names of the components that encode prompts.
+        videos: True if the models make videos, False for images.
+        unused: names of components that are not loaded.
+    """
+
+    name: str
+    pipeline: type[DiffusionPipeline]
+    denoiser: str = "transformer"
+    encoders: tuple[str, ...] = ("tokenizer", "text_encoder")
+    videos: bool = False
+    unused: tuple[str, ...] = ()
 
 
 class PipelineModel(ABC):
-    """A pipeline as a model for the samplers: its own networks, scheduler and prompt encoding, with gradients.
+    """A diffusers pipeline as a model for the samplers.
 
-    The pipeline is used, not copied: its networks lose their parameters' gradients and stay in eval mode, and those of
-    large models recompute activations in the backward. LoRA, quantisation and, unless a class says otherwise, VAE
-    tiling and slicing are as set in the pipeline. Both `enable_model_cpu_offload()` and
-    `enable_sequential_cpu_offload()` work, the second much slower; with the first, denoiser and VAE stay on the device
-    together until a new prompt is to be encoded.
+    The model uses the pipeline's networks, scheduler and prompt encoding, and its methods have gradients with
+    respect to latents. The pipeline is not copied: its networks stay in eval mode and their parameters get no
+    gradients. Large models recompute activations in the backward. LoRA, quantisation and, unless a class
+    states an exception, VAE tiling and slicing stay as set in the pipeline.
 
-    A class of this kind calls `check` with what it is given before anything else, and `__init__` when the other
-    arguments are found to be right.
+    `enable_model_cpu_offload()` and `enable_sequential_cpu_offload()` both work; the second is much slower.
+    With the first, denoiser and VAE stay on the device together until a new prompt has to be encoded.
+
+    A subclass sets `facts`. Its `__init__` calls `check` first, then checks the other arguments, then calls
+    this class's `__init__`.
 
     Args:
-        pipe: checked.
-        shape: of one latent.
-        prompt_length: tokens that a prompt is cut or padded to.
-        gradient_checkpointing: recompute activations block by block in the backward, for a third more time and a
-            fraction of the memory; None does so for denoisers of 100 million weights and more.
+        pipe: the pipeline, already checked.
+        shape: shape of one latent.
+        prompt_length: number of tokens that a prompt is cut or padded to.
+        gradient_checkpointing: recompute activations block by block in the backward, which takes a third more
+            time and a fraction of the memory; None does so for denoisers of 100 million weights and more.
     """
 
-    pipeline: ClassVar[type[DiffusionPipeline]]
-    """What it is made of."""
-    denoiser_name: ClassVar[str] = "transformer"
-    encoder_names: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
-    """Components that encode prompts."""
+    facts: ClassVar[FamilyFacts]
 
     def __init__(
         self, pipe: Any, shape: tuple[int, ...], prompt_length: int, gradient_checkpointing: bool | None
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        self.prompts = PromptCache(type(self).__name__, pipe, self.encoder_names, self.encode_prompt)
+        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.encoders, self.encode_prompt)
         self._shape = shape
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
         if gradient_checkpointing is None:
-            gradient_checkpointing = self.denoiser.num_parameters() >= LARGE
+            gradient_checkpointing = self.denoiser.num_parameters() >= CHECKPOINTING_THRESHOLD
         self.set_gradient_checkpointing(gradient_checkpointing)
 
     @classmethod
     def check(cls, pipe: Any) -> None:
-        """Raises TypeError or ValueError unless `pipe` is of the class, whole, and not under group offloading."""
-        if not isinstance(pipe, cls.pipeline):
+        """Raise TypeError or ValueError unless the model can use the pipeline.
+
+        The pipeline must be of the family's class, with denoiser and VAE, and not under group offloading.
+        """
+        pipeline, denoiser = cls.facts.pipeline, cls.facts.denoiser
+        if not isinstance(pipe, pipeline):
             raise TypeError(
-                f"{cls.__name__}: pipe must be a {cls.pipeline.__name__} of diffusers, got {type(pipe).__name__}"
+                f"{cls.__name__}: pipe must be a {pipeline.__name__} of diffusers, got {type(pipe).__name__}"
             )
-        for name in (cls.denoiser_name, "vae"):
+        for name in (denoiser, "vae"):
             if getattr(pipe, name) is None:
-                raise ValueError(
-                    f"{cls.__name__}: pipe must have a {cls.denoiser_name} and a VAE, its {name} is None"
-                )
-        check_offload(cls.__name__, pipe, (cls.denoiser_name, "vae"))
+                raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
+        check_offload(cls.__name__, pipe, (denoiser, "vae"))
 
     @property
     def denoiser(self) -> Any:
-        """The network that is called at every step."""
-        return getattr(self.pipe, self.denoiser_name)
+        """Transformer or U-Net, called at every step."""
+        return getattr(self.pipe, self.facts.denoiser)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one latent, unpacked: (C, H, W), of videos (C, F, H, W)."""
+        """Shape of one unpacked latent: (C, H, W) for images, (C, F, H, W) for videos."""
         return self._shape
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser computes."""
+        """Device on which the denoiser computes."""
         return execution_device(self.denoiser)
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether activations are recomputed in the backward."""
+        """True if activations are recomputed in the backward."""
         return self._gradient_checkpointing
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward, or keep them."""
+        """Set if activations are recomputed in the backward or kept."""
         self._gradient_checkpointing = enabled
         for network in (self.denoiser, self.pipe.vae):
             if network._supports_gradient_checkpointing:
@@ -101,41 +123,43 @@ class PipelineModel(ABC):
                     network.disable_gradient_checkpointing()
 
     def encode(self, prompts: str | Sequence[str]) -> None:
-        """Encode prompts ahead; otherwise each is encoded when it is first needed.
+        """Encode prompts ahead of sampling. Without this call, a prompt is encoded when it is first needed.
 
-        Afterwards the text encoders, of large models some GB, are not needed for them any more, and setting the
-        pipeline's to None frees their memory.
+        The embeddings are kept. The text encoders, some GB for large models, are then not needed for these
+        prompts: setting the pipeline's components to None frees their memory.
 
         Raises:
-            ValueError, TypeError: the pipeline has no text encoders; prompts are not strings.
+            ValueError: the pipeline has no text encoders.
+            TypeError: prompts are not strings.
         """
         self.prompts.add(prompt_list(f"{type(self).__name__}.encode", prompts))
 
     @abstractmethod
     def encode_prompt(self, prompt: str) -> Encoded:
-        """What the denoiser needs of one prompt, by the pipeline's text encoders; called under `no_grad`."""
+        """Compute the embeddings of one prompt by the pipeline's text encoders; called under `no_grad`."""
 
     @abstractmethod
-    def blank_prompt(self) -> Encoded:
-        """Tensors of the shapes that `encode_prompt` makes, of undefined values: to plan memory without encoders."""
+    def placeholder_prompt(self) -> Encoded:
+        """Uninitialised tensors in the shapes of `encode_prompt`, to plan memory without encoders."""
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images (B, 3, H, W), or videos (B, 3, F, H, W), of latents (B, *shape), in their dtype, in [0, 1].
+        """Decode latents x0 (B, *shape) to images (B, 3, H, W) or videos (B, 3, F, H, W) in [0, 1].
 
-        Differentiable: values beyond are clamped, and their gradient is passed as if they were not.
+        The result has x0's dtype and is differentiable. Values outside [0, 1] are clamped, with the gradient
+        of the identity.
         """
         vae = self.pipe.vae
-        keep_until_backward(self.pipe)
+        rewire_offload_hooks(self.pipe)
         latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
         decoded: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
-        return in_unit_interval(decoded, x0)
+        return to_pixels(decoded, x0)
 
     def check_latents(self, method: str, x: Tensor, prompts: Sequence[str]) -> None:
-        """Raises ValueError unless x is (B, *shape) with B prompts."""
+        """Raise ValueError unless x is (B, *shape) with B prompts."""
         if x.shape != (len(prompts), *self._shape):
             raise ValueError(
-                f"{type(self).__name__}.{method}: x must be {(len(prompts), *self._shape)}, one latent for each "
-                f"prompt, got {tuple(x.shape)}"
+                f"{type(self).__name__}.{method}: x must be {(len(prompts), *self._shape)}, "
+                f"one latent for each prompt, got {tuple(x.shape)}"
             )
 
 
@@ -144,14 +168,15 @@ class FlowPipelineModel(PipelineModel):
 
     @abstractmethod
     def sigmas(self, n: int) -> Tensor:
-        """The n + 1 times that the pipeline has for n steps, float32, on the CPU."""
+        """Return the pipeline's n + 1 times for n steps, from 1 to 0: float32, on the CPU."""
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        """v(x, sigma) of latents (B, *shape), in their dtype; differentiable.
+        """Velocity v(x, sigma) of latents (B, *shape), in x's dtype; differentiable.
 
         Raises:
-            ValueError: x is not (B, *shape) with B prompts, or a new prompt finds no text encoders.
+            ValueError: x is not (B, *shape) with B prompts, or a prompt is new and the pipeline has no text
+                encoders.
         """
 
 
@@ -160,29 +185,33 @@ class OneStepPipelineModel(PipelineModel):
 
     @abstractmethod
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Latents (B, *shape) of one step from noise (B, *shape), in its dtype; differentiable.
+        """Latents (B, *shape) after one step from noise x (B, *shape), in x's dtype; differentiable.
 
         Raises:
-            ValueError: x is not (B, *shape) with B prompts, or a new prompt finds no text encoders.
+            ValueError: x is not (B, *shape) with B prompts, or a prompt is new and the pipeline has no text
+                encoders.
         """
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of one step from noise (B, *shape); differentiable. Raises as `denoised`."""
+        """Images (B, 3, H, W) in [0, 1] after one step from noise x (B, *shape).
+
+        Differentiable. Same errors as `denoised`.
+        """
         return self.decode(self.denoised(x, prompts))
 
 
-def in_unit_interval(decoded: Tensor, like: Tensor) -> Tensor:
-    """What a VAE makes, around [-1, 1], as pixels in [0, 1] of the dtype and on the device of `like`.
+def to_pixels(decoded: Tensor, like: Tensor) -> Tensor:
+    """Scale a VAE's output from [-1, 1] to pixels in [0, 1], in the dtype and on the device of `like`.
 
-    They are clamped, but their gradient is passed as if they were not: a pixel beyond can so be led back, where the
-    gradient of a clamp is zero.
+    Values outside [0, 1] are clamped, with the gradient of the identity. A clamp's gradient is zero there, so
+    a reward could not lead such a pixel back.
     """
-    clamped: Tensor = _Clamped.apply(decoded.to(like) / 2 + 0.5)
+    clamped: Tensor = _StraightThroughClamp.apply(decoded.to(like) / 2 + 0.5)
     return clamped
 
 
-class _Clamped(torch.autograd.Function):
-    """Clamps to [0, 1] and passes the gradient as it is."""
+class _StraightThroughClamp(torch.autograd.Function):
+    """Clamp to [0, 1] whose backward passes the gradient unchanged."""
 
     @staticmethod
     def forward(context: Any, pixels: Tensor) -> Tensor:
@@ -193,9 +222,16 @@ class _Clamped(torch.autograd.Function):
         return gradient
 
 
-def check_sides(function: str, sides: Mapping[str, Any], multiple: int) -> None:
-    """Raises TypeError or ValueError unless height and width, in pixels, are positive multiples."""
-    for name, pixels in sides.items():
+def image_size(
+    function: str, height: int | None, width: int | None, default: tuple[int, int], multiple: int
+) -> tuple[int, int]:
+    """Height and width in pixels, each from `default` if it is None.
+
+    Raises:
+        ValueError, TypeError: a side is not a positive multiple of `multiple`.
+    """
+    size = default[0] if height is None else height, default[1] if width is None else width
+    for name, pixels in zip(("height", "width"), size, strict=True):
         check_integer(function, name, pixels, 1)
         if pixels % multiple:
             below = pixels // multiple * multiple
@@ -203,3 +239,4 @@ def check_sides(function: str, sides: Mapping[str, Any], multiple: int) -> None:
             raise ValueError(
                 f"{function}: {name} must be a multiple of {multiple}, got {pixels}; {nearest} nearest"
             )
+    return size

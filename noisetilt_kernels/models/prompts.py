@@ -1,4 +1,4 @@
-"""Prompts as a denoiser takes them: encoded once, and kept on the CPU, as there may be thousands."""
+"""Prompt embeddings: computed once for each prompt and kept on the CPU, as there may be thousands."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -6,20 +6,22 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .offload import keep_until_backward
+from .offload import rewire_offload_hooks
 
 Encoded: TypeAlias = Mapping[str, Tensor]
-"""What a denoiser is given of one prompt, by name: tensors (1, ...)."""
+"""Embeddings of one prompt for the denoiser, by name: tensors (1, ...)."""
 
 
 class PromptCache:
     """Encodes every distinct prompt once.
 
+    Without it, each step of a sampler would run the text encoders again.
+
     Args:
-        function: for errors.
-        pipe: whose text encoders are used.
-        needed: names of them.
-        encode: encodes a prompt by them.
+        function: name of the model's class, for error messages.
+        pipe: pipeline with the text encoders.
+        needed: names of its components that `encode` uses.
+        encode: function that encodes one prompt.
     """
 
     def __init__(
@@ -29,35 +31,37 @@ class PromptCache:
         self._encoded: dict[str, Encoded] = {}
 
     def add(self, prompts: Sequence[str]) -> None:
-        """Encode those that are new, one at a time, so that what comes out depends on no other prompt.
+        """Encode the prompts that are not in the cache.
+
+        Prompts are encoded one at a time, so that an embedding does not depend on other prompts.
 
         Raises:
             ValueError: the pipeline has no text encoders.
         """
         for prompt in prompts:
-            if prompt not in self._encoded:
-                missing = [name for name in self._needed if getattr(self._pipe, name) is None]
-                if missing:
-                    raise ValueError(
-                        f"{self._function}: pipe has no {', '.join(missing)} to encode {prompt!r} with; load it with "
-                        "all of them, or call encode(prompts) before they are dropped"
-                    )
-                keep_until_backward(self._pipe)
-                with torch.no_grad():
-                    self._encoded[prompt] = {
-                        name: tensor.cpu() for name, tensor in self._encode(prompt).items()
-                    }
+            if prompt in self._encoded:
+                continue
+            missing = [name for name in self._needed if getattr(self._pipe, name) is None]
+            if missing:
+                raise ValueError(
+                    f"{self._function}: pipe has no {', '.join(missing)} to encode {prompt!r} with; "
+                    "load it with all of them, or call encode(prompts) before they are dropped"
+                )
+            rewire_offload_hooks(self._pipe)
+            with torch.no_grad():
+                encoded = self._encode(prompt)
+            self.put(prompt, {name: tensor.cpu() for name, tensor in encoded.items()})
 
-    def keep(self, prompt: str, encoded: Encoded) -> None:
-        """Take a prompt as already encoded."""
+    def put(self, prompt: str, encoded: Encoded) -> None:
+        """Store the embeddings of a prompt."""
         self._encoded[prompt] = encoded
 
-    def each(self, prompts: Sequence[str]) -> list[Encoded]:
-        """The prompts, encoded. Raises as `add`."""
+    def get(self, prompts: Sequence[str]) -> list[Encoded]:
+        """Return the embeddings of each prompt. New prompts are encoded, with the errors of `add`."""
         self.add(prompts)
         return [self._encoded[prompt] for prompt in prompts]
 
     def batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The prompts, encoded, as tensors (B, ...) by name. Raises as `add`."""
-        encoded = self.each(prompts)
-        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
+        """Return the embeddings of all prompts as tensors (B, ...) by name. Same errors as `add`."""
+        encoded = self.get(prompts)
+        return {name: torch.cat([tensors[name] for tensors in encoded]) for name in encoded[0]}

@@ -1,4 +1,4 @@
-"""Gradient checkpointing for networks that have none of their own."""
+"""Gradient checkpointing for networks whose class has none."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,12 @@ import torch
 
 
 @contextmanager
-def forwards_replaced(modules: Sequence[torch.nn.Module], call: Callable[..., Any]) -> Iterator[None]:
-    """Within the block each module's forward is `call(forward, *arguments)`, with the one that it had."""
-    # hooks of offloading are such attributes as well
+def replace_forwards(modules: Sequence[torch.nn.Module], call: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, replace each module's forward by `call(forward, *arguments)`.
+
+    `forward` is the module's previous forward.
+    """
+    # hooks of offloading set `forward` on the instance; it is then restored, else removed
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = partial(call, module.forward)

@@ -1,4 +1,4 @@
-"""The samplers' reverse SDE step as a scheduler for diffusers' pipelines (DESIGN section 7)."""
+"""The samplers' reverse SDE step as a scheduler for diffusers pipelines (DESIGN section 7)."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,33 +12,34 @@ from torch import Tensor
 
 from ..sampling.schedules import Schedule
 from ..sampling.steps import Step, advance, mean, plan_steps
-from .times import from_one
+from .times import snap_start
 
 
 class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
-    """The reverse SDE of a rectified flow, which leaves its marginals as they are, in the place of the Euler scheduler:
+    """Reverse SDE of a rectified flow, in place of the pipeline's Euler scheduler; marginals stay the same.
 
         pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, schedule="linear")
         pipe.scheduler.generator = generator = torch.Generator().manual_seed(0)
         image = pipe("a cat", generator=generator).images[0]
 
-    Pipelines such as FLUX's do not hand their generator on to the scheduler, so it has to be given to both. Where
-    `generator` is None, torch's global one is used, which `torch.manual_seed` seeds. A list of generators is one for
-    each batch entry, as in pipelines.
+    Some pipelines, such as FLUX's, do not pass their generator to the scheduler, so set it on both. If
+    `generator` is None, torch's global generator is used, which `torch.manual_seed` seeds. A list holds one
+    generator for each batch entry, as in pipelines.
 
-    The Euler scheduler's own `stochastic_sampling=True` renoises x0_hat instead, which makes marginals too narrow;
-    here it has no effect.
+    `stochastic_sampling=True` has no effect here. In the Euler scheduler it adds noise to x0_hat, which makes
+    the marginals too narrow.
 
-    Diffusers loads components from its own package only: save pipelines with their own scheduler, and set this one
-    after loading.
+    Diffusers can load only components of its own package. Save pipelines with their original scheduler, and
+    set this one after loading.
 
     Args:
-        schedule, scale: the diffusion coefficient, as of `sampling.Schedule`; scale 0 is the ODE.
+        schedule, scale: name and scale of the diffusion coefficient, see `sampling.Schedule`; scale 0 is the
+            ODE.
 
-    The others are those of FlowMatchEulerDiscreteScheduler.
+    Other arguments are the same as for FlowMatchEulerDiscreteScheduler.
 
     Raises:
-        ValueError, TypeError: unknown schedule, or a scale that is negative or no number.
+        ValueError, TypeError: the schedule is unknown, or the scale is negative or no number.
     """
 
     @register_to_config
@@ -89,18 +90,23 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
         mu: float | None = None,
         timesteps: list[float] | None = None,
     ) -> None:
-        """As of FlowMatchEulerDiscreteScheduler; the arguments are what pipelines look for by name.
+        """Set the times of the steps, see FlowMatchEulerDiscreteScheduler.
+
+        Pipelines look for these arguments by name.
 
         Raises:
-            ValueError: the times do not fall from 1 to 0.
+            ValueError: the times do not decrease from 1 to 0.
         """
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
-        times: Any = SimpleNamespace(sigmas=lambda n: from_one(self.sigmas))  # what planning asks of a model
+        times: Any = SimpleNamespace(
+            sigmas=lambda n: snap_start(self.sigmas)
+        )  # the one method of a model that plan_steps calls
         try:
             self._steps = plan_steps("FlowSDEScheduler", times, len(self.sigmas) - 1, self._schedule)
         except ValueError as error:
             raise ValueError(
-                f"FlowSDEScheduler.set_timesteps: sigmas must fall from 1, got {self.sigmas[:-1].tolist()}"
+                "FlowSDEScheduler.set_timesteps: sigmas must decrease from 1, "
+                f"got {self.sigmas[:-1].tolist()}"
             ) from error
 
     def step(
@@ -113,28 +119,29 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
         noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> FlowMatchEulerDiscreteSchedulerOutput | tuple[Tensor]:
-        """One step of the reverse SDE: x_{t-delta} = mu + g sqrt(delta) noise, in the last one mu alone, with g = 0.
+        """Make one step of the reverse SDE: x_{t-delta} = mu + g sqrt(delta) noise; g = 0 in the last step.
 
         Args:
-            model_output: the velocity, of sample's shape.
-            timestep: one of `timesteps`; it counts in the first step after `set_timesteps` only.
+            model_output: velocity, of sample's shape.
+            timestep: one of `timesteps`; used only in the first step after `set_timesteps`.
             sample: x_t, packed or not.
-            generator: for the noise, instead of the attribute of this name.
-            noise: of sample's shape, instead of noise that is drawn.
-            return_dict: return an output object, not a tuple.
+            generator: generator of the noise; None uses the attribute `generator`.
+            noise: noise of sample's shape; None draws it.
+            return_dict: return an output object instead of a tuple.
 
         Returns:
-            x_{t-delta} as `prev_sample`, computed in float32, and rounded to model_output's dtype, as pipelines give it
-            to the model unchanged.
+            x_{t-delta} as `prev_sample`, computed in float32 and rounded to model_output's dtype, in which
+            pipelines pass it to the model.
 
         Raises:
             ValueError: noise has another shape than sample, or `set_timesteps` was not called.
         """
         if not self._steps:
-            raise ValueError("FlowSDEScheduler.step: no steps are planned; call set_timesteps(n) before")
+            raise ValueError("FlowSDEScheduler.step: no steps are planned; call set_timesteps(n) first")
         if noise is not None and noise.shape != sample.shape:
             raise ValueError(
-                f"FlowSDEScheduler.step: noise must have sample's shape {tuple(sample.shape)}, got {tuple(noise.shape)}"
+                f"FlowSDEScheduler.step: noise must have sample's shape {tuple(sample.shape)}, "
+                f"got {tuple(noise.shape)}"
             )
         if self._step_index is None:
             self._init_step_index(timestep)

@@ -1,4 +1,4 @@
-"""SD-Turbo and SDXL-Turbo of diffusers as models for the samplers."""
+"""SD-Turbo and SDXL-Turbo as models for the samplers."""
 
 import copy
 from collections.abc import Sequence
@@ -15,33 +15,41 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..checks import check_choice
-from .offload import keep_until_backward
-from .pipeline import OneStepPipelineModel, check_sides
+from .offload import rewire_offload_hooks
+from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
 
 PROMPT_LENGTH = 77
-"""Tokens of CLIP, if there is no tokenizer to be asked."""
+"""Number of CLIP tokens of a prompt, for pipelines without a tokenizer."""
+
+_IMAGE_PROMPT_COMPONENTS = ("feature_extractor", "image_encoder")
+"""Components that encode prompts that are images, which are not supported."""
 
 
 class SDTurbo(OneStepPipelineModel):
-    """A StableDiffusionPipeline as `sampling.OneStepModel`; what it does with the pipeline is as of `PipelineModel`.
+    """A StableDiffusionPipeline as `sampling.OneStepModel`. See `PipelineModel` for how the pipeline is used.
 
-    Latents are (4, H, W), float32 outside of the networks whatever dtype those are in. The images are those of
-    `pipe(prompt, num_inference_steps=1, guidance_scale=0.0)`, to rounding, but for its safety checker, which is not
-    asked: there is no guidance, and the one step goes from the scheduler's noise level to none.
+    Latents are (4, H/8, W/8). They are float32 outside of the networks, in any dtype of the networks. Images
+    equal, to rounding, those of `pipe(prompt, num_inference_steps=1, guidance_scale=0.0)` without its safety
+    checker: there is no guidance, and the one step goes from the scheduler's noise level to none.
 
     Args:
-        pipe: SD-Turbo, or made of it; its scheduler is an Euler one, ancestral or not.
-        height, width: of images, in pixels, multiples of 8; None is the size that the U-Net was made for, 512.
-        gradient_checkpointing: as of `PipelineModel`.
+        pipe: SD-Turbo, or a model derived from it, with an Euler scheduler, ancestral or not.
+        height, width: size of images in pixels, multiples of 8; None is the size of the U-Net's
+            configuration, 512.
+        gradient_checkpointing: see `PipelineModel`.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; a pipeline without U-Net or VAE, with another scheduler, or
-            under group offloading.
+        ValueError, TypeError: an argument is out of its range, the pipeline has no U-Net or no VAE, has
+            another scheduler, or is under group offloading.
     """
 
-    pipeline = StableDiffusionPipeline
-    denoiser_name = "unet"
+    facts = FamilyFacts(
+        "SD-Turbo",
+        StableDiffusionPipeline,
+        denoiser="unet",
+        unused=(*_IMAGE_PROMPT_COMPONENTS, "safety_checker"),
+    )
 
     def __init__(
         self,
@@ -53,15 +61,11 @@ class SDTurbo(OneStepPipelineModel):
     ) -> None:
         name = type(self).__name__
         self.check(pipe)
-        _first_step(name, pipe.scheduler)
-        size = pipe.unet.config.sample_size
-        default = [pipe.vae_scale_factor * side for side in ([size, size] if isinstance(size, int) else size)]
-        sides = {
-            "height": default[0] if height is None else height,
-            "width": default[1] if width is None else width,
-        }
-        check_sides(name, sides, pipe.vae_scale_factor)
-        shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
+        _single_step(name, pipe.scheduler)
+        factor, sample_size = pipe.vae_scale_factor, pipe.unet.config.sample_size
+        default = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        size = image_size(name, height, width, (factor * default[0], factor * default[1]), factor)
+        shape = (pipe.unet.config.in_channels, *(side // factor for side in size))
         length = (
             PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
         )
@@ -71,53 +75,60 @@ class SDTurbo(OneStepPipelineModel):
         tokens, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
         return {"tokens": tokens}
 
-    def blank_prompt(self) -> Encoded:
+    def placeholder_prompt(self) -> Encoded:
         return {"tokens": torch.empty(1, self.prompt_length, self.pipe.unet.config.cross_attention_dim)}
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         self.check_latents("denoised", x, prompts)
-        unet, step = self.pipe.unet, _first_step(type(self).__name__, self.pipe.scheduler)
+        unet, step = self.pipe.unet, _single_step(type(self).__name__, self.pipe.scheduler)
         prompt = {
             name: tensor.to(x.device, unet.dtype) for name, tensor in self.prompts.batch(prompts).items()
         }
-        keep_until_backward(self.pipe)
+        rewire_offload_hooks(self.pipe)
         noisy = step.noise * x
         output: Tensor = unet(
             (noisy / (step.sigma**2 + 1) ** 0.5).to(unet.dtype),
             torch.full((len(x),), step.time, dtype=torch.float32, device=x.device),
             encoder_hidden_states=prompt["tokens"],
-            added_cond_kwargs=self.conditions(prompt),
+            added_cond_kwargs=self.added_conditions(prompt),
             return_dict=False,
         )[0]
         return step.denoised(noisy, output.to(x.dtype))
 
-    def conditions(self, prompt: Encoded) -> dict[str, Tensor] | None:
-        """What else the U-Net is given, for prompts (B, ...)."""
+    def added_conditions(self, prompt: Encoded) -> dict[str, Tensor] | None:
+        """Further conditions of the U-Net for embeddings (B, ...); None if it takes none."""
         return None
 
 
 class SDXLTurbo(SDTurbo):
-    """A StableDiffusionXLPipeline as `sampling.OneStepModel`; all else as of `SDTurbo`.
+    """A StableDiffusionXLPipeline as `sampling.OneStepModel`. See `SDTurbo` for latents and images.
 
-    The U-Net is told that the images have the size that they have, and are not cropped. No watermark is put into them.
+    The size conditions passed to the U-Net are the size of the images, without cropping. Images get no
+    watermark.
 
     Args:
-        pipe: SDXL-Turbo, or made of it, with its VAE in another dtype than float16, in which it overflows.
-        height, width, gradient_checkpointing: as of `SDTurbo`.
+        pipe: SDXL-Turbo, or a model derived from it. Its VAE must not be in float16, in which it overflows.
+        height, width, gradient_checkpointing: see `SDTurbo`.
 
     Raises:
-        ValueError, TypeError: as of `SDTurbo`; the VAE is in float16.
+        ValueError, TypeError: see `SDTurbo`; also if the VAE is in float16.
     """
 
-    pipeline = StableDiffusionXLPipeline
-    encoder_names = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    facts = FamilyFacts(
+        "SDXL-Turbo",
+        StableDiffusionXLPipeline,
+        denoiser="unet",
+        encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        unused=_IMAGE_PROMPT_COMPONENTS,
+    )
 
     @classmethod
     def check(cls, pipe: Any) -> None:
         super().check(pipe)
         if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
             raise ValueError(
-                f"{cls.__name__}: pipe must have its VAE in bfloat16 or float32, as this one overflows in float16"
+                f"{cls.__name__}: pipe must have its VAE in bfloat16 or float32, "
+                "as this one overflows in float16"
             )
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -126,15 +137,15 @@ class SDXLTurbo(SDTurbo):
         )
         return {"tokens": tokens, "pooled": pooled}
 
-    def blank_prompt(self) -> Encoded:
+    def placeholder_prompt(self) -> Encoded:
         config = self.pipe.unet.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return {**super().blank_prompt(), "pooled": torch.empty(1, pooled)}
+        return {**super().placeholder_prompt(), "pooled": torch.empty(1, pooled)}
 
-    def conditions(self, prompt: Encoded) -> dict[str, Tensor]:
+    def added_conditions(self, prompt: Encoded) -> dict[str, Tensor]:
         pooled = prompt["pooled"]
         height, width = (self.pipe.vae_scale_factor * side for side in self._shape[1:])
-        # the size it had, where it was cropped, the size it has; float32, as bfloat16 has integers up to 256 only
+        # original size, crop offset, target size; float32, as bfloat16 has integers up to 256 only
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
@@ -148,20 +159,20 @@ class SDXLTurbo(SDTurbo):
         return super().decode(x0 * std + mean * config.scaling_factor)
 
 
-class _FirstStep(NamedTuple):
-    """What a scheduler makes of a first step that is the last one as well."""
+class _SingleStep(NamedTuple):
+    """A scheduler's single step, from its first noise level to none."""
 
     time: float
-    """That the U-Net is told."""
+    """Timestep passed to the U-Net."""
     sigma: float
-    """Noise level, where noisy latents are x_0 + sigma eps."""
+    """Noise level: noisy latents are x_0 + sigma eps."""
     noise: float
-    """Standard deviation of what a trajectory starts from."""
+    """Standard deviation of the initial noise."""
     prediction: str
-    """What the U-Net's output is."""
+    """Prediction type of the U-Net: "epsilon", "v_prediction" or "sample"."""
 
     def denoised(self, noisy: Tensor, output: Tensor) -> Tensor:
-        """x_0 of noisy latents and the U-Net's output."""
+        """Compute x_0 from noisy latents and the U-Net's output."""
         if self.prediction == "epsilon":
             return noisy - self.sigma * output
         if self.prediction == "v_prediction":
@@ -170,11 +181,12 @@ class _FirstStep(NamedTuple):
         return output
 
 
-def _first_step(function: str, scheduler: Any) -> _FirstStep:
-    """The scheduler is left as it is.
+def _single_step(function: str, scheduler: Any) -> _SingleStep:
+    """Return the single step of an Euler scheduler, which is left unchanged.
 
     Raises:
-        ValueError: it is no Euler scheduler, its one step does not end without noise, or it predicts something else.
+        ValueError: the scheduler is no Euler scheduler, its step does not end without noise, or its
+            prediction type is unknown.
     """
     if not isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
         raise ValueError(
@@ -182,18 +194,17 @@ def _first_step(function: str, scheduler: Any) -> _FirstStep:
             f"{type(scheduler).__name__}"
         )
     with unset_fake_temporarily():  # for plan_memory: schedulers compute with numpy
-        scheduler = copy.copy(
-            scheduler
-        )  # shallow, as set_timesteps puts new tensors in the place of old ones
+        scheduler = copy.copy(scheduler)  # shallow, as set_timesteps replaces tensors and changes none
         scheduler.set_timesteps(1)
         (time,), sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         noise = float(scheduler.init_noise_sigma)
     prediction = scheduler.config.prediction_type
     if sigmas[-1] != 0:
         raise ValueError(
-            f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; see final_sigmas_type"
+            f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; "
+            "set its final_sigmas_type to 'zero'"
         )
     check_choice(
         function, "prediction_type of pipe's scheduler", prediction, ("epsilon", "v_prediction", "sample")
     )
-    return _FirstStep(time, sigmas[0], noise, prediction)
+    return _SingleStep(time, sigmas[0], noise, prediction)

@@ -1,4 +1,4 @@
-"""Times as pipelines of diffusers make them, and how the transformer of FLUX is told the time."""
+"""Times of diffusers pipelines, and exact timesteps for the FLUX transformer."""
 
 import copy
 from collections.abc import Iterator
@@ -11,16 +11,24 @@ from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
-_NEAR = 1e-3
-"""How far from 1 a scheduler's first time may be and still mean noise: less than models are trained to tell apart."""
+_START_TOLERANCE = 1e-3
+"""Largest distance of a scheduler's first time from 1 that still means pure noise.
+
+It is smaller than the differences of time that models are trained on.
+"""
 
 
 def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
-    """The n + 1 times that pipelines with a shift by size have for n steps and images of so many tokens, float32.
+    """Return the n + 1 times, float32, of pipelines that shift times by the size of the image.
 
-    The scheduler is left as it is.
+    The scheduler is left unchanged.
+
+    Args:
+        scheduler: scheduler of the pipeline.
+        n: number of steps.
+        tokens: number of tokens of one image.
     """
-    scheduler = copy.copy(scheduler)  # shallow, as set_timesteps puts new tensors in the place of old ones
+    scheduler = copy.copy(scheduler)  # shallow, as set_timesteps replaces tensors and changes none
     config = scheduler.config
     shift = calculate_shift(
         tokens,
@@ -31,42 +39,44 @@ def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
     )
     uniform: Any = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / n, n)
     retrieve_timesteps(scheduler, n, sigmas=uniform, mu=shift)
-    return _of_flow(scheduler)
+    return _flow_sigmas(scheduler)
 
 
-def fixed_sigmas(scheduler: Any, n: int) -> Tensor:
-    """The n + 1 times that pipelines have that leave them to their scheduler, float32; it is left as it is."""
+def scheduler_sigmas(scheduler: Any, n: int) -> Tensor:
+    """Return the scheduler's default n + 1 times for n steps, float32. The scheduler is left unchanged."""
     scheduler = copy.copy(scheduler)
     scheduler.set_timesteps(n)
-    return _of_flow(scheduler)
+    return _flow_sigmas(scheduler)
 
 
-def _of_flow(scheduler: Any) -> Tensor:
+def _flow_sigmas(scheduler: Any) -> Tensor:
+    """Times of a scheduler that was set; raises ValueError unless they are those of a flow."""
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or sigmas[0] > 1 + _NEAR:
+    if sigmas is None or sigmas[0] > 1 + _START_TOLERANCE:
         raise ValueError(
-            f"the pipeline's scheduler must have the times of a flow, from 1 to 0, which {type(scheduler).__name__} "
-            "has not as it is configured"
+            "the pipeline's scheduler must be configured for the times of a flow, from 1 to 0, got "
+            f"{type(scheduler).__name__} with other times"
         )
-    return from_one(sigmas)
+    return snap_start(sigmas)
 
 
-def from_one(sigmas: Tensor) -> Tensor:
-    """The times, with a first one that is 1 or nearly so made exactly 1: pure noise is where a trajectory starts.
+def snap_start(sigmas: Tensor) -> Tensor:
+    """Return the times with the first one set to exactly 1, pure noise, if it is nearly 1.
 
-    Shifting maps 1 to itself, in float32 not always exactly, and UniPC stays clear of it since it takes logarithms.
+    Shifting maps 1 to itself, but in float32 not always exactly. UniPC avoids 1 since it takes logarithms.
     """
     start = sigmas[:1]
-    return torch.cat([torch.where((start - 1).abs() <= _NEAR, 1.0, start), sigmas[1:]])
+    return torch.cat([torch.where((start - 1).abs() <= _START_TOLERANCE, 1.0, start), sigmas[1:]])
 
 
 @contextmanager
-def exact_time(transformer: FluxTransformer2DModel, timestep: Tensor) -> Iterator[None]:
-    """Within the block the transformer's embedding of time sees these timesteps (B,), from 0 to 1000, as they are.
+def exact_timestep(transformer: FluxTransformer2DModel, timestep: Tensor) -> Iterator[None]:
+    """Within the block, the transformer embeds these timesteps (B,), from 0 to 1000, without rounding.
 
-    FluxTransformer2DModel casts its times to the dtype of its weights before it makes sines of them, in float32. In
-    bfloat16 neighbours lie 4 apart near 1000, while 50 steps of FLUX start with steps of 6.4 and sines go round every
-    6.3: the velocity would be that of another time than the one for which the sampler computes score, noise and step.
+    FluxTransformer2DModel casts timesteps to the dtype of its weights before it computes their sines in
+    float32. In bfloat16 neighbours are 4 apart near 1000. 50 steps of FLUX begin with steps of 6.4, and the
+    sines have a period of 6.3. The velocity would belong to another time than the one of the sampler's score,
+    noise and step.
     """
 
     def replace(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Wan2.1 text-to-video of diffusers as a model for the samplers."""
+"""Wan2.1 text-to-video as a model for the samplers."""
 
 from collections.abc import Sequence
 
@@ -8,39 +8,42 @@ from torch import Tensor
 
 from ..checks import check_integer
 from .guidance import GuidedFlow
-from .offload import execution_device, keep_until_backward
-from .pipeline import check_sides, in_unit_interval
+from .offload import execution_device, rewire_offload_hooks
+from .pipeline import FamilyFacts, image_size, to_pixels
 from .prompts import Encoded
-from .times import fixed_sigmas
+from .times import scheduler_sigmas
 from .wan_decoder import decode_frames
 
 PROMPT_LENGTH = 512
-"""Tokens of UMT5, of which what a prompt leaves over is zeros."""
+"""Number of UMT5 tokens of a prompt; shorter prompts are padded with zeros."""
 
 
 class WanFlow(GuidedFlow):
-    """A WanPipeline as `sampling.FlowModel` of videos; what it does with the pipeline is as of `PipelineModel`.
+    """A WanPipeline as `sampling.FlowModel` of videos. See `PipelineModel` for how the pipeline is used.
 
-    Latents are (16, F, H, W), float32. The times are those of the pipeline's scheduler, of which the multistep ones,
-    such as UniPC, are asked for nothing else: the samplers make steps of first order. Videos are decoded one latent
-    frame at a time; tiling and slicing of the VAE are ignored.
+    Latents are (16, F, H/8, W/8), float32. The times are those of the pipeline's scheduler; of multistep
+    schedulers, such as UniPC, only the times are used, as the samplers make steps of first order. Videos are
+    decoded one latent frame at a time; tiling and slicing of the VAE are ignored.
 
     Args:
-        pipe: Wan2.1 T2V, or made of it. Wan2.2, with its two transformers or its other VAE, is not supported.
-        height, width: of videos, in pixels; multiples of 16.
-        num_frames: 4 k + 1, as the first latent frame holds one and the others four each.
-        guidance_scale: of classifier-free guidance, v = v(negative) + scale (v(prompt) - v(negative)), which takes two
-            passes through the transformer for one velocity; at 1 and below there is one pass and no guidance.
-        negative_prompt: what guidance leads away from.
-        fps: frames a second that the model was made for; nothing here depends on it but files.
-        gradient_checkpointing: as of `PipelineModel`; decoding then keeps the graph of one latent frame only.
+        pipe: Wan2.1 T2V, or a model derived from it. Wan2.2, with two transformers or another VAE, is not
+            supported.
+        height, width: size of videos in pixels, multiples of 16; None is 480 x 832.
+        num_frames: number of frames, 4 k + 1: the first latent frame holds one and each other four; None is
+            81.
+        guidance_scale: scale of classifier-free guidance, v = v(negative) + scale (v(prompt) - v(negative)).
+            A guided velocity takes two passes through the transformer; at 1 and below there is one pass and
+            no guidance.
+        negative_prompt: prompt that guidance leads away from.
+        fps: frames per second that the model was made for; used for video files only.
+        gradient_checkpointing: see `PipelineModel`; decoding then keeps the graph of one latent frame only.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; a pipeline without transformer or VAE, of Wan2.2, or under
-            group offloading.
+        ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, is
+            Wan2.2, or is under group offloading.
     """
 
-    pipeline = WanPipeline
+    facts = FamilyFacts("Wan2.1", WanPipeline, videos=True)
 
     def __init__(
         self,
@@ -60,15 +63,17 @@ class WanFlow(GuidedFlow):
             or pipe.config.expand_timesteps
             or pipe.vae.config.patch_size is not None
         ):
-            raise ValueError("WanFlow: pipe must be Wan2.1; Wan2.2, which has other parts, is not supported")
+            raise ValueError(
+                "WanFlow: pipe must be Wan2.1; Wan2.2, which has other components, is not supported"
+            )
         self.check_guidance(guidance_scale, negative_prompt)
         check_integer("WanFlow", "fps", fps, 1)
-        sides = {"height": 480 if height is None else height, "width": 832 if width is None else width}
         spatial, temporal = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-        check_sides("WanFlow", sides, spatial * pipe.transformer.config.patch_size[1])
+        patch = pipe.transformer.config.patch_size[1]
+        size = image_size("WanFlow", height, width, (480, 832), spatial * patch)
         frames = _latent_frames(81 if num_frames is None else num_frames, temporal)
         self.fps = fps
-        shape = (pipe.transformer.config.in_channels, frames, *(side // spatial for side in sides.values()))
+        shape = (pipe.transformer.config.in_channels, frames, *(side // spatial for side in size))
         super().__init__(
             pipe,
             shape,
@@ -87,19 +92,19 @@ class WanFlow(GuidedFlow):
         )
         return {"tokens": tokens}
 
-    def blank_prompt(self) -> Encoded:
+    def placeholder_prompt(self) -> Encoded:
         return {"tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.text_dim)}
 
     def sigmas(self, n: int) -> Tensor:
-        return fixed_sigmas(self.pipe.scheduler, n)
+        return scheduler_sigmas(self.pipe.scheduler, n)
 
-    def unguided(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+    def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
         tokens = self.prompts.batch(prompts)["tokens"].to(x.device, transformer.dtype)
-        keep_until_backward(self.pipe)
+        rewire_offload_hooks(self.pipe)
         velocity: Tensor = transformer(
             hidden_states=x.to(transformer.dtype),
-            # float32, and not rounded to integers as the schedulers' own
+            # float32, not rounded to integers as in schedulers
             timestep=torch.full((len(x),), 1000 * sigma, dtype=torch.float32, device=x.device),
             encoder_hidden_states=tokens,
             return_dict=False,
@@ -108,24 +113,26 @@ class WanFlow(GuidedFlow):
 
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
-        keep_until_backward(self.pipe)
+        rewire_offload_hooks(self.pipe)
         hook = getattr(vae, "_hf_hook", None)
         if hook is not None:
-            hook.pre_forward(vae)  # as vae.decode does, to have its weights brought to the device
+            hook.pre_forward(vae)  # moves the weights to the device, as vae.decode does
         device = execution_device(vae)
         mean, std = (
             torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), self.gradient_checkpointing)
-        return in_unit_interval(decoded, x0)
+        return to_pixels(decoded, x0)
 
 
 def _latent_frames(num_frames: int, factor: int) -> int:
+    """Number of latent frames; raises TypeError or ValueError unless num_frames is factor k + 1."""
     check_integer("WanFlow", "num_frames", num_frames, 1)
     if (num_frames - 1) % factor:
         below = (num_frames - 1) // factor * factor + 1
         raise ValueError(
-            f"WanFlow: num_frames must be {factor} k + 1, got {num_frames}; {below} and {below + factor} are nearest"
+            f"WanFlow: num_frames must be {factor} k + 1, got {num_frames}; "
+            f"{below} and {below + factor} are nearest"
         )
     return (num_frames - 1) // factor + 1

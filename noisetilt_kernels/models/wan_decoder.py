@@ -1,4 +1,4 @@
-"""The decoder of AutoencoderKLWan with bounded memory and without its clamp."""
+"""Decoder of AutoencoderKLWan with bounded memory and without a clamp."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,22 +10,22 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRes
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .recompute import forwards_replaced
+from .recompute import replace_forwards
 
 
 def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
-    """What `vae.decode` makes of latents (B, C, F, H, W), but for its clamp to [-1, 1]: (B, 3, 4 (F - 1) + 1, 8H, 8W).
+    """Decode latents (B, C, F, H, W) to (B, 3, 4 (F - 1) + 1, 8H, 8W), as `vae.decode` but without its clamp.
 
-    The decoder is causal: a latent frame is decoded with what its convolutions remember of those before. So every
-    step is a function of frame and memory, which with checkpointing is computed anew in the backward;
-    `AutoencoderKLWan` has nothing of this kind. As the memory of all frames would be many GB itself, it is kept of
-    every group of about sqrt(F) frames, in the backward of a group of every frame in it, and in that of a frame of
-    every block. A frame is then decoded four times.
+    The decoder is causal: it decodes a latent frame from the frame and a memory, the cached inputs of its
+    convolutions. `AutoencoderKLWan` has no gradient checkpointing, so here each step is checkpointed as a
+    function of frame and memory. The memory of all frames would take many GB, so checkpoints are nested: the
+    memory is kept for each group of about sqrt(F) frames; in the backward of a group for each of its frames;
+    in that of a frame for each block. Each frame is thus decoded four times.
 
     Args:
         vae: AutoencoderKLWan of Wan2.1.
-        latents: unscaled, in the dtype of its weights.
-        checkpointing: recompute in the backward.
+        latents: unscaled latents, in the dtype of the VAE's weights.
+        checkpointing: recompute activations in the backward.
     """
     recompute = checkpointing and torch.is_grad_enabled()
     lengths = (math.isqrt(latents.shape[2]), 1) if recompute else (1,)
@@ -37,17 +37,23 @@ def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
 def _decode(
     vae: Any, lengths: Sequence[int], recompute: bool, latents: Tensor, first: bool, *memory: Any
 ) -> tuple[Any, ...]:
-    """Pixels of latents, followed by the memory after them.
+    """Return the decoded pixels, followed by the memory after the last frame.
 
-    lengths: of the parts that latents are split into, of their parts, and so on down to single frames.
-    first: there are no frames before.
+    Args:
+        vae: AutoencoderKLWan of Wan2.1.
+        lengths: lengths of the nested parts that the latents are split into, down to single frames; () for
+            one frame.
+        recompute: checkpoint every part.
+        latents: latent frames (B, C, F, H, W).
+        first: True if there are no frames before.
+        memory: memory before the first of these frames.
     """
     if not lengths:
-        after = list(memory)  # the decoder writes into it
+        after = list(memory)  # a copy, as the decoder writes into it
         blocks = [
             block for block in vae.decoder.modules() if isinstance(block, (WanResidualBlock, WanResample))
         ]
-        with forwards_replaced(blocks, _recomputed) if recompute else nullcontext():
+        with replace_forwards(blocks, _checkpointed) if recompute else nullcontext():
             return vae.decoder(latents, feat_cache=after, feat_idx=[0], first_chunk=first), *after
     length, *shorter = lengths
     decoded = []
@@ -61,15 +67,15 @@ def _decode(
     return torch.cat(decoded, dim=2), *memory
 
 
-def _recomputed(
+def _checkpointed(
     forward: Callable[..., Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
 ) -> Tensor:
-    """A block's forward, computed anew in the backward; memory and the place in it are changed as the block does."""
+    """Call a block's forward under checkpointing; memory and index are updated in place, as by the block."""
     start = feat_idx[0]
 
     def step(x: Tensor, *memory: Any) -> tuple[Any, ...]:
-        after, place = list(memory), [start]
-        return forward(x, feat_cache=after, feat_idx=place), place[0], *after
+        after, index = list(memory), [start]
+        return forward(x, feat_cache=after, feat_idx=index), index[0], *after
 
     x, feat_idx[0], *feat_cache[:] = checkpoint(step, x, *feat_cache, use_reentrant=False)
     return x

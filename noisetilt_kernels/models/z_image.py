@@ -1,4 +1,4 @@
-"""Z-Image of diffusers as a model for the samplers."""
+"""Z-Image as a model for the samplers."""
 
 from collections.abc import Sequence
 
@@ -7,40 +7,40 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from .guidance import GuidedFlow
-from .offload import keep_until_backward
-from .pipeline import check_sides
+from .offload import rewire_offload_hooks
+from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import shifted_sigmas
 
 PROMPT_LENGTH = 512
-"""Tokens of Qwen3, of which those that a prompt leaves over are dropped."""
+"""Maximum number of Qwen3 tokens of a prompt; shorter prompts are not padded."""
 
 
 class ZImageFlow(GuidedFlow):
-    """A ZImagePipeline as `sampling.FlowModel`; what it does with the pipeline is as of `PipelineModel`.
+    """A ZImagePipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
 
-    Latents are (16, H, W), float32 outside of the networks whatever dtype those are in. With `Schedule("constant", 0)`
-    the samplers walk the path of `pipe(...)`, without its cfg_normalization and cfg_truncation, which are off there
-    too.
+    Latents are (16, H/8, W/8). They are float32 outside of the networks, in any dtype of the networks. With
+    `Schedule("constant", 0)` the samplers follow the same path as `pipe(...)` with its cfg_normalization and
+    cfg_truncation off, which is the default.
 
-    Prompts have as many tokens as they need. In a batch the transformer pads them to the longest, and masks that: a
-    particle's velocity depends on its batch mates by rounding only.
+    Prompts are not padded to a common length. In a batch the transformer pads them to the longest and masks
+    the padding: a particle's velocity depends on the other particles by rounding only.
 
     Args:
-        pipe: Z-Image, Z-Image-Turbo, or made of them.
-        height, width: of images, in pixels, multiples of 16; None is 1024.
-        guidance_scale: of classifier-free guidance as this pipeline has it, v = v(prompt) + scale (v(prompt) -
-            v(negative)), which takes two passes through the transformer for one velocity; at 0 there is one pass and
-            no guidance, which is what Turbo was made for.
-        negative_prompt: what guidance leads away from.
-        gradient_checkpointing: as of `PipelineModel`.
+        pipe: Z-Image, Z-Image-Turbo, or a model derived from them.
+        height, width: size of images in pixels, multiples of 16; None is 1024.
+        guidance_scale: scale of classifier-free guidance as in this pipeline, v = v(prompt) + scale
+            (v(prompt) - v(negative)). A guided velocity takes two passes through the transformer; at 0, which
+            Turbo was made for, there is one pass and no guidance.
+        negative_prompt: prompt that guidance leads away from.
+        gradient_checkpointing: see `PipelineModel`.
 
     Raises:
-        ValueError, TypeError: an argument out of its range; a pipeline without transformer or VAE, or under group
-            offloading.
+        ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
+            it is under group offloading.
     """
 
-    pipeline = ZImagePipeline
+    facts = FamilyFacts("Z-Image", ZImagePipeline)
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class ZImageFlow(GuidedFlow):
     ) -> None:
         self.check(pipe)
         self.check_guidance(guidance_scale, negative_prompt)
-        sides = {"height": 1024 if height is None else height, "width": 1024 if width is None else width}
-        check_sides("ZImageFlow", sides, 2 * pipe.vae_scale_factor)
-        shape = (pipe.transformer.in_channels, *(side // pipe.vae_scale_factor for side in sides.values()))
-        weight = 1 + guidance_scale  # v(prompt) + scale (v(prompt) - v(negative)), put another way
+        factor = pipe.vae_scale_factor
+        size = image_size("ZImageFlow", height, width, (1024, 1024), 2 * factor)
+        shape = (pipe.transformer.in_channels, *(side // factor for side in size))
+        weight = 1 + guidance_scale  # v(negative) + (1 + scale) (v(prompt) - v(negative)) is the same
         super().__init__(
             pipe, shape, PROMPT_LENGTH, gradient_checkpointing, weight=weight, negative_prompt=negative_prompt
         )
@@ -68,21 +68,23 @@ class ZImageFlow(GuidedFlow):
         )
         return {"tokens": tokens[None]}
 
-    def blank_prompt(self) -> Encoded:
+    def placeholder_prompt(self) -> Encoded:
         return {"tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.cap_feat_dim)}
 
     def sigmas(self, n: int) -> Tensor:
         return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
 
-    def unguided(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+    def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
-        tokens = [each["tokens"][0].to(x.device, transformer.dtype) for each in self.prompts.each(prompts)]
-        keep_until_backward(self.pipe)
-        # time runs from noise at 0 to data at 1, and so does the output; its embedding is made in float32
-        towards_data: list[Tensor] = transformer(
-            list(x.to(transformer.dtype).unsqueeze(2)),  # of (C, 1, H, W)
+        tokens = [
+            encoded["tokens"][0].to(x.device, transformer.dtype) for encoded in self.prompts.get(prompts)
+        ]
+        rewire_offload_hooks(self.pipe)
+        # the transformer's time runs from noise at 0 to data at 1: its output is -v; embedded in float32
+        negative_velocity: list[Tensor] = transformer(
+            list(x.to(transformer.dtype).unsqueeze(2)),  # (C, 1, H, W) each
             torch.full((len(x),), 1 - sigma, dtype=torch.float32, device=x.device),
             tokens,
             return_dict=False,
         )[0]
-        return -torch.stack(towards_data).squeeze(2).to(x.dtype)
+        return -torch.stack(negative_velocity).squeeze(2).to(x.dtype)

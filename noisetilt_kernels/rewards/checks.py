@@ -1,4 +1,4 @@
-"""What rewards ask of their arguments and of the files that they are loaded from."""
+"""Checks of the arguments of rewards, and the error of rewards that cannot be loaded."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,29 +9,24 @@ from ..checks import NoisetiltError
 
 
 class RewardError(NoisetiltError):
-    """A reward could not be loaded; the message is one sentence with the way out."""
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, to be put into a sentence."""
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """A reward cannot be loaded. The message says what is wrong, and what to do."""
 
 
 def first_of(names: Sequence[str]) -> str:
-    """The first of some names and how many more there are, to be put into a sentence."""
+    """Return the first name, and how many more there are, as a part of a sentence."""
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def check_batch(reward: str, images: Any, prompts: Any) -> None:
-    """Raises unless `images` is a floating-point (B, 3, H, W) and `prompts` has B strings.
+    """Raise unless `images` is a floating-point tensor (B, 3, H, W) and `prompts` has B strings.
 
-    What the images hold is not looked at: that would wait for the device, at every step.
+    The values of the images are not checked: a check would wait for the device at every step.
     """
     _check(reward, "images", ("B", "3", "H", "W"), images, prompts)
 
 
 def check_videos(reward: str, videos: Any, prompts: Any) -> None:
-    """Raises unless `videos` is a floating-point (B, 3, F, H, W) and `prompts` has B strings."""
+    """Raise unless `videos` is a floating-point tensor (B, 3, F, H, W) and `prompts` has B strings."""
     _check(reward, "videos", ("B", "3", "F", "H", "W"), videos, prompts)
 
 
@@ -47,7 +42,7 @@ def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any
         or not all(isinstance(p, str) for p in prompts)
     ):
         raise TypeError(
-            f"{reward}: prompts must be a sequence of strings, one for each image, got {prompts!r}"
+            f"{reward}: prompts must be a sequence of strings, one for each of the {name}, got {prompts!r}"
         )
     if len(prompts) != len(given):
         raise ValueError(f"{reward}: prompts must be as many as the {len(given)} {name}, got {len(prompts)}")

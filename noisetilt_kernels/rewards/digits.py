@@ -1,7 +1,7 @@
-"""Rewards for handwritten digits: a network with a gradient, and a judge of another kind that only judges.
+"""Rewards for handwritten digits: a differentiable network, and an independent judge without gradient.
 
-Their weights are made by `python -m noisetilt_kernels.training`. The judge is a support vector machine that learns from
-other digits than the network does, so that images which merely exploit the network do not please it.
+`python -m noisetilt_kernels.training` trains both. The judge is a support vector machine trained on other
+digits than the network, so it does not reward images that only exploit the network.
 """
 
 import re
@@ -18,24 +18,26 @@ from torch.nn import functional
 from .checks import RewardError, check_batch
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""Where the models are that come with the package."""
+"""Folder of the bundled models."""
 DIGIT_REWARDS = ASSETS / "digit-rewards"
+"""Folder of the bundled weights of both rewards."""
 CLASSIFIER_FILE, JUDGE_FILE = "classifier.safetensors", "judge.safetensors"
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32
-"""Height and width in pixels of the images that the classifier sees."""
+"""Height and width in pixels of the classifier's input."""
 SCAN_SIDE = 8
-"""Height and width in pixels of what the judge sees."""
+"""Height and width in pixels of the judge's input."""
 
-# Not within another word or number ("seventy", "17", "7.5"), nor joined to one by a hyphen ("twenty-seven").
+# Not within another word or number ("seventy", "17", "7.5"), and not joined to one by a hyphen
+# ("twenty-seven").
 _NAMED = re.compile(rf"(?<![\w-])(?<!\d[.,])({'|'.join(WORDS)}|[0-9])(?![\w-])(?![.,]\d)", re.IGNORECASE)
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def digit_of(prompt: str) -> int:
-    """The digit that a prompt names, as a word ("seven") or a numeral ("7"); it may do so more than once.
+    """Return the digit that a prompt names once or more, as a word ("seven") or a numeral ("7").
 
     Raises:
         ValueError: the prompt names no digit, or several.
@@ -45,21 +47,23 @@ def digit_of(prompt: str) -> int:
     if len(digits) != 1:
         which = f"it names {', '.join(map(str, sorted(digits)))}" if digits else "it names none"
         raise ValueError(
-            f"digit_of: prompt must name exactly one digit, such as 'a handwritten seven'; {which}: {prompt!r}"
+            f"digit_of: prompt must name exactly one digit, such as 'a handwritten seven'; {which}: "
+            f"{prompt!r}"
         )
     return digits.pop()
 
 
 def scan(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) -> (B, 64): grey means over the 8 x 8 tiles, as scikit-learn's digits are stored."""
+    """Return the grey means (B, 64) of 8 x 8 tiles of images (B, 3, H, W), as in scikit-learn's digits."""
     return functional.adaptive_avg_pool2d(images.mean(dim=1), SCAN_SIDE).flatten(1)
 
 
 class DigitClassifier(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> log-probabilities (B, 10) of the digits.
+    """Classifier of images (B, 3, H, W) in [0, 1]; returns the log-probabilities (B, 10) of the digits.
 
-    A small convolutional network on the grey image at 32 x 32. It is smooth, and its normalisation is of each image by
-    itself, so that its gradient is good for guidance and no image changes the result of another.
+    A small convolutional network on the grey image, resized to 32 x 32. It is smooth, so that its gradient
+    can guide sampling, and it normalizes each image separately, so that no image changes the result of
+    another.
     """
 
     def __init__(self) -> None:
@@ -77,21 +81,22 @@ class DigitClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         grey = images.mean(dim=1, keepdim=True)
         resized = functional.interpolate(grey, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        # ink is 1 and paper 0: centred
+        # from [0, 1], paper to ink, to [-1, 1]
         logits: Tensor = self.layers(2 * resized - 1)
         return logits.log_softmax(dim=1)
 
 
 class DigitJudge(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> the digit that each shows, int64 (B,), without gradient.
+    """Classifier of images (B, 3, H, W) in [0, 1] without gradient; returns the digits, int64 (B,).
 
-    One support vector machine with a Gaussian kernel for each digit against all others; the highest score decides.
+    There is one support vector machine with a Gaussian kernel for each digit against all others. The digit
+    with the highest score is returned.
 
     Args:
-        support_vectors: (n, 64), as `scan` gives them.
-        coefficients: (n, 10), of each support vector in the score of each digit.
-        intercept: (10,).
-        gamma: (), of the kernel exp(-gamma |x - y|^2).
+        support_vectors: (n, 64), in the format of `scan`.
+        coefficients: (n, 10), weight of each support vector in the score of each digit.
+        intercept: (10,), constant part of the scores.
+        gamma: (), width parameter of the kernel exp(-gamma |x - y|^2).
     """
 
     support_vectors: Tensor
@@ -110,8 +115,8 @@ class DigitJudge(nn.Module):
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> (B, 10), higher is more certain."""
-        # without the matrix product, which loses the distances of close vectors
+        """Return the score (B, 10) of each digit for images (B, 3, H, W); higher is more certain."""
+        # the variant by matrix product loses the distances of close vectors
         distances = torch.cdist(
             scan(images.to(self.gamma.dtype)),
             self.support_vectors,
@@ -124,14 +129,16 @@ class DigitJudge(nn.Module):
 
 
 class DigitReward:
-    """Log-probability of the prompt's digit, at most 0; differentiable.
+    """Log-probability of the digit that the prompt names, at most 0, by `DigitClassifier`; differentiable.
+
+    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,).
 
     Args:
         source: folder with `classifier.safetensors`.
-        device: where images will be.
+        device: device of the images.
 
     Raises:
-        RewardError: there is no such file, or it holds something else.
+        RewardError: the file does not exist, or holds something else.
     """
 
     def __init__(self, source: str | Path = DIGIT_REWARDS, device: str | torch.device = "cpu") -> None:
@@ -151,14 +158,17 @@ class DigitReward:
 
 
 class DigitJudgeReward:
-    """1 where the judge sees the prompt's digit, 0 elsewhere: its mean is an accuracy. It has no gradient.
+    """1 if `DigitJudge` sees the digit that the prompt names, else 0. Without gradient.
+
+    The mean over images is an accuracy. Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32
+    (B,).
 
     Args:
         source: folder with `judge.safetensors`.
-        device: where images will be.
+        device: device of the images.
 
     Raises:
-        RewardError: there is no such file, or it holds something else.
+        RewardError: the file does not exist, or holds something else.
     """
 
     def __init__(self, source: str | Path = DIGIT_REWARDS, device: str | torch.device = "cpu") -> None:
@@ -173,24 +183,24 @@ class DigitJudgeReward:
 
 
 def _load(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The float32 tensors of a file, checked to be of these names and shapes; -1 is any size."""
+    """Return the float32 tensors of a file, which must have these names and shapes; -1 is any size."""
     if not file.is_file():
         raise RewardError(
-            f"there is no {file}; `python -m noisetilt_kernels.training` makes it, "
-            "or name a folder that has it as the reward's source"
+            f"there is no {file}; `python -m noisetilt_kernels.training` writes it, or name a folder that "
+            "has it as the reward's source"
         )
     try:
         tensors = load_file(file)
     except SafetensorError as error:
         raise RewardError(
-            f"{file} is not a whole safetensors file ({error}); make or fetch it again"
+            f"{file} is not a complete safetensors file ({error}); train or download it again"
         ) from None
     for name, wanted in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found is None or not _fits(found, wanted):
             raise RewardError(
                 f"{file} must hold {name} of shape {wanted} (-1 is any size), got {found}; "
-                "`python -m noisetilt_kernels.training` makes such a file"
+                "`python -m noisetilt_kernels.training` writes such a file"
             )
     return {name: tensors[name].float() for name in shapes}
 

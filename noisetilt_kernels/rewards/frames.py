@@ -1,4 +1,4 @@
-"""Rewards of videos: those that are made for videos, and those of images, frame by frame."""
+"""Rewards of videos from rewards of images, frame by frame."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,22 @@ from ..sampling.protocols import check_reward
 from .checks import check_videos
 
 FRAMES_AT_ONCE = 4
+"""Default number of frames of each video that are scored in one batch."""
 
 
 class PerFrame:
-    """The mean over the frames of videos (B, 3, F, H, W) of a reward of images; itself a reward of videos.
+    """Reward of videos (B, 3, F, H, W) that is the mean of a reward of images over the frames: float32 (B,).
 
-    Frames are judged a few at a time, and again in the backward: what is in memory is the graph of those few, however
-    long the video is, for a third more time.
+    A few frames are scored at a time, and computed again in the backward pass. Memory holds the graph of
+    these frames only, however long the video is; the time grows by about a third.
 
     Args:
-        reward: of images (B, 3, H, W).
-        at_once: how many frames of each video the reward is given at once, at least 1.
-        every: judge frames 0, every, 2 every, ...; at least 1.
+        reward: reward of images (B, 3, H, W).
+        at_once: number of frames of each video in one batch of the reward, at least 1.
+        every: step between scored frames: 0, every, 2 every, ...; at least 1.
 
     Raises:
-        ValueError, TypeError: an argument out of its range.
+        ValueError, TypeError: an argument is not valid.
     """
 
     takes_videos = True
@@ -44,7 +45,7 @@ class PerFrame:
         return torch.stack(sums).sum(dim=0) / frames.shape[2]
 
     def _sum(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Of the rewards of some frames (B, 3, f, H, W): (B,)."""
+        """Return the sum of the rewards of frames (B, 3, f, H, W): (B,)."""
         if frames.requires_grad and torch.is_grad_enabled():
             summed: Tensor = checkpoint(self._of_frames, frames, prompts, use_reentrant=False)
             return summed
@@ -61,10 +62,10 @@ class PerFrame:
 
 
 def of_videos(reward: Reward, at_once: int = FRAMES_AT_ONCE) -> Reward:
-    """The reward as one of videos: as it is where it takes them (`takes_videos`), else frame by frame."""
+    """Return a reward of videos: the reward itself if it takes videos (`takes_videos`), else a `PerFrame`."""
     return reward if takes_videos(reward) else PerFrame(reward, at_once)
 
 
 def takes_videos(reward: Reward) -> bool:
-    """Whether a reward is made for videos (B, 3, F, H, W), which it says by an attribute of this name."""
+    """Return True if the attribute `takes_videos` marks the reward as one of videos (B, 3, F, H, W)."""
     return bool(getattr(reward, "takes_videos", False))

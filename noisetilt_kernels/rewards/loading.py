@@ -1,9 +1,8 @@
-"""Loads CLIP-like models, their image processing and their tokenizers by transformers; every failure is one sentence.
+"""Loading of models, image processors and tokenizers with transformers. Every failure is a RewardError.
 
-A source is a folder or the id of a model on the Hugging Face hub.
+A source is a folder or the id of a repository on the Hugging Face hub.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,20 +12,22 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .checks import RewardError, first_line, first_of
+from ..hub import explain_failure, is_hub_id
+from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 FAILURES = (OSError, ValueError, RuntimeError, SafetensorError)
-"""What transformers raises for files that are missing, broken, or of something else."""
+"""Exceptions that transformers raises for missing, broken or unsuitable files."""
 
 
 def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[str, Any]:
-    """The content of the source's config.json, of one of the model types.
+    """Return the content of the source's config.json, whose model type must be one of `types`.
 
     Raises:
-        RewardError: there is no such folder or id, the hub cannot be reached, or the model is of another type.
+        RewardError: the folder or repository does not exist, the hub cannot be reached, or the type is
+            another one.
     """
     check_source(reward, source)
     try:
@@ -43,10 +44,11 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
 
 
 def check_source(reward: str, source: str) -> None:
-    """Raises RewardError unless `source` is a folder or may be an id on the hub."""
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
+    """Raise RewardError unless `source` is a folder or is written like a hub id."""
+    if not Path(source).is_dir() and not is_hub_id(source):
         raise RewardError(
-            f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging Face hub"
+            f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging "
+            "Face hub, OWNER/NAME"
         )
 
 
@@ -58,10 +60,15 @@ def load_model(
     wanted: str,
     dtype: torch.dtype = torch.float32,
 ) -> AnyModel:
-    """The model with frozen weights of this dtype, on the CPU. Buffers that are not saved keep their own.
+    """Return the model with frozen weights of this dtype, on the CPU.
+
+    Buffers that are not in the checkpoint keep their dtype.
+
+    Args:
+        wanted: what the source must have, for the error.
 
     Raises:
-        RewardError: the weights are missing, incomplete, or of another model; the message says what is `wanted`.
+        RewardError: the weights are missing, incomplete, or those of another model.
     """
     try:
         loaded: Any = model_class.from_pretrained(
@@ -80,10 +87,12 @@ def load_model(
 
 
 def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessing:
-    """The image processing of a model for images of this height and width; CLIP's own where the source has none.
+    """Return the image processing of a model for images of this height and width.
+
+    A source without image processor gets the one of CLIP.
 
     Raises:
-        RewardError: it cannot be read, asks for something that is not done here, or makes another size.
+        RewardError: the configuration cannot be read, asks for an unsupported step, or gives another size.
     """
     config = processor_config(reward, source) or {"size": image_size, "crop_size": image_size}
     try:
@@ -93,16 +102,16 @@ def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessi
     if preprocessing.output_size != (image_size, image_size):
         raise RewardError(
             f"{reward}: the image processor in {source} makes images of {preprocessing.output_size} pixels, "
-            f"but its model takes ({image_size}, {image_size}); name a source where both belong together"
+            f"but its model takes ({image_size}, {image_size}); name a source in which the two match"
         )
     return preprocessing
 
 
 def processor_config(reward: str, source: str) -> Mapping[str, Any]:
-    """What the source says of its image processor; empty where it has none.
+    """Return the configuration of the source's image processor; empty if there is none.
 
     Raises:
-        RewardError: it cannot be read.
+        RewardError: the configuration cannot be read.
     """
     try:
         config: Mapping[str, Any]
@@ -123,10 +132,13 @@ def load_tokenizer(
     tokenizer_class: type[PreTrainedTokenizerBase] = CLIPTokenizer,
     added: Sequence[str] = (),
 ) -> Any:
-    """The tokenizer of the first source that has one of this many tokens, with those that are `added` if need be.
+    """Return the tokenizer of the first source that has one with `vocabulary` tokens.
+
+    Args:
+        added: tokens to add, unless the tokenizer has them already.
 
     Raises:
-        RewardError: none has.
+        RewardError: no source has such a tokenizer.
     """
     for source in sources:
         try:
@@ -134,30 +146,21 @@ def load_tokenizer(
         except FAILURES:
             continue
         tokenizer.add_tokens(list(added), special_tokens=True)
-        # where there are no files transformers makes a tokenizer that knows nothing, and says nothing
+        # without files transformers returns a tokenizer with an empty vocabulary, and no error
         if len(tokenizer) == vocabulary:
             return tokenizer
     files = [file for name, file in tokenizer_class.vocab_files_names.items() if name != "tokenizer_file"]
     raise RewardError(
-        f"{reward}: there is no tokenizer of the model's {vocabulary} tokens in {' or '.join(sources)}; put its "
-        f"tokenizer.json, or {' and '.join(files)}, beside the weights"
+        f"{reward}: there is no tokenizer of the model's {vocabulary} tokens in {' or '.join(sources)}; put "
+        f"its tokenizer.json, or {' and '.join(files)}, beside the weights"
     )
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs, float32 on the CPU, where it is the faster of the two."""
+    """Return bfloat16 for GPUs and float32 for the CPU, where float32 is faster."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def unusable(reward: str, source: str, error: Exception) -> RewardError:
-    """What to raise for an error that came while the source was read."""
-    if not Path(source).is_dir():
-        return RewardError(
-            f"{reward}: {source!r} is no folder here and did not come from the hub ({first_line(error)}); "
-            f"check the name and the connection, or run `hf download {source} --local-dir FOLDER` where there is one "
-            "and name that folder as the source"
-        )
-    return RewardError(
-        f"{reward}: the files in {source} cannot be used ({first_line(error)}); fetch the model whole, "
-        "as `hf download` does, or name another source"
-    )
+    """Return the RewardError for an exception that was raised while the source was read."""
+    return RewardError(f"{reward}: {explain_failure(source, error)}")

@@ -1,4 +1,4 @@
-"""What CLIP's image processor does to an image, in torch: batched and differentiable."""
+"""CLIP's image processing in torch: batched and differentiable."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional
 from .checks import RewardError
 
 _MODES = {2: "bilinear", 3: "bicubic"}
-"""By PIL's numbers, as the configuration has them."""
+"""Interpolation modes by PIL's numbers, which configurations use."""
 
 _DEFAULTS: Mapping[str, Any] = {
     "do_resize": True,
@@ -22,21 +22,23 @@ _DEFAULTS: Mapping[str, Any] = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
-"""CLIP's own, for what a configuration does not say."""
+"""CLIP's values, for entries that are missing in a configuration."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the centre, normalise: images (B, 3, H, W) in [0, 1] of any size -> (B, 3, h, w), float32.
+    """Resize, crop the centre and normalize images (B, 3, H, W) in [0, 1] of any size.
 
-    Hugging Face's processor does the same to images of 8 bits, by PIL; the results agree to its rounding.
+    The result is float32 (B, 3, h, w). Hugging Face's processor does the same with PIL on 8-bit images; the
+    results agree up to its rounding.
 
     Attributes:
-        shortest_edge: what the shorter side is resized to, the longer one in proportion (rounded down); or
-        size: height and width to resize to; if both are None nothing is resized.
-        mode: of the interpolation, always with antialiasing.
-        crop: height and width to cut out of the centre, zeros around what is smaller; None keeps everything.
-        mean, std: of red, green and blue.
+        shortest_edge: new length of the shorter side; the longer one is resized in proportion, rounded down.
+        size: new height and width, if `shortest_edge` is None. If both are None, nothing is resized.
+        mode: interpolation mode, always with antialiasing.
+        crop: height and width of the centre crop, padded with zeros where the image is smaller; None for no
+            crop.
+        mean, std: mean and standard deviation of red, green and blue for normalization.
     """
 
     shortest_edge: int | None
@@ -48,10 +50,10 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """From what `preprocessor_config.json` holds; what it does not say is as of CLIP.
+        """Read the content of a `preprocessor_config.json`; missing entries have CLIP's values.
 
         Raises:
-            RewardError: it asks for something that is not done here.
+            RewardError: the configuration asks for an unsupported step.
         """
         config = {**_DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
         shortest_edge, size = _target_size(config["size"]) if config["do_resize"] else (None, None)
@@ -75,16 +77,16 @@ class Preprocessing:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """Height and width of every result, or None if they depend on the image."""
+        """Height and width of the result, or None if they depend on the image."""
         return self.crop or self.size
 
     def __call__(self, images: Tensor) -> Tensor:
         images = images.float()
         target = self._resized(*images.shape[2:])
         if target is not None:
-            # As PIL does: first across, then down, and after each what overshoots at edges, as bicubic interpolation
-            # does, is cut off. What 8 bits would round to 0 and 255 is let through: with clamp(0, 1) rounding errors
-            # would stop the gradient of plain black and white.
+            # Like PIL: first the width, then the height, each followed by a clamp, because bicubic
+            # interpolation overshoots at edges. The limits lie half an 8-bit step outside of [0, 1]: with
+            # clamp(0, 1) rounding errors would stop the gradient of plain black and white images.
             for size in ((images.shape[2], target[1]), target):
                 images = functional.interpolate(images, size=size, mode=self.mode, antialias=True)
                 images = images.clamp(-0.5 / 255, 1 + 0.5 / 255)
@@ -103,7 +105,7 @@ class Preprocessing:
 
 
 def _target_size(size: Any) -> tuple[int | None, tuple[int, int] | None]:
-    """`shortest_edge` and `size` of the configuration's size; a plain number, as old ones have it, is the former."""
+    """Return `shortest_edge` and `size` of a configuration's size; in old ones a number is the former."""
     if isinstance(size, int):
         return size, None
     if set(size) == {"shortest_edge"}:

@@ -1,7 +1,7 @@
-"""Rewards that need no weights. All are smooth, and at most 1 away from their best.
+"""Rewards without weights. All are smooth, and their range has length 1.
 
-They take images (B, 3, H, W) in [0, 1] and B prompts, which they do not read, and return float32 (B,). Colours are the
-sRGB values as they are stored, not linear light.
+They take images (B, 3, H, W) with values in [0, 1] and B prompts, which are not used, and return float32
+(B,). Colours are stored sRGB values, not linear light.
 """
 
 import re
@@ -31,26 +31,27 @@ COLORS = {
     "pink": "#ffc0cb",
     "brown": "#a52a2a",
 }
-"""What CSS means by these names."""
+"""Colours of CSS by name."""
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Mean luminance, from 0 (black) to 1 (white)."""
+    """Mean luminance (Rec. 709 weights), from 0 (black) to 1 (white)."""
     check_batch("brightness", images, prompts)
     means = images.float().mean(dim=(2, 3))
     return means @ means.new_tensor(LUMINANCE)
 
 
 def color(target: str = "red") -> Reward:
-    """The reward for images whose mean colour is `target`: minus the mean squared difference in red, green and blue.
+    """Return the reward for images with the mean colour `target`.
 
-    From -1 to 0. Only the mean counts, so that what the image shows stays free.
+    The reward is minus the mean squared difference in red, green and blue, from -1 to 0. Only the mean colour
+    of the image counts, not its content.
 
     Args:
-        target: a name (`COLORS`) or "#rrggbb".
+        target: name of a colour (`COLORS`), or "#rrggbb".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `target` is neither.
     """
     code = COLORS.get(target.lower(), target)
     if not re.fullmatch("#[0-9a-fA-F]{6}", code):
@@ -66,7 +67,7 @@ def color(target: str = "red") -> Reward:
 
 
 def smoothness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Minus the mean squared difference of neighbouring pixels, from -1 (a chessboard) to 0 (one colour)."""
+    """Minus the mean squared difference of neighbouring pixels, from -1 (chessboard) to 0 (one colour)."""
     check_batch("smoothness", images, prompts)
     images = images.float()
     down, right = images.diff(dim=2), images.diff(dim=3)
@@ -76,7 +77,7 @@ def smoothness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def symmetry(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Minus the mean squared difference to the image mirrored left to right, from -1 to 0 (symmetric)."""
+    """Minus the mean squared difference between the image and its mirror image, from -1 to 0 (symmetric)."""
     check_batch("symmetry", images, prompts)
     images = images.float()
     return -(images - images.flip(3)).square().mean(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Several rewards as one."""
+"""Weighted sum of rewards."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,14 @@ from ..sampling import Reward
 
 
 class WeightedSum:
-    """The weighted sum of rewards, itself a reward; a function of one's own can be one of them.
+    """Reward that is the weighted sum of other rewards, bundled or custom: float32 (B,).
 
     Args:
-        rewards: weight and reward by name, at least one.
+        rewards: weight and reward by name; at least one.
 
     Raises:
-        ValueError, TypeError: there is none, a weight is not a finite number, or a reward is not callable.
+        ValueError, TypeError: `rewards` is empty, a weight is not a finite number, or a reward is not
+            callable.
     """
 
     def __init__(self, rewards: Mapping[str, tuple[float, Reward]]) -> None:
@@ -33,7 +34,7 @@ class WeightedSum:
         self.rewards = dict(rewards)
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The value of each reward by name, without its weight: float32 (B,).
+        """Return the values of each reward by name, float32 (B,), not multiplied by the weights.
 
         Raises:
             ValueError: a reward returns another shape.

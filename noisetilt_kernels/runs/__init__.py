@@ -1,1 +1,1 @@
-"""Runs of the samplers into folders: what the commands `noisetilt sample`, `optimize` and `compare` are made of."""
+"""Runs of the samplers into folders, for the commands `noisetilt sample`, `optimize` and `compare`."""

@@ -1,4 +1,4 @@
-"""Many images on one sheet, with captions."""
+"""Contact sheets: many images on one sheet, with captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ def contact_sheet(
     chosen: Sequence[Sequence[bool]] | None = None,
     cell: tuple[int, int] = (160, 160),
 ) -> Image.Image:
-    """A sheet of rows of images, each row under its title.
+    """Return a sheet with rows of images, each row below its title.
 
     Args:
-        rows: files of the images, of any size, opened one at a time; shown as large as fits into a cell, small ones
-            enlarged by whole pixels.
-        row_titles: one for each row.
-        captions: one below each image.
-        chosen: which images are framed.
-        cell: width and height in pixels of what an image is shown in.
+        rows: image files of each row. They are opened one at a time and may have any size. Each image is
+            scaled to fit its cell; small ones are enlarged by a whole factor.
+        row_titles: title of each row.
+        captions: caption below each image.
+        chosen: True for images to frame.
+        cell: width and height of a cell in pixels.
     """
     font = ImageFont.load_default(13)
     title_height, caption_height = 22, 18 if captions else 0

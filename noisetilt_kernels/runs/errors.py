@@ -1,15 +1,15 @@
-"""What can go wrong with a run that a person can do something about; each message is one sentence with the way out."""
+"""Errors of runs that a user can fix. Each message is one sentence with the remedy."""
 
 from ..checks import NoisetiltError
 
 
 class RunFolderError(NoisetiltError):
-    """A folder cannot be used for this run."""
+    """The folder cannot be used for this run."""
 
 
 class OtherProcessError(NoisetiltError):
-    """Another process of the run has ended, so that this one cannot go on."""
+    """Another process of the run has ended, so this one cannot continue."""
 
 
 class OutOfMemoryError(NoisetiltError):
-    """The device's memory did not suffice."""
+    """The device ran out of memory."""

@@ -1,4 +1,4 @@
-"""Carries out a run into its folder."""
+"""Execution of a run into its folder."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,134 +10,144 @@ from typing import Any
 import torch
 
 from ..rewards import WeightedSum
-from ..sampling import FinishedParticle, RecordWriter, Reward, Run
-from ..sampling.run import best_index
+from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
+from ..sampling.result import best_index
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
 from .folder import Outcome, RunFolder, png
-from .settings import Machine, Settings
+from .settings import ComputeOptions, Settings
 from .statistics import estimate
-from .workers import ALONE, Workers
+from .workers import SINGLE_PROCESS, Workers
 
 _MOST_ROWS, _MOST_COLUMNS = 100, 20
-"""Of a contact sheet."""
+"""Largest size of a contact sheet."""
 
 _CELL, _STRIP_CELL = (160, 160), (720, 96)
-"""Width and height in pixels of what an image of it is shown in, and a film strip."""
+"""Width and height in pixels of a cell of the contact sheet, for images and for film strips."""
 
 
 def open_folder(
-    path: Path, settings: Settings, machine: Machine, workers: Workers, resume: bool
+    path: Path, settings: Settings, compute: ComputeOptions, workers: Workers, resume: bool
 ) -> RunFolder:
-    """The folder of a run, for each of its processes; the first one makes it or finds that it cannot be used.
+    """Open the folder of a run in each of its processes. The first process creates and checks it.
 
     Raises:
-        RunFolderError, OSError: as of `RunFolder`. OtherProcessError: as of `Workers.wait`.
+        RunFolderError, OSError: the folder cannot be used, see `RunFolder`.
+        OtherProcessError: another process has ended.
     """
 
-    def opened() -> RunFolder:
+    def open_here() -> RunFolder:
         return RunFolder(
-            path, settings.to_json(), resume=resume, machine=asdict(machine), worker=workers.rank
+            path, settings.to_json(), resume=resume, compute=asdict(compute), worker=workers.rank
         )
 
-    if workers.first:
-        folder = opened()
+    if workers.is_first:
+        folder = open_here()
     workers.wait()
-    if not workers.first:
-        folder = opened()
-    workers.wait()  # what is missing is what is shared, so nobody may make any of it before all have read it
+    if not workers.is_first:
+        folder = open_here()
+    # all must have read which particles are missing before any of them is finished
+    workers.wait()
     return folder
 
 
 def execute(
     settings: Settings,
-    machine: Machine,
+    compute: ComputeOptions,
     folder: RunFolder,
     model: Any,
     reward: WeightedSum,
     held_out: Mapping[str, Reward],
-    workers: Workers = ALONE,
+    workers: Workers = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Make what is missing of a run, then its contact sheet and its summary, which is returned.
+    """Sample the missing particles of a run, then write its contact sheet and its summary.
 
-    Several processes share the particles; all of them return when the first one has written what is of the whole run,
-    and the folder of each has all outcomes then.
+    Several processes share the particles. All of them return after the first one has written the summary; the
+    folder of each process then has all outcomes.
 
     Args:
-        settings: of the run.
-        machine: how it is computed.
-        folder: where to; every particle is there as soon as it is finished.
-        model: a `FlowModel` or `OneStepModel` as `settings` name it, likewise the next two.
-        reward: what steers.
-        held_out: what judges, by name.
-        workers: the processes of the run, of which each calls this with a folder of its own rank.
+        settings: settings of the run.
+        compute: how to compute it.
+        folder: folder of the run; every particle is written as soon as it is finished.
+        model: the `FlowModel` or `OneStepModel` named by `settings`.
+        reward: the reward that steers, named by `settings`.
+        held_out: held-out rewards by name, named by `settings`.
+        workers: processes of the run. Each of them calls this function with the folder opened for its rank.
+
+    Returns:
+        The summary, see `summarise`.
 
     Raises:
-        OutOfMemoryError: the device's memory did not suffice.
-        NonFiniteError: as of the samplers.
+        OutOfMemoryError: the device ran out of memory.
+        NonFiniteError: a reward, gradient or latent is not finite.
     """
-    prompts = settings.every_prompt
-    fps = getattr(model, "fps", 16)  # images have none
+    prompts = settings.particle_prompts
+    fps = getattr(model, "fps", 16)  # models of images have no frame rate
 
-    def keep(one: FinishedParticle) -> None:
+    def save(one: FinishedParticle) -> None:
         images = one.image[None].to(model.device)
-        parts = reward.parts(images, [one.prompt])  # the samplers hand over under no_grad
+        parts = reward.parts(images, [one.prompt])  # samplers call this under no_grad
         parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
         scores = {name: float(value) for name, value in parts.items()}
-        # infinity is NaN at once, as it will be when the run is resumed: the best particle must not depend on that
-        reward_of = one.reward if math.isfinite(one.reward) else math.nan
-        folder.keep(Outcome(one.particle, one.prompt, reward_of, scores), one.latent, one.image, fps)
+        # infinity is written as null and read as NaN; NaN from the start keeps the best particle on resuming
+        reward_or_nan = one.reward if math.isfinite(one.reward) else math.nan
+        folder.save_particle(
+            Outcome(one.particle, one.prompt, reward_or_nan, scores), one.latent, one.image, fps
+        )
 
-    with RecordWriter(folder.records_file) as records, memory_explained(machine):
-        mine = workers.share(folder.missing(len(prompts)), settings.method.at_once(machine.micro_batch))
-        if machine.offload and mine:
-            # at once, or every new prompt would move the denoiser out and in again
+    with RecordWriter(folder.records_file) as records, out_of_memory_explained(compute):
+        mine = workers.share(
+            folder.missing(len(prompts)), settings.method.particles_at_once(compute.micro_batch)
+        )
+        if compute.offload and mine:
+            # all prompts at once; otherwise every new prompt would move the denoiser off the GPU and back
             model.encode(
                 list(dict.fromkeys(prompts[particle] for particles in mine for particle in particles))
             )
         for particles in mine:
-            run = Run(
+            options = SamplerOptions(
                 seed=settings.seed,
-                micro_batch=machine.micro_batch,
+                micro_batch=compute.micro_batch,
                 first_particle=particles.start,
                 non_finite=settings.non_finite,
-                on_finished=keep,
+                on_finished=save,
                 on_record=records.write,
-                progress=machine.progress and workers.first,
+                progress=compute.progress and workers.is_first,
             )
-            settings.method.sample(model, reward, prompts[particles.start : particles.stop], run)
+            settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
     workers.wait()
-    if workers.first:
-        folder.gather()
+    if workers.is_first:
+        folder.merge_lines()
         write_contact_sheet(settings, folder)
         folder.write_summary(summarise(settings, folder))
     workers.wait()
-    if not workers.first:
-        folder.read()
+    if not workers.is_first:
+        folder.read_outcomes()
     return summarise(settings, folder)
 
 
 def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
-    """Rewards of a whole run as `Estimate`s, and the best particle of each prompt.
+    """Return mean rewards with confidence intervals, and the best particle of each prompt, of a finished run.
 
-    Single rewards are there beside what steered if it was a sum, and the held-out ones.
+    "parts" has the single rewards if the steering reward is a sum of several, and the held-out rewards.
     """
-    outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
-    names = [*settings.shown, *settings.held_out]
+    outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     return {
         "method": str(settings.method),
         "particles": len(outcomes),
         "nfe": settings.nfe,
         "reward": estimate(one.reward for one in outcomes).to_json(),
-        "parts": {name: estimate(one.parts[name] for one in outcomes).to_json() for name in names},
+        "parts": {
+            name: estimate(one.parts[name] for one in outcomes).to_json() for name in settings.score_names
+        },
         "best": _best(settings, outcomes),
     }
 
 
 def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
-    """contact-sheet.png: a row for each of the first prompts, with its first particles; the best of all is framed."""
-    outcomes = [folder.outcomes[particle] for particle in range(len(settings.every_prompt))]
+    """Write contact-sheet.png with a row for each of the first prompts; the best particle is framed."""
+    outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     best = set(_best(settings, outcomes))
     starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]
     rows = [range(start, start + min(settings.particles, _MOST_COLUMNS)) for start in starts]
@@ -152,31 +162,31 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
 
 
 def _best(settings: Settings, outcomes: list[Outcome]) -> list[int]:
-    """The best particle of each prompt."""
+    """Return the best particle of each prompt."""
     rewards = [one.reward for one in outcomes]
     k = settings.particles
     return [start + best_index(rewards[start : start + k]) for start in range(0, len(rewards), k)]
 
 
 @contextmanager
-def memory_explained(machine: Machine) -> Iterator[None]:
-    """Turns a failure to get memory into one sentence."""
+def out_of_memory_explained(compute: ComputeOptions) -> Iterator[None]:
+    """Turn a failed allocation into an OutOfMemoryError with advice."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         fewer = (
-            f"a smaller --micro-batch than {machine.micro_batch} with --resume, "
-            if machine.micro_batch > 1
+            f"a smaller --micro-batch than {compute.micro_batch} with --resume, "
+            if compute.micro_batch > 1
             else ""
         )
         offload = (
             ""
-            if machine.offload or torch.device(machine.device).type == "cpu"
+            if compute.offload or torch.device(compute.device).type == "cpu"
             else "--offload with --resume, "
         )
         raise OutOfMemoryError(
-            f"the memory of {machine.device} did not suffice; what was finished is kept. Try {fewer}{offload}"
-            "or smaller images (--height, --width; --num-frames of videos) in another folder"
+            f"{compute.device} ran out of memory; finished particles are kept. Try {fewer}{offload}"
+            "or smaller images (--height, --width; --num-frames for videos) in another folder"
         ) from error

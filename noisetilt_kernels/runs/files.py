@@ -1,11 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 from pathlib import Path
 
 
 def check_destination(path: Path) -> None:
-    """Raises OSError if a file at `path` could not be written, before any work is done for it."""
+    """Raise OSError if a file cannot be created at `path`. To be called before the work for that file."""
     if path.is_dir():
         raise IsADirectoryError("it is a directory")
     if not path.parent.is_dir():
@@ -13,22 +13,22 @@ def check_destination(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it takes its place once it is complete.
+    """Write a file completely or not at all: a temporary file beside it is renamed once it is complete.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: the file cannot be written; no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a full disk does not tell
+        error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is what `write_whole` leaves behind when its process is killed."""
+    """Return True for a file that `write_whole` leaves behind when its process is killed."""
     return path.name.startswith(".") and path.name.endswith(".tmp")

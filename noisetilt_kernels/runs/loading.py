@@ -1,4 +1,4 @@
-"""Loads what the settings of a run name."""
+"""Loading of the model and the rewards named by the settings of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,54 +8,57 @@ from typing import Any
 import torch
 
 from ..models import family_of, load_pipeline
-from ..models.fine_tuned import check_peft, check_there
-from ..models.loading import IN_THE_BOX, family_at
-from ..rewards import WeightedSum, load_reward
-from ..rewards import load_rewards as load_weighted
+from ..models.fine_tuned import check_peft, check_weights_exist
+from ..models.loading import BUNDLED, family_at
+from ..rewards import RewardSpec, WeightedSum
 from ..rewards.frames import of_videos, takes_videos
-from ..rewards.registry import check_sources, has_weights, judges_videos, source_of
 from ..sampling import Reward
-from .settings import Machine, Settings
+from .settings import ComputeOptions, Settings
 from .videos import check_available
 
 
-def check(settings: Settings, machine: Machine) -> None:
-    """Raises ValueError where something cannot be used as the settings say, ImportError where that needs more packages.
+def check_settings(settings: Settings, compute: ComputeOptions) -> None:
+    """Check settings that depend on each other, before anything is loaded.
 
-    Nothing is loaded.
+    Raises:
+        ValueError: the model, a reward or an option cannot be used with the other settings.
+        ImportError: a package is missing.
     """
-    if machine.offload and torch.device(machine.device).type == "cpu":
-        raise ValueError("--offload is for GPUs: on the CPU everything is where it should be")
-    if settings.dtype == "float16" and settings.method.gradient:
+    if compute.offload and torch.device(compute.device).type == "cpu":
+        raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
+    if settings.dtype == "float16" and settings.method.needs_gradient:
         raise ValueError(
             "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
         )
     for weights in filter(None, (settings.denoiser, settings.lora)):
-        check_there(weights)
+        check_weights_exist(weights)
     if settings.lora:
         check_peft()
-    check_sources(settings.sources)
+    for reward in settings.rewards:
+        reward.check_steers()
+    for reward in (*settings.rewards, *settings.held_out):
+        reward.check_prompts(settings.prompts)
     family = family_at(settings.model)
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
-    box = IN_THE_BOX.get(settings.model)
+    box = BUNDLED.get(settings.model)
     if box is not None and box.one_step != settings.one_step:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
-    for name in (*settings.rewards, *settings.held_out):
-        if judges_videos(name) and not family.videos:
-            raise _not_of_images(name, settings.model)
+    for reward in (*settings.rewards, *settings.held_out):
+        if reward.videos and not family.videos:
+            raise _video_reward_error(reward.name, settings.model)
 
 
-def load_model(settings: Settings, machine: Machine) -> Any:
-    """The model, as the method needs it."""
-    with _without_bars() if settings.model in IN_THE_BOX else nullcontext():
+def load_model(settings: Settings, compute: ComputeOptions) -> Any:
+    """Load the model and return the adapter that the method needs: a `FlowModel` or a `OneStepModel`."""
+    with _progress_bars_hidden() if settings.model in BUNDLED else nullcontext():
         pipe = load_pipeline(
             settings.model,
             dtype=getattr(torch, settings.dtype),
-            device=machine.device,
-            offload=machine.offload,
+            device=compute.device,
+            offload=compute.offload,
             denoiser=settings.denoiser,
             lora=settings.lora,
         )
@@ -63,44 +66,36 @@ def load_model(settings: Settings, machine: Machine) -> Any:
     return adapter(pipe, **settings.model_options)
 
 
-def without_weights(settings: Settings, machine: Machine) -> WeightedSum | None:
-    """The reward that steers, where it has no weights; else None."""
-    if any(has_weights(name) for name in settings.rewards):
+def load_weightless_reward(settings: Settings, compute: ComputeOptions) -> WeightedSum | None:
+    """Return the steering reward if none of its parts has weights to load, else None."""
+    if any(reward.has_weights for reward in settings.rewards):
         return None
-    return load_rewards(replace(settings, held_out=()), replace(machine, device="cpu"))[0]
+    return load_rewards(replace(settings, held_out=()), replace(compute, device="cpu"))[0]
 
 
-def load_rewards(settings: Settings, machine: Machine) -> tuple[WeightedSum, dict[str, Reward]]:
-    """The reward that steers, and those that are held out by name, for what the model makes."""
+def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedSum, dict[str, Reward]]:
+    """Load the steering reward and the held-out rewards by name, for the images or videos of the model."""
     videos = family_at(settings.model).videos
 
-    def fit(name: str, reward: Reward) -> Reward:
+    def load(spec: RewardSpec) -> Reward:
+        reward = spec.load(compute.device)
         if videos:
-            return of_videos(reward, machine.frames_at_once)
+            return of_videos(reward, compute.frames_at_once)
         if takes_videos(reward):
-            raise _not_of_images(name, settings.model)
+            raise _video_reward_error(spec.name, settings.model)
         return reward
 
-    steering = load_weighted(settings.rewards, sources=settings.sources, device=machine.device)
-    judges = {
-        name: load_reward(name, source=source_of(name, settings.sources), device=machine.device)
-        for name in settings.held_out
-    }
-    return (
-        WeightedSum(
-            {name: (weight, fit(name, reward)) for name, (weight, reward) in steering.rewards.items()}
-        ),
-        {name: fit(name, reward) for name, reward in judges.items()},
-    )
+    steering = WeightedSum({spec.name: (spec.weight, load(spec)) for spec in settings.rewards})
+    return steering, {spec.name: load(spec) for spec in settings.held_out}
 
 
-def _not_of_images(reward: str, model: str) -> ValueError:
-    return ValueError(f"the reward {reward!r} judges videos, and {model!r} makes images")
+def _video_reward_error(reward: str, model: str) -> ValueError:
+    return ValueError(f"the reward {reward!r} judges videos, but {model!r} makes images")
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars for what is loaded in no time."""
+def _progress_bars_hidden() -> Iterator[None]:
+    """Hide the progress bars of diffusers and transformers; bundled models load at once."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -1,4 +1,4 @@
-"""What a run will do, before it does it."""
+"""Plan of a run: sizes, number of function evaluations and memory, before any work."""
 
 import math
 from pathlib import Path
@@ -7,58 +7,62 @@ import torch
 
 from ..models.memory import plan_memory
 from . import loading
-from .settings import Machine, Settings
+from .settings import ComputeOptions, Settings
 
 
-def describe(settings: Settings, machine: Machine, out: Path) -> str:
-    """The plan as text: shapes, numbers of images and function evaluations, memory.
+def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
+    """Return the plan as text: shapes, numbers of images and of function evaluations, memory.
 
     Raises:
-        ModelError, ValueError: there is no such model, or it has no images of that size, or the operator does not take
-            its latents.
+        ModelError: the model does not exist.
+        ValueError: the model has no images of that size, or the operator does not take its latents.
     """
-    reward = loading.without_weights(settings, machine)
+    weightless_reward = loading.load_weightless_reward(settings, compute)
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
-        micro_batch=machine.micro_batch,
-        offload=machine.offload,
-        gradient=settings.method.gradient,
+        micro_batch=compute.micro_batch,
+        offload=compute.offload,
+        gradient=settings.method.needs_gradient,
         one_step=settings.one_step,
-        reward=reward,
+        reward=weightless_reward,
         **settings.model_options,
     )
     settings.method.check_shape(memory.shape)
-    values = " x ".join(map(str, memory.shape))
-    count = len(settings.every_prompt)
-    rewards = " ".join(f"{weight:+g} {name}" for name, weight in settings.rewards.items())
-    held_out = f"; held out: {', '.join(settings.held_out)}" if settings.held_out else ""
+    shape = " x ".join(map(str, memory.shape))
+    count = len(settings.particle_prompts)
+    rewards = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
+    held_out = (
+        f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
+    )
     *frames, height, width = memory.pixels[1:]
-    made = f"of {height} x {width}" if not frames else f"of {frames[0]} frames of {height} x {width}"
+    extent = f"{height} x {width}" if not frames else f"{frames[0]} frames of {height} x {width}"
     at_once = ""
     if frames:
-        seen = min(machine.frames_at_once, frames[0])
-        pixels = 4 * 3 * machine.micro_batch * seen * height * width
-        at_once = f"; {seen} of {frames[0]} frames at once ({size(pixels)} of pixels)"
+        count_at_once = min(compute.frames_at_once, frames[0])
+        pixels = 4 * 3 * compute.micro_batch * count_at_once * height * width
+        at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
-    beside = "; and the reward's own" if reward is None else ""
+    reward_memory = "; plus the reward model" if weightless_reward is None else ""
+    offloaded = " (offloaded)" if compute.offload else ""
     rows = {
-        "model": f"{settings.model}, {settings.dtype} on {machine.device}",
-        "videos" if frames else "images": f"{count} {made}: {settings.particles} of each of "
-        f"{prompts}; latents {values} (N = {math.prod(memory.shape):,})",
+        "model": f"{settings.model}, {settings.dtype} on {compute.device}",
+        "videos" if frames else "images": f"{count} of {extent}: {settings.particles} for each of "
+        f"{prompts}; latents {shape} (N = {math.prod(memory.shape):,})",
         "method": str(settings.method),
         "reward": rewards + held_out + at_once,
-        "NFE": f"{settings.method.nfe} {'a video' if frames else 'an image'}, {settings.nfe:,} in all",
-        "memory": f"{size(memory.total)}: denoiser {size(memory.denoiser)}, VAE {size(memory.vae)}, "
-        f"text encoders {size(memory.text_encoders)}{' (offloaded)' if machine.offload else ''}, "
-        f"activations of {machine.micro_batch} at once {size(memory.activations)}{beside}",
-        "to": str(out),
+        "NFE": f"{settings.method.nfe} per {'video' if frames else 'image'}, {settings.nfe:,} in total",
+        "memory": f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
+        f"VAE {format_bytes(memory.vae)}, "
+        f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
+        f"activations of {compute.micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
+        "folder": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a readable unit, such as "1.5 MB"."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The pictures of a comparison; they need matplotlib."""
+"""Plots of a comparison. Needs matplotlib."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -17,26 +17,27 @@ _MARKERS = "osD^vP*X<>"
 
 
 def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -> Figure:
-    """Reward against NFE, a line for each method, and each held-out reward against the reward, a point for each row.
+    """Draw the plots of a comparison, with 95 % confidence intervals as bars.
 
-    Bars are 95 % confidence intervals.
+    The first panel shows the reward against NFE with a line for each method. A panel for each held-out reward
+    shows it against the reward, with a point for each row.
     """
     labels = list(dict.fromkeys(str(row.method) for row in rows))
     with default_style():
         figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
         for index, label in enumerate(labels):
-            own = [row for row in rows if str(row.method) == label]
-            # the ten strong colours of the map first, then the pale ones
+            rows_of_method = [row for row in rows if str(row.method) == label]
+            # first the ten strong colours of the map, then the ten pale ones
             style: dict[str, Any] = {
                 "color": matplotlib.colormaps["tab20"](2 * (index % 10) + index // 10 % 2),
                 "marker": _MARKERS[index % len(_MARKERS)],
                 "label": label,
             }
-            rewards = [row.scores["reward"] for row in own]
-            panels[0].errorbar([row.nfe for row in own], *_bars(rewards), capsize=3, **style)
+            rewards = [row.scores["reward"] for row in rows_of_method]
+            panels[0].errorbar([row.nfe for row in rows_of_method], *_bars(rewards), capsize=3, **style)
             for panel, name in zip(panels[1:], held_out, strict=True):
-                _trade_off(panel, rewards, [row.scores[name] for row in own], style)
+                _trade_off(panel, rewards, [row.scores[name] for row in rows_of_method], style)
         panels[0].set(
             xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
         )
@@ -66,7 +67,7 @@ def _trade_off(
 
 
 def figure_png(figure: Figure) -> bytes:
-    """The figure as a PNG file's bytes."""
+    """Return the figure as the bytes of a PNG file."""
     data = io.BytesIO()
     with default_style():
         figure.savefig(data, format="png")
@@ -75,7 +76,7 @@ def figure_png(figure: Figure) -> bytes:
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Matplotlib's own settings: the user's (TeX, dark styles, tight boxes) are not for this layout."""
+    """Use matplotlib's defaults; user settings (TeX, dark styles, tight boxes) would break the layout."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield

@@ -1,44 +1,43 @@
-"""What fixes a run, and what only says how it is to be computed."""
+"""Settings of a run, and options for computing it that do not change its results."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
-from .methods import Method
+from ..sampling.methods import Method
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the images of a run depend on.
+    """All settings that the images of a run depend on.
 
     Attributes:
-        model: a built-in name, a folder, or a hub id.
-        prompts: as many as there are, each for `particles` particles, those of the first prompt first.
-        method: the sampler and its options.
-        rewards: weight of each reward by name; the sum steers.
+        model: name of a bundled model, a folder, or a hub id.
+        prompts: the prompts. Each is used for `particles` particles; the particles of the first prompt come
+            first.
+        method: the sampler and its arguments.
+        rewards: rewards whose weighted sum steers.
         held_out: rewards that only judge finished images.
-        sources: folder or hub id of a reward's weights, where it is not the usual one.
-        particles: for each prompt.
-        seed: particle p draws from the stream of (seed, p).
-        height, width: of the images in pixels; None is the model's own, as of the next three.
-        num_frames: of videos.
-        guidance_scale: of what the model has, embedded or classifier-free guidance.
-        negative_prompt: what classifier-free guidance leads away from.
-        dtype: of the model's weights, "bfloat16", "float16" or "float32".
+        particles: number of particles for each prompt.
+        seed: seed of the run; particle p draws from the stream of (seed, p).
+        height, width: size of the images in pixels; None is the model's default.
+        num_frames: number of frames of a video; None is the model's default.
+        guidance_scale: strength of embedded or classifier-free guidance; None is the model's default.
+        negative_prompt: prompt that classifier-free guidance steers away from; None is the model's default.
+        dtype: dtype of the model's weights, "bfloat16", "float16" or "float32".
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
         lora: folder, file or hub id of LoRA weights, or None.
-        non_finite: as of `sampling.Run`.
+        non_finite: treatment of values that are not finite, see `sampling.SamplerOptions`.
     """
 
     model: str
     prompts: tuple[str, ...]
     method: Method
-    rewards: Mapping[str, float]
-    held_out: tuple[str, ...] = ()
-    sources: Mapping[str, str] = field(default_factory=dict)
+    rewards: tuple[RewardSpec, ...]
+    held_out: tuple[RewardSpec, ...] = ()
     particles: int = 1
     seed: int = 0
     height: int | None = None
@@ -52,45 +51,56 @@ class Settings:
     non_finite: str = "raise"
 
     @property
-    def every_prompt(self) -> list[str]:
-        """The prompt of each particle."""
+    def particle_prompts(self) -> list[str]:
+        """Prompt of each particle."""
         return [prompt for prompt in self.prompts for _ in range(self.particles)]
 
     @property
     def nfe(self) -> int:
-        """Forwards of the model for all of it."""
-        return self.method.nfe * len(self.every_prompt)
+        """Forward passes of the model in the whole run."""
+        return self.method.nfe * len(self.particle_prompts)
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """What is given of the options that the model's class takes."""
+        """Keyword arguments for the model's adapter class: the options that are not None."""
         names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def one_step(self) -> bool:
-        """Whether the method is for one-step models."""
-        return self.method.name == "wgnc"
+        """True if the method is for one-step models."""
+        return self.method.one_step
 
     @property
-    def shown(self) -> tuple[str, ...]:
-        """The single rewards that are worth showing beside what steers, where that is a sum."""
-        return tuple(self.rewards) if len(self.rewards) > 1 else ()
+    def score_names(self) -> list[str]:
+        """Names of the scores to show beside the steering reward: parts of a sum, and held-out rewards."""
+        parts = self.rewards if len(self.rewards) > 1 else ()
+        return [reward.name for reward in (*parts, *self.held_out)]
 
     def to_json(self) -> dict[str, Any]:
-        """As run.json has them."""
-        return asdict(self)
+        """Return the settings in the form of run.json."""
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "method": asdict(self.method),
+            "rewards": {reward.name: reward.weight for reward in self.rewards},
+            "held_out": [reward.name for reward in self.held_out],
+            "sources": {
+                reward.name: reward.source
+                for reward in (*self.rewards, *self.held_out)
+                if reward.source != reward.entry.source
+            },
+        }
 
 
 @dataclass(frozen=True)
-class Machine:
-    """How a run is computed; another machine makes the same images up to rounding.
+class ComputeOptions:
+    """Options for computing a run. They change the images by rounding errors at most.
 
     Attributes:
-        device: of model and rewards.
-        micro_batch: how many batch entries the model is given at once.
+        device: device of the model and the rewards.
+        micro_batch: number of batch entries in a forward pass of the model.
         offload: keep the text encoders off the device while they are not in use.
-        frames_at_once: how many frames of a video a reward of images is given at once.
+        frames_at_once: number of frames of a video in a forward pass of an image reward.
         progress: show a progress bar.
     """
 
@@ -101,22 +111,22 @@ class Machine:
     progress: bool = False
 
 
-def usual_device() -> str:
-    """A GPU if there is one."""
+def default_device() -> str:
+    """Return "cuda" if a GPU is available, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError unless tensors can be made there."""
+    """Raise ValueError unless tensors can be created on the device."""
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"--device {device} cannot be used here ({reason}); `noisetilt doctor` says what can"
+            f"--device {device} cannot be used here ({reason}); `noisetilt doctor` lists the devices"
         ) from None
 
 
-def usual_dtype(device: str) -> str:
-    """Of weights on a device."""
+def default_dtype(device: str) -> str:
+    """Return the default dtype of weights on a device: float32 on the CPU, else bfloat16."""
     return "float32" if torch.device(device).type == "cpu" else "bfloat16"

@@ -10,12 +10,13 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of some values and how sure it is.
+    """Mean of some values with its 95 % confidence interval.
 
     Attributes:
-        mean: of the finite values, NaN where there are none.
-        half_width: of the 95 % confidence interval of the mean, by Student's t; NaN for fewer than two values.
-        count: finite values.
+        mean: mean of the finite values, NaN if there are none.
+        half_width: half of the width of the confidence interval by Student's t; NaN for fewer than two
+            values.
+        count: number of finite values.
     """
 
     mean: float
@@ -23,7 +24,7 @@ class Estimate:
     count: int
 
     def __format__(self, sign: str) -> str:
-        """With as many digits as the interval leaves; "+" shows the sign of a positive mean."""
+        """Format with the significant digits; "+" also shows the sign of a positive mean."""
         if not math.isfinite(self.half_width) or self.half_width == 0:
             return f"{self.mean:{sign}.4g}"
         digits = min(9, max(0, 1 - math.floor(math.log10(self.half_width))))
@@ -33,7 +34,7 @@ class Estimate:
         return format(self, "")
 
     def to_json(self) -> dict[str, float | int | None]:
-        """NaN becomes null."""
+        """Return the values as a JSON object, with null for NaN."""
         return {
             "mean": None if math.isnan(self.mean) else self.mean,
             "half_width": None if math.isnan(self.half_width) else self.half_width,
@@ -42,9 +43,9 @@ class Estimate:
 
 
 def estimate(values: Iterable[float]) -> Estimate:
-    """Mean of the finite values with its 95 % confidence interval."""
-    every = np.asarray(list(values), dtype=np.float64)
-    finite = every[np.isfinite(every)]
+    """Return the mean of the finite values with its 95 % confidence interval."""
+    array = np.asarray(list(values), dtype=np.float64)
+    finite = array[np.isfinite(array)]
     n = len(finite)
     mean = float(finite.mean()) if n else math.nan
     half_width = float(stats.t.ppf(0.975, n - 1) * stats.sem(finite)) if n > 1 else math.nan

@@ -1,25 +1,25 @@
-"""The table of a comparison: means with confidence intervals, and paired differences."""
+"""Table of a comparison: means with confidence intervals, and paired differences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..sampling.run import best_index
+from ..sampling.methods import Method
+from ..sampling.result import best_index
 from .folder import Outcome
-from .methods import Method
 from .statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method at some number of function evaluations.
+    """Results of a method with best of n.
 
     Attributes:
-        method: the sampler and its options.
-        best_of: how many particles the best one is chosen of.
-        nfe: forwards of the model for each of the chosen.
-        scores: "reward", which steered, and others by name, of the chosen.
-        differences: the same, minus those of the first method of as many particles, pair by pair; empty for itself.
+        method: the sampler and its arguments.
+        best_of: number n of particles that the best one is chosen from.
+        nfe: forward passes of the model for each chosen particle.
+        scores: mean scores of the chosen particles: "reward", the one that steered, and others by name.
+        differences: mean paired differences to the first method with the same n; empty for the first method.
     """
 
     method: Method
@@ -30,11 +30,11 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Such as "ntrk:rho=0.1, best of 4"."""
+        """Label such as "ntrk:rho=0.1, best of 4"."""
         return f"{self.method}, best of {self.best_of}" if self.best_of > 1 else str(self.method)
 
     def to_json(self) -> dict[str, Any]:
-        """As comparison.json has it."""
+        """Return the row in the form of comparison.json."""
         return {
             "method": str(self.method),
             "best_of": self.best_of,
@@ -47,18 +47,22 @@ class Row:
 def tabulate(
     outcomes: Mapping[Method, Sequence[Outcome]], particles: int, best_of: Iterable[int], names: Sequence[str]
 ) -> list[Row]:
-    """A row for every method and every n of `best_of`.
+    """Return a row for every method and every n of `best_of`.
 
     Args:
-        outcomes: of every particle in order; differences are to the first method's.
-        particles: for each prompt; those of a prompt are taken n by n, and the best of each n by reward is chosen.
+        outcomes: outcomes of all particles in order, by method; differences are to the first method.
+        particles: number of particles for each prompt. They are split into groups of n, and from each group
+            the one with the best reward is chosen.
         best_of: divisors of `particles`.
-        names: of the single rewards to show beside what steered.
+        names: names of the scores to show beside the steering reward.
+
+    Raises:
+        ValueError: a number of `best_of` does not divide `particles`.
     """
     first, *_ = outcomes
     rows = []
     for n in best_of:
-        chosen = {method: _choose(own, particles, n, names) for method, own in outcomes.items()}
+        chosen = {method: _choose_best(results, particles, n, names) for method, results in outcomes.items()}
         for method, scores in chosen.items():
             differences = {
                 name: estimate(a - b for a, b in zip(values, chosen[first][name], strict=True))
@@ -77,10 +81,10 @@ def tabulate(
     return rows
 
 
-def _choose(
+def _choose_best(
     outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence[str]
 ) -> dict[str, list[float]]:
-    """The scores of the best of every n particles: {name: values}."""
+    """Return the scores of the best of every n particles, {name: values}."""
     if particles % n:
         raise ValueError(f"best of {n} needs a number of seeds that {n} divides, got {particles}")
     best = [
@@ -94,13 +98,13 @@ def _choose(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table; after each mean, half of its 95 % confidence interval."""
+    """Return the rows as a Markdown table. Each mean has half of its 95 % confidence interval after it."""
     header, *lines = _cells(rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The same, aligned."""
+    """Return the rows as an aligned text table."""
     lines = _cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""Videos as files."""
+"""Video files and film strips."""
 
 import importlib.util
 import io
@@ -7,25 +7,28 @@ from PIL import Image
 from torch import Tensor
 
 STRIP = 6
-"""Frames on a film strip."""
+"""Number of frames on a film strip."""
 
 
 def check_available() -> None:
-    """Raises ImportError unless PyAV is installed, which writes videos; the message says how to."""
+    """Raise ImportError unless PyAV is installed, which writes videos."""
     if importlib.util.find_spec("av") is None:
         raise ImportError('videos need av: pip install "noisetilt-kernels[video]"')
 
 
 def to_frames(video: Tensor) -> Tensor:
-    """Bytes (F, H, W, 3) on the CPU of a video (3, F, H, W) with values in [0, 1]; NaN is black."""
+    """Convert a video (3, F, H, W) with values in [0, 1] to uint8 (F, H, W, 3) on the CPU;
+
+    NaN becomes black.
+    """
     return (video.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0)
 
 
 def mp4(video: Tensor, fps: int) -> bytes:
-    """A video (3, F, H, W) with values in [0, 1] as the bytes of an MP4 file (H.264).
+    """Return a video (3, F, H, W) with values in [0, 1] as the bytes of an MP4 file (H.264).
 
-    H.264 halves colours in both directions, so H and W are even. The loss is hardly visible; latents are kept without
-    any.
+    H.264 halves the resolution of colours in both directions, so H and W must be even. The loss is hardly
+    visible.
     """
     import av
 
@@ -41,7 +44,7 @@ def mp4(video: Tensor, fps: int) -> bytes:
 
 
 def film_strip(video: Tensor) -> Image.Image:
-    """Some frames of a video (3, F, H, W) side by side, the first and the last among them."""
+    """Return up to `STRIP` frames of a video (3, F, H, W) side by side, with the first and the last frame."""
     frames = to_frames(video)
     count = min(STRIP, len(frames))
     chosen = [round(index * (len(frames) - 1) / max(count - 1, 1)) for index in range(count)]

@@ -1,7 +1,8 @@
-"""One run by many processes, as `torchrun` starts them: each makes particles of its own, the first one the rest.
+"""One run by several processes, started with `torchrun`: the processes share the particles.
 
-Seeds belong to particles, and micro-batches are the same whoever computes them, so that the images are those of a
-single process. A process that fails ends, and torchrun ends the others.
+The first process also writes the files of the whole run. Seeds belong to particles, and micro-batches do not
+depend on the process that computes them, so the images are the same as with a single process. If a process
+fails, torchrun ends the others.
 """
 
 import os
@@ -15,89 +16,95 @@ from torch import distributed
 
 from .errors import OtherProcessError
 
-LONGEST_WAIT = timedelta(days=7)
-"""For one another, in which the others may still be sampling."""
+BARRIER_TIMEOUT = timedelta(days=7)
+"""Longest time to wait for other processes, which may still be sampling."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run.
+    """Processes of a run.
 
     Attributes:
-        rank: which of them this one is; 0 writes what is of the whole run.
-        count: how many there are.
+        rank: number of this process; process 0 writes the files of the whole run.
+        count: number of processes.
     """
 
     rank: int = 0
     count: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that does what is to be done once."""
+    def is_first(self) -> bool:
+        """True in the process that does the work to be done once."""
         return self.rank == 0
 
     def share(self, particles: list[range], size: int) -> list[range]:
-        """This process's part of particles, in pieces of at most `size`, which stay together as in a single process."""
+        """Return the particles of this process in micro-batches of at most `size`, as in a single process."""
         pieces = [part[start : start + size] for part in particles for start in range(0, len(part), size)]
         return pieces[self.rank :: self.count] if self.count > 1 else particles
 
     def wait(self) -> None:
-        """Until all of them have come here.
+        """Wait until all processes have called this.
 
         Raises:
-            OtherProcessError: one of them has ended.
+            OtherProcessError: another process has ended.
         """
         if self.count > 1:
             try:
                 distributed.barrier()
             except RuntimeError as error:
                 raise OtherProcessError(
-                    "another process of this run has ended; what it said tells why"
+                    "another process of this run has ended; its own error message above gives the reason"
                 ) from error
 
 
-ALONE = Workers()
+SINGLE_PROCESS = Workers()
+"""The workers of a run in one process."""
 
 
-def in_company() -> bool:
-    """Whether torchrun, or something that sets its variables, has started several processes."""
+def is_distributed() -> bool:
+    """Return True if torchrun, or a launcher that sets the same variables, has started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def speaks() -> bool:
-    """Whether this process is the one that tells people of the whole run; known before the processes are connected."""
-    return not in_company() or os.environ.get("RANK") == "0"
+def is_reporting_process() -> bool:
+    """Return True in the process that prints messages; works before the processes are connected."""
+    return not is_distributed() or os.environ.get("RANK") == "0"
 
 
-def own_device(device: str) -> str:
-    """The GPU of this process, where it is one of several and no GPU is named by its number.
+def device_of_process(device: str) -> str:
+    """Return the device of this process.
+
+    If there are several processes and the device is "cuda" without a number, each process gets its own GPU.
 
     Raises:
-        ValueError: what has started them does not say which of this machine's processes this one is.
+        ValueError: the launcher has not set LOCAL_RANK, the number of the process on this machine.
     """
-    if not in_company() or device != "cuda":
+    if not is_distributed() or device != "cuda":
         return device
     if "LOCAL_RANK" not in os.environ:
-        raise ValueError("LOCAL_RANK is not set, from which a process knows its GPU; start with torchrun")
+        raise ValueError(
+            "LOCAL_RANK is not set, so the process cannot choose its GPU; start it with torchrun"
+        )
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Workers]:
-    """The processes of this run, connected within the block; a single one is alone.
+def connected(device: str) -> Iterator[Workers]:
+    """Connect the processes of this run within the block and yield them.
 
-    By NCCL where each has a GPU of its own, else by gloo; all that they do is wait for one another.
+    They use NCCL if each process has its own GPU, else gloo. They only wait for each other. A single process
+    needs no connection.
     """
-    if not in_company():
-        yield ALONE
+    if not is_distributed():
+        yield SINGLE_PROCESS
         return
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if place.type == "cuda" and str(place.index) == os.environ.get("LOCAL_RANK"):
-        distributed.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=place)
-    else:  # NCCL does not serve two processes on one GPU
-        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    # not where the block fails: NCCL may then wait for the others, and the process ends anyway
+        distributed.init_process_group("nccl", timeout=BARRIER_TIMEOUT, device_id=place)
+    else:  # NCCL does not support two processes on one GPU
+        distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+    # not in a finally block: after an error NCCL may wait for the others, and this process ends anyway
     yield Workers(distributed.get_rank(), distributed.get_world_size())
     distributed.destroy_process_group()

@@ -1,37 +1,51 @@
 """Reward-guided sampling with whitened gradients: NTRK, WGNC and their baselines (DESIGN section 7).
 
-Plain functions over a small protocol of models and rewards:
+A sampler is a function of a model, a reward and prompts:
 
-    result = sampling.ntrk(model, reward, ["a cat"] * 4, rho=0.3, run=sampling.Run(seed=0, micro_batch=4))
+    options = sampling.SamplerOptions(seed=0, micro_batch=4)
+    result = sampling.ntrk(model, reward, ["a cat"] * 4, rho=0.3, options=options)
     image = model.decode(result.latents[[result.best]].to(model.device))
 """
 
+from .base import base
+from .best_of_n import best_of_n
+from .dps import dps
+from .methods import Method, parse_method
+from .ntrk import ntrk
 from .operators import OPERATORS
+from .options import NON_FINITE, SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
 from .records import RecordWriter, StepRecord
-from .run import NON_FINITE, FinishedParticle, NonFiniteError, Result, Run
-from .samplers import base, best_of_n, dps, ntrk, svdd
+from .registry import SAMPLERS, Parameter, Sampler, register_sampler
+from .result import FinishedParticle, NonFiniteError, Result
 from .schedules import SCHEDULES, Schedule
+from .svdd import svdd
 from .wgnc import wgnc
 
 __all__ = [
     "NON_FINITE",
     "OPERATORS",
+    "SAMPLERS",
     "SCHEDULES",
     "FinishedParticle",
     "FlowModel",
+    "Method",
     "NonFiniteError",
     "OneStepModel",
+    "Parameter",
     "RecordWriter",
     "Result",
     "Reward",
-    "Run",
+    "Sampler",
+    "SamplerOptions",
     "Schedule",
     "StepRecord",
     "base",
     "best_of_n",
     "dps",
     "ntrk",
+    "parse_method",
+    "register_sampler",
     "svdd",
     "wgnc",
 ]

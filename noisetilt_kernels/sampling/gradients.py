@@ -1,7 +1,7 @@
-"""Gradients of the reward, in two pieces: through decoder and reward, then through the model.
+"""Gradients of the reward, computed in two parts: through decoder and reward, then through the model.
 
-The first piece ends in a vector that the second one pulls back (a vector-Jacobian product), so that the graph of the
-reward is gone before the model's backward starts, and the time of each is known.
+The second part multiplies the gradient at x0_hat by the model's Jacobian (a vector-Jacobian product). The
+graph of the reward is freed before the model's backward starts, and each part is timed separately.
 """
 
 import math
@@ -12,39 +12,40 @@ import torch
 from torch import Tensor
 
 from .flow import velocity_of
+from .loop import Batch
 from .protocols import FlowModel, OneStepModel
-from .run import Batch
 from .steps import Step, denoised
 
 
 class Guidance(NamedTuple):
-    """A micro-batch's rewards and their gradients at some x (B, *shape)."""
+    """Rewards of a micro-batch and their gradients at x (B, *shape)."""
 
     output: Tensor
-    """Of the model at x, without a graph: the velocity, or the images."""
+    """Output of the model at x, without a graph: the velocity, or the images of a one-step model."""
     rewards: list[float]
+    """Reward of each particle."""
     gradient: Tensor
-    """(B, *shape)"""
+    """Gradients of the rewards in x, (B, *shape)."""
     norms: list[float]
-    """Of each gradient."""
+    """Euclidean norm of each gradient."""
     fallbacks: list[str | None]
-    """Why a particle has no usable gradient, or None."""
+    """Reason why a particle has no usable gradient, or None."""
 
     @property
     def usable(self) -> Tensor:
-        """(B, 1, ..., 1): which gradients are finite and not zero."""
+        """Mask (B, 1, ..., 1) of the gradients that are finite and not zero."""
         usable = torch.tensor([reason is None for reason in self.fallbacks], device=self.gradient.device)
         return usable.view(-1, *[1] * (self.gradient.dim() - 1))
 
 
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
-    """Gradient in x_t of r(x0_hat), with the velocity that the step itself needs: one forward for both.
+    """Return the gradient of r(x0_hat) in x_t, and the velocity that the step needs, from one forward.
 
-    With v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, it is h - t (dv/dx)^T h.
+    With v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
 
     Raises:
-        NonFiniteError: a reward or gradient is not finite, unless plain noise is wanted.
-        ValueError: the model or the reward breaks off the graph.
+        NonFiniteError: a reward or gradient is not finite and `options.non_finite` is "raise".
+        ValueError: the model or the reward interrupts the graph.
     """
     x, velocity = _with_graph(batch, lambda x: velocity_of(batch, model, x, step.t, batch.prompts), x)
     rewards, at_denoised = _of_images(batch, model.decode, denoised(x, velocity, step.t))
@@ -53,22 +54,25 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
 
 
 def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
-    """Gradient in x of r(M(x)) for a one-step model M. Raises as `flow_guidance`."""
+    """Return the gradient in x of r(M(x)) for a one-step model M. Errors: see `flow_guidance`."""
     x, images = _with_graph(batch, lambda x: batch.meter.forward(model.generate, x, batch.prompts), x)
     rewards, at_images = _of_images(batch, lambda images: images, images)
     return _guidance(batch, iteration, images, rewards, _pull_back(batch, images, x, at_images))
 
 
 def norms(x: Tensor) -> list[float]:
-    """Euclidean norm of every sample of (B, ...), in float64.
+    """Return the Euclidean norm of every sample of (B, ...), in float64.
 
-    One sample at a time, as a sum over one row may be split among threads otherwise than over several rows.
+    Samples are summed one at a time. Threads may split the sum over one row in another way than over several.
     """
     return torch.stack([sample.double().norm() for sample in x]).tolist()
 
 
 def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
-    """Cosine between every usable gradient and the direction (B, *shape) that was made of it."""
+    """Return the cosine between each gradient and the direction (B, *shape) made from it.
+
+    A particle without a usable gradient has None.
+    """
     pairs = zip(
         guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True
     )
@@ -79,7 +83,7 @@ def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
 
 
 def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """x as a leaf, and forward(x) with the graph between them."""
+    """Return x as a leaf, and forward(x) with the graph between them."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         output = forward(x)
@@ -91,9 +95,9 @@ def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) ->
 
 
 def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) of the decoded latents, and their gradient in the latents."""
+    """Return the rewards (B,) of the decoded latents, and their gradient in the latents."""
     latents = latents.detach().requires_grad_()
-    with torch.enable_grad(), batch.meter.time("reward"):
+    with torch.enable_grad(), batch.time("reward"):
         rewards = batch.rewards(decode(latents), batch.prompts)
         if not rewards.requires_grad:
             raise ValueError(
@@ -104,7 +108,8 @@ def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor
 
 
 def _pull_back(batch: Batch, output: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
-    with batch.meter.time("model"):
+    """Return the vector-Jacobian product of the cotangent with d output / d x."""
+    with batch.time("model"):
         return torch.autograd.grad(output, x, cotangent)[0]
 
 
@@ -114,13 +119,14 @@ def _guidance(batch: Batch, step: int, output: Tensor, rewards: Tensor, gradient
 
 
 def _fallbacks(batch: Batch, step: int, rewards: Sequence[float], sizes: Sequence[float]) -> list[str | None]:
+    """Return the reason why each particle has no usable gradient, or None."""
     fallbacks: list[str | None] = []
     for index, (reward, size) in enumerate(zip(rewards, sizes, strict=True)):
         if not math.isfinite(reward):
-            fallbacks.append(batch.complain(step, index, "non-finite reward"))
+            fallbacks.append(batch.fall_back(step, index, "non-finite reward"))
         elif not math.isfinite(size):
-            fallbacks.append(batch.complain(step, index, "non-finite gradient"))
+            fallbacks.append(batch.fall_back(step, index, "non-finite gradient"))
         else:
-            # zero points nowhere, and what an operator would make of it is the same at every step
+            # Zero has no direction. An operator would turn it into the same noise at every step.
             fallbacks.append("zero gradient" if size == 0 else None)
     return fallbacks

@@ -1,4 +1,4 @@
-"""Counts function evaluations and takes the time, in one place for every method."""
+"""Count of function evaluations and clock, shared by all samplers."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +12,10 @@ Stage = Literal["model", "reward", "whitening"]
 
 
 class Meter:
-    """NFE of a whole run, and seconds since the last `lap`.
+    """NFE of one call of a sampler, and seconds in each stage since the last `lap`.
 
-    NFE: a forward of the model counts 1 for every entry of its batch. Backwards, decoding and rewards count nothing.
+    NFE (number of function evaluations): a forward of the model counts 1 for each entry of its batch.
+    Backwards, decoding and rewards do not count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,14 +24,14 @@ class Meter:
         self._seconds: dict[Stage, float] = {"model": 0.0, "reward": 0.0, "whitening": 0.0}
 
     def forward(self, model: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
-        """`model(x, *arguments)`, counted and timed; x has the batch first."""
+        """Return `model(x, *arguments)`, counted and timed, for a batch x (B, ...)."""
         self.nfe += len(x)
         with self.time("model"):
             return model(x, *arguments)
 
     @contextmanager
     def time(self, stage: Stage) -> Iterator[None]:
-        """Adds the time of the block to a stage, work still under way on the device included."""
+        """Add the time of the block to a stage, including pending work on the device."""
         self._wait()
         start = time.perf_counter()
         yield
@@ -38,7 +39,7 @@ class Meter:
         self._seconds[stage] += time.perf_counter() - start
 
     def lap(self) -> dict[Stage, float]:
-        """The seconds since the last lap."""
+        """Return the seconds in each stage since the last lap, and reset them."""
         seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         return seconds
 

@@ -1,4 +1,4 @@
-"""Reproducible noise: a stream for each particle."""
+"""Reproducible noise: one stream for each particle."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,16 @@ from torch import Tensor
 
 
 class ParticleNoise:
-    """The standard normal draws of one particle, float32, made on the CPU.
+    """Stream of standard normal draws of one particle, float32, made on the CPU.
 
-    They depend on the seed and the particle's number alone, and so on no device, no micro-batch and no other particle.
-    (torch's CPU generator is seeded by 32 bits, of which many particles could share the same; numpy's by all of them.)
+    The draws depend on the seed and the number of the particle only. The device, the micro-batch and the
+    other particles do not change them. The generator is NumPy's, which uses every bit of the seed; torch's
+    CPU generator uses 32 bits, so that particles could share a stream.
 
     Args:
-        seed: at least 0.
-        particle: at least 0.
-        shape: of one draw.
+        seed: seed of all particles, at least 0.
+        particle: number of the particle, at least 0.
+        shape: shape of one draw.
     """
 
     def __init__(self, seed: int, particle: int, shape: Sequence[int]) -> None:
@@ -24,5 +25,5 @@ class ParticleNoise:
         self._shape = tuple(shape)
 
     def draw(self, count: int = 1) -> Tensor:
-        """The next `count` draws, (count, *shape); the same as one after another."""
+        """Return the next `count` draws, (count, *shape). Draws made one at a time are the same."""
         return torch.from_numpy(self._generator.standard_normal((count, *self._shape), dtype=np.float32))

@@ -1,11 +1,11 @@
-"""The operators that make noise of a gradient, by name (NoiseTilt section B.7).
+"""Operators that turn a gradient into noise, by name (NoiseTilt section B.7).
 
-| name | what it keeps of the gradient |
+| name | result for a gradient |
 |---|---|
-| "w" | the nearest typical noise, by confidence intervals: `torch.ops.noisetilt.whiten` |
+| "w" | a nearby typical noise, by confidence intervals: `torch.ops.noisetilt.whiten` |
 | "wgnc" | the nearest noise with exact norms of spectral blocks: `torch.ops.noisetilt.project_wgnc` |
-| "norm" | the direction, at norm sqrt(N) |
-| "identity" | everything, at whatever norm it has |
+| "norm" | the gradient scaled to norm sqrt(N) |
+| "identity" | the gradient itself |
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ..checks import check_choice
 from ..python_ref import identity, norm_projection
 
 Operator = Callable[[Tensor], Tensor]
-"""Latents (B, *shape) -> latents of that shape; each on its own, with the bits that it has alone."""
+"""Function of latents (B, *shape) -> the same shape. An entry has the same bits in every batch."""
 
 
 def _whiten(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _project_wgnc(x: Tensor) -> Tensor:
 
 
 def _norm_one_by_one(x: Tensor) -> Tensor:
-    # one latent at a time, as a sum over one row may be split among threads otherwise than over several rows
+    # Threads may split the sum over one row in another way than over several.
     return torch.cat([norm_projection(latent) for latent in x.split(1)])
 
 
@@ -41,19 +41,20 @@ _OPERATORS: dict[str, Operator] = {
 }
 
 OPERATORS = tuple(_OPERATORS)
-"""Names of the whitening operators."""
+"""Names of the operators."""
 
 
 def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operator:
-    """The named operator, for latents (B, *shape).
+    """Return the named operator for latents (B, *shape).
 
     Raises:
-        ValueError: there is none of that name, or it does not take latents of that shape; the message names what does.
+        ValueError: the name is unknown, or the operator does not accept this shape; the message says what it
+            accepts.
     """
     check_choice(function, "operator", name, OPERATORS)
     operator = _OPERATORS[name]
     try:
-        operator(torch.empty((1, *shape), device="meta"))  # the checks of the operators, without the work
+        operator(torch.empty((1, *shape), device="meta"))  # only the checks of the operator
     except ValueError as error:
         raise ValueError(
             f"{function}: operator {name!r} does not take latents of shape {shape}: {error}"

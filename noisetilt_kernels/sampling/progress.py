@@ -5,10 +5,10 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """What is used of a tqdm bar."""
+    """Part of the interface of a tqdm bar that is used here."""
 
     def update(self, n: float) -> object:
-        """Go on by n."""
+        """Advance by n steps."""
 
 
 class _NoBar:
@@ -17,15 +17,15 @@ class _NoBar:
 
 
 def progress_bar(shown: bool, description: str, total: int) -> AbstractContextManager[Bar]:
-    """A bar of `total` steps, all particles together; one that shows nothing unless `shown`.
+    """Return a bar of `total` steps of all particles together. Unless `shown`, it prints nothing.
 
     Raises:
-        ImportError: it is to be shown, and tqdm is not there.
+        ImportError: the bar is to be shown, and tqdm is not installed.
     """
     if not shown:
         return nullcontext(_NoBar())
     try:
         from tqdm import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
-        raise ImportError("Run(progress=True) needs tqdm: pip install tqdm") from error
+        raise ImportError("SamplerOptions(progress=True) needs tqdm: pip install tqdm") from error
     return tqdm(desc=description, total=total, unit="step")  # type: ignore[no-any-return]

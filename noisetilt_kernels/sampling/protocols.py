@@ -1,9 +1,9 @@
-"""What the samplers ask of a model and of a reward.
+"""Interfaces of models and rewards that the samplers use.
 
-Every entry of a batch has a prompt of its own, so prompts travel with the batch: `prompts` is a sequence of as many
-strings as the batch has entries. Where a model makes videos, they are (B, 3, F, H, W), and so is what is said of images
-(B, 3, H, W) here and elsewhere. A model keeps no state between calls; encoding each distinct prompt once, and keeping
-what came out, is its own business. Batch entries must not influence one another.
+Each entry of a batch has its own prompt: `prompts` is a sequence with one string for each batch entry. A
+model of videos returns (B, 3, F, H, W) wherever an image model returns (B, 3, H, W). Calls of a model must
+not depend on earlier calls; a model may cache the encoding of a prompt. Batch entries must not influence one
+another.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,60 +13,79 @@ import torch
 from torch import Tensor
 
 Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
-"""`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> (B,), higher is better.
+"""`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> rewards (B,).
 
-It is differentiable in the images, and no image changes the reward of another. It may be any callable. One of videos
-(B, 3, F, H, W) has an attribute `takes_videos` that is true.
+Higher is better. The function is differentiable in the images, and no image changes the reward of another
+one. Any callable serves. A reward of videos (B, 3, F, H, W) has a true attribute `takes_videos`.
 """
 
 
 @runtime_checkable
 class FlowModel(Protocol):
-    """A rectified flow: x_t = (1-t) x_0 + t eps, with t = 1 noise and t = 0 data (DESIGN section 7)."""
+    """A rectified flow: x_t = (1-t) x_0 + t eps, with noise at t = 1 and data at t = 0 (DESIGN section 7).
+
+    Any class with these five members is one; it need not inherit from FlowModel:
+
+        shape: tuple of int. Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W).
+        device: torch.device on which the model expects latents.
+        sigmas(n): the n + 1 times of n steps, strictly decreasing from exactly 1 to exactly 0.
+        velocity(x, sigma, prompts): v = E[eps - x_0 | x_t = x] at time t = sigma, (B, *shape), for x of shape
+            (B, *shape) and dtype float32. It is differentiable in x and must not use no_grad itself; the
+            samplers call it under no_grad where they need no gradient.
+        decode(x0): images (B, 3, H, W), or videos (B, 3, F, H, W), with values in [0, 1], for latents x0 of
+            shape (B, *shape) and dtype float32. It is differentiable; clamping to [0, 1] stops the gradient
+            where it applies.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one latent, unpacked: (N,), (C, H, W) or (C, F, H, W)."""
+        """Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W)."""
 
     @property
     def device(self) -> torch.device:
-        """Where latents are expected."""
+        """Device on which the model expects latents."""
 
     def sigmas(self, n: int) -> Tensor:
-        """The n + 1 times of n steps, strictly decreasing from exactly 1 to exactly 0."""
+        """Return the n + 1 times of n steps, strictly decreasing from exactly 1 to exactly 0."""
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        """v = E[eps - x_0 | x_t = x] at time t = sigma.
-
-        x: float32 (B, *shape). Returns (B, *shape), differentiable in x. Called under `no_grad` wherever no gradient
-        is needed; it must not be under a `no_grad` of its own.
-        """
+        """Return v = E[eps - x_0 | x_t = x], (B, *shape), at time t = sigma for float32 x (B, *shape)."""
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents (B, *shape), float32 -> images (B, 3, H, W) with values in [0, 1], differentiable.
-
-        Clamping to [0, 1] stops the gradient wherever it applies.
-        """
+        """Return images (B, 3, H, W) or videos (B, 3, F, H, W) in [0, 1] of float32 latents (B, *shape)."""
 
 
 @runtime_checkable
 class OneStepModel(Protocol):
-    """A generator that turns noise into an image at once, as WGNC optimises."""
+    """A generator that turns noise into an image in one step, as `wgnc` requires.
+
+    Any class with these three members is one; it need not inherit from OneStepModel:
+
+        shape: tuple of int. Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W).
+        device: torch.device on which the model expects latents.
+        generate(x, prompts): images (B, 3, H, W) with values in [0, 1] for noise x of shape (B, *shape) and
+            dtype float32. It is differentiable in x and must not use no_grad itself.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one latent, unpacked: (N,), (C, H, W) or (C, F, H, W)."""
+        """Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W)."""
 
     @property
     def device(self) -> torch.device:
-        """Where latents are expected."""
+        """Device on which the model expects latents."""
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Noise (B, *shape), float32 -> images (B, 3, H, W) with values in [0, 1], differentiable."""
+        """Return images (B, 3, H, W) in [0, 1] of float32 noise (B, *shape)."""
 
 
 def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneStepModel]) -> None:
-    """Raises unless `model` has every member of `protocol`, and latents of a shape that the operators take."""
+    """Check that a model has every member of the protocol, and latents that the operators accept.
+
+    Raises:
+        TypeError: a member is missing.
+        ValueError: the shape of the latents is not valid.
+    """
     needed = sorted(name for name in vars(protocol) if not name.startswith("_"))
     missing = [name for name in needed if not hasattr(model, name)]
     if missing:
@@ -76,11 +95,11 @@ def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneS
         )
     shape = tuple(model.shape)
     if len(shape) not in (1, 3, 4) or not all(isinstance(n, int) and n > 0 for n in shape):
-        # a batch of (H, W) latents would be whitened as one sample of B channels
+        # Operators would whiten a batch of (H, W) latents as one sample of B channels.
         raise ValueError(f"{function}: model.shape must be (N,), (C, H, W) or (C, F, H, W), got {shape}")
 
 
 def check_reward(function: str, reward: Any) -> None:
-    """Raises unless `reward` can be called."""
+    """Raise TypeError unless the reward is callable."""
     if not callable(reward):
         raise TypeError(f"{function}: reward must be callable as reward(images, prompts), got {reward!r}")

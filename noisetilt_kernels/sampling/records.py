@@ -1,4 +1,4 @@
-"""What happened at each step to each particle, and its file."""
+"""Records of the steps of every particle, and their file."""
 
 import json
 import math
@@ -9,30 +9,33 @@ from types import TracebackType
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of one particle. What a method does not compute is None."""
+    """One step of one particle. A value that the method does not compute is None."""
 
     method: str
+    """Name of the sampler."""
     particle: int
+    """Number of the particle."""
     step: int
-    """From 0. The last record of a particle holds the reward of its finished image."""
+    """Number of the step, from 0. The last record of a particle holds the reward of its finished image."""
     t: float
-    """Time at which the step starts, from 1 (noise) to 0; 1 throughout for one-step models."""
+    """Time at which the step starts, from 1 (noise) to 0. One-step models have 1 throughout."""
     reward: float | None = None
-    """Of the image decoded from x0_hat at t (svdd: of the chosen candidate, at the time where the step ends)."""
+    """Reward of the image decoded from x0_hat at t; for svdd, of the chosen candidate at the step's end."""
     gradient_norm: float | None = None
     """Euclidean norm of the gradient of the reward in x_t."""
     cosine: float | None = None
-    """Between that gradient and what the operator made of it."""
+    """Cosine between that gradient and the noise that the operator made from it."""
     seconds_model: float = 0.0
-    """In the model, forward and backward; the particle's share of its micro-batch, as the next two."""
+    """Seconds in the model, forward and backward: the particle's equal share of its micro-batch."""
     seconds_reward: float = 0.0
-    """Decoding and reward, forward and backward."""
+    """Seconds in decoder and reward, forward and backward: the particle's equal share."""
     seconds_whitening: float = 0.0
+    """Seconds in the operator: the particle's equal share."""
     fallback: str | None = None
-    """Why the step was left unguided for this particle, where it was."""
+    """Reason why the particle was left unguided at this step, or None."""
 
     def to_json(self) -> str:
-        """One line of strict JSON, without the newline; NaN and infinity become null."""
+        """Return one line of strict JSON, without the newline. NaN and infinity become null."""
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -41,16 +44,19 @@ class StepRecord:
 
 
 class RecordWriter:
-    """Writes records as JSON lines, `with RecordWriter(path) as writer: ntrk(..., Run(on_record=writer.write))`.
+    """Writer of records as JSON lines.
 
-    Every line is handed to the operating system at once and in one piece, so that after a crash the file holds whole
-    lines, of everything that was recorded. An existing file is continued.
+        with RecordWriter(path) as writer:
+            ntrk(model, reward, prompts, options=SamplerOptions(on_record=writer.write))
+
+    Each line is passed to the operating system at once, in one piece. After a crash the file holds whole
+    lines of all that was recorded. An existing file is continued.
 
     Args:
-        path: the file; its folder must exist.
+        path: file to write; its folder must exist.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -59,10 +65,10 @@ class RecordWriter:
     def write(self, record: StepRecord) -> None:
         """Append one line."""
         self._file.write(record.to_json().encode() + b"\n")
-        self._file.flush()  # a raw write may be cut short, on a full disk, and say nothing
+        self._file.flush()  # an unbuffered write may be cut short on a full disk, without an error
 
     def close(self) -> None:
-        """Close the file; twice is once."""
+        """Close the file. A second call does nothing."""
         self._file.close()
 
     def __enter__(self) -> "RecordWriter":

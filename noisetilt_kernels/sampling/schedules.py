@@ -1,7 +1,7 @@
-"""Diffusion coefficients g(t): how much noise the reverse SDE injects at which time (DESIGN section 7).
+"""Diffusion coefficients g(t): strength of the noise of the reverse SDE over time (DESIGN section 7).
 
-Every g leaves the marginals of the flow as they are; they differ in how much of the trajectory is noise that a sampler
-can choose or tilt, and in the discretisation error that they cost.
+Every g keeps the marginals of the flow. The schedules differ in how much of the trajectory is noise that a
+sampler can choose or tilt, and in the discretisation error.
 """
 
 import math
@@ -12,12 +12,11 @@ from typing import NamedTuple
 from ..checks import check_choice, check_number
 
 LATEST = 0.96
-"""Flow-GRPO's coefficient is taken at min(t, LATEST), since it is infinite at t = 1.
+"""Flow-GRPO's coefficient is evaluated at min(t, LATEST), because it is infinite at t = 1.
 
-0.96 is the second time of 25 uniform steps, which is what Flow-GRPO itself takes at t = 1 there. But it is a constant
-and not the second time of whatever steps there are: were the coefficient to grow as steps get shorter, the variance
-g^2 of the first step times its length would never shrink, and the marginals would stay wrong however many steps there
-are.
+0.96 is the second time of 25 uniform steps, where Flow-GRPO itself evaluates it for the first step. It is a
+constant, and does not follow the number of steps: otherwise g^2 times the length of the first step would not
+shrink as steps get shorter, and the marginals would stay wrong for any number of steps.
 """
 
 
@@ -28,11 +27,11 @@ def _flow_grpo(t: float) -> float:
 
 class _Shape(NamedTuple):
     g: Callable[[float], float]
-    scale: float  # by default
+    default_scale: float
 
 
-# The scales by default are as large as 25 uniform steps bear: the variance of Gaussian flows stays within a seventh of
-# what it should be on the way, and ends within a tenth. 0.7 is Flow-GRPO's own.
+# The default scales are as large as 25 uniform steps allow: the variance of Gaussian flows stays within a
+# seventh of the exact one along the way, and ends within a tenth. 0.7 is Flow-GRPO's own scale.
 _SHAPES = {
     "constant": _Shape(lambda t: 1.0, 0.7),
     "linear": _Shape(lambda t: t, 2.0),
@@ -46,14 +45,17 @@ SCHEDULES = tuple(_SHAPES)
 
 @dataclass(frozen=True)
 class Schedule:
-    """g(t) = scale * shape(t), with the shape named: 1, t, t^2, or sqrt(t / (1-t)).
+    """Diffusion coefficient g(t) = scale * shape(t).
+
+    The shapes "constant", "linear", "quadratic" and "flow-grpo" are 1, t, t^2 and sqrt(t / (1-t)).
 
     Args:
         name: "constant", "linear", "quadratic" or "flow-grpo".
-        scale: at least 0; 0 is the ODE. None takes the shape's own: 0.7, 2, 3 and 0.7.
+        scale: factor of the schedule, at least 0; 0 is the ODE. None means 0.7, 2, 3 or 0.7 for the four
+            names.
 
     Raises:
-        ValueError, TypeError: unknown name, or a scale that is negative or no number.
+        ValueError, TypeError: the name is unknown, or the scale is negative or not a number.
     """
 
     name: str
@@ -62,24 +64,24 @@ class Schedule:
     def __post_init__(self) -> None:
         check_choice("Schedule", "name", self.name, SCHEDULES)
         if self.scale is None:
-            object.__setattr__(self, "scale", _SHAPES[self.name].scale)
+            object.__setattr__(self, "scale", _SHAPES[self.name].default_scale)
         check_number("Schedule", "scale", self.scale, 0)
 
     def g(self, t: float) -> float:
-        """The diffusion coefficient at time t in (0, 1]."""
+        """Return the diffusion coefficient at time t in (0, 1]."""
         assert self.scale is not None
         return self.scale * _SHAPES[self.name].g(t)
 
     def sigma(self, t: float, delta: float) -> float:
-        """Standard deviation g(t) sqrt(delta) of the noise of a step of length delta from time t."""
+        """Return g(t) sqrt(delta), the standard deviation of the noise in a step of length delta."""
         return self.g(t) * math.sqrt(delta)
 
 
 def as_schedule(function: str, schedule: str | Schedule) -> Schedule:
-    """A schedule given by name or as itself.
+    """Return the schedule of a name, or a given `Schedule` itself.
 
     Raises:
-        ValueError, TypeError: an unknown name, or neither.
+        ValueError, TypeError: the name is unknown, or the value is neither a name nor a Schedule.
     """
     if isinstance(schedule, Schedule):
         return schedule

@@ -1,4 +1,4 @@
-"""One step of the reverse SDE, the same for every sampler (DESIGN section 7; NoiseTilt eq. 33 to 36)."""
+"""Steps of the reverse SDE, shared by all samplers (DESIGN section 7; NoiseTilt eq. 33 to 36)."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,12 @@ from .schedules import Schedule
 
 @dataclass(frozen=True)
 class Step:
-    """From time t to t - delta with diffusion coefficient g and noise of standard deviation sigma.
+    """Step from time t to t - delta, with diffusion coefficient g and noise of standard deviation sigma.
 
-    The last step ends at t - delta = 0 and has g = sigma = 0, whatever the schedule: x_0 becomes the denoised estimate
-    x0_hat. Noise added there would end up in the image, as nothing comes after to remove it, and it would be of first
-    order in the step's length; the variance that x0_hat lacks, Var[x_0 | x_t], is of second order. So there is no
-    noise to tilt, nothing to select and no gradient to take: the last step is unguided in every method.
+    The last step ends at time 0 and has g = sigma = 0 for every schedule, so x_0 is the denoised estimate
+    x0_hat. No later step would remove noise that is added there. Its variance would be of first order in the
+    length of the step, while x0_hat lacks only Var[x_0 | x_t], of second order. Without noise there is
+    nothing to tilt or to select, so every method leaves the last step unguided.
     """
 
     index: int
@@ -28,10 +28,10 @@ class Step:
 
 
 def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) -> list[Step]:
-    """The steps of a trajectory over `model.sigmas(steps)`.
+    """Return the steps between the times `model.sigmas(steps)`.
 
     Raises:
-        ValueError: the times are not steps + 1 strictly decreasing ones from 1 to 0.
+        ValueError: the times are not steps + 1 strictly decreasing numbers from 1 to 0.
     """
     sigmas = torch.as_tensor(model.sigmas(steps)).double().cpu()
     if (
@@ -55,17 +55,17 @@ def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) 
 
 
 def denoised(x: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """x0_hat = E[x_0 | x_t = x] = x - t v."""
+    """Return x0_hat = E[x_0 | x_t = x] = x - t v."""
     return x - t * velocity
 
 
 def score(x: Tensor, velocity: Tensor, t: float) -> Tensor:
-    """Gradient of the log-density of x_t, -(x + (1-t) v) / t; t > 0."""
+    """Return the score -(x + (1-t) v) / t, the gradient of the log-density of x_t, for t > 0."""
     return -(x + (1 - t) * velocity) / t
 
 
 def mean(x: Tensor, velocity: Tensor, step: Step) -> Tensor:
-    """mu = x - delta v + g^2/2 delta s: where the step leads without noise."""
+    """Return mu = x - delta v + g^2/2 delta s, the result of the step without noise."""
     ode = x - step.delta * velocity
     if step.g == 0:
         return ode
@@ -73,5 +73,5 @@ def mean(x: Tensor, velocity: Tensor, step: Step) -> Tensor:
 
 
 def advance(x: Tensor, velocity: Tensor, step: Step, noise: Tensor) -> Tensor:
-    """x_{t-delta} = mu + sigma noise, with standard normal or tilted noise of x's shape."""
+    """Return x_{t-delta} = mu + sigma noise, for standard normal or tilted noise of x's shape."""
     return mean(x, velocity, step) + step.sigma * noise

@@ -1,5 +1,5 @@
-"""How the models in `noisetilt_kernels/assets` are made, from scratch: `python -m noisetilt_kernels.training`.
+"""Training of the bundled models in `noisetilt_kernels/assets`: `python -m noisetilt_kernels.training`.
 
-They are FLUX's own architecture at the size of a CPU, trained on scikit-learn's handwritten digits. Needs scikit-learn,
-diffusers and transformers; what uses the models needs no scikit-learn.
+The models are of FLUX's architecture at a size for CPUs, trained from scratch on scikit-learn's handwritten
+digits. Training needs scikit-learn, diffusers and transformers. Using the models needs no scikit-learn.
 """

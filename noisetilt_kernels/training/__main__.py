@@ -1,4 +1,4 @@
-"""`python -m noisetilt_kernels.training`: everything in `noisetilt_kernels/assets`, from scratch."""
+"""`python -m noisetilt_kernels.training`: trains everything in `noisetilt_kernels/assets` from scratch."""
 
 import copy
 import time
@@ -25,45 +25,45 @@ from .student import train_student
     show_default=True,
     help="Folder to write the models to.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @click.option(
     "--share",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of the training steps; a small one shows quickly that all of it runs.",
+    help="Fraction of the training steps; 0.001 checks quickly that everything runs.",
 )
 def main(out: Path, seed: int, share: float) -> None:
-    """Train the small FLUX on handwritten digits, its one-step student, and the two that judge digits."""
+    """Train the small FLUX on handwritten digits, its one-step student, and two digit classifiers."""
 
-    def steps(whole: int) -> int:
-        return max(2, round(whole * share))
+    def scaled(count: int) -> int:
+        return max(2, round(count * share))
 
-    def stage(number: int = 0) -> torch.Generator:
-        """Each stage has a seed of its own, so that it can be repeated without those before."""
+    def seeded_stage(number: int = 0) -> torch.Generator:
+        """Seed a stage separately, so that it can be repeated without the stages before it."""
         torch.manual_seed(seed + number)  # initial weights
         return torch.Generator().manual_seed(seed + number)
 
     start = time.perf_counter()
-    learned, held_out = load_split()
-    generator = stage()
+    training, held_out = load_split()
+    generator = seeded_stage()
     train_judge(held_out, generator, out / "digit-rewards")
-    train_classifier(learned, generator, steps(1500), out / "digit-rewards")
-    generator = stage()
-    vae = train_autoencoder(learned, generator, steps(2000))
+    train_classifier(training, generator, scaled(1500), out / "digit-rewards")
+    generator = seeded_stage()
+    vae = train_autoencoder(training, generator, scaled(2000))
     flow = SmallFlux()
-    train_flow(flow, vae, learned, stage(1), steps=steps(6000), lr=2e-3, pool=steps(30_000))
+    train_flow(flow, vae, training, seeded_stage(1), steps=scaled(6000), lr=2e-3, pool=scaled(30_000))
     save(flow, vae, out / "digits")
-    student = train_student(flow, vae, stage(2), steps(1200), steps(12_000))
+    student = train_student(flow, vae, seeded_stage(2), scaled(1200), scaled(12_000))
     save(student, vae, out / "digits-turbo")
     click.echo(f"trained in {(time.perf_counter() - start) / 60:.0f} minutes: {out}")
 
 
 def save(network: SmallFlux, vae: AutoencoderKL, folder: Path) -> None:
-    """As diffusers does; what is given stays as it is.
+    """Save a pipeline as diffusers does; the arguments are not changed.
 
-    In bfloat16 but for the text encoders, which transformers would load in what they were saved in, other than
-    diffusers, so that a pipeline loaded without a dtype would be of two.
+    Everything is saved in bfloat16 except the text encoders. Transformers loads weights in the dtype they
+    were saved in, diffusers in float32: otherwise a pipeline loaded without a dtype would have mixed dtypes.
     """
     network = copy.deepcopy(network)
     network.transformer.bfloat16()

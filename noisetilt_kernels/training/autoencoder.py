@@ -1,4 +1,4 @@
-"""The autoencoder: pictures (3, 32, 32) to latents (4, 16, 16) and back."""
+"""Autoencoder from pictures (3, 32, 32) to latents (4, 16, 16) and back."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -9,11 +9,11 @@ from .data import Digits, draw_pictures
 from .loop import batches, train
 
 KL_WEIGHT = 1e-3
-"""Against a squared error per value of the picture; what the pictures do not need becomes noise in the latents."""
+"""Weight of the KL term against the mean squared error per pixel value."""
 
 
 def make_autoencoder() -> AutoencoderKL:
-    """With random weights."""
+    """Make an autoencoder with random weights."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -31,32 +31,32 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(digits: Digits, generator: Generator, steps: int, batch: int = 32) -> AutoencoderKL:
-    """An autoencoder of pictures of the digits, with the scale of its latents in its configuration."""
+    """Train an autoencoder on pictures of the digits; its configuration has its latents' shift and scale."""
     vae = make_autoencoder()
 
-    def loss_of() -> Tensor:
-        pictures = pictures_of(digits, generator, batch)[0] * 2 - 1
+    def batch_loss() -> Tensor:
+        pictures = sample_pictures(digits, generator, batch)[0] * 2 - 1
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
         return (
             functional.mse_loss(decoded, pictures) + KL_WEIGHT * posterior.kl().mean() / pictures[0].numel()
         )
 
-    train("autoencoder", vae, loss_of, steps=steps, lr=2e-3, decay=0.995)
-    latents = encode(vae, pictures_of(digits, generator, 512)[0], generator)
+    train("autoencoder", vae, batch_loss, steps=steps, lr=2e-3, decay=0.995)
+    latents = encode(vae, sample_pictures(digits, generator, 512)[0], generator)
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     return vae
 
 
-def pictures_of(digits: Digits, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
-    """`count` pictures (count, 3, 32, 32) of digits at random, and their labels (count,)."""
+def sample_pictures(digits: Digits, generator: Generator, count: int) -> tuple[Tensor, Tensor]:
+    """Return pictures (count, 3, 32, 32) of random digits, and their labels (count,)."""
     chosen = torch.randint(len(digits.labels), (count,), generator=generator)
     return draw_pictures(digits.scans[chosen], generator), digits.labels[chosen]
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor, generator: Generator) -> Tensor:
-    """Latents (n, 4, 16, 16) as the autoencoder has them, drawn from its posterior."""
+    """Draw latents (n, 4, 16, 16) from the autoencoder's posterior, unscaled."""
     return torch.cat(
         [
             vae.encode(pictures[part] * 2 - 1).latent_dist.sample(generator)
@@ -65,12 +65,12 @@ def encode(vae: AutoencoderKL, pictures: Tensor, generator: Generator) -> Tensor
     )
 
 
-def to_model(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Latents scaled as the flow has them, mean 0 and variance 1."""
+def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scale latents to mean 0 and variance 1, as the flow uses them."""
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures (n, 3, 32, 32), in [-1, 1], of latents as the flow has them."""
+    """Decode scaled latents to pictures (n, 3, 32, 32), around [-1, 1]."""
     pictures: Tensor = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     return pictures

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as pictures, and the prompts that name them."""
+"""Pictures of scikit-learn's handwritten digits, and prompts that name them."""
 
 from typing import NamedTuple
 
@@ -23,20 +23,20 @@ TEMPLATES = (
 )
 
 MARGIN = 1.12
-"""How much larger than a scan the picture is, so that strokes keep off its border."""
+"""Ratio of a picture's side to the scan in it, which keeps strokes away from the border."""
 
 
 class Digits(NamedTuple):
-    """Scans of digits and what they show."""
+    """Scans of digits and their labels."""
 
     scans: Tensor
-    """float32 (n, 1, 8, 8), ink is 1 and paper 0."""
+    """float32 (n, 1, 8, 8): ink is 1, paper is 0."""
     labels: Tensor
     """int64 (n,)"""
 
 
 def load_split() -> tuple[Digits, Digits]:
-    """The digits to learn to draw, three of five, and the others, which the judge alone ever sees."""
+    """Return three fifths of the digits, for training, and the others, which only the judge learns from."""
     data = load_digits()
     scans = torch.from_numpy(data.images).float()[:, None] / 16
     labels = torch.from_numpy(data.target).long()
@@ -46,9 +46,14 @@ def load_split() -> tuple[Digits, Digits]:
 
 
 def draw_pictures(scans: Tensor, generator: Generator, variety: float = 1.0) -> Tensor:
-    """Pictures (n, 3, 32, 32) in [0, 1] of scans (n, 1, 8, 8), each turned, sheared, scaled and moved at random.
+    """Draw pictures (n, 3, 32, 32) in [0, 1] of scans (n, 1, 8, 8), each randomly turned, sheared, scaled and
+    moved.
 
-    variety: how much, in standard deviations of 4 degrees, 8 %, 6 % and 1 pixel; 0 leaves them as they are.
+    Args:
+        scans: scans of digits, float32 (n, 1, 8, 8).
+        generator: generator of the random changes.
+        variety: factor on their standard deviations, which are 4 degrees, 8 %, 6 % and 1 pixel; 0 changes
+            nothing.
     """
     n = len(scans)
     angle, shear, stretch_x, stretch_y, x, y = variety * torch.randn(6, n, generator=generator).clamp(-2, 2)
@@ -63,7 +68,7 @@ def draw_pictures(scans: Tensor, generator: Generator, variety: float = 1.0) -> 
         ],
         dim=1,
     )
-    # twice the size first, so that turning does not blur what was just made sharp
+    # enlarge to twice the size first, so that turning blurs less
     large = functional.interpolate(scans, size=(2 * SIDE, 2 * SIDE), mode="bicubic", align_corners=False)
     grid = functional.affine_grid(affine, [n, 1, SIDE, SIDE], align_corners=False)
     grey = functional.grid_sample(large, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -71,13 +76,13 @@ def draw_pictures(scans: Tensor, generator: Generator, variety: float = 1.0) -> 
 
 
 def strokes(grey: Tensor) -> Tensor:
-    """Greys of a blurred scan to strokes with edges, smoothly from 0 to 1."""
+    """Sharpen the greys of a blurred scan to strokes with smooth edges, in [0, 1]."""
     low, high = torch.sigmoid(torch.tensor([-9 * 0.45, 9 * 0.55])).tolist()
     return ((torch.sigmoid(9 * (grey - 0.45)) - low) / (high - low)).clamp(0, 1)
 
 
 def draw_prompts(labels: Tensor, generator: Generator) -> list[str]:
-    """A prompt for every label: a template at random, with the digit as word or numeral."""
+    """Draw a prompt for each label: a random template, with the digit as word or numeral."""
     choices = torch.randint(2 * len(TEMPLATES), (len(labels),), generator=generator).tolist()
     return [
         TEMPLATES[choice // 2].format(WORDS[label] if choice % 2 else str(label))
@@ -85,8 +90,11 @@ def draw_prompts(labels: Tensor, generator: Generator) -> list[str]:
     ]
 
 
-def every_prompt() -> list[str]:
-    """All prompts that `draw_prompts` makes."""
+def all_prompts() -> list[str]:
+    """Return all prompts that `draw_prompts` can draw."""
     return [
-        t.format(name) for t in TEMPLATES for digit, word in enumerate(WORDS) for name in (word, str(digit))
+        template.format(name)
+        for template in TEMPLATES
+        for digit, word in enumerate(WORDS)
+        for name in (word, str(digit))
     ]

@@ -1,4 +1,4 @@
-"""The flow: from noise to latents of pictures, in many steps."""
+"""Flow from noise to latents of pictures, in many steps."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from .autoencoder import encode, pictures_of, to_model
+from .autoencoder import encode, sample_pictures, scale_latents
 from .data import Digits, draw_prompts
 from .loop import train
 from .network import LATENT, SmallFlux
@@ -24,34 +24,42 @@ def train_flow(
     pool: int,
     batch: int = 96,
 ) -> None:
-    """Train a flow of the pictures' latents to v = eps - x_0 (DESIGN section 7).
+    """Train a flow of the pictures' latents with the velocity v = eps - x_0 (DESIGN section 7).
 
-    pool: how many pictures are encoded beforehand, to draw batches of.
+    Args:
+        network: network to train, changed in place.
+        vae: trained autoencoder.
+        digits: digits to draw.
+        generator: generator of all random numbers.
+        steps: number of training steps.
+        lr: highest learning rate.
+        pool: number of pictures encoded in advance; batches are drawn from them.
+        batch: number of pictures in a batch.
     """
-    pictures, labels = pictures_of(digits, generator, pool)
-    latents = to_model(vae, encode(vae, pictures, generator))
+    pictures, labels = sample_pictures(digits, generator, pool)
+    latents = scale_latents(vae, encode(vae, pictures, generator))
 
-    def loss_of() -> Tensor:
+    def batch_loss() -> Tensor:
         chosen = torch.randint(pool, (batch,), generator=generator)
         x0, eps = latents[chosen], torch.randn(batch, *LATENT, generator=generator)
         t = draw_times(batch, generator)
-        at = t.view(-1, 1, 1, 1)
-        velocity = network.velocity((1 - at) * x0 + at * eps, t, draw_prompts(labels[chosen], generator))
+        time = t.view(-1, 1, 1, 1)
+        velocity = network.velocity((1 - time) * x0 + time * eps, t, draw_prompts(labels[chosen], generator))
         return functional.mse_loss(velocity, eps - x0)
 
-    train("flow", network, loss_of, steps=steps, lr=lr)
+    train("flow", network, batch_loss, steps=steps, lr=lr)
 
 
 def draw_times(count: int, generator: Generator) -> Tensor:
-    """Times (count,) in (0, 1): half of them uniform, half around the middle, where velocities are hardest to tell."""
+    """Draw times (count,) in (0, 1): half uniform, half near 0.5, where velocities are hardest to predict."""
     uniform = torch.rand(count, generator=generator)
     middle = torch.sigmoid(torch.randn(count, generator=generator))
     return torch.where(torch.rand(count, generator=generator) < 0.5, uniform, middle)
 
 
 @torch.no_grad()
-def follow(network: SmallFlux, x: Tensor, prompts: list[str], steps: int) -> Tensor:
-    """The latents (B, 4, 16, 16) that noise x leads to by the ODE: Heun's method, 2 steps - 1 forwards."""
+def solve_ode(network: SmallFlux, x: Tensor, prompts: list[str], steps: int) -> Tensor:
+    """Solve the ODE from noise x to latents (B, 4, 16, 16) by Heun's method, with 2 * steps - 1 forwards."""
     times = torch.linspace(1, 0, steps + 1)
     for t, after in pairwise(times):
         velocity = network.velocity(x, t.expand(len(x)), prompts)

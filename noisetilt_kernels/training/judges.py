@@ -1,4 +1,4 @@
-"""The two that tell digits: a network with a gradient, and a judge of another kind that learns from other digits."""
+"""Classifiers of digits: a network for the reward, and an independent judge trained on other digits."""
 
 from pathlib import Path
 
@@ -10,18 +10,19 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from ..rewards.digits import CLASSIFIER_FILE, JUDGE_FILE, DigitClassifier, scan
-from .autoencoder import pictures_of
+from .autoencoder import sample_pictures
 from .data import Digits, draw_pictures
 from .loop import train
 
 COPIES = 6
-"""Of every digit that the judge learns from, each turned and moved otherwise."""
+"""Number of randomly turned and moved copies of each digit that the judge learns from."""
 
 GAMMA, C = 0.15, 10.0
+"""Width of the judge's Gaussian kernel, exp(-GAMMA distance^2), and the penalty of its errors."""
 
 
 def train_judge(digits: Digits, generator: Generator, folder: Path) -> None:
-    """Support vector machines with a Gaussian kernel, one for each digit against all others."""
+    """Train support vector machines with a Gaussian kernel, one for each digit against all others."""
     scans = digits.scans.repeat(COPIES, 1, 1, 1)
     labels = digits.labels.repeat(COPIES)
     features = scan(draw_pictures(scans, generator)).double().numpy()
@@ -42,20 +43,17 @@ def train_judge(digits: Digits, generator: Generator, folder: Path) -> None:
 
 
 def train_classifier(digits: Digits, generator: Generator, steps: int, folder: Path, batch: int = 64) -> None:
-    """The classifier whose log-probabilities are a reward."""
+    """Train the classifier whose log-probabilities are a reward."""
     network = DigitClassifier()
 
-    def loss_of() -> Tensor:
-        pictures, labels = pictures_of(digits, generator, batch)
-        # blurred and noisy ones as well, as it is asked of pictures that are not finished
+    def batch_loss() -> Tensor:
+        pictures, labels = sample_pictures(digits, generator, batch)
+        # noise, as the reward judges unfinished pictures
         t = torch.rand(batch, 1, 1, 1, generator=generator) * 0.3
         pictures = (pictures + t * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
-        return functional.nll_loss(
-            network(pictures),
-            labels,
-        )
+        return functional.nll_loss(network(pictures), labels)
 
-    train("classifier", network, loss_of, steps=steps, lr=2e-3)
+    train("classifier", network, batch_loss, steps=steps, lr=2e-3)
     _save(network.state_dict(), folder / CLASSIFIER_FILE)
 
 

@@ -1,4 +1,4 @@
-"""The loop that all trainings share."""
+"""Training loop of all models."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,21 +11,22 @@ from tqdm import tqdm
 def train(
     name: str,
     model: nn.Module,
-    loss_of: Callable[[], Tensor],
+    batch_loss: Callable[[], Tensor],
     *,
     steps: int,
     lr: float,
     decay: float = 0.998,
 ) -> None:
-    """Minimise `loss_of()` by AdamW with a warm-up and a cosine; leaves the moving average of the weights in `model`.
+    """Minimise `batch_loss()` by AdamW with warm-up and cosine decay; `model` ends with the weights' moving
+    average.
 
     Args:
-        name: for the progress bar.
-        model: what is trained.
-        loss_of: makes a batch of its own and returns its loss.
-        steps: how many batches.
-        lr: at its highest.
-        decay: of the moving average.
+        name: label of the progress bar.
+        model: network to train, changed in place.
+        batch_loss: function that draws a batch and returns its loss.
+        steps: number of batches.
+        lr: highest learning rate.
+        decay: decay of the moving average.
     """
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -40,21 +41,23 @@ def train(
     )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     with tqdm(range(steps), desc=name) as bar:
-        smooth = None
+        smoothed_loss = None
         for _ in bar:
             optimizer.zero_grad()
-            loss = loss_of()
+            loss = batch_loss()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
-            smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            smoothed_loss = (
+                loss.item() if smoothed_loss is None else 0.98 * smoothed_loss + 0.02 * loss.item()
+            )
+            bar.set_postfix(loss=f"{smoothed_loss:.4f}", refresh=False)
     model.load_state_dict(average.module.state_dict())
     model.eval().requires_grad_(False)
 
 
 def batches(count: int, size: int) -> Iterable[slice]:
-    """Slices of `size`, the last one shorter, that cover `count`."""
+    """Return slices of `size` that cover `count`; the last one may be shorter."""
     return (slice(start, start + size) for start in range(0, count, size))

@@ -1,4 +1,4 @@
-"""The parts of the small FLUX: tokenizers, text encoders, transformer, scheduler, and the pipeline around them."""
+"""The small FLUX: tokenizers, text encoders, transformer, and the pipeline made of them."""
 
 from collections.abc import Sequence
 from string import ascii_lowercase
@@ -9,29 +9,29 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from ..functional import pack_latents, unpack_latents
-from .data import every_prompt
+from .data import all_prompts
 
 LATENT = (4, 16, 16)
-"""Shape of a latent; N = 1024."""
+"""Shape of a latent, with 1024 values."""
 
 TEXT_TOKENS = 8
-"""Length that prompts are padded to for either encoder."""
+"""Number of tokens that prompts are padded to, for both encoders."""
 
 WIDTH = 32
-"""Of both text encoders."""
+"""Width of both text encoders."""
 
 
 class SmallFlux(nn.Module):
-    """Tokenizers, text encoders and transformer of one pipeline, as one trainable network: v(x, t, prompts)."""
+    """Trainable v(x, t, prompts) from the tokenizers, text encoders and transformer of a pipeline."""
 
     def __init__(self) -> None:
         super().__init__()
-        prompts = every_prompt()
+        prompts = all_prompts()
         self.tokenizer = CLIPTokenizer(model_max_length=TEXT_TOKENS).train_new_from_iterator(
             [prompts], vocab_size=400
         )
         words = sorted({word for prompt in prompts for word in prompt.split()})
-        # log-probabilities; letters are for words that no prompt of the training has
+        # log-probabilities; single letters are for words that no training prompt has
         pieces = [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -1.0) for word in words]
         pieces += [("\N{LOWER ONE EIGHTH BLOCK}", -10.0), *((letter, -10.0) for letter in ascii_lowercase)]
         special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -78,9 +78,9 @@ class SmallFlux(nn.Module):
         self.text_ids = torch.zeros(TEXT_TOKENS, 3)
 
     def velocity(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
-        """v of latents x (B, 4, 16, 16) at times t (B,), one prompt each."""
+        """Velocity of latents x (B, 4, 16, 16) at times t (B,), with one prompt for each."""
         distinct = sorted(set(prompts))
-        of_prompt = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        prompt_index = torch.tensor([distinct.index(prompt) for prompt in prompts])
         padding = {
             "padding": "max_length",
             "max_length": TEXT_TOKENS,
@@ -92,8 +92,8 @@ class SmallFlux(nn.Module):
         packed = self.transformer(
             hidden_states=pack_latents(x),
             timestep=t,
-            pooled_projections=pooled[of_prompt],
-            encoder_hidden_states=tokens[of_prompt],
+            pooled_projections=pooled[prompt_index],
+            encoder_hidden_states=tokens[prompt_index],
             txt_ids=self.text_ids,
             img_ids=self.image_ids,
             return_dict=False,
@@ -101,7 +101,7 @@ class SmallFlux(nn.Module):
         return unpack_latents(packed, *LATENT[1:])
 
     def pipeline(self, vae: AutoencoderKL) -> FluxPipeline:
-        """All of it as diffusers has it."""
+        """Make the diffusers pipeline."""
         return FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
             vae=vae,

@@ -1,4 +1,4 @@
-"""Which backend serves, why the others do not, and how one is forced."""
+"""Choice of the backend, reasons of the refusals, and NOISETILT_BACKEND."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from every_operator import assert_bits_of_the_kernels, call_every_operator
 from torch import Tensor
 
 import noisetilt_kernels as nt
-from noisetilt_kernels import ops
-from noisetilt_kernels.backends import Extents, backend_for, cuda, native, reference, triton
+from noisetilt_kernels import registration
+from noisetilt_kernels.backends import Extents, backend_for, cpu, cuda, reference, triton
 from noisetilt_kernels.config import Sample, resolve_preset
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
@@ -30,7 +30,7 @@ OPERATIONS = (
     "butterfly",
     "hadamard_transform",
 )
-ALL = (native, cuda, triton, reference)
+ALL = (cpu, cuda, triton, reference)
 SOURCES = Path(nt.__file__).parents[1]
 
 
@@ -43,7 +43,7 @@ def test_every_backend_has_every_operation(backend) -> None:
 
 
 def test_each_backend_refuses_what_it_is_not_for() -> None:
-    assert "for the CPU, not for cuda" in native.refusal("whiten", CUDA, Extents())
+    assert "for the CPU, not for cuda" in cpu.refusal("whiten", CUDA, Extents())
     assert "not for cpu" in cuda.refusal("whiten", CPU, Extents())
     assert "no Triton kernels for meta" in triton.refusal("whiten", META, Extents())
     for device in (CPU, CUDA, META):
@@ -63,14 +63,16 @@ def test_the_choice_agrees_with_the_refusals() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 def test_triton_is_not_chosen_on_the_cpu_unless_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.refusal("whiten", CPU, Extents()) is None
-    assert backend_for("whiten", CPU, Extents()) is native
+    assert backend_for("whiten", CPU, Extents()) is cpu
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "compiles for GPUs" in triton.refusal("whiten", CPU, Extents())
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
-    """As on a machine with GPUs, by their capabilities, and a torch built for them; Triton cannot ask the driver."""
+    """Pretend that the machine has GPUs of these capabilities, and a torch built for CUDA. There is no
+    driver.
+    """
     found: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
@@ -118,15 +120,17 @@ def test_triton_leaves_what_is_too_large(name: str, most: int, gpus: dict[int, t
         (lambda x: torch.ops.noisetilt.compact_fourier(x.view(1, -1)), Extents(64)),
     ],
 )
-def test_the_choice_is_told_the_extents(
+def test_the_choice_gets_the_sizes_of_the_arguments(
     call: Callable[[Tensor], Tensor], extents: Extents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    monkeypatch.setattr(ops, "backend_for", lambda op, device, extents: told.append(extents) or reference)
+    received = []
+    monkeypatch.setattr(
+        registration, "backend_for", lambda op, device, extents: received.append(extents) or reference
+    )
     call(
         torch.randn(1, 8, 8, dtype=torch.float64)
-    )  # of a dtype and shape that no other test here has called it with
-    assert told == [extents]
+    )  # no other test here uses this dtype and shape: nothing is cached
+    assert received == [extents]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,7 @@ def test_without_triton_the_refusal_says_how_to_get_it(monkeypatch: pytest.Monke
 def test_a_driver_that_cannot_be_built_is_a_refusal(
     gpus: dict[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where there is a GPU, but no C compiler."""
+    """A GPU without a C compiler."""
     gpus[0] = 9, 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=None))
@@ -161,16 +165,15 @@ def test_a_driver_that_cannot_be_built_is_a_refusal(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 @pytest.mark.parametrize("name", ["triton", "reference"])
 def test_a_forced_backend_serves_every_operator(name: str, tmp_path: Path) -> None:
-    """Under torch.compile(fullgraph=True) as well."""
+    """The calls work under torch.compile(fullgraph=True) too."""
     outcome = call_every_operator(tmp_path, SOURCES, NOISETILT_BACKEND=name, TRITON_INTERPRET="1")
     assert outcome.report["backends"]["cpu"] == [name, {}]
     assert outcome.report["warnings"] == []
     assert_bits_of_the_kernels(outcome)
     x = outcome.inputs["x"]
     config = resolve_preset("auto", Sample(*x.shape[1:]), 1e-4)
-    assert_same_bits(
-        outcome.results["whiten"], reference.whiten(x, config)
-    )  # with torch's rfft both, to the bit
+    # both use torch's rfft, so not even the FFT differs
+    assert_same_bits(outcome.results["whiten"], reference.whiten(x, config))
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -193,28 +196,28 @@ def test_a_forced_backend_that_cannot_serve_is_an_error(name: str, reason: str) 
     last = done.stderr.splitlines()[-1]
     assert done.returncode != 0
     assert f"whiten: NOISETILT_BACKEND asks for {name}, which cannot serve cpu: {reason}" in last
-    told = python(
+    listed = python(
         "import noisetilt_kernels as nt; print(nt.backends())", NOISETILT_BACKEND=name, TRITON_INTERPRET="0"
     )
-    assert told.returncode == 0, told.stderr
-    assert "backend='none'" in told.stdout
-    assert reason in told.stdout
+    assert listed.returncode == 0, listed.stderr
+    assert "backend='none'" in listed.stdout
+    assert reason in listed.stdout
 
 
-def test_the_doctor_tells_of_a_forced_backend() -> None:
+def test_the_doctor_reports_a_forced_backend() -> None:
     code = "from noisetilt_kernels.cli import main; main(['doctor'])"
-    told = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
-    assert re.search(r"^NOISETILT_BACKEND +cuda$", told, re.MULTILINE)
-    assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", told, re.MULTILINE)
-    assert told.splitlines()[-1].startswith("cpu: none")
-    told = python(code, NOISETILT_BACKEND="reference").stdout
-    assert told.splitlines()[-1].startswith("cpu: reference")
+    report = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
+    assert re.search(r"^NOISETILT_BACKEND +cuda$", report, re.MULTILINE)
+    assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", report, re.MULTILINE)
+    assert report.splitlines()[-1].startswith("cpu: none")
+    report = python(code, NOISETILT_BACKEND="reference").stdout
+    assert report.splitlines()[-1].startswith("cpu: reference")
 
 
 def test_an_unknown_name_is_an_error() -> None:
     done = python(CALL, NOISETILT_BACKEND="tritom")
     assert (
-        "NOISETILT_BACKEND=tritom: there is no such backend; valid: native, cuda, triton, reference"
+        "NOISETILT_BACKEND=tritom: there is no such backend; valid: cpu, cuda, triton, reference"
         in done.stderr
     )
 

@@ -1,4 +1,4 @@
-"""The launch table of the Triton kernels is complete, and what makes it anew chooses well."""
+"""The launch table of the Triton kernels is complete, and the tuner that makes it chooses well."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # of `bench`, which is not installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder of `bench`, which is not installed
 
 from bench.gpu import tune
 from noisetilt_kernels.backends.triton import order_stats, tile_stats, transforms, wgnc, whitening
@@ -20,7 +20,7 @@ TABLE: tune.Table = json.loads(LAUNCH_TABLE_PATH.read_text())
 
 
 def kernels_of(module: ModuleType) -> set[str]:
-    """What is launched is named so; other functions of Triton are called by kernels."""
+    """Names of the launched functions. Kernels call the other Triton functions."""
     return {name for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "fn")}
 
 
@@ -65,7 +65,7 @@ def test_candidates_are_the_grid_from_near_to_far() -> None:
     assert [sizes["values"] != 64 and sizes["warps"] != 4 for sizes in found] == [False] * 3 + [True] * 2
 
 
-# ---- the descent, with made-up times ----
+# ---- the search, with made-up times ----
 
 OLD: tune.Table = {"first": {"values": 64, "warps": 4}, "second": {"values": 16, "warps": 4}}
 GRIDS = {
@@ -75,7 +75,7 @@ GRIDS = {
 
 
 class Gpu:
-    """A kernel's time is a function of its sizes."""
+    """GPU whose times are a function of a kernel's sizes."""
 
     def __init__(self, seconds: Callable[[str, tune.Sizes], float]) -> None:
         self.seconds = seconds
@@ -87,7 +87,7 @@ class Gpu:
 
 
 def away_from(values: int, warps: int) -> Callable[[str, tune.Sizes], float]:
-    """Least there, and 10% more for each step away."""
+    """Times that are least at these sizes, and 10% longer for each step away."""
     return lambda kernel, sizes: (
         1 + 0.1 * (abs(math.log2(sizes["values"] / values)) + abs(math.log2(sizes["warps"] / warps)))
     )
@@ -98,7 +98,9 @@ def test_the_best_is_found() -> None:
     better = tune.descend(OLD, GRIDS, gpu)
     assert better == {"first": {"values": 128, "warps": 8}, "second": {"values": 32, "warps": 8}}
     assert OLD["first"] == {"values": 64, "warps": 4}
-    assert dict(gpu.calls) == better  # the last of each: in use while the next kernel is measured
+    assert (
+        dict(gpu.calls) == better
+    )  # the last sizes of each kernel, in use while the next kernel is measured
 
 
 @pytest.mark.parametrize(("gain", "replaced"), [(0.01, False), (0.019, False), (0.03, True)])
@@ -108,7 +110,7 @@ def test_little_better_is_not_better(gain: float, replaced: bool) -> None:
 
 
 def test_once_better_is_not_better() -> None:
-    """A candidate that seems faster than it is, once."""
+    """A candidate seems faster in one measurement only."""
     lucky = iter([0.5])
 
     def seconds(kernel: str, sizes: tune.Sizes) -> float:

@@ -1,4 +1,4 @@
-"""From the second time on, launches pass on what Triton's own way does. A stand-in will do for a driver."""
+"""Launches with a kept kernel pass the same arguments as Triton's own launch. The driver is a stand-in."""
 
 import os
 import subprocess
@@ -27,7 +27,8 @@ class OnGpu(torch.Tensor):
 def launcher(source, metadata):
     def launch(*arguments):
         kept = (bool, int, float, tuple, torch.Tensor)
-        launched.append([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments if isinstance(a, kept)])
+        found = [a for a in arguments if isinstance(a, kept)]
+        launched.append([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in found])
 
     return launch
 
@@ -40,7 +41,9 @@ triton.runtime.driver.set_active(
         launcher_cls=launcher,
         utils=SimpleNamespace(
             load_binary=lambda *arguments: (0, 1, 32, 0, 1024),
-            get_device_properties=lambda device: {"max_shared_mem": 232448, "max_num_regs": 65536, "warpSize": 32},
+            get_device_properties=lambda device: {
+                "max_shared_mem": 232448, "max_num_regs": 65536, "warpSize": 32
+            },
             unload_module=lambda module: None,
         ),
     )

@@ -1,4 +1,4 @@
-"""The Triton kernels of two-level order statistics, interpreted, against the reference: the same bits."""
+"""The Triton kernels of two-level order statistics, interpreted, have the bits of the reference."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends.triton import operations as kernels
 from noisetilt_kernels.backends.triton import order_stats
 from noisetilt_kernels.backends.triton.launch import Launch
-from noisetilt_kernels.backends.triton.order_stats import Bounds
+from noisetilt_kernels.backends.triton.order_stats import FieldTables
 
 REAL = (torch.float32, torch.float64)
 SHORT = [(1, 1), (7, 1), (16, 4), (300, 4), (75, 16), (40, 5), (33, 33), (1, 64), (9, 33)]
@@ -21,13 +21,13 @@ LONG = [(260, 1), (150, 4), (65, 3), (40, 16), (5, 70), (2, 150), (1, 140), (33,
 
 @pytest.fixture
 def small_blocks(set_blocks: Callable[..., None]) -> None:
-    """Blocks so small that columns are many runs, runs are merged more than once, and chunks are sorted beforehand."""
+    """Small blocks: columns have many runs, runs are merged repeatedly, chunks are sorted beforehand."""
     set_blocks("sort_runs_kernel", values=128, entries=32, chunk=8)
     set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
 
 
 def check(x: Tensor, lower: Tensor, upper: Tensor, context: str = "") -> None:
-    actual = order_stats.project_2os(x, Bounds(lower[None], upper[None]))
+    actual = order_stats.project_2os(x, FieldTables(lower[None], upper[None]))
     assert_same_bits(actual, python_ref.project_2os(x, lower, upper), context)
 
 
@@ -68,19 +68,19 @@ def test_groups_of_any_number_of_runs(runs: int, set_blocks: Callable[..., None]
 
 
 def test_flux_sized_columns() -> None:
-    """With the blocks of the launch table."""
+    """Blocks have the sizes of the launch table."""
     for num_chunks, chunk_size in ((2050, 4), (300, 16)):
         check(values("1/k", (1, num_chunks * chunk_size)), *tables("typical", num_chunks, chunk_size))
 
 
 def test_fields_take_turns(small_blocks: None) -> None:
-    """Vector v is projected to the bounds of field v modulo their number."""
+    """Vector v is clipped to the table of field v modulo the number of fields."""
     for num_chunks, chunk_size in ((8, 4), (60, 4), (12, 20)):
         bounds = [tables("unsorted", num_chunks, chunk_size, seed=seed) for seed in range(3)]
         lower, upper = (torch.stack(side) for side in zip(*bounds, strict=True))
         x = values("normal", (6, num_chunks * chunk_size))
         expected = torch.cat([python_ref.project_2os(x[v : v + 1], *bounds[v % 3]) for v in range(6)])
-        assert_same_bits(order_stats.project_2os(x, Bounds(lower, upper)), expected)
+        assert_same_bits(order_stats.project_2os(x, FieldTables(lower, upper)), expected)
 
 
 def test_table_layouts(small_blocks: None) -> None:
@@ -89,7 +89,7 @@ def test_table_layouts(small_blocks: None) -> None:
     expected = python_ref.project_2os(x, lower, upper)
     padded = [torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)[3:-1, 1:-2] for t in (lower, upper)]
     for bounds in ((lower.t().contiguous().t(), upper.t().contiguous().t()), padded):
-        assert_same_bits(order_stats.project_2os(x, Bounds(*(t[None] for t in bounds))), expected)
+        assert_same_bits(order_stats.project_2os(x, FieldTables(*(t[None] for t in bounds))), expected)
 
 
 def test_runs_smaller_than_a_program_could_take(set_blocks: Callable[..., None]) -> None:
@@ -120,7 +120,7 @@ def test_tables_are_examined_until_they_are_known() -> None:
 
 
 def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are given none: for that they would have to be compiled again."""
+    """Kernels get aligned memory only: otherwise Triton would compile them again."""
     real = Launch.__call__
 
     def checked(self: Launch, *tensors: Tensor) -> None:
@@ -138,5 +138,5 @@ def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_input_is_left_alone(small_blocks: None) -> None:
     x = values("1/k", (1, 240))
     before = x.clone()
-    order_stats.project_2os(x, Bounds(*(t[None] for t in tables("pinned", 60, 4))))
+    order_stats.project_2os(x, FieldTables(*(t[None] for t in tables("pinned", 60, 4))))
     assert_same_bits(x, before)

@@ -1,4 +1,4 @@
-"""The Triton kernels of the orthogonal domains, interpreted, against the reference: the same bits."""
+"""The Triton kernels of the orthogonal transforms, interpreted, have the bits of the reference."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ REAL = (torch.float32, torch.float64)
 
 
 def check_butterfly(x: Tensor, tile: tuple[int, int], steps: int) -> None:
-    """Compares bits with the reference, both ways, on samples (B, C, H, W)."""
+    """Compare bits with the reference, in both directions, on samples (B, C, H, W)."""
     before = x.clone()
     assert_same_bits(butterfly(x, tile, steps, False), python_ref.butterfly(x, tile, steps), f"{steps} steps")
     inverse = butterfly(x, tile, steps, True)
@@ -54,7 +54,7 @@ def test_butterfly(shape: tuple[int, int, int], tile: tuple[int, int], dtype: to
         check_butterfly(x, tile, steps)
 
 
-# As small as the blocks are: tiles longer than a block, tiles that begin inside one, and many launches.
+# Small blocks: tiles longer than a block, tiles that begin inside a block, and many launches.
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize(
     ("block", "shape", "tile"),
@@ -94,13 +94,15 @@ def test_butterfly_of_every_distribution(distribution: str, dtype: torch.dtype) 
 
 @pytest.mark.parametrize(("plane", "tile", "steps"), [((64, 64), (64, 64), 12), ((60, 104), (60, 104), 13)])
 def test_butterfly_of_the_presets(plane: tuple[int, int], tile: tuple[int, int], steps: int) -> None:
-    """With the blocks of the launch table."""
+    """Blocks have the sizes of the launch table."""
     check_butterfly(values("normal", (1, 2, *plane)), tile, steps)
 
 
 @pytest.fixture
 def launched(set_blocks: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
-    """(values of a sequence, scale) of every launch of the butterfly kernel, which does nothing until the test ends."""
+    """(values of a sequence, scale) of every launch of the butterfly kernel, which does nothing until the
+    test ends.
+    """
     set_blocks("butterfly_kernel", values=4096)
     found: list[tuple[int, float]] = []
 
@@ -161,7 +163,7 @@ def test_hadamard_transform_in_small_blocks(
 
 
 def test_hadamard_transform_of_rows_longer_than_a_block() -> None:
-    """With the blocks of the launch table."""
+    """Blocks have the sizes of the launch table."""
     size = 4 * LAUNCH_TABLE["butterfly_kernel"]["values"]
     check_hadamard(values("normal", (1, size)))
 
@@ -170,7 +172,7 @@ def test_hadamard_transform_of_rows_longer_than_a_block() -> None:
 
 
 def check_compact_fourier(x: Tensor, context: str) -> None:
-    """The reference takes the same FFT, but multiplies by complex numbers, after which zeros may have another sign."""
+    """The reference uses the same FFT, but multiplies by complex numbers: zeros may have another sign."""
     for inverse, reference in (
         (False, python_ref.compact_fourier),
         (True, python_ref.compact_fourier_inverse),
@@ -193,7 +195,7 @@ def test_compact_fourier_in_small_blocks(dtype: torch.dtype, set_blocks: Callabl
 
 
 def test_every_place_of_a_spectrum_is_written() -> None:
-    """Also the imaginary parts of its ends, which not every FFT ignores."""
+    """This includes the imaginary parts of X_0 and X_{N/2}, which not every FFT ignores."""
     z = values("normal", (3, 20))
     spectrum = torch.full((3, 11, 2), torch.nan)
     transforms._rearrangement(3, 20, z.dtype, True)(spectrum, z)

@@ -1,4 +1,4 @@
-"""The Triton kernel of WGNC, interpreted, against the reference: the same bits."""
+"""The Triton kernel of WGNC, interpreted, has the bits of the reference."""
 
 import math
 from collections.abc import Callable
@@ -20,12 +20,12 @@ BLOCK_SIZES = (2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 64, 100)
 def complex_values(
     name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.complex64, seed: int = 0
 ) -> Tensor:
-    """Complex numbers whose parts have the named distribution."""
+    """Complex numbers whose real and imaginary parts have the named distribution."""
     return torch.view_as_complex(values(name, (*shape, 2), dtype.to_real(), seed))
 
 
 def check(y: Tensor, block_size: int = 16, context: str = "") -> None:
-    """Compares bits with the reference on spectra (B, n)."""
+    """Compare bits with the reference on spectra (B, n)."""
     before = y.clone()
     expected = python_ref.project_wgnc_blocks(y, block_size)
     assert_same_bits(project_wgnc_blocks(y, block_size), expected, context)
@@ -108,7 +108,7 @@ def test_few_values(dtype: torch.dtype) -> None:
 
 
 def test_a_magnitude_at_the_threshold() -> None:
-    """Of 5, exactly where the 4 largest have their threshold: there it is taken."""
+    """The smallest of 5 magnitudes equals the threshold of the 4 largest. Then that threshold is taken."""
     t = math.pi * 5 / 4
     blocks = []
     for others in (
@@ -150,13 +150,13 @@ def test_samples(num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
     x = torch.stack([values(name, 2 * num_blocks * block_size, dtype) for name in DISTRIBUTIONS])
     before = x.clone()
     expected = python_ref.project_wgnc(x, block_size)
-    # It multiplies y_0 by complex numbers, after which zeros may have another sign.
+    # The reference multiplies y_0 by complex numbers, which may change the sign of zeros.
     assert_same_bits(project_wgnc(x, block_size) + 0.0, expected + 0.0)
     assert_same_bits(x, before, "the input")
 
 
 def test_the_ends_of_a_spectrum_stay_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every FFT ignores what they have for imaginary parts."""
+    """Not every FFT ignores the imaginary parts of X_0 and X_{N/2}."""
     monkeypatch.setattr(torch.fft, "irfft", lambda spectrum, **how: spectrum)
     spectrum = project_wgnc(values("normal", (3, 192)), 16)
     assert not spectrum[:, [0, -1]].imag.any()
@@ -164,7 +164,7 @@ def test_the_ends_of_a_spectrum_stay_real(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("dtype", REAL)
 def test_samples_in_small_programs(dtype: torch.dtype, set_blocks: Callable[..., None]) -> None:
-    """Programs that begin and end inside samples, and such as hold several."""
+    """Programs begin and end inside samples, or hold several samples."""
     for blocks in (1, 2, 4):
         set_blocks("project_wgnc_blocks_kernel", blocks=blocks)
         for block_size, num_blocks in ((2, 3), (4, 5), (16, 1), (16, 3)):

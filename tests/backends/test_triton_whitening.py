@@ -1,6 +1,6 @@
-"""The Triton kernels of tile statistics and W, interpreted, against the reference: the same bits.
+"""The Triton kernels of tile statistics and W, interpreted, have the bits of the reference.
 
-W too: on the CPU both take torch's rfft, so that not even the FFT differs.
+This includes W: on the CPU both use torch's rfft, so not even the FFT differs.
 """
 
 import math
@@ -53,7 +53,7 @@ def test_tile_stats_of_distributions(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 def test_nearly_constant_tiles(dtype: torch.dtype) -> None:
-    """Tiles on either side of the border below which a tile counts as constant."""
+    """Tiles on both sides of the limit below which a tile counts as constant."""
     base = values("normal", (1, 4, 8, 8), dtype)
     for scale in (2.0**-17, 2.0**-18, 2.0**-19, 2.0**-47, 2.0**-48, 0.0):
         check_tile_stats(0.7 + scale * base, (4, 4), (4,), f"around 0.7, {scale}")
@@ -62,7 +62,7 @@ def test_nearly_constant_tiles(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 def test_tiles_at_the_border_of_constant_ones(dtype: torch.dtype) -> None:
-    """E = K (ratio mean)^2, and E = the least energy, or a step to either side."""
+    """E = K (ratio mean)^2 and E = the least energy, and a step to either side."""
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=dtype).repeat(4)  # not the direction of constant tiles
     ratio, energy = CONSTANT_RATIO[dtype], CONSTANT_ENERGY[dtype]
     x = torch.stack([signs, signs]).view(1, 2, 4, 4)
@@ -72,7 +72,7 @@ def test_tiles_at_the_border_of_constant_ones(dtype: torch.dtype) -> None:
 
 
 def test_numbers_of_tiles_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bits stay what they are; no such number can be had here."""
+    """64-bit tile numbers do not change bits. So many tiles do not fit here, so the limit is lowered."""
     monkeypatch.setattr(tile_stats, "_HUGE", 0)
     tile_stats._plan.cache_clear()
     for shape, tile in TILES[:4]:

@@ -1,4 +1,4 @@
-"""The `noisetilt` command: `doctor`, with and without the compiled library, and the ways to call it."""
+"""`noisetilt doctor`, with and without the compiled library, and the ways to call the command."""
 
 import json
 import os
@@ -13,8 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import noisetilt_kernels as nt
-from noisetilt_kernels.backends import library as _library
-from noisetilt_kernels.backends import tables as bounds
+from noisetilt_kernels.backends import library, tables
 from noisetilt_kernels.cli import main
 
 REASON = "no compiled library is installed"
@@ -28,17 +27,17 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state after an installation without a compiler, as far as the doctor can see."""
-    monkeypatch.setattr(_library, "failure", REASON)
+    """Simulate an installation without a compiler, as `doctor` sees it."""
+    monkeypatch.setattr(library, "failure", REASON)
 
 
 def assert_agrees_with_backends(report: dict[str, Any]) -> None:
     statuses = nt.backends()
     assert set(report["devices"]) == set(statuses)
     for device, status in statuses.items():
-        told = report["devices"][device]
-        assert (told["backend"], told["detail"]) == (status.backend, status.detail)
-        assert told["refused"] == status.refused
+        reported = report["devices"][device]
+        assert (reported["backend"], reported["detail"]) == (status.backend, status.detail)
+        assert reported["refused"] == status.refused
     assert report["devices"]["cpu"]["present"]
     assert report["devices"]["cuda"]["present"] == torch.cuda.is_available()
 
@@ -49,26 +48,26 @@ def test_doctor_json() -> None:
     assert report["versions"]["noisetilt_kernels"] == nt.__version__
     assert report["versions"]["torch"] == torch.__version__
     assert report["cpu"]["torch_threads"] == torch.get_num_threads()
-    assert report["cpu"]["variant"] == _library.build_info()["variant"]
+    assert report["cpu"]["variant"] == library.build_info()["variant"]
     assert report["cuda"]["version"] == torch.version.cuda
     assert Path(report["library"]["path"]).is_file()
     assert report["library"]["failure"] is None
-    assert report["library"]["build"] == _library.build_info()
-    assert report["verdict"].startswith(f"cpu: native, C++ kernels, {report['cpu']['variant']} variant")
+    assert report["library"]["build"] == library.build_info()
+    assert report["verdict"].startswith(f"cpu: cpu, C++ kernels, {report['cpu']['variant']} variant")
 
 
-def test_doctor_text_says_what_the_json_says() -> None:
+def test_doctor_text_has_the_facts_of_the_json() -> None:
     report = json.loads(run("doctor", "--json"))
     text = run("doctor")
     lines = text.splitlines()
     assert lines[-1] == report["verdict"]
-    for said in (
+    for fact in (
         *report["versions"].values(),
         report["platform"],
         report["library"]["path"],
-        *_library.build_info().values(),
+        *library.build_info().values(),
     ):
-        assert said in text
+        assert fact in text
     for device, status in report["devices"].items():
         (line,) = (line for line in lines if line.startswith(f"{device} backend"))
         assert f"{status['backend']}: {status['detail']}" in line
@@ -76,11 +75,11 @@ def test_doctor_text_says_what_the_json_says() -> None:
             assert f"not {backend}: {reason}" in text
 
 
-def test_doctor_without_library_tells_why_and_the_way_out(without_library: None) -> None:
+def test_doctor_without_library_gives_reason_and_remedy(without_library: None) -> None:
     report = json.loads(run("doctor", "--json"))
     assert_agrees_with_backends(report)
     assert report["devices"]["cpu"]["backend"] == "reference"
-    assert report["devices"]["cpu"]["refused"]["native"] == REASON
+    assert report["devices"]["cpu"]["refused"]["cpu"] == REASON
     assert report["cpu"]["variant"] is None
     assert report["library"]["path"] is None
     assert report["library"]["failure"] == REASON
@@ -97,22 +96,22 @@ def test_doctor_without_library_tells_why_and_the_way_out(without_library: None)
     )
 
 
-def test_doctor_measures_the_bounds_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bounds, "cache_directory", lambda: tmp_path / "absent")
-    assert json.loads(run("doctor", "--json"))["bounds_cache"] == {
+def test_doctor_measures_the_table_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "cache_directory", lambda: tmp_path / "absent")
+    assert json.loads(run("doctor", "--json"))["table_cache"] == {
         "directory": str(tmp_path / "absent"),
         "files": 0,
         "bytes": 0,
     }
-    monkeypatch.setattr(bounds, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(tables, "cache_directory", lambda: tmp_path)
     (tmp_path / "one.safetensors").write_bytes(b"x" * 1000)
     (tmp_path / "two.safetensors").write_bytes(b"x" * 500)
-    cache = json.loads(run("doctor", "--json"))["bounds_cache"]
+    cache = json.loads(run("doctor", "--json"))["table_cache"]
     assert (cache["files"], cache["bytes"]) == (2, 1500)
 
 
 def test_module_runs_without_any_library(tmp_path: Path) -> None:
-    """The package as it is installed where there is no compiler, in a process of its own."""
+    """Run the package as installed without a compiler, in a separate process."""
     shutil.copytree(
         Path(nt.__file__).parent,
         tmp_path / "noisetilt_kernels",
@@ -126,7 +125,7 @@ def test_module_runs_without_any_library(tmp_path: Path) -> None:
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    report = json.loads(process.stdout)  # the warning of the import goes to stderr
+    report = json.loads(process.stdout)  # the import's warning goes to stderr
     assert report["devices"]["cpu"]["backend"] == "reference"
     assert "no compiled library" in report["library"]["failure"]
     assert process.stderr.count("runs on its slow pure-PyTorch reference") == 1

@@ -1,5 +1,6 @@
-"""`noisetilt sample`, `optimize`, `compare`, `rewards`: with the models in the box, in few steps."""
+"""`noisetilt sample`, `optimize`, `compare` and `rewards`, with the bundled models in few steps."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from safetensors.torch import load_file
 
 from noisetilt_kernels import sampling
 from noisetilt_kernels.cli import main
+from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
-from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling.methods import Method
 
 SAMPLE = [
     "sample",
@@ -47,20 +49,25 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
         *SAMPLE, "--particles", 2, "--seed", 5, "--held-out", "digit-judge", "--rho", 0.5, "--out", out
     )
     assert result.exit_code == 0, result.output
-    assert "2 of 32 x 32" in result.output and "3 an image, 6 in all" in result.output
+    assert "2 of 32 x 32" in result.output and "3 per image, 6 in total" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
-    assert run["method"] == {"name": "ntrk", "options": {"rho": 0.5, "steps": 3}}
+    assert run["method"] == {"name": "ntrk", "arguments": {"rho": 0.5, "steps": 3}}
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
 
-    settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), {"brightness": 1.0})
-    model = load_model(settings, Machine())
+    settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), parse_rewards("brightness"))
+    model = load_model(settings, ComputeOptions())
 
     def brightness(images: torch.Tensor, prompts: object) -> torch.Tensor:
         return (images * torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(dim=1).mean(dim=(1, 2))
 
     wanted = sampling.ntrk(
-        model, brightness, ["a handwritten seven"] * 2, rho=0.5, steps=3, run=sampling.Run(seed=5)
+        model,
+        brightness,
+        ["a handwritten seven"] * 2,
+        rho=0.5,
+        steps=3,
+        options=sampling.SamplerOptions(seed=5),
     )
     for particle in range(2):
         latent = load_file(out / "latents" / f"{particle:04d}.safetensors")["latent"]
@@ -76,15 +83,15 @@ def test_a_dry_run_plans_and_does_nothing(tmp_path: Path) -> None:
         *SAMPLE[:-2], "--prompt-file", prompts, "--method", "svdd", "--dry-run", "--out", tmp_path / "run"
     )
     assert result.exit_code == 0, result.output
-    assert "1 of each of 3 prompts" in result.output
-    assert "97 an image, 291 in all" in result.output
+    assert "1 for each of 3 prompts" in result.output
+    assert "97 per image, 291 in total" in result.output
     assert "memory" in result.output and "MB" in result.output
     assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*SAMPLE, "--particles", 3, "--method", "base", "--out", tmp_path / "run"]
-    keep = execution.RunFolder.keep
+    keep = execution.RunFolder.save_particle
 
     def interrupted(self: execution.RunFolder, one: execution.Outcome, *rest: torch.Tensor) -> None:
         if one.particle == 1:
@@ -92,12 +99,12 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         keep(self, one, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(execution.RunFolder, "keep", interrupted)
+        patch.setattr(execution.RunFolder, "save_particle", interrupted)
         result = invoke(*arguments)
     assert result.exit_code == 130
     assert "stopped: 1 of 3 images are in" in result.output and "--resume goes on" in result.output
 
-    assert_one_sentence(invoke(*arguments), "holds a run with 1 images already", "--resume")
+    assert_one_sentence(invoke(*arguments), "already holds a run with 1 images", "--resume")
     assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "another seed: 0, not 1")
     result = invoke(*arguments, "--resume")
     assert result.exit_code == 0, result.output
@@ -159,7 +166,7 @@ def test_rewards_are_listed() -> None:
         (["--reward", "digit", "--prompt", "a cat"], ["exactly one digit", "a cat"]),
         (["--height", "33"], ["height must be a multiple of 4", "33"]),
         (["--rho", "2"], ["rho must be in [0, 1]"]),
-        (["--method", "base", "--rho", "0.1"], ["base has no option 'rho'"]),
+        (["--method", "base:rho=0.1"], ["base has no argument 'rho'"]),
         (["--method", "dps"], ["dps needs strength"]),
         (["--reward-source", "brightness=/x"], ["brightness", "no weights"]),
     ],
@@ -181,6 +188,77 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, changes: list[str], word
 def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
     result = invoke(*SAMPLE, *changes, "--out", tmp_path / "run")
     assert result.exit_code == 2 and "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["--method", "base", "--rho", "0.1"],
+            "--rho is not an option of base; it has --steps, --schedule, --scale",
+        ),
+        (
+            ["--method", "ntrk:rho=0.3", "--rho", "0.1"],
+            "rho is given twice: --rho 0.1 and --method ntrk:rho=0.3",
+        ),
+        (["--method", "wgnc"], "got 'wgnc'; wgnc is for `noisetilt optimize`"),
+        (["--method", "nonsense"], "--method must be one of base, dps, ntrk, svdd, got 'nonsense'"),
+    ],
+)
+def test_methods_and_shorthands_that_do_not_fit(tmp_path: Path, changes: list[str], message: str) -> None:
+    result = invoke(*SAMPLE, *changes, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "Usage:" in result.output
+    assert message in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["sample", "optimize"])
+def test_shorthands_are_the_samplers_parameters(command: str) -> None:
+    """Types, defaults and helps are the samplers'; the help names the samplers that take an option."""
+    kind = {"sample": "flow", "optimize": "one-step"}[command]
+    samplers = [sampler for sampler in sampling.SAMPLERS.values() if sampler.kind == kind]
+    options = {option.name: option for option in main.commands[command].params}
+    for sampler in samplers:
+        for name, parameter in sampler.parameters.items():
+            assert parameter.help in options[name].help
+            for default in {parameter.default} - {None, inspect.Parameter.empty}:
+                assert f"default: {default}]" in options[name].help
+            takers = [other.name for other in samplers if name in other.parameters]
+            assert (f"{', '.join(takers)} only" in options[name].help) == (len(takers) < len(samplers))
+            given = parameter.choices[-1] if parameter.choices else "1"
+            assert type(options[name].type.convert(given, None, None)) is parameter.type
+
+
+def test_arguments_of_a_method_and_shorthands_are_joined(tmp_path: Path) -> None:
+    """One syntax for the method; `--strength`, which dps needs, may be given in either way."""
+    for index, options in enumerate([["dps:strength=2,schedule=constant"], ["dps", "--strength", 2]]):
+        out = tmp_path / str(index)
+        result = invoke(*SAMPLE, "--scale", 0.5, "--method", *options, "--out", out)
+        assert result.exit_code == 0, result.output
+        arguments = json.loads((out / "run.json").read_text())["settings"]["method"]["arguments"]
+        assert arguments == {
+            "strength": 2,
+            "schedule": ["constant", "linear"][index],
+            "steps": 3,
+            "scale": 0.5,
+        }
+
+
+def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
+    arguments = [
+        "optimize",
+        "--model",
+        "digits-turbo",
+        "--prompt",
+        "a 7",
+        "--reward",
+        "brightness",
+        "--dry-run",
+    ]
+    result = invoke(
+        *arguments, "--method", "wgnc:lr=0.1,iterations=3", "--clip", 1, "--out", tmp_path / "run"
+    )
+    assert result.exit_code == 0 and "wgnc:lr=0.1,iterations=3,clip=1.0" in result.output
+    assert "4 per image" in result.output
 
 
 def test_a_prompt_is_needed(tmp_path: Path) -> None:

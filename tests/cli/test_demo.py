@@ -1,4 +1,4 @@
-"""`noisetilt demo`: the numbers it prints, recomputed here with numpy, and the file it writes."""
+"""`noisetilt demo`: the printed numbers, recomputed with numpy, and the picture."""
 
 import io
 import math
@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-from noisetilt_kernels import demo, demo_sampling, python_ref
-from noisetilt_kernels.cli import main
+from noisetilt_kernels import cli, python_ref
+from noisetilt_kernels.cli import demo_operators, demo_sampling, main
 
 OPERATORS = ["input", "norm projection", "WGNC", "W"]
 INPUTS = ["photograph", "Gaussian noise"]
@@ -29,14 +29,14 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module", autouse=True)
 def operators_alone() -> Iterator[None]:
-    """The second half, which samples for a minute, has a test of its own."""
+    """Replace the second part, which samples for a minute and has its own test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_sampling, "run", lambda seed, picture: (f"sampled with seed {seed}", [picture]))
         yield
 
 
 def parse_table(text: str) -> dict[tuple[str, str], dict[str, float]]:
-    """{(input, operator): {column: number}} of the printed table."""
+    """Return {(input, operator): {column: number}} from the printed table."""
     rows = {}
     for line in text.splitlines():
         for name in INPUTS:
@@ -49,7 +49,7 @@ def parse_table(text: str) -> dict[tuple[str, str], dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The picture and the output of one run."""
+    """Path of the picture and output of one run."""
     path = tmp_path_factory.mktemp("demo") / "picture.png"
     result = invoke("--out", path)
     assert result.exit_code == 0, result.output
@@ -57,7 +57,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def recomputed(x: Tensor, y: Tensor) -> dict[str, float]:
-    """The printed numbers for input x and output y, in numpy and float64."""
+    """Return the printed numbers for input x and output y, computed with numpy in float64."""
     a, b = (tensor.numpy().astype(np.float64).ravel() for tensor in (x, y))
     power = np.abs(np.fft.fft2(b.reshape(16, 64, 64), norm="ortho")) ** 2
     return {
@@ -82,7 +82,10 @@ def test_table_holds_the_recomputed_numbers(printed: tuple[Path, str]) -> None:
     _, text = printed
     rows = parse_table(text)
     assert list(rows) == [(name, operator) for name in INPUTS for operator in OPERATORS]
-    inputs = {"photograph": demo.photograph_latent(), "Gaussian noise": demo.noise_latent(0)}
+    inputs = {
+        "photograph": demo_operators.photograph_latent(),
+        "Gaussian noise": demo_operators.noise_latent(0),
+    }
     for (name, operator), row in rows.items():
         expected = recomputed(inputs[name], independent_output(operator, inputs[name]))
         assert row["cosine"] == pytest.approx(expected["cosine"], abs=2e-6)
@@ -116,7 +119,7 @@ def test_picture_is_a_png_of_readable_size_at_the_printed_path(printed: tuple[Pa
 
 
 def test_inputs_are_standardised_latents() -> None:
-    photograph, noise = demo.photograph_latent(), demo.noise_latent(0)
+    photograph, noise = demo_operators.photograph_latent(), demo_operators.noise_latent(0)
     assert photograph.shape == noise.shape == (1, 16, 64, 64)
     assert photograph.dtype == noise.dtype == torch.float32
     assert photograph.double().mean().item() == pytest.approx(0, abs=1e-6)
@@ -150,9 +153,9 @@ def test_user_settings_of_matplotlib_do_not_reach_the_picture(printed: tuple[Pat
     with matplotlib.rc_context(
         {"figure.facecolor": "black", "axes.grid": True, "text.usetex": True, "savefig.bbox": "tight"}
     ):
-        figure = demo.draw(demo.compare(0))
-        assert matplotlib.rcParams["text.usetex"]  # theirs are as before
-        with Image.open(io.BytesIO(demo.png(figure))) as ours, Image.open(printed[0]) as plain:
+        figure = demo_operators.draw(demo_operators.compare(0))
+        assert matplotlib.rcParams["text.usetex"]  # the user's settings are restored
+        with Image.open(io.BytesIO(demo_operators.png(figure))) as ours, Image.open(printed[0]) as plain:
             assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(plain.convert("RGB")))
 
 
@@ -167,7 +170,7 @@ def assert_one_sentence(result: Result, *words: str) -> None:
 def test_missing_directory_is_reported_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "compare", lambda seed: pytest.fail("worked first"))
+    monkeypatch.setattr(demo_operators, "compare", lambda seed: pytest.fail("worked first"))
     path = tmp_path / "absent" / "picture.png"
     assert_one_sentence(invoke("--out", path), str(path), "there is no directory")
     assert os.listdir(tmp_path) == []
@@ -179,7 +182,7 @@ def test_directory_as_destination(tmp_path: Path) -> None:
 
 
 def test_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills up halfway: the path is never seen half written."""
+    """Fill the disk halfway through the write: the old picture stays."""
     path = tmp_path / "picture.png"
     path.write_bytes(b"old")
 
@@ -208,26 +211,24 @@ def test_directory_that_is_a_file(tmp_path: Path) -> None:
 def test_missing_drawing_package_names_the_extra(
     missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import noisetilt_kernels
-
-    monkeypatch.delitem(sys.modules, "noisetilt_kernels.demo")
-    monkeypatch.delattr(noisetilt_kernels, "demo")
+    monkeypatch.delitem(sys.modules, "noisetilt_kernels.cli.demo_operators")
+    monkeypatch.delattr(cli, "demo_operators")
     monkeypatch.setitem(sys.modules, missing, None)
     for name in [name for name in sys.modules if name.startswith(f"{missing}.")]:
-        monkeypatch.setitem(sys.modules, name, None)  # its parts as well, which would be found without it
+        monkeypatch.setitem(sys.modules, name, None)  # submodules too: imported ones would still be found
     result = invoke("--out", tmp_path / "picture.png")
     assert_one_sentence(result, missing, 'pip install "noisetilt-kernels[demo]"')
     assert os.listdir(tmp_path) == []
 
 
 def test_sampling_puts_every_method_side_by_side(tmp_path: Path) -> None:
-    """The second half itself, with two images of one prompt, in a process that has not replaced it."""
+    """Run the second part with two images of one prompt, in a process that has not replaced it."""
     program = """
 import dataclasses, sys
 from pathlib import Path
-from noisetilt_kernels import demo_sampling
-whole = demo_sampling.settings
-demo_sampling.settings = lambda seed: dataclasses.replace(whole(seed), prompts=("a 7",), particles=2)
+from noisetilt_kernels.cli import demo_sampling
+full = demo_sampling.settings
+demo_sampling.settings = lambda seed: dataclasses.replace(full(seed), prompts=("a 7",), particles=2)
 text, pictures = demo_sampling.run(3, Path(sys.argv[1]))
 print(text)
 """

@@ -1,5 +1,6 @@
-// Stand-alone test of csrc/cpu without PyTorch, for the sanitizers: every kernel on awkward sizes and values,
-// the 2OS projection against a direct sort, and the same bits with 1, 2 and 7 threads.
+// Test of csrc/cpu without PyTorch, for the sanitizers. Runs every kernel of every variant on awkward sizes
+// and values, compares the 2OS projection with its definition, and expects the same bits with 1, 2 and 7
+// threads.
 
 #include <algorithm>
 #include <cmath>
@@ -93,11 +94,11 @@ static std::vector<T> make_input(int64_t size, Input kind, uint32_t seed) {
   return x;
 }
 
-// Ascending tables about the normal order statistics, tight enough that some values are clipped.
+// Table around the normal order statistics, tight enough that some values are clipped.
 template <class T>
-struct Tables {
+struct OwnedTable {
   std::vector<T> lower, upper;
-  Tables(int64_t M, int64_t D, bool monotone) : lower(M * D), upper(M * D) {
+  OwnedTable(int64_t M, int64_t D, bool monotone) : lower(M * D), upper(M * D) {
     for (int64_t r = 0; r < M; ++r) {
       for (int64_t j = 0; j < D; ++j) {
         const double q = (static_cast<double>(r) + 0.5) / static_cast<double>(M),
@@ -114,9 +115,9 @@ struct Tables {
   }
 };
 
-// The definition: two stable sorts, a clip, and the way back.
+// Definition of the 2OS projection: two stable sorts, a clip, and back to the original places.
 template <class T>
-static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T>& tables, int64_t M,
+static std::vector<T> project_by_sorting(const std::vector<T>& x, const OwnedTable<T>& table, int64_t M,
                                          int64_t D) {
   auto before = [](T a, T b) { return a == a && (b != b || a < b); };
   std::vector<int64_t> place(M * D);
@@ -131,7 +132,7 @@ static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T
     for (int64_t m = 0; m < M; ++m) column[m] = place[m * D + j];
     std::stable_sort(column.begin(), column.end(), [&](int64_t a, int64_t b) { return before(x[a], x[b]); });
     for (int64_t r = 0; r < M; ++r) {
-      const T low = tables.lower[r * D + j], high = tables.upper[r * D + j];
+      const T low = table.lower[r * D + j], high = table.upper[r * D + j];
       T& v = result[column[r]];
       v = v < low ? low : v > high ? high : v;
     }
@@ -139,7 +140,7 @@ static std::vector<T> project_by_sorting(const std::vector<T>& x, const Tables<T
   return result;
 }
 
-// The kernel's result, which must not depend on the number of threads.
+// Result of the kernel. Expects the same bits for every number of threads.
 template <class T>
 static std::vector<T> on_all_threads(const char* what, size_t size,
                                      const std::function<void(std::vector<T>&)>& kernel) {
@@ -162,8 +163,8 @@ static void test_order_stats() {
   for (const auto& size : sizes) {
     const int64_t M = size[0], D = size[1];
     for (bool monotone : {true, false}) {
-      const Tables<T> tables(M, D, monotone);
-      Table<T> table = tables.view(M, D, false);
+      const OwnedTable<T> owned(M, D, monotone);
+      Table<T> table = owned.view(M, D, false);
       expect(tested<T>().check_table(table) == TableFault::none, "check_table accepts", M, D);
       expect(table.monotone || !monotone || M == 1, "check_table: monotone", M, D);
       for (Input kind : {Input::normal, Input::few, Input::special, Input::sorted, Input::outlier}) {
@@ -172,11 +173,11 @@ static void test_order_stats() {
           out = x;
           tested<T>().project_2os(out.data(), 1, table);
         });
-        expect(same_bits(result, project_by_sorting(x, tables, M, D)), "2OS is the sorted projection", M, D);
+        expect(same_bits(result, project_by_sorting(x, owned, M, D)), "2OS is the sorted projection", M, D);
       }
     }
   }
-  Tables<T> faulty(10, 4, true);
+  OwnedTable<T> faulty(10, 4, true);
   faulty.upper[13] = faulty.lower[13] - 1;
   Table<T> crossed = faulty.view(10, 4, false);
   expect(tested<T>().check_table(crossed) == TableFault::crossed, "check_table finds a crossing");
@@ -192,7 +193,7 @@ static void test_whitening() {
     for (const Tile& tile : tiles) {
       if (shape.height % tile.height || shape.width % tile.width) continue;
       const int64_t P = shape.size() / tile.size(), N = shape.size();
-      const Tables<T> values(N / 2, 2, true), stats(P, 1, true);
+      const OwnedTable<T> values(N / 2, 2, true), stats(P, 1, true);
       const Table<T> value_table = values.view(N / 2, 2, true);
       const Table<T> stat_tables[1][2] = {{stats.view(P, 1, true), stats.view(P, 1, true)}};
       const TileProjection<T> tile_projection{tile, stat_tables, 1};
@@ -205,9 +206,10 @@ static void test_whitening() {
             out = x;
             tested<T>().project(out.data(), batch, projection);
           });
-          on_all_threads<T>("mix over threads", x.size(), [&](std::vector<T>& out) {
+          on_all_threads<T>("project_mixing_domains over threads", x.size(), [&](std::vector<T>& out) {
             tested<T>().finite_or_nan(x.data(), out.data(), batch, N);
-            if (tile.size() % 2 == 0) tested<T>().mix(out.data(), batch, projection, mixing, 2);
+            if (tile.size() % 2 == 0)
+              tested<T>().project_mixing_domains(out.data(), batch, projection, mixing, 2);
           });
         }
       }
@@ -285,7 +287,16 @@ static void test_wgnc() {
 }
 
 template <class T>
+static void test_completeness() {
+  Kernels<T> kernels = tested<T>();
+  void (*members[sizeof kernels / sizeof(void (*)())])();
+  std::memcpy(members, &kernels, sizeof kernels);
+  for (auto member : members) expect(member != nullptr, "every kernel is set");
+}
+
+template <class T>
 static void test_all() {
+  test_completeness<T>();
   test_order_stats<T>();
   test_whitening<T>();
   test_transforms<T>();

@@ -1,4 +1,4 @@
-"""Builds the emulated kernels and the toys with g++ and ninja, into build/cuda_emulation."""
+"""Build of the emulated kernels and of the toys with g++ and ninja, in build/cuda_emulation."""
 
 import importlib.util
 import subprocess
@@ -14,15 +14,17 @@ HERE = ROOT / "tests" / "cuda_emulation"
 KERNELS = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "cuda_emulation"
 
-# inline variables hidden, or two modules in one process would share the state of the device
+# -fvisibility=hidden: otherwise two modules in one process would share the state of the emulated device.
 FLAGS = (
     "-x c++ -std=c++17 -O2 -g1 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas"
 )
 RACES = "-DEMULATION_RACES"
-TRACED = f"{RACES} -fsanitize=thread"  # but races.cpp for its runtime
+TRACED = f"{RACES} -fsanitize=thread"  # linked with races.cpp in place of ThreadSanitizer's runtime
 MODULE_CPP = HERE / "module.cpp"
 CU = sorted(KERNELS.glob("*.cu"))
-TARGETS = {  # name: ({source: flags}, flags of the linker); *_races find races in shared memory, slowly
+# name: ({source: flags}, flags of the linker). *_races find races in shared memory, and are slow.
+TARGETS = {
+    "plan.so": ({HERE / "plan.cpp": ""}, "-shared"),  # without the emulation
     "toys.so": ({HERE / "toys.cu": ""}, "-shared"),
     "toys_races.so": ({HERE / "races.cpp": RACES, HERE / "toys.cu": TRACED}, "-shared"),
     "toys_asan": ({HERE / "toys.cu": "-DTOYS_MAIN -fsanitize=address"}, "-fsanitize=address"),
@@ -36,7 +38,7 @@ TARGETS = {  # name: ({source: flags}, flags of the linker); *_races find races 
 
 
 def build(target: str) -> Path:
-    """Brings one of TARGETS up to date."""
+    """Build one of TARGETS if it is out of date, and return its path. Raise RuntimeError if that fails."""
     includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
     lines = [
         f"flags = {FLAGS} -I {HERE} -I {ROOT / 'csrc'} " + " ".join(f"-isystem {path}" for path in includes),
@@ -60,12 +62,12 @@ def build(target: str) -> Path:
     command = [sys.executable, "-m", "ninja", "-C", str(BUILD), target]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"{target} does not build:\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"building {target} failed:\n{result.stdout}{result.stderr}")
     return BUILD / target
 
 
 def load(name: str) -> ModuleType:
-    """The module of one of TARGETS, built if need be."""
+    """Return the module of one of TARGETS, which is built if it is out of date."""
     spec = importlib.util.spec_from_file_location(name, build(f"{name}.so"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,5 +1,5 @@
-// CUDA's names over emulation.h: the part of cuda_runtime.h, and of the built-in functions of device code,
-// that the kernels use. Extend it as they do.
+// CUDA's names for emulation.h: the part of cuda_runtime.h, and of the built-in functions of device code,
+// that the kernels use. Extend it if a kernel needs more.
 #pragma once
 
 #include <math.h>
@@ -16,7 +16,7 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__  // empty, since g++ writes its own attribute so
+#define __noinline__  // empty: g++ has an attribute of this name
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) alignas(n)
@@ -75,7 +75,7 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-// A lane outside of the mask gives noise.
+// Reading a lane outside of the mask returns noise.
 template <class T>
 T shuffle(const char* operation, unsigned mask, T value, unsigned source, Site site) {
   const auto read = [](const Warp& warp, unsigned mask, unsigned lane) {
@@ -135,7 +135,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
 
 inline void __syncwarp(unsigned mask = ~0u, emulation::Site site = emulation::here()) {
   const auto order = [](const emulation::Warp& warp, unsigned mask, unsigned lane) {
-    if (mask >> lane == 1) emulation::lanes_synchronized(warp, mask);  // once: for the last lane
+    if (mask >> lane == 1) emulation::lanes_synchronized(warp, mask);  // only once, for the last lane
     return 0;
   };
   emulation::collective("__syncwarp", mask, 0, 0, site, order);
@@ -192,11 +192,11 @@ inline void __nanosleep(unsigned) { emulation::poll(); }
 
 namespace emulation {
 
-// T itself, but not deduced: CUDA has overloads for these types, not templates.
+// T, if it is one of the types for which CUDA has an overload.
 template <class T, class... Types>
 using OneOf = std::enable_if_t<(std::is_same_v<T, Types> || ...), T>;
 
-// An atomic operation that leaves memory as it was may be part of a loop that waits.
+// An atomic operation that does not change memory may be part of a loop that waits.
 template <class T, class Update>
 __attribute__((noinline, no_sanitize("thread"))) T read_modify_write(T* address, const Update& update) {
   preempt();
@@ -284,7 +284,7 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-// ---- floating point: to be compiled with -ffp-contract=off ----
+// ---- floating point: needs -ffp-contract=off ----
 
 inline unsigned __float_as_uint(float x) { return emulation::from_bits<unsigned>(emulation::to_bits(x)); }
 inline float __uint_as_float(unsigned x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
@@ -293,7 +293,7 @@ inline double __longlong_as_double(long long x) { return emulation::from_bits<do
 
 // clang-format on
 
-// Exact where the result is 0, 1 or -1.
+// Exact if the result is 0, 1 or -1.
 inline void sincospi(double x, double* sine, double* cosine) {
   const double quarters = nearbyint(2 * x);
   const long double angle = (x - quarters / 2) * 3.14159265358979323846264338327950288L;
@@ -309,7 +309,7 @@ inline void sincospif(float x, float* sine, float* cosine) {
   *cosine = static_cast<float>(c);
 }
 
-// ---- the host's side ----
+// ---- host functions ----
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -367,7 +367,7 @@ struct cudaLaunchConfig_t {
 namespace emulation {
 
 constexpr int64_t kSharedBytesByDefault = 48 << 10;
-inline std::map<const void*, int64_t> allowed_shared_bytes;  // of kernels that may have more
+inline std::map<const void*, int64_t> allowed_shared_bytes;  // of kernels that asked for more
 inline cudaError_t last_error = cudaSuccess;
 
 inline cudaError_t status(cudaError_t error) { return error ? last_error = error : error; }
@@ -399,7 +399,7 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, 
   const size_t limit =
       static_cast<size_t>(device.num_sms * blocks_per_sm(static_cast<int64_t>(num_threads),
                                                          static_cast<int64_t>(config.dynamicSmemBytes)));
-  // blocks that do not wait for one another may run alone, or few at a time
+  // Blocks of an ordinary launch must not wait for each other: only a few are resident at a time.
   size_t residents = std::min({num_blocks, limit, size_t{1} + random_bits() % 4});
   for (unsigned k = 0; k < config.numAttrs; ++k) {
     const cudaLaunchAttribute& attribute = config.attrs[k];

@@ -1,4 +1,5 @@
-// The settings of the device, to Python: set_device(num_sms=3, seed=7) leaves the others at their defaults.
+// set_device() for Python modules. set_device(num_sms=3, seed=7) resets all other properties to their
+// defaults.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,10 +1,10 @@
-// A CUDA device on the CPU. Every thread of a launch is a fiber of one operating-system thread, which runs
-// until it has to wait; which goes on next is random. So a kernel that is right only for some order of its
-// threads is wrong for nearly every seed.
+// A CUDA device on the CPU. Every thread of a launch is a fiber of one operating-system thread. A fiber runs
+// until it must wait; which fiber goes on next is random. A kernel that is right only for some order of its
+// threads is therefore wrong for nearly every seed.
 //
-// A launch throws where threads wait for ever, or name one another wrongly. Not seen: memory that a fence
-// should have ordered (every write is at once visible to all), __launch_bounds__ and registers, loops that
-// wait for memory without an atomic operation or a cached load (they hang).
+// A launch throws if threads wait for ever, or name each other wrongly. Not found: missing fences (every
+// write is visible to all threads at once), violations of __launch_bounds__, too many registers. A loop that
+// waits for memory without an atomic operation or a cached load hangs. See README.md.
 #pragma once
 
 #include <dlfcn.h>
@@ -29,13 +29,13 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-inline dim3 gridDim, blockDim;  // of the running launch; the two indices are macros of cuda_runtime.h
+inline dim3 gridDim, blockDim;  // of the running launch; threadIdx and blockIdx are macros of cuda_runtime.h
 
 namespace emulation {
 
 constexpr unsigned kWarpSize = 32;
 
-// What the device has. Tests set it.
+// Properties of the device. Tests set them.
 struct Device {
   int num_sms = 4;
   int threads_per_block = 1024;
@@ -43,9 +43,9 @@ struct Device {
   int blocks_per_sm = 32;
   int64_t shared_bytes_per_block = 227 << 10;
   int64_t shared_bytes_per_sm = 228 << 10;
-  int64_t reserved_shared_bytes = 1 << 10;  // of every block, for the system
+  int64_t reserved_shared_bytes = 1 << 10;  // of every block, by the system
   int compute_capability = 90;
-  uint64_t seed = 0;  // of the order of threads; goes on with every use
+  uint64_t seed = 0;  // of the order of threads; changes with every use
 };
 inline Device device;
 
@@ -56,7 +56,7 @@ inline uint64_t random_bits() {
   return z ^ (z >> 31);
 }
 
-// A number below `limit` from the upper 32 of random bits.
+// Number below `limit`, from the upper 32 of `bits`.
 inline uint32_t below(uint64_t bits, size_t limit) {
   return static_cast<uint32_t>((bits >> 32) * limit >> 32);
 }
@@ -70,8 +70,8 @@ inline std::string text(uint3 i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
-// Memory of just that size: AddressSanitizer sees what lies outside, intact() some of the writes. All ones at
-// first, which is NaN, or noise.
+// Memory of exactly the given size. AddressSanitizer finds accesses outside, intact() finds some writes
+// behind the end. It is filled with noise, or with ones, which are NaN.
 class Memory {
  public:
   Memory() = default;
@@ -108,7 +108,7 @@ class Memory {
   size_t size_ = 0;
 };
 
-// A place in the sources: as a default argument, of the caller.
+// Place in the sources. here() as a default argument is the place of the caller.
 struct Site {
   const char *file, *function;
   int line;
@@ -126,12 +126,12 @@ struct Fiber {
   Warp* warp;
   unsigned lane;
   uint3 thread;
-  const char* waits_at;  // operation, or null
-  unsigned mask;         // that it waits for, or 0
+  const char* waits_at;  // name of an operation, or null
+  unsigned mask;         // of lanes for which it waits, or 0
   Site site;
 };
 
-// Things that hold a fiber which may go on, in no order.
+// Unordered set of warps, or blocks, with a fiber that may go on.
 template <class T>
 struct ReadySet {
   std::vector<T*> items;
@@ -159,7 +159,7 @@ struct Warp {
   size_t position;
   unsigned num_gatherings;
   Gathering gatherings[kWarpSize];
-  // of the collective operation at which a lane is
+  // of each lane: arguments and result of its collective operation
   uint64_t argument[kWarpSize], result[kWarpSize];
   unsigned source[kWarpSize];
   Fiber lanes[kWarpSize];
@@ -172,9 +172,9 @@ struct Block {
   ReadySet<Warp> ready;
   size_t position;
   unsigned live, waiting;  // threads
-  const char* barrier;     // at which they wait
+  const char* barrier;     // name of the barrier at which they wait
   Site site;
-  int count, result;  // of predicates that hold
+  int count, result;  // of threads whose predicate holds: so far, and at the last barrier
 };
 
 // The running launch.
@@ -184,11 +184,11 @@ struct Grid {
   size_t num_blocks, num_threads, shared_bytes;
 
   Context main;
-  std::vector<Block> blocks;  // those that run
+  std::vector<Block> blocks;  // resident ones
   ReadySet<Block> ready;
-  std::vector<Fiber*> pollers;  // which go on when no other can
+  std::vector<Fiber*> pollers;  // go on when no other fiber can
   uint64_t idle_polls;
-  unsigned keep_warp, keep_block;  // of 256 times
+  unsigned keep_warp, keep_block;  // how many times of 256 the next fiber is of the same warp, block
   Block* finished;
   std::string error;
 };
@@ -211,7 +211,7 @@ inline unsigned char* dynamic_shared_memory() { return current->warp->block->sha
 
 // ---- errors ----
 
-// What addr2line says of an address in the code; several lines for a function inlined into others.
+// File and line of an address in the code, by addr2line. Several for an inlined function.
 inline std::string place_of(const void* code, const char* options = "-sie") {
   Dl_info info;
   if (!dladdr(code, &info)) return "?";
@@ -227,7 +227,7 @@ inline std::string place_of(const void* code, const char* options = "-sie") {
   return place.empty() ? "?" : place;
 }
 
-// Its name, if debugging information tells.
+// Name of a kernel, from debugging information.
 inline std::string kernel_name(const void* kernel) {
   const std::string name = place_of(kernel, "-Cfe");
   return name.substr(0, name.find(" < "));
@@ -240,7 +240,7 @@ inline std::string text(const char* operation, Site site, unsigned mask = 0) {
   return words;
 }
 
-// The launch ends here: what() says why. Its fibers are abandoned.
+// Ends the launch, which throws with the message. Its fibers are abandoned.
 [[noreturn]] inline void fail(const std::string& why) {
   Grid& g = *grid;
   g.error = why;
@@ -252,7 +252,7 @@ inline std::string text(const char* operation, Site site, unsigned mask = 0) {
   std::abort();
 }
 
-// Who waits where.
+// List of places where fibers wait, for an error message.
 inline std::string waiting_fibers() {
   std::map<std::string, std::pair<size_t, const Fiber*>> groups;
   for (const Block& block : grid->blocks)
@@ -270,7 +270,7 @@ inline std::string waiting_fibers() {
   return all;
 }
 
-// ---- which fiber goes on ----
+// ---- scheduler ----
 
 inline void make_ready(Warp& warp, unsigned lanes) {
   if (!warp.ready) {
@@ -280,7 +280,7 @@ inline void make_ready(Warp& warp, unsigned lanes) {
   warp.ready |= lanes;
 }
 
-// Takes a fiber out of those that may go on. Null if all wait.
+// Takes a fiber out of those that may go on. Returns null if all of them wait.
 inline Fiber* next_fiber(bool elsewhere) {
   Grid& g = *grid;
   if (g.ready.items.empty()) {
@@ -308,7 +308,7 @@ inline Fiber* next_fiber(bool elsewhere) {
   return &warp->lanes[lane];
 }
 
-// Lets others run until this fiber is ready and its turn comes.
+// Lets other fibers run until this one is ready and is chosen.
 inline void wait(bool elsewhere = false) {
   Fiber* const me = current;
   Fiber* const next = next_fiber(elsewhere);
@@ -318,18 +318,19 @@ inline void wait(bool elsewhere = false) {
   switch_context(me->context, next->context);
 }
 
-// To be called where a thread may be waiting for memory to change, which it did not: others go first.
+// Called where a thread has read memory that it may be waiting for, and that has not changed: other fibers go
+// first.
 inline void poll() {
   const uint64_t bits = random_bits();
   if (bits & 1)
-    grid->pollers.push_back(current);  // late: when all others wait
+    grid->pollers.push_back(current);  // goes on late, when all others wait
   else
     make_ready(*current->warp, 1u << current->lane);
   current->waits_at = nullptr;
   wait(true);
 }
 
-// To be called where other threads may see memory as it is just here.
+// Called before accesses to memory that other threads may be reading: lets one of them go on, sometimes.
 inline void preempt() {
   if (random_bits() & 3) return;
   make_ready(*current->warp, 1u << current->lane);
@@ -340,7 +341,7 @@ inline void progress() { grid->idle_polls = 0; }
 
 // ---- barriers and collective operations ----
 
-// Returns for how many threads of the block the predicate holds.
+// Barrier of the block. Returns the number of its threads whose predicate holds.
 inline int barrier(const char* operation, bool predicate, Site site) {
   Fiber& me = *current;
   Block& block = *me.warp->block;
@@ -365,15 +366,16 @@ inline int barrier(const char* operation, bool predicate, Site site) {
   return block.result;
 }
 
-// A collective operation of the lanes in `mask`. Each brings an argument and the lane that it reads, and gets
-// resolve(warp, mask, lane), called when all have come.
+// Collective operation of the lanes in `mask`. Each lane passes an argument and the number of a lane to read,
+// and gets resolve(warp, mask, lane), which is called when all lanes have arrived.
 template <class Resolve>
 uint64_t collective(const char* operation, unsigned mask, uint64_t argument, unsigned source, Site site,
                     const Resolve& resolve) {
   Fiber& me = *current;
   Warp& warp = *me.warp;
   if (!(mask >> me.lane & 1)) fail(text(operation, site, mask) + " by lane " + std::to_string(me.lane));
-  if (mask & ~warp.live) fail(text(operation, site, mask) + " names a lane that is not there or has exited");
+  if (mask & ~warp.live)
+    fail(text(operation, site, mask) + " names a lane that does not exist or has exited");
   Gathering* gathering = std::find_if(warp.gatherings, warp.gatherings + warp.num_gatherings,
                                       [=](const Gathering& g) { return g.mask == mask; });
   if (gathering == warp.gatherings + warp.num_gatherings) {
@@ -462,7 +464,7 @@ inline void finish(Block& block) {
   block.shared = {};
 }
 
-// Runs all blocks, `residents` of them at a time.
+// Runs all blocks, up to `residents` of them at a time.
 inline void run(Grid& g, size_t residents) {
   struct Guard {
     ~Guard() {

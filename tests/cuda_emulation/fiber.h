@@ -1,4 +1,4 @@
-// Stacks, and going from one to another.
+// Stacks of fibers, and switching between them.
 #pragma once
 
 #include <sys/mman.h>
@@ -25,8 +25,7 @@ struct Stack {
   size_t size;
 };
 
-// The nth of the stacks, which are kept for the life of the process. Below each lies a page that may not be
-// touched.
+// Stack number n. Stacks are kept for the life of the process. Below each lies a guard page.
 inline Stack& stack(size_t n) {
   static std::vector<Stack> stacks;
 #ifdef __SANITIZE_ADDRESS__
@@ -39,14 +38,14 @@ inline Stack& stack(size_t n) {
     void* memory = mmap(nullptr, guard + size, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) throw std::bad_alloc();
-    // starting at different offsets: equal ones would share one set of the cache
+    // Different offsets: otherwise all stacks would use the same sets of the cache.
     const size_t offset = stacks.size() % 48 * 64;
     stacks.push_back({static_cast<char*>(memory) + guard, size - offset});
   }
   return stacks[n];
 }
 
-// Where to go on.
+// State of a fiber that does not run.
 struct Context {
 #ifdef __x86_64__
   void* stack_pointer;
@@ -57,7 +56,7 @@ struct Context {
 };
 
 #ifdef __x86_64__
-// Swapcontext would save the signal mask, with a system call, each time.
+// Faster than swapcontext, which saves the signal mask by a system call.
 __attribute__((naked, noinline)) inline void switch_stack(void** /*from: rdi*/, void* /*to: rsi*/) {
   asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15;"
       "movq %rsp, (%rdi); movq %rsi, %rsp;"
@@ -65,11 +64,11 @@ __attribute__((naked, noinline)) inline void switch_stack(void** /*from: rdi*/, 
 }
 #endif
 
-// Makes `context` start with entry(), which never returns, on the stack.
+// Makes `context` start with entry() on the stack. entry() must not return.
 inline void prepare(Context& context, const Stack& stack, void (*entry)()) {
   context.stack = stack;
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(stack.bottom, stack.size);  // the last to use it may not have returned
+  __asan_unpoison_memory_region(stack.bottom, stack.size);  // an abandoned fiber may have left it poisoned
 #endif
 #ifdef __x86_64__
   void** top = reinterpret_cast<void**>(stack.bottom + stack.size);
@@ -86,7 +85,7 @@ inline void prepare(Context& context, const Stack& stack, void (*entry)()) {
 #endif
 }
 
-// To be called first on a new stack. `from` learns its own stack if it does not know it.
+// Called first on a new stack. Sets the stack of `from` if it is unknown.
 inline void arrived([[maybe_unused]] void* fake_stack, [[maybe_unused]] Context* from) {
 #ifdef __SANITIZE_ADDRESS__
   const void* bottom = nullptr;

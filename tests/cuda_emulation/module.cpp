@@ -1,5 +1,5 @@
-// The kernels of csrc/cuda, emulated, to Python. Arrays are float32 or float64 and are not changed: results
-// are new. What the kernels get lies in memory of just its size.
+// Python module of the emulated kernels of csrc/cuda. Arrays are float32 or float64. Arguments are not
+// changed; results are new arrays. The kernels get memory of exactly the size that they asked for.
 #include <cuda_runtime.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -29,7 +29,7 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
 
-// The memory of one call.
+// Memory of one call.
 class DeviceMemory {
  public:
   Launch launch() { return {nullptr, &allocate, this}; }
@@ -44,12 +44,13 @@ class DeviceMemory {
     std::copy(array.data(), array.data() + array.size(), values);
     return values;
   }
-  // An array of `shape` with the values; ends the call.
+  // Array of `shape` with the values. Throws if the kernels wrote past any memory of the call.
   template <class T>
   Array<T> result(const T* values, const Ints& shape) const {
     for (const emulation::Memory& memory : memories_)
       if (!memory.intact())
-        throw std::runtime_error("written past memory of " + std::to_string(memory.size()) + " bytes");
+        throw std::runtime_error("a kernel has written past memory of " + std::to_string(memory.size()) +
+                                 " bytes");
     Array<T> array(shape);
     std::copy(values, values + array.size(), array.mutable_data());
     return array;
@@ -73,20 +74,20 @@ Shape sample_shape(const Array<T>& x) {
 }
 
 Tile tile_of(const Ints& tile) {
-  require(tile.size() == 2, "a tile is (height, width)");
+  require(tile.size() == 2, "expected a tile (height, width)");
   return {tile[0], tile[1]};
 }
 
 template <class T>
 Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
-  require(lower.ndim() == 2 && upper.ndim() == 2, "a table is (M, D)");
+  require(lower.ndim() == 2 && upper.ndim() == 2, "expected tables (M, D)");
   for (int k = 0; k < 2; ++k)
     require(lower.shape(k) == upper.shape(k) && lower.strides(k) == upper.strides(k),
-            "the two tables must agree in shape and strides");
+            "lower and upper must have the same shape and strides");
   bool monotone = true;
-  for (const py::array_t<T>& bounds : {lower, upper})
-    for (py::ssize_t r = 1; r < bounds.shape(0); ++r)
-      for (py::ssize_t j = 0; j < bounds.shape(1); ++j) monotone &= bounds.at(r - 1, j) <= bounds.at(r, j);
+  for (const py::array_t<T>& entries : {lower, upper})
+    for (py::ssize_t r = 1; r < entries.shape(0); ++r)
+      for (py::ssize_t j = 0; j < entries.shape(1); ++j) monotone &= entries.at(r - 1, j) <= entries.at(r, j);
   const auto size = static_cast<py::ssize_t>(sizeof(T));
   return {lower.data(),
           upper.data(),
@@ -97,13 +98,13 @@ Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
           monotone};
 }
 
-// Limits of the table's ranks, and its faults.
+// Rank ranges of a table, and its faults.
 template <class T>
-std::pair<RankRange*, TableFaults*> limits_of(DeviceMemory& memory, const Table<T>& table) {
-  auto* limits = memory.make<RankRange>(table.chunk_size * num_buckets(table.num_chunks, table.chunk_size));
+std::pair<RankRange*, TableFaults*> ranges_of(DeviceMemory& memory, const Table<T>& table) {
+  auto* ranges = memory.make<RankRange>(table.chunk_size * num_buckets(table.num_chunks, table.chunk_size));
   auto* faults = memory.make<TableFaults>(1);
-  rank_ranges(memory.launch(), table, limits, faults);
-  return {limits, faults};
+  rank_ranges(memory.launch(), table, ranges, faults);
+  return {ranges, faults};
 }
 
 // A Projection and what it points to. The lists are those of _project_ in noisetilt_kernels/schemas.def.
@@ -114,9 +115,9 @@ class OwnedProjection {
                   const Ints& tiles) {
     for (const auto& [lower, upper] : tables) {
       tables_.push_back(table_of<T>(lower, upper));
-      limits_.push_back(limits_of(memory, tables_.back()).first);
+      ranges_.push_back(ranges_of(memory, tables_.back()).first);
     }
-    require(tiles.size() % 3 == 0, "a tile is (height, width, number of chunk sizes)");
+    require(tiles.size() % 3 == 0, "expected tiles (height, width, number of chunk sizes)");
     auto next = static_cast<size_t>(num_values);
     for (size_t k = 0; k < tiles.size(); k += 3) {
       pairs_.emplace_back();
@@ -124,19 +125,19 @@ class OwnedProjection {
         pairs_.back().push_back({{tables_.at(next), tables_.at(next + 1)}});
       tiles_.push_back({{tiles[k], tiles[k + 1]}, nullptr, tiles[k + 2]});
     }
-    require(next == tables_.size(), "too many tables");
+    require(next == tables_.size(), "the numbers of tables and tiles do not agree");
     for (size_t k = 0; k < tiles_.size(); ++k) tiles_[k].tables = &pairs_[k].data()->pair;
     projection_ = {shape, tables_.data(), num_values, tiles_.data(), static_cast<int64_t>(tiles_.size())};
   }
   const Projection<T>& get() const { return projection_; }
-  const RankRange* const* limits() const { return limits_.data(); }
+  const RankRange* const* ranges() const { return ranges_.data(); }
 
  private:
   struct MeanAndEnergy {
     Table<T> pair[2];
   };
   std::vector<Table<T>> tables_;
-  std::vector<const RankRange*> limits_;
+  std::vector<const RankRange*> ranges_;
   std::vector<std::vector<MeanAndEnergy>> pairs_;
   std::vector<TileProjection<T>> tiles_;
   Projection<T> projection_;
@@ -152,9 +153,9 @@ void bind(py::module_& m) {
       [](const py::array_t<T>& lower, const py::array_t<T>& upper) {
         DeviceMemory memory;
         const Table<T> table = table_of<T>(lower, upper);
-        const auto [limits, faults] = limits_of(memory, table);
+        const auto [ranges, faults] = ranges_of(memory, table);
         const int64_t buckets = num_buckets(table.num_chunks, table.chunk_size);
-        return std::pair(memory.result(&limits->first, {table.chunk_size, buckets, 2}),
+        return std::pair(memory.result(&ranges->first, {table.chunk_size, buckets, 2}),
                          memory.result(&faults->nan, {3}));
       },
       py::arg("lower").noconvert(), py::arg("upper").noconvert());
@@ -164,23 +165,23 @@ void bind(py::module_& m) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
         T* values = memory.copy(x);
-        project(memory.launch(), values, x.shape(0), projection.get(), projection.limits());
+        project(memory.launch(), values, x.shape(0), projection.get(), projection.ranges());
         return memory.result(values, shape_of(x));
       },
       x, tables, py::arg("num_values"), py::arg("tiles"));
   m.def(
-      "mix",
+      "project_mixing_domains",
       [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
          const Ints& mixing) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
-        require(mixing.size() % 3 == 0, "a mixing domain is (height, width, repeats)");
+        require(mixing.size() % 3 == 0, "expected mixing domains (height, width, repeats)");
         std::vector<Mixing> domains;
         for (size_t k = 0; k < mixing.size(); k += 3)
           domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
         T* values = memory.copy(x);
-        mix(memory.launch(), values, x.shape(0), projection.get(), projection.limits(), domains.data(),
-            static_cast<int64_t>(domains.size()));
+        project_mixing_domains(memory.launch(), values, x.shape(0), projection.get(), projection.ranges(),
+                               domains.data(), static_cast<int64_t>(domains.size()));
         return memory.result(values, shape_of(x));
       },
       x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));

@@ -1,7 +1,7 @@
-// Races in shared memory. The kernels are compiled with -fsanitize=thread, which has every access call a
-// function of ThreadSanitizer's runtime; in its place these are linked. Two accesses of one byte, at least
-// one of them a write and not both atomic, need an order, given by __syncthreads or, within a warp, by
-// __syncwarp: by no shuffle nor vote.
+// Detection of races in shared memory. The kernels are compiled with -fsanitize=thread, so every access calls
+// a function of ThreadSanitizer's runtime. The functions here are linked in its place. A race: two threads
+// access a byte, at least one of them writes, not both accesses are atomic, and nothing orders them.
+// __syncthreads orders them, and within a warp __syncwarp. Shuffles and votes do not.
 #include <array>
 
 #include "emulation.h"
@@ -9,9 +9,9 @@
 namespace emulation {
 namespace {
 
-// What was last done to a byte.
+// Last access to a byte.
 struct Access {
-  const void* code;  // null: nothing yet
+  const void* code;  // null: none so far
   uint32_t thread, phase, moment;
   bool atomic;
 };
@@ -22,12 +22,12 @@ struct Byte {
 
 struct History {
   std::vector<Byte> bytes;
-  uint32_t phase;  // number of barriers of the block
-  // seen[thread][lane]: the last moment of a lane of the thread's warp that is in the thread's past. A lane's
-  // moments are the times between its __syncwarps.
+  uint32_t phase;  // number of barriers that the block has passed
+  // seen[thread][lane]: the last moment of a lane of the thread's warp that is ordered before the thread's
+  // next access. A lane's moments are the intervals between its __syncwarps.
   std::vector<std::array<uint32_t, kWarpSize>> seen;
 };
-std::vector<History> histories;  // of the blocks that run
+std::vector<History> histories;  // of the resident blocks
 
 History& history_of(const Block& block) {
   return histories[static_cast<size_t>(&block - grid->blocks.data())];
@@ -97,7 +97,7 @@ void atomic_access(const void* address, size_t bytes, const void* code) {
 }  // namespace emulation
 
 extern "C" {
-// of the host's side
+// called by host code
 char __tsan_atomic8_load(const volatile char* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 int __tsan_atomic32_fetch_add(volatile int* p, int value, int) {
   return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);

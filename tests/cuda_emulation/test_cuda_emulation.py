@@ -1,4 +1,4 @@
-"""The CPU emulation of CUDA with which the kernels are tested: right kernels pass, and each planted bug is found."""
+"""CPU emulation of CUDA: correct toy kernels pass, and each bug planted in one is found."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 from cuda_emulation.build import build, load
 
 SHAPES = [(5, 64), (1, 32), (7, 96), (3, 256)]  # blocks, threads of each
-WHAT_FAILS = {  # the other bugs give wrong results
+WHAT_FAILS = {  # error of the launch; the other bugs give wrong results
     ("reduce", "divergent barrier"): "(has|have) exited",
     (
         "reduce",
@@ -53,8 +53,8 @@ RACES = [  # in shared memory
     ("histogram", "no barrier"),
     ("histogram", "no second barrier"),
 ]
-ONLY_RACES = [("rotate", "shuffle")]  # nothing else shows them
-CAUGHT_OFTEN = [("histogram", "plain counter")]  # where nothing happens between the load and the store
+ONLY_RACES = [("rotate", "shuffle")]  # the results are right all the same
+CAUGHT_OFTEN = [("histogram", "plain counter")]  # not always: load and store follow each other directly
 TOYS = ["reduce", "scan", "rotate", "rank", "histogram", "exchange", "reverse", "collectives"]
 
 
@@ -143,9 +143,9 @@ def test_a_seed_fixes_the_order(toys: ModuleType) -> None:
 
 
 def test_address_sanitizer() -> None:
-    """Overruns are found, and the fibers disturb it in no toy."""
+    """AddressSanitizer finds overruns, and reports nothing for correct toys."""
     program = build("toys_asan")
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibers that are abandoned leak
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # abandoned fibers leak
 
     def output(toy: str, bug: str, seed: int) -> str:
         command = [str(program), toy, bug, str(seed)]

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the CPU by tests/cuda_emulation: the bits of the reference, on devices of several sizes."""
+"""CUDA kernels, emulated on the CPU: they return the bits of the reference, on devices of several sizes."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,8 +12,8 @@ from inputs import DISTRIBUTIONS, TABLES, power_law, tables, values
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import native
-from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.backends import cpu
+from noisetilt_kernels.backends.reference import tables_like
 from noisetilt_kernels.python_ref import Normal
 
 REAL = (torch.float32, torch.float64)
@@ -42,9 +42,9 @@ def projection(
     chunk_sizes: Sequence[int],
     tile_sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
-    """The arguments of `project` for samples (C, H, W)."""
+    """Arguments of `project` for samples (C, H, W)."""
     like = torch.empty(1, *shape, dtype=dtype)
-    tables, _, num_values, tiles = native._projection(
+    tables, _, num_values, tiles = cpu._projections(
         like, tuple(value_chunk_sizes), tuple(chunk_sizes), tuple(tile_sizes), 1e-4
     )
     return {
@@ -99,7 +99,7 @@ def test_2os_of_longer_samples(
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
 def test_2os_of_values_at_their_bounds(kernels: ModuleType, chunk_size: int) -> None:
-    """On a bound and one step to either side: where a shortcut that compares ranges would err first."""
+    """Values at an entry of the table, and one step beside it, where a shortcut by ranks would err first."""
     for num_chunks in (9, 150, 1000):
         kernels.set_device(**DEVICES["few blocks"], seed=num_chunks)
         lower, upper = tables("typical", num_chunks, chunk_size)
@@ -140,15 +140,15 @@ def test_rank_ranges_report_the_faults_of_a_table(kernels: ModuleType) -> None:
     assert found(lower.flip(0), torch.full_like(upper, 100.0)) == {"falling"}
 
 
-def test_limits_settle_nothing_wrongly(kernels: ModuleType) -> None:
-    """A rank within the limits of a value's bucket keeps the value inside its bounds."""
+def test_rank_ranges_settle_nothing_wrongly(kernels: ModuleType) -> None:
+    """Every column and bucket has a range, which is empty if the table is not monotone."""
     kernels.set_device(**DEVICES["few blocks"])
     for name in ("typical", "monotone", "pinned"):
         lower, upper = tables(name, 500, 4)
-        limits, _ = kernels.rank_ranges(*numpy(lower, upper))
-        assert limits.shape == (4, kernels.num_buckets(500, 4), 2)
-    limits, _ = kernels.rank_ranges(*numpy(*tables("unsorted", 500, 4)))
-    assert (limits[..., 0] > limits[..., 1]).all()
+        ranges, _ = kernels.rank_ranges(*numpy(lower, upper))
+        assert ranges.shape == (4, kernels.num_buckets(500, 4), 2)
+    ranges, _ = kernels.rank_ranges(*numpy(*tables("unsorted", 500, 4)))
+    assert (ranges[..., 0] > ranges[..., 1]).all()
 
 
 # ---- tile statistics and project ----
@@ -172,7 +172,7 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
     for seed, distribution in enumerate(DISTRIBUTIONS):
         kernels.set_device(**DEVICES[device], seed=seed)
         x = values(distribution, (3, *shape), dtype)
-        bounds = _bounds_like(x, 1e-4)
+        bounds = tables_like(x, 1e-4)
         for tile in tile_sizes:
             result = kernels.project(x.numpy(), **projection(shape, dtype, (), chunk_sizes, (tile,)))
             expected = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
@@ -190,9 +190,9 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
 
 
 def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """python_ref.project, with other chunk sizes for values than for statistics."""
+    """Return python_ref.project with chunk sizes of values that differ from those of statistics."""
     value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
-    bounds = _bounds_like(x, 1e-4)
+    bounds = tables_like(x, 1e-4)
     x = python_ref.project(x, value_chunk_sizes, (), bounds)
     for tile in tile_sizes:
         x = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
@@ -202,12 +202,12 @@ def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("distribution", ["normal", "1/k", "few values"])
 def test_tile_statistics_of_many_tiles(kernels: ModuleType, distribution: str, dtype: torch.dtype) -> None:
-    """More than every block ranks on its own."""
+    """Statistics of more tiles than every block ranks alone."""
     kernels.set_device(num_sms=5, threads_per_block=256, seed=1)
     shape, tile = (6, 64, 64), (2, 2)
     x = values(distribution, (1, *shape), dtype)
     result = kernels.project(x.numpy(), **projection(shape, dtype, (), (4, 16), (tile,)))
-    expected = python_ref.project_tile_stats(x, tile, (4, 16), _bounds_like(x, 1e-4))
+    expected = python_ref.project_tile_stats(x, tile, (4, 16), tables_like(x, 1e-4))
     assert_same_bits(torch.from_numpy(result), expected)
 
 
@@ -219,7 +219,7 @@ def test_tile_statistics_in_long_chunks(
 ) -> None:
     shape, tile = (2, 48, 50), (2, 2)
     x = values("normal", (3, *shape), dtype) * scale
-    expected = python_ref.project_tile_stats(x, tile, chunk_sizes, _bounds_like(x, 1e-4))
+    expected = python_ref.project_tile_stats(x, tile, chunk_sizes, tables_like(x, 1e-4))
     arguments = projection(shape, dtype, (), chunk_sizes, (tile,))
     for seed in range(12):
         kernels.set_device(num_sms=(5, 16, 40)[seed % 3], threads_per_block=64, seed=seed)
@@ -228,12 +228,12 @@ def test_tile_statistics_in_long_chunks(
 
 
 def test_a_tile_at_the_border_of_constant(kernels: ModuleType) -> None:
-    """Energy 2^-35 and mean 1: what decides is <=."""
+    """Energy 2^-35 and mean 1 are exactly at the border, which counts as constant."""
     kernels.set_device(**DEVICES["one block"])
     step = 2.0**-18
     x = torch.tensor([1 - step, 1 + step, 1 + step, 1 - step] * 8).view(1, 1, 4, 8)
     result = kernels.project(x.numpy(), **projection((1, 4, 8), torch.float32, (), (4,), ((1, 2),)))
-    expected = python_ref.project_tile_stats(x, (1, 2), (4,), _bounds_like(x, 1e-4))
+    expected = python_ref.project_tile_stats(x, (1, 2), (4,), tables_like(x, 1e-4))
     assert_same_bits(torch.from_numpy(result), expected)
 
 
@@ -252,7 +252,9 @@ MIXING = {
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", MIXING)
-def test_mix(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> None:
+def test_project_mixing_domains(
+    kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
+) -> None:
     arguments = projection(shape, dtype, *SAMPLES[shape])
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
         kernels.set_device(**DEVICES[device], seed=seed)
@@ -263,20 +265,20 @@ def test_mix(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: to
                 expected = project(python_ref.butterfly(expected, tile, 1), shape)
             expected = python_ref.butterfly_inverse(expected, tile, repeats)
         mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-        result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=mixing))
+        result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=mixing))
         assert_same_bits(result, expected, distribution)
 
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("num_sms", [5, 24])
-def test_mix_with_more_tiles_than_a_block_ranks_on_its_own(
+def test_project_mixing_domains_with_more_tiles_than_a_block_ranks_alone(
     kernels: ModuleType, num_sms: int, dtype: torch.dtype
 ) -> None:
-    """As in video: the statistics of tiles are counted as the values are, in rounds of their own if need be."""
+    """Statistics of as many tiles as in a video are counted like values, in rounds of their own if needed."""
     shape, tile_sizes = (6, 64, 64), ((2, 2), (4, 4))
     kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
     x = torch.cat([power_law(1.0, shape).to(dtype)[None], values("normal", (2, *shape), dtype)])
-    bounds, expected = _bounds_like(x, 1e-4), x
+    bounds, expected = tables_like(x, 1e-4), x
     for tile, repeats in (((64, 64), 2), ((8, 8), 1)):
         for _ in range(repeats):
             expected = python_ref.project(
@@ -284,7 +286,9 @@ def test_mix_with_more_tiles_than_a_block_ranks_on_its_own(
             )
         expected = python_ref.butterfly_inverse(expected, tile, repeats)
     arguments = projection(shape, dtype, (4, 16), (4, 16), tile_sizes)
-    result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 2, 8, 8, 1]))
+    result = torch.from_numpy(
+        kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 2, 8, 8, 1])
+    )
     assert_same_bits(result, expected)
 
 
@@ -294,7 +298,7 @@ def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: t
     bytes_beside_slices = 40_000 if dtype == torch.float32 else 74_000
     kernels.set_device(num_sms=2, threads_per_block=128, shared_bytes_per_block=bytes_beside_slices, seed=1)
     x = power_law(1.0, shape).to(dtype)[None]
-    bounds = _bounds_like(x, 1e-4)
+    bounds = tables_like(x, 1e-4)
     arguments = projection(shape, dtype, (4, 16), (4, 16), ((4, 4), (8, 8)))
     expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), bounds)
     assert_same_bits(torch.from_numpy(kernels.project(x.numpy(), **arguments)), expected)
@@ -302,15 +306,17 @@ def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: t
     expected = python_ref.butterfly_inverse(
         python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), bounds), (64, 64), 1
     )
-    assert_same_bits(torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 1])), expected)
+    assert_same_bits(
+        torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 1])), expected
+    )
 
 
 def test_one_latent_of_full_size(kernels: ModuleType) -> None:
-    """A step of the FLUX preset's mixing, cut as on a large GPU, and as for a batch."""
+    """Two mixing steps of the FLUX preset, divided into slices as on a large GPU and as for a batch."""
     shape, tile_sizes = (16, 64, 64), ((4, 4), (8, 8), (16, 16))
     x = power_law(1.0, shape).float()[None]
     arguments = projection(shape, torch.float32, (4, 16), (4, 16), tile_sizes)
-    bounds = _bounds_like(x, 1e-4)
+    bounds = tables_like(x, 1e-4)
     expected = x
     for _ in range(2):
         expected = python_ref.project(
@@ -319,7 +325,7 @@ def test_one_latent_of_full_size(kernels: ModuleType) -> None:
     expected = python_ref.butterfly_inverse(expected, (64, 64), 2)
     for num_sms in (132, 16):
         kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
-        result = torch.from_numpy(kernels.mix(x.numpy(), **arguments, mixing=[64, 64, 2]))
+        result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 2]))
         assert_same_bits(result, expected, f"{num_sms} multiprocessors")
 
 
@@ -435,14 +441,16 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
 
 
 def test_no_races_in_shared_memory() -> None:
-    """The projection kernel, all its ways through, with every access to shared memory traced."""
+    """No kernel has a race in shared memory, on any path, with every access traced."""
     kernels = load("kernels_races")
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
         kernels.set_device(**DEVICES["few blocks"], seed=seed)
         for shape in ((4, 16, 16), (5, 4, 6)):
             x = values(distribution, (2, *shape))
             mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-            kernels.mix(x.numpy(), **projection(shape, torch.float32, *SAMPLES[shape]), mixing=mixing)
+            kernels.project_mixing_domains(
+                x.numpy(), **projection(shape, torch.float32, *SAMPLES[shape]), mixing=mixing
+            )
         x = values(distribution, (2, 2, 64, 64))
         kernels.butterfly(x.numpy(), tile=[64, 64], steps=7)
         kernels.butterfly(x.numpy(), tile=[8, 8], steps=6, inverse=True)

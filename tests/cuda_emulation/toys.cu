@@ -1,4 +1,4 @@
-// Small kernels with which the emulation is tested: each right as it stands, and wrong with one of its bugs.
+// Toys: small kernels that test the emulation. Each is correct without a bug, and wrong with one of its bugs.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -20,26 +20,26 @@ constexpr unsigned kAll = 0xffffffffu;
 enum Bug {
   kNone,
   kNoBarrier,         // a __syncthreads is missing
-  kNoSecondBarrier,   // another one is missing
-  kDivergentBarrier,  // not all threads come to it
-  kTwoBarriers,       // half of the threads wait at another
-  kExit,              // a thread exits before it
+  kNoSecondBarrier,   // another __syncthreads is missing
+  kDivergentBarrier,  // not all threads reach a __syncthreads
+  kTwoBarriers,       // half of the threads wait at another __syncthreads
+  kExit,              // a thread exits before a __syncthreads
   kAbsentLane,        // a lane does not take part in a collective operation
-  kOtherOperation,    // a lane takes part in another
+  kOtherOperation,    // a lane takes part in another collective operation
   kForeignMask,       // the mask lacks the caller
   kNoSyncwarp,
-  kShuffle,       // in place of __syncwarp: all lanes wait, but nothing orders memory
+  kShuffle,       // in place of __syncwarp: the lanes wait for each other, but memory is not ordered
   kPlainCounter,  // a load and a store in place of an atomic operation
   kNoGridBarrier,
-  kLostBlock,   // one block never arrives at it
-  kOrdinary,    // not launched as cooperative
+  kLostBlock,   // one block never arrives at the grid barrier
+  kOrdinary,    // the launch is not cooperative
   kTooLarge,    // more blocks than fit at once
   kStale,       // reads what an earlier launch left in shared memory
   kOverrun,     // reads past shared memory
-  kOverwrite,   // writes past it
-  kNotAllowed,  // more shared memory than asked for with cudaFuncSetAttribute
-  kOverLimit,   // more than the device has
-  kOverflow,    // more threads than a block may have
+  kOverwrite,   // writes past shared memory
+  kNotAllowed,  // needs more shared memory than cudaFuncSetAttribute allows
+  kOverLimit,   // needs more shared memory than the device has
+  kOverflow,    // has more threads than a block may have
 };
 
 struct Shape {
@@ -89,7 +89,7 @@ __global__ void scan(const unsigned* in, unsigned* out, Bug bug) {
   out[at] = sums[t];
 }
 
-// ---- neighbours in a warp, by shared memory ----
+// ---- exchange between neighbours of a warp, in shared memory ----
 
 __global__ void rotate(const unsigned* in, unsigned* out, Bug bug) {
   unsigned* words = shared_words();
@@ -102,7 +102,7 @@ __global__ void rotate(const unsigned* in, unsigned* out, Bug bug) {
   out[at] = words[t / 32 * 32 + (t + 1) % 32];
 }
 
-// ---- ranks among equal values, stable, in a warp ----
+// ---- stable ranks among equal values, in a warp ----
 
 __global__ void rank(const unsigned* in, unsigned* out, Bug) {
   const unsigned t = threadIdx.x, at = blockIdx.x * blockDim.x + t;
@@ -110,7 +110,7 @@ __global__ void rank(const unsigned* in, unsigned* out, Bug) {
   out[at] = static_cast<unsigned>(__popc(same & ((1u << t % 32) - 1)));
 }
 
-// ---- a histogram by atomics, in shared memory and then in global memory ----
+// ---- a histogram by atomic operations, in shared memory, then in global memory ----
 
 __global__ void histogram(const unsigned* in, unsigned* out, Bug bug) {
   unsigned* counts = shared_words();
@@ -126,7 +126,7 @@ __global__ void histogram(const unsigned* in, unsigned* out, Bug bug) {
     atomicAdd(&out[t], counts[t]);
 }
 
-// ---- blocks that wait for one another: each adds up what all have written, three times ----
+// ---- blocks that wait for each other: each adds up the words of all blocks, three times ----
 
 __global__ void exchange(const unsigned* in, unsigned* out, unsigned* arrivals, unsigned* words, Bug bug) {
   const cuda::atomic_ref<unsigned, cuda::thread_scope_device> count(*arrivals);
@@ -160,7 +160,7 @@ __global__ void reverse(const unsigned* in, unsigned* out, Bug bug) {
   out[at] = words[t + (bug == kOverrun || bug == kOverwrite)];
 }
 
-// ---- every other collective operation, against its definition ----
+// ---- all other collective operations, compared with their definitions ----
 
 __global__ void collectives(const unsigned* in, unsigned* out, Bug) {
   const unsigned t = threadIdx.x, lane = t % 32, first = blockIdx.x * blockDim.x + t - lane;
@@ -202,7 +202,7 @@ __global__ void collectives(const unsigned* in, unsigned* out, Bug) {
   out[first + lane] = wrong;
 }
 
-// ---- the host's side ----
+// ---- host functions ----
 
 void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
@@ -315,7 +315,7 @@ bool collectives_are_right(Shape shape, Bug bug) {
   return true;
 }
 
-// Switches a second: n threads at a barrier, `count` times.
+// For measuring the speed of switching: all threads meet at `count` barriers.
 __global__ void barriers(int count) {
   for (int k = 0; k < count; ++k) __syncthreads();
 }
@@ -364,7 +364,7 @@ const std::vector<Toy>& all() {
   return toys;
 }
 
-// Whether the toy's result is right; throws if a launch fails.
+// Returns whether the toy's result is right. Throws if a launch fails.
 bool run(const std::string& name, const std::string& bug, unsigned blocks, unsigned threads) {
   for (const Toy& toy : all()) {
     if (toy.name != name) continue;
@@ -372,7 +372,7 @@ bool run(const std::string& name, const std::string& bug, unsigned blocks, unsig
     for (const auto& [bug_name, value] : toy.bugs)
       if (bug_name == bug) return toy.is_right({blocks, threads}, value);
   }
-  throw std::invalid_argument("no toy " + name + " with bug " + bug);
+  throw std::invalid_argument("there is no toy '" + name + "' with a bug '" + bug + "'");
 }
 
 }  // namespace
@@ -380,7 +380,7 @@ bool run(const std::string& name, const std::string& bug, unsigned blocks, unsig
 
 #ifdef TOYS_MAIN
 
-// toys NAME BUG SEED
+// Usage: toys NAME BUG SEED. An empty BUG runs the correct toy.
 int main(int, char** arguments) try {
   emulation::device.seed = std::strtoull(arguments[3], nullptr, 10);
   const bool right = toys::run(arguments[1], arguments[2], 5, 64);

@@ -1,12 +1,12 @@
-"""Tests that need a GPU. Without one there is nothing to collect here.
+"""Tests that need a GPU. Without one, nothing is collected here.
 
-A fault on the GPU makes every later call of the process fail, and a kernel that never ends stops it. So that either
-costs one test and not all the others, the process then ends, and the next one goes on: NOISETILT_TESTS_BEGUN names a
-file of the tests that have begun, which are not begun again; a file *.where beside it tells what a process that ended
-before its report would have reported. `bench/gpu.sh` does so.
+A fault on the GPU makes every later call of the process fail, and a kernel that never ends blocks it. In both
+cases the process ends, and `bench/gpu.sh` starts another one for the remaining tests. NOISETILT_TESTS_BEGUN
+names a file that lists the tests that have begun; they are not run again. Failures are also written to a file
+*.where beside it, because a process that ends early prints no report.
 
-NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests: the Triton backend compiles some 800 kernels for
-them, 0.4 s each.
+NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests. For the Triton backend they compile
+some 800 kernels, 0.4 s each.
 """
 
 import faulthandler
@@ -19,7 +19,7 @@ import torch
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 
-# That a test may take before the process ends. With Triton it may be the first that needs a few dozen kernels.
+# Time limit of a test. With Triton, a test may have to compile a few dozen kernels.
 SECONDS = 150 if os.environ.get("NOISETILT_BACKEND") == "triton" else 60
 FAULT = 70  # exit code after a fault on the GPU
 
@@ -56,7 +56,8 @@ def _end_where_the_gpu_does() -> Iterator[None]:
     except RuntimeError as error:
         if _begun:
             pytest.exit(
-                f"a fault on the GPU, of this test or of what it left behind: {error}", returncode=FAULT
+                f"a fault on the GPU, caused by this test or by work that it left running: {error}",
+                returncode=FAULT,
             )
         raise
     finally:

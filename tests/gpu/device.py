@@ -1,5 +1,6 @@
-"""What the tests on a GPU share: the backend that they are about, comparison with the reference on the CPU, a call of
-every operator, and configurations of W."""
+"""Shared by the tests on a GPU: the backend under test, comparison with the reference on the CPU, a call of
+every operator, configurations of W.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,17 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import ops as operators
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import native, reference
-from noisetilt_kernels.backends.extents import Extents
-from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.backends import cpu, reference
+from noisetilt_kernels.backends.reference import tables_like
+from noisetilt_kernels.backends.tables import Extents
 from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
 
 DEVICE = torch.device("cuda")
 BACKEND = nt.backends()["cuda"].backend
-"""The one under test: the preferred one, or the one that NOISETILT_BACKEND names."""
+"""Backend under test: the preferred one, or the one that NOISETILT_BACKEND names."""
 
 only_cuda = pytest.mark.skipif(
-    BACKEND != "cuda", reason=f"about operators that only the CUDA library has, and {BACKEND} serves"
+    BACKEND != "cuda", reason=f"needs operators that only the CUDA library has; the backend is {BACKEND}"
 )
 
 REAL = (torch.float32, torch.float64)
@@ -34,17 +35,17 @@ ROUNDED = 1e-12  # float64 against the reference, relative to the norm (DESIGN s
 ops = torch.ops.noisetilt
 
 
-_HOST = native if native.refusal("", torch.device("cpu"), Extents()) is None else reference
+_HOST = cpu if cpu.refusal("", torch.device("cpu"), Extents()) is None else reference
 
 
 def on_cpu(op: Callable[..., Tensor], x: Tensor, *args: Any, backend: ModuleType = _HOST) -> Tensor:
-    """What an operator returns for x on the CPU, whichever backend the environment forces."""
+    """Return the operator's result for x on the CPU, for any NOISETILT_BACKEND."""
     plan = getattr(operators, f"_{op.__name__}")(x, *args)
     return plan.run(backend, x.reshape(-1, *plan.sample_shape)).view_as(x)
 
 
 def assert_agrees(actual: Tensor, expected: Tensor, context: str = "") -> None:
-    """The bits; of float64 the values to 1e-12 of the norm, and the bits of what is not finite."""
+    """Assert equal bits. Finite float64 values need to agree only to 1e-12 of the norm."""
     actual = actual.cpu()
     if expected.dtype not in (torch.float64, torch.complex128):
         return assert_same_bits(actual, expected, context)
@@ -70,8 +71,11 @@ def check(
     context: str = "",
     compare: Callable[[Tensor, Tensor, str], None] = assert_agrees,
 ) -> None:
-    """The operator on the GPU against the reference on the CPU, for samples x, which have names: all at once, and each
-    alone, when more of the GPU works on it."""
+    """Compare the operator on the GPU with the reference on the CPU, for all samples x at once and for each
+    alone.
+
+    A sample alone is processed by more of the GPU. `names`: of the samples, for messages.
+    """
     expected, samples = reference(x), x.to(DEVICE)
     together = op(samples).cpu()
     alone = torch.cat([op(samples[k : k + 1]) for k in range(len(x))]).cpu()
@@ -88,7 +92,7 @@ def check(
 def samples(
     names: Sequence[str], shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Tensor:
-    """A sample of each of the named distributions."""
+    """One sample (*shape) of each named distribution, stacked."""
     return torch.stack([values(name, shape, dtype, seed) for name in names])
 
 
@@ -100,7 +104,7 @@ class Case:
     shape: tuple[int, ...]
     args: tuple[Any, ...] = ()
     linear: bool = False
-    has_fft: bool = False  # which may round otherwise in another batch
+    has_fft: bool = False  # its rounding may depend on the batch size
     complex: bool = False
 
     def input(
@@ -119,7 +123,7 @@ _moved: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
 
 def _there(table: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A table of a case on a device, always the same tensor."""
+    """Return a case's table on a device; the same tensor for every call."""
     key = id(table), device, dtype
     if key not in _moved:
         _moved[key] = table.to(device, dtype)
@@ -129,8 +133,8 @@ def _there(table: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 CASES = {
     "whiten": Case(ops.whiten, (16, 64, 64), has_fft=True),
     "whiten, small": Case(ops.whiten, (4, 16, 16), has_fft=True),
-    "whiten_config": Case(
-        ops.whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [8, 8, 6, 2, 2, 1], 1e-4), has_fft=True
+    "_whiten_config": Case(
+        ops._whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [8, 8, 6, 2, 2, 1], 1e-4), has_fft=True
     ),
     "project_2os": Case(ops.project_2os, (65_536,), tables("typical", 16_384, 4)),
     "project_2os, small": Case(ops.project_2os, (256,), tables("typical", 64, 4)),
@@ -151,7 +155,7 @@ CASES = {
 LINEAR = [name for name, case in CASES.items() if case.linear]
 PROJECTIONS = [name for name, case in CASES.items() if not case.linear]
 
-# ---- configurations of W, and its parts by the reference ----
+# ---- configurations of W; its parts, computed by the reference ----
 
 SMALL = {  # shape: configuration
     (2, 8, 8): WhiteningConfig((4, 16), ((2, 2), (4, 4)), (((8, 8), 6), ((4, 4), 4))),
@@ -180,10 +184,10 @@ OF_MODELS = {  # FLUX, FLUX at 1360x768, SDXL, SANA, Z-Image, a flat sample, Wan
 
 
 def expected_project(x: Tensor, config: WhiteningConfig) -> Tensor:
-    return python_ref.project(x, config.chunk_sizes, config.tile_sizes, _bounds_like(x, config.alpha))
+    return python_ref.project(x, config.chunk_sizes, config.tile_sizes, tables_like(x, config.alpha))
 
 
-def expected_mix(x: Tensor, config: WhiteningConfig) -> Tensor:
+def expected_mixing_domains(x: Tensor, config: WhiteningConfig) -> Tensor:
     for tile, repeats in config.mixing:
         for _ in range(repeats):
             x = expected_project(python_ref.butterfly(x, tile, 1), config)

@@ -1,4 +1,4 @@
-"""Operators on the GPU against the reference on the CPU: order statistics, tile statistics, transforms, WGNC."""
+"""Bits of the operators on the GPU, compared with the reference on the CPU."""
 
 import math
 
@@ -13,7 +13,7 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import FORCED
-from noisetilt_kernels.backends.reference import _bounds_like
+from noisetilt_kernels.backends.reference import tables_like
 
 NAMES = tuple(DISTRIBUTIONS)
 COMPLEX = (torch.complex64, torch.complex128)
@@ -81,14 +81,14 @@ def test_2os_of_long_samples(num_chunks: int, chunk_size: int, table: str, dtype
 def test_2os_of_a_video() -> None:
     names = ("normal", "1/k", "few values")
     for num_chunks, chunk_size in ((524_160, 4), (131_040, 16)):
-        bounds = (t.float() for t in nt.confidence_bounds(num_chunks, chunk_size))
+        bounds = (t.float() for t in nt.confidence_table(num_chunks, chunk_size))
         check_2os(samples(names, (num_chunks * chunk_size,)), *bounds, names, f"chunks of {chunk_size}")
 
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
 def test_2os_of_values_at_their_bounds(chunk_size: int, dtype: torch.dtype) -> None:
-    """On a bound and one step to either side: where a shortcut that compares ranges would err first."""
+    """Values at an entry of the table, and one step beside it, where a shortcut by ranks would err first."""
     for num_chunks in (9, 150, 1000, 20_000):
         lower, upper = tables("typical", num_chunks, chunk_size, dtype)
         generator = torch.Generator().manual_seed(num_chunks)
@@ -129,7 +129,7 @@ def test_2os_table_layouts_and_changes() -> None:
         assert_same_bits(
             ops.project_2os(x.to(DEVICE), lower, upper).cpu(),
             python_ref.project_2os(x, *changed),
-            f"now {name}",
+            f"changed to {name}",
         )
 
 
@@ -145,7 +145,7 @@ def test_bad_tables_are_errors(place: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Computed in float32 and rounded once."""
+    """Half-precision samples are computed in float32 and rounded once."""
     x = samples(("normal", "few values", "everything"), (65_536,)).to(dtype)
     lower, upper = tables("typical", 16_384, 4)
     actual = ops.project_2os(x.to(DEVICE), lower.to(DEVICE), upper.to(DEVICE))
@@ -172,7 +172,7 @@ def test_tile_stats(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         check(
             lambda x, tile=tile: ops.project_tile_stats(x, tile, config.chunk_sizes),
             lambda x, tile=tile: python_ref.project_tile_stats(
-                x, tile, config.chunk_sizes, _bounds_like(x, 1e-4)
+                x, tile, config.chunk_sizes, tables_like(x, 1e-4)
             ),
             x,
             NAMES,
@@ -261,7 +261,7 @@ def test_wgnc_blocks(block_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", COMPLEX)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**60])
 def test_wgnc_blocks_with_ties(scale: float, dtype: torch.dtype) -> None:
-    """t = 12.57: with 13 ties at the maximum no threshold exists."""
+    """With 13 or more ties at the maximum no threshold exists, because t = 12.57."""
     units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(
         4
     )  # magnitude exactly 1 in any dtype

@@ -1,4 +1,4 @@
-"""More than 2^31 values on the GPU at once: places must not overflow."""
+"""Inputs of more than 2^31 values: indices must not overflow."""
 
 from collections.abc import Iterator
 
@@ -28,14 +28,14 @@ def _give_memory_back() -> Iterator[None]:
 
 
 def many(*shape: int) -> Tensor:
-    """Some more samples of a shape than 2^31 values take, no two alike."""
+    """Random samples of a shape, slightly more than 2^31 values."""
     size = torch.Size(shape).numel()
     x = torch.empty(MANY // size + 3, *shape, device=DEVICE)
     return x.normal_(generator=torch.Generator(DEVICE).manual_seed(0))
 
 
 def some(x: Tensor) -> list[int]:
-    """Samples at the ends and where the number of a value, or of a byte, passes a power of two."""
+    """Indices of samples at both ends, and where the index of a value or a byte passes a power of two."""
     size = x[0].numel()
     near = [number // size + k for number in (MANY // 4, MANY // 2, MANY) for k in (-1, 0, 1)]
     return sorted({k for k in (0, 1, *near, len(x) - 2, len(x) - 1) if 0 <= k < len(x)})
@@ -77,7 +77,7 @@ def test_many_values(name: str) -> None:
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_many_values_in_fourier(inverse: bool) -> None:
-    """cuFFT may round a sample otherwise in another batch."""
+    """The bits are not compared: cuFFT's rounding may depend on the batch size."""
     x = many(65_536)
     result = ops.compact_fourier(x, inverse)
     for k in some(x):
@@ -98,7 +98,7 @@ def test_many_samples_of_order_stats(size: int) -> None:
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
 def test_order_stats_of_one_huge_sample(chunk_size: int) -> None:
-    """Against the reference on the GPU, whose sort is right where there is no NaN."""
+    """Compared with the reference on the GPU, whose sort is right for samples without NaN."""
     x = torch.randn(1, 2**26, device=DEVICE)
     quantiles = torch.linspace(-2, 2, x.numel() // chunk_size, device=DEVICE)[:, None]
     lower = (quantiles - 0.5 + torch.linspace(-0.1, 0.1, chunk_size, device=DEVICE)).contiguous()

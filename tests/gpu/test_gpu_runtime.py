@@ -1,4 +1,4 @@
-"""Operators on the GPU as citizens of PyTorch: streams, graphs, devices, compilation, gradients, races."""
+"""Operators on the GPU within PyTorch: streams, graphs, devices, compilation, gradients, races."""
 
 import os
 import subprocess
@@ -16,12 +16,12 @@ from torch import Tensor
 from noisetilt_kernels.backends import reference
 
 DISTRIBUTIONS = ("1/k", "normal", "few values")
-SLEEP = 200_000_000  # cycles: some 100 ms
-TWO_STREAMS_SECONDS = 40 if BACKEND == "cuda" else 120  # others compile
+SLEEP = 200_000_000  # cycles, about 100 ms
+TWO_STREAMS_SECONDS = 40 if BACKEND == "cuda" else 120  # Triton compiles
 
 
 def check(case: Case, actual: Tensor, expected: Tensor, context: str = "") -> None:
-    """Bits where a sample is in the same company, and FFTs are the same."""
+    """Assert equal bits, for results of the same batch size and the same FFT."""
     assert_same_bits(actual.cpu(), expected.cpu(), context)
 
 
@@ -32,7 +32,7 @@ def check(case: Case, actual: Tensor, expected: Tensor, context: str = "") -> No
 def test_a_warm_call_does_not_wait_for_the_device(name: str) -> None:
     case, x = CASES[name], CASES[name].input()
     expected = case(x)
-    case(x)  # so that there is memory for another result
+    case(x)  # makes memory for another result available
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -43,13 +43,13 @@ def test_a_warm_call_does_not_wait_for_the_device(name: str) -> None:
         waited = event.query()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert not waited, "the call came back after the work that was before it"
+    assert not waited, "the call returned only after earlier work on the stream was done"
     check(case, result, expected)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_current_stream_is_used(name: str) -> None:
-    """The input is there only when the stream has come so far."""
+    """Operators wait for earlier work on the current stream, which writes their input."""
     case, good = CASES[name], CASES[name].input()
     expected = case(good)
     x = torch.full_like(good, torch.nan)
@@ -65,7 +65,7 @@ def test_the_current_stream_is_used(name: str) -> None:
 
 
 def test_two_streams_at_once() -> None:
-    """In a process of its own, since a deadlock would be for ever."""
+    """Launches on two streams do not block each other. Runs in another process, because of deadlocks."""
     command = [sys.executable, str(Path(__file__).parent / "two_streams.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -73,7 +73,9 @@ def test_two_streams_at_once() -> None:
             command, capture_output=True, text=True, timeout=TWO_STREAMS_SECONDS, env=environment
         )
     except subprocess.TimeoutExpired as expired:
-        pytest.fail(f"not done after {TWO_STREAMS_SECONDS} s, having printed: {expired.stdout!r}")
+        pytest.fail(
+            f"two_streams.py did not end within {TWO_STREAMS_SECONDS} s; it printed: {expired.stdout!r}"
+        )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -103,7 +105,7 @@ def test_tables_of_another_device_are_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
 def test_graphs(name: str, dtype: torch.dtype) -> None:
-    """Captured once, replayed on changing inputs."""
+    """A graph is captured once and replayed on changing inputs."""
     case = CASES[name]
     inputs = [case.input(name=distribution, dtype=dtype) for distribution in DISTRIBUTIONS]
     expected = [case(x) for x in inputs]
@@ -120,7 +122,7 @@ def test_graphs(name: str, dtype: torch.dtype) -> None:
             check(case, result, expected[k], DISTRIBUTIONS[k])
     kept = result.clone()
     case(inputs[0])
-    check(case, result, kept, "after a call that is not of the graph")
+    check(case, result, kept, "after a call outside of the graph")
 
 
 def test_many_calls_in_one_graph() -> None:
@@ -144,8 +146,8 @@ def test_many_calls_in_one_graph() -> None:
     ids=["whiten", "project_tile_stats"],
 )
 def test_tables_are_not_made_during_a_capture(call: Callable[[Tensor, float], Tensor]) -> None:
-    """Said before anything is enqueued: the same stream goes on, and after one ordinary call the capture succeeds."""
-    x, alpha = CASES["whiten, small"].input(), 0.0123  # tables of their own
+    """The error comes before anything is enqueued. After an ordinary call on the stream, capture works."""
+    x, alpha = CASES["whiten, small"].input(), 0.0123  # not yet in the table cache
     torch.cuda.synchronize()
     with (
         pytest.raises(RuntimeError, match="a CUDA graph is being captured"),
@@ -190,7 +192,7 @@ def test_empty_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.has_fft])
-def test_company_changes_no_bit(name: str) -> None:
+def test_the_batch_size_changes_no_bit(name: str) -> None:
     case, x = CASES[name], CASES[name].input(9)
     together = case(x)
     for batch in (1, 2, 3, 4, 5, 8):
@@ -230,7 +232,7 @@ def test_gradients_of_linear_operators(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_nobody_backpropagates_through_a_projection(name: str) -> None:
+def test_backpropagation_through_a_projection_is_refused(name: str) -> None:
     case, x = CASES[name], CASES[name].input().requires_grad_()
     result = case(x)
     with pytest.raises(NotImplementedError, match=r"has no gradient: it is a projection.*detach"):
@@ -246,17 +248,17 @@ def test_nobody_backpropagates_through_a_projection(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_results_do_not_move(name: str, distribution: str, batch: int) -> None:
+def test_results_are_the_same_every_time(name: str, distribution: str, batch: int) -> None:
     case, x = CASES[name], CASES[name].input(batch, distribution)
     first = case(x)
-    moved = sum((torch.view_as_real(y) if y.is_complex() else y).isnan().any() for y in [first])
+    different = sum((torch.view_as_real(y) if y.is_complex() else y).isnan().any() for y in [first])
     for _ in range(20):
         again = case(x)
-        moved = moved + (again != first).sum()
-    assert int(moved) == 0
+        different = different + (again != first).sum()
+    assert int(different) == 0
 
 
-def test_results_of_videos_do_not_move() -> None:
+def test_results_of_videos_are_the_same_every_time() -> None:
     for x in (power_law(1.0, (336, 60, 104)).float()[None], noise(1, (336, 60, 104))):
         x = x.to(DEVICE)
         first = torch.ops.noisetilt.whiten(x)
@@ -265,7 +267,7 @@ def test_results_of_videos_do_not_move() -> None:
 
 
 @pytest.mark.parametrize("name", ["whiten", "project_2os", "butterfly", "project_wgnc_blocks"])
-def test_results_do_not_move_beside_other_work(name: str) -> None:
+def test_results_are_the_same_beside_other_work(name: str) -> None:
     case, x = CASES[name], CASES[name].input(2)
     expected = case(x)
     a = torch.randn(4096, 4096, device=DEVICE)

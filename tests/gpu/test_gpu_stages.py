@@ -1,4 +1,4 @@
-"""The stages of W in the CUDA library, which are operators there, against the reference on the CPU: project and mix."""
+"""Stages of W that are operators of the CUDA library, compared with the reference on the CPU."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from device import (
     REAL,
     SMALL,
     check,
-    expected_mix,
+    expected_mixing_domains,
     expected_project,
     only_cuda,
     ops,
@@ -18,7 +18,7 @@ from device import (
 from inputs import DISTRIBUTIONS, STRUCTURED, noise, power_law, values
 from torch import Tensor
 
-from noisetilt_kernels.backends import native
+from noisetilt_kernels.backends import cuda
 from noisetilt_kernels.config import WhiteningConfig
 
 NAMES = tuple(DISTRIBUTIONS)
@@ -28,9 +28,9 @@ pytestmark = only_cuda
 
 
 def arguments(x: Tensor, config: WhiteningConfig, values: bool = True) -> tuple:
-    """What `_project_` takes after x."""
+    """Return the arguments of `_project_` after x."""
     sizes = config.chunk_sizes
-    return native._projection(x, sizes if values else (), sizes, config.tile_sizes, config.alpha)
+    return cuda._projections(x, sizes if values else (), sizes, config.tile_sizes, config.alpha)
 
 
 def project(x: Tensor, config: WhiteningConfig) -> Tensor:
@@ -39,7 +39,7 @@ def project(x: Tensor, config: WhiteningConfig) -> Tensor:
     return result
 
 
-def mix(x: Tensor, config: WhiteningConfig) -> Tensor:
+def project_mixing_domains(x: Tensor, config: WhiteningConfig) -> Tensor:
     result = x.clone()
     ops._project_mixing_domains_(
         result, *arguments(x, config), [n for tile, repeats in config.mixing for n in (*tile, repeats)]
@@ -56,9 +56,9 @@ def test_project(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", [shape for shape in SMALL if SMALL[shape].mixing])
-def test_mix(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_project_mixing_domains(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     config, x = SMALL[shape], samples(NAMES, shape, dtype)
-    check(lambda x: mix(x, config), lambda x: expected_mix(x, config), x, NAMES)
+    check(lambda x: project_mixing_domains(x, config), lambda x: expected_mixing_domains(x, config), x, NAMES)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -70,15 +70,22 @@ def test_project_latents_of_models(shape: tuple[int, ...], dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", [shape for shape in OF_MODELS if shape[0] < 100])
-def test_mix_latents_of_models(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_project_mixing_domains_of_latents_of_models(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     config, x = OF_MODELS[shape], samples(SOME[:2], shape, dtype)
-    check(lambda x: mix(x, config), lambda x: expected_mix(x, config), x, SOME[:2])
+    check(
+        lambda x: project_mixing_domains(x, config), lambda x: expected_mixing_domains(x, config), x, SOME[:2]
+    )
 
 
-def test_mix_a_video() -> None:
+def test_project_mixing_domains_of_a_video() -> None:
     shape = (336, 60, 104)
     config, x = OF_MODELS[shape], torch.stack([values("normal", shape), power_law(1.0, shape).float()])
-    check(lambda x: mix(x, config), lambda x: expected_mix(x, config), x, ("normal", "1/k"))
+    check(
+        lambda x: project_mixing_domains(x, config),
+        lambda x: expected_mixing_domains(x, config),
+        x,
+        ("normal", "1/k"),
+    )
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -92,7 +99,13 @@ def test_structured_latents(name: str, dtype: torch.dtype) -> None:
         ("seed 0", "seed 1"),
         "project",
     )
-    check(lambda x: mix(x, config), lambda x: expected_mix(x, config), x, ("seed 0", "seed 1"), "mix")
+    check(
+        lambda x: project_mixing_domains(x, config),
+        lambda x: expected_mixing_domains(x, config),
+        x,
+        ("seed 0", "seed 1"),
+        "mixing domains",
+    )
 
 
 @pytest.mark.parametrize("batch", range(1, 10))
@@ -105,8 +118,8 @@ def test_every_small_batch(batch: int) -> None:
 
 def test_many_tiny_samples() -> None:
     config, x = SMALL[2, 8, 8], samples(NAMES, (2, 8, 8)).repeat(5000, 1, 1, 1)
-    expected = expected_mix(expected_project(x[: len(NAMES)], config), config)
-    result = mix(project(x.to(DEVICE), config), config).unflatten(0, (5000, -1)).cpu()
+    expected = expected_mixing_domains(expected_project(x[: len(NAMES)], config), config)
+    result = project_mixing_domains(project(x.to(DEVICE), config), config).unflatten(0, (5000, -1)).cpu()
     assert_same_bits(result[0], expected)
     assert_same_bits(result, result[:1].expand_as(result).contiguous(), "among the repetitions")
 

@@ -1,7 +1,7 @@
-"""Operators on two streams, and from two threads, at once; run by test_gpu_runtime.py, which sets a time limit.
+"""Operators on two streams and in two threads at once; run by test_gpu_runtime.py, which sets a time limit.
 
-The CUDA library's kernel of the projections occupies the whole GPU and waits for its own blocks. If those of two
-launches were mixed, both would wait for ever.
+The projection kernel of the CUDA library occupies the whole GPU, and its blocks wait for each other. If each
+of two launches held a part of the GPU, both would wait for ever.
 """
 
 import threading

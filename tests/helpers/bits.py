@@ -7,7 +7,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_patterns(x: Tensor) -> Tensor:
-    """The bits of x as integers, with every NaN made the same NaN; complex x gets a last dimension of 2."""
+    """Return the bits of x as integers. All NaN become the same NaN. Complex x gets a last dimension of 2."""
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
     x = x.detach().contiguous()
@@ -17,9 +17,9 @@ def bit_patterns(x: Tensor) -> Tensor:
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, context: str = "") -> None:
-    """Fails unless the tensors agree in shape, dtype and every bit, and says where they first differ.
+    """Fail unless the tensors have the same shape, dtype and bits. The message gives the first difference.
 
-    `torch.equal` would take -0 for +0 and reject NaN; here -0 differs from +0, and a NaN equals any NaN.
+    Here -0 differs from +0, and a NaN equals any NaN. `torch.equal` does the opposite.
     """
     prefix = f"{context}: " if context else ""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:

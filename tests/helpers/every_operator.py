@@ -1,4 +1,4 @@
-"""Every operator called in a process of its own, whose environment decides what serves it."""
+"""Calls of every operator in a separate process, whose environment chooses the backend."""
 
 import json
 import os
@@ -31,7 +31,9 @@ with warnings.catch_warnings(record=True) as caught:
         "project_tile_stats": ops.project_tile_stats(x, [4, 4], [4]),
         "butterfly": ops.butterfly(x, [8, 8], 6),
         "hadamard_transform": nt.hadamard_transform(x, 0.125),
-        "project_wgnc_blocks": torch.view_as_real(ops.project_wgnc_blocks(torch.view_as_complex(x.view(2, -1, 2)))),
+        "project_wgnc_blocks": torch.view_as_real(
+            ops.project_wgnc_blocks(torch.view_as_complex(x.view(2, -1, 2)))
+        ),
         "project_wgnc": ops.project_wgnc(x.flatten(1)),
         "compact_fourier": ops.compact_fourier(x.flatten(1)),
         "whiten": nt.whiten(x),
@@ -44,7 +46,9 @@ with warnings.catch_warnings(record=True) as caught:
         message = str(error)
 save_file(results, sys.argv[2])
 print(json.dumps({
-    "warnings": [[w.category.__name__, str(w.message), w.filename] for w in caught if "noisetilt" in str(w.message)],
+    "warnings": [
+        [w.category.__name__, str(w.message), w.filename] for w in caught if "noisetilt" in str(w.message)
+    ],
     "file": nt.__file__,
     "error": message,
     "backends": {device: [status.backend, status.refused] for device, status in nt.backends().items()},
@@ -53,7 +57,7 @@ print(json.dumps({
 
 
 class Outcome(NamedTuple):
-    """What the process says and computes."""
+    """Report and results of the process."""
 
     report: dict[str, Any]
     inputs: dict[str, Tensor]
@@ -61,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 def call_every_operator(directory: Path, package: Path, **environment: str) -> Outcome:
-    """Runs the script in `directory`, with the package that is in `package` and these variables besides."""
+    """Run the script in `directory`, with the package from `package` and these environment variables."""
     lower, upper = tables("typical", 512, 4)
     inputs = {"x": values("1/k", (2, 8, 16, 16)), "lower": lower, "upper": upper}
     save_file(inputs, directory / "inputs.safetensors")
@@ -81,7 +85,7 @@ def call_every_operator(directory: Path, package: Path, **environment: str) -> O
 
 
 def assert_bits_of_the_kernels(outcome: Outcome) -> None:
-    """The results are those of this process; where there is an FFT, to its rounding."""
+    """Assert that the results have the bits of this process, or differ by rounding after an FFT."""
     _, inputs, results = outcome
     x, lower, upper = inputs["x"], inputs["lower"], inputs["upper"]
     ops = torch.ops.noisetilt

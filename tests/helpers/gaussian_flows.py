@@ -1,8 +1,8 @@
-"""Flows whose velocity is known in closed form, since their data is Gaussian, and models and rewards on top of them.
+"""Flows to Gaussian data, whose velocity is known in closed form, with models and rewards for tests.
 
-Derivation. With x_t = (1-t) x_0 + t eps, x_0 ~ N(m, S) and eps ~ N(0, I) independent, x_t ~ N((1-t) m, C_t) with
-C_t = (1-t)^2 S + t^2 I, and Cov(x_0, x_t) = (1-t) S, Cov(eps, x_t) = t I. For jointly Gaussian vectors conditional
-means are linear,
+Derivation. With x_t = (1-t) x_0 + t eps, x_0 ~ N(m, S) and eps ~ N(0, I) independent, x_t ~ N((1-t) m, C_t)
+with C_t = (1-t)^2 S + t^2 I, and Cov(x_0, x_t) = (1-t) S, Cov(eps, x_t) = t I. For jointly Gaussian vectors
+conditional means are linear,
 
     E[x_0 | x_t] = m + (1-t) S C_t^-1 (x_t - (1-t) m)
     E[eps | x_t] =         t   C_t^-1 (x_t - (1-t) m)
@@ -11,7 +11,7 @@ and the velocity is their difference:
 
     v(x, t) = E[eps - x_0 | x_t = x] = -m + (t I - (1-t) S) C_t^-1 (x - (1-t) m).
 
-All of it is elementwise up to sums of d terms written out, so that an entry has the same bits in every batch.
+Everything is elementwise, and sums of d terms are written out. An entry has the same bits in every batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ from noisetilt_kernels.sampling.steps import Step
 
 
 def uniform(n: int) -> Tensor:
-    """Times of n equal steps."""
+    """Return the times of n equal steps."""
     return torch.linspace(1, 0, n + 1, dtype=torch.float64)
 
 
 def shifted(n: int, shift: float = 3.0) -> Tensor:
-    """Times of n steps that are short near noise, as FLUX's."""
+    """Return the times of n steps that are shorter near noise, like those of FLUX."""
     t = uniform(n)
     return shift * t / (1 + (shift - 1) * t)
 
@@ -42,7 +42,7 @@ class Marginal(NamedTuple):
 
 
 class GaussianFlow:
-    """The flow to data N(mean, covariance), with latents (d,); images show sigmoid(x_0) as grey values."""
+    """Flow to data N(mean, covariance), with latents (d,). Images show sigmoid(x_0) as grey values."""
 
     device = torch.device("cpu")
 
@@ -57,11 +57,11 @@ class GaussianFlow:
         self.sigmas = sigmas
 
     def marginal(self, t: float) -> Marginal:
-        """Of x_t."""
+        """Return the distribution of x_t."""
         return Marginal((1 - t) * self.data.mean, (1 - t) ** 2 * self.data.covariance + t**2 * self._identity)
 
     def linear_velocity(self, t: float) -> tuple[Tensor, Tensor]:
-        """A and b, float64, of v(x, t) = A x + b."""
+        """Return A and b, float64, of v(x, t) = A x + b."""
         mean, covariance = self.data
         matrix = (t * self._identity - (1 - t) * covariance) @ torch.linalg.inv(self.marginal(t).covariance)
         return matrix, -mean - (1 - t) * matrix @ mean
@@ -79,10 +79,16 @@ class GaussianFlow:
 
 
 def after_steps(flow: GaussianFlow, steps: Sequence[Step], start: Marginal | None = None) -> Marginal:
-    """Exact mean and covariance after Euler-Maruyama steps of the reverse SDE, float64, from N(0, I) or `start`.
+    """Return the exact mean and covariance after Euler-Maruyama steps of the reverse SDE, float64.
 
-    A step is the map x -> x - delta v - g^2/2 delta (x + (1-t) v) / t + g sqrt(delta) eps, affine as v is: written out
-    here once more, for what is tested is the other one.
+    A step is the map x -> x - delta v - g^2/2 delta (x + (1-t) v) / t + g sqrt(delta) eps. It is affine,
+    because v is. This is a second implementation of the step, so that tests can compare it with the one of
+    the samplers.
+
+    Args:
+        flow: the flow.
+        steps: the steps.
+        start: distribution before the first step; None means N(0, I).
     """
     mean, covariance = start or Marginal(
         torch.zeros_like(flow.data.mean), torch.eye(len(flow.data.mean)).double()
@@ -99,9 +105,9 @@ def after_steps(flow: GaussianFlow, steps: Sequence[Step], start: Marginal | Non
 
 
 class LatentFlow:
-    """The flow to data N(mean, variance I), with image latents (C, H, W), C >= 3; images show sigmoid(x_0).
+    """Flow to data N(mean, variance I), with image latents (C, H, W), C >= 3. Images show sigmoid(x_0).
 
-    `bend` adds a term to the velocity that is not linear in x.
+    `bend` scales a term of the velocity that is not linear in x.
     """
 
     device = torch.device("cpu")
@@ -127,7 +133,7 @@ class LatentFlow:
 
 
 class LatentGenerator:
-    """A one-step model: noise (C, H, W) -> images sigmoid(noise / 2) of its first three channels."""
+    """One-step model of noise (C, H, W). Images show sigmoid(noise / 2) of its first three channels."""
 
     device = torch.device("cpu")
 
@@ -139,25 +145,25 @@ class LatentGenerator:
 
 
 def mean_of_each(values: Tensor) -> Tensor:
-    """(B, ...) -> (B,): means, one sample at a time, so that they have the same bits in every batch."""
+    """Return the means (B,) of (B, ...), one sample at a time, with the same bits in every batch."""
     return torch.stack([sample.mean() for sample in values])
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Mean grey value; "dark" prompts want it low."""
+    """Reward of a high mean grey value, or of a low one for the prompt "dark"."""
     sign = torch.tensor([-1.0 if prompt == "dark" else 1.0 for prompt in prompts], dtype=images.dtype)
     return sign * mean_of_each(images)
 
 
 def left_half(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A bright left half and a dark right one: a reward of strong structure, quadratic in the images."""
+    """Reward of a bright left half and a dark right half: strongly structured, quadratic in the images."""
     height, width = images.shape[-2:]
     target = (torch.arange(width) < width // 2).to(images.dtype).expand(height, width)
     return -mean_of_each((images - target) ** 2)
 
 
 class Spy:
-    """A model that remembers what it was asked, and how many entries in all."""
+    """Wrapper of a model that remembers the inputs of every call."""
 
     def __init__(self, model: GaussianFlow | LatentFlow) -> None:
         self.model = model
@@ -168,7 +174,7 @@ class Spy:
             model.decode,
         )
         self.calls: list[tuple[Tensor, float, list[str], bool]] = []
-        """Of every forward: x, t, prompts, and whether gradients were on."""
+        """x, t and prompts of every forward, and True if gradients were enabled."""
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         self.calls.append((x.detach().clone(), sigma, list(prompts), torch.is_grad_enabled()))
@@ -176,4 +182,5 @@ class Spy:
 
     @property
     def entries(self) -> int:
+        """Number of batch entries of all calls."""
         return sum(len(x) for x, *_ in self.calls)

@@ -1,4 +1,4 @@
-"""The inputs of the tests: distributions of values, structured fields, and bounds tables."""
+"""Inputs of the tests: distributions of values, structured fields, and tables."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ _NEGATIVE_NAN = {torch.float32: (torch.int32, -0x00400000), torch.float64: (torc
 
 
 def negative_nan(dtype: torch.dtype) -> Tensor:
-    """A NaN with the sign bit set, by its bit pattern: arithmetic does not promise the sign of a NaN."""
+    """NaN with the sign bit set, made from its bit pattern: arithmetic does not define the sign of a NaN."""
     integer, pattern = _NEGATIVE_NAN[dtype]
     return torch.tensor(pattern, dtype=integer).view(dtype)
 
 
 def _sprinkle(x: Tensor, values: Sequence[Tensor | float], g: torch.Generator) -> Tensor:
-    """x with about a tenth of its values replaced by each of `values`' turns."""
+    """Replace about a tenth of x by the given values."""
     which = torch.randint(0, 10 * len(values), x.shape, generator=g)
     for k, value in enumerate(values):
         x = torch.where(which == k, value, x)
@@ -84,17 +84,17 @@ DISTRIBUTIONS: dict[str, Callable[[int, torch.dtype, torch.Generator], Tensor]] 
 def values(
     name: str, shape: int | Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Tensor:
-    """A tensor with values of the named distribution, the same for the same arguments."""
+    """Tensor with values of the named distribution, the same for the same arguments."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     generator = torch.Generator().manual_seed(seed)
     return DISTRIBUTIONS[name](math.prod(shape), dtype, generator).to(dtype).reshape(shape)
 
 
-# ---- bounds tables ----
+# ---- tables ----
 
 
-def _typical_bounds(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    return python_ref.confidence_bounds(m, d)
+def _typical(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    return python_ref.confidence_table(m, d)
 
 
 def _unsorted(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def _half_open(m: int, d: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 TABLES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] = {
-    "typical": _typical_bounds,
+    "typical": _typical,
     "monotone": _monotone,
     "stepped": _stepped,
     "half open": _half_open,
@@ -138,7 +138,7 @@ TABLES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] 
 def tables(
     name: str, num_chunks: int, chunk_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The named tables (lower, upper), each (num_chunks, chunk_size), the same for the same arguments."""
+    """Named table (lower, upper), each (num_chunks, chunk_size), the same for the same arguments."""
     generator = torch.Generator().manual_seed(seed)
     lower, upper = TABLES[name](num_chunks, chunk_size, generator)
     return lower.to(dtype), upper.to(dtype)
@@ -150,7 +150,7 @@ LATENT = (16, 64, 64)
 
 
 def power_law(beta: float, shape: Sequence[int] = LATENT, seed: int = 0) -> Tensor:
-    """A field (C, H, W) whose amplitude spectrum is 1/k^beta in every channel, float64."""
+    """Field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64."""
     generator = torch.Generator().manual_seed(seed)
     c, h, w = shape
     k = torch.hypot(torch.fft.fftfreq(h)[:, None] * h, torch.fft.fftfreq(w) * w).double()
@@ -191,7 +191,7 @@ STRUCTURED: dict[str, Callable[[int], Tensor]] = {
 
 
 def noise(count: int, shape: Sequence[int] = LATENT, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal samples (count, *shape), sample s from seed s."""
+    """Standard normal samples (count, *shape). Sample s has seed s."""
     return torch.stack(
         [
             torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))

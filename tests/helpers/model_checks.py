@@ -1,4 +1,4 @@
-"""What the tests of models of diffusers have in common: noise, a reward, gradients against differences, graphs."""
+"""Helpers for tests of models: noise, a reward, checks of gradients, size of the graph."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,19 +15,19 @@ def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def noise(shape: Sequence[int], count: int = 1, seed: int = 0) -> Tensor:
-    """As particles draw it."""
+    """Noise (count, *shape) as the samplers draw it for each particle."""
     return torch.cat([ParticleNoise(seed, particle, tuple(shape)).draw() for particle in range(count)])
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the sum of function(x), weighted with fixed random numbers."""
+    """Gradient of a sum of function(x) with fixed random weights."""
     x = x.clone().requires_grad_()
     values = function(x)
     return torch.autograd.grad((_weights(values) * values).sum(), x)[0]
 
 
 def assert_gradient(function: Callable[[Tensor], Tensor], x: Tensor, step: float, tolerance: float) -> None:
-    """The gradient is that of central differences along some directions."""
+    """Assert that the gradient equals central differences along three random directions."""
     slopes = gradient(function, x)
     for seed in range(3):
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(10 + seed), dtype=x.dtype)
@@ -42,7 +42,7 @@ def _weights(values: Tensor) -> Tensor:
 
 
 def kept_for_backward(networks: Sequence[torch.nn.Module], forward: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors that the graph of `forward` keeps, the networks' weights left out."""
+    """Bytes of the tensors that the graph of `forward` keeps, without the networks' weights."""
     weights = {parameter.data_ptr() for network in networks for parameter in network.parameters()}
     kept: dict[int, int] = {}
 

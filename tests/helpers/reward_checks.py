@@ -1,4 +1,4 @@
-"""What every reward must be: differentiable, and of each image by itself."""
+"""Properties of every reward: it is differentiable, and scores each image independently of the others."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,23 @@ from noisetilt_kernels.sampling import Reward
 
 
 def some_images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
-    """Smooth images (count, 3, height, width) from 0.2 to 0.8, which no interpolation carries out of [0, 1]."""
+    """Return smooth images (count, 3, height, width) from 0.2 to 0.8; resizing keeps them within [0, 1]."""
     noise = torch.rand(count, 3, 6, 5, generator=torch.Generator().manual_seed(seed))
     return 0.2 + 0.6 * torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
 
 
 def gradient_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Of the sum of the rewards, like `images`."""
+    """Return the gradient of the sum of the rewards, in the shape of `images`."""
     images = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
     return gradient
 
 
 def check_gradient(reward: Reward, images: Tensor, prompts: Sequence[str], size: float = 0.01) -> None:
-    """The gradient is that of differences of fourth order: along itself, and along random directions.
+    """Compare the gradient with finite differences of fourth order, along itself and along random directions.
 
-    size: of the change of the pixel that changes most.
+    Args:
+        size: largest change of a pixel.
     """
     gradient = gradient_of(reward, images, prompts)
     assert gradient.dtype == images.dtype
@@ -43,11 +44,11 @@ def check_gradient(reward: Reward, images: Tensor, prompts: Sequence[str], size:
 
 
 def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str], tolerance: float) -> None:
-    """An image has the same reward and the same gradient alone as in a batch, and float32 is returned."""
+    """Check that an image has the same float32 reward and the same gradient alone and in a batch."""
     values, gradient = reward(images, prompts), gradient_of(reward, images, prompts)
     assert values.dtype == torch.float32
     assert values.shape == (len(images),)
-    assert values.std() > 10 * tolerance, "images that are too much alike show nothing"
+    assert values.std() > 10 * tolerance, "images that are too similar show nothing"
     for index, prompt in enumerate(prompts):
         one = images[index : index + 1]
         torch.testing.assert_close(reward(one, [prompt])[0], values[index], rtol=0, atol=tolerance)
@@ -57,7 +58,7 @@ def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str],
 
 
 def check_mistakes(reward: Reward, name: str) -> None:
-    """Wrong images, and another number of prompts, are errors that say so."""
+    """Check the errors for images of a wrong shape and for a wrong number of prompts."""
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         reward(torch.rand(1, 4, 8, 8), [""])
     with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 2 images, got 1"):

@@ -1,4 +1,4 @@
-"""The bitwise comparison that the other tests rely on must see what it claims to see."""
+"""The bitwise comparison, on which other tests rely, finds every difference."""
 
 import pytest
 import torch

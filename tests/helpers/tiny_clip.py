@@ -1,33 +1,38 @@
-"""CLIP models of the real classes with random weights, small, in folders as Hugging Face has them."""
+"""Small CLIP models of the real classes with random weights, in folders in the format of Hugging Face."""
 
 from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from image_processors import CLIPImageProcessorPil
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 IMAGE_SIZE = 32
 WIDTH = 12
-"""Of the embeddings."""
+"""Width of the embeddings."""
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """One that spells: each letter is a token, at the end of a word another one."""
+    """Return a tokenizer with a token for each letter, and one for each letter that ends a word."""
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
-    tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]  # the last is the largest, as in the real one
+    tokens = [
+        *letters,
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]  # the last number is the end of the text, as in the real tokenizer
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=77
     )
 
 
 def make_image_processor() -> CLIPImageProcessorPil:
-    """The real one, but for small images."""
+    """Return the real image processor with a smaller image size."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
 
 
 def make_model(seed: int = 0, logit_scale: float = 4.6052) -> CLIPModel:
-    """With weights large enough that images and prompts make a difference."""
+    """Return a model with weights so large that different images and prompts get different values."""
     torch.manual_seed(seed)
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     end = len(make_tokenizer()) - 1
@@ -47,7 +52,7 @@ def make_model(seed: int = 0, logit_scale: float = 4.6052) -> CLIPModel:
 
 
 def save_clip(folder: Path, model: CLIPModel) -> Path:
-    """Model, tokenizer and image processor."""
+    """Save model, tokenizer and image processor, and return the folder."""
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     make_image_processor().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Random FLUX pipelines of diffusers' own classes, small enough to be made for every test."""
+"""Random FLUX pipelines of the diffusers classes, small enough to be made for every test."""
 
 from typing import Any
 
@@ -8,15 +8,19 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 _WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
 SIZE = 32
-"""Height and width of images that are quickly made, in pixels: latents (4, 16, 16), 64 tokens."""
+"""Height and width of small images, in pixels: latents (4, 16, 16), 64 tokens."""
 LENGTH = 24
-"""Tokens that both text encoders take."""
+"""Number of tokens of both text encoders."""
 
 
 def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline:
-    """A pipeline as FLUX.1 dev (guidance, dynamic shifting of times) or as schnell (neither), float32.
+    """Make a pipeline of two blocks of width 32 and a VAE that halves both sides, float32.
 
-    Two models of width 32 and a VAE that halves both sides. `scheduler`: more of its configuration.
+    Args:
+        dev: like FLUX.1 dev, with embedded guidance and dynamic shifting of times; else like schnell, with
+            neither.
+        seed: seed of the weights.
+        scheduler: further configuration of the scheduler.
     """
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
@@ -30,7 +34,7 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
         guidance_embeds=dev,
         axes_dims_rope=(4, 4, 8),
     )
-    vae = tiny_autoencoder(**OF_FLUX)
+    vae = tiny_autoencoder(**FLUX_VAE)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{**_SCHEDULERS[dev], **scheduler}),
         vae=vae,
@@ -42,17 +46,17 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
     )
 
 
-OF_FLUX = {
+FLUX_VAE = {
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""Configuration of an autoencoder, which Z-Image has as well."""
+"""Configuration of FLUX's autoencoder, which Z-Image uses too."""
 
 
 def tiny_autoencoder(**config: Any) -> AutoencoderKL:
-    """Images (3, 32, 32) to latents (4, 16, 16) and back. `config`: more of its configuration."""
+    """Make an autoencoder of images (3, 32, 32) and latents (4, 16, 16), with further configuration."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

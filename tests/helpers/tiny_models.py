@@ -1,4 +1,7 @@
-"""Random pipelines of diffusers' own classes, small enough to be made for every test; of FLUX and Wan see tiny_*.py."""
+"""Random pipelines of the diffusers classes, small enough to be made for every test.
+
+FLUX and Wan are in tiny_flux.py and tiny_wan.py.
+"""
 
 from typing import Any
 
@@ -18,7 +21,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tiny_clip import make_tokenizer
-from tiny_flux import OF_FLUX, tiny_autoencoder
+from tiny_flux import FLUX_VAE, tiny_autoencoder
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -32,14 +35,14 @@ from transformers import (
 )
 
 SIZE = {"height": 32, "width": 64}
-"""Of images that are quickly made: latents (4, 16, 32)."""
+"""Size of small images: latents (4, 16, 32)."""
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _EULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def tiny_sd_turbo(**scheduler: Any) -> StableDiffusionPipeline:
-    """As SD-Turbo. `scheduler`: more of its configuration."""
+    """Make a pipeline like SD-Turbo, with further configuration of its scheduler."""
     torch.manual_seed(0)
     return StableDiffusionPipeline(
         vae=tiny_autoencoder(scaling_factor=0.18215),
@@ -58,7 +61,7 @@ def tiny_sd_turbo(**scheduler: Any) -> StableDiffusionPipeline:
 
 
 def tiny_sdxl_turbo(**vae: Any) -> StableDiffusionXLPipeline:
-    """As SDXL-Turbo. `vae`: more of its configuration."""
+    """Make a pipeline like SDXL-Turbo, with further configuration of its VAE."""
     torch.manual_seed(0)
     return StableDiffusionXLPipeline(
         vae=tiny_autoencoder(scaling_factor=0.13025, **vae),
@@ -80,7 +83,7 @@ def tiny_sdxl_turbo(**vae: Any) -> StableDiffusionXLPipeline:
 
 
 def tiny_sana_sprint(sigma_data: float = 0.5) -> SanaSprintPipeline:
-    """As SANA-Sprint, but for a VAE that halves both sides."""
+    """Make a pipeline like SANA-Sprint, except for a VAE that halves both sides."""
     torch.manual_seed(0)
     transformer = SanaTransformer2DModel(
         in_channels=4,
@@ -123,7 +126,10 @@ def tiny_sana_sprint(sigma_data: float = 0.5) -> SanaSprintPipeline:
 
 
 def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
-    """As Z-Image-Turbo, but for a VAE that halves both sides. `scheduler`: more of its configuration."""
+    """Make a pipeline like Z-Image-Turbo, except for a VAE that halves both sides.
+
+    scheduler: further configuration of its scheduler.
+    """
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(
         in_channels=4,
@@ -136,13 +142,13 @@ def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
         axes_dims=[4, 6, 6],
         axes_lens=[600, 32, 32],
     )
-    with torch.no_grad():  # they are zero otherwise, and padding could go unnoticed
+    with torch.no_grad():  # initially zero, with which padding could go unnoticed
         transformer.x_pad_token.normal_()
         transformer.cap_pad_token.normal_()
     vocabulary = _numbered("<|endoftext|>", "Ġ", *_LETTERS)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
-        vae=tiny_autoencoder(**OF_FLUX),
+        vae=tiny_autoencoder(**FLUX_VAE),
         text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(vocabulary), **_LANGUAGE_MODEL)).eval(),
         tokenizer=Qwen2Tokenizer(
             vocab=vocabulary,
@@ -183,7 +189,7 @@ def _clip_config() -> CLIPTextConfig:
 
 
 def _unet(**config: Any) -> UNet2DConditionModel:
-    """One that expects latents (4, 16, 32) if it is not told otherwise."""
+    """Make a U-Net for latents (4, 16, 32), with further configuration."""
     unet = UNet2DConditionModel(
         sample_size=(16, 32),
         block_out_channels=(16, 32),

@@ -1,4 +1,7 @@
-"""Qwen2-VL and Qwen2.5-VL of the real classes with random weights, small, in folders as Hugging Face has them."""
+"""Small Qwen2-VL and Qwen2.5-VL models of the real classes with random weights, in folders.
+
+The folders have the formats of Hugging Face and of VideoReward.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from image_processors import Qwen2VLImageProcessorPil
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
@@ -15,13 +19,12 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
 )
 
 SIDE = 4
-"""Of a patch; a token is of 8 x 8 pixels."""
+"""Side of a patch in pixels; a token has 8 x 8 pixels."""
 LEAST, MOST = 8 * 8 * 4, 8 * 8 * 40
-"""Pixels of an image after it is resized."""
+"""Smallest and largest number of pixels of a resized image."""
 
 SPECIAL = (
     "<|endoftext|>",
@@ -41,13 +44,13 @@ TEMPLATE = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Of one message, as that of the real models."""
+"""Chat template with the result of the real one for a single message."""
 
 WIDTH = 24
 
 
 def make_tokenizer(template: str | None = TEMPLATE) -> Qwen2Tokenizer:
-    """One that spells, letter by letter; "Yes" alone is one token."""
+    """Return a tokenizer with a token for each letter, and one for "Yes"."""
     words = [*sorted(ByteLevel.alphabet()), "Ye", "Yes", *SPECIAL]
     tokenizer = Qwen2Tokenizer(
         vocab={word: number for number, word in enumerate(words)}, merges=[("Y", "e"), ("Ye", "s")]
@@ -58,12 +61,12 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Qwen2Tokenizer:
 
 
 def make_image_processor() -> Qwen2VLImageProcessorPil:
-    """The real one, but for small images."""
+    """Return the real image processor with smaller patches and images."""
     return Qwen2VLImageProcessorPil(patch_size=SIDE, min_pixels=LEAST, max_pixels=MOST)
 
 
 def make_config(config_class: Any, words: int) -> Any:
-    """With heads of width 12, as the three dimensions of positions need."""
+    """Return a configuration with heads of width 12, which three dimensions of positions need."""
     number = make_tokenizer().convert_tokens_to_ids
     text = {
         "vocab_size": words,
@@ -93,7 +96,7 @@ def make_config(config_class: Any, words: int) -> Any:
 
 
 def widen(model: nn.Module) -> None:
-    """Weights large enough that images and prompts make a difference."""
+    """Return random weights so large that different images and prompts get different values."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and "norm" not in name and "ln_q" not in name:
@@ -105,7 +108,7 @@ def widen(model: nn.Module) -> None:
 
 
 def make_vqa_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL."""
+    """Return a Qwen2.5-VL."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(make_config(Qwen2_5_VLConfig, len(make_tokenizer()) + 3))
     widen(model)
@@ -113,7 +116,7 @@ def make_vqa_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def save_vqa(folder: Path, model: Qwen2_5_VLForConditionalGeneration) -> Path:
-    """Model, tokenizer and image processor."""
+    """Save model, tokenizer and image processor, and return the folder."""
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     make_image_processor().save_pretrained(folder)
@@ -146,14 +149,14 @@ SETTINGS: Mapping[str, Any] = {
 
 
 def make_marked_tokenizer() -> Qwen2Tokenizer:
-    """With VideoReward's marks."""
+    """Return the tokenizer with the marks of VideoReward."""
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(list(MARKS), special_tokens=True)
     return tokenizer
 
 
 def make_base_model(seed: int = 0) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL, with more rows for tokens than the tokenizer has, as the real one."""
+    """Return a Qwen2-VL with more rows in its embedding than tokens, like the real model."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(make_config(Qwen2VLConfig, len(make_marked_tokenizer()) + 5))
     widen(model)
@@ -161,13 +164,13 @@ def make_base_model(seed: int = 0) -> Qwen2VLForConditionalGeneration:
 
 
 def old_name(name: str) -> str:
-    """A tensor's name as models before transformers 4.52 had it, with what PEFT puts before it."""
+    """Return a tensor's name in models of transformers before 4.52, with the prefix of PEFT."""
     name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
     return f"base_model.model.{name}"
 
 
 def make_lora(model: Qwen2VLForConditionalGeneration, rank: int = 2) -> dict[str, Tensor]:
-    """LoRA's A and B for the linear layers of the language model, by the names of the layers."""
+    """Return the LoRA matrices A and B of the language model's linear layers, by the names of the layers."""
     torch.manual_seed(9)
     factors = {}
     for name, module in model.model.language_model.named_modules(prefix="model.language_model"):
@@ -178,7 +181,7 @@ def make_lora(model: Qwen2VLForConditionalGeneration, rank: int = 2) -> dict[str
 
 
 def tuned_weights(model: Qwen2VLForConditionalGeneration, head_rows: int) -> dict[str, Tensor]:
-    """What was trained besides LoRA: the vision model, the words with the marks among them, and the head."""
+    """Return the weights trained without LoRA: vision model, token embeddings with the marks, and head."""
     torch.manual_seed(7)
     words = model.model.language_model.embed_tokens.weight[: len(make_marked_tokenizer())]
     weights = {
@@ -190,7 +193,7 @@ def tuned_weights(model: Qwen2VLForConditionalGeneration, head_rows: int) -> dic
 
 
 def save_base(folder: Path) -> Path:
-    """The Qwen2-VL that VideoReward was tuned from, with its tokenizer."""
+    """Save the base model of VideoReward with its tokenizer, and return the folder."""
     make_base_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
@@ -199,14 +202,14 @@ def save_base(folder: Path) -> Path:
 def save_videoreward(
     folder: Path, full: bool = True, head_rows: int = 1, settings: Mapping[str, Any] = SETTINGS
 ) -> Path:
-    """A checkpoint in the layout of the published one, or as LoRA's adapter and what was trained besides."""
+    """Save a checkpoint in the published format, or as LoRA adapter and other trained weights."""
     model = make_base_model()
     lora, tuned = make_lora(model), tuned_weights(model, head_rows)
     (folder / "model_config.json").write_text(json.dumps(settings))
     checkpoint = folder / "checkpoint-12"
     checkpoint.mkdir()
     make_marked_tokenizer().save_pretrained(checkpoint / "tokenizer")
-    (folder / "checkpoint-7").mkdir()  # an older one, empty
+    (folder / "checkpoint-7").mkdir()  # an older checkpoint, empty
     if not full:
         adapter = {old_name(f"{name}.weight"): tensor for name, tensor in lora.items()}
         save_file(adapter, checkpoint / "adapter_model.safetensors")
@@ -227,7 +230,7 @@ def save_videoreward(
 
 
 def merged_model(head_rows: int = 1) -> tuple[Qwen2VLForConditionalGeneration, Tensor]:
-    """The model that the checkpoints mean, with LoRA's 4 / 2 B A in its weights, and the head."""
+    """Return the model that the checkpoints describe, with LoRA's 4 / 2 B A merged by hand, and the head."""
     model = make_base_model()
     tuned = tuned_weights(model, head_rows)
     model.resize_token_embeddings(len(make_marked_tokenizer()))

@@ -1,4 +1,4 @@
-"""Random Wan2.1 pipelines of diffusers' own classes, small enough to be made for every test."""
+"""Random Wan2.1 pipelines of the diffusers classes, small enough to be made for every test."""
 
 from typing import Any
 
@@ -7,13 +7,17 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 SIZE = {"height": 32, "width": 48, "num_frames": 9}
-"""Of videos that are quickly made: latents (4, 3, 4, 6)."""
+"""Size of small videos: latents (4, 3, 4, 6)."""
 
 
 def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
-    """Two blocks of width 24; a VAE that makes four frames and eight times the sides of each latent frame; float32.
+    """Make a pipeline of two blocks of width 24, float32.
 
-    scheduler: instead of UniPC with the configuration that Wan2.1 has for 480p.
+    Its VAE makes four frames, of eight times the sides, of each latent frame.
+
+    Args:
+        seed: seed of the weights.
+        scheduler: scheduler of the pipeline; None is UniPC with the configuration of Wan2.1 for 480p.
     """
     torch.manual_seed(seed)
     transformer = WanTransformer3DModel(

@@ -1,4 +1,4 @@
-"""Fine-tuned denoisers in the place of a pipeline's own, and LoRA, on tiny models: from Python and by the command."""
+"""Fine-tuned denoisers and LoRA on tiny models, from Python and by the command."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tiny_wan import tiny_wan
 from torch import Tensor
 
 from noisetilt_kernels.cli import main
-from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, fine_tuned, load_pipeline
+from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, files, fine_tuned, load_pipeline
 from noisetilt_kernels.sampling import base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -27,7 +27,7 @@ PROJECTION = "transformer_blocks.0.attn.to_q"
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline, whose transformer has a configuration and broken weights."""
+    """Folder of a pipeline whose transformer has a configuration and broken weights."""
     folder = tmp_path_factory.mktemp("flux") / "tiny"
     tiny_flux().save_pretrained(folder)
     (folder / "transformer" / WEIGHTS).write_bytes(b"broken")
@@ -36,7 +36,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of another transformer."""
+    """Folder of another transformer."""
     folder = tmp_path_factory.mktemp("tuned")
     tiny_flux(seed=1).transformer.save_pretrained(folder)
     return folder
@@ -50,7 +50,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def velocity(pipe: Any) -> Tensor:
-    """What a denoiser says of fixed noise."""
+    """Velocity of fixed noise."""
     flow = FluxFlow(pipe, height=SIZE, width=SIZE, max_sequence_length=LENGTH)
     x = torch.randn(1, *flow.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def velocity(pipe: Any) -> Tensor:
 
 
 def with_tuned() -> Any:
-    """The pipeline with the other transformer."""
+    """Pipeline with the other transformer."""
     pipe = tiny_flux()
     pipe.transformer = tiny_flux(seed=1).transformer
     return pipe
@@ -69,7 +69,7 @@ def load(folder: Path, denoiser: object, **options: Any) -> Any:
 
 
 def raised_by(folder: Path, denoiser: object) -> str:
-    """The message of a ModelError, which is one line without a cause."""
+    """Message of the ModelError that is raised, checked to be one line without a cause."""
     with pytest.raises(ModelError) as caught:
         load(folder, denoiser)
     assert "\n" not in str(caught.value)
@@ -78,7 +78,7 @@ def raised_by(folder: Path, denoiser: object) -> str:
 
 
 def only(tensors: Mapping[str, Tensor], folder: Path, config: Path | None = None) -> Path:
-    """A folder of weights, with a configuration or without."""
+    """Make a folder of weights, with or without a configuration."""
     folder.mkdir()
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     if config is not None:
@@ -121,7 +121,7 @@ def test_a_pipeline_without_weights_of_its_own(flux: Path, tuned: Path, tmp_path
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_dtypes_are_those_of_diffusers(wan: Path, tmp_path: Path, bare: bool) -> None:
-    """Of Wan some weights stay in float32."""
+    """Some weights of Wan stay in float32."""
     source = wan / "transformer"
     if bare:
         source = only(load_file(source / WEIGHTS), tmp_path / "bare")
@@ -145,7 +145,7 @@ def test_weights_of_other_names(flux: Path, tuned: Path, tmp_path: Path, whole: 
         f"lack {name}; weights of a FluxTransformer2DModel are needed, named as in diffusers"
     )
     message = raised_by(flux, only({**own, "needless": torch.zeros(3)}, tmp_path / "more", config))
-    assert f"the weights in {str(tmp_path / 'more')!r} have a needless needless; " in message
+    assert f"the weights in {str(tmp_path / 'more')!r} have an unexpected needless; " in message
     message = raised_by(flux, only({**own, name: torch.zeros(3)}, tmp_path / "shape", config))
     assert str(tmp_path / "shape") in message and name in message
     assert (
@@ -176,7 +176,7 @@ def test_weights_that_are_not_there_or_broken(flux: Path, tuned: Path, tmp_path:
 
 
 def test_denoisers_of_the_hub(flux: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a configuration it is loaded as a whole, else one file is."""
+    """A repository without a configuration is asked for one weights file."""
     asked: list[tuple[str, str]] = []
 
     def download(hub_id: str, name: str) -> str:
@@ -185,12 +185,13 @@ def test_denoisers_of_the_hub(flux: Path, tuned: Path, monkeypatch: pytest.Monke
             raise errors.EntryNotFoundError
         return str(tuned / WEIGHTS)
 
-    monkeypatch.setattr(fine_tuned, "hf_hub_download", download)
+    for module in (files, fine_tuned):
+        monkeypatch.setattr(module, "hf_hub_download", download)
     for source in ("some/flux", "some/flux:tuned.safetensors"):
         torch.testing.assert_close(velocity(load(flux, source)), velocity(with_tuned()), rtol=0, atol=1e-5)
     assert asked == [("some/flux", "config.json"), ("some/flux", WEIGHTS), ("some/flux", "tuned.safetensors")]
     monkeypatch.setattr(
-        fine_tuned, "hf_hub_download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled)
+        files, "hf_hub_download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled)
     )
     assert "the hub cannot be reached" in raised_by(flux, "some/flux")
 
@@ -199,7 +200,7 @@ def test_denoisers_of_the_hub(flux: Path, tuned: Path, monkeypatch: pytest.Monke
 
 
 def lora(layer: str, width: int, file: Path) -> Tensor:
-    """Saves LoRA weights of a square projection, and returns what they add to it."""
+    """Save LoRA weights of a square projection, and return what they add to its weight."""
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, width, generator=generator), torch.randn(width, 2, generator=generator)
     name = f"transformer.{layer}" if layer.startswith("transformer") else f"diffusion_model.{layer}"
@@ -220,7 +221,7 @@ def test_lora_on_top_of_a_denoiser(flux: Path, tuned: Path, tmp_path: Path) -> N
 
 
 def sample(model: Path, out: Path, *options: object) -> Result:
-    """A run of two steps, whose latent is to be seen in `out`."""
+    """Run two steps by the command; the latent is written to `out`."""
     arguments = [
         "sample",
         "--model",
@@ -240,7 +241,7 @@ def latent(out: Path) -> Tensor:
 
 
 def test_a_fine_tuned_model_by_the_command(flux: Path, tuned: Path, tmp_path: Path) -> None:
-    """The same whether its transformer is named alone or it has been saved as a whole."""
+    """The latent is the same whether the transformer is named separately or saved in the pipeline."""
     tiny_flux(seed=0).save_pretrained(tmp_path / "whole")
     tiny_flux(seed=1).transformer.save_pretrained(tmp_path / "whole" / "transformer")
     size = ("--height", SIZE, "--width", SIZE)
@@ -257,7 +258,7 @@ def test_a_fine_tuned_model_by_the_command(flux: Path, tuned: Path, tmp_path: Pa
 
 
 def test_lora_of_wan_by_the_command(wan: Path, tmp_path: Path) -> None:
-    """Named as Wan's trainers do."""
+    """LoRA weights have the names that Wan's trainers use."""
     pytest.importorskip("peft")
     pytest.importorskip("av")
     added = lora("blocks.0.self_attn.q", 24, tmp_path / "style.safetensors")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling, unpack_latents
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, offload
-from noisetilt_kernels.models.times import exact_time
+from noisetilt_kernels.models.times import exact_timestep
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog"]
@@ -34,7 +34,7 @@ def noise(seed: int = 0, count: int = 1, shape: tuple[int, ...] = (4, 16, 16)) -
 
 
 def stock_images(pipe: FluxPipeline, x: Tensor, prompts: list[str], steps: int, **options: object) -> Tensor:
-    """Of `pipe(...)`, from the latents x."""
+    """Images of `pipe(...)` from the latents x."""
     height, width = (2 * side for side in x.shape[2:])
     return pipe(
         prompts,
@@ -60,7 +60,9 @@ def test_ode_makes_the_pipelines_images(dev: bool, shape: tuple[int, ...]) -> No
     pipe = tiny_flux(dev)
     expected = stock_images(pipe, noise(0, 2, shape), PROMPTS, steps=4, guidance_scale=2.5)
     flow = FluxFlow(pipe, height=2 * shape[1], width=2 * shape[2], guidance_scale=2.5)
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     images = flow.decode(result.latents)
     assert flow.shape == shape
     assert images.std() > 0.1
@@ -100,7 +102,7 @@ def test_sigmas_are_the_pipelines(config: dict[str, object], steps: int) -> None
 def test_shifts_that_round_start_at_one() -> None:
     pipe = tiny_flux(False, shift=0.3224080502986908)
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.5])
-    assert pipe.scheduler.sigmas[0] != 1  # or this shift tests nothing
+    assert pipe.scheduler.sigmas[0] != 1  # otherwise this shift would test nothing
     assert flow_of(pipe).sigmas(2)[0] == 1
 
 
@@ -116,14 +118,14 @@ def test_times_that_do_not_start_at_noise_are_an_error() -> None:
 
 def test_gradient_of_the_velocity() -> None:
     flow = flow_of(tiny_flux().to(dtype=torch.float64))
-    # diffusers applies rotary embeddings in float32, so differences are no better than that
+    # diffusers applies rotary embeddings in float32, so central differences are no more exact
     assert_gradient(lambda x: flow.velocity(x, 0.6, ["a cat"]), noise().double(), step=1e-2, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("configure", ["", "enable_tiling", "enable_slicing"])
 def test_gradient_of_the_decoder(configure: str) -> None:
     pipe = tiny_flux().to(dtype=torch.float64)
-    pipe.vae.decoder.conv_out.weight.data *= 0.2  # images within [0, 1], where nothing is clamped
+    pipe.vae.decoder.conv_out.weight.data *= 0.2  # images stay within [0, 1], where nothing is clamped
     x = noise(0, 2).double()
     plain = flow_of(pipe).decode(x)
     if configure:
@@ -206,8 +208,8 @@ def test_prompts_are_encoded_once() -> None:
     calls: list[Tensor] = []
     pipe.text_encoder_2.register_forward_pre_hook(lambda module, arguments: calls.append(arguments[0]))
     flow = flow_of(pipe)
-    run = sampling.Run(micro_batch=2)
-    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, options=run)
     assert len(calls) == 2
     flow.encode(["a cat", "the house"])
     assert len(calls) == 3
@@ -222,7 +224,7 @@ def test_text_encoders_may_go_when_prompts_are_encoded() -> None:
     pipe.text_encoder = pipe.text_encoder_2 = None
     assert torch.equal(flow.velocity(noise(), 0.5, ["a cat"]), before)
     gradient(lambda x: flow.velocity(x, 0.5, ["the dog"]), noise())
-    message = r"FluxFlow: pipe has no text_encoder, text_encoder_2 to encode 'a house' with; load it with all of them"
+    message = "FluxFlow: pipe has no text_encoder, text_encoder_2 to encode 'a house' with; load it with all"
     with pytest.raises(ValueError, match=message):
         flow.velocity(noise(), 0.5, ["a house"])
 
@@ -244,7 +246,7 @@ def test_length_of_prompts(dev: bool, own: int, given: int | None, expected: int
 # ---- dtypes ----
 
 
-def test_bfloat16_weights_see_exact_times() -> None:
+def test_bfloat16_weights_see_exact_timesteps() -> None:
     flow = flow_of(tiny_flux().to(dtype=torch.bfloat16))
     exact = flow_of(tiny_flux())
     x = noise()
@@ -256,7 +258,7 @@ def test_bfloat16_weights_see_exact_times() -> None:
     times = (1.0, 0.999, 0.998, 0.997)
     velocities = [flow.velocity(x, t, ["a cat"]) for t in times]
     assert all(not torch.equal(one, other) for one, other in pairwise(velocities))
-    # the second call each time is of the guidance scale
+    # every second call embeds the guidance scale
     assert torch.cat(seen[::2]).tolist() == pytest.approx([1000 * t for t in times], rel=1e-7)
     for t, velocity in zip(times, velocities, strict=True):
         assert velocity.dtype == torch.float32
@@ -269,14 +271,14 @@ def test_the_pipelines_own_calls_are_left_alone() -> None:
     flow = flow_of(pipe)
     sampling.ntrk(flow, redness, "a cat", steps=2)
     assert torch.equal(stock_images(pipe, noise(), ["a cat"], 2), before)
-    with suppress(RuntimeError), exact_time(pipe.transformer, torch.ones(1)):
+    with suppress(RuntimeError), exact_timestep(pipe.transformer, torch.ones(1)):
         raise RuntimeError
     assert not pipe.transformer.time_text_embed._forward_pre_hooks
 
 
 def test_bfloat16_runs_end_to_end() -> None:
     flow = flow_of(tiny_flux().to(dtype=torch.bfloat16))
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=sampling.Run(micro_batch=2))
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(micro_batch=2))
     assert result.latents.dtype == torch.float32
     assert all(record.gradient_norm for record in result.records if record.step < 2)
 
@@ -287,9 +289,9 @@ def test_bfloat16_runs_end_to_end() -> None:
 @pytest.mark.parametrize("operator", ["w", "norm"])
 def test_ntrk_raises_the_reward(operator: str) -> None:
     flow = flow_of(tiny_flux())
-    run = sampling.Run(micro_batch=4)
-    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, run=run)
-    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, run=run)
+    run = sampling.SamplerOptions(micro_batch=4)
+    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, options=run)
+    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, options=run)
     assert bool((tilted.rewards > plain.rewards).all())
     assert not any(record.fallback for record in tilted.records)
 
@@ -299,7 +301,9 @@ def test_one_step_model() -> None:
     model = FluxOneStep(pipe, height=SIZE, width=SIZE)
     images = stock_images(pipe, noise(0, 2), PROMPTS, steps=1)
     torch.testing.assert_close(model.generate(noise(0, 2), PROMPTS), images, rtol=0, atol=1e-5)
-    result = sampling.wgnc(model, redness, PROMPTS, iterations=10, lr=0.1, run=sampling.Run(micro_batch=2))
+    result = sampling.wgnc(
+        model, redness, PROMPTS, iterations=10, lr=0.1, options=sampling.SamplerOptions(micro_batch=2)
+    )
     first = [record.reward for record in result.records if record.step == 0]
     assert all(after > before for after, before in zip(result.rewards.tolist(), first, strict=True))
 
@@ -308,9 +312,9 @@ def test_one_step_model() -> None:
 
 
 class Residence(CpuOffload):
-    """Accelerate's hook where there is no GPU: a model that is "on the CPU" has NaN for weights."""
+    """Stand-in for accelerate's hook without a GPU: a model "on the CPU" has NaN weights."""
 
-    at_work: set[torch.nn.Module] = set()  # noqa: RUF012  (of all of them)
+    at_work: set[torch.nn.Module] = set()  # noqa: RUF012  (shared by all)
     peak: set[str] = set()  # noqa: RUF012
 
     def __init__(self, model: torch.nn.Module, before: UserCpuOffloadHook | None) -> None:
@@ -336,7 +340,7 @@ class Residence(CpuOffload):
 
 
 def offloaded(pipe: FluxPipeline) -> FluxPipeline:
-    """As `enable_model_cpu_offload` leaves it."""
+    """Hook a pipeline as `enable_model_cpu_offload` does."""
     Residence.at_work, Residence.peak = set(), set()
     hook = None
     for name in pipe.model_cpu_offload_seq.split("->"):
@@ -360,8 +364,8 @@ def test_hooks_of_model_offload_are_accelerates() -> None:
         pipe.text_encoder,
         pipe.text_encoder_2,
         pipe.transformer,
-    ]  # fmt: skip  (as Residence has them)
-    offload.keep_until_backward(pipe)
+    ]  # fmt: skip  (the order of Residence)
+    offload.rewire_offload_hooks(pipe)
     assert [hook.prev_module_hook and hook.prev_module_hook.model for hook in chain] == [
         pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, None
     ]  # fmt: skip
@@ -369,11 +373,11 @@ def test_hooks_of_model_offload_are_accelerates() -> None:
 
 
 def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = sampling.Run(micro_batch=1)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, run=run)
-    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=1)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
+    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
     assert torch.equal(result.latents, expected.latents)
-    # the first prompt of CLIP alone, then what is there with it; no text encoder beside the transformer
+    # networks that were on the device together: never a text encoder and the transformer
     assert Residence.peak == {
         "CLIPTextModel",
         "T5EncoderModel",
@@ -383,9 +387,9 @@ def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.Mo
         "AutoencoderKL+T5EncoderModel",
     }
     for module in ("flux", "pipeline", "prompts"):
-        monkeypatch.setattr(f"noisetilt_kernels.models.{module}.keep_until_backward", lambda pipe: None)
+        monkeypatch.setattr(f"noisetilt_kernels.models.{module}.rewire_offload_hooks", lambda pipe: None)
     with pytest.raises(sampling.NonFiniteError):
-        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, run=run)
+        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
 
 
 def test_model_offload_without_text_encoders() -> None:
@@ -395,19 +399,19 @@ def test_model_offload_without_text_encoders() -> None:
     pipe.text_encoder = pipe.text_encoder_2 = None
     expected = gradient(lambda x: flow_of(tiny_flux()).velocity(x, 0.5, ["a cat"]), noise())
     assert torch.equal(gradient(lambda x: flow.velocity(x, 0.5, ["a cat"]), noise()), expected)
-    assert pipe.transformer._hf_hook.prev_module_hook is None  # not itself
+    assert pipe.transformer._hf_hook.prev_module_hook is None  # a single network does not move itself
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_sequential_offload(checkpointing: bool) -> None:
-    run = sampling.Run(micro_batch=2)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
     pipe = tiny_flux()
     for model in (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae):
-        cpu_offload(model, torch.device("cpu"))  # what pipe.enable_sequential_cpu_offload() does
+        cpu_offload(model, torch.device("cpu"))  # as pipe.enable_sequential_cpu_offload() does
     flow = flow_of(pipe, gradient_checkpointing=checkpointing)
     assert flow.device == torch.device("cpu")
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=run)
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=run)
     torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=1e-5)
     assert all(parameter.is_meta for parameter in pipe.transformer.parameters())
 
@@ -420,7 +424,7 @@ def test_group_offload_is_refused() -> None:
     pipe = tiny_flux()
     apply_group_offloading(
         pipe.text_encoder_2, "cpu", offload_type="leaf_level"
-    )  # takes no part in gradients
+    )  # text encoders have no gradients
     flow_of(pipe).encode("a cat")
 
 

@@ -1,4 +1,4 @@
-"""folders there and back, LoRA, and one sentence on whatever is wrong."""
+"""Loading of pipelines from folders, LoRA, and the messages of errors."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from noisetilt_kernels.models import ModelError, fine_tuned, load_pipeline
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline, not to be changed."""
+    """Folder of a pipeline, shared and not to be changed."""
     folder = tmp_path_factory.mktemp("saved") / "tiny-flux"
     tiny_flux().save_pretrained(folder)
     return folder
@@ -27,13 +27,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(saved: Path, tmp_path: Path) -> Path:
-    """The folder of a pipeline, to be changed."""
+    """Folder of a pipeline that a test may change."""
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever opens a connection fails the test."""
+    """Fail the test if anything opens a connection."""
 
     def refuse(*arguments: object) -> NoReturn:
         pytest.fail(f"connection to {arguments[1:]}")
@@ -54,7 +54,7 @@ def image(pipe: diffusers.FluxPipeline) -> torch.Tensor:
 
 
 def raised_by(*arguments: object, **options: object) -> str:
-    """The message of a ModelError, which is one line without a cause."""
+    """Message of the ModelError that is raised, checked to be one line without a cause."""
     with pytest.raises(ModelError) as caught:
         load_pipeline(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -133,7 +133,7 @@ def test_other_pipelines(copy: Path) -> None:
     index = copy / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LTXPipeline"}))
     assert raised_by(copy).startswith(
-        f"{str(copy)!r} is a LTXPipeline; what can be sampled from is FluxPipeline, "
+        f"{str(copy)!r} is a LTXPipeline; supported pipelines are FluxPipeline, "
     )
     index.write_text("{")
     assert "not a valid JSON file" in raised_by(copy)
@@ -156,13 +156,13 @@ def test_missing_parts(copy: Path, missing: str) -> None:
     else:
         part.unlink()
     message = raised_by(copy)
-    assert str(copy) in message and message.endswith("; if it is incomplete, download or save it anew")
+    assert str(copy) in message and message.endswith("; if it is incomplete, download or save it again")
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 def test_missing_vocabularies(copy: Path, name: str) -> None:
     (copy / name / "tokenizer.json").unlink()
-    assert raised_by(copy) == f"'{copy}' has no vocabulary in {name}; download or save it anew"
+    assert raised_by(copy) == f"'{copy}' has no vocabulary in {name}; download or save it again"
 
 
 def test_broken_weights(copy: Path) -> None:
@@ -179,19 +179,19 @@ def test_broken_weights(copy: Path) -> None:
     [
         (
             errors.GatedRepoError,
-            "'some/flux' wants its licence accepted",
+            "'some/flux' is gated: accept its licence",
         ),
-        (errors.RepositoryNotFoundError, "'some/flux' is neither a folder here nor a model of the hub"),
-        (errors.LocalEntryNotFoundError, "'some/flux' is not a folder here and the hub cannot be reached"),
-        (errors.OfflineModeIsEnabled, "'some/flux' is not a folder here and the hub cannot be reached"),
-        (PermissionError, "'some/flux' cannot be loaded: Can't load config for 'some/flux'"),
+        (errors.RepositoryNotFoundError, "'some/flux' is neither a folder nor a repository on the hub"),
+        (errors.LocalEntryNotFoundError, "'some/flux' is not a folder, and the hub cannot be reached"),
+        (errors.OfflineModeIsEnabled, "'some/flux' is not a folder, and the hub cannot be reached"),
+        (PermissionError, "'some/flux' cannot be loaded: PermissionError"),
     ],
 )
 def test_errors_of_the_hub(kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> NoReturn:
-        raise kind.__new__(kind)  # they want whole HTTP responses
+        raise kind.__new__(kind)  # without __init__, which needs an HTTP response
 
-    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", fail)
+    monkeypatch.setattr("noisetilt_kernels.models.files.hf_hub_download", fail)
     assert raised_by("some/flux").startswith(message)
 
 
@@ -199,7 +199,7 @@ def test_errors_of_the_hub(kind: type[Exception], message: str, monkeypatch: pyt
 
 
 def lora_weights(prefix: str = "transformer.") -> dict[str, torch.Tensor]:
-    """Of one projection of a tiny FLUX."""
+    """LoRA weights of one projection of a tiny FLUX."""
     generator = torch.Generator().manual_seed(0)
     layer = f"{prefix}transformer_blocks.0.attn.to_q"
     return {
@@ -212,7 +212,7 @@ def lora_weights(prefix: str = "transformer.") -> dict[str, torch.Tensor]:
 def test_lora(saved: Path, tmp_path: Path, form: str) -> None:
     pytest.importorskip("peft")
     save_file(lora_weights(), tmp_path / "style.safetensors")
-    if form == "folder:name":  # there is another one, and it is the one that diffusers takes unasked
+    if form == "folder:name":  # diffusers would load this other file by default
         save_file(lora_weights("unet."), tmp_path / "pytorch_lora_weights.safetensors")
     lora = {
         "file": tmp_path / "style.safetensors",
@@ -220,7 +220,7 @@ def test_lora(saved: Path, tmp_path: Path, form: str) -> None:
         "folder:name": f"{tmp_path}:style.safetensors",
     }
     pipe = load_pipeline(saved, dtype=torch.float32, device="cpu", lora=lora[form])
-    # what it should do, in the weights themselves
+    # the same change made in the weights
     expected = tiny_flux()
     down, up = lora_weights().values()
     expected.transformer.transformer_blocks[0].attn.to_q.weight.data += up @ down

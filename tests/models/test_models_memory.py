@@ -1,4 +1,4 @@
-"""The memory plan: counted with fake tensors, from configurations alone."""
+"""Memory plans, counted with fake tensors from configurations alone."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ CONFIGS = {
         "feed_forward_proj": "gated-gelu",
     },
 }
-"""Of FLUX.1 dev."""
+"""Configurations of FLUX.1 dev."""
 
 
 COMPONENTS = {
@@ -68,7 +68,7 @@ COMPONENTS = {
 
 @pytest.fixture(scope="module")
 def flux_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the configurations of FLUX.1 dev and no weights."""
+    """Folder with the configurations of FLUX.1 dev and no weights."""
     folder = tmp_path_factory.mktemp("flux-dev")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **COMPONENTS}))
     for name, config in CONFIGS.items():
@@ -100,7 +100,7 @@ def test_what_the_graph_grows_with(flux_dev: Path) -> None:
 
 
 def test_the_graph_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -> None:
-    """Without gradient checkpointing, against the tensors that a real forward keeps."""
+    """Compare with the tensors that a real forward keeps, without gradient checkpointing."""
     tiny_flux().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, micro_batch=2)
     flow = FluxFlow(load_pipeline(tmp_path, dtype=torch.float32, device="cpu"))
@@ -109,7 +109,7 @@ def test_the_graph_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -
     networks = [flow.pipe.transformer, flow.pipe.vae]
     kept = kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["a", "a"]))
     kept += kept_for_backward(networks, lambda: flow.decode(x))
-    # and what is needed for a moment
+    # the difference is temporary memory
     assert kept <= planned.activations <= 1.3 * kept
 
 

@@ -1,4 +1,4 @@
-"""SDTurbo, SDXLTurbo and SanaSprint against diffusers' own pipelines, on tiny random models of their classes."""
+"""SDTurbo, SDXLTurbo and SanaSprint against the diffusers pipelines, on tiny random models."""
 
 from collections.abc import Callable
 from itertools import product
@@ -25,9 +25,9 @@ class Kind(NamedTuple):
     make: Callable[..., Any]
     adapter: Callable[..., OneStepPipelineModel]
     call: dict[str, Any]
-    """How the pipeline itself makes one step."""
+    """Arguments with which the pipeline itself makes one step."""
     layers: dict[str, str]
-    """One within a block of the denoiser, one within the VAE's decoder."""
+    """Names of a layer in a block of the denoiser, and of one in the VAE's decoder."""
 
     def model(self, pipe: Any = None, **options: Any) -> OneStepPipelineModel:
         return self.adapter(pipe or self.make(), **{**SIZE, **options})
@@ -84,7 +84,10 @@ CONFIGS: list[dict[str, Any]] = [
     ("scheduler", "config"),
     [
         *product([EulerDiscreteScheduler, EulerAncestralDiscreteScheduler], CONFIGS),
-        (EulerDiscreteScheduler, {"prediction_type": "sample"}),  # of which diffusers has no ancestral step
+        (
+            EulerDiscreteScheduler,
+            {"prediction_type": "sample"},
+        ),  # the ancestral scheduler does not support it
     ],
 )
 def test_schedulers_are_followed(scheduler: type, config: dict[str, Any]) -> None:
@@ -122,7 +125,7 @@ def test_the_unit_of_sanas_latents_makes_no_difference() -> None:
 @pytest.mark.parametrize(("kind", "size"), [(SD, (32, 64)), (SDXL, (32, 32)), (SANA, (32, 32))])
 def test_default_size_is_the_denoisers(kind: Kind, size: tuple[int, int]) -> None:
     pipe = kind.make()
-    if kind is SDXL:  # the released one has a number
+    if kind is SDXL:  # the released configuration has a number
         pipe.unet.register_to_config(sample_size=16)
     assert kind.adapter(pipe).shape == (4, size[0] // 2, size[1] // 2)
 
@@ -133,7 +136,7 @@ def test_default_size_is_the_denoisers(kind: Kind, size: tuple[int, int]) -> Non
 @pytest.mark.parametrize("kind", [SD, SDXL])
 def test_gradient_of_the_images(kind: Kind) -> None:
     pipe = kind.make()
-    # images within [0, 1], where nothing is clamped
+    # images stay within [0, 1], where nothing is clamped
     pipe.vae.decoder.conv_out.weight.data *= 0.1
     model = kind.model(pipe.to(dtype=torch.float64))
     x = noise(SHAPE, 2).double()
@@ -144,7 +147,7 @@ def test_gradient_of_the_images(kind: Kind) -> None:
 
 def test_gradient_of_sana() -> None:
     model = SANA.model(tiny_sana_sprint().to(dtype=torch.float64))
-    # it has kinks, and diffusers computes its linear attention in float32, so differences are no better than that
+    # the network has kinks, and its linear attention is in float32, so central differences are no more exact
     assert_gradient(lambda x: model.denoised(x, PROMPTS), noise(SHAPE, 2).double(), step=1e-4, tolerance=5e-3)
 
 
@@ -194,7 +197,7 @@ def test_sanas_decoder_is_left_as_it_was() -> None:
     pipe = tiny_sana_sprint()
     model = SANA.model(pipe, gradient_checkpointing=True)
     first, second, *others = [layer for block in pipe.vae.decoder.up_blocks for layer in block]
-    second.forward = forward = second.forward  # as a hook of offloading is
+    second.forward = forward = second.forward  # on the instance, as hooks of offloading set it
     model.decode(noise(SHAPE).requires_grad_())
     assert vars(second)["forward"] is forward
     assert not any("forward" in vars(layer) for layer in (first, *others))
@@ -226,18 +229,18 @@ def test_text_encoders_may_go_when_prompts_are_encoded(kind: Kind) -> None:
     pipe = kind.make()
     model = kind.model(pipe)
     model.encode("the dog")
-    for name in model.encoder_names:
+    for name in model.facts.encoders:
         setattr(pipe, name, None)
     gradient(lambda x: model.denoised(x, ["the dog"]), noise(SHAPE))
     with pytest.raises(
-        ValueError, match=rf"{type(model).__name__}: pipe has no {', '.join(model.encoder_names)} to"
+        ValueError, match=rf"{type(model).__name__}: pipe has no {', '.join(model.facts.encoders)} to"
     ):
         model.denoised(noise(SHAPE), ["a house"])
 
 
-def test_blank_prompts_are_like_encoded_ones(kind: Kind) -> None:
+def test_placeholder_prompts_are_like_encoded_ones(kind: Kind) -> None:
     model = kind.model()
-    encoded, blank = model.encode_prompt("a cat"), model.blank_prompt()
+    encoded, blank = model.encode_prompt("a cat"), model.placeholder_prompt()
     assert {name: tensor.shape for name, tensor in encoded.items()} == {
         name: tensor.shape for name, tensor in blank.items()
     }
@@ -248,15 +251,17 @@ def test_blank_prompts_are_like_encoded_ones(kind: Kind) -> None:
 
 def test_wgnc_raises_the_reward(kind: Kind) -> None:
     model = kind.model()
-    run = sampling.Run(micro_batch=2)
-    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, run=run)
+    run = sampling.SamplerOptions(micro_batch=2)
+    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, options=run)
     first = [record.reward for record in result.records if record.step == 0]
     assert all(after > before for after, before in zip(result.rewards.tolist(), first, strict=True))
     assert not any(record.fallback for record in result.records)
     images = model.generate(result.latents, PROMPTS)
     torch.testing.assert_close(redness(images, PROMPTS), result.rewards, rtol=0, atol=1e-4)
-    alone = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, run=sampling.Run(micro_batch=1))
-    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, run=run)
+    alone = sampling.wgnc(
+        model, redness, PROMPTS, iterations=1, lr=0.1, options=sampling.SamplerOptions(micro_batch=1)
+    )
+    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, options=run)
     torch.testing.assert_close(together.latents, alone.latents, rtol=0, atol=1e-3)
 
 
@@ -314,7 +319,7 @@ def test_planned_memory_is_what_is_kept(kind: Kind, tmp_path: Path, checkpointin
     x = noise(SHAPE, 2).requires_grad_()
     kept = [kept_for_backward(networks, lambda: model.denoised(x, ["a", "a"]))]
     kept += [kept_for_backward(networks, lambda: model.decode(x))]
-    # what the backward takes for itself comes on top
+    # the backward's own memory is added
     assert sum(kept) < plan.activations < (8 if checkpointing else 1.5) * sum(kept)
 
 
@@ -327,7 +332,7 @@ def test_operators_serve_the_latents_of_the_released_models(shape: tuple[int, ..
     for operator in ("w", "wgnc"):
         whitened = sampling.operators.operator_by_name("test", operator, shape)(x)
         assert whitened.shape == x.shape
-        # noise is nearly left as it is
+        # noise is nearly unchanged
         assert torch.nn.functional.cosine_similarity(whitened.flatten(), x.flatten(), dim=0) > 0.9
 
 
@@ -366,7 +371,8 @@ def test_schedulers_of_another_kind_are_errors() -> None:
         SD.model(pipe)
     with pytest.raises(ValueError, match=r"SDTurbo: pipe's scheduler must end at sigma 0, got 0\.029"):
         SD.model(tiny_sd_turbo(final_sigmas_type="sigma_min"))
-    message = "SDTurbo: unknown prediction_type of pipe's scheduler 'score'; valid: 'epsilon', 'v_prediction', 'sample'"
+    valid = "'epsilon', 'v_prediction', 'sample'"
+    message = f"SDTurbo: unknown prediction_type of pipe's scheduler 'score'; valid: {valid}"
     with pytest.raises(ValueError, match=message):
         SD.model(tiny_sd_turbo(prediction_type="score"))
 

@@ -1,4 +1,4 @@
-"""FlowSDEScheduler: the samplers' step in diffusers' pipelines."""
+"""FlowSDEScheduler: the samplers' step in diffusers pipelines."""
 
 import inspect
 import logging
@@ -20,7 +20,7 @@ UNIFORM = {"num_inference_steps": 25, "sigmas": [1 - step / 25 for step in range
 
 
 def flux(**scheduler: object) -> FluxPipeline:
-    """A tiny FLUX with the scheduler set as users do."""
+    """Tiny FLUX with the scheduler set as users set it."""
     pipe = tiny_flux()
     pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, **scheduler)
     return pipe
@@ -39,13 +39,15 @@ def test_bits_are_those_of_base(schedule: str) -> None:
     scheduler = FlowSDEScheduler(schedule=schedule, shift=3.0)
     scheduler.set_timesteps(6)
     flow = LatentFlow(bend=0.3, sigmas=lambda n: scheduler.sigmas)
-    expected = sampling.base(flow, brightness, "light", steps=6, schedule=schedule, run=sampling.Run(seed=3))
+    expected = sampling.base(
+        flow, brightness, "light", steps=6, schedule=schedule, options=sampling.SamplerOptions(seed=3)
+    )
     stream = ParticleNoise(3, 0, flow.shape)
     x = stream.draw()
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist(), strict=False):
         velocity = flow.velocity(x, sigma, ["light"])
         last = t == scheduler.timesteps[-1]
-        # in the last step noise must not matter
+        # noise has no effect in the last step
         x = scheduler.step(
             velocity, t, x, noise=torch.full_like(x, 9.0) if last else stream.draw()
         ).prev_sample
@@ -68,7 +70,7 @@ def test_flux_with_it_is_base_of_flux(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = FluxFlow(pipe, height=SIZE, width=SIZE)
     schedule = sampling.Schedule("flow-grpo", 0.5)
     result = sampling.base(
-        flow, brightness, "a red cat", steps=4, schedule=schedule, run=sampling.Run(seed=5)
+        flow, brightness, "a red cat", steps=4, schedule=schedule, options=sampling.SamplerOptions(seed=5)
     )
     torch.testing.assert_close(flow.decode(result.latents), found, rtol=0, atol=1e-5)
 
@@ -85,7 +87,7 @@ def test_scale_zero_is_eulers_scheduler() -> None:
 
 
 def spread(scheduler: FlowMatchEulerDiscreteScheduler, flow: GaussianFlow, count: int = 40_000) -> float:
-    """Standard deviation of what the scheduler makes of noise."""
+    """Standard deviation of the scheduler's results from noise."""
     torch.manual_seed(0)
     scheduler.set_timesteps(**UNIFORM)
     x = torch.randn(count, 1)
@@ -224,7 +226,7 @@ def test_few_steps(steps: int) -> None:
 def test_shifts_that_round_start_at_one() -> None:
     scheduler = FlowSDEScheduler(shift=0.3224080502986908)
     scheduler.set_timesteps(sigmas=[1.0, 0.5])
-    assert scheduler.sigmas[0] != 1  # or this shift tests nothing
+    assert scheduler.sigmas[0] != 1  # otherwise this shift would test nothing
 
 
 # ---- errors ----
@@ -238,15 +240,15 @@ def test_errors() -> None:
     scheduler = FlowSDEScheduler()
     x = torch.zeros(2, 8)
     with pytest.raises(
-        ValueError, match=r"FlowSDEScheduler.step: no steps are planned; call set_timesteps\(n\) before"
+        ValueError, match=r"FlowSDEScheduler.step: no steps are planned; call set_timesteps\(n\) first"
     ):
         scheduler.step(x, 1.0, x)
     scheduler.set_timesteps(4)
     message = r"FlowSDEScheduler.step: noise must have sample's shape \(2, 8\), got \(8,\)"
     with pytest.raises(ValueError, match=message):
         scheduler.step(x, scheduler.timesteps[0], x, noise=torch.zeros(8))
-    message = r"FlowSDEScheduler.set_timesteps: sigmas must fall from 1, got \[0.5, 0.25\]"
+    message = r"FlowSDEScheduler.set_timesteps: sigmas must decrease from 1, got \[0.5, 0.25\]"
     with pytest.raises(ValueError, match=message):
         scheduler.set_timesteps(sigmas=[0.5, 0.25])
-    with pytest.raises(ValueError, match="sigmas must fall from 1"):
+    with pytest.raises(ValueError, match="sigmas must decrease from 1"):
         FlowSDEScheduler(invert_sigmas=True).set_timesteps(4)

@@ -17,8 +17,8 @@ from torch import Tensor
 from noisetilt_kernels import sampling
 from noisetilt_kernels.config import Sample, resolve_preset
 from noisetilt_kernels.models import ModelError, WanFlow, family_of, load_pipeline
-from noisetilt_kernels.models.memory import MemoryPlan, _Alive, plan_memory
-from noisetilt_kernels.models.times import from_one
+from noisetilt_kernels.models.memory import MemoryPlan, PeakMemory, plan_memory
+from noisetilt_kernels.models.times import snap_start
 
 ODE = sampling.Schedule("constant", 0)
 PROMPTS = ["a red cat", "the dog runs"]
@@ -42,7 +42,9 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
     given: dict[str, Any] = {"latents": noise(0, 2), "num_inference_steps": 4, "output_type": "pt", **SIZE}
     expected = pipe(PROMPTS, negative_prompt=["the house"] * 2, guidance_scale=scale, **given).frames
     flow = flow_of(pipe, guidance_scale=scale, negative_prompt="the house")
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     videos = flow.decode(result.latents)
     assert flow.shape == SHAPE and videos.shape == (2, 3, 9, 32, 48)
     assert videos.std() > 0.05
@@ -50,7 +52,7 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
 
 
 def test_defaults_are_those_of_the_model() -> None:
-    """480p, 81 frames at 16 a second."""
+    """Defaults are 480p and 81 frames at 16 per second."""
     flow = WanFlow(tiny_wan())
     assert flow.shape == (4, 21, 60, 104) and flow.fps == 16
     x = noise()
@@ -62,15 +64,17 @@ def test_defaults_are_those_of_the_model() -> None:
 def test_times_are_the_schedulers(steps: int) -> None:
     pipe = tiny_wan()
     sigmas = flow_of(pipe).sigmas(steps)
-    assert pipe.scheduler.num_inference_steps is None  # left as it was
+    assert pipe.scheduler.num_inference_steps is None  # unchanged
     pipe.scheduler.set_timesteps(steps)
     torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=0, atol=2e-6)
     assert sigmas[0] == 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
 
 
 def test_only_a_first_time_that_is_nearly_one_is_made_one() -> None:
-    assert from_one(torch.tensor([0.9995, 0.9994, 0.0])).tolist() == torch.tensor([1.0, 0.9994, 0.0]).tolist()
-    assert from_one(torch.tensor([0.998, 0.5, 0.0])).tolist() == torch.tensor([0.998, 0.5, 0.0]).tolist()
+    assert (
+        snap_start(torch.tensor([0.9995, 0.9994, 0.0])).tolist() == torch.tensor([1.0, 0.9994, 0.0]).tolist()
+    )
+    assert snap_start(torch.tensor([0.998, 0.5, 0.0])).tolist() == torch.tensor([0.998, 0.5, 0.0]).tolist()
 
 
 def test_the_transformer_is_told_thousandths_that_are_not_rounded() -> None:
@@ -111,7 +115,7 @@ def test_prompts_are_encoded_once_and_ahead() -> None:
 
 
 def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
-    """As the decoder is called by itself, nothing else does."""
+    """Decoding calls the offload hook, as it bypasses vae.decode."""
     pipe = tiny_wan()
     brought: list[Any] = []
     pipe.vae._hf_hook = SimpleNamespace(execution_device="cpu", pre_forward=brought.append)
@@ -124,20 +128,20 @@ def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
 
 def test_gradient_of_the_velocity() -> None:
     flow = flow_of(tiny_wan().to(dtype=torch.float64))
-    # diffusers normalises and rotates in float32, so differences are no better than that
+    # diffusers normalises and rotates in float32, so central differences are no more exact
     assert_gradient(lambda x: flow.velocity(x, 0.6, ["a cat"]), noise().double(), step=1e-2, tolerance=2e-3)
 
 
 def test_gradient_of_the_decoder() -> None:
     pipe = tiny_wan().to(dtype=torch.float64)
     pipe.vae.decoder.conv_out.weight.data *= 0.2  # within [0, 1], where nothing is clamped
-    # the decoder doubles sides in float32, so differences are no better than that
+    # the decoder doubles sides in float32, so central differences are no more exact
     assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-3, tolerance=3e-3)
 
 
 def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
     pipe = tiny_wan()
-    pipe.vae.decoder.conv_out.bias.data += 5  # everything is white
+    pipe.vae.decoder.conv_out.bias.data += 5  # all pixels are white
     flow = flow_of(pipe)
     videos = flow.decode(noise())
     assert videos.max() == 1 and videos.min() == 1
@@ -160,14 +164,14 @@ def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
 
 
 def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers() -> None:
-    """Counted to the end of the backward: with blocks computed anew, and memory kept of every fourth of 16 frames."""
+    """Peak over forward and backward, with recomputed blocks and memory kept for every fourth frame of 16."""
     pipe = tiny_wan()
     peaks = {}
     for enabled in (False, True):
         for frames in (13, 61):
             flow = WanFlow(pipe, height=16, width=16, num_frames=frames, gradient_checkpointing=enabled)
             x = torch.randn(1, *flow.shape, requires_grad=True)
-            with _Alive() as alive:
+            with PeakMemory() as alive:
                 torch.autograd.grad(flow.decode(x).sum(), x)
             peaks[enabled, frames] = alive.peak
     assert peaks[True, 13] < 0.38 * peaks[False, 13]
@@ -189,7 +193,11 @@ def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
     }
 
     def run(micro_batch: int) -> sampling.Result:
-        given = {"steps": 3, "run": sampling.Run(seed=2, micro_batch=micro_batch), **options[method]}
+        given = {
+            "steps": 3,
+            "options": sampling.SamplerOptions(seed=2, micro_batch=micro_batch),
+            **options[method],
+        }
         if method == "best of":
             return sampling.best_of_n(sampling.ntrk, flow, redness, PROMPTS, **given)
         return getattr(sampling, method)(flow, redness, PROMPTS, **given)
@@ -197,7 +205,7 @@ def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
     one, two = run(1), run(2)
     torch.testing.assert_close(one.latents, two.latents, rtol=0, atol=1e-4)
     assert one.latents.shape[1:] == SHAPE
-    base = sampling.base(flow, redness, PROMPTS, steps=3, run=sampling.Run(seed=2))
+    base = sampling.base(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(seed=2))
     if method in ("ntrk", "dps"):
         assert bool((one.rewards > base.rewards).all())
 
@@ -228,7 +236,7 @@ def test_sizes_that_it_does_not_have(options: dict[str, Any], message: str) -> N
 def test_schedulers_without_the_times_of_a_flow() -> None:
     for scheduler in (DDIMScheduler(), UniPCMultistepScheduler()):
         with pytest.raises(
-            ValueError, match=f"times of a flow, from 1 to 0, which {type(scheduler).__name__} has not"
+            ValueError, match=f"times of a flow, from 1 to 0, got {type(scheduler).__name__} with other times"
         ):
             flow_of(tiny_wan(scheduler=scheduler)).sigmas(4)
 
@@ -276,7 +284,7 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     networks = [pipe.transformer, pipe.vae]
     kept = kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["a"]))
     kept += kept_for_backward(networks, lambda: flow.decode(x))
-    # and what is needed for a moment
+    # the difference is temporary memory
     assert kept <= planned.activations <= 1.3 * kept
 
 
@@ -286,12 +294,12 @@ def test_what_the_plan_counts(tmp_path: Path) -> None:
     def planned(**options: Any) -> MemoryPlan:
         return plan_memory(tmp_path, dtype=torch.float32, **SIZE, **options)
 
-    # the backward, in which what was not kept is made anew
+    # the backward, which recomputes activations
     assert planned(gradient_checkpointing=True).activations > 2 * planned(gradient=False).activations
-    # a reward
+    # the reward
     copies = planned(reward=lambda videos, prompts: videos.repeat(1, 40, 1, 1, 1).square().flatten(1).sum(1))
     assert copies.activations > planned().activations + 40 * 4 * math.prod(copies.pixels)
-    # text encoders that have the device to themselves, and are larger than all the rest
+    # text encoders, alone on the device and larger than everything else
     config = tmp_path / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 10**7}))
     large = planned(offload=True)

@@ -17,7 +17,7 @@ from noisetilt_kernels.models.memory import plan_memory
 SHAPE = (4, 16, 32)
 ODE = sampling.Schedule("constant", 0)
 LONG = "the cat of the house of the dog of the red house of the cat"
-"""More tokens than 32, of which the transformer takes multiples."""
+"""Prompt of more than 32 tokens; the transformer pads to multiples of 32."""
 PROMPTS = ["a red cat", LONG]
 
 
@@ -27,7 +27,7 @@ def flow_of(pipe: ZImagePipeline | None = None, **options: Any) -> ZImageFlow:
 
 def stock_images(pipe: ZImagePipeline, x: Tensor, prompts: list[str], steps: int, **options: Any) -> Tensor:
     size = {"height": 2 * x.shape[2], "width": 2 * x.shape[3]}
-    # a copy of the list, as the pipeline writes into it
+    # a copy, as the pipeline writes into the list
     return pipe(
         list(prompts), latents=x, num_inference_steps=steps, output_type="pt", **size, **options
     ).images
@@ -47,7 +47,9 @@ def test_ode_makes_the_pipelines_images(
     expected = stock_images(pipe, noise(shape, 2), PROMPTS, steps=4, negative_prompt=against, **guidance)
     size = {"height": 2 * shape[1], "width": 2 * shape[2]}
     flow = flow_of(pipe, **size, **guidance, negative_prompt=negative or "")
-    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, run=sampling.Run(micro_batch=2))
+    result = sampling.base(
+        flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
+    )
     images = flow.decode(result.latents)
     assert flow.shape == shape
     assert images.std() > 0.1
@@ -86,14 +88,14 @@ def test_default_size_is_the_pipelines() -> None:
 
 def test_gradient_of_the_velocity() -> None:
     flow = flow_of(tiny_z_image().to(dtype=torch.float64))
-    # diffusers applies rotary embeddings in float32, so differences are no better than that
+    # diffusers applies rotary embeddings in float32, so central differences are no more exact
     x = noise(SHAPE, 2).double()
     assert_gradient(lambda x: flow.velocity(x, 0.6, PROMPTS), x, step=3e-3, tolerance=1e-3)
 
 
 def test_gradient_of_the_decoder() -> None:
     pipe = tiny_z_image().to(dtype=torch.float64)
-    pipe.vae.decoder.conv_out.weight.data *= 0.2  # images within [0, 1], where nothing is clamped
+    pipe.vae.decoder.conv_out.weight.data *= 0.2  # images stay within [0, 1], where nothing is clamped
     flow, x = flow_of(pipe), noise(SHAPE).double()
     images = flow.decode(x)
     assert images.min() > 0 and images.max() < 1
@@ -116,7 +118,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient() -> None:
         counts.append(len(calls))
         x = noise(SHAPE).requires_grad_()
         kept.append(kept_for_backward((flow.denoiser,), lambda function=function, x=x: function(x)))
-    # the prompt's refiner is before anything that has a gradient
+    # the prompt's refiner has no gradient
     assert counts == [4, 4 + 3]
     assert torch.equal(*found)
     assert kept[1] < 0.4 * kept[0]
@@ -143,10 +145,10 @@ def test_prompts_are_encoded_once_and_keep_their_length() -> None:
     pipe.text_encoder.register_forward_pre_hook(lambda *arguments: calls.append(None))
     flow = flow_of(pipe)
     flow.encode(PROMPTS)
-    assert len(calls) == 3  # with the negative prompt
+    assert len(calls) == 3  # the negative prompt included
     sampling.base(flow, redness, [*PROMPTS, "a red cat"], steps=2)
     assert len(calls) == 3
-    lengths = [each["tokens"].shape[1] for each in flow.prompts.each(PROMPTS)]
+    lengths = [encoded["tokens"].shape[1] for encoded in flow.prompts.get(PROMPTS)]
     assert lengths[0] < 32 < lengths[1]
     pipe.text_encoder = None
     gradient(lambda x: flow.velocity(x, 0.5, [LONG]), noise(SHAPE))
@@ -161,7 +163,7 @@ def test_bfloat16_weights_see_exact_times() -> None:
     flow = flow_of(tiny_z_image().to(dtype=torch.bfloat16))
     seen: list[Tensor] = []
     flow.denoiser.t_embedder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    # it is told 1 - t, and neighbours of 1 in bfloat16 are 0.0039 away
+    # the timestep is 1 - t, and neighbours of 1 in bfloat16 are 0.0039 away
     times = (0.004, 0.003, 0.002, 0.001)
     velocities = [flow.velocity(noise(SHAPE), t, ["a cat"]) for t in times]
     assert torch.cat(seen[::2]).tolist() == pytest.approx([1000 * (1 - t) for t in times], abs=1e-4)
@@ -173,7 +175,7 @@ def test_bfloat16_weights_see_exact_times() -> None:
 
 def test_bfloat16_runs_end_to_end() -> None:
     flow = flow_of(tiny_z_image().to(dtype=torch.bfloat16))
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, run=sampling.Run(micro_batch=2))
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=sampling.SamplerOptions(micro_batch=2))
     assert result.latents.dtype == torch.float32
     assert all(record.gradient_norm for record in result.records if record.step < 2)
 
@@ -183,14 +185,14 @@ def test_bfloat16_runs_end_to_end() -> None:
 
 def test_ntrk_raises_the_reward_whatever_the_micro_batch() -> None:
     flow = flow_of()
-    together, alone = sampling.Run(micro_batch=4), sampling.Run(micro_batch=1)
-    plain = sampling.base(flow, redness, PROMPTS * 2, steps=4, run=together)
-    # not "w", which sorts: the last digit of a gradient may decide
+    together, alone = sampling.SamplerOptions(micro_batch=4), sampling.SamplerOptions(micro_batch=1)
+    plain = sampling.base(flow, redness, PROMPTS * 2, steps=4, options=together)
+    # not "w", which sorts: rounding of a gradient could change the order
     options = {"rho": 1.0, "operator": "wgnc", "steps": 4}
-    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, run=together, **options)
+    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, options=together, **options)
     assert bool((tilted.rewards > plain.rewards).all())
     assert not any(record.fallback for record in tilted.records)
-    one_by_one = sampling.ntrk(flow, redness, PROMPTS * 2, run=alone, **options)
+    one_by_one = sampling.ntrk(flow, redness, PROMPTS * 2, options=alone, **options)
     torch.testing.assert_close(tilted.latents, one_by_one.latents, rtol=0, atol=1e-3)
 
 
@@ -213,12 +215,12 @@ def test_planned_memory_is_what_is_kept(tmp_path: Path, checkpointing: bool) -> 
     assert plan.shape == SHAPE and plan.pixels == (3, *SIZE.values())
     flow = flow_of(**options)
     assert plan.denoiser == sum(parameter.nbytes for parameter in flow.denoiser.parameters())
-    flow.prompts.keep("", {"tokens": torch.randn(flow.blank_prompt()["tokens"].shape)})  # the longest
+    flow.prompts.put("", {"tokens": torch.randn(flow.placeholder_prompt()["tokens"].shape)})  # the longest
     networks = (flow.denoiser, flow.pipe.vae)
     x = noise(SHAPE, 2).requires_grad_()
     kept = [kept_for_backward(networks, lambda: flow.velocity(x, 0.5, ["", ""]))]
     kept += [kept_for_backward(networks, lambda: flow.decode(x))]
-    # what the backward takes for itself comes on top
+    # the backward's own memory is added
     assert sum(kept) < plan.activations < (8 if checkpointing else 1.5) * sum(kept)
 
 

@@ -1,4 +1,4 @@
-"""Two-level order statistics: the bits of the reference, and the propositions of the paper."""
+"""Two-level order statistics: bits of the reference, and propositions of the paper."""
 
 import itertools
 
@@ -45,7 +45,7 @@ LAYOUTS = {
 
 
 def check(x: Tensor, lower: Tensor, upper: Tensor, context: str = "") -> Tensor:
-    """The projection of samples (B, N), after comparing its bits with the reference."""
+    """Project samples (B, N) and compare the bits with the reference."""
     result = project_2os(x, lower, upper)
     assert_same_bits(result, python_ref.project_2os(x, lower, upper), context)
     return result
@@ -86,7 +86,7 @@ def test_table_layouts(layout: str, table: str, dtype: torch.dtype) -> None:
         expected = python_ref.project_2os(x, lower, upper)
         laid_out = LAYOUTS[layout](lower), LAYOUTS[layout](upper)
         assert_same_bits(project_2os(x, *laid_out), expected, f"{num_chunks}x{chunk_size}")
-        # the two tables need not lie alike
+        # the layouts of lower and upper may differ
         assert_same_bits(project_2os(x, laid_out[0], upper), expected, f"{num_chunks}x{chunk_size}, mixed")
 
 
@@ -113,7 +113,7 @@ LARGE = [
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), LARGE)
 def test_large_samples(num_chunks: int, chunk_size: int, distribution: str) -> None:
     x = values(distribution, (1, num_chunks * chunk_size))
-    lower, upper = nt.confidence_bounds(num_chunks, chunk_size)
+    lower, upper = nt.confidence_table(num_chunks, chunk_size)
     check(x, lower.float(), upper.float())
 
 
@@ -128,7 +128,7 @@ def test_large_samples_with_unsorted_tables(distribution: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 16])
 def test_values_at_their_bounds(chunk_size: int, dtype: torch.dtype) -> None:
-    """On a bound and one step to either side: where a shortcut that compares ranges would err first."""
+    """Values on a bound and one step to either side: a shortcut by ranges would fail here first."""
     for num_chunks in (9, 150, 4000):
         lower, upper = tables("typical", num_chunks, chunk_size, dtype)
         generator = torch.Generator().manual_seed(num_chunks)
@@ -146,7 +146,7 @@ def test_values_at_their_bounds(chunk_size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 def test_an_interval_of_many_orders_of_magnitude(dtype: torch.dtype) -> None:
-    """Clusters far apart, each with its own fine structure and ties."""
+    """Clusters far apart, each with fine structure and ties."""
     exponents = torch.arange(-30, 31, 10).repeat_interleave(600)
     x = 10.0 ** exponents.to(dtype) * values("few values", len(exponents), dtype)
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))][None]
@@ -168,7 +168,7 @@ SPECIALS = [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.
 
 @st.composite
 def small_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples, lower and upper tables whose numbers come from one small alphabet, so that ties are everywhere."""
+    """Samples, lower and upper bounds from one small set of numbers, so that there are many ties."""
     num_chunks, chunk_size = draw(st.integers(1, 40)), draw(st.integers(1, 18))
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     alphabet = draw(st.lists(st.one_of(st.sampled_from(SPECIALS), finite), min_size=1, max_size=6))
@@ -277,7 +277,7 @@ def test_tables_that_change_in_place_are_read_again() -> None:
 
 
 def test_definition_by_hand() -> None:
-    """One chunk pair, worked out: sorted rows (1,5) and (2,3); columns ranked 1<2 and 3<5."""
+    """Two chunks: the sorted rows are (1,5) and (2,3), the columns rank 1<2 and 3<5."""
     x = torch.tensor([[5.0, 1.0, 2.0, 3.0]])
     lower = torch.tensor([[1.5, 3.5], [1.5, 4.0]])
     upper = torch.tensor([[1.75, 3.75], [1.875, 4.5]])
@@ -305,15 +305,15 @@ def test_nan_is_last_and_kept_and_infinities_are_clipped(sign: int) -> None:
 
 # ---- propositions ----
 #
-# Sort-clip-unsort is the Euclidean projection of every column: of the j-th smallest values of all chunks onto
-# {v : L[:, j] <= sort(v) <= U[:, j]}. It is the projection onto {Y : L <= sort_0(sort_1(Y)) <= U} as long as the
-# clipped chunks keep their order, which noise does. Where ranks inside one chunk differ wildly (a chunk may hold
-# the smallest first and the largest second value), clipping can exchange neighbours; then the result is nearer
-# than any point of that set.
+# A column has the j-th smallest values of all chunks. Sort-clip-unsort is the Euclidean projection of every
+# column onto {v : L[:, j] <= sort(v) <= U[:, j]}. It is the projection onto {Y : L <= sort_0(sort_1(Y)) <= U}
+# if the clipped chunks keep their order, as noise does. If ranks inside one chunk differ very much (for
+# example the smallest first value and the largest second value), clipping can exchange neighbours. Then the
+# result is nearer than any point of that set.
 
 
 def sort_twice(x: Tensor, num_chunks: int, chunk_size: int) -> Tensor:
-    """Samples (B, N) as tables (B, M, D) of their two-level order statistics."""
+    """Two-level order statistics (B, M, D) of samples (B, N)."""
     return x.view(-1, num_chunks, chunk_size).sort(dim=2).values.sort(dim=1).values
 
 
@@ -360,7 +360,7 @@ def test_result_is_inside_the_bounds(
 
 
 def test_inside_the_set_nothing_changes() -> None:
-    """Not even the sign of a zero."""
+    """Not even the sign of a zero changes."""
     lower, upper = tables("typical", 256, 4)
     inside = project_2os(values("normal", (4, 1024)), lower, upper)
     inside[inside.abs() < 1e-3] = -0.0
@@ -373,9 +373,9 @@ def test_inside_the_set_nothing_changes() -> None:
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), [(16_384, 4), (4_096, 16)])
 def test_noise_is_hardly_changed(num_chunks: int, chunk_size: int) -> None:
     x = noise(100, (num_chunks * chunk_size,))
-    lower, upper = nt.confidence_bounds(num_chunks, chunk_size)
+    lower, upper = nt.confidence_table(num_chunks, chunk_size)
     changed = project_2os(x, lower.float(), upper.float()) != x
-    # Each bound is passed with probability 1e-4; neighbouring ranks pass together, so single seeds vary widely.
+    # Each bound is passed with probability 1e-4. Neighbouring ranks pass together, so seeds vary widely.
     assert float(changed.double().mean()) < 3e-4
     assert float(changed.double().mean(dim=1).max()) < 0.02
 
@@ -383,7 +383,7 @@ def test_noise_is_hardly_changed(num_chunks: int, chunk_size: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), [(6, 1), (5, 3), (4, 8)])
 def test_no_other_ranking_of_a_column_is_nearer(num_chunks: int, chunk_size: int, seed: int) -> None:
-    """Against a search over all assignments of ranks, each of which clips to points of the set."""
+    """Compare with a search over all assignments of ranks. Each of them clips to points of the set."""
     lower, upper = tables("monotone", num_chunks, chunk_size, torch.float64, seed)
     x = values("few values" if seed < 2 else "normal", (1, num_chunks * chunk_size), torch.float64, seed)
     columns = in_order_of(x, x, chunk_size)[0]

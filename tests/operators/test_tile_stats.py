@@ -1,4 +1,4 @@
-"""Tile statistics: the bits of the reference, and what mean and energy of a tile become."""
+"""Tile statistics: bits of the reference, and mean and energy of the tiles after projection."""
 
 import itertools
 import math
@@ -18,7 +18,8 @@ project_tile_stats = torch.ops.noisetilt.project_tile_stats
 
 REAL = (torch.float32, torch.float64)
 
-# (C, H, W), tile: narrow and wide planes, sides that are no powers of two, single tiles, odd tiles, rows and columns
+# (C, H, W), tile: narrow and wide planes, sides that are not powers of two, single tiles, odd tiles, rows,
+# columns
 TILINGS = [
     ((4, 16, 16), (4, 4)),
     ((2, 32, 32), (8, 8)),
@@ -46,14 +47,14 @@ TILINGS = [
 def check(
     x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...] = (4, 16), context: str = ""
 ) -> Tensor:
-    """The projection of samples (B, C, H, W), after comparing its bits with the reference."""
+    """Project samples (B, C, H, W) and compare the bits with the reference."""
     result = project_tile_stats(x, tile, chunk_sizes)
     assert_same_bits(result, reference.project_tile_stats(x, tile, chunk_sizes, 1e-4), context)
     return result
 
 
 def tiles_of(x: Tensor, tile: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, P, K), by reshapes alone."""
+    """Split (B, C, H, W) into tiles (B, P, K), by reshapes alone."""
     b, c, h, w = x.shape
     th, tw = tile
     return x.reshape(b, c, h // th, th, w // tw, tw).permute(0, 1, 2, 4, 3, 5).reshape(b, -1, th * tw)
@@ -71,7 +72,9 @@ def test_every_distribution(
 
 
 def special_tiles(dtype: torch.dtype) -> Tensor:
-    """Tiles (P, 16) at the edges of "constant": tied, nearly tied on any scale, one pixel, not finite, and noise."""
+    """Tiles (P, 16) at the edges of "constant": tied, nearly tied on any scale, one pixel, not finite, and
+    noise.
+    """
     g = torch.Generator().manual_seed(0)
     base = torch.randn(16, dtype=dtype, generator=g)
     rows = []
@@ -191,8 +194,8 @@ def test_definition_in_float64(tile: tuple[int, int], chunk_size: int) -> None:
         return centred(tiles).square().sum(dim=2)
 
     project_2os = torch.ops.noisetilt.project_2os
-    m = project_2os(math.sqrt(k) * before.mean(dim=2), *nt.confidence_bounds(count, chunk_size))
-    e = project_2os(energy(before), *nt.confidence_bounds(count, chunk_size, reference=nt.ChiSquare(k - 1)))
+    m = project_2os(math.sqrt(k) * before.mean(dim=2), *nt.confidence_table(count, chunk_size))
+    e = project_2os(energy(before), *nt.confidence_table(count, chunk_size, reference=nt.ChiSquare(k - 1)))
     assert bool((m != math.sqrt(k) * before.mean(dim=2)).any())
     torch.testing.assert_close(math.sqrt(k) * after.mean(dim=2), m, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(energy(after), e, rtol=1e-11, atol=0)

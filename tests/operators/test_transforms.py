@@ -42,7 +42,7 @@ TILINGS = [
 
 
 def check_butterfly(x: Tensor, tile: tuple[int, int], steps: int) -> None:
-    """Compares bits with the reference, both ways, on samples (B, C, H, W)."""
+    """Compare bits with the reference, in both directions, on samples (B, C, H, W)."""
     assert_same_bits(butterfly(x, tile, steps), python_ref.butterfly(x, tile, steps), f"{steps} steps")
     inverse = butterfly(x, tile, steps, inverse=True)
     assert_same_bits(inverse, python_ref.butterfly_inverse(x, tile, steps), f"{steps} steps back")
@@ -85,7 +85,7 @@ def test_hypothesis_finds_no_difference_of_butterflies(
 
 @pytest.mark.parametrize("size", [2, 6, 8, 10, 34])
 def test_butterfly_definition(size: int) -> None:
-    """Formula by formula, in float64."""
+    """Apply the formulas of the definition, in float64."""
     x = values("normal", (3, size), torch.float64)
     y = torch.empty_like(x)
     for i in range(size // 2):
@@ -165,7 +165,7 @@ EVEN = [2, 4, 6, 10, 16, 30, 34, 66, 128, 510, 1000, 1024, 4096]
 
 @pytest.mark.parametrize("size", [2, 4, 6, 10, 16, 30])
 def test_compact_fourier_definition(size: int) -> None:
-    """Against the sums of cosines and sines, in float64."""
+    """Compare with sums of cosines and sines, in float64."""
     x = values("normal", (3, size), torch.float64).numpy()
     n, half = np.arange(size), size // 2
     angle = 2 * np.pi * np.outer(n, np.arange(half + 1)) / size

@@ -1,4 +1,4 @@
-"""WGNC: the bits of the reference, an independent root finder, degenerate blocks, and the numbers to reproduce."""
+"""WGNC: bits of the reference, an independent root finder, degenerate blocks, numbers of the paper."""
 
 import math
 
@@ -30,19 +30,19 @@ def l1_target(block_size: int) -> float:
 def complex_values(
     name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.complex64, seed: int = 0
 ) -> Tensor:
-    """Complex numbers whose parts have the named distribution."""
+    """Complex numbers whose real and imaginary parts have the named distribution."""
     return torch.view_as_complex(values(name, (*shape, 2), dtype.to_real(), seed))
 
 
 def check(y: Tensor, block_size: int = 16, context: str = "") -> Tensor:
-    """The projection of spectra (B, n), after comparing its bits with the reference."""
+    """Project spectra (B, n) and compare the bits with the reference."""
     result = project_wgnc_blocks(y, block_size)
     assert_same_bits(result, python_ref.project_wgnc_blocks(y, block_size), context)
     return result
 
 
 def check_norms(result: Tensor, block_size: int) -> None:
-    """Every block has |.|_1 = a and |.|_2^2 = B."""
+    """Assert that every block has |.|_1 = a and |.|_2^2 = B."""
     radii = result.to(torch.complex128).abs().unflatten(-1, (-1, block_size))
     tolerance = BLOCK_NORM[result.dtype] * block_size
     l1, energy = radii.sum(dim=-1), radii.square().sum(dim=-1)
@@ -66,7 +66,7 @@ def test_every_distribution(block_size: int, distribution: str, dtype: torch.dty
 
 
 def degenerate_blocks(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Blocks of 16, by what is degenerate about them."""
+    """Degenerate blocks of 16 coefficients, by name."""
     phases = torch.polar(torch.ones(16, dtype=torch.float64), torch.arange(16, dtype=torch.float64))
     one_pixel = torch.zeros(16, dtype=torch.complex128)
     one_pixel[5] = 3 - 4j
@@ -158,7 +158,7 @@ def test_hypothesis_finds_no_difference(
 
 
 def by_root_finding(block: np.ndarray) -> np.ndarray:
-    """The projection of one block, its threshold found by bracketing."""
+    """Project one block. The threshold is found by bracketing."""
     size = len(block)
     t, a, r = math.pi * size / 4, l1_target(size), np.abs(block)
 
@@ -182,7 +182,9 @@ def test_against_an_independent_root_finder(distribution: str, block_size: int) 
     y = y + 1e-3 * y.abs().max() * complex_values(
         "normal", (60, block_size), torch.complex128, seed=1
     )  # no ties
-    scale = y.abs().amax(dim=1, keepdim=True)  # the result has no scale; the root finder's tolerances do
+    scale = y.abs().amax(
+        dim=1, keepdim=True
+    )  # the result does not depend on the scale, but the root finder's tolerances do
     expected = np.stack([by_root_finding(block) for block in (y / scale).numpy()])
     result = project_wgnc_blocks(y.flatten(), block_size).view_as(y)
     assert relative_error(result, torch.from_numpy(expected)) < 1e-9

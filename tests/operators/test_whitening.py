@@ -1,4 +1,4 @@
-"""The whitening operator W: what it shows on noise and on structure, and its stages against the reference."""
+"""The whitening operator W: its effect on noise and on structure, and its stages against the reference."""
 
 import math
 
@@ -20,13 +20,13 @@ REAL = (torch.float32, torch.float64)
 
 
 def peak(x: Tensor) -> float:
-    """The largest |fft2(channel)|^2 of samples (..., H, W), scaled to mean 1."""
+    """Return the largest |fft2(channel)|^2 of samples (..., H, W), scaled to mean 1."""
     power = torch.fft.fft2(x.double(), norm="ortho").abs().square()
     return float(power.max() / power.mean())
 
 
 def by_reference(x: Tensor) -> Tensor:
-    """W of samples (B, C, H, W) by python_ref."""
+    """Whiten samples (B, C, H, W) by python_ref."""
     return reference.whiten(x, resolve_preset("auto", Sample(*x.shape[1:]), 1e-4))
 
 
@@ -56,13 +56,15 @@ def test_structure_becomes_white(name: str, dtype: torch.dtype) -> None:
     for sample, result in zip(x, whiten(x), strict=True):
         assert float(result.double().norm()) == pytest.approx(math.sqrt(sample.numel()), rel=0.015)
         assert peak(result) < 60
-        # and that is no matter of course
+        # the input does not pass this test
         if name in ("1/k", "1/k^1.5", "1/k^2", "sinusoids"):
             assert peak(sample) > 200
 
 
 def test_the_direction_of_structure_survives() -> None:
-    """DESIGN section 5: cosine 0.70 on 1/f fields and 0.46 on sinusoids with 30 % noise, here with one seed each."""
+    """DESIGN section 5: cosine 0.70 on 1/f fields and 0.46 on sinusoids with 30 % noise, here with one seed
+    each.
+    """
     x = torch.stack([STRUCTURED["1/k"](0), STRUCTURED["sinusoids"](0)])
     similarity = cosine(x, whiten(x))
     assert float(similarity[0]) > 0.65
@@ -119,21 +121,21 @@ def test_a_sample_that_is_not_finite_is_nan_throughout(special: float, dtype: to
 # ---- against the reference ----
 
 
-def test_of_noise_is_the_reference() -> None:
+def test_whitened_noise_is_the_reference() -> None:
     x = noise(2)
     assert float(cosine(whiten(x), by_reference(x)).min()) >= 0.999999
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", REAL)
-def test_of_power_laws_is_the_reference(beta: float, dtype: torch.dtype) -> None:
+def test_whitened_power_laws_are_the_reference(beta: float, dtype: torch.dtype) -> None:
     x = power_law(beta, (8, 32, 32))[None].to(dtype)
     assert float(cosine(whiten(x), by_reference(x))) >= 0.999
 
 
 @pytest.mark.parametrize("name", ["repeated channel", "sparse spikes"])
-def test_of_tied_and_sparse_inputs_is_near_the_reference(name: str) -> None:
-    """The order of ties decides much there, and rounding of the FFT the order of ties."""
+def test_whitened_ties_and_spikes_are_near_the_reference(name: str) -> None:
+    """The result depends on the order of ties, and that order on the rounding of the FFT."""
     x = STRUCTURED[name](0)[None].float()
     result, expected = whiten(x), by_reference(x)
     assert float(cosine(result, expected)) >= 0.98
@@ -150,7 +152,7 @@ def test_the_fused_stages_have_the_bits_of_the_reference(distribution: str, dtyp
 
     def project(x: Tensor, expected_only: bool = False) -> Tensor:
         for chunk_size in config.chunk_sizes:
-            lower, upper = (t.to(dtype) for t in nt.confidence_bounds(x[0].numel() // chunk_size, chunk_size))
+            lower, upper = (t.to(dtype) for t in nt.confidence_table(x[0].numel() // chunk_size, chunk_size))
             x = python_ref.project_2os(x.flatten(1), lower, upper).view_as(x)
         for tile in config.tile_sizes:
             x = reference.project_tile_stats(x, tile, config.chunk_sizes, config.alpha)

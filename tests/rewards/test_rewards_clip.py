@@ -1,4 +1,4 @@
-"""Rewards by CLIP models, against Hugging Face's own processor and model on PIL images."""
+"""Rewards by CLIP models, compared with Hugging Face's processor and model on PIL images."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from image_processors import CLIPImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,11 +19,14 @@ pytest.importorskip("transformers")
 import numpy as np
 import tiny_clip
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 
-from noisetilt_kernels.rewards import RewardError, aesthetic, load_reward
-from noisetilt_kernels.rewards.aesthetic import AestheticScore
-from noisetilt_kernels.rewards.clip import ClipScore, ImageTextModel, PickScore
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import aesthetic
+from noisetilt_kernels.rewards.clip.aesthetic import AestheticScore
+from noisetilt_kernels.rewards.clip.clip_score import ClipScore
+from noisetilt_kernels.rewards.clip.image_text import ImageTextModel
+from noisetilt_kernels.rewards.clip.pickscore import PickScore
 from noisetilt_kernels.rewards.preprocessing import Preprocessing
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
@@ -36,12 +40,12 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a CLIP model."""
+    """Folder of a CLIP model."""
     return tiny_clip.save_clip(tmp_path_factory.mktemp("clip"), tiny_clip.make_model())
 
 
 def predictor_as_published() -> nn.Sequential:
-    """The aesthetic predictor with its dropouts, for embeddings of the small model."""
+    """Return the aesthetic predictor with its dropout layers, for embeddings of the small model."""
     torch.manual_seed(5)
     predictor = nn.Sequential(
         nn.Linear(tiny_clip.WIDTH, 1024),
@@ -61,12 +65,12 @@ def predictor_as_published() -> nn.Sequential:
 
 
 def named_layers() -> dict[str, Tensor]:
-    """State of the predictor with the names that both layouts have."""
+    """Return the state of the predictor; both formats have the same names."""
     return {f"layers.{name}": tensor for name, tensor in predictor_as_published().state_dict().items()}
 
 
 def save_conversion(folder: Path, clip: Path) -> Path:
-    """The vision half and the predictor in one checkpoint, with a configuration of a type of its own."""
+    """Folder with vision half and predictor in one checkpoint, with their own configuration type."""
     vision = CLIPVisionModelWithProjection.from_pretrained(clip)
     vision.save_pretrained(folder)
     save_file({**load_file(folder / "model.safetensors"), **named_layers()}, folder / "model.safetensors")
@@ -84,7 +88,7 @@ def conversion(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def original(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The predictor as LAION has it, added to a folder of CLIP."""
+    """Folder of CLIP with LAION's file of the predictor."""
     folder = tmp_path_factory.mktemp("original")
     shutil.copytree(clip, folder, dirs_exist_ok=True)
     torch.save(named_layers(), folder / "sac+logos+ava1-l14-linearMSE.pth")
@@ -92,7 +96,7 @@ def original(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    """Return images rounded to 8 bits, as a tensor and as PIL images."""
     numbers = (images * 255).round().byte()
     return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
@@ -101,7 +105,7 @@ def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
 
 
 def patterns(height: int, width: int) -> dict[str, Tensor]:
-    """Images (3, height, width) that are smooth, noise, and black and white."""
+    """Return images (3, height, width): smooth, noise, and black-and-white noise."""
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))
     return {"smooth": some_images(1, height, width)[0], "noise": noise, "black and white": noise.round()}
 
@@ -111,7 +115,7 @@ def patterns(height: int, width: int) -> dict[str, Tensor]:
     [(224, 224), (512, 512), (32, 32), (300, 200), (97, 331), (640, 352), (224, 500), (225, 226)],
 )
 def test_preprocessing_is_that_of_the_processor(height: int, width: int) -> None:
-    """Up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel, 0.05 in the mean."""
+    """Compare up to two roundings to 8 bits: at most 1.25 of 255 in a pixel, 0.05 in the mean."""
     processor = CLIPImageProcessorPil()
     preprocessing = Preprocessing.from_config(processor.to_dict())
     for name, image in patterns(height, width).items():
@@ -205,13 +209,13 @@ def test_the_scale_is_the_models_own(tmp_path: Path) -> None:
     images = some_images(3)
     ratio = PickScore(folder)(images, PROMPTS) / ClipScore(folder)(images, PROMPTS)
     torch.testing.assert_close(ratio, torch.full((3,), 20.0855 / 100))
-    # it is not rounded with the weights, to 20.1
+    # not rounded to 20.1 with the weights
     assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16).scale == pytest.approx(20.0855, rel=1e-5)
     assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16)._model.dtype == torch.bfloat16
 
 
 def published_aesthetic(clip: Path, images: list[Image.Image]) -> Tensor:
-    """Scores as of the published code: (B,)."""
+    """Return the scores (B,) of the published code."""
     processor, model = (
         CLIPProcessor.from_pretrained(clip),
         CLIPVisionModelWithProjection.from_pretrained(clip),
@@ -230,7 +234,7 @@ def test_aesthetic_is_that_of_the_published_code(clip: Path, conversion: Path, o
 
 
 def test_the_width_of_embeddings_is_that_of_the_whole_model(original: Path, tmp_path: Path) -> None:
-    """Some configurations of the vision half do not say it."""
+    """Some configurations of the vision half lack the width."""
     file = copy_of(original, tmp_path) / "config.json"
     vision = json.loads(file.read_text())["vision_config"]
     change_json(
@@ -253,7 +257,7 @@ def test_a_predictor_alone_takes_clip_from_the_hub(
     )
 
 
-# ---- what every reward must be ----
+# ---- properties of every reward ----
 
 
 @pytest.fixture(params=["clip", "pickscore", "aesthetic", "aesthetic, original"])
@@ -325,7 +329,7 @@ def test_what_inference_mode_kept_serves_gradients(clip: Path) -> None:
 
 
 def test_features_of_transformers_4(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They were tensors."""
+    """The features may be tensors, not in an object."""
     images = some_images(3)
     expected = ClipScore(clip)(images, PROMPTS)
     for name in ("get_image_features", "get_text_features"):
@@ -341,7 +345,7 @@ def test_a_tokenizer_and_processor_that_are_elsewhere(
 ) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(clip / name, tmp_path)
-    monkeypatch.setattr("noisetilt_kernels.rewards.clip.PICKSCORE_TOKENIZER", str(clip))
+    monkeypatch.setattr("noisetilt_kernels.rewards.clip.pickscore.VIT_H_TOKENIZER", str(clip))
     images = some_images(3, 50, 40)
     torch.testing.assert_close(
         PickScore(tmp_path)(images, PROMPTS), PickScore(clip)(images, PROMPTS), rtol=0, atol=0
@@ -349,7 +353,7 @@ def test_a_tokenizer_and_processor_that_are_elsewhere(
 
 
 def test_a_processor_of_transformers_5(clip: Path, tmp_path: Path) -> None:
-    """Tokenizer and image processor saved as one."""
+    """Tokenizer and image processor may be saved as one processor."""
     shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
     (tmp_path / "preprocessor_config.json").unlink()
     processor = CLIPProcessor(tiny_clip.make_image_processor(), tiny_clip.make_tokenizer())
@@ -359,7 +363,7 @@ def test_a_processor_of_transformers_5(clip: Path, tmp_path: Path) -> None:
     assert ImageTextModel.load("clip", tmp_path)._preprocess.mean == (0.1, 0.2, 0.3)
 
 
-# ---- what is missing or does not belong together ----
+# ---- files that are missing or do not match ----
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -389,7 +393,7 @@ class TestEveryReward:
         self.check(
             name,
             "nobody/nothing",
-            r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf",
+            r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/no",
         )
 
     def test_an_empty_folder(self, name: str, tmp_path: Path) -> None:
@@ -401,21 +405,21 @@ class TestEveryReward:
 
     def test_a_broken_configuration(self, name: str, clip: Path, tmp_path: Path) -> None:
         (copy_of(clip, tmp_path) / "config.json").write_text("{")
-        self.check(name, tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+        self.check(name, tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save")
 
     def test_no_weights(self, name: str, clip: Path, tmp_path: Path) -> None:
         (copy_of(clip, tmp_path) / "model.safetensors").unlink()
         self.check(
             name,
             tmp_path,
-            r"the files in \S+ cannot be used \(.*model.safetensors.*\); fetch the model whole",
+            r"\S+ cannot be loaded: .*model.safetensors.*; if it is incomplete, download or",
         )
 
     def test_broken_weights(self, name: str, clip: Path, tmp_path: Path) -> None:
         (copy_of(clip, tmp_path) / "model.safetensors").write_bytes(
             b"version https://git-lfs.github.com/spec/v1"
         )
-        self.check(name, tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+        self.check(name, tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save")
 
     def test_incomplete_weights(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
         file = copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors"
@@ -436,7 +440,7 @@ class TestEveryReward:
 
     def test_a_broken_image_processor(self, name: str, clip: Path, tmp_path: Path) -> None:
         (copy_of(clip, tmp_path) / "preprocessor_config.json").write_text("{")
-        self.check(name, tmp_path, r"the files in \S+ cannot be used")
+        self.check(name, tmp_path, r"\S+ cannot be loaded: ")
 
     def test_an_image_processor_that_is_not_served(self, name: str, clip: Path, tmp_path: Path) -> None:
         change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", resample=1)
@@ -454,7 +458,10 @@ def test_no_tokenizer(reward_class: Any, clip: Path, tmp_path: Path) -> None:
 
 
 def test_no_predictor(clip: Path) -> None:
-    message = r"^aesthetic: the weights in \S+ lack layers.0.bias and 9 more; name a source that has .*, or add LAION's sac\+"
+    message = (
+        r"^aesthetic: the weights in \S+ lack layers.0.bias and 9 more; name a source that has .*, or add "
+        r"LAION's sac\+"
+    )
     with pytest.raises(RewardError, match=message):
         AestheticScore(clip)
 

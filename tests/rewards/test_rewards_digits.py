@@ -1,4 +1,4 @@
-"""Rewards for handwritten digits, with weights made here."""
+"""Rewards for handwritten digits, with random weights."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ PROMPTS = ["a handwritten seven", "digit 0", "the number Nine"]
 
 
 def judge_tensors() -> dict[str, Tensor]:
-    """Ten support vectors that vote for a digit each, and noise."""
+    """Return ten support vectors, each of which votes for one digit, with noise."""
     generator = torch.Generator().manual_seed(3)
     return {
         "support_vectors": torch.rand(10, 64, generator=generator),
@@ -37,11 +37,11 @@ def judge_tensors() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of both files."""
+    """Folder with both files."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("digit-rewards")
     classifier = DigitClassifier()
-    with torch.no_grad():  # so that images make a difference
+    with torch.no_grad():  # different images have different values
         classifier.layers[-1].weight.mul_(3)
     save_file(classifier.state_dict(), path / CLASSIFIER_FILE)
     save_file(judge_tensors(), path / JUDGE_FILE)
@@ -194,12 +194,12 @@ def test_digit_judge_is_one_where_the_judge_agrees(folder: Path) -> None:
 @pytest.mark.parametrize(("reward", "file"), [(DigitReward, CLASSIFIER_FILE), (DigitJudgeReward, JUDGE_FILE)])
 def test_files_that_are_missing_broken_or_others(reward: Any, file: str, tmp_path: Path) -> None:
     message = (
-        rf"^there is no {re.escape(str(tmp_path / file))}; `python -m noisetilt_kernels.training` makes it"
+        rf"^there is no {re.escape(str(tmp_path / file))}; `python -m noisetilt_kernels.training` writes it"
     )
     with pytest.raises(RewardError, match=message):
         reward(tmp_path)
     (tmp_path / file).write_bytes(b"not a safetensors file")
-    with pytest.raises(RewardError, match=rf"{file} is not a whole safetensors file"):
+    with pytest.raises(RewardError, match=rf"{file} is not a complete safetensors file"):
         reward(tmp_path)
     save_file({"gamma": torch.ones(1), "layers.0.weight": torch.ones(2)}, tmp_path / file)
     with pytest.raises(RewardError, match=rf"{file} must hold \S+ of shape \(.*\)"):

@@ -1,4 +1,4 @@
-"""Rewards of images for videos, frame by frame."""
+"""Rewards of images applied to videos, frame by frame."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +16,18 @@ PROMPTS = ["0.3", "0.9"]
 
 
 def target(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A curved function of an image and of the number in its prompt."""
+    """Reward that is nonlinear in the image and in the number that the prompt contains."""
     numbers = torch.tensor([float(prompt) for prompt in prompts])
     return (images.square().mean(dim=(1, 2, 3)) - numbers).square() + images[:, 0, 0, 0].sin()
 
 
 def some_videos(count: int = 2, frames: int = 7) -> Tensor:
-    """(count, 3, frames, 10, 6), each frame another."""
+    """Return videos (count, 3, frames, 10, 6) with different frames."""
     return some_images(count * frames, 10, 6).unflatten(0, (count, frames)).transpose(1, 2)
 
 
 def mean_over_frames(videos: Tensor, prompts: Sequence[str], every: int = 1) -> Tensor:
-    """The definition, image by image."""
+    """Compute the reward image by image, as defined."""
     rows = [
         torch.stack([target(frame[None], [prompt])[0] for frame in video.unbind(1)[::every]]).mean()
         for video, prompt in zip(videos, prompts, strict=True)
@@ -81,10 +81,10 @@ def test_frames_come_a_few_at_a_time_each_with_its_prompt() -> None:
 
 
 def kept(reward: PerFrame, videos: Tensor) -> int:
-    """Bytes that the graph keeps beside the videos themselves."""
+    """Return the number of bytes that the graph keeps, without the videos."""
     videos = videos.clone().requires_grad_()
     seen: dict[int, int] = {videos.untyped_storage().data_ptr(): 0}
-    alive: list[Tensor] = []  # so that no address is used twice
+    alive: list[Tensor] = []  # keeps every address unique
 
     def pack(tensor: Tensor) -> Tensor:
         seen.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
@@ -106,13 +106,13 @@ def test_memory_does_not_grow_with_the_frames() -> None:
     frame = sum(tensor.nbytes for tensor in some_videos(2, 1))
     few, many = (kept(PerFrame(certainty), some_videos(2, frames)) for frames in (4, 40))
     assert many - few < 5 * frame
-    # where nothing is computed again it does grow: the counting sees it
+    # without recomputation the memory grows, and the count shows it
     plain = [kept(PerFrameOfOne(certainty), some_videos(2, frames)) for frames in (4, 40)]
     assert plain[1] - plain[0] > 100 * frame
 
 
 class PerFrameOfOne(PerFrame):
-    """That keeps the graphs of all frames."""
+    """PerFrame that keeps the graphs of all frames."""
 
     def _sum(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         return self._of_frames(frames, prompts)

@@ -1,4 +1,4 @@
-"""The reward by HPS v2, against open_clip's model as it is defined, in plain torch, on PIL images."""
+"""Reward by HPS v2, compared with open_clip's model in plain torch on PIL images."""
 
 import math
 import pickle
@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from noisetilt_kernels.rewards import RewardError, checkpoint, hpsv2, load_reward
-from noisetilt_kernels.rewards.hpsv2 import HpsScore, WholeImage, convert_hpsv2
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import checkpoint, hpsv2
+from noisetilt_kernels.rewards.clip.hpsv2 import HpsScore, WholeImage, convert_hpsv2
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
 LONG = "many words " * 60
@@ -97,7 +98,7 @@ class OpenClip(nn.Module):
         self.register_buffer("attn_mask", torch.full((LENGTH, LENGTH), -math.inf).triu(1))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, 77), filled up with 0."""
+        """Return the embeddings of tokens (B, 77), padded with 0."""
         x = self.transformer(self.token_embedding(tokens) + self.positional_embedding, self.attn_mask)
         return self.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=1)] @ self.text_projection
 
@@ -109,7 +110,7 @@ class OpenClip(nn.Module):
 
 
 def make_open_clip(seed: int = 0) -> OpenClip:
-    """With random norms and biases, so that none can be left out or mistaken for another."""
+    """Return the model with random norms and biases, so that each tensor changes the result."""
     torch.manual_seed(seed)
     model = OpenClip()
     with torch.no_grad():
@@ -122,7 +123,7 @@ def make_open_clip(seed: int = 0) -> OpenClip:
 
 
 def spelled(prompt: str) -> list[int]:
-    """Tokens of a prompt, as of `tiny_clip.make_tokenizer`, and filled up as open_clip does."""
+    """Return the tokens of a prompt by `tiny_clip.make_tokenizer`, padded as in open_clip."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = [
         2 * letters.index(letter) + (index == len(word) - 1)
@@ -135,13 +136,13 @@ def spelled(prompt: str) -> list[int]:
 
 
 def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    """Return images rounded to 8 bits, as a tensor and as PIL images."""
     numbers = (images * 255).round().byte()
     return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 def whole_image(image: Image.Image, side: int = SIDE) -> Tensor:
-    """A PIL image as HPS v2 is shown it: (1, 3, side, side)."""
+    """Return the input of HPS v2 for a PIL image: (1, 3, side, side)."""
     scale = side / max(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     left, top = (side - width) // 2, (side - height) // 2
@@ -155,7 +156,7 @@ def whole_image(image: Image.Image, side: int = SIDE) -> Tensor:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    """As published, with what a training leaves beside the weights."""
+    """Save the model in the published format, with entries of a training run beside the weights."""
     torch.save({"epoch": 3, "name": "hps", "state_dict": tensors}, folder / NAME)
     tiny_clip.make_tokenizer().save_pretrained(folder)
     return folder
@@ -168,13 +169,13 @@ def open_clip() -> OpenClip:
 
 @pytest.fixture(scope="module")
 def published(open_clip: OpenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the published file and a tokenizer."""
+    """Folder with the published file and a tokenizer."""
     return save_checkpoint(tmp_path_factory.mktemp("published"), open_clip.state_dict())
 
 
 @pytest.fixture(scope="module")
 def converted(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `convert_hpsv2` makes of it, with the tokenizer."""
+    """Folder written by `convert_hpsv2`, with the tokenizer."""
     folder = tmp_path_factory.mktemp("converted") / "new"
     convert_hpsv2(published / NAME, folder)
     tiny_clip.make_tokenizer().save_pretrained(folder)
@@ -188,7 +189,7 @@ def converted(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_it_is_the_published_score(
     open_clip: OpenClip, published: Path, height: int, width: int, tolerance: float
 ) -> None:
-    """Cosines, not scaled; larger images differ by the rounding of PIL's to 8 bits."""
+    """The score is the unscaled cosine. Larger images differ by PIL's rounding to 8 bits."""
     images, pil = eight_bits(some_images(3, height, width))
     prompts = ["a cat", LONG, "two red boats"]
     expected = open_clip.cosines(
@@ -210,7 +211,7 @@ def test_sizes_are_read_from_the_tensors(published: Path) -> None:
 
 
 def renamed_back(model: CLIPModel) -> dict[str, Tensor]:
-    """A CLIPModel of transformers by open_clip's names."""
+    """Return the tensors of a `CLIPModel` of transformers by open_clip's names."""
     state = model.state_dict()
     tensors = {
         "logit_scale": state["logit_scale"],
@@ -247,7 +248,7 @@ def renamed_back(model: CLIPModel) -> dict[str, Tensor]:
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    """A CLIPModel of transformers under open_clip's names is that CLIPModel again, bit for bit."""
+    """A `CLIPModel` renamed to open_clip and converted back is unchanged, bit for bit."""
     torch.manual_seed(1)
     layers = {
         "intermediate_size": 64,
@@ -318,7 +319,7 @@ def test_a_file_of_half_precision_computes_in_full(
     ("height", "width"), [(224, 224), (512, 512), (300, 200), (97, 331), (640, 352), (224, 101), (50, 31)]
 )
 def test_whole_images_are_those_of_pil(height: int, width: int) -> None:
-    """Up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel."""
+    """Results agree up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel."""
     images, pil = eight_bits(torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)))
     difference = (WholeImage(224)(images) - whole_image(pil[0], 224)) * torch.tensor(STD)[:, None, None] * 255
     assert difference.abs().max() < 1.25
@@ -329,7 +330,7 @@ def test_an_image_has_at_least_a_pixel_in_each_direction() -> None:
     assert WholeImage(32)(torch.rand(1, 3, 200, 1)).shape == (1, 3, 32, 32)
 
 
-# ---- what every reward must be ----
+# ---- properties of every reward ----
 
 
 @pytest.mark.parametrize("size", [(32, 32), (60, 41)])
@@ -382,7 +383,7 @@ def test_the_file_its_folder_and_the_hub(
         return str(published / name)
 
     monkeypatch.setattr(checkpoint, "cached_file", from_hub)
-    monkeypatch.setattr(hpsv2, "HPSV2_TOKENIZER", str(published))
+    monkeypatch.setattr(hpsv2, "VIT_H_TOKENIZER", str(published))
     torch.testing.assert_close(load_reward("hpsv2")(images, PROMPTS), expected, rtol=0, atol=0)
     assert asked == [("xswu/HPSv2", NAME)]
 
@@ -393,7 +394,7 @@ def test_the_tokenizer_is_elsewhere(published: Path, tmp_path: Path, monkeypatch
         RewardError, match=r"^hpsv2: there is no tokenizer of the model's 54 tokens in \S+ or laion/"
     ):
         HpsScore(tmp_path)
-    monkeypatch.setattr(hpsv2, "HPSV2_TOKENIZER", str(published))
+    monkeypatch.setattr(hpsv2, "VIT_H_TOKENIZER", str(published))
     images = some_images(3)
     torch.testing.assert_close(HpsScore(tmp_path)(images, PROMPTS), HpsScore(published)(images, PROMPTS))
 
@@ -416,10 +417,12 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     check_error(f"{tmp_path}/missing:hps.pt", f"there is no folder {missing}; name the folder of the weights")
     check_error(
         "nobody/nothing:hps.pt",
-        r"hps.pt of 'nobody/nothing' did not come from the hub \(.+\); check .*hf down",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*`hf download nobody/nothing "
+        r"hps.pt --local-dir FOLDER` .* and name FOLDER/hps.pt$",
     )
     check_error(
-        "nobody/nothing", r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf"
+        "nobody/nothing",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --",
     )
     check_error(tmp_path, r"\S+ must hold a config.json with model_type 'clip', got None$")
 
@@ -431,7 +434,7 @@ def test_two_files(published: Path, tmp_path: Path) -> None:
 
 
 class Evil:
-    """Runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('it ran')",)
@@ -441,15 +444,15 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     file = tmp_path / NAME
     torch.save({"state_dict": {}, "more": Evil()}, file)
     check_error(
-        file, rf"{re.escape(str(file))} cannot be read as weights by torch.save \(.+\); fetch it again"
+        file, rf"{re.escape(str(file))} cannot be read as weights by torch.save \(.+\); download it again"
     )
     file.write_bytes(pickle.dumps({"state_dict": Evil}, protocol=2))
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); fetch it again")
+    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); fetch it again")
+    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
     for content, kind in (([1], "list"), ({"state_dict": {"a": 1}}, "dict"), ({"state_dict": 1}, "dict")):
         torch.save(content, file)
-        check_error(file, rf"\S+ must hold tensors by name, got {kind}; fetch it again")
+        check_error(file, rf"\S+ must hold tensors by name, got {kind}; download it again")
 
 
 def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
@@ -460,25 +463,25 @@ def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
 
     check(
         {"visual.conv1.weight": None},
-        r"\S+ must hold visual.conv1.weight of 4 dimensions, got None; it is of ano",
+        r"\S+ must hold visual.conv1.weight with 4 dimensions, got None; the file belongs to ano",
     )
     check(
         {"visual.proj": torch.ones(3)},
-        r"\S+ must hold visual.proj of 2 dimensions, got \(3,\); it is of another",
+        r"\S+ must hold visual.proj with 2 dimensions, got \(3,\); the file belongs",
     )
     check(
         {"visual.conv1.weight": torch.ones(1024, 3, 14, 14)},
-        r"the width of the vision half in \S+ must be a multiple of 80, got 1024; it is of another model",
+        r"the width of the vision half in \S+ must be a multiple of 80, got 1024; the file belongs to",
     )
     check(
         {"visual.ln_pre.bias": None},
-        r"\S+ lacks vision_model.pre_layrnorm.bias, or has another shape for it; name",
+        r"\S+ lacks vision_model.pre_layrnorm.bias, or has it in another shape; name",
     )
     check(
         {"transformer.resblocks.1.attn.in_proj_bias": None},
-        r"\S+ lacks text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more, or has another shape",
+        r"\S+ lacks text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more, or has it in another shape",
     )
     check(
         {"ln_final.weight": torch.ones(3)},
-        r"\S+ lacks text_model.final_layer_norm.weight, or has another shape",
+        r"\S+ lacks text_model.final_layer_norm.weight, or has it in another shape",
     )

@@ -1,4 +1,4 @@
-"""The reward by ImageReward, against BLIP as it is defined, in plain torch under the published names, on PIL images."""
+"""Reward by ImageReward, compared with BLIP in plain torch, with the published names, on PIL images."""
 
 import re
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_processors import CLIPImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
 from torch import Tensor
 from torch.nn import functional
@@ -14,10 +15,11 @@ pytest.importorskip("transformers")
 
 import numpy as np
 from PIL import Image
-from transformers import BertTokenizer, CLIPImageProcessorPil
+from transformers import BertTokenizer
 
-from noisetilt_kernels.rewards import RewardError, checkpoint, imagereward, load_reward
-from noisetilt_kernels.rewards.imagereward import ImageRewardScore
+from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards.clip import checkpoint, imagereward
+from noisetilt_kernels.rewards.clip.imagereward import ImageRewardScore
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
 LONG = "many words " * 60
@@ -30,7 +32,7 @@ LAYERS, LENGTH = 2, 35
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 TOKENS = len(WORDS) + 2
-"""With BLIP's own two."""
+"""Size of the vocabulary with the two tokens that BLIP adds."""
 
 Tensors = dict[str, Tensor]
 
@@ -42,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 
 def make_tensors(seed: int = 0) -> Tensors:
-    """Random weights under the published names, with what the published file has beside them."""
+    """Return random weights by the published names, with the other tensors of the published file."""
     generator = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
 
@@ -57,7 +59,7 @@ def make_tensors(seed: int = 0) -> Tensors:
         random(f"{name}.weight", width, scale=0.2, mean=1.0)
         random(f"{name}.bias", width, scale=0.2)
 
-    # what goes into the first norms is small, so that the amount that they add to variances is seen
+    # small inputs of the first norms, so that the epsilon of the norms matters
     vision = "blip.visual_encoder"
     random(f"{vision}.cls_token", 1, 1, VISION_WIDTH, scale=1e-3)
     random(f"{vision}.pos_embed", 1, (SIDE // PATCH) ** 2 + 1, VISION_WIDTH, scale=1e-3)
@@ -99,7 +101,13 @@ def make_tensors(seed: int = 0) -> Tensors:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Of several heads: (B, L, width), (B, M, width) twice, and (B, M), true where a key counts -> (B, L, width)."""
+    """Return multi-head attention (B, L, width).
+
+    Args:
+        query: (B, L, width).
+        key, value: (B, M, width).
+        mask: (B, M), true for the keys that count.
+    """
     query, key, value = (part.unflatten(2, (-1, HEAD)).transpose(1, 2) for part in (query, key, value))
     scores = query @ key.transpose(2, 3) / HEAD**0.5
     if mask is not None:
@@ -109,7 +117,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 @torch.no_grad()
 def published_score(tensors: Tensors, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Pixels (B, 3, 32, 32), tokens and mask (B, 35) -> (B,)."""
+    """Return the scores (B,) of pixels (B, 3, 32, 32) with tokens and mask (B, 35)."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
@@ -159,7 +167,7 @@ def published_score(tensors: Tensors, pixels: Tensor, tokens: Tensor, mask: Tens
 
 
 def spelled(prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens and mask (B, 35) of prompts of small letters: the start, the letters, the end, and filled up."""
+    """Return tokens and mask (B, 35) of lower-case prompts: start, letters, end and padding."""
     rows = []
     for prompt in prompts:
         letters = [
@@ -174,13 +182,13 @@ def spelled(prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Images rounded to 8 bits, as a tensor and as PIL's."""
+    """Return images rounded to 8 bits, as a tensor and as PIL images."""
     numbers = (images * 255).round().byte()
     return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 def processed(images: list[Image.Image]) -> Tensor:
-    """PIL images -> (B, 3, 32, 32), by Hugging Face's processor with the published numbers, but for small images."""
+    """Return pixels (B, 3, 32, 32) of PIL images by Hugging Face's processor with the published values."""
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
@@ -195,7 +203,7 @@ def processed(images: list[Image.Image]) -> Tensor:
 
 
 def save_tokenizer(folder: Path) -> Path:
-    """BERT's, but one that spells; without BLIP's tokens."""
+    """Save a BERT tokenizer with a token for each letter, without BLIP's tokens, and return the folder."""
     BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(folder)
     return folder
 
@@ -212,7 +220,7 @@ def tensors() -> Tensors:
 
 @pytest.fixture(scope="module")
 def published(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the published file and a tokenizer."""
+    """Folder with the published file and a tokenizer."""
     return save_checkpoint(tmp_path_factory.mktemp("published"), tensors)
 
 
@@ -223,7 +231,7 @@ def published(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_it_is_the_published_score(
     tensors: Tensors, published: Path, height: int, width: int, tolerance: float
 ) -> None:
-    """Larger images differ by the rounding of PIL's to 8 bits."""
+    """Larger images differ by PIL's rounding to 8 bits."""
     images, pil = eight_bits(some_images(4, height, width))
     prompts = ["a cat", LONG, "two red boats", ""]
     expected = published_score(tensors, processed(pil), *spelled(prompts))
@@ -257,7 +265,7 @@ def test_preprocessing_is_that_of_the_processor(published: Path) -> None:
     torch.testing.assert_close(actual, processed(pil), rtol=0, atol=1.25 / 255 / 0.26)
 
 
-# ---- what every reward must be ----
+# ---- properties of every reward ----
 
 
 @pytest.mark.parametrize("size", [(32, 32), (60, 41)])
@@ -312,7 +320,7 @@ def test_the_file_its_folder_and_the_hub(
         return str(published / name)
 
     monkeypatch.setattr(checkpoint, "cached_file", from_hub)
-    monkeypatch.setattr(imagereward, "IMAGEREWARD_TOKENIZER", str(save_tokenizer(tmp_path)))
+    monkeypatch.setattr(imagereward, "TOKENIZER", str(save_tokenizer(tmp_path)))
     torch.testing.assert_close(load_reward("imagereward")(images, PROMPTS), expected, rtol=0, atol=1e-5)
     assert asked == [("THUDM/ImageReward", NAME)]
 
@@ -347,12 +355,13 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     )
     check_error(
         "nobody/nothing:a.pt",
-        r"a.pt of 'nobody/nothing' did not come from the hub \(.+\); check .*hf download",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*`hf download nobody/nothing "
+        r"a.pt --local-dir FOLDER` .* and name FOLDER/a.pt$",
     )
     for source in (tmp_path, tmp_path / "missing", "THUDM/ImageReward"):
         check_error(
             source,
-            rf"{re.escape(str(source))} holds no .pt file; name ImageReward.pt, a folder with it, or ID",
+            rf"{re.escape(str(source))} has no .pt file; name ImageReward.pt, a folder with it, or ID",
         )
 
 
@@ -366,8 +375,10 @@ def test_two_files(published: Path, tmp_path: Path) -> None:
 
 def test_no_tokenizer(published: Path, tmp_path: Path) -> None:
     shutil.copy(published / NAME, tmp_path)
-    message = rf"there is no tokenizer of the model's {TOKENS} tokens in \S+ or google-bert/bert-base-uncased; put its "
-    check_error(tmp_path, message + "tokenizer.json, or vocab.txt, beside the weights")
+    message = (
+        rf"there is no tokenizer of the model's {TOKENS} tokens in \S+ or google-bert/bert-base-uncased; "
+    )
+    check_error(tmp_path, message + "put its tokenizer.json, or vocab.txt, beside the weights")
 
 
 def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
@@ -379,17 +390,17 @@ def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
     embeddings = "blip.text_encoder.embeddings.word_embeddings.weight"
     check(
         {embeddings: None},
-        rf"\S+ must hold {embeddings} of 2 dimensions, got None; it is of another model, so name",
+        rf"\S+ must hold {embeddings} with 2 dimensions, got None; the file belongs to another model, so",
     )
     check(
         {embeddings: torch.ones(TOKENS, 100)},
-        r"the width of the text half in \S+ must be a multiple of 64, got 100; it is of another model",
+        r"the width of the text half in \S+ must be a multiple of 64, got 100; the file belongs to another",
     )
     check(
         {"mlp.layers.7.bias": None},
-        r"\S+ lacks mlp.7.bias, or has another shape for it; name a source that has the",
+        r"\S+ lacks mlp.7.bias, or has it in another shape; name a source that has the",
     )
     check(
         {"blip.visual_encoder.blocks.1.attn.qkv.weight": torch.ones(3, 3), "mlp.layers.0.bias": None},
-        r"\S+ lacks mlp.0.bias and 1 more, or has another shape",
+        r"\S+ lacks mlp.0.bias and 1 more, or has it in another shape",
     )

@@ -1,4 +1,4 @@
-"""Rewards by name, and their weighted sum."""
+"""Rewards by name, and weighted sums."""
 
 import re
 import subprocess
@@ -17,14 +17,16 @@ from torch import Tensor
 from noisetilt_kernels import rewards, sampling
 from noisetilt_kernels.rewards import (
     REWARDS,
+    RewardSpec,
     WeightedSum,
     check_prompts,
     load_reward,
     load_rewards,
+    parse_rewards,
     parse_weights,
 )
 from noisetilt_kernels.rewards.digits import CLASSIFIER_FILE, DigitClassifier
-from noisetilt_kernels.rewards.registry import ENTRIES, has_weights
+from noisetilt_kernels.rewards.registry import ENTRIES, default_source
 from noisetilt_kernels.rewards.simple import brightness, color, symmetry
 
 
@@ -85,7 +87,7 @@ def test_weights(spec: str, weights: dict[str, float]) -> None:
     ],
 )
 def test_weights_that_are_none(spec: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^parse_weights: {re.escape(message)}"):
+    with pytest.raises(ValueError, match=f"^rewards: {re.escape(message)}"):
         parse_weights(spec)
 
 
@@ -124,15 +126,18 @@ def test_the_source_is_where_weights_come_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_reward("beauty"), "load_reward: unknown reward 'beauty'; valid: 'aesthetic'"),
-        (lambda: load_reward(None), "load_reward: unknown reward None"),
-        (lambda: load_reward("symmetry:up"), "load_reward: reward 'symmetry' takes no argument"),
-        (lambda: load_reward("brightness", source="x"), "load_reward: source must be None for 'brightness'"),
+        (lambda: load_reward("beauty"), "rewards: unknown reward 'beauty'; valid: 'aesthetic'"),
+        (lambda: load_reward(None), "rewards: unknown reward None"),
+        (lambda: load_reward("symmetry:up"), "rewards: reward 'symmetry' takes no argument"),
+        (
+            lambda: load_reward("brightness", source="x"),
+            "rewards: reward 'brightness' has no weights that a source could name, got source 'x'",
+        ),
         (lambda: load_rewards({}), "load_rewards: spec must name at least one reward, got none"),
-        (lambda: load_rewards({"beauty": 1.0}), "load_rewards: unknown reward 'beauty'"),
+        (lambda: load_rewards({"beauty": 1.0}), "rewards: unknown reward 'beauty'"),
         (
             lambda: load_rewards("clip", sources={"clop": "x"}),
-            "load_rewards: unknown reward in sources 'clop'",
+            "rewards: unknown reward in sources 'clop'",
         ),
         (
             lambda: load_rewards({"symmetry": float("inf")}),
@@ -147,9 +152,9 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
 
 def test_what_has_no_gradient_cannot_steer() -> None:
     message = (
-        "load_rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: 'aesthetic', "
-        "'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', 'smoothness', 'symmetry', "
-        "'videoreward', 'vqascore'"
+        "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
+        "'aesthetic', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', "
+        "'smoothness', 'symmetry', 'videoreward', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -162,7 +167,7 @@ def test_prompts_are_looked_at_early() -> None:
     for name in ("digit", "digit-judge"):
         with pytest.raises(ValueError, match=r"^digit_of: prompt must name exactly one digit.*'a cat'"):
             check_prompts(["brightness", name], ["3", "a cat"])
-    with pytest.raises(ValueError, match=r"^check_prompts: unknown reward 'beauty'"):
+    with pytest.raises(ValueError, match=r"^rewards: unknown reward 'beauty'"):
         check_prompts(["beauty"], ["3"])
 
 
@@ -179,9 +184,9 @@ def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
 )
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    ours = ("aesthetic", "checkpoint", "clip", "hpsv2", "imagereward", "loading", "open_clip")
-    for module in (*ours, "qwen", "videoreward", "videoreward_checkpoint", "vqascore"):
-        monkeypatch.delitem(sys.modules, f"noisetilt_kernels.rewards.{module}", raising=False)
+    ours = tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip.", "vision_language.", "loading"))
+    for module in [name for name in sys.modules if name.startswith(ours)]:
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(
         rewards.RewardError,
         match=r'^load_reward: .* needs transformers .*; pip install "noisetilt-kernels\[diffusers\]"$',
@@ -193,11 +198,11 @@ def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A user's own, in float64."""
+    """Custom reward in float64."""
     return images[:, 0].double().mean(dim=(1, 2))
 
 
-def test_a_sum_of_ones_own_and_others() -> None:
+def test_a_sum_of_custom_and_bundled_rewards() -> None:
     images = some_images(3)
     reward = WeightedSum({"redness": (2, redness), "symmetry": (-0.5, symmetry)})
     parts = reward.parts(images, [""] * 3)
@@ -248,5 +253,34 @@ def test_parts_that_return_what_they_should_not() -> None:
     ("name", "expected"), [("brightness", False), ("color:blue", False), ("my.module:name", True)]
 )
 def test_what_may_have_weights(name: str, expected: bool) -> None:
-    assert has_weights(name) is expected
-    assert has_weights("clip") and has_weights("videoreward:motion")
+    assert RewardSpec.parse(name).has_weights is expected
+    assert RewardSpec.parse("clip").has_weights and RewardSpec.parse("videoreward:motion").has_weights
+
+
+def test_a_reward_is_parsed_once() -> None:
+    sources = {"clip": "a/b", "videoreward": "folder", "my.module": "unused"}
+    clip, motion, custom = parse_rewards("clip=2, videoreward:motion,my.module:name=-1", sources)
+    assert clip == RewardSpec("clip", ENTRIES["clip"], None, 2.0, "a/b")
+    assert motion == RewardSpec("videoreward:motion", ENTRIES["videoreward"], "motion", 1.0, "folder")
+    assert (custom.name, custom.argument, custom.weight, custom.source) == (
+        "my.module:name",
+        None,
+        -1.0,
+        None,
+    )
+    assert custom.entry.custom and custom.has_weights and not custom.videos
+    assert motion.videos and not clip.videos
+    assert parse_rewards({"clip": 2.0}, sources) == (clip,)
+    assert RewardSpec.parse("clip").source == default_source("clip") == "openai/clip-vit-large-patch14"
+    assert RewardSpec.parse("brightness").source is None
+    assert RewardSpec.parse("brightness").load() is brightness
+    for sources in ({"brightness": "x"}, {"brightness": ""}):
+        with pytest.raises(
+            ValueError, match=r"^rewards: reward 'brightness' has no weights .*; leave the source"
+        ):
+            RewardSpec.parse("brightness", sources=sources)
+
+
+def test_a_reward_without_weights_has_no_default_source() -> None:
+    with pytest.raises(ValueError, match=r"^default_source: reward 'brightness' has no weights"):
+        default_source("brightness")

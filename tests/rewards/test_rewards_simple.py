@@ -1,4 +1,4 @@
-"""Rewards without weights: values worked out by hand, gradients, batches, errors."""
+"""Rewards without weights: values computed by hand, gradients, batches, errors."""
 
 import re
 from typing import Any
@@ -20,12 +20,12 @@ EVERY: dict[str, Reward] = {
 
 
 def plain(*rgb: float, height: int = 4, width: int = 6) -> Tensor:
-    """One image (1, 3, height, width) of one colour."""
+    """Return one image (1, 3, height, width) of one colour."""
     return torch.tensor(rgb, dtype=torch.float32)[None, :, None, None].expand(1, 3, height, width).clone()
 
 
 def grey(rows: list[list[float]]) -> Tensor:
-    """One grey image of these values."""
+    """Return one grey image with these values."""
     return torch.tensor(rows).expand(1, 3, -1, -1).clone()
 
 

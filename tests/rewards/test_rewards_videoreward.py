@@ -1,4 +1,4 @@
-"""VideoReward, on small checkpoints in the published layout, against the definition and Hugging Face's own classes."""
+"""VideoReward with small checkpoints in the published format, compared with Hugging Face's classes."""
 
 import hashlib
 import json
@@ -20,11 +20,17 @@ pytest.importorskip("transformers")
 import tiny_qwen
 from PIL import Image
 
-from noisetilt_kernels.rewards import RewardError, load_reward, load_rewards, videoreward
-from noisetilt_kernels.rewards.qwen import Patches
-from noisetilt_kernels.rewards.videoreward import VideoReward, chosen_frames
-from noisetilt_kernels.rewards.videoreward_checkpoint import Settings, merge_lora, plain_name, read_settings
-from noisetilt_kernels.rewards.videoreward_prompt import MARKS, PARTS, PROMPT_FILE
+from noisetilt_kernels.rewards import RewardError, load_reward, load_rewards
+from noisetilt_kernels.rewards.vision_language import videoreward
+from noisetilt_kernels.rewards.vision_language.qwen import Patches
+from noisetilt_kernels.rewards.vision_language.videoreward import VideoReward, chosen_frames
+from noisetilt_kernels.rewards.vision_language.videoreward_checkpoint import (
+    Settings,
+    merge_lora,
+    plain_name,
+    read_settings,
+)
+from noisetilt_kernels.rewards.vision_language.videoreward_prompt import MARKS, PARTS, PROMPT_FILE
 
 PROMPTS = ["a cat runs", "two red boats on a lake", "a cat runs"]
 SHORT = "\nRate it. VQ: <|VQ_reward|>\nMQ: <|MQ_reward|>\nPrompt - {text_prompt}\nTA: <|TA_reward|>\nEND\n"
@@ -35,14 +41,14 @@ pytestmark = pytest.mark.usefixtures("offline")
 
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tokenizer here spells, which makes of the real text 4,000 tokens."""
+    """Use a short text: the real one has 4,000 tokens with a tokenizer by letters."""
     file = tmp_path_factory.mktemp("text") / "prompt.txt"
     file.write_text(SHORT)
     monkeypatch.setattr(videoreward, "PROMPT_FILE", file)
 
 
 def whole(folder: Path, **options: Any) -> Path:
-    """A checkpoint beside the model that it was tuned from."""
+    """Folder of a checkpoint beside its base model."""
     return tiny_qwen.save_videoreward(tiny_qwen.save_base(folder), **options)
 
 
@@ -57,7 +63,7 @@ def reward(folder: Path, short_text: None) -> VideoReward:
 
 
 def some_videos(count: int, frames: int = 9, height: int = 24, width: int = 16) -> Tensor:
-    """Smooth videos (count, 3, frames, height, width) that move."""
+    """Return smooth videos (count, 3, frames, height, width) that move."""
     ends = some_images(2 * count, height, width).unflatten(0, (2, count))
     times = torch.linspace(0, 1, frames)[:, None, None]
     return ends[0][:, :, None] * (1 - times) + ends[1][:, :, None] * times
@@ -97,7 +103,10 @@ def test_a_single_frame() -> None:
 
 
 def patches_by_definition(video: np.ndarray, side: int, merged: int) -> list[np.ndarray]:
-    """Of normalised frames (F, 3, H, W): by token, within it by patch, within that by color, frame, row, column."""
+    """Return the patches of normalized frames (F, 3, H, W).
+
+    Their order is by token, then patch; within a patch by color, frame, row and column.
+    """
     token = side * merged
     rows = []
     for time in range(0, len(video), 2):
@@ -115,7 +124,7 @@ def patches_by_definition(video: np.ndarray, side: int, merged: int) -> list[np.
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (45, 30), (64, 64), (20, 20)])
 def test_patches_are_those_of_pairs_of_frames(height: int, width: int) -> None:
-    """Each frame is resized as PIL does, up to its rounding to 8 bits."""
+    """Frames are resized like PIL images, up to the rounding to 8 bits."""
     patches = Patches("videoreward", side=4, merged=2, frames=2, least=1000, most=1600)
     numbers = (some_videos(1, 4, height, width)[0].transpose(0, 1) * 255).round().byte()
     actual, grid = patches(numbers.float() / 255)
@@ -141,11 +150,11 @@ def test_the_last_frame_fills_the_last_patch() -> None:
     assert torch.equal(odd, even)
 
 
-# ---- what it is asked ----
+# ---- the text ----
 
 
 def test_the_text_is_the_authors() -> None:
-    """To the letter, with the blanks at line ends, which editors like to remove."""
+    """The text is an exact copy, with the spaces at line ends that editors tend to remove."""
     text = PROMPT_FILE.read_bytes()
     assert (
         hashlib.sha256(text).hexdigest() == "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700"
@@ -185,7 +194,7 @@ def test_prompts_with_its_tokens(reward: VideoReward) -> None:
 
 
 def raw_values(videos: Tensor, prompts: list[str], head_rows: int) -> Tensor:
-    """VQ, MQ and TA before they are normalised, (B, 3), by the definition: the head at the marks' hidden states."""
+    """Return VQ, MQ and TA (B, 3) before normalization: the head applied to the marks' hidden states."""
     model, head = tiny_qwen.merged_model(head_rows)
     tokenizer = tiny_qwen.make_marked_tokenizer()
     patches = Patches("", side=4, merged=2, frames=2, least=384, most=384)
@@ -203,7 +212,7 @@ def raw_values(videos: Tensor, prompts: list[str], head_rows: int) -> Tensor:
             words[tokens == model.config.video_token_id] = torch.cat(
                 model.model.get_video_features(pixels, grid).pooler_output
             )
-            # it numbers positions plainly where none are given
+            # without positions the model numbers them consecutively
             hidden = model.model.language_model(inputs_embeds=words).last_hidden_state
         scores = hidden[0] @ head.T  # (tokens, rows of the head)
         places = [tokens[0].tolist().index(tokenizer.convert_tokens_to_ids(mark)) for mark in tiny_qwen.MARKS]
@@ -232,7 +241,7 @@ def test_it_is_the_definition(tmp_path: Path, full: bool, head_rows: int) -> Non
 
 
 def test_lora_changes_it() -> None:
-    """Else the test above would not see whether it is added."""
+    """LoRA changes the values, so the test above shows that it is merged."""
     base = tiny_qwen.make_base_model().state_dict()
     merged = tiny_qwen.merged_model()[0].state_dict()
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
@@ -303,11 +312,11 @@ def test_what_settings_do_not_say_is_as_published(tmp_path: Path) -> None:
     assert settings.normal == {"VQ": (3.6757, 2.2476), "MQ": (1.1646, 1.3811), "TA": (2.8105, 2.5121)}
 
 
-# ---- what every reward must be ----
+# ---- properties of every reward ----
 
 
 def test_gradients(reward: VideoReward) -> None:
-    """Against differences of fourth order, along itself and along random directions."""
+    """Compare the gradient with finite differences of fourth order, along itself and random directions."""
     videos = some_videos(2, 9, 25, 17)
     gradient = gradient_of(reward, videos, PROMPTS[:2])
     looked_at = [0, 3, 5, 8]
@@ -396,7 +405,7 @@ def test_arguments(reward: VideoReward, folder: Path) -> None:
         VideoReward(folder, part="sound")
 
 
-# ---- where its parts are ----
+# ---- places of the files ----
 
 
 def test_the_base_may_be_elsewhere(tmp_path: Path, folder: Path, reward: VideoReward) -> None:
@@ -405,7 +414,9 @@ def test_the_base_may_be_elsewhere(tmp_path: Path, folder: Path, reward: VideoRe
     alone.mkdir()
     tiny_qwen.save_base(base)
     tiny_qwen.save_videoreward(alone, full=False)
-    shutil.rmtree(alone / "checkpoint-12" / "tokenizer")  # that of the base, with the marks added
+    shutil.rmtree(
+        alone / "checkpoint-12" / "tokenizer"
+    )  # leaves the base model's tokenizer, to which the marks are added
     videos = some_videos(2)
     values = VideoReward(alone, fps=4, base=base)(videos, PROMPTS[:2])
     torch.testing.assert_close(values, reward(videos, PROMPTS[:2]), rtol=1e-4, atol=1e-4)
@@ -413,7 +424,7 @@ def test_the_base_may_be_elsewhere(tmp_path: Path, folder: Path, reward: VideoRe
 
 def test_the_base_is_on_the_hub_if_it_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_qwen.save_videoreward(tmp_path)
-    check(tmp_path, r"'Qwen/Qwen2-VL-2B-Instruct' is no folder here and did not come from the hub")
+    check(tmp_path, r"'Qwen/Qwen2-VL-2B-Instruct' is not a folder, and the hub cannot be reached")
 
 
 def test_the_newest_checkpoint_counts(folder: Path, tmp_path: Path) -> None:
@@ -426,7 +437,7 @@ def test_the_newest_checkpoint_counts(folder: Path, tmp_path: Path) -> None:
     )
 
 
-# ---- what is missing or does not belong together ----
+# ---- files that are missing or do not match ----
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -453,7 +464,10 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_no_hub() -> None:
-    check("nobody/nothing", r"'nobody/nothing' is no folder here and did not come from the hub \(.+\); .*hf")
+    check(
+        "nobody/nothing",
+        r"'nobody/nothing' is not a folder, and the hub cannot be reached; .*hf download nobody/nothing --",
+    )
 
 
 def test_a_plain_qwen(tmp_path: Path) -> None:
@@ -465,7 +479,7 @@ def test_a_plain_qwen(tmp_path: Path) -> None:
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model_config.json").write_text("{}")
-    check(tmp_path, r"there is no folder checkpoint-NUMBER in \S+; fetch VideoReward whole$")
+    check(tmp_path, r"there is no folder checkpoint-NUMBER in \S+; download all of VideoReward$")
 
 
 @pytest.mark.parametrize(
@@ -473,7 +487,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 )
 def test_broken_settings(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_config.json").write_text(text)
-    check(tmp_path, r"the files in \S+ cannot be used \(.+\); fetch the model whole")
+    check(tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save it again$")
 
 
 @pytest.mark.parametrize(
@@ -490,7 +504,7 @@ def test_other_kinds_of_checkpoints(tmp_path: Path, part: str, change: dict[str,
     tiny_qwen.save_videoreward(tmp_path, settings=settings)
     check(
         tmp_path,
-        rf"the checkpoint in \S+ is of a kind that is not served here, with {message}; name one with",
+        rf"the checkpoint in \S+ is of an unsupported kind, with {message}; name one with",
     )
 
 
@@ -498,7 +512,7 @@ def test_broken_weights(folder: Path, tmp_path: Path) -> None:
     file = copy_of(folder, tmp_path) / "checkpoint-12" / "model.pth"
     for content in (b"version https://git-lfs.github.com/spec/v1", file.read_bytes()[:3000], b""):
         file.write_bytes(content)
-        check(tmp_path, r"the files in \S+checkpoint-12 cannot be used \(.*\); fetch the model whole")
+        check(tmp_path, r"'\S+checkpoint-12' cannot be loaded: .*; if it is incomplete, download")
 
 
 def test_no_reward_head(folder: Path, tmp_path: Path) -> None:
@@ -527,11 +541,11 @@ NORM = "base_model.model.model.norm.weight"
         (lambda tensors: tensors.pop(NORM), "lack language_model.norm.weight;"),
         (
             lambda tensors: tensors.update({NORM: torch.ones(3)}),
-            "have in another size language_model.norm.weight;",
+            "have another shape for language_model.norm.weight;",
         ),
         (
             lambda tensors: tensors.update(more=torch.ones(3), most=torch.ones(1)),
-            "have besides .*more and 1 more;",
+            "have the unknown tensor .*more and 1 more;",
         ),
         (
             lambda tensors: tensors.pop("base_model.model.model.embed_tokens.weight"),
@@ -552,13 +566,15 @@ def test_half_of_lora(folder: Path, tmp_path: Path) -> None:
     check(
         tmp_path,
         r"the checkpoint has LoRA's language_model.layers.0.mlp.up_proj.lora_A.weight but no "
-        r"language_model.layers.0.mlp.up_proj.lora_B.weight; fetch VideoReward whole$",
+        r"language_model.layers.0.mlp.up_proj.lora_B.weight; download all of VideoReward$",
     )
 
 
 def test_lora_of_unknown_size(tmp_path: Path) -> None:
     settings = {**tiny_qwen.SETTINGS, "peft_lora_config": {"lora_enable": False}}
-    check(whole(tmp_path, settings=settings), r"the checkpoint has LoRA's \S+ but no peft_lora_config; fetch")
+    check(
+        whole(tmp_path, settings=settings), r"the checkpoint has LoRA's \S+ but no peft_lora_config; download"
+    )
 
 
 def test_lora_of_another_kind(folder: Path, tmp_path: Path) -> None:
@@ -566,7 +582,7 @@ def test_lora_of_another_kind(folder: Path, tmp_path: Path) -> None:
     change_weights(copy_of(folder, tmp_path), lambda tensors: tensors.update(more))
     check(
         tmp_path,
-        r"the checkpoint has LoRA's \S+lora_magnitude_vector but no use for \S+lora_magnitude_vector; fetch",
+        r"the checkpoint has LoRA's \S+lora_magnitude_vector but no use for \S+lora_magnitude_vector; down",
     )
 
 
@@ -575,7 +591,7 @@ def test_an_adapter_without_the_rest(tmp_path: Path) -> None:
     (source / "checkpoint-12" / "non_lora_state_dict.pth").unlink()
     check(
         source,
-        r"there must be model.pth, or adapter_model.safetensors and non_lora_state_dict.pth, in \S+-12; fetch",
+        r"there must be model.pth, or adapter_model.safetensors and non_lora_state_dict.pth, in \S+-12; down",
     )
 
 
@@ -592,7 +608,7 @@ def test_words_too_few_for_the_marks(folder: Path, tmp_path: Path) -> None:
     change_weights(copy_of(folder, tmp_path), lambda tensors: tensors.update({name: tensors[name][:-1]}))
     check(
         tmp_path,
-        r"the weights in \S+ have \d+ tokens, too few for the marks <\|VQ_reward\|>, .*; fetch VideoReward",
+        r"the weights in \S+ have \d+ tokens, too few for the marks <\|VQ_reward\|>, .*; download all of",
     )
 
 
@@ -602,7 +618,7 @@ def test_no_tokenizer(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     check(
         tmp_path,
-        r"there is no tokenizer that has <\|video_pad\|> as number \d+, as the model does, in \S+ or \S+; put",
+        r"there is no tokenizer with <\|video_pad\|> as number \d+, which the model expects, in \S+ or \S+;",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs and commands at their edges: folders and options that are bad, and that each option gets to where it acts."""
+"""Edge cases of runs and commands: bad folders, bad options, and the way of each option to its place."""
 
 import json
 import math
@@ -16,42 +16,45 @@ from torch import Tensor
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import Family
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
+from noisetilt_kernels.rewards.registry import Entry
 from noisetilt_kernels.runs import comparison, loading
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.contact_sheet import contact_sheet
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.files import write_whole
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method, parse_method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling.methods import Method, parse_method
 
-MACHINE = Machine()
+COMPUTE = ComputeOptions()
 SETTINGS = Settings(
-    "none", ("bright", "dark"), Method("base", {"steps": 2}), {"brightness": 2.0}, particles=2
+    "none", ("bright", "dark"), Method("base", {"steps": 2}), parse_rewards("brightness=2"), particles=2
 )
 
 
-def keep(folder: RunFolder, particle: int, reward: float = 0.5) -> None:
-    folder.keep(Outcome(particle, "a", reward, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+def save(folder: RunFolder, particle: int, reward: float = 0.5) -> None:
+    folder.save_particle(Outcome(particle, "a", reward, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
 
 
-def run(path: Path, reward: WeightedSum, settings: Settings = SETTINGS, machine: Machine = MACHINE) -> dict:
-    return execute(settings, machine, RunFolder(path, settings.to_json()), LatentFlow(), reward, {})
+def run(
+    path: Path, reward: WeightedSum, settings: Settings = SETTINGS, compute: ComputeOptions = COMPUTE
+) -> dict:
+    return execute(settings, compute, RunFolder(path, settings.to_json()), LatentFlow(), reward, {})
 
 
 def test_a_cut_line_is_not_joined_to_the_next(tmp_path: Path) -> None:
-    keep(RunFolder(tmp_path, {}), 0)
+    save(RunFolder(tmp_path, {}), 0)
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"particle": 1, "prom')
-    keep(RunFolder(tmp_path, {}, resume=True), 1)
+    save(RunFolder(tmp_path, {}, resume=True), 1)
     assert [
         json.loads(line)["particle"] for line in (tmp_path / "results.jsonl").read_text().splitlines()
     ] == [0, 1]
 
 
 def test_resuming_leaves_run_json_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(RunFolder(tmp_path, {}), 0)
+    save(RunFolder(tmp_path, {}), 0)
     before = (tmp_path / "run.json").read_bytes()
     monkeypatch.setattr("noisetilt_kernels.runs.folder._made_with", lambda: {"started": "later"})
     RunFolder(tmp_path, {}, resume=True)
@@ -64,9 +67,9 @@ def test_rewards_that_are_not_finite_are_null_and_not_the_best(tmp_path: Path) -
 
     settings = replace(SETTINGS, non_finite="plain_noise")
     rewards = WeightedSum({"brightness": (1.0, reward)})
-    # of each micro-batch two for the run, then one for the parts of each particle
+    # for each micro-batch: two values for the run, then one for the parts of each particle
     values = iter([math.inf, 0.25, math.inf, 0.25, math.nan, 0.5, math.nan, 0.5])
-    summary = run(tmp_path, rewards, settings, Machine(micro_batch=2))
+    summary = run(tmp_path, rewards, settings, ComputeOptions(micro_batch=2))
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["reward"] for line in lines] == [None, 0.25, None, 0.5]
     assert summary["best"] == [1, 3] and summary["reward"]["count"] == 2
@@ -82,7 +85,7 @@ def test_the_reward_is_the_weighted_sum_and_judged_without_a_graph(tmp_path: Pat
         graphs.append(torch.is_grad_enabled())
         return brightness(pictures, prompts)
 
-    run(tmp_path, WeightedSum({"brightness": (2.0, watched)}), machine=Machine(micro_batch=4))
+    run(tmp_path, WeightedSum({"brightness": (2.0, watched)}), compute=ComputeOptions(micro_batch=4))
     for line in (tmp_path / "results.jsonl").read_text().splitlines():
         one = json.loads(line)
         assert one["reward"] == pytest.approx(2 * one["parts"]["brightness"])
@@ -129,8 +132,8 @@ def compared(path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], **
     reward = WeightedSum({"brightness": (1.0, brightness), "symmetry": (0.5, left_half)})
     monkeypatch.setattr(comparison, "load_rewards", lambda *_: (reward, {}))
     monkeypatch.setattr(comparison, "load_model", lambda *_: LatentFlow())
-    settings = replace(SETTINGS, model="digits", rewards={"brightness": 1.0, "symmetry": 0.5})
-    return comparison.compare(settings, list(map(parse_method, methods)), Machine(), path, **options)
+    settings = replace(SETTINGS, model="digits", rewards=parse_rewards("brightness,symmetry=0.5"))
+    return comparison.compare(settings, list(map(parse_method, methods)), ComputeOptions(), path, **options)
 
 
 def test_a_method_written_in_two_ways_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +144,7 @@ def test_a_method_written_in_two_ways_is_the_same(tmp_path: Path, monkeypatch: p
     assert not any(tmp_path.iterdir())
 
 
-def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_resumes_and_shows_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["base:steps=2", "ntrk:steps=2"]
     sheets = []
     original = comparison.contact_sheet
@@ -153,16 +156,16 @@ def test_a_comparison_goes_on_and_shows_the_parts(tmp_path: Path, monkeypatch: p
     rows = compared(tmp_path, monkeypatch, methods)
     assert list(rows[0].scores) == ["reward", "brightness", "symmetry"]
     assert [file.name for file in sheets[0][0]] == ["0000.png", "0002.png"]
-    with pytest.raises(Exception, match="--resume goes on"):
+    with pytest.raises(Exception, match="continue it with --resume"):
         compared(tmp_path, monkeypatch, methods)
     results = tmp_path / "base-steps2" / "results.jsonl"
     _first, *others = results.read_text().splitlines(keepends=True)
-    results.write_text("".join(others))  # particle 0 is made last
+    results.write_text("".join(others))  # particle 0 is missing, so it is sampled last
     assert compared(tmp_path, monkeypatch, methods, resume=True) == rows
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: int) -> None:
+def test_a_one_step_flow_serves_both_kinds_of_methods(tmp_path: Path, order: int) -> None:
     tiny_flux(False).save_pretrained(tmp_path / "flux")
     methods = [f"--method={method}" for method in ("wgnc:iterations=1", "ntrk:steps=2")[::order]]
     arguments = [
@@ -183,7 +186,7 @@ def test_a_model_of_one_step_that_is_a_flow_serves_both(tmp_path: Path, order: i
     }
 
 
-def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_rewards_are_loaded_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
         loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given)
@@ -196,12 +199,14 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(loading, "family_of", lambda pipe: family)
     monkeypatch.setattr(loading, "family_at", lambda source: family)
-    monkeypatch.setattr(
-        loading,
-        "load_weighted",
-        lambda spec, **given: asked.update(given) or WeightedSum({"a": (1.0, brightness)}),
-    )
-    monkeypatch.setattr(loading, "load_reward", lambda name, **given: asked.update({name: given}))
+
+    def spec(name: str) -> RewardSpec:
+        def load(argument: str | None, source: str, device: object) -> object:
+            asked[name] = {"argument": argument, "source": source, "device": device}
+            return brightness
+
+        return RewardSpec(name, Entry("", load), "blue", source=f"/{name}")
+
     settings = replace(
         SETTINGS,
         model="m",
@@ -210,11 +215,11 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         height=32,
         width=48,
         guidance_scale=2.0,
-        held_out=("clip",),
-        sources={"clip": "/c"},
+        rewards=(spec("steering"),),
+        held_out=(spec("judge"),),
     )
-    machine = Machine("cuda:1", offload=True)
-    loading.load_model(settings, machine)
+    compute = ComputeOptions("cuda:1", offload=True)
+    loading.load_model(settings, compute)
     assert asked == {
         "source": "m",
         "dtype": torch.bfloat16,
@@ -226,11 +231,13 @@ def test_everything_named_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         "width": 48,
         "scale": 2.0,
     }
-    loading.load_rewards(settings, machine)
-    assert asked["sources"] == {"clip": "/c"} and asked["clip"] == {"source": "/c", "device": "cuda:1"}
+    _, held_out = loading.load_rewards(settings, compute)
+    assert list(held_out) == ["judge"]
+    for name in ("steering", "judge"):
+        assert asked[name] == {"argument": "blue", "source": f"/{name}", "device": "cuda:1"}
 
 
-def test_a_folder_that_only_looks_like_a_run(tmp_path: Path) -> None:
+def test_a_foreign_run_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"mine": 1}')
     for resume in (False, True):
         with pytest.raises(Exception, match="was not written by a run"):
@@ -247,18 +254,18 @@ def test_a_failure_before_run_json_leaves_an_empty_folder(
         )
         with pytest.raises(OSError):
             RunFolder(tmp_path / "run", {})
-    keep(RunFolder(tmp_path / "run", {}), 0)
+    save(RunFolder(tmp_path / "run", {}), 0)
 
 
-def test_a_lost_image_is_made_again_and_plain_noise_may_come_later(tmp_path: Path) -> None:
+def test_a_lost_image_is_missing_and_non_finite_may_change(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, {"non_finite": "raise"})
     for particle in range(2):
-        keep(folder, particle)
+        save(folder, particle)
     folder.image_file(0).unlink()
     assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing(2) == [range(0, 1)]
 
 
-def test_files_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_complete_or_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "a", b"old")
     written = Path.write_bytes
     with monkeypatch.context() as patch:
@@ -276,7 +283,7 @@ def invoke(*arguments: object):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
-def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+def test_an_absent_device_is_refused(tmp_path: Path, device: str) -> None:
     result = invoke(*SAMPLE, "--device", device, "--dtype", "float32", "--out", tmp_path / "run")
     assert result.exit_code in (1, 2) and "cannot be used here" in result.output.splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -294,9 +301,9 @@ def test_ctrl_c_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert result.exit_code == 130 and "--resume goes on" in result.output
 
 
-def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(loading, "load_model", lambda settings, machine: seen.append((settings, machine)))
+    monkeypatch.setattr(loading, "load_model", lambda settings, compute: seen.append((settings, compute)))
     monkeypatch.setattr(
         execution, "execute", lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": []}
     )
@@ -333,15 +340,15 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--out",
         tmp_path / "b",
     )
-    (settings, machine), (optimized, _) = seen
+    (settings, compute), (optimized, _) = seen
     assert (
         settings.prompts == ("a 7", "a 8", "a 9")
         and settings.dtype == "bfloat16"
         and settings.lora == "some/lora"
     )
-    assert settings.method.options == {"steps": 1, "schedule": "linear", "scale": 0.5}
-    assert (machine.micro_batch, machine.offload, machine.progress) == (3, False, True)
-    assert optimized.method.options == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+    assert settings.method.arguments == {"steps": 1, "schedule": "linear", "scale": 0.5}
+    assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
+    assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
 
 
 @pytest.mark.parametrize(
@@ -358,7 +365,7 @@ def test_what_the_commands_hand_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--reward-source", "brightness=x/y"], "'brightness' has no weights"),
         (["--reward-source", "clip=~/nowhere"], "there is no ~/nowhere for 'clip'"),
         (["--num-frames", "5"], "'digits' (FLUX) has no num_frames; it has height, width, guidance_scale"),
-        (["--held-out", "videoreward"], "the reward 'videoreward' judges videos, and 'digits' makes images"),
+        (["--held-out", "videoreward"], "the reward 'videoreward' judges videos, but 'digits' makes images"),
         (["--device", "cuda:1", "--offload", "--lora", "./nowhere"], "there are no weights"),
     ],
 )
@@ -368,7 +375,7 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], 
     assert not (tmp_path / "run").exists()
 
 
-def test_each_model_in_the_box_has_its_command(tmp_path: Path) -> None:
+def test_each_bundled_model_has_its_command(tmp_path: Path) -> None:
     arguments = ["--prompt", "a 7", "--reward", "brightness", "--out", tmp_path / "run"]
     result = invoke("sample", "--model", "digits-turbo", *arguments)
     assert (
@@ -409,30 +416,36 @@ def test_non_finite_is_passed_and_explained(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "none finite" in result.output
 
 
-def test_the_plan_is_of_these_settings(tmp_path: Path) -> None:
+def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     from noisetilt_kernels.runs.plan import describe
 
-    settings = Settings("digits", ("a 7",), Method("ntrk"), {"brightness": 1.0}, height=40, width=48)
+    settings = Settings("digits", ("a 7",), Method("ntrk"), parse_rewards("brightness"), height=40, width=48)
 
-    def rows(settings: Settings, machine: Machine) -> dict[str, str]:
-        return {line[:8].strip(): line[8:] for line in describe(settings, machine, tmp_path).splitlines()}
+    def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
+        return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).splitlines()}
 
-    one = rows(settings, Machine())
+    one = rows(settings, ComputeOptions())
     assert "40 x 48" in one["images"] and "4 x 20 x 24" in one["images"]
-    assert "activations of 3 at once" in rows(settings, Machine(micro_batch=3))["memory"]
-    assert rows(settings, Machine(micro_batch=3))["memory"].split(":")[0] != one["memory"].split(":")[0]
+    assert "activations of 3 at once" in rows(settings, ComputeOptions(micro_batch=3))["memory"]
     assert (
-        rows(settings, Machine("cuda", offload=True))["memory"].split(":")[0] != one["memory"].split(":")[0]
+        rows(settings, ComputeOptions(micro_batch=3))["memory"].split(":")[0] != one["memory"].split(":")[0]
     )
-    assert "the reward's own" not in one["memory"]
-    assert "the reward's own" in rows(replace(settings, rewards={"clip": 1.0}), Machine())["memory"]
-    base = rows(replace(settings, method=Method("base")), Machine())["memory"]
-    assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # of activations
+    assert (
+        rows(settings, ComputeOptions("cuda", offload=True))["memory"].split(":")[0]
+        != one["memory"].split(":")[0]
+    )
+    assert "plus the reward model" not in one["memory"]
+    assert (
+        "plus the reward model"
+        in rows(replace(settings, rewards=parse_rewards("clip")), ComputeOptions())["memory"]
+    )
+    base = rows(replace(settings, method=Method("base")), ComputeOptions())["memory"]
+    assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # activations differ
 
 
 def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "table.md").write_text("mine")
-    with pytest.raises(Exception, match=r"has a table\.md already"):
+    with pytest.raises(Exception, match=r"already has a table\.md"):
         compared(tmp_path, monkeypatch, ["base:steps=2"])
     assert (tmp_path / "table.md").read_text() == "mine"
 
@@ -449,7 +462,7 @@ def test_the_sheet_of_a_run_has_prompts_and_the_best(tmp_path: Path, monkeypatch
     assert titles == SETTINGS.prompts and [p for p, frame in enumerate(framed) if frame] == summary["best"]
 
 
-def test_compare_hands_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_passes_resume_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict] = []
     monkeypatch.setattr(comparison, "compare", lambda *_, **given: seen.append(given) or [])
     monkeypatch.setattr(comparison, "markdown", lambda rows: "")

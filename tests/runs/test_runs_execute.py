@@ -1,4 +1,4 @@
-"""Runs into folders, with a flow in closed form: what is written, Ctrl-C and going on, too little memory."""
+"""Runs into folders, with a flow in closed form: written files, Ctrl-C and resuming, too little memory."""
 
 import json
 from collections.abc import Sequence
@@ -10,21 +10,22 @@ from gaussian_flows import LatentFlow, brightness, left_half
 from PIL import Image
 from torch import Tensor
 
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
+from noisetilt_kernels.rewards.registry import ENTRIES
 from noisetilt_kernels.runs.errors import OutOfMemoryError
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import RunFolder, to_image
-from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
-from noisetilt_kernels.sampling import Run
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling import SamplerOptions
+from noisetilt_kernels.sampling.methods import Method
 
 STEPS = 3
 SETTINGS = Settings(
     model="none",
     prompts=("bright", "dark"),
     method=Method("ntrk", {"steps": STEPS}),
-    rewards={"brightness": 1.0},
-    held_out=("left",),
+    rewards=parse_rewards("brightness"),
+    held_out=(RewardSpec("left", ENTRIES["symmetry"]),),
     particles=3,
     seed=4,
 )
@@ -36,7 +37,7 @@ def run(
 ) -> dict[str, object]:
     folder = RunFolder(path, SETTINGS.to_json(), resume=resume)
     return execute(
-        SETTINGS, Machine(micro_batch=micro_batch), folder, LatentFlow(), reward, {"left": left_half}
+        SETTINGS, ComputeOptions(micro_batch=micro_batch), folder, LatentFlow(), reward, {"left": left_half}
     )
 
 
@@ -51,7 +52,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 def test_a_run_is_what_the_sampler_makes(tmp_path: Path) -> None:
     summary = run(tmp_path)
     prompts = ["bright"] * 3 + ["dark"] * 3
-    result = SETTINGS.method.sample(LatentFlow(), brightness, prompts, Run(seed=4))
+    result = SETTINGS.method.sample(LatentFlow(), brightness, prompts, SamplerOptions(seed=4))
     pictures = LatentFlow().decode(result.latents)
     left = left_half(pictures, prompts)
     results = lines(tmp_path / "results.jsonl")
@@ -71,7 +72,7 @@ def test_a_run_is_what_the_sampler_makes(tmp_path: Path) -> None:
         assert sheet.width > 3 * 160 and sheet.height > 2 * 160
 
 
-def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path: Path) -> None:
+def test_a_resumed_run_makes_the_same_images(tmp_path: Path) -> None:
     run(tmp_path / "whole")
     calls = 0
 
@@ -80,7 +81,7 @@ def test_an_interrupted_run_goes_on_to_the_same_images(tmp_path: Path) -> None:
         calls += 1
         if (
             calls == 2 * STEPS + 3
-        ):  # in the second micro-batch: two finished particles are judged once more each
+        ):  # in the second micro-batch; each of the two finished particles was judged once more
             raise KeyboardInterrupt
         return brightness(pictures, prompts)
 
@@ -112,7 +113,7 @@ def test_too_little_memory_is_explained(tmp_path: Path, error: Exception) -> Non
         run(tmp_path, WeightedSum({"brightness": (1.0, greedy)}))
 
 
-def test_other_failures_are_not_taken_for_it(tmp_path: Path) -> None:
+def test_other_errors_are_not_explained_as_memory(tmp_path: Path) -> None:
     def broken(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         raise RuntimeError("size mismatch")
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, what a crash leaves, and going on from there."""
+"""Folder of a run: its files, the state after a crash, and resuming."""
 
 import json
 import math
@@ -19,13 +19,15 @@ def outcome(particle: int, reward: float = 0.5) -> Outcome:
     return Outcome(particle, "a", reward, {"brightness": reward, "judge": math.nan})
 
 
-def keep(folder: RunFolder, particle: int) -> None:
-    folder.keep(outcome(particle), torch.full((2, 4, 4), float(particle)), torch.full((3, 4, 6), 0.5))
+def save(folder: RunFolder, particle: int) -> None:
+    folder.save_particle(
+        outcome(particle), torch.full((2, 4, 4), float(particle)), torch.full((3, 4, 6), 0.5)
+    )
 
 
-def test_a_particle_is_kept_as_image_latent_and_line(tmp_path: Path) -> None:
+def test_a_particle_is_saved_as_image_latent_and_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", SETTINGS)
-    keep(folder, 1)
+    save(folder, 1)
     with Image.open(folder.image_file(1)) as image:
         assert image.size == (6, 4) and image.getpixel((0, 0)) == (128, 128, 128)
     assert load_file(folder.latent_file(1))["latent"].eq(1).all()
@@ -47,16 +49,16 @@ def test_resuming_knows_what_is_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
     assert folder.missing(3) == [range(0, 3)]
     for particle in (0, 1, 4):
-        keep(folder, particle)
+        save(folder, particle)
     again = RunFolder(tmp_path, SETTINGS, resume=True)
     assert again.missing(7) == [range(2, 4), range(5, 7)]
     assert again.outcomes.keys() == {0, 1, 4}
     assert again.outcomes[4].reward == 0.5
 
 
-def test_what_a_crash_left_behind_is_taken_out(tmp_path: Path) -> None:
+def test_lines_of_unfinished_particles_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
-    keep(folder, 0)
+    save(folder, 0)
     records = [{"particle": particle, "step": 0} for particle in (0, 1)]
     folder.records_file.write_text(
         "".join(f"{json.dumps(record)}\n" for record in records) + '{"particle": 0, "st'
@@ -66,19 +68,19 @@ def test_what_a_crash_left_behind_is_taken_out(tmp_path: Path) -> None:
     again = RunFolder(tmp_path, SETTINGS, resume=True)
     assert again.missing(2) == [range(1, 2)]
     assert [json.loads(line) for line in again.records_file.read_text().splitlines()] == records[:1]
-    keep(again, 1)
+    save(again, 1)
     results = [json.loads(line) for line in again.results_file.read_text().splitlines()]
     assert [one["particle"] for one in results] == [0, 1]
 
 
 def test_a_particle_without_its_line_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line is last: a crash before it leaves a particle to be made again, never a line without an image."""
+    """A crash before the line, which is written last, leaves the particle missing."""
     folder = RunFolder(tmp_path, SETTINGS)
     monkeypatch.setattr(
         "noisetilt_kernels.runs.folder.png", lambda image: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        keep(folder, 0)
+        save(folder, 0)
     assert RunFolder(tmp_path, SETTINGS, resume=True).missing(1) == [range(0, 1)]
 
 
@@ -97,8 +99,8 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     other = {**SETTINGS, "seed": 4}
     RunFolder(tmp_path / "run", other)  # nothing was finished, so nothing is lost
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 4
-    keep(folder, 0)
-    with pytest.raises(RunFolderError, match="holds a run with 1 images already; --resume goes on with it"):
+    save(folder, 0)
+    with pytest.raises(RunFolderError, match="already holds a run with 1 images; continue it with --resume"):
         RunFolder(tmp_path / "run", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()

@@ -1,4 +1,4 @@
-"""Runs of videos: files, contact sheet, and what is refused before any work."""
+"""Runs of videos: files, contact sheet, and options refused before any work."""
 
 import io
 import json
@@ -14,20 +14,20 @@ from tiny_wan import SIZE, tiny_wan
 
 from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import WanFlow
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.rewards.frames import of_videos
 from noisetilt_kernels.rewards.simple import brightness
 from noisetilt_kernels.runs import videos
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.sampling.methods import Method
 
 av = pytest.importorskip("av")
 
 
 def gradient_video(frames: int = 9, height: int = 32, width: int = 48) -> torch.Tensor:
-    """Smooth, so that little is lost to compression: red to the right, green downwards, blue with time."""
+    """Return a smooth video, easy to compress: red to the right, green down, blue with time."""
     t, y, x = torch.meshgrid(*(torch.linspace(0, 1, n) for n in (frames, height, width)), indexing="ij")
     return torch.stack([x, y, t])
 
@@ -63,10 +63,10 @@ def test_nan_and_values_beyond_are_black_and_white() -> None:
     assert frames.flatten().tolist() == [0, 0, 255]
 
 
-def test_a_lost_video_is_made_again(tmp_path: Path) -> None:
+def test_a_lost_video_is_missing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, {})
     for particle in range(2):
-        folder.keep(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
+        folder.save_particle(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
     assert decoded(folder.video_file(1).read_bytes())
     folder.video_file(0).unlink()
     assert RunFolder(tmp_path, {}, resume=True).missing(2) == [range(0, 1)]
@@ -116,12 +116,12 @@ def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
             (expected,) = WanFlow(tiny_wan(), **SIZE).decode(latent[None])
         frames = decoded((tmp_path / "run" / "videos" / f"{particle:04d}.mp4").read_bytes())
         difference = torch.stack(frames).float() - videos.to_frames(expected).float()
-        assert len(frames) == 9 and difference.abs().mean() < 25  # noise, of which colours lose half
+        assert len(frames) == 9 and difference.abs().mean() < 25  # noise: colours lose resolution
         with Image.open(tmp_path / "run" / "images" / f"{particle:04d}.png") as strip:
             apart = np.asarray(strip).astype(int) - np.asarray(videos.film_strip(expected))
         assert (
             apart.shape == (32, 6 * 48, 3) and abs(apart).max() <= 1
-        )  # another micro-batch rounds otherwise
+        )  # another micro-batch may round differently
     results = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     assert [one["particle"] for one in results] == [0, 1] and all(
         "symmetry" in one["parts"] for one in results
@@ -131,10 +131,10 @@ def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
 
 
 def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
-    settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), {"brightness": 1.0})
+    settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), parse_rewards("brightness"))
     reward = WeightedSum({"brightness": (1.0, of_videos(brightness, 4))})
     folder = RunFolder(tmp_path, settings.to_json())
-    execute(settings, Machine(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
+    execute(settings, ComputeOptions(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
     with av.open(io.BytesIO(folder.video_file(0).read_bytes())) as container:
         assert container.streams.video[0].average_rate == 8
 
@@ -147,7 +147,7 @@ def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
         (["--method", "dps"], "dps needs strength"),
     ],
 )
-def test_what_is_refused_before_any_work(wan: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_options_refused_before_any_work(wan: Path, tmp_path: Path, options: list[str], message: str) -> None:
     result = invoke(wan, *options, "--out", tmp_path / "run")
     assert result.exit_code == 1 and message in result.output.splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -184,5 +184,5 @@ def test_wgnc_is_not_for_flows_of_videos(wan: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, list(map(str, arguments)))
     assert (
         result.exit_code == 1
-        and "(Wan2.1) takes more than one step: `noisetilt sample` steers it" in result.output
+        and "(Wan2.1) takes more than one step, which wgnc cannot steer; use `noisetilt sample`" in result.output
     )

@@ -1,4 +1,4 @@
-"""Several processes make one run: the same images as one process, and what happens when one of them fails."""
+"""One run by several processes: the same images as by one process, and the failure of a process."""
 
 import json
 import os
@@ -17,20 +17,20 @@ from gaussian_flows import LatentFlow, brightness
 from torch import distributed
 
 from noisetilt_kernels.cli import main
-from noisetilt_kernels.cli.errors import explained, stopped
-from noisetilt_kernels.rewards import WeightedSum
+from noisetilt_kernels.cli.errors import explained, on_interrupt
+from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.runs.execute import execute, open_folder
 from noisetilt_kernels.runs.folder import Outcome, RunFolder
-from noisetilt_kernels.runs.methods import Method
-from noisetilt_kernels.runs.settings import Machine, Settings
-from noisetilt_kernels.runs.workers import Workers, joined, own_device
+from noisetilt_kernels.runs.settings import ComputeOptions, Settings
+from noisetilt_kernels.runs.workers import Workers, connected, device_of_process
+from noisetilt_kernels.sampling.methods import Method
 
 MODEL = ["--model", "digits", "--prompt", "a 7", "--prompt", "a 3", "--seed", "3"]
 COMMAND = ["sample", *MODEL, "--steps", "2"]
 
 
 def started(processes: int, *arguments: object, **environment: str) -> subprocess.Popen:
-    """A command in several processes."""
+    """Start a command in several processes."""
     command = [
         sys.executable,
         "-m",
@@ -49,7 +49,7 @@ def started(processes: int, *arguments: object, **environment: str) -> subproces
 
 
 def ended(run: subprocess.Popen) -> tuple[str, str]:
-    """What a command told, when it is through."""
+    """Wait for a command and return its stdout and stderr."""
     try:
         return run.communicate(timeout=300)
     finally:
@@ -57,7 +57,7 @@ def ended(run: subprocess.Popen) -> tuple[str, str]:
 
 
 def torchrun(processes: int, *options: object, check: bool = True) -> subprocess.CompletedProcess:
-    """`noisetilt sample` in several processes."""
+    """Run `noisetilt sample` in several processes."""
     run = started(processes, *COMMAND, *options)
     told = subprocess.CompletedProcess(run.args, 0, *ended(run))
     told.returncode = run.returncode
@@ -67,8 +67,8 @@ def torchrun(processes: int, *options: object, check: bool = True) -> subprocess
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What two runs of the same settings have in common."""
-    differ = {"run.json", "records.jsonl"}  # times are in them
+    """Return the files that are equal in two runs with the same settings."""
+    differ = {"run.json", "records.jsonl"}  # they contain times
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
@@ -89,8 +89,8 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert told.count("best:") == told.count("NFE") == 1
 
 
-def test_a_process_that_fails_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
-    """Of the second process a reward fails; what was finished is kept, and a single process makes the rest."""
+def test_a_failed_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
+    """A reward fails in the second process. Finished particles are kept; a single process makes the rest."""
     (tmp_path / "failing.py").write_text(
         "import os\n"
         "from noisetilt_kernels.rewards.simple import brightness\n"
@@ -107,8 +107,8 @@ def test_a_process_that_fails_ends_the_run_and_it_goes_on(tmp_path: Path) -> Non
     assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_comparison_is_stopped_and_goes_on_with_more_processes(tmp_path: Path) -> None:
-    """Ctrl-C is told of once, and another number of processes does the rest."""
+def test_a_stopped_comparison_resumes_with_more_processes(tmp_path: Path) -> None:
+    """Ctrl-C is reported once, and a different number of processes makes the rest."""
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
         "from noisetilt_kernels.rewards.simple import brightness\n"
@@ -127,7 +127,7 @@ def test_a_comparison_is_stopped_and_goes_on_with_more_processes(tmp_path: Path)
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     _, errors = ended(run)
-    assert run.returncode != 0 and errors.count("stopped: what was finished is in") == 1, errors
+    assert run.returncode != 0 and errors.count("stopped: finished images are in") == 1, errors
     run = started(3, *command, "--resume", SECONDS="0")
     told, errors = ended(run)
     assert run.returncode == 0 and told.count("| method |") == 1, errors
@@ -142,24 +142,24 @@ def test_a_comparison_is_stopped_and_goes_on_with_more_processes(tmp_path: Path)
     assert (tmp_path / "out" / "table.md").exists()
 
 
-def test_nothing_is_made_before_all_know_what_is_missing(
+def test_sampling_starts_after_all_have_read_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a slow process would share the rest otherwise than a fast one, and some particles would be nobody's."""
+    """Processes that read at different times would disagree on the shares, and skip some particles."""
     together = threading.Barrier(2)
     monkeypatch.setattr(Workers, "wait", lambda workers: together.wait(timeout=60))
-    read = RunFolder.read
+    read = RunFolder.read_outcomes
     monkeypatch.setattr(
-        RunFolder, "read", lambda folder: (folder._worker and time.sleep(0.3), read(folder))[1]
+        RunFolder, "read_outcomes", lambda folder: (folder._worker and time.sleep(0.3), read(folder))[1]
     )
-    settings = Settings("none", ("a",), Method("base"), {"brightness": 1.0})
+    settings = Settings("none", ("a",), Method("base"), parse_rewards("brightness"))
     missing: dict[int, list[range]] = {}
 
     def process(rank: int) -> None:
-        folder = open_folder(tmp_path / "run", settings, Machine(), Workers(rank, 2), False)
+        folder = open_folder(tmp_path / "run", settings, ComputeOptions(), Workers(rank, 2), False)
         missing[rank] = folder.missing(3)
         if rank == 0:
-            folder.keep(Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+            folder.save_particle(Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -179,13 +179,13 @@ def test_the_end_of_another_process_is_one_sentence(monkeypatch: pytest.MonkeyPa
     Workers().wait()
 
 
-def test_one_process_speaks(
+def test_one_process_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = [*COMMAND, "--reward", "brightness", "--out", str(tmp_path / "run"), "--dry-run"]
 
     def told() -> tuple[bool, bool]:
-        with pytest.raises(SystemExit) as ended, stopped(lambda: "halfway"):
+        with pytest.raises(SystemExit) as ended, on_interrupt(lambda: "halfway"):
             raise KeyboardInterrupt
         assert ended.value.code == 130
         return "NFE" in CliRunner().invoke(
@@ -199,7 +199,7 @@ def test_one_process_speaks(
         assert told() == (rank == "0", rank == "0")
 
 
-def test_each_has_its_own_share_in_whole_micro_batches() -> None:
+def test_shares_are_whole_micro_batches() -> None:
     missing = [range(0, 5), range(7, 10)]
     shares = [Workers(rank, 3).share(missing, 2) for rank in range(3)]
     assert shares == [
@@ -208,19 +208,24 @@ def test_each_has_its_own_share_in_whole_micro_batches() -> None:
         [range(4, 5)],
     ]
     assert Workers().share(missing, 2) == missing
-    assert Method("svdd", {"candidates": 3}).at_once(8) == 2 and Method("svdd").at_once(2) == 1
-    assert Method("ntrk").at_once(8) == 8
+    assert (
+        Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
+        and Method("svdd").particles_at_once(2) == 1
+    )
+    assert Method("ntrk").particles_at_once(8) == 8
 
 
-def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of svdd that is every candidate of a particle."""
+def test_a_share_counts_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With svdd, a particle takes one entry of the micro-batch per candidate."""
     sizes: list[int] = []
     monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
-    settings = Settings("none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), {"brightness": 1.0})
+    settings = Settings(
+        "none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), parse_rewards("brightness")
+    )
     folder = RunFolder(tmp_path, settings.to_json())
     execute(
         settings,
-        Machine(micro_batch=5),
+        ComputeOptions(micro_batch=5),
         folder,
         LatentFlow(),
         WeightedSum({"brightness": (1.0, brightness)}),
@@ -229,16 +234,18 @@ def test_a_share_is_of_what_a_micro_batch_holds(tmp_path: Path, monkeypatch: pyt
     assert sizes == [2]
 
 
-def test_lines_of_all_processes_are_gathered(tmp_path: Path) -> None:
+def test_lines_of_all_processes_are_merged(tmp_path: Path) -> None:
     first = RunFolder(tmp_path, {})
     second = RunFolder(tmp_path, {}, worker=1)
     for folder, particle in ((second, 0), (first, 1), (second, 2)):
-        folder.keep(Outcome(particle, "a", particle / 2, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+        folder.save_particle(
+            Outcome(particle, "a", particle / 2, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)
+        )
         with folder.records_file.open("a") as file:
             file.write(f'{{"particle": {particle}, "step": 0}}\n')
-            file.write(f'{{"particle": {particle + 5}, "step": 0}}\n')  # of one that was not finished
+            file.write(f'{{"particle": {particle + 5}, "step": 0}}\n')  # of an unfinished particle
     assert second.results_file != first.results_file
-    assert first.count() == second.count() == 3
+    assert first.count_finished() == second.count_finished() == 3
     resumed = RunFolder(tmp_path, {}, resume=True)  # as if they had been stopped
     assert sorted(resumed.outcomes) == [0, 1, 2]
     assert [json.loads(line)["particle"] for line in resumed.results_file.read_text().splitlines()] == [
@@ -253,28 +260,28 @@ def test_lines_of_all_processes_are_gathered(tmp_path: Path) -> None:
     assert not second.results_file.exists() and not second.records_file.exists()
 
 
-def test_a_run_of_several_processes_is_not_begun_anew(tmp_path: Path) -> None:
+def test_a_run_of_several_processes_is_not_overwritten(tmp_path: Path) -> None:
     RunFolder(tmp_path, {})
-    RunFolder(tmp_path, {}, worker=1).keep(
+    RunFolder(tmp_path, {}, worker=1).save_particle(
         Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)
     )
-    with pytest.raises(Exception, match="holds a run with 1 images already"):
+    with pytest.raises(Exception, match="already holds a run with 1 images"):
         RunFolder(tmp_path, {})
 
 
-def test_the_gpu_of_a_process_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_device("cuda") == "cuda"
+def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_of_process("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert own_device("cuda") == "cuda:2"
-    assert [own_device(device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+    assert device_of_process("cuda") == "cuda:2"
+    assert [device_of_process(device) for device in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cuda:1", "nccl"), ("cuda:0", "gloo"), ("cpu", "gloo")])
-def test_processes_with_a_gpu_each_meet_by_nccl(
+def test_processes_with_a_gpu_each_use_nccl(
     monkeypatch: pytest.MonkeyPatch, device: str, backend: str
 ) -> None:
-    """Not on a GPU: what is asked of torch."""
+    """Record the calls to torch; no GPU is needed."""
     asked: list[str] = []
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -283,7 +290,7 @@ def test_processes_with_a_gpu_each_meet_by_nccl(
     monkeypatch.setattr(distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: asked.append("left"))
-    with joined(device) as workers:
+    with connected(device) as workers:
         assert workers == Workers(1, 2)
     assert asked == [*([device] if device != "cpu" else []), backend, "left"]
 
@@ -292,5 +299,5 @@ def test_a_launcher_that_does_not_name_the_gpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(ValueError, match="LOCAL_RANK is not set"):
-        own_device("cuda")
-    assert own_device("cuda:1") == "cuda:1"
+        device_of_process("cuda")
+    assert device_of_process("cuda:1") == "cuda:1"

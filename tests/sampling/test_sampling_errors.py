@@ -1,4 +1,4 @@
-"""Every mistake is reported before any work, naming function and argument."""
+"""Errors: every mistake is reported before any work, with the names of function and argument."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, brightness
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import Result, Run, Schedule
+from noisetilt_kernels.sampling import Result, SamplerOptions, Schedule
 
 FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
@@ -22,17 +22,17 @@ EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
 
 
 class Untouched(LatentFlow):
-    """A model that must not be asked for anything."""
+    """Model that fails when it is called."""
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        raise AssertionError("work has begun")
+        raise AssertionError("the model was called")
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        raise AssertionError("work has begun")
+        raise AssertionError("the model was called")
 
 
 def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
-    """Sampler, replaced arguments, error, and what its message must hold (the sampler's name aside)."""
+    """Return sampler, replaced arguments, error and a part of its message for each mistake."""
     found: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {}
 
     def add(name: str, what: str, error: type[Exception], message: str, **replaced: Any) -> None:
@@ -41,9 +41,9 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
     for name in EVERY:
         add(name, "no prompts", ValueError, "prompts must not be empty", prompts=[])
         add(name, "prompts of another type", TypeError, "prompts must be a string or", prompts=[1])
-        add(name, "prompts of no type", TypeError, "prompts must be a string or", prompts=None)
+        add(name, "no prompts at all", TypeError, "prompts must be a string or", prompts=None)
         add(name, "reward", TypeError, "reward must be callable", reward="aesthetic")
-        add(name, "run", TypeError, "run must be a Run", run={"seed": 3})
+        add(name, "options", TypeError, "options must be a SamplerOptions", options={"seed": 3})
         add(name, "model", TypeError, "object has no", model=object())
         for shape in ((16, 16), (), (2, 4, 1, 8, 8), (0,), (4, 16.0, 16)):
             add(
@@ -70,10 +70,10 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         )
         for what, times in {
             "too few times": [1.0, 0.0],
-            "times the other way": [0.0, 0.5, 1.0],
-            "times that stand still": [1.0, 1.0, 0.0],
-            "times that do not end": [1.0, 0.5, 0.1],
-            "times that begin late": [0.9, 0.5, 0.0],
+            "increasing times": [0.0, 0.5, 1.0],
+            "equal times": [1.0, 1.0, 0.0],
+            "times that do not reach 0": [1.0, 0.5, 0.1],
+            "times that do not start at 1": [0.9, 0.5, 0.0],
         }.items():
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
@@ -104,13 +104,13 @@ MISTAKES = mistakes()
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_reported_before_any_work(mistake: str) -> None:
     name, replaced, error, message = MISTAKES[mistake]
-    sampler, options = EVERY[name]
-    arguments = {"model": Untouched(), "reward": brightness, "prompts": "", **options, **replaced}
+    sampler, arguments = EVERY[name]
+    given = {"model": Untouched(), "reward": brightness, "prompts": "", **arguments, **replaced}
     with pytest.raises(error, match=rf"^{name}: .*{re.escape(message)}"):
-        sampler(arguments.pop("model"), arguments.pop("reward"), arguments.pop("prompts"), **arguments)
+        sampler(given.pop("model"), given.pop("reward"), given.pop("prompts"), **given)
 
 
-def test_a_missing_member_is_named() -> None:
+def test_missing_members_of_a_model_are_named() -> None:
     with pytest.raises(
         TypeError, match=r"^ntrk: model must be a FlowModel .*; LatentGenerator has no decode, sigmas, v"
     ):
@@ -122,7 +122,7 @@ def test_a_missing_member_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("given", "error", "message"),
     [
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"seed": 0.5}, TypeError, "seed must be an integer"),
@@ -133,9 +133,9 @@ def test_a_missing_member_is_named() -> None:
         ({"on_record": "steps.jsonl"}, TypeError, "on_record must be callable or None"),
     ],
 )
-def test_settings(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^Run: {re.escape(message)}"):
-        Run(**arguments)
+def test_sampler_options(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^SamplerOptions: {re.escape(message)}"):
+        SamplerOptions(**given)
 
 
 def test_schedules() -> None:
@@ -154,19 +154,19 @@ def test_best_of_n() -> None:
         sampling.best_of_n(sampling.ntrk, Untouched(), brightness, "", n=2, rho=2)
 
 
-# ---- models and rewards that return what they should not ----
+# ---- wrong results of models and rewards ----
 
 
 @pytest.mark.parametrize("name", FLOW)
 def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
-    sampler, options = FLOW[name]
+    sampler, arguments = FLOW[name]
 
     class Wrong(LatentFlow):
         def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
             return super().velocity(x, sigma, prompts)[:, :3]
 
     with pytest.raises(ValueError, match=rf"^{name}: model.velocity must return \(1, 4, 16, 16\)"):
-        sampler(Wrong(), brightness, "", **options)
+        sampler(Wrong(), brightness, "", **arguments)
 
     class Grey(LatentFlow):
         def decode(self, x0: Tensor) -> Tensor:
@@ -175,27 +175,27 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^{name}: the model must make images \(B, 3, H, W\).*got \(1, 1, 16, 16\)"
     ):
-        sampler(Grey(), brightness, "", **options)
+        sampler(Grey(), brightness, "", **arguments)
     with pytest.raises(ValueError, match=rf"^{name}: reward must return \(1,\), got \(\)"):
-        sampler(LatentFlow(), lambda images, prompts: images.mean(), "", **options)
+        sampler(LatentFlow(), lambda images, prompts: images.mean(), "", **arguments)
 
 
 @pytest.mark.parametrize(
     ("name", "model"), [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("wgnc", LatentGenerator())]
 )
 def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -> None:
-    sampler, options = EVERY[name]
+    sampler, arguments = EVERY[name]
     with pytest.raises(ValueError, match=f"^{name}: the reward has no gradient"):
-        sampler(model, torch.no_grad()(brightness), "", **options)
+        sampler(model, torch.no_grad()(brightness), "", **arguments)
     function = "generate" if name == "wgnc" else "velocity"
     cut = type(model)()
     setattr(cut, function, torch.no_grad()(getattr(cut, function)))
     with pytest.raises(ValueError, match=f"^{name}: the model's output has no gradient"):
-        sampler(cut, brightness, "", **options)
+        sampler(cut, brightness, "", **arguments)
 
 
 def test_methods_without_gradient_need_none() -> None:
     flow = GaussianFlow([0.0], [[1.0]])
     for name in ("base", "svdd"):
-        sampler, options = FLOW[name]
-        sampler(flow, torch.no_grad()(brightness), "", steps=2, **options)
+        sampler, arguments = FLOW[name]
+        sampler(flow, torch.no_grad()(brightness), "", steps=2, **arguments)

@@ -1,4 +1,4 @@
-"""The samplers: what they do at each step, what it costs, and what their results may depend on."""
+"""Samplers: their steps against the formulas, their cost, and the independence of particles."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, Spy, brigh
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import OPERATORS, Result, Run, Schedule
+from noisetilt_kernels.sampling import OPERATORS, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
-# Every sampler of flows with arguments under which it guides.
+# Every sampler of flows, with arguments that make it guide.
 FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     **{f"ntrk {name}": (sampling.ntrk, {"rho": 0.3, "operator": name}) for name in OPERATORS},
@@ -26,18 +26,18 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
 STEPS = 4
 
 
-def run_sampler(name: str, prompts: Sequence[str], run: Run | None = None) -> Result:
-    """A short run of the named sampler, "wgnc" included."""
+def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
+    """Run the named sampler, or "wgnc", for a few steps."""
     if name == "wgnc":
-        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, run=run)
-    sampler, options = FLOW_SAMPLERS[name]
-    return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, run=run, **options)
+        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, options=options)
+    sampler, arguments = FLOW_SAMPLERS[name]
+    return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, options=options, **arguments)
 
 
 # ---- noise ----
 
 
-def test_a_particle_is_its_seed_and_number() -> None:
+def test_seed_and_number_determine_a_particle() -> None:
     shape = (4, 16, 16)
     several = ParticleNoise(5, 2, shape).draw(3)
     single = ParticleNoise(5, 2, shape)
@@ -51,7 +51,7 @@ def test_a_particle_is_its_seed_and_number() -> None:
 
 @pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
 def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: str) -> None:
-    """Bit for bit, latents, rewards, and what is recorded apart from the time."""
+    """Latents, rewards and records agree bit for bit, except for the seconds."""
 
     def seen(result: Result) -> dict[tuple[int, int], tuple[Any, ...]]:
         return {
@@ -59,93 +59,95 @@ def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: st
             for r in result.records
         }
 
-    whole = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=7))
+    whole = run_sampler(name, [""] * 7, SamplerOptions(seed=2, micro_batch=7))
     for micro_batch in (1, 2, 3, 100):
-        result = run_sampler(name, [""] * 7, Run(seed=2, micro_batch=micro_batch))
+        result = run_sampler(name, [""] * 7, SamplerOptions(seed=2, micro_batch=micro_batch))
         assert_same_bits(result.latents, whole.latents, f"micro-batches of {micro_batch}")
         assert_same_bits(result.rewards, whole.rewards, f"micro-batches of {micro_batch}")
         assert seen(result) == seen(whole)
         assert result.nfe == whole.nfe
-    later = run_sampler(name, [""] * 2, Run(seed=2, micro_batch=2, first_particle=4))
+    later = run_sampler(name, [""] * 2, SamplerOptions(seed=2, micro_batch=2, first_particle=4))
     assert_same_bits(later.latents, whole.latents[4:6], "particles 4 and 5 alone")
     assert {record.particle for record in later.records} == {4, 5}
-    other = run_sampler(name, [""], Run(seed=3))
+    other = run_sampler(name, [""], SamplerOptions(seed=3))
     assert not torch.equal(other.latents[0], whole.latents[0])
 
 
 def test_every_particle_has_its_prompt() -> None:
     prompts = ["bright", "dark", "bright"]
-    for name, (sampler, options) in FLOW_SAMPLERS.items():
+    for name, (sampler, arguments) in FLOW_SAMPLERS.items():
         model = Spy(LatentFlow())
-        result = sampler(model, brightness, prompts, steps=3, run=Run(micro_batch=2), **options)
+        result = sampler(
+            model, brightness, prompts, steps=3, options=SamplerOptions(micro_batch=2), **arguments
+        )
         assert result.prompts == ("bright", "dark", "bright")
         for x, _, asked, _ in model.calls:
             assert len(asked) == len(x)
         if name in ("ntrk w", "dps"):
             assert result.rewards[1] < 0 < result.rewards[0]
-        if name == "svdd":  # first velocities, then three candidates each
+        if name == "svdd":  # first the velocity, then three candidates
             assert [asked for *_, asked, _ in model.calls][:2] == [["bright"], ["bright", "bright"]]
 
 
-# ---- base and what comes down to it ----
+# ---- base, and samplers without guidance ----
 
 
 @pytest.mark.parametrize("schedule", sampling.SCHEDULES)
 @pytest.mark.parametrize(
-    ("sampler", "options"),
+    ("sampler", "arguments"),
     [
         *[(sampling.ntrk, {"rho": rho, "operator": name}) for name in OPERATORS for rho in (0, 0.0)],
         (sampling.dps, {"strength": 0.0}),
         (sampling.svdd, {"candidates": 1}),
     ],
 )
-def test_without_guidance_it_is_base_bit_for_bit(
-    sampler: Callable[..., Result], options: dict[str, Any], schedule: str
+def test_without_guidance_every_sampler_equals_base_bit_for_bit(
+    sampler: Callable[..., Result], arguments: dict[str, Any], schedule: str
 ) -> None:
-    arguments = {"steps": 5, "schedule": schedule, "run": Run(seed=11, micro_batch=2)}
+    common = {"steps": 5, "schedule": schedule, "options": SamplerOptions(seed=11, micro_batch=2)}
     model = LatentFlow(bend=0.2)
-    expected = sampling.base(model, left_half, [""] * 3, **arguments)
-    result = sampler(model, left_half, [""] * 3, **arguments, **options)
+    expected = sampling.base(model, left_half, [""] * 3, **common)
+    result = sampler(model, left_half, [""] * 3, **common, **arguments)
     assert_same_bits(result.latents, expected.latents)
     assert_same_bits(result.rewards, expected.rewards)
 
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
 def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
-    sampler, options = FLOW_SAMPLERS[name]
+    sampler, arguments = FLOW_SAMPLERS[name]
     model = LatentFlow()
-    result = sampler(model, brightness, "", steps=1, run=Run(seed=7), **options)
+    result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
     x = ParticleNoise(7, 0, model.shape).draw()
     assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
     assert result.nfe == 1
 
 
 def test_guidance_raises_the_reward() -> None:
-    """Every method, above base, by more than the standard errors of their means."""
-    model, prompts, run = LatentFlow(), [""] * 12, Run(seed=0, micro_batch=12)
-    base = sampling.base(model, brightness, prompts, steps=10, run=run).rewards
+    """Every method exceeds base by more than two standard errors of the mean."""
+    model, prompts, options = LatentFlow(), [""] * 12, SamplerOptions(seed=0, micro_batch=12)
+    base = sampling.base(model, brightness, prompts, steps=10, options=options).rewards
     error = float(base.std()) / math.sqrt(len(prompts))
-    for name, (sampler, options) in FLOW_SAMPLERS.items():
-        if name in ("base", "ntrk identity"):  # the raw gradient of a mean over 768 values is tiny
+    for name, (sampler, arguments) in FLOW_SAMPLERS.items():
+        if name in ("base", "ntrk identity"):  # the gradient of a mean over 768 values is tiny
             continue
-        rewards = sampler(model, brightness, prompts, steps=10, run=run, **options).rewards
+        rewards = sampler(model, brightness, prompts, steps=10, options=options, **arguments).rewards
         assert float(rewards.mean()) > float(base.mean()) + 2 * error, name
 
 
 def test_more_guidance_raises_the_reward_further() -> None:
-    model, prompts, run = LatentFlow(), [""] * 4, Run(seed=0, micro_batch=4)
+    model, prompts, options = LatentFlow(), [""] * 4, SamplerOptions(seed=0, micro_batch=4)
     means = [
-        float(sampling.ntrk(model, left_half, prompts, rho=rho, steps=10, run=run).rewards.mean())
+        float(sampling.ntrk(model, left_half, prompts, rho=rho, steps=10, options=options).rewards.mean())
         for rho in (0.0, 0.1, 0.3, 1.0)
     ]
     assert means == sorted(means)
 
 
-# ---- one step of each method, from what the model was asked ----
+# ---- one step of each method, recovered from the inputs of the model ----
 
 
 def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, float]:
-    """x_1, the mean, the next draw and sigma of the first step of LatentFlow(bend=0.2)."""
+    """Return x_1, the mean, the next draw and sigma of the first step of LatentFlow(bend=0.2)."""
     model = LatentFlow(bend=0.2)
     stream = ParticleNoise(seed, 0, model.shape)
     x, noise = stream.draw(), stream.draw()
@@ -154,14 +156,14 @@ def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, T
 
 
 def gradient_in_float64(model: LatentFlow, x: Tensor, t: float) -> Tensor:
-    """Of left_half(x0_hat) in x_t by autograd through everything at once, where the samplers go in two pieces."""
+    """Return the gradient of left_half(x0_hat) in x_t by one backward, where the samplers use two."""
     x = x.double().requires_grad_()
     rewards = left_half(model.decode(x - t * model.velocity(x, t, [""])), [""])
     return torch.autograd.grad(rewards.sum(), x)[0]
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    """DPS moves by lambda times the gradient; central differences of r(x0_hat(x)) along random directions, float64."""
+    """DPS adds lambda times the gradient. Central differences of r(x0_hat(x)), float64, agree with it."""
     model, strength, steps, h = LatentFlow(bend=0.2), 1e3, 4, 1e-4
     spy, stream = Spy(model), ParticleNoise(0, 0, model.shape)
     result = sampling.dps(spy, left_half, "", strength=strength, steps=steps, schedule="linear")
@@ -187,7 +189,7 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_huge_gradients_are_finite() -> None:
-    """The square of this norm is beyond float32."""
+    """The square of this norm exceeds the range of float32."""
     result = sampling.ntrk(LatentFlow(bend=0.2), lambda images, _: 1e30 * left_half(images, _), "", steps=2)
     assert math.isfinite(result.records[0].gradient_norm) and result.records[0].gradient_norm > 1e25
     assert float(result.latents.abs().max()) < 10
@@ -209,7 +211,7 @@ def test_ntrk_tilts_the_noise(operator: str, rho: float) -> None:
     result = sampling.ntrk(spy, left_half, "", rho=rho, operator=operator, steps=2, schedule="linear")
     tilted = (spy.calls[1][0] - mu) / sigma
     expected = math.sqrt(rho) * made + math.sqrt(1 - rho) * noise
-    # float32 and float64 gradients differ in the last digits, which W may order differently
+    # Gradients in float32 and float64 differ in the last digits, so W may sort them in another order.
     assert float((tilted - expected).norm() / expected.norm()) < 0.02
     cosine = float((gradient * made).sum() / (gradient.norm() * made.norm()))
     assert result.records[0].cosine == pytest.approx(cosine, abs=0.01)
@@ -228,12 +230,12 @@ def test_svdd_keeps_the_best_candidate() -> None:
     model, count, steps = LatentFlow(bend=0.2), 5, 6
     spy = Spy(model)
     result = sampling.svdd(
-        spy, left_half, "", candidates=count, steps=steps, run=Run(seed=4, micro_batch=100)
+        spy, left_half, "", candidates=count, steps=steps, options=SamplerOptions(seed=4, micro_batch=100)
     )
     stream = ParticleNoise(4, 0, model.shape)
     x = stream.draw()
     picked = set()
-    for step in plan_steps("test", model, steps, sampling.samplers.DEFAULT_SCHEDULE)[:-1]:
+    for step in plan_steps("test", model, steps, Schedule("linear"))[:-1]:
         t = step.t - step.delta
         drawn = mean(x, model.velocity(x, step.t, [""]), step) + step.sigma * stream.draw(count)
         rewards = left_half(model.decode(drawn - t * model.velocity(drawn, t, [""])), [""] * count)
@@ -243,7 +245,7 @@ def test_svdd_keeps_the_best_candidate() -> None:
         assert_same_bits(spy.calls[1 + step.index][0], drawn)
         assert result.records[step.index].reward == float(rewards[best])
     assert_same_bits(result.latents, x - t * model.velocity(x, t, [""]))
-    assert len(picked) > 1  # and that is no matter of course
+    assert len(picked) > 1  # the choice varies, so the test can fail
 
 
 @pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
@@ -251,13 +253,13 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
     prompts, n = ["bright", "dark"], 3
     every = [prompt for prompt in prompts for _ in range(n)]
     if name == "wgnc":
-        sampler, model, options = sampling.wgnc, LatentGenerator(), {"iterations": 2}
+        sampler, model, arguments = sampling.wgnc, LatentGenerator(), {"iterations": 2}
     else:
-        (sampler, options), model = FLOW_SAMPLERS[name], LatentFlow()
-        options = {"steps": STEPS, **options}
-    run = Run(seed=1, micro_batch=4)
-    alone = sampler(model, brightness, every, run=run, **options)
-    result = sampling.best_of_n(sampler, model, brightness, prompts, n=n, run=run, **options)
+        (sampler, arguments), model = FLOW_SAMPLERS[name], LatentFlow()
+        arguments = {"steps": STEPS, **arguments}
+    options = SamplerOptions(seed=1, micro_batch=4)
+    alone = sampler(model, brightness, every, options=options, **arguments)
+    result = sampling.best_of_n(sampler, model, brightness, prompts, n=n, options=options, **arguments)
     assert_same_bits(result.latents, alone.latents)
     assert result.nfe == alone.nfe
     assert result.chosen == (int(result.rewards[:n].argmax()), n + int(result.rewards[n:].argmax()))
@@ -279,19 +281,21 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_batch: int) -> None:
-    assert run_sampler(name, [""] * 5, Run(micro_batch=micro_batch)).nfe == 5 * per_particle
+    assert run_sampler(name, [""] * 5, SamplerOptions(micro_batch=micro_batch)).nfe == 5 * per_particle
     if name != "wgnc":
         spy = Spy(LatentFlow())
-        sampler, options = FLOW_SAMPLERS[name]
-        run = Run(micro_batch=micro_batch)
-        result = sampling.best_of_n(sampler, spy, brightness, "", n=5, steps=STEPS, run=run, **options)
+        sampler, arguments = FLOW_SAMPLERS[name]
+        options = SamplerOptions(micro_batch=micro_batch)
+        result = sampling.best_of_n(
+            sampler, spy, brightness, "", n=5, steps=STEPS, options=options, **arguments
+        )
         assert result.nfe == spy.entries == 5 * per_particle
         assert max(len(x) for x, *_ in spy.calls) <= micro_batch
 
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
-    sampler, options = FLOW_SAMPLERS[name]
+def test_gradients_are_enabled_only_where_needed(name: str) -> None:
+    sampler, arguments = FLOW_SAMPLERS[name]
     spy = Spy(LatentFlow())
     seen = []
 
@@ -299,7 +303,7 @@ def test_gradients_are_on_only_where_they_are_needed(name: str) -> None:
         seen.append(torch.is_grad_enabled())
         return brightness(images, prompts)
 
-    result = sampler(spy, reward, "", steps=STEPS, **options)
+    result = sampler(spy, reward, "", steps=STEPS, **arguments)
     guided = name.startswith(("ntrk", "dps"))
     assert [on for *_, on in spy.calls if on] == [True] * (STEPS - 1) * guided
     assert [on for on in seen if on] == [True] * (STEPS - 1) * guided
@@ -318,9 +322,11 @@ def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
 
 
 def test_gaussian_flows_of_one_and_two_dimensions_can_be_guided() -> None:
-    """Toward larger x_0, which images show brighter: the mean moves, and "norm" has one dimension to point into."""
+    """Guidance toward brighter images moves the mean to larger x_0, also in one dimension."""
     for flow in (GaussianFlow([0.0], [[0.5]]), GaussianFlow([0.0, 0.0], [[0.5, 0.2], [0.2, 0.5]])):
-        run = Run(seed=0, micro_batch=64)
-        unguided = sampling.base(flow, brightness, [""] * 64, steps=10, run=run)
-        guided = sampling.ntrk(flow, brightness, [""] * 64, operator="norm", rho=0.3, steps=10, run=run)
+        options = SamplerOptions(seed=0, micro_batch=64)
+        unguided = sampling.base(flow, brightness, [""] * 64, steps=10, options=options)
+        guided = sampling.ntrk(
+            flow, brightness, [""] * 64, operator="norm", rho=0.3, steps=10, options=options
+        )
         assert float(guided.latents.mean()) > float(unguided.latents.mean()) + 0.3

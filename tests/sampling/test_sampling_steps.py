@@ -1,4 +1,4 @@
-"""Schedules and the step of the reverse SDE: it keeps the marginals of Gaussian flows."""
+"""Schedules, and steps of the reverse SDE, which keep the marginals of Gaussian flows."""
 
 import math
 from itertools import pairwise
@@ -8,7 +8,7 @@ import torch
 from gaussian_flows import GaussianFlow, Marginal, after_steps, shifted, uniform
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import SCHEDULES, Run, Schedule
+from noisetilt_kernels.sampling import SCHEDULES, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.steps import Step, advance, denoised, mean, plan_steps, score
 
 FLOWS = {
@@ -24,7 +24,7 @@ def no_reward(images: torch.Tensor, prompts: object) -> torch.Tensor:
 
 
 def distance(a: Marginal, b: Marginal) -> float:
-    """The largest difference of mean or covariance, in units of b's smallest variance or its root."""
+    """Return the largest difference in mean or covariance, relative to b's smallest deviation or variance."""
     smallest = float(torch.linalg.eigvalsh(b.covariance).min())
     return max(
         float((a.mean - b.mean).abs().max()) / math.sqrt(smallest),
@@ -35,7 +35,7 @@ def distance(a: Marginal, b: Marginal) -> float:
 # ---- schedules ----
 
 
-def test_schedules_are_what_their_names_say() -> None:
+def test_schedules_have_the_shapes_of_their_names() -> None:
     assert SCHEDULES == ("constant", "linear", "quadratic", "flow-grpo")
     for t in (0.02, 0.3, 0.9):
         assert Schedule("constant", 0.5).g(t) == 0.5
@@ -47,12 +47,12 @@ def test_schedules_are_what_their_names_say() -> None:
 
 
 def test_flow_grpo_is_limited_near_noise() -> None:
-    """At the second of 25 uniform steps, however many there are."""
+    """The coefficient is constant above t = 0.96, for any number of steps."""
     schedule = Schedule("flow-grpo", 1.0)
     assert schedule.g(1.0) == schedule.g(0.99) == schedule.g(0.96) == pytest.approx(math.sqrt(24))
 
 
-def test_scales_by_default() -> None:
+def test_default_scales() -> None:
     assert [Schedule(name).scale for name in SCHEDULES] == [0.7, 2.0, 3.0, 0.7]
 
 
@@ -61,7 +61,7 @@ def test_scales_by_default() -> None:
 
 @pytest.mark.parametrize("t", [1.0, 0.5, 0.04])
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
-def test_score_and_denoised_are_those_of_the_gaussian(flow: GaussianFlow, t: float) -> None:
+def test_score_and_denoised_agree_with_the_gaussian(flow: GaussianFlow, t: float) -> None:
     """The score of N(m_t, C_t) is -C_t^-1 (x - m_t); x0_hat is the posterior mean."""
     x = torch.randn(5, *flow.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     v = flow.velocity(x, t, [])
@@ -71,7 +71,7 @@ def test_score_and_denoised_are_those_of_the_gaussian(flow: GaussianFlow, t: flo
     torch.testing.assert_close(denoised(x, v, t), flow.data.mean + (1 - t) * whitened @ flow.data.covariance)
 
 
-def test_the_step_is_the_formula() -> None:
+def test_a_step_agrees_with_the_formula() -> None:
     x, v, noise = torch.tensor([[2.0]]), torch.tensor([[-3.0]]), torch.tensor([[0.5]])
     step = Step(0, t=0.5, delta=0.1, g=2.0, sigma=0.7)
     # s = -(2 + 0.5 * -3) / 0.5 = -1; mu = 2 + 0.3 + 0.5 * 4 * 0.1 * -1 = 2.1
@@ -95,7 +95,7 @@ def test_the_plan_follows_the_times_and_ends_without_noise() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
-def test_one_step_from_the_marginal_errs_by_the_square_of_its_length(flow: GaussianFlow, name: str) -> None:
+def test_the_error_of_one_step_is_quadratic_in_its_length(flow: GaussianFlow, name: str) -> None:
     schedule, t = Schedule(name), 0.5
     errors = [
         distance(
@@ -106,7 +106,7 @@ def test_one_step_from_the_marginal_errs_by_the_square_of_its_length(flow: Gauss
     ]
     assert errors[0] < 0.05
     for long, short in pairwise(errors):
-        assert short < long / 3.5  # a quarter, and higher orders
+        assert short < long / 3.5  # a quarter, up to higher orders
 
 
 # ---- whole trajectories ----
@@ -116,7 +116,7 @@ def test_one_step_from_the_marginal_errs_by_the_square_of_its_length(flow: Gauss
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
 def test_marginals_are_kept_as_steps_get_shorter(flow: GaussianFlow, name: str, scale: float | None) -> None:
-    """Exact means and covariances of the discrete process, at all times, against those of the flow: first order."""
+    """Exact moments of the discrete process converge to those of the flow at all times, to first order."""
     errors = []
     for count in (50, 200, 800):
         plan = plan_steps("test", flow, count, Schedule(name, scale))
@@ -133,7 +133,7 @@ def test_marginals_are_kept_as_steps_get_shorter(flow: GaussianFlow, name: str, 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("variance", [0.04, 0.25, 1.0])
 def test_25_steps_of_the_default_scales_keep_the_variance(variance: float, name: str) -> None:
-    """Within a seventh on the way, and within a tenth in the end."""
+    """The variance is exact within a seventh along the way, and within a tenth at the end."""
     flow = GaussianFlow([0.0], [[variance]])
     marginal, ratios = None, []
     for step in plan_steps("test", flow, 25, Schedule(name)):
@@ -146,14 +146,14 @@ def test_25_steps_of_the_default_scales_keep_the_variance(variance: float, name:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
 def test_base_has_the_moments_of_the_discrete_process(flow: GaussianFlow, name: str) -> None:
-    """Monte Carlo against the exact recursion.
+    """Monte Carlo agrees with the exact recursion.
 
-    Of n samples N(m, C), the standard error of a mean is sqrt(C_ii / n), that of a covariance
-    sqrt((C_ii C_jj + C_ij^2) / n); 4.5 of them are exceeded once in 150,000 times.
+    For n samples of N(m, C) the standard error of a mean is sqrt(C_ii / n), and that of a covariance is
+    sqrt((C_ii C_jj + C_ij^2) / n). An error of 4.5 standard errors occurs once in 150,000 times.
     """
     n, steps = 4000, 12
     result = sampling.base(
-        flow, no_reward, [""] * n, steps=steps, schedule=name, run=Run(seed=3, micro_batch=n)
+        flow, no_reward, [""] * n, steps=steps, schedule=name, options=SamplerOptions(seed=3, micro_batch=n)
     )
     expected = after_steps(flow, plan_steps("test", flow, steps, Schedule(name)))
     samples = result.latents.double()
@@ -166,11 +166,11 @@ def test_base_has_the_moments_of_the_discrete_process(flow: GaussianFlow, name: 
     assert float(cov_error.max()) < 4.5
 
 
-def test_base_without_noise_is_the_ode() -> None:
+def test_base_without_noise_solves_the_ode() -> None:
     flow = FLOWS["2-D"]
     for name in SCHEDULES:
         result = sampling.base(
-            flow, no_reward, [""] * 3, steps=7, schedule=Schedule(name, 0.0), run=Run(seed=1)
+            flow, no_reward, [""] * 3, steps=7, schedule=Schedule(name, 0.0), options=SamplerOptions(seed=1)
         )
         times = uniform(7).tolist()
         for particle in range(3):

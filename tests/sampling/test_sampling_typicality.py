@@ -1,6 +1,6 @@
-"""The standardised perturbation (x_{t-delta} - mu) / sigma (NoiseTilt eq. 5): NTRK's stays typical noise, DPS's not.
+"""Standardised perturbation (x_{t-delta} - mu) / sigma (NoiseTilt eq. 5): typical with NTRK, not with DPS.
 
-A statistic is typical where it lies in an interval that standard normal noise leaves once in 10,000 times.
+A statistic is typical if it lies in an interval that standard normal noise leaves once in 10,000 times.
 """
 
 import math
@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import Result, Reward, Run, Schedule
+from noisetilt_kernels.sampling import Result, Reward, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
 ALPHA = 1e-4
@@ -24,12 +24,15 @@ STEPS = 6
 PARTICLES = 4
 
 
-def perturbations(sampler: Callable[..., Result], reward: Reward, **options: Any) -> Tensor:
-    """Of every step and particle of a run, recovered from what the model was asked; float64 (n, C, H, W)."""
-    # bent, as the gradient at t = 1 is zero in a flow that is linear
+def perturbations(sampler: Callable[..., Result], reward: Reward, **arguments: Any) -> Tensor:
+    """Return the perturbations of all steps and particles, recovered from the inputs of the model.
+
+    They are float64 (n, C, H, W).
+    """
+    # A bent flow: the gradient at t = 1 of a linear flow is zero.
     model, schedule = LatentFlow(SHAPE, bend=0.1), Schedule("linear")
-    spy, run = Spy(model), Run(seed=0, micro_batch=PARTICLES)
-    sampler(spy, reward, [""] * PARTICLES, steps=STEPS, schedule=schedule, run=run, **options)
+    spy, options = Spy(model), SamplerOptions(seed=0, micro_batch=PARTICLES)
+    sampler(spy, reward, [""] * PARTICLES, steps=STEPS, schedule=schedule, options=options, **arguments)
     *moves, _ = plan_steps("test", model, STEPS, schedule)
     visited = [x.double() for x, *_ in spy.calls]
     return torch.cat(
@@ -44,36 +47,37 @@ def perturbations(sampler: Callable[..., Result], reward: Reward, **options: Any
 
 
 def inside(values: Tensor, law: Any) -> bool:
-    """All values lie in the interval of `law`, each with its share of ALPHA."""
+    """Return True if all values lie in the interval of the distribution, each with its share of ALPHA."""
     share = ALPHA / 2 / values.numel()
     return bool(law.ppf(share) <= float(values.min()) and float(values.max()) <= law.isf(share))
 
 
 def tiles_of(z: Tensor) -> Tensor:
-    """Its 8x8 tiles, (P, 64)."""
+    """Return the 8x8 tiles, (P, 64)."""
     return z.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3).flatten(3).flatten(0, 2)
 
 
 def tile_means_of(z: Tensor) -> Tensor:
-    """(P,), standard normal."""
+    """Return the scaled means of the tiles, (P,), standard normal for noise."""
     return tiles_of(z).mean(dim=1) * 8
 
 
 def periodogram_of(z: Tensor) -> Tensor:
-    """|fft2|^2 of every channel, of mean 1."""
+    """Return |fft2|^2 of every channel, with mean 1 for noise."""
     return torch.fft.fft2(z, norm="ortho").abs().square()
 
 
 def lowest_frequencies_of(z: Tensor) -> Tensor:
-    """Energy of every channel in the nine lowest frequencies, (C,), chi2(9).
+    """Return the energy of every channel in the nine lowest frequencies, (C,), chi2(9) for noise.
 
-    Zero has chi2(1). The others are four pairs of equals, each chi2(2) together.
+    Frequency zero contributes chi2(1). The others form four pairs of equal values; each pair contributes
+    chi2(2).
     """
     rows, columns = torch.tensor([[0, 0, 1, 1, 1], [0, 1, -1, 0, 1]])
     return periodogram_of(z)[:, rows, columns] @ torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0], dtype=z.dtype)
 
 
-# Of extremes: what W promises of any gradient.
+# Statistics of extremes. W makes them typical for every gradient.
 EXTREMES: dict[str, Callable[[Tensor], bool]] = {
     "norm": lambda z: inside(z.square().sum(), stats.chi2(z.numel())),
     "tile means": lambda z: inside(tile_means_of(z), stats.norm),
@@ -81,19 +85,19 @@ EXTREMES: dict[str, Callable[[Tensor], bool]] = {
     "peak of the periodogram": lambda z: float(periodogram_of(z).max()) < 60,  # DESIGN section 5
 }
 
-# Of sums: what noise has as well, but W of a strongly structured gradient alone need not, since there every rank may be
-# at the same end of its interval.
+# Statistics of sums. Noise has typical ones, but W of a strongly structured gradient alone need not: every
+# rank may lie at the same end of its interval.
 SUMS: dict[str, Callable[[Tensor], bool]] = {
     "tile means together": lambda z: inside(tile_means_of(z).square().sum(), stats.chi2(len(tiles_of(z)))),
     "low frequencies": lambda z: inside(lowest_frequencies_of(z).sum(), stats.chi2(9 * len(z))),
-    "peak of the periodogram, as of noise": lambda z: (
+    "peak of the periodogram, limit of noise": lambda z: (
         float(periodogram_of(z).max()) < math.log(z.numel() / 2 / ALPHA)
     ),
 }
 
 
 def shares(statistics: dict[str, Callable[[Tensor], bool]], z: Tensor) -> dict[str, float]:
-    """For each statistic, the share of perturbations in which it is typical."""
+    """Return, for each statistic, the share of perturbations in which it is typical."""
     return {name: sum(map(typical, z)) / len(z) for name, typical in statistics.items()}
 
 
@@ -106,7 +110,7 @@ REWARDS = {"left half": left_half, "brightness": brightness}
 
 @pytest.mark.parametrize("rho", [0.0, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("reward", REWARDS)
-def test_of_ntrk_is_typical_at_every_strength(reward: str, rho: float) -> None:
+def test_perturbations_of_ntrk_are_typical_at_every_strength(reward: str, rho: float) -> None:
     z = perturbations(sampling.ntrk, REWARDS[reward], rho=rho)
     assert all_typical(EXTREMES, z), shares(EXTREMES, z)
     if rho < 1:
@@ -114,7 +118,7 @@ def test_of_ntrk_is_typical_at_every_strength(reward: str, rho: float) -> None:
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_of_dps_leaves_every_interval_as_its_strength_grows(reward: str) -> None:
+def test_perturbations_of_dps_leave_every_interval_as_strength_grows(reward: str) -> None:
     statistics = EXTREMES | SUMS
     shares_of = [
         shares(statistics, perturbations(sampling.dps, REWARDS[reward], strength=strength))
@@ -131,7 +135,7 @@ def test_of_dps_leaves_every_interval_as_its_strength_grows(reward: str) -> None
 
 
 @pytest.mark.parametrize("operator", ["wgnc", "norm", "identity"])
-def test_of_other_operators_is_not_typical(operator: str) -> None:
-    """So that it is no matter of course: at rho = 0.3 each leaves an interval that W keeps to."""
+def test_perturbations_of_other_operators_are_not_typical(operator: str) -> None:
+    """The tests above can fail: at rho = 0.3 every other operator leaves an interval that W respects."""
     z = perturbations(sampling.ntrk, left_half, rho=0.3, operator=operator)
     assert not all_typical(EXTREMES, z)

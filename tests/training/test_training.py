@@ -1,4 +1,4 @@
-"""The models in the box: that they are what they are said to be, and that the training that makes them runs."""
+"""Bundled models: size, quality and architecture; their training runs from scratch."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from noisetilt_kernels import sampling
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, load_pipeline
 from noisetilt_kernels.rewards import load_reward, load_rewards
 from noisetilt_kernels.rewards.digits import ASSETS, WORDS
-from noisetilt_kernels.sampling import Run, Schedule
+from noisetilt_kernels.sampling import SamplerOptions, Schedule
 
 PROMPTS = [f"a handwritten {word}" for word in WORDS]
 
 
 def judged(images: torch.Tensor, prompts: list[str]) -> float:
-    """How many an independent judge sees right."""
+    """Share of images that an independent judge reads as prompted."""
     return float(load_reward("digit-judge")(images, prompts).mean())
 
 
@@ -53,19 +53,19 @@ def test_unguided_digits_are_read_right(digits: FluxFlow, schedule: Schedule) ->
         PROMPTS * 6,
         steps=15,
         schedule=schedule,
-        run=Run(seed=1, micro_batch=30),
+        options=SamplerOptions(seed=1, micro_batch=30),
     )
     assert judged(digits.decode(result.latents), PROMPTS * 6) >= 0.85
 
 
-def test_prompts_may_be_worded_otherwise(digits: FluxFlow) -> None:
+def test_other_wordings_of_prompts(digits: FluxFlow) -> None:
     prompts = [
         template.format(name)
         for template in ("{}", "the digit {}", "a {}")
         for name in (*WORDS, *"0123456789")
     ]
     result = sampling.base(
-        digits, load_reward("brightness"), prompts, steps=15, run=Run(seed=2, micro_batch=30)
+        digits, load_reward("brightness"), prompts, steps=15, options=SamplerOptions(seed=2, micro_batch=30)
     )
     assert judged(digits.decode(result.latents), prompts) >= 0.7
 
@@ -78,11 +78,11 @@ def test_the_student_draws_digits_in_one_step() -> None:
 
 
 def test_steering_raises_the_reward_and_the_classifier_reward_the_digit(digits: FluxFlow) -> None:
-    run = Run(seed=3, micro_batch=20)
-    base = sampling.base(digits, load_reward("brightness"), PROMPTS * 2, steps=15, run=run)
-    brighter = sampling.ntrk(digits, load_reward("brightness"), PROMPTS * 2, rho=0.1, steps=15, run=run)
+    run = SamplerOptions(seed=3, micro_batch=20)
+    base = sampling.base(digits, load_reward("brightness"), PROMPTS * 2, steps=15, options=run)
+    brighter = sampling.ntrk(digits, load_reward("brightness"), PROMPTS * 2, rho=0.1, steps=15, options=run)
     assert (brighter.rewards > base.rewards).float().mean() > 0.9
-    surer = sampling.ntrk(digits, load_rewards("digit"), PROMPTS * 2, rho=0.1, steps=15, run=run)
+    surer = sampling.ntrk(digits, load_rewards("digit"), PROMPTS * 2, rho=0.1, steps=15, options=run)
     before = load_reward("digit")(digits.decode(base.latents), PROMPTS * 2)
     assert surer.rewards.mean() > before.mean()
 

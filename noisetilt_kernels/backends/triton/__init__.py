@@ -1,51 +1,100 @@
-"""The Triton kernels as a backend: for every GPU that Triton compiles for, without a compiler at installation.
+"""The Triton kernels as a backend for GPUs. Triton compiles them at the first call, so installation needs no
+compiler.
 
-The operations are in the package `noisetilt_kernels.triton`, which is imported when the first of them is called.
+The operations are in the module `operations`. They are imported at the first call, because importing Triton
+takes a third of a second.
 """
 
-import importlib
 import os
 from functools import cache
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..extents import Extents
+from ...config import Tile, WhiteningConfig
+from ..tables import Extents
 
 NAME = "triton"
 
 OLDEST = (3, 6)
 MOST_SAMPLE_VALUES = 2**30
-"""Values of a sample: its places are 32-bit numbers."""
+"""Most values of a sample: its offsets are 32-bit numbers."""
 MOST_TILE_VALUES = 16_384
-"""Values of a tile that one program holds."""
+"""Most values of a tile, which one program holds."""
 MOST_BLOCK_COEFFICIENTS = 2048
-"""Coefficients of a WGNC block that one program holds."""
+"""Most coefficients of a WGNC block, which one program holds."""
 
-_OLDEST_CAPABILITY = (8, 0)  # of NVIDIA's
+_OLDEST_CAPABILITY = (8, 0)  # of NVIDIA GPUs
 
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
-    """Why the Triton kernels cannot serve the operator on the device, for such arguments; None if they can."""
+    """Return the reason why the Triton kernels cannot serve the call on the device, or None if they can."""
     return (
         _refused_device(device) or _refused_installation() or _refused_driver() or _refused_extents(extents)
     )
 
 
 def describe() -> str:
-    """One line on what serves."""
+    """Describe the backend in one line."""
     how = "in the interpreter" if _interpreting() else "compiled at the first call"
     return (
-        f"Triton {_version()} kernels, {how}; not for tiles above {MOST_TILE_VALUES} values, WGNC blocks above "
-        f"{MOST_BLOCK_COEFFICIENTS} coefficients, samples above {MOST_SAMPLE_VALUES} values"
+        f"Triton {_version()} kernels, {how}; not for tiles above {MOST_TILE_VALUES} values, "
+        f"WGNC blocks above {MOST_BLOCK_COEFFICIENTS} coefficients, samples above {MOST_SAMPLE_VALUES} values"
     )
 
 
-def __getattr__(name: str) -> Any:
-    """An operation of `noisetilt_kernels.backends.triton.operations`."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("noisetilt_kernels.backends.triton.operations"), name)
+# ---- operations ----
+
+
+def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    from . import operations
+
+    return operations.project_2os(x, lower, upper)
+
+
+def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
+    from . import operations
+
+    return operations.project_tile_stats(x, tile, chunk_sizes, alpha)
+
+
+def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
+    from . import operations
+
+    return operations.whiten(x, config)
+
+
+def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
+    from . import operations
+
+    return operations.compact_fourier(x, inverse)
+
+
+def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
+    from . import operations
+
+    return operations.butterfly(x, tile, steps, inverse)
+
+
+def hadamard_transform(x: Tensor, scale: float) -> Tensor:
+    from . import operations
+
+    return operations.hadamard_transform(x, scale)
+
+
+def project_wgnc(x: Tensor, block_size: int) -> Tensor:
+    from . import operations
+
+    return operations.project_wgnc(x, block_size)
+
+
+def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
+    from . import operations
+
+    return operations.project_wgnc_blocks(y, block_size)
+
+
+# ---- reasons for a refusal ----
 
 
 def _refused_device(device: torch.device) -> str | None:
@@ -94,25 +143,27 @@ def _refused_installation() -> str | None:
 
 @cache
 def _refused_driver() -> str | None:
-    """Triton builds parts of its driver with a C compiler, when they are first used."""
+    """Return the reason why Triton's driver cannot be used. Triton builds parts of it with a C compiler at
+    first use.
+    """
     if not torch.cuda.is_available():
         return None
     import triton
 
     try:
         triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # whatever the compiler, the linker or the driver raises
+    except Exception as error:  # anything that the compiler, the linker or the driver raises
         reason = f"{type(error).__name__}: {error}"
         return f"Triton cannot use the GPU ({reason}); it needs a C compiler and Python's headers"
     return None
 
 
 def _version() -> str:
-    import triton  # here, because it takes a third of a second; and its distributions have several names
+    import triton  # not at the top: slow. Not by metadata: its distributions have several names
 
     return triton.__version__
 
 
 def _interpreting() -> bool:
-    """Whether Triton's kernels are interpreted, on the CPU."""
+    """Return True if Triton interprets the kernels, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-"""Arithmetic whose rounding Triton leaves open unless told: each operation here rounds to nearest, once (DESIGN 9)."""
+"""Arithmetic with defined rounding: each operation rounds to nearest, once (DESIGN section 9)."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def div_rn(x, y):
-    """x / y, float32 or float64."""
+    """Divide x by y, float32 or float64."""
     if x.dtype == tl.float32:
         return tl.div_rn(x, y)
     else:
@@ -24,20 +24,21 @@ def sqrt_rn(x):
 
 @triton.jit
 def rounded(value: tl.constexpr, dtype: tl.constexpr):
-    """A number, rounded to the type from float64. As a plain number Triton might round it to float32 on the way."""
+    """Constant rounded from float64 to the dtype. Triton may round a Python number to float32 first."""
     return tl.full([1], value, dtype)
 
 
 @triton.jit
 def is_finite(x):
-    """Whether values are neither NaN nor infinite."""
+    """Return True where x is neither NaN nor infinite."""
     return tl.abs(x) < float("inf")
 
 
 @triton.jit
 def pairs(x, DISTANCE: tl.constexpr):
-    """The elements of x, one dimension, whose index has a 0 in the place of DISTANCE (a power of two), and those that
-    have a 1 there instead."""
+    """Split a vector x by one bit of the index: elements where the bit DISTANCE (a power of two) is 0, and
+    where it is 1.
+    """
     HALF: tl.constexpr = x.numel // 2
     return tl.split(tl.permute(tl.reshape(x, [HALF // DISTANCE, 2, DISTANCE]), (0, 2, 1)))
 

@@ -1,6 +1,7 @@
-"""How the kernels are launched: block shapes and warps from launch_table.json, and no fusion of products and sums.
+"""Launches of the kernels, with block sizes and warps from launch_table.json. Multiplications and additions
+are not fused.
 
-The table is made by `python -m bench.gpu.tune`; nothing is tuned in a user's program.
+`python -m bench.gpu.tune` makes the table. Nothing is tuned in a user's program.
 """
 
 import json
@@ -14,22 +15,23 @@ from torch import Tensor
 
 LAUNCH_TABLE_PATH = Path(__file__).parent / "launch_table.json"
 LAUNCH_TABLE: dict[str, dict[str, int]] = json.loads(LAUNCH_TABLE_PATH.read_text())
-"""For each kernel its `warps` and the sizes of its blocks, powers of two; to be changed by `set_blocks`."""
+"""For each kernel its `warps` and block sizes, all powers of two. Use `set_blocks` to change them."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _plans: list[Any] = []
 
 
 class Launch:
-    """A launch of a kernel with everything but its tensors, which are its first parameters.
+    """Launch of a kernel with all arguments except its tensors, which are the kernel's first parameters.
 
-    They must always be of the same dtypes and begin at a multiple of 16 bytes, as memory from PyTorch does: for others
-    Triton compiles another kernel. Its ordinary way finds the compiled one by looking at every argument; from the
-    second time on that is spared here, since at hundreds of launches a call it would take most of the time.
+    The tensors must have the same dtypes at every call and start at a multiple of 16 bytes, like memory from
+    PyTorch. For other tensors Triton would compile another kernel. Triton inspects every argument to find the
+    compiled kernel. That would take most of the time of an operator with hundreds of launches, so the
+    compiled kernel is kept here.
     """
 
     def __init__(self, kernel: Any, num_programs: int, *scalars: float, **constants: Any) -> None:
-        """The constants are those of the kernel's compile-time parameters, all of them and in their order."""
+        """`constants` are all compile-time parameters of the kernel, in order."""
         self._kernel, self._grid, self._scalars, self._constants = (
             kernel,
             (num_programs, 1, 1),
@@ -38,10 +40,10 @@ class Launch:
         )
         self._warps = LAUNCH_TABLE[kernel.fn.__name__]["warps"]
         self._rest = (*scalars, *constants.values())
-        self._compiled: dict[int | None, Any] = {}  # by device; nothing of interpreted ones
+        self._compiled: dict[int | None, Any] = {}  # by device; interpreted kernels are not kept
 
     def __call__(self, *tensors: Tensor) -> None:
-        """Enqueues the programs on the current stream of the current device."""
+        """Enqueue the kernel on the current stream of the current device."""
         device = torch.cuda.current_device() if tensors[0].is_cuda else None
         compiled = self._compiled.get(device)
         if compiled is not None:
@@ -54,24 +56,24 @@ class Launch:
 
 
 def planned(plan: _F) -> _F:
-    """Keeps what `plan` returns for the next call with such arguments: launches that depend on nothing else."""
+    """Cache the launches that `plan` returns. They depend on its arguments and on the launch table only."""
     kept = lru_cache(maxsize=256)(plan)
     _plans.append(kept)
     return kept  # type: ignore[return-value]
 
 
 def set_blocks(kernel: str, **sizes: int) -> None:
-    """Changes the launch table's entry of a kernel in this process."""
+    """Change the launch table's entry of a kernel, in this process."""
     LAUNCH_TABLE[kernel].update(sizes)
     for plan in _plans:
         plan.cache_clear()
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
+    """Smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def ceil_div(n: int, divisor: int) -> int:
-    """n / divisor, rounded up."""
+    """Quotient n / divisor, rounded up."""
     return -(-n // divisor)

@@ -1,7 +1,7 @@
 """The operators as Triton kernels: the operations of a backend (see `noisetilt_kernels.backends`).
 
-Everything is enqueued on the current stream of x's device. The first call with new arguments makes tables and compiles
-kernels; after it, a call can be captured in a CUDA graph.
+All work is enqueued on the current stream of x's device. The first call with new arguments makes tables and
+compiles kernels. After it, the same call can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from ...config import Tile, WhiteningConfig
-from ..projections import Projections, TileTables
-from ..tables import Tables
-from ..user_tables import Examined, check_tables
+from ..tables import ExaminedTables, Projections, Table, TileTables, check_table
 from . import tile_stats, transforms, wgnc, whitening
-from .order_stats import Bounds
+from .order_stats import FieldTables
 from .order_stats import project_2os as _project_2os
 from .tile_stats import TileProjection
 from .whitening import Projection
 
-_ALIGNMENT = 16  # bytes, see Launch
+_ALIGNMENT = 16  # bytes, see `Launch`
 
 
 def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Launches where the first argument is, since Triton launches on the current device; and aligns it."""
+    """Run the operation on the device of its first argument, and align that argument. Triton uses the current
+    device.
+    """
 
     @wraps(operation)
     def wrapped(x: Tensor, *args: Any) -> Tensor:
@@ -39,7 +39,7 @@ def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-_examined = Examined(check_tables)
+_examined = ExaminedTables(check_table)
 
 
 @_for_kernels
@@ -47,19 +47,19 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     if x.device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
         _examined(lower, upper)
     if lower.data_ptr() % _ALIGNMENT or upper.data_ptr() % _ALIGNMENT:
-        lower, upper = (table.clone(memory_format=torch.contiguous_format) for table in (lower, upper))
-    return _project_2os(x, Bounds(lower[None], upper[None]))
+        lower, upper = (bounds.clone(memory_format=torch.contiguous_format) for bounds in (lower, upper))
+    return _project_2os(x, FieldTables(lower[None], upper[None]))
 
 
 @_for_kernels
 def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
-    projection = _projection(x, (), chunk_sizes, (tile,), alpha)
+    projection = _projections(x, (), chunk_sizes, (tile,), alpha)
     return tile_stats.project_tile_stats(x, projection.tiles)
 
 
 @_for_kernels
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
-    projection = _projection(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    projection = _projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
     return whitening.whiten(x, projection, config.mixing)
 
 
@@ -70,21 +70,21 @@ project_wgnc = _for_kernels(wgnc.project_wgnc)
 project_wgnc_blocks = _for_kernels(wgnc.project_wgnc_blocks)
 
 
-def _bounds(*tables: Tables) -> Bounds:
-    lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # ranks run down a column
+def _stacked(*tables: Table) -> FieldTables:
+    lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # column-major
     upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
-    return Bounds(lower, upper)
+    return FieldTables(lower, upper)
 
 
-def _make_projection(values: list[Tables], tiles: list[TileTables]) -> Projection:
-    """The tables of mean and energy side by side."""
+def _make_projection(values: list[Table], tiles: list[TileTables]) -> Projection:
+    """Return the tables as the kernels read them. Mean and energy are the two fields of one `FieldTables`."""
     return Projection(
-        tuple(_bounds(tables) for tables in values),
+        tuple(_stacked(table) for table in values),
         tuple(
-            TileProjection(tile, tuple(_bounds(*tables) for tables in statistics))
+            TileProjection(tile, tuple(_stacked(*mean_and_energy) for mean_and_energy in statistics))
             for tile, statistics in tiles
         ),
     )
 
 
-_projection = Projections(_make_projection)
+_projections = Projections(_make_projection)

@@ -1,10 +1,10 @@
 """Two-level order statistics (2OS), DESIGN section 2: sort, clip, unsort.
 
-A block of rows of chunks is sorted in registers, first every chunk, then every column: each column becomes a run of
-entries in order. If that is the whole column, every entry knows its rank, and its value is clipped at once. Longer
-columns are several runs; an entry's rank is then its rank in each run, by binary search, added up. Where there are more
-runs than one program searches, groups of them are merged into longer runs first, in the same way. Chunks too long for a
-block are sorted beforehand, as columns of their own.
+A program sorts a block of chunks in registers: first each chunk, then each column of the block. A sorted part
+of a column is a run. If a run is the whole column, its order gives the ranks, and the values are clipped at
+once. A longer column has several runs. The rank of an entry is then the sum of its ranks in all runs, found
+by binary search. If there are more runs than one program searches, groups of runs are merged into longer runs
+first, in the same way. Chunks too long for a block are sorted beforehand, each like a column.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,10 @@ from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import LAST, entry_of, index_of, precedes, sort_entries
 
 
-class Bounds(NamedTuple):
-    """Tables of 2OS, each (F, M, D) and of the same strides: vector v is clipped to those of field v modulo F."""
+class FieldTables(NamedTuple):
+    """Tables of F fields, (F, M, D), both with the same strides. Vector v is clipped to the table of field v
+    modulo F.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -27,18 +29,18 @@ class Bounds(NamedTuple):
 
 @triton.jit
 def clip_entries(
-    x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields, base, position,
-    rank, column, present,
+    x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields, base,
+    position, rank, column, present,
 ):  # fmt: skip
-    """Writes the value at `position` of a vector clipped to the bounds of its rank and column."""
-    bound = (
+    """Write the value at `position` of a vector, clipped to the bounds of its rank and column."""
+    place = (
         (vector % num_fields) * field_stride
         + rank.to(tl.int64) * row_stride
         + column.to(tl.int64) * column_stride
     )
     x = tl.load(x_ptr + base + position, mask=present)
-    lower = tl.load(lower_ptr + bound, mask=present)
-    upper = tl.load(upper_ptr + bound, mask=present)
+    lower = tl.load(lower_ptr + place, mask=present)
+    upper = tl.load(upper_ptr + place, mask=present)
     tl.store(
         out_ptr + base + position, tl.where(x < lower, lower, tl.where(x > upper, upper, x)), mask=present
     )
@@ -66,11 +68,11 @@ def sort_runs_kernel(
     SORTED_CHUNKS: tl.constexpr,
     COMPLETE: tl.constexpr,
 ):
-    """Sorts ROWS chunks, and the entries of COLUMNS of their columns, of one vector.
+    """Sort ROWS chunks of one vector, then the entries of COLUMNS of their columns.
 
-    CHUNK: the power of two that holds a chunk. SORTED_CHUNKS: read the entries of sorted chunks, not values. COMPLETE:
-    the rows are the whole column; clip the values. Otherwise entry `rank` of column j becomes entry j M + rank of a
-    vector of entries.
+    CHUNK: size of a chunk, padded to a power of two. SORTED_CHUNKS: read the entries of sorted chunks instead
+    of values. COMPLETE: the rows are the whole column, so clip the values. Otherwise write entry `rank` of
+    column j to place j M + rank of a vector of entries.
     """
     WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     num_groups = tl.cdiv(chunk_size, COLUMNS)
@@ -106,8 +108,8 @@ def sort_runs_kernel(
     key, index = sort_entries(key, index, COLUMNS, ROWS, WIDE)
     if COMPLETE:
         clip_entries(
-            x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields, base,
-            index_of(key, index, WIDE), row, column, present,
+            x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields,
+            base, index_of(key, index, WIDE), row, column, present,
         )  # fmt: skip
     else:
         target = base + column * num_chunks + row
@@ -118,7 +120,7 @@ def sort_runs_kernel(
 
 @triton.jit
 def _columns(x, group, ROWS: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of x, ROWS of CHUNK values, those in one group of COLUMNS."""
+    """Select one group of COLUMNS columns from x, which has ROWS rows of CHUNK values."""
     if COLUMNS == CHUNK:
         return x
     else:
@@ -148,9 +150,9 @@ def rank_in_runs_kernel(
     ENTRIES: tl.constexpr,
     CLIP: tl.constexpr,
 ):
-    """Ranks ENTRIES entries of a column among those of the RUNS runs, of run_size entries, of their group.
+    """Rank ENTRIES entries of a column among the entries of their group: RUNS runs of run_size entries.
 
-    CLIP: the group is the whole column; clip the values. Otherwise the group becomes one run.
+    CLIP: the group is the whole column, so clip the values. Otherwise merge the group into one run.
     """
     WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     num_blocks = tl.cdiv(num_chunks, ENTRIES)
@@ -170,9 +172,8 @@ def rank_in_runs_kernel(
     group_begin = block * ENTRIES // (RUNS * run_size) * (RUNS * run_size)
     begin = group_begin + tl.arange(0, RUNS)[:, None] * run_size
     length = tl.minimum(num_chunks - begin, run_size)
-    rank = tl.zeros(
-        [RUNS, ENTRIES], tl.int32
-    )  # of each entry in each run: by its binary digits from the highest on
+    # Rank of each entry in each run. Its binary digits are found from the highest on.
+    rank = tl.zeros([RUNS, ENTRIES], tl.int32)
     step = run_size
     while step > 0:
         probe = rank + step
@@ -192,7 +193,8 @@ def rank_in_runs_kernel(
         vector = segment // chunk_size
         clip_entries(
             x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields,
-            vector * (num_chunks * chunk_size), index_of(key, index, WIDE), rank, segment % chunk_size, present,
+            vector * (num_chunks * chunk_size), index_of(key, index, WIDE), rank, segment % chunk_size,
+            present,
         )  # fmt: skip
     else:
         tl.store(merged_key_ptr + segment * num_chunks + rank, key, mask=present)
@@ -201,7 +203,9 @@ def rank_in_runs_kernel(
 
 
 class _Entries(NamedTuple):
-    """Entries of vectors, (V, N) each: int64 keys, and int32 indices where they are apart from the keys."""
+    """Entries of vectors, (V, N): int64 keys, and int32 indices if the keys do not contain them (see
+    `sorting`).
+    """
 
     keys: Tensor
     indices: Tensor
@@ -212,40 +216,45 @@ class _Entries(NamedTuple):
         return _Entries(keys, torch.empty_like(keys, dtype=torch.int32) if x.dtype == torch.float64 else keys)
 
 
-def project_2os(x: Tensor, bounds: Bounds) -> Tensor:
-    """Sort, clip and unsort vectors (V, M*D), float32 or float64, contiguous, to bounds of their dtype."""
-    _, num_chunks, chunk_size = bounds.lower.shape
+def project_2os(x: Tensor, tables: FieldTables) -> Tensor:
+    """Sort, clip and unsort contiguous vectors (V, M*D), float32 or float64, by tables of their dtype."""
+    _, num_chunks, chunk_size = tables.lower.shape
     out = torch.empty_like(x)
     if chunk_size <= LAUNCH_TABLE["sort_runs_kernel"]["chunk"]:
-        _sort_columns(x, num_chunks, chunk_size, None, (out, bounds))
+        _sort_columns(x, num_chunks, chunk_size, None, (out, tables))
     else:
-        chunks = _sort_columns(x, chunk_size, 1, None, None)  # of each chunk, taken for a vector
-        _sort_columns(x, num_chunks, chunk_size, chunks, (out, bounds))
+        chunks = _sort_columns(x, chunk_size, 1, None, None)  # each chunk is a vector of one column
+        _sort_columns(x, num_chunks, chunk_size, chunks, (out, tables))
     return out
 
 
 def _sort_columns(
-    x: Tensor, num_chunks: int, chunk_size: int, chunks: _Entries | None, clip: tuple[Tensor, Bounds] | None
+    x: Tensor,
+    num_chunks: int,
+    chunk_size: int,
+    chunks: _Entries | None,
+    clip: tuple[Tensor, FieldTables] | None,
 ) -> _Entries:
-    """Sorts every chunk, unless `chunks` holds the entries of sorted ones, then every column.
+    """Sort every chunk, unless `chunks` has the entries of sorted chunks. Then sort every column.
 
-    Either clips the values to bounds, into a tensor of x's shape; or returns the entries, column by column.
+    With `clip` (out, tables) the values are clipped and written to `out`. Otherwise the sorted entries are
+    returned, column by column.
     """
     unused = _Entries(x, x)
-    out, bounds = clip or (x, Bounds(x.view(1, 1, -1), x.view(1, 1, -1)))
-    strides = bounds.lower.stride() if clip else None
-    plan = _plan(x.numel(), x.dtype, num_chunks, chunk_size, chunks is not None, strides, len(bounds.lower))
+    out, tables = clip or (x, FieldTables(x.view(1, 1, -1), x.view(1, 1, -1)))
+    strides = tables.lower.stride() if clip else None
+    plan = _plan(x.numel(), x.dtype, num_chunks, chunk_size, chunks is not None, strides, len(tables.lower))
     runs = unused if clip and not plan.ranks else _Entries.like(x)
-    plan.sort(x, *(chunks or unused), *runs, out, *bounds)
+    plan.sort(x, *(chunks or unused), *runs, out, *tables)
     for rank in plan.ranks:
         merged = unused if clip and rank is plan.ranks[-1] else _Entries.like(x)
-        rank(x, *runs, *merged, out, *bounds)
+        rank(x, *runs, *merged, out, *tables)
         runs = merged
     return runs
 
 
 class _Plan(NamedTuple):
-    """The launches of sort_runs_kernel and, one after the other, of rank_in_runs_kernel."""
+    """One launch of sort_runs_kernel, then the launches of rank_in_runs_kernel."""
 
     sort: Launch
     ranks: tuple[Launch, ...]
@@ -261,12 +270,14 @@ def _plan(
     strides: tuple[int, ...] | None,
     num_fields: int,
 ) -> _Plan:
-    """For vectors of `size` values together, and bounds of these strides, if they are to be clipped."""
+    """Return the launches for vectors of `size` values in total. `strides`: those of the tables, None without
+    clipping.
+    """
     table = LAUNCH_TABLE["sort_runs_kernel"]
     rows, columns = power_of_two(num_chunks), power_of_two(chunk_size)
     run_size = min(rows, table["entries"], rows if sorted_chunks else table["values"] // columns)
     columns_at_once = min(columns, max(1, table["entries"] // run_size))
-    bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # of the number of a run
+    bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # that number the runs
     num_vectors = size // (num_chunks * chunk_size)
     scalars = (*(strides or (0, 0, 0)), num_fields, num_chunks, chunk_size)
     sort = Launch(

@@ -1,10 +1,11 @@
 """Sorting in registers: order-preserving integer keys, and a bitonic network on them.
 
-An entry is a key and the index of its value, and entries are ordered by both: so equal values keep their order, and
-no two entries are equal. Of float32 it is one int64, the key above the index; of float64 (`WIDE`) a pair of an int64
-key and an int32 index. What is not WIDE passes its keys for indices, and they are ignored.
+An entry is the key of a value and its index. Entries are ordered by both, so equal values keep their order
+and no two entries are equal. A float32 entry is one int64: the key in the upper half, the index in the lower
+half. A float64 entry (`WIDE`) is a pair of an int64 key and an int32 index. Functions that are not WIDE
+ignore the indices, and get the keys in their place.
 
-Where a branch is taken at compile time, `else` must follow `return`: Triton compiles what stands after it.
+After a compile-time `if` with `return`, an `else` is needed: Triton compiles the code that follows.
 """
 
 import triton
@@ -13,14 +14,15 @@ import triton.language as tl
 from .arithmetic import pairs, unpaired
 
 LAST = tl.constexpr(2**63 - 1)
-"""The key of what is not there, after every other; greater than a NaN's."""
+"""Key of padding. It sorts after every other key, NaN included."""
 
 
 @triton.jit
 def entry_of(x, index):
-    """The entry of values x, float32 or float64, at an index: (keys, indices).
+    """Entries (keys, indices) of values x, float32 or float64, with these indices.
 
-    The key orders integers as the values are ordered: -0 as +0, and every NaN last and equal (DESIGN section 2).
+    Keys are integers in the order of the values: -0 equals +0, and all NaN are equal and last (DESIGN section
+    2).
     """
     if x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
@@ -36,7 +38,7 @@ def entry_of(x, index):
 
 @triton.jit
 def index_of(key, index, WIDE: tl.constexpr):
-    """The index in an entry, int32."""
+    """Index of an entry, int32."""
     if WIDE:
         return index
     else:
@@ -45,7 +47,7 @@ def index_of(key, index, WIDE: tl.constexpr):
 
 @triton.jit
 def precedes(key, index, other_key, other_index, WIDE: tl.constexpr):
-    """Whether the first entry comes before the other."""
+    """Return True where the first entry comes before the other."""
     if WIDE:
         return (key < other_key) | ((key == other_key) & (index < other_index))
     else:
@@ -54,7 +56,9 @@ def precedes(key, index, other_key, other_index, WIDE: tl.constexpr):
 
 @triton.jit
 def _compare_exchange(key, index, turn, DISTANCE: tl.constexpr, WIDE: tl.constexpr):
-    """Orders entries DISTANCE apart; descending where their place has the bit `turn`."""
+    """Order pairs of entries DISTANCE apart. They descend where their place has the bit `turn`, and ascend
+    elsewhere.
+    """
     HALF: tl.constexpr = key.numel // 2
     first, second = pairs(key, DISTANCE)
     descending = (tl.arange(0, HALF // DISTANCE)[:, None] * (2 * DISTANCE) & turn) != 0
@@ -71,14 +75,16 @@ def _compare_exchange(key, index, turn, DISTANCE: tl.constexpr, WIDE: tl.constex
 
 @triton.jit
 def sort_entries(key, index, STRIDE: tl.constexpr, LENGTH: tl.constexpr, WIDE: tl.constexpr):
-    """Sorts sequences of LENGTH entries that are STRIDE apart, ascending; powers of two, and key of one dimension.
+    """Sort sequences of LENGTH entries that are STRIDE apart, ascending. Both are powers of two, keys are a
+    vector.
 
-    Element (i, j, k) of a tensor (..., LENGTH, STRIDE) is the j-th of sequence (i, k).
+    Read as a tensor (..., LENGTH, STRIDE), element (i, j, k) is the j-th entry of sequence (i, k).
     """
     LOG_LENGTH: tl.constexpr = LENGTH.bit_length() - 1
     for stage in tl.static_range(LOG_LENGTH):
-        # Sequences of 2^(stage+1), in turns ascending and descending; the last one ascending alone. As a tensor the
-        # turn is no part of what Triton compiles a function for: one for each distance, instead of each step.
+        # Sequences of 2^(stage+1) entries, alternately ascending and descending. The last stage has one,
+        # ascending. `turn` is a tensor, not a constant: Triton then compiles one function per distance
+        # instead of one per step.
         turn = tl.full((), STRIDE * 2 ** (stage + 1) if stage + 1 < LOG_LENGTH else 0, tl.int32)
         for step in tl.static_range(stage + 1):
             key, index = _compare_exchange(key, index, turn, STRIDE * 2 ** (stage - step), WIDE)

@@ -1,6 +1,6 @@
 """Tile statistics, DESIGN section 3: measure every tile, project the statistics with 2OS, rescale the tiles.
 
-Rescaling is done on the way to measuring the next tile size, in one pass over the values.
+One pass over the values rescales the tiles of one size and measures those of the next size.
 """
 
 import math
@@ -16,20 +16,20 @@ from ...config import Tile
 from ...python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
-from .order_stats import Bounds, project_2os
+from .order_stats import FieldTables, project_2os
 
-_HUGE = 2**31 - 2**15  # less than what the last program may step over
+_HUGE = 2**31 - 2**15  # leaves room for the padding of the last program
 
 
 class TileProjection(NamedTuple):
-    """What the statistics of one tile size are projected to: bounds of mean and energy for every chunk size."""
+    """Tables of one tile size: for every chunk size the tables of two fields, mean and energy."""
 
     tile: Tile
-    bounds: tuple[Bounds, ...]
+    tables: tuple[FieldTables, ...]
 
 
 class _Statistics(NamedTuple):
-    """Means (B, P) of the tiles of samples, and sqrt(K) mean and energy (B, 2, P) before and after projection."""
+    """Means (B, P) of all tiles; sqrt(K) * mean and energy (B, 2, P) before and after projection."""
 
     tile: Tile
     means: Tensor
@@ -39,9 +39,10 @@ class _Statistics(NamedTuple):
 
 @triton.jit
 def tree_sum(terms, SIZE: tl.constexpr):
-    """Sums of SIZE terms each, in the order of DESIGN section 9, in the places of all their terms.
+    """Replace every group of SIZE terms by its sum, in the order of DESIGN section 9.
 
-    There and not in a tensor of the sums alone: for one so small, Triton would have each thread hold all the terms.
+    Each sum is repeated SIZE times. For a tensor of the sums alone, Triton would keep all terms in every
+    thread.
     """
     LOG_SIZE: tl.constexpr = SIZE.bit_length() - 1
     for step in tl.static_range(LOG_SIZE):
@@ -78,11 +79,11 @@ def tile_stats_kernel(
     ENERGY: tl.constexpr,
     HUGE: tl.constexpr,
 ):
-    """Rescales (RESCALE) tiles of OLD_HEIGHT x OLD_WIDTH to their projected statistics, and measures (MEASURE) those of
-    HEIGHT x WIDTH.
+    """Rescale tiles of OLD_HEIGHT x OLD_WIDTH to their projected statistics (if RESCALE), then measure tiles
+    of HEIGHT x WIDTH (if MEASURE).
 
-    A program takes TILES of the latter, each filled up to SIZE values, a power of two. ROOT: the root of a tile's size.
-    HUGE: numbers of tiles, in the whole batch, may have more than 32 bits.
+    A program measures TILES tiles, each padded to SIZE values, a power of two. ROOT: square root of a tile's
+    size. HUGE: the number of a tile in the batch may need more than 32 bits.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     COUNT: tl.constexpr = HEIGHT * WIDTH
@@ -124,15 +125,14 @@ def tile_stats_kernel(
         )
         tl.store(out_ptr + place, value, mask=present)
 
-    if MEASURE:  # values that are not there are 0, rescaled as well: all of their statistics are
+    if MEASURE:  # padding is 0, also after rescaling, because its statistics are 0
         mean = div_rn(tree_sum(value, SIZE), rounded(COUNT, dtype))
         centred = tl.where(k < COUNT, value - mean, 0)
         energy = tree_sum(centred * centred, SIZE)
 
         in_sample = channels * in_plane
-        field = tile.to(tl.int64) + tile // in_sample * in_sample.to(
-            tl.int64
-        )  # of the sample's two, the first
+        # place in the first of the sample's two fields
+        field = tile.to(tl.int64) + tile // in_sample * in_sample.to(tl.int64)
         is_first = present & (k == 0)
         tl.store(means_ptr + tile, mean, mask=is_first)
         tl.store(measured_ptr + field, rounded(ROOT, dtype) * mean, mask=is_first)
@@ -153,7 +153,9 @@ def _rescaled(
     RATIO: tl.constexpr,
     ENERGY: tl.constexpr,
 ):
-    """Values x, each the k-th of its tile of COUNT, with the tile's mean and energy projected."""
+    """Rescale values x to the projected mean and energy of their tiles. Each is the k-th of COUNT values of
+    its tile.
+    """
     dtype: tl.constexpr = x.dtype
     EVEN: tl.constexpr = COUNT - COUNT % 2
     offset = rounded(RATIO, dtype) * mean
@@ -167,20 +169,22 @@ def _rescaled(
 
 
 def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tensor:
-    """Bring mean and energy of the tiles of samples (B, C, H, W) to typical order statistics, one tile size after the
-    other. Tiles have at most MOST_TILE_VALUES values (see `backends.triton`)."""
+    """Project mean and energy of the tiles of samples (B, C, H, W), one tile size after the other.
+
+    Tiles have at most MOST_TILE_VALUES values (see `backends.triton`).
+    """
     statistics = None
     for projection in projections:
         x, statistics = _measure(x, statistics, projection.tile)
         projected = statistics.measured.view(-1, statistics.measured.shape[-1])
-        for bounds in projection.bounds:
-            projected = project_2os(projected, bounds)
+        for tables in projection.tables:
+            projected = project_2os(projected, tables)
         statistics = statistics._replace(projected=projected)
     return x if statistics is None else _rescale(x, statistics)
 
 
 def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Tensor, _Statistics]:
-    """Rescales tiles to their projected statistics, if there are any, and measures tiles of the given size."""
+    """Rescale tiles to their projected statistics, if there are any, and measure tiles of the given size."""
     batch, size = len(x), x[0].numel()
     num_tiles = size // (tile[0] * tile[1])
     out = x if statistics is None else torch.empty_like(x)
@@ -191,7 +195,7 @@ def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Ten
 
 
 def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
-    """Rescales tiles to their projected statistics."""
+    """Rescale tiles to their projected statistics."""
     tile, *old = statistics
     out = torch.empty_like(x)
     _plan(x.shape, x.dtype, tile, None)(x, out, *old, x, x)
@@ -200,10 +204,10 @@ def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
 
 @planned
 def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, tile: Tile | None) -> Launch:
-    """For samples of `shape`, which are rescaled in tiles of the one size and measured in those of the other."""
+    """Return the launch for samples of `shape`: rescale tiles of the old size, measure the new size."""
     _, channels, height, width = shape
     old_th, old_tw = old_tile or tile or (1, 1)
-    th, tw = tile or (1, old_tw)  # where nothing is measured, any way to cut the values will do
+    th, tw = tile or (1, old_tw)  # if nothing is measured, the shape is arbitrary
     num_tiles = math.prod(shape) // (th * tw)
     size = power_of_two(th * tw)
     tiles_at_once = max(1, LAUNCH_TABLE["tile_stats_kernel"]["values"] // size)

@@ -1,4 +1,6 @@
-"""Orthogonal domains: butterfly mixing, Walsh-Hadamard, and compact Fourier around torch's FFT (DESIGN section 4)."""
+"""Orthogonal transforms (DESIGN section 4): butterfly mixing, Walsh-Hadamard, and compact Fourier with
+torch's FFT.
+"""
 
 import math
 
@@ -16,28 +18,34 @@ SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
-    """`steps` butterfly steps on every tile of samples x (B, C, H, W), or their inverse. Returns (B, C, H, W)."""
+    """Apply `steps` butterfly steps, or their inverse, to every tile of samples x (B, C, H, W). Returns (B,
+    C, H, W).
+    """
     return _take_steps(x, tile, steps, inverse, None)
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
-    """Walsh-Hadamard transform of rows (R, N), zero-padded to a power of two and cut to N again, times `scale`."""
+    """Walsh-Hadamard transform of rows (R, N), zero-padded to a power of two and cut to N again, times
+    `scale`.
+    """
     rows, size = x.shape
     padded = power_of_two(size)
     if padded == 1:
         return x * scale
     if padded > size:
         x = torch.nn.functional.pad(x, (0, padded - size))
-    # n steps on 2^n values bring every value back to its place.
+    # After n steps on 2^n values, every value is back in its place.
     result = _take_steps(x.view(rows, 1, 1, padded), (1, padded), padded.bit_length() - 1, False, scale)
     return result.view(rows, padded)[:, :size].contiguous()
 
 
 def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float | None) -> Tensor:
-    """Butterfly steps; with a `scale`, sums and differences that only it multiplies."""
+    """Apply butterfly steps. With a `scale`, add and subtract only, and multiply the result by it."""
     if steps == 0:
         return x.clone()
-    text = None if scale is None else float(scale).hex()  # in which -0 is not 0
+    text = (
+        None if scale is None else float(scale).hex()
+    )  # unlike a number as cache key, it distinguishes -0 from 0
     for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text):
         x, before = torch.empty_like(x), x
         launch_steps(before, x)
@@ -48,10 +56,10 @@ def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float |
 def _plan(
     shape: tuple[int, ...], dtype: torch.dtype, tile: Tile, steps: int, inverse: bool, scale: str | None
 ) -> list[Launch]:
-    """As few launches as possible, which share the steps evenly."""
+    """Return as few launches as possible, with evenly distributed steps."""
     num_values, size = math.prod(shape), tile[0] * tile[1]
     values = LAUNCH_TABLE["butterfly_kernel"]["values"]
-    # 2^g values take part in each result of g steps: they must divide a tile, and have place in a block.
+    # Each result of g steps depends on 2^g values. 2^g must divide a tile's size and fit into a block.
     most_steps = min(size & -size, values).bit_length() - 1
     num_launches = ceil_div(steps, most_steps)
     lengths = [
@@ -90,18 +98,21 @@ def butterfly_kernel(
     INVERSE: tl.constexpr,
     ORTHONORMAL: tl.constexpr,
 ):
-    """log2 LENGTH butterfly steps on all tiles of SIZE values, or their inverse.
+    """Apply log2(LENGTH) butterfly steps, or their inverse, to all tiles of SIZE values.
 
-    The steps mix each sequence of LENGTH consecutive values of a tile, and spread it over the tile: value k of sequence
-    q comes to place k * SIZE / LENGTH + q. A program takes VALUES / LENGTH consecutive sequences, which may be those of
-    several tiles.
+    The steps mix each sequence of LENGTH consecutive values of a tile and spread it over the tile: value k of
+    sequence q moves to place k * SIZE / LENGTH + q. A program takes VALUES / LENGTH consecutive sequences,
+    possibly from several tiles.
     """
     STEPS: tl.constexpr = LENGTH.bit_length() - 1
     SEQUENCES: tl.constexpr = VALUES // LENGTH
     PER_TILE: tl.constexpr = SIZE // LENGTH
-    # So many sequences lie side by side when spread; and so many are all there or all missing.
-    ROWS: tl.constexpr = PER_TILE if SEQUENCES % PER_TILE == 0 else SEQUENCES
-    UNIT: tl.constexpr = _common_power_of_two(PER_TILE, SEQUENCES)
+    ROWS: tl.constexpr = (
+        PER_TILE if SEQUENCES % PER_TILE == 0 else SEQUENCES
+    )  # adjacent sequences when spread
+    UNIT: tl.constexpr = _common_power_of_two(
+        PER_TILE, SEQUENCES
+    )  # sequences that are all present or all absent
 
     place = tl.arange(0, VALUES)
     first = tl.program_id(0).to(tl.int64) * SEQUENCES
@@ -141,7 +152,7 @@ def butterfly_kernel(
 
 @triton.jit
 def _step(values, DISTANCE: tl.constexpr, ORTHONORMAL: tl.constexpr):
-    """Sums and differences of values DISTANCE apart, in their places."""
+    """Replace values DISTANCE apart by their sums and differences."""
     a, b = pairs(values, DISTANCE)
     total, difference = a + b, a - b
     if ORTHONORMAL:
@@ -162,14 +173,15 @@ def _offsets(
     TILE_WIDTH: tl.constexpr,
     TILES_ACROSS: tl.constexpr,
 ):
-    """Where value k of the sequence `first + sequence` is in the samples, before the steps or SPREAD by them.
+    """Offset in the samples of value k of the sequence `first + sequence`, before the steps or after them
+    (SPREAD).
 
-    RUN of these places follow one another in a tile, and begin at a multiple of it.
+    RUN consecutive offsets are adjacent in a tile, and start at a multiple of RUN.
     """
-    if TILES_ACROSS == 1 and not SPREAD:  # tiles lie one after the other, and so do the sequences
+    if TILES_ACROSS == 1 and not SPREAD:  # tiles are contiguous, and so are the sequences
         return first * LENGTH + (sequence * LENGTH + k)
     PER_TILE: tl.constexpr = SIZE // LENGTH
-    # Only what a program begins with needs 64 bits, unless tiles are huge.
+    # Only the start of a program needs 64 bits, unless tiles are huge.
     INDEX: tl.constexpr = tl.int64 if SIZE * TILES_ACROSS >= 2**29 else tl.int32
     sequence, k = (first % PER_TILE).to(INDEX) + sequence, k.to(INDEX)
     tile = sequence // PER_TILE
@@ -183,19 +195,21 @@ def _offsets(
         start = tile // TILES_ACROSS * (TILES_ACROSS * SIZE) + tile % TILES_ACROSS * TILE_WIDTH
         row = index // TILE_WIDTH * (TILES_ACROSS * TILE_WIDTH)
         offsets = first // TILES_ACROSS * (TILES_ACROSS * SIZE) + (start + row + index % TILE_WIDTH)
-    # Not seen by the compiler alone. The hints hold only here, where the offsets are made.
+    # The compiler does not find this itself. The hints work only here, where the offsets are computed.
     TOGETHER: tl.constexpr = RUN if TILES_ACROSS == 1 else _common_power_of_two(RUN, TILE_WIDTH)
     return tl.max_contiguous(tl.multiple_of(offsets, TOGETHER), TOGETHER)
 
 
 @triton.constexpr_function
 def _common_power_of_two(a, b):
-    """The greatest power of two that divides both."""
+    """Largest power of two that divides both."""
     return (a | b) & -(a | b)
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    """Compact orthogonal Fourier transform of samples x (B, N), N even, or its inverse. Returns (B, N)."""
+    """Apply the compact orthogonal Fourier transform, or its inverse, to samples x (B, N), N even. Returns
+    (B, N).
+    """
     batch, size = x.shape
     rearrange = _rearrangement(batch, size, x.dtype, inverse)
     if inverse:
@@ -209,7 +223,7 @@ def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
 
 @planned
 def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> Launch:
-    """Of spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
+    """Return the launch that rearranges spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
     coefficients = LAUNCH_TABLE["compact_fourier_kernel"]["coefficients"]
     programs = ceil_div(size // 2, coefficients)
     return Launch(
@@ -226,7 +240,7 @@ def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> 
 def compact_fourier_kernel(
     spectrum, z, half: tl.int64, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
 ):
-    """z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..] of X_0 .. X_half, or the inverse."""
+    """Rearrange X_0 .. X_half to z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..], or the inverse."""
     dtype: tl.constexpr = z.dtype.element_ty
     sample = tl.program_id(0) // programs_per_sample
     program = tl.program_id(0) % programs_per_sample
@@ -245,7 +259,7 @@ def compact_fourier_kernel(
         re, im = tl.split(tl.load(parts, mask=there[:, None]))
         tl.store(z + 1 + k, re * c, mask=there)
         tl.store(z + half + k, im * c, mask=there)
-    if program == 0:  # the ends, which are real
+    if program == 0:  # X_0 and X_half, which are real
         end = tl.arange(0, 2)
         ends = spectrum + end * (2 * half)
         if INVERSE:

@@ -1,4 +1,6 @@
-"""WGNC: projection onto blockwise l1 and l2 norms of the compact complex spectrum, in float64 (DESIGN section 6)."""
+"""WGNC: projection onto the expected norms of every block of the compact complex spectrum, in float64 (DESIGN
+section 6).
+"""
 
 import math
 
@@ -16,7 +18,7 @@ SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    """Nearest samples whose spectra have every block at its expected norms, of x (B, N). Returns (B, N)."""
+    """Project samples x (B, N) onto those whose spectral blocks have the expected norms. Returns (B, N)."""
     batch, size = x.shape
     spectrum = torch.fft.rfft(x, norm="ortho")
     parts = torch.view_as_real(spectrum)
@@ -25,7 +27,7 @@ def project_wgnc(x: Tensor, block_size: int) -> Tensor:
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
-    """Compact complex spectra y (B, n) with every block of coefficients projected. Returns (B, n)."""
+    """Project every block of compact complex spectra y (B, n). Returns (B, n)."""
     batch, size = y.shape
     result = torch.empty_like(y)
     project = _projection(batch, size // block_size, block_size, y.dtype, False)
@@ -37,10 +39,10 @@ def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
 def _projection(
     batch: int, blocks_per_sample: int, block_size: int, dtype: torch.dtype, of_half_spectrum: bool
 ) -> Launch:
-    """From parts of spectra (B, n, 2), or (B, n + 1, 2) where they are halves, to such."""
+    """Return the launch for parts (real, imaginary) of spectra (B, n, 2) or half spectra (B, n + 1, 2)."""
     padded = power_of_two(block_size)
     sizes = LAUNCH_TABLE["project_wgnc_blocks_kernel"]
-    # Small blocks a thread has whole; larger ones are spread over threads, and take more registers.
+    # A thread holds a small block whole. Larger blocks are spread over threads and take more registers.
     blocks = sizes["blocks"] if padded <= 16 else max(sizes["coefficients"] // padded, 1)
     t = math.pi * block_size / 4
     return Launch(
@@ -72,9 +74,10 @@ def project_wgnc_blocks_kernel(
     FEWEST: tl.constexpr,
     HALF_SPECTRUM: tl.constexpr,
 ):
-    """Projects blocks of SIZE coefficients onto {|y|_1 = A, |y|_1^2 = T |y|_2^2}, BLOCKS of them in a program.
+    """Project blocks of SIZE coefficients onto {|y|_1 = A, |y|_1^2 = T |y|_2^2}. A program projects BLOCKS
+    blocks.
 
-    Of a HALF_SPECTRUM X_0 .. X_n of real samples, the first coefficient is (X_0 + i X_n) / sqrt2.
+    HALF_SPECTRUM: the input is X_0 .. X_n of real samples. Their first coefficient is (X_0 + i X_n) / sqrt2.
     """
     dtype: tl.constexpr = y.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * BLOCKS
@@ -100,12 +103,12 @@ def project_wgnc_blocks_kernel(
         im = tl.where(is_first, tl.load(y + to_last + places, mask=is_first, other=0.0) * c, im)
         parts = tl.join(tl.where(is_first, re * c, re), im)
 
-    # Blocks side by side: then a thread has a whole one, if there are as many as threads.
+    # Blocks are columns: with as many blocks as threads, each thread holds a whole block.
     re, im = tl.split(tl.permute(parts, (1, 0, 2)).to(tl.float64))
     faults = tl.where(is_finite(re) & is_finite(im), 0, 1)
     finite = tl.sum(faults, axis=0)[None, :] == 0
     re, im = tl.where(finite, re, 0.0), tl.where(finite, im, 0.0)
-    if dtype == tl.float64:  # keep squares from over- or underflowing; the result has no scale
+    if dtype == tl.float64:  # squares must not over- or underflow; the result does not depend on the scale
         largest = tl.max(tl.maximum(tl.abs(re), tl.abs(im)), axis=0)[None, :]
         largest = tl.where(largest == 0, 1.0, largest)
         re, im = div_rn(re, largest), div_rn(im, largest)
@@ -136,10 +139,12 @@ def _projected_radii(
     A: tl.constexpr,
     FEWEST: tl.constexpr,
 ):
-    """Magnitudes (PADDED, BLOCKS) of the projected blocks, given their magnitudes r; see python_ref."""
+    """Magnitudes (PADDED, BLOCKS) of the projected blocks, given the magnitudes r before. See
+    python_ref/wgnc.py.
+    """
     UNROLLED: tl.constexpr = SIZE if SIZE <= 32 else 1
     j = tl.arange(0, PADDED)[:, None]
-    # The bits of numbers >= 0 are ordered as these are, and their complements the other way round.
+    # The bits of numbers >= 0 have the order of the numbers. Their complements have the reverse order.
     key = tl.where(j < SIZE, ~r.to(tl.int64, bitcast=True), LAST)
     key = tl.reshape(key, [PADDED * BLOCKS])
     key, _ = sort_entries(key, key, BLOCKS, PADDED, False)
@@ -166,7 +171,8 @@ def _projected_radii(
         total += _positive_part(_row(d, n) - delta)
     gain = div_rn(a, total)
 
-    # More than t magnitudes tie at the maximum: many nearest points; the first tied one stands out.
+    # If more than t magnitudes tie at the maximum, many points are nearest. The first tied magnitude becomes
+    # largest.
     k = tl.sum(tl.where((w == greatest) & (j < SIZE), 1, 0), axis=0)[None, :].to(tl.float64)
     r_first = div_rn(a + sqrt_rn((k - 1) * (k * size - a * a)), k)
     r_other = div_rn(a - r_first, k - 1)
@@ -180,7 +186,8 @@ def _projected_radii(
 def _row(x, n):
     """Row n of x (M, N), float64, as (1, N).
 
-    Added up as integers: where a thread has whole columns the compiler leaves out sums with 0, but not with 0.0.
+    The sum is over integers: if a thread holds whole columns, the compiler omits additions of 0, but not of
+    0.0.
     """
     is_there = tl.arange(0, x.shape[0])[:, None] == n
     bits = tl.sum(tl.where(is_there, x.to(tl.int64, bitcast=True), 0), axis=0)

@@ -11,28 +11,32 @@ from torch import Tensor
 from ...config import Tile
 from .arithmetic import is_finite
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned
-from .order_stats import Bounds, project_2os
+from .order_stats import FieldTables, project_2os
 from .tile_stats import TileProjection, project_tile_stats
 from .transforms import butterfly, compact_fourier
 
 
 class Projection(NamedTuple):
-    """What project(x) projects onto: bounds of the values for every chunk size, then tile statistics."""
+    """Tables of project(x): those of the values for every chunk size, then those of the tile statistics."""
 
-    values: tuple[Bounds, ...]
+    values: tuple[FieldTables, ...]
     tiles: tuple[TileProjection, ...]
 
 
 def project(x: Tensor, projection: Projection) -> Tensor:
-    """2OS on the values of samples (B, C, H, W) for each chunk size, then tile statistics for each tile size."""
+    """Apply 2OS to the values of samples (B, C, H, W) for each chunk size, then project tile statistics for
+    each tile size.
+    """
     values = x.flatten(1)
-    for bounds in projection.values:
-        values = project_2os(values, bounds)
+    for tables in projection.values:
+        values = project_2os(values, tables)
     return project_tile_stats(values.view(x.shape), projection.tiles)
 
 
 def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]) -> Tensor:
-    """W of samples (B, C, H, W), float32 or float64, contiguous; mixing: domains, each a tile and a number of steps."""
+    """Whiten contiguous samples (B, C, H, W), float32 or float64. `mixing`: domains, each a tile and a number
+    of steps.
+    """
     x = project(finite_or_nan(x), projection)
     x = compact_fourier(x.flatten(1), inverse=False).view(x.shape)
     x = project(x, projection)
@@ -46,18 +50,18 @@ def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]
 
 @triton.jit
 def find_non_finite_kernel(x_ptr, found_ptr, size, BLOCK: tl.constexpr):
-    """Notes for a sample if there is a NaN or an infinity in a block of it."""
+    """Set `found` of a sample to 1 if a block of it contains NaN or infinity."""
     num_blocks = tl.cdiv(size, BLOCK)
     place = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
     sample = (tl.program_id(0) // num_blocks).to(tl.int64)
     x = tl.load(x_ptr + sample * size + place, mask=place < size, other=0)
     found = tl.max(tl.where(is_finite(x), 0, 1), axis=0)
-    tl.store(found_ptr + sample, 1, mask=found == 1)  # whoever stores, stores the same
+    tl.store(found_ptr + sample, 1, mask=found == 1)  # all programs that store, store the same value
 
 
 @triton.jit
 def finite_or_nan_kernel(x_ptr, found_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    """Copies a block of a sample; or NaN, if anything was found in the sample."""
+    """Copy a block of a sample, or fill it with NaN if `found` of the sample is 1."""
     num_blocks = tl.cdiv(size, BLOCK)
     place = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
     sample = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -67,7 +71,7 @@ def finite_or_nan_kernel(x_ptr, found_ptr, out_ptr, size, BLOCK: tl.constexpr):
 
 
 def finite_or_nan(x: Tensor) -> Tensor:
-    """A copy of samples (B, C, H, W); one with a non-finite value is NaN throughout."""
+    """Copy samples (B, C, H, W). A sample with a non-finite value becomes NaN throughout."""
     find, copy = _plan(len(x), x[0].numel(), x.dtype)
     found = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     out = torch.empty_like(x)
@@ -78,7 +82,7 @@ def finite_or_nan(x: Tensor) -> Tensor:
 
 @planned
 def _plan(batch: int, size: int, dtype: torch.dtype) -> tuple[Launch, Launch]:
-    """The launches of `finite_or_nan`."""
+    """Return the two launches of `finite_or_nan`."""
 
     def launch(kernel: Any) -> Launch:
         block = LAUNCH_TABLE[kernel.fn.__name__]["values"]

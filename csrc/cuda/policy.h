@@ -1,0 +1,87 @@
+// Tuning constants of the kernels, in one policy for each family of architectures. Plain C++.
+//
+// A policy changes speed, not results. A second policy, such as PolicySm90, needs kernels with the policy as
+// a template parameter, and a launch that chooses among them by compute capability.
+#pragma once
+
+#include <cstdint>
+
+namespace noisetilt::cuda {
+
+// Compute capability 8.0 and newer. kBlockThreads is the largest block that a kernel is compiled for. The
+// launch takes fewer threads on a device with smaller blocks.
+struct PolicySm80 {
+  // Blocks of a grid whose threads stride over the work.
+  static constexpr int64_t kMaxGridBlocks = int64_t(1) << 20;
+
+  // finite.cu
+  struct FiniteOrNan {
+    static constexpr int kBlockThreads = 256;
+    static constexpr int64_t kItemsPerBlock = 4096;  // all of one sample
+  };
+
+  // rank_ranges.cu
+  struct RankRanges {
+    static constexpr int kBlockThreads = 256;
+    // Buckets of a column of M values: the power of two from kBucketsPerSqrt sqrt(M) on. A value stays within
+    // its table if its rank is off by up to some 2 sqrt(M), and the fullest buckets of typical values hold 10
+    // to 20 times the average.
+    static constexpr int32_t kMinBuckets = 256;
+    static constexpr int32_t kBucketsPerSqrt = 64;
+  };
+
+  // order_stats.cuh
+  struct OrderStats {
+    // Chunks up to this size are ranked by comparing all values with all. Longer ones are sorted.
+    static constexpr int32_t kMaxCountedChunk = 32;
+    // Unsettled buckets up to this size are ranked by comparing all values with all. Beyond it, sorting is
+    // faster.
+    static constexpr uint32_t kMaxComparedBucket = 512;
+    // Columns and vectors up to these lengths are ranked by every block on its own, without a team barrier.
+    static constexpr int32_t kMaxSmallColumn = 1024;
+    static constexpr int32_t kMaxSmallVector = 4096;
+    // Counters of which one warp computes the prefix sums.
+    static constexpr int32_t kCountersPerWarp = 1024;
+  };
+
+  // radix_sort.cuh
+  struct RadixSort {
+    static constexpr uint32_t kDigitBits = 8;
+  };
+
+  // whitening.cu
+  struct Project {
+    static constexpr int kBlockThreads = 512;
+    static constexpr int kMinBlocksPerSm = 1;
+    // A unit that was found unsettled skips the rounds of so many projections at most.
+    static constexpr int32_t kMaxPatience = 8;
+    // Mixing tiles are divided between blocks if that gives so many times as many blocks.
+    static constexpr int64_t kMinBlocksGained = 4;
+  };
+
+  // butterfly.cuh and the butterfly kernels of transforms.cu
+  struct Butterfly {
+    static constexpr int kBlockThreads = 512;      // lets several units fit into the registers of a thread
+    static constexpr int32_t kMaxStepsAtOnce = 4;  // in registers
+    static constexpr int32_t kItemsPerUnit = 16;   // values that a thread holds together
+    static constexpr int32_t kMaxBytesPerThread = 256;  // of units
+    static constexpr int64_t kItemsPerBlock = 4096;     // smaller tiles share a block
+  };
+
+  // The kernels of transforms.cu whose threads stride over global memory.
+  struct Strided {
+    static constexpr int kBlockThreads = 256;
+  };
+
+  // wgnc.cu
+  struct Wgnc {
+    static constexpr int kBlockThreads = 128;
+    static constexpr int kSetAsideThreads = 32;
+    static constexpr int kBlocksPerSm = 8;  // of the kernel for any block size
+  };
+};
+
+// Policy that all kernels are compiled with.
+using Policy = PolicySm80;
+
+}  // namespace noisetilt::cuda

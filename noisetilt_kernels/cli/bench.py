@@ -1,0 +1,110 @@
+"""`noisetilt bench`: speed of three operators on this machine.
+
+The repository's `bench/` measures far more.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import click
+import torch
+from torch import Tensor
+
+from .. import python_ref
+from ..backends import backends
+from ..backends import reference as reference_backend
+from ..config import Sample, resolve_preset
+from .errors import explained
+from .timing import median_seconds
+
+
+@click.command()
+@click.option(
+    "--shape",
+    default="16x64x64",
+    show_default=True,
+    metavar="CxHxW",
+    help="Shape of the sample: channels, height, width.",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Device to measure on, such as cpu or cuda:1."
+)
+def bench(shape: str, device: str) -> None:
+    """Measure the speed of the operators on this machine.
+
+    Prints a table with the median time of whiten, project_wgnc and compact_fourier on one sample of Gaussian
+    noise, the time of the pure-PyTorch reference on the same device, and the ratio of the two.
+    """
+    sample = _parse_shape(shape)
+    with explained():
+        from ..runs.settings import check_device
+
+        check_device(device)
+        timings = list(measure(sample, device))
+    click.echo(render(sample, device, timings))
+
+
+def _parse_shape(text: str) -> Sample:
+    extents = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    if len(extents) != 3 or 0 in extents:
+        raise click.UsageError(f"--shape must be written as 16x64x64, got {text!r}")
+    return Sample(extents[0], extents[1], extents[2])
+
+
+class Timing(NamedTuple):
+    """Median times of an operator.
+
+    Attributes:
+        operator: name of the operator.
+        seconds: time on the backend that serves the device.
+        reference_seconds: time of the reference on the same device.
+    """
+
+    operator: str
+    seconds: float
+    reference_seconds: float
+
+
+def measure(shape: Sample, device: str, min_run_time: float = 1.0) -> Iterator[Timing]:
+    """Time three operators and their references on one sample of Gaussian noise.
+
+    Args:
+        shape: shape of the sample.
+        device: device of the sample.
+        min_run_time: seconds to measure each function for.
+
+    Raises:
+        ValueError: an operator does not take samples of this shape.
+    """
+    x = torch.randn(1, shape.channels, shape.height, shape.width, device=device)
+    flat = x.flatten(1)
+    config = resolve_preset("auto", shape, 1e-4)
+    cases: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "whiten": (lambda: torch.ops.noisetilt.whiten(x), lambda: reference_backend.whiten(x, config)),
+        "project_wgnc": (
+            lambda: torch.ops.noisetilt.project_wgnc(flat),
+            lambda: python_ref.project_wgnc(flat),
+        ),
+        "compact_fourier": (
+            lambda: torch.ops.noisetilt.compact_fourier(flat),
+            lambda: python_ref.compact_fourier(flat),
+        ),
+    }
+    for operator, (kernel, definition) in cases.items():
+        kernel()  # the first call also makes the tables
+        yield Timing(operator, median_seconds(kernel, min_run_time), median_seconds(definition, min_run_time))
+
+
+def render(shape: Sample, device: str, timings: list[Timing]) -> str:
+    """Return the timings as a text table."""
+    status = backends()[torch.device(device).type]
+    size = "x".join(map(str, shape[:3]))
+    lines = [
+        f"{size} Gaussian noise, float32, {device}: {status.backend}, {status.detail}",
+        f"{'operator':<18}{'ms':>10}{'reference, ms':>16}{'ratio':>9}",
+    ]
+    lines += [
+        f"{name:<18}{1e3 * seconds:>10.3f}{1e3 * reference:>16.2f}{reference / seconds:>8.1f}x"
+        for name, seconds, reference in timings
+    ]
+    return "\n".join(lines)

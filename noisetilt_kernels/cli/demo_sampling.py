@@ -1,0 +1,70 @@
+"""Second part of `noisetilt demo`: reward-guided sampling of a small bundled model with every sampler.
+
+Needs diffusers, transformers, matplotlib and pillow.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..rewards import parse_rewards
+from ..rewards.digits import WORDS
+from ..runs import comparison
+from ..runs.files import write_whole
+from ..runs.settings import ComputeOptions, Settings
+from ..runs.table import text
+from ..sampling.methods import Method
+
+METHODS = (
+    Method("ntrk", {"operator": "w", "rho": 0.01}),
+    Method("ntrk", {"operator": "wgnc", "rho": 0.01}),
+    Method("ntrk", {"operator": "norm", "rho": 0.01}),
+    Method("ntrk", {"operator": "identity", "rho": 0.01}),
+    Method("dps", {"strength": 25.0}),
+    Method("svdd", {"candidates": 2}),
+    Method("base"),
+)
+"""Every sampler, and NTRK with every operator."""
+
+SEEDS = 6
+"""Images for each of the ten prompts."""
+
+BEST_OF = (1, 2)
+"""Values of n for best of n. Best of 2 needs as many function evaluations as svdd with 2 candidates."""
+
+
+def settings(seed: int) -> Settings:
+    """Return the settings: ten digits, steered toward brightness.
+
+    White strokes on black make that more ink.
+    """
+    return Settings(
+        model="digits",
+        prompts=tuple(f"a handwritten {word}" for word in WORDS),
+        method=METHODS[0],
+        rewards=parse_rewards("brightness"),
+        held_out=parse_rewards("digit-judge"),
+        particles=SEEDS,
+        seed=seed,
+    )
+
+
+def run(seed: int, picture: Path) -> tuple[str, list[Path]]:
+    """Sample with every method, and write a contact sheet and plots.
+
+    Args:
+        seed: seed of the samplers.
+        picture: path of the first part's picture; the names of the new pictures begin with its stem.
+
+    Returns:
+        The table as text, and the paths of the pictures.
+    """
+    pictures = []
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        rows = comparison.compare(
+            settings(seed), METHODS, ComputeOptions(micro_batch=20, progress=True), out, BEST_OF
+        )
+        for written in ("contact-sheet.png", "comparison.png"):
+            pictures.append(picture.with_name(f"{picture.stem}-{written}"))
+            write_whole(pictures[-1], (out / written).read_bytes())
+    return text(rows), pictures

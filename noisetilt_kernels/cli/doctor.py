@@ -1,0 +1,168 @@
+"""`noisetilt doctor`: what is installed here and which backend serves each device."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ..backends import FORCED, backends, library, tables
+from ..versions import versions
+
+Report = dict[str, Any]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Show what is installed and which backend serves each device.
+
+    The last line is the verdict. It names the backend of each device that is present, or says how to get the
+    compiled kernels.
+    """
+    report = examine()
+    click.echo(json.dumps(report, indent=2) if as_json else render(report))
+
+
+def examine() -> Report:
+    """Return the state of this installation as a JSON object.
+
+    Returns:
+        versions: versions of the package, Python, torch, and of the optional packages that are installed.
+        platform: operating system and architecture.
+        cpu: model, cores this process may use, torch_threads, and variant of the compiled kernels (or None).
+        cuda: version of CUDA that torch was built for (or None), and names of the devices.
+        library: path of the compiled library in use and its build flags; or failure, the reason why there is
+            none, and how_to_build.
+        cuda_library: path, failure and build flags of the CUDA library; its failure is also the reason why
+            the cuda backend refuses.
+        forced_backend: backend named by NOISETILT_BACKEND (or None).
+        devices: for each device type: present, the backend that serves it, and for every preferred backend
+            the reason why it does not.
+        table_cache: directory, number of files and bytes of the confidence tables kept on disk.
+        verdict: one line of text.
+    """
+    report: Report = {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cuda": _cuda(),
+        "library": _compiled_library(),
+        "cuda_library": _cuda_library(),
+        "forced_backend": None if FORCED is None else FORCED.NAME,
+        "devices": _devices(),
+        "table_cache": _table_cache(),
+    }
+    report["verdict"] = _verdict(report)
+    return report
+
+
+def render(report: Report) -> str:
+    """Return the report of `examine` as aligned text; the last line is the verdict."""
+    rows = list(report["versions"].items())
+    rows.append(("platform", report["platform"]))
+    rows += _render_hardware(report)
+    rows += _render_library("library", report["library"])
+    rows += _render_library("cuda library", report["cuda_library"])
+    if report["forced_backend"] is not None:
+        rows.append(("NOISETILT_BACKEND", report["forced_backend"]))
+    for device, status in report["devices"].items():
+        absent = "" if status["present"] else "  (no such device here)"
+        rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
+        rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
+    cache = report["table_cache"]
+    rows.append(
+        ("table cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)")
+    )
+
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:{width}}  {text}" for label, text in rows]
+    return "\n".join([*lines, "", report["verdict"]])
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "model": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "variant": library.build_info().get("variant"),
+    }
+
+
+def _cpu_model() -> str:
+    # on Linux platform.processor() gives at most the architecture; on aarch64 /proc/cpuinfo names no model
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cuda() -> dict[str, Any]:
+    return {
+        "version": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _compiled_library() -> dict[str, Any]:
+    if library.failure is not None:
+        return {"path": None, "failure": library.failure, "how_to_build": library.HOW_TO_BUILD, "build": {}}
+    path = str(library.path("_C"))
+    return {"path": path, "failure": None, "how_to_build": None, "build": library.build_info()}
+
+
+def _cuda_library() -> dict[str, Any]:
+    path = None if library.cuda_failure is not None else str(library.path("_C_cuda"))
+    return {"path": path, "failure": library.cuda_failure, "build": library.cuda_build_info()}
+
+
+def _devices() -> dict[str, Any]:
+    return {
+        device: {
+            "present": device == "cpu" or (device == "cuda" and torch.cuda.is_available()),
+            "backend": status.backend,
+            "detail": status.detail,
+            "refused": dict(status.refused),
+        }
+        for device, status in backends().items()
+    }
+
+
+def _table_cache() -> dict[str, Any]:
+    directory = tables.cache_directory()
+    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
+    return {"directory": str(directory), "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _verdict(report: Report) -> str:
+    cpu = report["devices"]["cpu"]["backend"]
+    if cpu == "reference" and report["forced_backend"] is None:
+        return f"cpu: slow pure-PyTorch reference; for the compiled kernels {library.HOW_TO_BUILD}"
+    return "; ".join(
+        f"{device}: {status['backend']}, {status['detail']}"
+        for device, status in report["devices"].items()
+        if status["present"]
+    )
+
+
+def _render_hardware(report: Report) -> list[tuple[str, str]]:
+    cpu, cuda = report["cpu"], report["cuda"]
+    version = (
+        "torch is built without CUDA" if cuda["version"] is None else f"torch is built for {cuda['version']}"
+    )
+    return [
+        ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads"),
+        ("cuda", f"{', '.join(cuda['devices']) or 'no device'}; {version}"),
+    ]
+
+
+def _render_library(label: str, library: dict[str, Any]) -> list[tuple[str, str]]:
+    if library["failure"] is not None:
+        return [(label, f"not in use: {library['failure']}")]
+    return [(label, library["path"]), *((f"  {key}", value) for key, value in library["build"].items())]

@@ -1,0 +1,130 @@
+"""Registration of the public operators with PyTorch: dispatch to a backend, fake tensors and gradients.
+
+Each operator is defined by a function that checks the arguments and returns a `Plan`. The same function
+serves the fake (meta) implementation, so `torch.compile` reports a mistake with the same message.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd_shortcut
+from .backends import backend_for
+from .backends import library as _library  # noqa: F401  (defines the operators)
+from .backends.tables import Extents
+
+_CALLS_KEPT = 256
+_HASHABLE = (int, float, bool, str)
+
+_registry = torch.library.Library("noisetilt", "IMPL")
+
+
+class Plan(NamedTuple):
+    """Result of checking the arguments of a call: how to run it."""
+
+    sample_shape: tuple[int, ...]
+    run: Callable[..., Tensor]
+    """Function of the backend, contiguous samples (B, *sample_shape) and other tensors. Returns samples."""
+    tile_size: int = 0
+    """See `Extents`."""
+    block_size: int = 0
+
+
+def register(name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0) -> None:
+    """Implement operator `name`.
+
+    Args:
+        make_plan: function of the operator's arguments that checks them and returns a plan. A plan depends
+            only on the metadata of the tensors and on the other arguments, and is kept for later calls.
+        num_tensors: number of tensor arguments that follow x.
+    """
+    calls: dict[Any, Callable[..., Tensor]] = {}
+
+    def implementation(x: Tensor, *args: Any) -> Tensor:
+        key = (
+            x.shape,
+            x.dtype,
+            x.device,
+            *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args],
+        )
+        call = calls.get(key)
+        if call is None:
+            call = _prepare(name, make_plan(x, *args), x)
+            if len(calls) == _CALLS_KEPT:
+                calls.clear()
+            calls[key] = call
+        return call(x, *args[:num_tensors])
+
+    def fake(x: Tensor, *args: Any) -> Tensor:
+        make_plan(x, *args)
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    _registry.impl(name, implementation, "CompositeExplicitAutograd")
+    autograd_shortcut.register(_registry, name, implementation, num_tensors)
+    torch.library.register_fake(f"noisetilt::{name}", fake, lib=_registry)
+
+
+def register_without_gradient(name: str) -> None:
+    """Make the backward of operator `name` an error that explains why there is no gradient."""
+    public = name.strip("_").removesuffix("_config")
+
+    def backward(ctx: Any, grad: Tensor) -> None:
+        raise NotImplementedError(
+            f"{public} has no gradient: it is a projection, meant for a gradient and not for the graph that "
+            "makes one. Pass x.detach(), or call it under torch.no_grad()."
+        )
+
+    torch.library.register_autograd(f"noisetilt::{name}", backward, lib=_registry)
+
+
+def register_gradient(name: str, backward: Callable[..., Tensor]) -> None:
+    """Make `backward(grad, *arguments)` the gradient of operator `name`. `arguments` are those after x.
+
+    It returns the gradient of x.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.arguments = inputs[1:]
+
+    def of_all_arguments(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return backward(grad, *ctx.arguments), *[None] * len(ctx.arguments)
+
+    torch.library.register_autograd(
+        f"noisetilt::{name}", of_all_arguments, setup_context=setup_context, lib=_registry
+    )
+
+
+def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
+    """Return the plan as a function of any tensor of x's shape, dtype and device, and the other tensors.
+
+    The function converts x to contiguous float32 or float64 samples. Its result has x's dtype and shape.
+    """
+    if x.numel() == 0:
+        return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
+    sample_shape, run, tile_size, block_size = plan
+    backend = backend_for(op, x.device, Extents(math.prod(sample_shape), tile_size, block_size))
+    reshaped = x.shape[1:] != sample_shape
+    half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
+
+    def call(x: Tensor, *tensors: Tensor) -> Tensor:
+        samples = x.float() if half else x.resolve_conj() if lazy else x
+        if not samples.is_contiguous():
+            samples = samples.contiguous()
+        if reshaped:
+            samples = samples.view(-1, *sample_shape)
+        result = run(backend, samples, *tensors)
+        if half:
+            result = result.to(x.dtype)
+        return result.view_as(x) if reshaped else result
+
+    return call
+
+
+def _metadata(arg: Any) -> Any:
+    """Return what a plan may depend on, as a hashable value."""
+    if type(arg) is list:
+        return tuple(arg)
+    return (arg.shape, arg.stride(), arg.dtype, arg.device) if isinstance(arg, Tensor) else arg

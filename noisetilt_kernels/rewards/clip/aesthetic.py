@@ -1,0 +1,125 @@
+"""Aesthetic quality by LAION's predictor on the image embeddings of CLIP. Needs transformers."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ..checks import RewardError, check_batch
+from ..loading import default_dtype, load_model, load_preprocessing, model_config
+from ..registry import default_source
+from .linear_head import linear_head
+
+SOURCE = default_source("aesthetic")
+
+PREDICTOR_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+"""File of the predictor as published (github.com/christophschuhmann/improved-aesthetic-predictor)."""
+
+CLIP = default_source("clip")
+"""Hub id of the CLIP model that the predictor was trained on."""
+
+
+class AestheticScore:
+    """Aesthetic score by LAION's aesthetic predictor V2 (sac+logos+ava1, linear) on CLIP ViT-L/14.
+
+    Most values are from 1 to 10. Prompts are not used. Images (B, 3, H, W) in [0, 1] of any size and B
+    prompts -> float32 (B,). The weights are frozen.
+
+    Args:
+        source: one of
+            - a hub id or folder in the format of transformers: vision model and predictor in one checkpoint;
+            - a folder with the published predictor, `sac+logos+ava1-l14-linearMSE.pth`, beside the files of
+              the CLIP model. Without these, the CLIP model is loaded from the hub (`CLIP`).
+        device: device of the model and of the images.
+        dtype: dtype of the vision model; None is bfloat16 on GPUs and float32 on the CPU. The predictor is
+            float32.
+
+    Raises:
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = SOURCE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        device = torch.device(device)
+        files = sorted(Path(source).glob("*.pth"))
+        if len(files) > 1:
+            raise RewardError(
+                f"aesthetic: {source} must hold one .pth file, got {', '.join(f.name for f in files)}"
+            )
+        alone = files and not (files[0].parent / "config.json").exists()
+        clip = CLIP if alone else str(source)
+        config = _vision_config(clip)
+        self._preprocess = load_preprocessing("aesthetic", clip, config.image_size)
+        if files:
+            vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
+            predictor = _read_predictor(files[0], config.projection_dim)
+        else:
+            wanted = (
+                f"vision model and predictor in one, such as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
+            )
+            vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
+            predictor = vision.layers
+            del vision.layers  # stays float32
+        self._predictor = list(predictor.requires_grad_(False).to(device).values())
+        self._vision = vision.to(device=device, dtype=dtype or default_dtype(device))
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_batch("aesthetic", images, prompts)
+        pixels = self._preprocess(images).to(self._vision.dtype)
+        score = functional.normalize(self._vision(pixel_values=pixels).image_embeds.float(), dim=-1)
+        for layer in self._predictor:
+            score = layer(score)
+        return score[:, 0]
+
+
+class VisionModel(CLIPVisionModelWithProjection):
+    """Vision half of a CLIP model; the checkpoint may hold the text half as well."""
+
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, declared like this in transformers
+        r"^text_(model|projection)\.",
+        "^logit_scale$",
+        "position_ids",
+    ]
+
+
+class VisionModelWithPredictor(VisionModel):
+    """Vision half and aesthetic predictor, named as in the published conversion for transformers."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__(config)
+        self.layers = linear_head(config.projection_dim)
+        self.post_init()
+
+
+def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        predictor = linear_head(width)
+        predictor.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
+        raise RewardError(
+            f"aesthetic: {file} must be LAION's linear predictor V2 for embeddings of width {width}, a state "
+            f"dict with layers 0, 2, 4, 6 and 7; download {PREDICTOR_FILE} again"
+        ) from None
+    return predictor
+
+
+def _vision_config(source: str) -> Any:
+    """Return the vision configuration of a source that holds a whole CLIP model or its vision half."""
+    types = ["clip", "clip_vision_model", "aesthetics_predictor"]
+    config = dict(model_config("aesthetic", source, types))
+    if config["model_type"] != "clip":
+        return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})
+    both = CLIPConfig.from_dict(config)
+    vision: Any = both.vision_config
+    vision.projection_dim = both.projection_dim
+    return vision

@@ -1,0 +1,151 @@
+"""Published checkpoints that are one file by torch.save, in another format than that of transformers."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.utils import cached_file
+
+from ...hub import explain_failure, first_sentence
+from ..checks import RewardError, first_of
+from ..loading import AnyModel, check_source
+
+_FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueError, pickle.UnpicklingError)
+"""Exceptions that torch.load raises for files that are broken, or hold more than tensors."""
+
+
+def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
+    """Return the .pt file of a source and the folder or hub id it belongs to, or None without such a file.
+
+    A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
+
+    Raises:
+        RewardError: the file does not exist or cannot be downloaded, or the folder has several.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path, str(path.parent)
+    if path.is_dir():
+        files = sorted(path.glob("*.pt"))
+        if len(files) > 1:
+            raise RewardError(
+                f"{reward}: {source} holds several .pt files ({', '.join(file.name for file in files)}); "
+                "name one of them as the source"
+            )
+        return (files[0], source) if files else None
+    model, colon, name = source.rpartition(":")
+    if not name.endswith(".pt"):
+        return None
+    if not colon:
+        raise RewardError(
+            f"{reward}: there is no file {source}; name the file of the weights, or ID:FILE on the Hugging "
+            "Face hub"
+        )
+    check_source(reward, model)
+    try:
+        return Path(cached_file(model, name)), model
+    except OSError as error:
+        raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
+
+
+def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU. No code in the file is run.
+
+    The checkpoint of a training run has them under "state_dict".
+
+    Raises:
+        RewardError: the file is broken or holds something else.
+    """
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except _FAILURES as error:
+        raise RewardError(
+            f"{reward}: {file} cannot be read as weights by torch.save ({first_sentence(error)}); download "
+            "it again"
+        ) from None
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not any(isinstance(value, Tensor) for value in tensors.values()):
+        raise RewardError(
+            f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; download it again"
+        )
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def load_tensors(
+    reward: str,
+    model_class: type[AnyModel],
+    file: Path,
+    config: PretrainedConfig,
+    wanted: str,
+    tensors: Mapping[str, Tensor],
+) -> AnyModel:
+    """Return the model with these tensors as frozen weights in float32, on the CPU.
+
+    Args:
+        reward, file, wanted: name of the reward, file of the tensors, and what it should hold, for errors.
+        tensors: weights by the names that transformers uses.
+
+    Raises:
+        RewardError: tensors are missing or have other shapes.
+    """
+    loaded: Any = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    model, info = loaded
+    wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if wrong:
+        raise RewardError(
+            f"{reward}: {file} lacks {first_of(wrong)}, or has it in another shape; name a source that has "
+            f"{wanted}"
+        )
+    frozen: AnyModel = model.eval().requires_grad_(False)
+    return frozen
+
+
+def shape_of(reward: str, file: Path, tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    """Return the shape of one of the tensors.
+
+    Raises:
+        RewardError: the tensor is missing or has not `dims` dimensions.
+    """
+    shape = tuple(tensors[name].shape) if name in tensors else None
+    if shape is None or len(shape) != dims:
+        raise RewardError(
+            f"{reward}: {file} must hold {name} with {dims} dimensions, got {shape}; the file belongs to "
+            "another model, so name another one as the source"
+        )
+    return shape
+
+
+def heads_of(reward: str, file: Path, what: str, width: int, head_width: int) -> int:
+    """Return the number of attention heads of a transformer, which cannot be read from its tensors.
+
+    Args:
+        what: part of the model, for the error.
+        width: width of the transformer.
+        head_width: width of a head.
+
+    Raises:
+        RewardError: the width is not a multiple of the head width.
+    """
+    if width % head_width:
+        raise RewardError(
+            f"{reward}: the width of {what} in {file} must be a multiple of {head_width}, got {width}; the "
+            "file belongs to another model, so name another one as the source"
+        )
+    return width // head_width
+
+
+def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Return the number of layers, whose tensors are called prefix + "0.", prefix + "1.", and so on."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    return len(numbers)

@@ -1,0 +1,116 @@
+"""Conversion of a ViT-H/14 of open_clip into a `CLIPModel` of transformers.
+
+Tensors are renamed, the projections are transposed, and the joint q, k and v are split.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import CLIPConfig
+
+from .checkpoint import count_layers, heads_of, shape_of
+
+VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64
+"""Widths of an attention head in open_clip's ViT-H-14, which has 16 heads in each half."""
+
+_PARTS = {
+    "logit_scale": "logit_scale",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # spelled like this in transformers
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+}
+_PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+"""Projections, transposed: open_clip multiplies from the right, transformers has linear layers."""
+
+_HALVES = {"visual.transformer.resblocks.": "vision_model", "transformer.resblocks.": "text_model"}
+_IN_LAYERS = {
+    "ln_1": "layer_norm1",
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def to_transformers(
+    reward: str, file: Path, tensors: Mapping[str, Tensor]
+) -> tuple[CLIPConfig, dict[str, Tensor]]:
+    """Return the configuration and the tensors of the `CLIPModel` that computes the same.
+
+    Tensors that the model does not have, such as `attn_mask`, are dropped. A missing tensor is reported when
+    the model is loaded.
+
+    Args:
+        reward, file: name of the reward and file of the tensors, for errors.
+        tensors: weights by the names of open_clip's ViT-H-14; the sizes are read from them.
+
+    Raises:
+        RewardError: the tensors belong to another model.
+    """
+    return _config(reward, file, tensors), dict(_renamed(tensors))
+
+
+def _config(reward: str, file: Path, tensors: Mapping[str, Tensor]) -> CLIPConfig:
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        return shape_of(reward, file, tensors, name, dims)
+
+    width, _, patch, _ = shape("visual.conv1.weight", 4)
+    positions, _ = shape("visual.positional_embedding", 2)
+    vocabulary, text_width = shape("token_embedding.weight", 2)
+    length, _ = shape("positional_embedding", 2)
+    _, embedding = shape("visual.proj", 2)
+    side = round((positions - 1) ** 0.5)  # in patches; one position belongs to the class token
+    return CLIPConfig(
+        projection_dim=embedding,
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+            "num_hidden_layers": count_layers(tensors, "visual.transformer.resblocks."),
+            "num_attention_heads": heads_of(reward, file, "the vision half", width, VISION_HEAD_WIDTH),
+            "image_size": side * patch,
+            "patch_size": patch,
+            "hidden_act": "gelu",
+            "projection_dim": embedding,
+        },
+        text_config={
+            "hidden_size": text_width,
+            "intermediate_size": shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+            "num_hidden_layers": count_layers(tensors, "transformer.resblocks."),
+            "num_attention_heads": heads_of(reward, file, "the text half", text_width, TEXT_HEAD_WIDTH),
+            "max_position_embeddings": length,
+            "vocab_size": vocabulary,
+            # open_clip reads the embedding at the largest token number, the last of the vocabulary
+            "eos_token_id": vocabulary - 1,
+            "bos_token_id": vocabulary - 2,
+            "hidden_act": "gelu",
+            "projection_dim": embedding,
+        },
+    )
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        if name in _PARTS:
+            yield _PARTS[name], tensor
+        elif name in _PROJECTIONS:
+            yield _PROJECTIONS[name], tensor.T.contiguous()
+        elif layer := re.fullmatch(
+            rf"({'|'.join(map(re.escape, _HALVES))})(\d+)\.(.+?)[._](weight|bias)", name
+        ):
+            prefix, number, part, kind = layer.groups()
+            layer_name = f"{_HALVES[prefix]}.encoder.layers.{number}"
+            if part == "attn.in_proj":
+                for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+                    yield f"{layer_name}.self_attn.{letter}_proj.{kind}", third.contiguous()
+            elif part in _IN_LAYERS:
+                yield f"{layer_name}.{_IN_LAYERS[part]}.{kind}", tensor

@@ -1,0 +1,109 @@
+"""Agreement of image and prompt by VQAScore: the probability that a vision-language model answers "Yes"."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from ..checks import check_batch
+from ..loading import default_dtype, load_model, model_config, processor_config
+from ..registry import default_source
+from .qwen import Chat, image_patches, recompute_blocks
+
+SOURCE = default_source("vqascore")
+
+QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
+ANSWER = "Yes"
+
+
+class VqaScore:
+    """VQAScore: probability that Qwen2.5-VL answers `QUESTION` with "Yes" (Lin et al., arXiv 2404.01291).
+
+    The value, from 0 to 1, is the probability of the token "Yes" among all tokens as the first token of the
+    answer, not its logarithm. The gradient has a factor of at most P (1 - P), so it is small where the model
+    is certain. Methods that normalize the gradient are not affected.
+
+    Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen. Images
+    are processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient.
+    Activations are recomputed in the backward pass.
+
+    Args:
+        source: folder or hub id of a Qwen2.5-VL of any size, with its tokenizer and image processor.
+        device: device of the model and of the images.
+        dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
+
+    Raises:
+        RewardError: the weights or their files are missing or do not match; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = SOURCE,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        source, device = str(source), torch.device(device)
+        config: Any = Qwen2_5_VLConfig.from_dict(dict(model_config("vqascore", source, ["qwen2_5_vl"])))
+        self._patches = image_patches("vqascore", config.vision_config, processor_config("vqascore", source))
+        self._chat = Chat("vqascore", [source], "image", config.image_token_id)
+        self._yes = self._chat.one_token(ANSWER)
+        model: Any = load_model(
+            "vqascore",
+            Qwen2_5_VLForConditionalGeneration,
+            source,
+            config,
+            "a whole Qwen2.5-VL model",
+            dtype or default_dtype(device),
+        )
+        recompute_blocks(model.model)
+        self._model = model.to(device)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_batch("vqascore", images, prompts)
+        return torch.stack(
+            [self._yes_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        )
+
+    def _yes_of(self, image: Tensor, prompt: str) -> Tensor:
+        """Return the probability of "Yes", a scalar, for one image (3, H, W)."""
+        pixels, grid = self._patches(image[None])
+        _, down, across = self._patches.tokens(grid)
+        tokens = self._chat.tokens(QUESTION.format(prompt=prompt), down * across)
+        start = int((tokens == self._model.config.image_token_id).nonzero()[0])
+        hidden = self._model.model(
+            input_ids=tokens[None].to(pixels.device),
+            position_ids=positions(len(tokens), start, down, across).to(pixels.device),
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            use_cache=False,
+        ).last_hidden_state
+        logits = self._model.lm_head(hidden[0, -1]).float()
+        return logits.softmax(dim=0)[self._yes]
+
+
+def positions(length: int, start: int, down: int, across: int) -> Tensor:
+    """Return Qwen2-VL's positions (3, 1, length) of the tokens of a text with one image.
+
+    The three numbers of a token are time, row and column. A text token has three equal numbers, one more than
+    the token before. The tokens of the image have the same time. The text after the image continues after its
+    longer side.
+
+    Args:
+        length: number of tokens, those of the image included.
+        start: index of the first token of the image.
+        down, across: rows and columns of the image, in tokens.
+    """
+    text = torch.arange(length).expand(3, -1)
+    image = start + torch.stack(
+        [
+            torch.zeros(down * across, dtype=torch.int64),
+            torch.arange(down).repeat_interleave(across),
+            torch.arange(across).repeat(down),
+        ]
+    )
+    rest = length - start - down * across
+    after = start + max(down, across) + text[:, :rest]
+    return torch.cat([text[:, :start], image, after], dim=1)[:, None]

@@ -1,0 +1,59 @@
+"""The base sampler: the unguided reverse SDE of a flow (DESIGN section 7; NoiseTilt eq. 4)."""
+
+from collections.abc import Sequence
+
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow, velocity_of
+from .loop import start_particles
+from .options import SamplerOptions
+from .protocols import FlowModel, Reward
+from .registry import register_sampler
+from .result import Result
+from .schedules import Schedule
+from .steps import advance
+
+
+def check_base(*, steps: int, schedule: str | Schedule) -> None:
+    """Raise ValueError or TypeError for an argument of `base` out of its range."""
+    check_flow("base", steps, schedule)
+
+
+@register_sampler(
+    kind="flow", needs_gradient=False, check=check_base, nfe=lambda arguments: arguments["steps"]
+)
+def base(
+    model: FlowModel,
+    reward: Reward,
+    prompts: str | Sequence[str],
+    *,
+    steps: int = DEFAULT_STEPS,
+    schedule: str | Schedule = DEFAULT_SCHEDULE,
+    options: SamplerOptions | None = None,
+) -> Result:
+    """Sample without guidance, by the reverse SDE of the flow (NoiseTilt eq. 4).
+
+    The reward judges finished images only. NFE per particle: steps.
+
+    Args:
+        model: flow to sample from.
+        reward: function that judges the images.
+        prompts: one prompt for each particle; a string is one particle.
+        steps: number of steps, at least 1.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range (raised before any work), or the model or the
+            reward returns a wrong shape.
+        NonFiniteError: a reward or latent is not finite.
+    """
+    check_base(steps=steps, schedule=schedule)
+    plan = plan_flow("base", model, steps, schedule)
+    with start_particles("base", model, reward, prompts, options, steps) as particles:
+        for batch in particles.batches():
+            x = batch.draw()
+            for step in plan[:-1]:
+                velocity = velocity_of(batch, model, x, step.t, batch.prompts)
+                x = advance(x, velocity, step, batch.draw())
+                batch.record(step.index, step.t)
+            finish_flow(batch, model, x, plan[-1])
+        return particles.result()

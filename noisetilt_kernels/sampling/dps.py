@@ -1,0 +1,72 @@
+"""DPS, the mean-shifted reverse kernel (DESIGN section 7; NoiseTilt eq. 6)."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..checks import check_number
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .gradients import flow_guidance
+from .loop import start_particles
+from .options import SamplerOptions
+from .protocols import FlowModel, Reward
+from .registry import register_sampler
+from .result import Result
+from .schedules import Schedule
+from .steps import advance
+
+
+def check_dps(*, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule) -> None:
+    """Raise ValueError or TypeError for an argument of `dps` out of its range."""
+    if not callable(strength):
+        check_number("dps", "strength", strength, -math.inf)
+    check_flow("dps", steps, schedule)
+
+
+@register_sampler(kind="flow", needs_gradient=True, check=check_dps, nfe=lambda arguments: arguments["steps"])
+def dps(
+    model: FlowModel,
+    reward: Reward,
+    prompts: str | Sequence[str],
+    *,
+    strength: float | Callable[[float], float],
+    steps: int = DEFAULT_STEPS,
+    schedule: str | Schedule = DEFAULT_SCHEDULE,
+    options: SamplerOptions | None = None,
+) -> Result:
+    """Sample with lambda_t grad r(x0_hat) added to the mean of each step (NoiseTilt eq. 6).
+
+    With strength = 0 the latents are those of `base`, bit for bit. NFE per particle: steps, because the
+    forward for the gradient gives the velocity as well.
+
+    Args:
+        model: flow to sample from.
+        reward: differentiable function of the images, to be increased.
+        prompts: one prompt for each particle; a string is one particle.
+        strength: factor lambda_t of the gradient. Pass a number or a function of t. It multiplies the
+            gradient itself, so a good value depends on the reward.
+        steps: number of steps, at least 1.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range (raised before any work), or the model or the
+            reward returns a wrong shape or has no gradient.
+        NonFiniteError: a reward, gradient or latent is not finite.
+    """
+    check_dps(strength=strength, steps=steps, schedule=schedule)
+    plan = plan_flow("dps", model, steps, schedule)
+    with start_particles("dps", model, reward, prompts, options, steps) as particles:
+        for batch in particles.batches():
+            x = batch.draw()
+            for step in plan[:-1]:
+                guidance = flow_guidance(batch, model, x, step)
+                scale = strength(step.t) if callable(strength) else strength
+                x = advance(x, guidance.output, step, batch.draw())
+                x = torch.where(guidance.usable, x + scale * guidance.gradient, x)
+                batch.record(
+                    step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks
+                )
+            finish_flow(batch, model, x, plan[-1])
+        return particles.result()

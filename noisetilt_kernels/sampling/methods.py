@@ -1,0 +1,151 @@
+"""Methods: a sampler by name with its arguments, as commands and run folders write it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checks import check_choice
+from .operators import operator_by_name
+from .options import SamplerOptions
+from .protocols import FlowModel, OneStepModel, Reward
+from .registry import REQUIRED, SAMPLERS, Sampler
+from .result import Result
+from .schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler and its arguments. A missing argument has the sampler's default.
+
+    Args:
+        name: name of a sampler in SAMPLERS.
+        arguments: keyword arguments of the sampler; `schedule` and `scale` describe a `Schedule`.
+
+    Raises:
+        ValueError: an unknown name, an argument that the sampler does not have, or a missing one without a
+            default.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_choice("Method", "method", self.name, SAMPLERS)
+        parameters = self.sampler.parameters
+        for name in self.arguments:
+            if name not in parameters:
+                raise ValueError(f"{self.name} has no argument {name!r}; it has: {', '.join(parameters)}")
+        if "scale" in self.arguments and "schedule" not in self.arguments:
+            raise ValueError(
+                f"{self.name}: scale={self.arguments['scale']} needs the schedule that it scales"
+            )
+        for name, parameter in parameters.items():
+            if parameter.default is REQUIRED and name not in self.arguments:
+                raise ValueError(
+                    f"{self.name} needs {name}, which has no default because it depends on the reward"
+                )
+
+    def sample(
+        self,
+        model: FlowModel | OneStepModel,
+        reward: Reward,
+        prompts: str | Sequence[str],
+        options: SamplerOptions | None = None,
+    ) -> Result:
+        """Run the sampler."""
+        arguments = _with_schedule(self.arguments)
+        return self.sampler.function(model, reward, prompts, options=options, **arguments)
+
+    def check(self) -> None:
+        """Raise ValueError for an argument out of its range."""
+        try:
+            self.sampler.check(**_with_schedule(self._all_arguments))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the operator does not take latents of this shape."""
+        if "operator" in self.sampler.parameters:
+            operator_by_name(self.name, self.argument("operator"), shape)
+
+    @property
+    def sampler(self) -> Sampler:
+        """Record of the sampler."""
+        return SAMPLERS[self.name]
+
+    @property
+    def one_step(self) -> bool:
+        """True for a sampler of one-step models, False for a sampler of flows."""
+        return self.sampler.kind == "one-step"
+
+    @property
+    def needs_gradient(self) -> bool:
+        """True if the sampler uses the gradient of the reward."""
+        return self.sampler.needs_gradient
+
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations for each particle."""
+        return self.sampler.nfe(self._all_arguments)
+
+    def particles_at_once(self, micro_batch: int) -> int:
+        """Return the number of particles in a micro-batch of so many entries, at least 1."""
+        return max(1, micro_batch // self.sampler.entries(self._all_arguments))
+
+    def argument(self, name: str) -> Any:
+        """Return the value of an argument, given or by default."""
+        return self.arguments[name] if name in self.arguments else self.sampler.parameters[name].default
+
+    @property
+    def _all_arguments(self) -> dict[str, Any]:
+        return {name: self.argument(name) for name in self.sampler.parameters}
+
+    def __str__(self) -> str:
+        """Return the text that `parse_method` reads."""
+        arguments = ",".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.name}:{arguments}" if arguments else self.name
+
+
+def parse_method(text: str) -> Method:
+    """Parse a method such as "ntrk" or "ntrk:rho=0.1,operator=w".
+
+    Raises:
+        ValueError: the text has another form, an argument is given twice, or `Method` refuses the arguments.
+    """
+    return Method(*split_method(text))
+
+
+def split_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a method in text form, without a check of either.
+
+    Raises:
+        ValueError: the text has another form, or an argument is given twice.
+    """
+    name, _, listed = text.partition(":")
+    arguments: dict[str, Any] = {}
+    for part in filter(None, listed.split(",")):
+        argument, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"method {text!r}: {part!r} must be written argument=value")
+        if argument in arguments:
+            raise ValueError(f"method {text!r}: {argument} must be given once")
+        arguments[argument] = _value(value)
+    return name.strip(), arguments
+
+
+def _with_schedule(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with schedule and scale replaced by a `Schedule`."""
+    merged = dict(arguments)
+    scale = merged.pop("scale", None)
+    if "schedule" in merged:
+        merged["schedule"] = Schedule(merged["schedule"], scale)
+    return merged
+
+
+def _value(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return text

@@ -1,0 +1,82 @@
+"""NTRK, the noise-tilted reverse kernel (DESIGN section 7; NoiseTilt eq. 11 and 12)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..checks import check_choice, check_number
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .gradients import cosines, flow_guidance
+from .loop import start_particles
+from .operators import OPERATORS, operator_by_name
+from .options import SamplerOptions
+from .protocols import FlowModel, Reward
+from .registry import register_sampler
+from .result import Result
+from .schedules import Schedule
+from .steps import advance
+
+
+def check_ntrk(*, rho: float, operator: str, steps: int, schedule: str | Schedule) -> None:
+    """Raise ValueError or TypeError for an argument of `ntrk` out of its range."""
+    check_number("ntrk", "rho", rho, 0, 1)
+    check_choice("ntrk", "operator", operator, OPERATORS)
+    check_flow("ntrk", steps, schedule)
+
+
+@register_sampler(
+    kind="flow", needs_gradient=True, check=check_ntrk, nfe=lambda arguments: arguments["steps"]
+)
+def ntrk(
+    model: FlowModel,
+    reward: Reward,
+    prompts: str | Sequence[str],
+    *,
+    rho: float = 0.3,
+    operator: str = "w",
+    steps: int = DEFAULT_STEPS,
+    schedule: str | Schedule = DEFAULT_SCHEDULE,
+    options: SamplerOptions | None = None,
+) -> Result:
+    """Sample with tilted noise sqrt(rho) W(grad r(x0_hat)) + sqrt(1 - rho) eps (NoiseTilt eq. 11 and 12).
+
+    With rho = 0 the latents are those of `base`, bit for bit. A particle whose gradient is exactly zero gets
+    plain noise at that step, and its record names the reason. NFE per particle: steps, because the forward
+    for the gradient gives the velocity as well.
+
+    Args:
+        model: flow to sample from.
+        reward: differentiable function of the images, to be increased.
+        prompts: one prompt for each particle; a string is one particle.
+        rho: guidance strength in [0, 1]. With the operators "w", "wgnc" and "norm" the noise keeps its norm
+            at every strength; a larger rho leaves less of it random.
+        operator: whitening operator that turns the gradient into noise: "w", "wgnc", "norm" or "identity".
+        steps: number of steps, at least 1.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range (raised before any work), or the model or the
+            reward returns a wrong shape or has no gradient.
+        NonFiniteError: a reward, gradient or latent is not finite.
+    """
+    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule)
+    plan = plan_flow("ntrk", model, steps, schedule)
+    whiten = operator_by_name("ntrk", operator, tuple(model.shape))
+    with start_particles("ntrk", model, reward, prompts, options, steps) as particles:
+        for batch in particles.batches():
+            x = batch.draw()
+            for step in plan[:-1]:
+                guidance = flow_guidance(batch, model, x, step)
+                with batch.time("whitening"):
+                    direction = whiten(guidance.gradient)
+                noise = batch.draw()
+                tilted = math.sqrt(rho) * direction + math.sqrt(1 - rho) * noise
+                x = advance(x, guidance.output, step, torch.where(guidance.usable, tilted, noise))
+                similarity = cosines(guidance, direction)
+                batch.record(
+                    step.index, step.t, guidance.rewards, guidance.norms, similarity, guidance.fallbacks
+                )
+            finish_flow(batch, model, x, plan[-1])
+        return particles.result()

@@ -1,0 +1,52 @@
+"""Options that every sampler takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..checks import check_choice, check_integer
+from .records import StepRecord
+from .result import FinishedParticle
+
+NON_FINITE = ("raise", "plain_noise")
+"""Reactions to a reward or gradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Options that every sampler takes: seed, batch size, error handling, callbacks.
+
+    Args:
+        seed: fixes all randomness, at least 0. Particle p draws from its own stream, made from (seed, p). Its
+            result depends on neither the micro-batches nor the other particles.
+        micro_batch: number of batch entries in one call of the model, at least 1.
+        first_particle: number of the first particle, at least 0. An interrupted run can continue from it.
+        non_finite: "raise" stops at a reward or gradient that is not finite. "plain_noise" leaves that step
+            of that particle unguided and records the reason; the reward of a finished particle may then be
+            NaN.
+        on_finished: function called with each `FinishedParticle` as soon as its micro-batch is complete. The
+            samplers let KeyboardInterrupt pass, so a caller that saves particles here loses none of them on
+            Ctrl-C.
+        on_record: function called with each new `StepRecord`; `RecordWriter.write` appends it to a file.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range.
+    """
+
+    seed: int = 0
+    micro_batch: int = 1
+    first_particle: int = 0
+    non_finite: str = "raise"
+    on_finished: Callable[[FinishedParticle], None] | None = None
+    on_record: Callable[[StepRecord], None] | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("SamplerOptions", "seed", self.seed, 0)
+        check_integer("SamplerOptions", "micro_batch", self.micro_batch, 1)
+        check_integer("SamplerOptions", "first_particle", self.first_particle, 0)
+        check_choice("SamplerOptions", "non_finite", self.non_finite, NON_FINITE)
+        for name in ("on_finished", "on_record"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"SamplerOptions: {name} must be callable or None, got {value!r}")

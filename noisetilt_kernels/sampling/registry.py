@@ -1,0 +1,125 @@
+"""Registry of the samplers: one record of facts for each, and the description of its parameters."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from .operators import OPERATORS
+from .result import Result
+from .schedules import SCHEDULES, Schedule
+
+REQUIRED = inspect.Parameter.empty
+"""Default of a parameter that must be given."""
+
+_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES}
+
+
+class Parameter(NamedTuple):
+    """Parameter of a sampler, read from its signature and docstring."""
+
+    type: type
+    """Type of a value on the command line: int, float or str."""
+    default: Any
+    """Default value, or REQUIRED."""
+    help: str
+    """First sentence of the description in the docstring."""
+    choices: tuple[str, ...] | None = None
+    """Valid values of a parameter that takes a name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Facts about a sampler. `arguments` are the values of all its parameters.
+
+    Args:
+        name: name of the sampler.
+        function: the sampler, called as function(model, reward, prompts, options=..., **arguments).
+        check: function that takes the arguments by keyword, and raises ValueError or TypeError for an
+            argument out of its range.
+        kind: "flow" for a `FlowModel`, "one-step" for a `OneStepModel`.
+        needs_gradient: the sampler uses the gradient of the reward.
+        nfe: function that maps the arguments to the number of function evaluations of a particle.
+        entries: function that maps the arguments to the number of batch entries of a particle at once.
+    """
+
+    name: str
+    function: Callable[..., Result]
+    check: Callable[..., None]
+    kind: Literal["flow", "one-step"]
+    needs_gradient: bool
+    nfe: Callable[[Mapping[str, Any]], int]
+    entries: Callable[[Mapping[str, Any]], int]
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters by name. `scale` follows `schedule`; both together describe a `Schedule`."""
+        found: dict[str, Parameter] = {}
+        for name, parameter in inspect.signature(self.function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "options":
+                found[name] = _parameter_of(self.function, name)
+                if name == "schedule":
+                    found["scale"] = _parameter_of(Schedule, "scale")
+        return found
+
+
+SAMPLERS: dict[str, Sampler] = {}
+"""Record of every sampler by name."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Result])
+
+
+def register_sampler(
+    *,
+    kind: Literal["flow", "one-step"],
+    needs_gradient: bool,
+    check: Callable[..., None],
+    nfe: Callable[[Mapping[str, Any]], int],
+    entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
+) -> Callable[[_Function], _Function]:
+    """Return a decorator that adds the record of a sampler to SAMPLERS, under the name of the function.
+
+    For the arguments see `Sampler`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: _Function) -> _Function:
+        name = function.__name__
+        if name in SAMPLERS:
+            raise ValueError(f"register_sampler: the name {name!r} is taken; rename the function")
+        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries)
+        return function
+
+    return register
+
+
+def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
+    """Read a parameter from the signature and the docstring of a function.
+
+    Raises:
+        TypeError: its annotation names none of int, float and str.
+    """
+    hint = typing.get_type_hints(function).get(name)
+    union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    kind = next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
+    if kind is None:
+        raise TypeError(
+            f"{function.__name__}: {name} must be annotated with int, float, str or a union with one, "
+            f"got {hint!r}"
+        )
+    default = inspect.signature(function).parameters[name].default
+    return Parameter(kind, default, _helps_of(function).get(name, ""), _CHOICES.get(name))
+
+
+def _helps_of(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the first sentence about each argument in the Args section of a docstring."""
+    section = re.search(r"^Args:\n((?: .*\n|\n)+)", f"{inspect.getdoc(function)}\n", re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE) if section else []
+    texts = {name: " ".join(text.split()).split(". ")[0].rstrip(".") for name, text in entries}
+    return {name: f"{text[0].upper()}{text[1:]}." for name, text in texts.items()}

@@ -1,0 +1,70 @@
+"""Results of a sampler: finished particles, the whole result, the error for values that are not finite."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..checks import NoisetiltError
+from .records import StepRecord
+
+
+class FinishedParticle(NamedTuple):
+    """One finished particle, passed to `SamplerOptions.on_finished`."""
+
+    particle: int
+    """Number of the particle."""
+    prompt: str
+    """Prompt of the particle."""
+    latent: Tensor
+    """x_0 of a flow, or the noise of a one-step model; float32 (*shape), on the CPU."""
+    image: Tensor
+    """Image (3, H, W) or video (3, F, H, W) with values in [0, 1]; float32, on the CPU."""
+    reward: float
+    """Reward of the image."""
+
+
+class NonFiniteError(NoisetiltError, ArithmeticError):
+    """A reward, gradient or latent is NaN or infinite.
+
+    Attributes:
+        method, step, particle: place where it occurred.
+        what: sentence that says what is not finite, and where.
+    """
+
+    def __init__(self, method: str, step: int, particle: int, what: str) -> None:
+        self.method, self.step, self.particle = method, step, particle
+        self.what = f"{method}: {what} at step {step} of particle {particle}"
+        super().__init__(f'{self.what}; SamplerOptions(non_finite="plain_noise") leaves such steps unguided')
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Result of a sampler, with the P particles in order."""
+
+    method: str
+    """Name of the sampler."""
+    prompts: tuple[str, ...]
+    """Prompt of each particle."""
+    latents: Tensor
+    """x_0 of a flow, or the noise of a one-step model; float32 (P, *shape), on the CPU."""
+    rewards: Tensor
+    """Rewards of the finished images; float32 (P,), on the CPU."""
+    nfe: int
+    """Number of function evaluations of all particles: forwards of the model, counted per batch entry."""
+    records: tuple[StepRecord, ...]
+    """Record of every step of every particle, in the order in which they were made."""
+    chosen: tuple[int, ...]
+    """Indices of the particles that are the answer: all of them, or one for each prompt from `best_of_n`."""
+
+    @property
+    def best(self) -> int:
+        """Index of the particle with the highest reward. The first one wins a tie; NaN is the lowest."""
+        return best_index(self.rewards.tolist())
+
+
+def best_index(rewards: Sequence[float]) -> int:
+    """Return the index of the highest reward. The first one wins a tie; NaN counts as the lowest."""
+    return max(range(len(rewards)), key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i])

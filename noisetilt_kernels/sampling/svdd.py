@@ -1,0 +1,119 @@
+"""SVDD, search among candidates at every step (DESIGN section 7; NoiseTilt eq. 8 and 9)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integer
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow, velocity_of
+from .loop import Batch, start_particles
+from .options import SamplerOptions
+from .protocols import FlowModel, Reward
+from .registry import register_sampler
+from .result import Result, best_index
+from .schedules import Schedule
+from .steps import denoised, mean
+
+
+def check_svdd(*, candidates: int, steps: int, schedule: str | Schedule) -> None:
+    """Raise ValueError or TypeError for an argument of `svdd` out of its range."""
+    check_integer("svdd", "candidates", candidates, 1)
+    check_flow("svdd", steps, schedule)
+
+
+@register_sampler(
+    kind="flow",
+    needs_gradient=False,
+    check=check_svdd,
+    nfe=lambda arguments: 1 + arguments["candidates"] * (arguments["steps"] - 1),
+    entries=lambda arguments: arguments["candidates"],
+)
+def svdd(
+    model: FlowModel,
+    reward: Reward,
+    prompts: str | Sequence[str],
+    *,
+    candidates: int = 4,
+    steps: int = DEFAULT_STEPS,
+    schedule: str | Schedule = DEFAULT_SCHEDULE,
+    options: SamplerOptions | None = None,
+) -> Result:
+    """Draw K candidates at each step and keep the one with the highest r(x0_hat) (NoiseTilt eq. 8 and 9).
+
+    x0_hat is computed from the candidate, at the time where the step ends. With K = 1 the latents are those
+    of `base`, bit for bit. NFE per particle: 1 + K (steps - 1), because the velocity of the chosen candidate
+    serves the next step.
+
+    With `SamplerOptions(non_finite="plain_noise")` a candidate whose reward is not finite is not chosen. If
+    no candidate is left, the first one is taken.
+
+    Args:
+        model: flow to sample from.
+        reward: function that judges the images.
+        prompts: one prompt for each particle; a string is one particle.
+        candidates: number K of candidates at each step, at least 1. A micro-batch holds as many particles as
+            fit with all their candidates, at least one; candidates are divided into micro-batches too.
+        steps: number of steps, at least 1.
+        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range (raised before any work), or the model or the
+            reward returns a wrong shape.
+        NonFiniteError: a reward or latent is not finite.
+    """
+    check_svdd(candidates=candidates, steps=steps, schedule=schedule)
+    plan = plan_flow("svdd", model, steps, schedule)
+    with start_particles("svdd", model, reward, prompts, options, steps, entries=candidates) as particles:
+        for batch in particles.batches():
+            x = batch.draw()
+            velocity = velocity_of(batch, model, x, plan[0].t, batch.prompts)
+            for step in plan[:-1]:
+                center = mean(x, velocity, step).repeat_interleave(candidates, dim=0)
+                drawn = center + step.sigma * batch.draw(candidates)
+                velocities, rewards = look_ahead(batch, model, drawn, step.t - step.delta, candidates)
+                chosen, fallbacks = choose(batch, step.index, rewards, candidates)
+                x, velocity = drawn[chosen], velocities[chosen]
+                batch.record(step.index, step.t, [rewards[index] for index in chosen], fallbacks=fallbacks)
+            finish_flow(batch, model, x, plan[-1], velocity)
+        return particles.result()
+
+
+def look_ahead(
+    batch: Batch, model: FlowModel, x: Tensor, t: float, candidates: int
+) -> tuple[Tensor, list[float]]:
+    """Return velocities (B K, *shape) and rewards r(x0_hat) of all candidates x (B K, *shape) at time t."""
+    prompts = [prompt for prompt in batch.prompts for _ in range(candidates)]
+    velocities: list[Tensor] = []
+    rewards: list[float] = []
+    for start in range(0, len(x), batch.options.micro_batch):
+        part = slice(start, start + batch.options.micro_batch)
+        velocities.append(velocity_of(batch, model, x[part], t, prompts[part]))
+        with batch.time("reward"):
+            images = model.decode(denoised(x[part], velocities[-1], t))
+            rewards += batch.rewards(images, prompts[part]).tolist()
+    return torch.cat(velocities), rewards
+
+
+def choose(
+    batch: Batch, step: int, rewards: Sequence[float], candidates: int
+) -> tuple[list[int], list[str | None]]:
+    """Return the index of the best candidate of each particle, and the reason if a reward is not finite.
+
+    Raises:
+        NonFiniteError: a reward is not finite and `options.non_finite` is "raise".
+    """
+    chosen: list[int] = []
+    fallbacks: list[str | None] = []
+    for index in range(len(batch)):
+        first = index * candidates
+        finite = [
+            reward if math.isfinite(reward) else math.nan for reward in rewards[first : first + candidates]
+        ]
+        bad = sum(map(math.isnan, finite))
+        reason = f"non-finite reward of {bad} of {candidates} candidates"
+        fallbacks.append(batch.fall_back(step, index, reason) if bad else None)
+        chosen.append(first + best_index(finite))
+    return chosen, fallbacks

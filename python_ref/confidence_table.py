@@ -1,0 +1,91 @@
+"""Confidence tables: lower and upper bounds of two-level order statistics."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Standard normal reference distribution N(0, 1)."""
+
+    def ppf(self, p: Array) -> Array:
+        """Quantile of the lower-tail probability `p`."""
+        return special.ndtri(p)
+
+    def isf(self, p: Array) -> Array:
+        """Quantile of the upper-tail probability `p`."""
+        return -special.ndtri(p)
+
+
+@dataclass(frozen=True)
+class ChiSquare:
+    """Chi-square reference distribution with `df` degrees of freedom."""
+
+    df: int
+
+    def __post_init__(self) -> None:
+        if self.df < 1:
+            raise ValueError(f"ChiSquare: df must be at least 1, got {self.df}")
+
+    def ppf(self, p: Array) -> Array:
+        """Quantile of the lower-tail probability `p`."""
+        return 2.0 * special.gammaincinv(self.df / 2, p)
+
+    def isf(self, p: Array) -> Array:
+        """Quantile of the upper-tail probability `p`."""
+        return 2.0 * special.gammainccinv(self.df / 2, p)
+
+
+Reference = Normal | ChiSquare
+NORMAL = Normal()
+
+_ROWS_PER_TASK = 8192  # of long tables, filled by a thread pool: scipy's functions release the GIL
+
+
+def confidence_table(
+    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
+) -> tuple[Tensor, Tensor]:
+    """Table `(lower, upper)` of `project_2os`, each (num_chunks, chunk_size), float64 (DESIGN section 2).
+
+    With M chunks of D values, rank r = 1..M across chunks and j = 1..D inside a chunk, the bounds are
+
+        q_lo   = I^-1(alpha/2; r, M-r+1)           q_hi   = I^-1(1-alpha/2; r, M-r+1)
+        L[r,j] = F^-1(I^-1(q_lo; j, D-j+1))        U[r,j] = F^-1(I^-1(q_hi; j, D-j+1))
+
+    where I^-1 is the Beta quantile and F the reference distribution. The upper bounds are computed from
+    upper-tail probabilities, because 1-q would lose digits. By the reflection of the Beta distribution, 1 -
+    I^-1(q_hi; j, D-j+1) at rank r equals I^-1(q_lo; D-j+1, j) at rank M+1-r. Therefore one array of
+    probabilities, reversed in both dimensions, gives the upper bounds too.
+    """
+    rank_in_chunk = np.arange(1.0, chunk_size + 1)
+    probability = np.empty((num_chunks, chunk_size))
+    lower, upper = np.empty_like(probability), np.empty_like(probability)
+
+    def fill_probability(start: int) -> None:
+        rank = np.arange(start + 1.0, min(start + _ROWS_PER_TASK, num_chunks) + 1)
+        q_lo = special.betaincinv(rank, num_chunks - rank + 1, alpha / 2)
+        rows = slice(start, start + len(rank))
+        probability[rows] = special.betaincinv(rank_in_chunk, chunk_size - rank_in_chunk + 1, q_lo[:, None])
+
+    def fill_bounds(start: int) -> None:
+        rows = slice(start, start + _ROWS_PER_TASK)
+        lower[rows] = reference.ppf(probability[rows])
+        upper[rows] = reference.isf(probability[::-1, ::-1][rows])
+
+    starts = range(0, num_chunks, _ROWS_PER_TASK)
+    if len(starts) == 1:
+        fill_probability(0)
+        fill_bounds(0)
+    else:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill_probability, starts))
+            list(pool.map(fill_bounds, starts))
+    return torch.from_numpy(lower), torch.from_numpy(upper)

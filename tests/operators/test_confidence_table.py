@@ -1,0 +1,240 @@
+"""Confidence tables: against scipy.stats and mpmath, and their cache."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from bits import assert_same_bits
+from safetensors.torch import save_file
+from torch import Tensor
+
+import noisetilt_kernels as nt
+from noisetilt_kernels import python_ref
+from noisetilt_kernels.backends import tables as backend_tables
+from noisetilt_kernels.backends.tables import cached_table
+
+SIZES = [(1, 1), (1, 4), (7, 1), (10, 3), (64, 4), (100, 16), (1024, 4), (10_000, 2)]
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 0.05, 0.9])
+@pytest.mark.parametrize(
+    "reference", [nt.Normal(), nt.ChiSquare(1), nt.ChiSquare(15), nt.ChiSquare(255)], ids=repr
+)
+@pytest.mark.parametrize(("m", "d"), SIZES)
+def test_against_scipy_stats(m: int, d: int, reference: nt.Normal | nt.ChiSquare, alpha: float) -> None:
+    lower, upper = python_ref.confidence_table(m, d, alpha, reference)
+    distribution = scipy.stats.norm() if reference == nt.Normal() else scipy.stats.chi2(reference.df)
+    r, j = np.arange(1, m + 1)[:, None], np.arange(1, d + 1)
+    below = scipy.stats.beta.ppf(scipy.stats.beta.ppf(alpha / 2, r, m - r + 1), j, d - j + 1)
+    np.testing.assert_allclose(lower, distribution.ppf(below), rtol=1e-8, atol=1e-10)
+    # the probability above the upper bound: 1 - I^-1(1-q; a, b) = I^-1(q; b, a), twice
+    above = scipy.stats.beta.ppf(scipy.stats.beta.ppf(alpha / 2, m - r + 1, r), d - j + 1, j)
+    np.testing.assert_allclose(upper, distribution.isf(above), rtol=1e-8, atol=1e-10)
+    if m * d < 500:  # where 1-q still has its digits, literally as defined
+        q = scipy.stats.beta.ppf(1 - alpha / 2, r, m - r + 1)
+        p = scipy.stats.beta.ppf(q, j, d - j + 1)
+        np.testing.assert_allclose(upper, distribution.ppf(p), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("m", "d"), [*SIZES, (20_000, 4)])
+def test_normal_tables_are_symmetric_to_the_bit(m: int, d: int) -> None:
+    lower, upper = nt.confidence_table(m, d)
+    assert_same_bits(lower, -upper.flip(0, 1))
+
+
+@pytest.mark.parametrize("reference", [nt.Normal(), nt.ChiSquare(1), nt.ChiSquare(63)], ids=repr)
+@pytest.mark.parametrize(("m", "d"), [*SIZES, (16_384, 4), (4_096, 16)])
+def test_tables_increase_in_both_ranks(m: int, d: int, reference: nt.Normal | nt.ChiSquare) -> None:
+    for dtype in (torch.float64, torch.float32):
+        lower, upper = (table.to(dtype) for table in nt.confidence_table(m, d, reference=reference))
+        assert lower.shape == upper.shape == (m, d)
+        assert bool((lower < upper).all())
+        for table in (lower, upper):
+            assert bool(table.isfinite().all())
+            assert bool((table.diff(dim=0) >= 0).all())
+            assert bool((table.diff(dim=1) >= 0).all())
+
+
+@pytest.mark.parametrize(
+    ("m", "d", "r", "j"),
+    [(131_072, 4, 1, 1), (131_072, 4, 131_072, 4), (131_072, 4, 131_071, 1), (131_072, 16, 131_072, 16)],
+)
+def test_extreme_entries_against_mpmath(m: int, d: int, r: int, j: int) -> None:
+    """A bound is right if its probability by the definition, computed with 60 digits, is alpha/2."""
+    lower, upper = nt.confidence_table(m, d)
+    with mpmath.workdps(60):
+        for table, lower_tail in ((lower, True), (upper, False)):
+            bound = mpmath.mpf(float(table[r - 1, j - 1]))
+            p = mpmath.ncdf(bound)  # one value is below the bound
+            q = sum(mpmath.binomial(d, i) * p**i * (1 - p) ** (d - i) for i in range(j, d + 1))  # j of D are
+            tail = _beta_cdf(q, r, m - r + 1) if lower_tail else _beta_cdf(1 - q, m - r + 1, r)
+            assert float(tail) == pytest.approx(5e-5, rel=1e-7), (r, j, lower_tail)
+
+
+def _beta_cdf(x: mpmath.mpf, a: int, b: int) -> mpmath.mpf:
+    """Beta distribution I_x(a, b) for integers: a binomial sum of min(a, b) terms."""
+    n = a + b - 1
+
+    def probability(count: int) -> mpmath.mpf:
+        return mpmath.binomial(n, count) * x**count * (1 - x) ** (n - count)
+
+    if b <= a:
+        return mpmath.fsum(probability(count) for count in range(a, n + 1))
+    return 1 - mpmath.fsum(probability(count) for count in range(a))
+
+
+@pytest.mark.parametrize("bad", [0, -3])
+def test_chi_square_needs_a_positive_number(bad: int) -> None:
+    with pytest.raises(ValueError, match="ChiSquare: df"):
+        nt.ChiSquare(bad)
+
+
+# ---- cache ----
+
+
+def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return a table with an empty memory cache."""
+    cached_table.cache_clear()
+    tables = cached_table(50, 4, 1e-4, nt.Normal(), dtype, torch.device("cpu"))
+    return tables.lower, tables.upper
+
+
+def check(tables: tuple[Tensor, Tensor]) -> None:
+    for table, expected in zip(tables, python_ref.confidence_table(50, 4), strict=True):
+        assert_same_bits(table, expected)
+
+
+def files_in(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_warm_table_is_the_cold_one(
+    fresh_cache: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = make(dtype)
+    assert [path.suffix for path in files_in(fresh_cache)] == [".safetensors"]
+
+    def fail(*args: object) -> None:
+        raise AssertionError("the table was computed again")
+
+    monkeypatch.setattr(python_ref, "confidence_table", fail)
+    for warm, table in zip(make(dtype), cold, strict=True):
+        assert_same_bits(warm, table)
+    assert make(dtype)[0].stride() == cold[0].stride()
+
+
+def test_the_key_depends_on_every_argument(fresh_cache: Path) -> None:
+    arguments = [
+        (m, d, alpha, reference, dtype)
+        for m, d in ((4, 6), (6, 4))
+        for alpha in (1e-4, 1.0001e-4)
+        for reference in (nt.Normal(), nt.ChiSquare(3), nt.ChiSquare(4))
+        for dtype in (torch.float32, torch.float64)
+    ]
+    for m, d, alpha, reference, dtype in arguments:
+        cached_table(m, d, alpha, reference, dtype, torch.device("cpu"))
+    assert len(files_in(fresh_cache)) == len(arguments)
+    cached_table.cache_clear()
+    for m, d, alpha, reference, dtype in arguments:
+        lower, upper, _ = cached_table(m, d, alpha, reference, dtype, torch.device("cpu"))
+        for table, expected in zip(
+            (lower, upper), python_ref.confidence_table(m, d, alpha, reference), strict=True
+        ):
+            assert_same_bits(table, expected.to(dtype))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _foreign(path: Path) -> None:
+    table = torch.zeros(4, 50, dtype=torch.float64)
+    save_file({"lower": table, "upper": table.clone()}, path, metadata={"key": "another", "monotone": "True"})
+
+
+def _without_metadata(path: Path) -> None:
+    save_file({"lower": torch.zeros(3)}, path)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": _truncate,
+    "truncated in its header": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "random bytes": lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+    "foreign": _foreign,
+    "without metadata": _without_metadata,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_detected_and_rebuilt(
+    damage: str, fresh_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make()
+    (path,) = files_in(fresh_cache)
+    DAMAGE[damage](path)
+    check(make())
+    assert "rebuilding the cached table" in caplog.text
+    assert files_in(fresh_cache) == [path]
+    caplog.clear()
+    check(make())
+    assert caplog.text == "", "the file was not replaced"
+
+
+def test_a_directory_in_place_of_the_file_is_no_error(fresh_cache: Path) -> None:
+    make()
+    (path,) = files_in(fresh_cache)
+    path.unlink()
+    path.mkdir()
+    check(make())
+    assert files_in(fresh_cache) == [path], "a temporary file was left"
+
+
+def test_an_unwritable_directory_is_no_error(fresh_cache: Path) -> None:
+    """Even root cannot create a directory below a regular file."""
+    fresh_cache.parent.write_text("not a directory")
+    check(make())
+    check(make())
+
+
+def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend_tables, "save_file", disk_full)
+        check(make())
+    assert files_in(fresh_cache) == []
+    check(make())
+    assert [path.suffix for path in files_in(fresh_cache)] == [".safetensors"]
+
+
+def test_what_is_returned_can_be_written_to(fresh_cache: Path) -> None:
+    lower, upper = nt.confidence_table(50, 4)
+    lower.zero_()
+    upper.zero_()
+    check(nt.confidence_table(50, 4))
+
+
+def test_processes_may_fill_the_cache_at_once(fresh_cache: Path) -> None:
+    code = "import noisetilt_kernels as nt; [nt.confidence_table(m, 4) for m in range(1, 30)]"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert errors == ""
+    assert {path.suffix for path in files_in(fresh_cache)} == {".safetensors"}
+    assert len(files_in(fresh_cache)) == 29

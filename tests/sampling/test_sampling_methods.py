@@ -1,0 +1,203 @@
+"""Methods by name: their arguments and costs, and the records of the samplers."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from gaussian_flows import LatentFlow, LatentGenerator, brightness
+
+from noisetilt_kernels.sampling import (
+    SAMPLERS,
+    FlowModel,
+    SamplerOptions,
+    Schedule,
+    base,
+    ntrk,
+    register_sampler,
+)
+from noisetilt_kernels.sampling.methods import Method, parse_method
+from noisetilt_kernels.sampling.registry import REQUIRED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "base:steps=3",
+        "ntrk:steps=4,rho=0.1,operator=norm",
+        "dps:strength=2,steps=3",
+        "svdd:candidates=3,steps=4",
+    ],
+)
+def test_planned_nfe_is_what_is_counted(text: str) -> None:
+    method = parse_method(text)
+    assert str(method) == text
+    assert method.sample(LatentFlow(), brightness, ["", ""], SamplerOptions()).nfe == 2 * method.nfe
+
+
+def test_planned_nfe_of_wgnc_and_by_default() -> None:
+    method = Method("wgnc", {"iterations": 3})
+    assert method.sample(LatentGenerator(), brightness, [""], SamplerOptions()).nfe == method.nfe == 4
+    assert [parse_method(name).nfe for name in ("base", "ntrk", "svdd", "wgnc")] == [25, 25, 97, 201]
+
+
+def test_arguments_reach_the_sampler() -> None:
+    method = parse_method("ntrk:rho=0.7,operator=wgnc,steps=4,schedule=constant,scale=0.5")
+    result = method.sample(LatentFlow(), brightness, [""], SamplerOptions(seed=2))
+    schedule = Schedule("constant", 0.5)
+    wanted = ntrk(
+        LatentFlow(),
+        brightness,
+        [""],
+        rho=0.7,
+        operator="wgnc",
+        steps=4,
+        schedule=schedule,
+        options=SamplerOptions(seed=2),
+    )
+    assert torch.equal(result.latents, wanted.latents)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "unknown method 'nonsense'; valid: 'base'"),
+        ("base:rho=1", "base has no argument 'rho'; it has: steps, schedule, scale"),
+        ("dps", "dps needs strength"),
+        ("ntrk:rho", "'rho' must be written argument=value"),
+        ("ntrk:scale=2", "scale=2 needs the schedule"),
+    ],
+)
+def test_bad_methods(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_method(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base:steps=0", "base: steps must be at least 1"),
+        ("base:steps=2.5", "base: steps must be an integer"),
+        ("ntrk:rho=2", r"ntrk: rho must be in \[0, 1\]"),
+        ("ntrk:operator=white", "ntrk: unknown operator 'white'"),
+        ("ntrk:schedule=cubic", "Schedule: unknown name 'cubic'"),
+        ("ntrk:schedule=linear,scale=-1", "Schedule: scale must be finite and at least 0"),
+        ("dps:strength=much", "dps: strength must be a number"),
+        ("svdd:candidates=0", "svdd: candidates must be at least 1"),
+        ("wgnc:iterations=0", "wgnc: iterations must be at least 1"),
+        ("wgnc:lr=-1", "wgnc: lr must be finite and at least 0"),
+    ],
+)
+def test_arguments_are_checked_without_a_model(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_method(text).check()
+
+
+def test_shapes_are_checked_without_a_model() -> None:
+    Method("ntrk").check_shape((4, 16, 16))
+    Method("base").check_shape((3, 5, 7))
+    with pytest.raises(ValueError, match="operator 'w' does not take latents of shape"):
+        Method("ntrk").check_shape((3, 5, 7))
+
+
+# ---- records of the samplers ----
+
+
+def test_records_of_the_samplers() -> None:
+    assert {
+        name: (Method(name, arguments).one_step, Method(name, arguments).needs_gradient)
+        for name, arguments in {
+            "base": {},
+            "ntrk": {},
+            "dps": {"strength": 1.0},
+            "svdd": {},
+            "wgnc": {},
+        }.items()
+    } == {
+        "base": (False, False),
+        "ntrk": (False, True),
+        "dps": (False, True),
+        "svdd": (False, False),
+        "wgnc": (True, True),
+    }
+    assert sorted(SAMPLERS) == ["base", "dps", "ntrk", "svdd", "wgnc"]
+    assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
+    assert Method("svdd").particles_at_once(2) == 1
+    assert Method("ntrk").particles_at_once(8) == 8
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_parameters_come_from_signature_and_docstring(name: str) -> None:
+    sampler = SAMPLERS[name]
+    signature = inspect.signature(sampler.function).parameters
+    for parameter, facts in sampler.parameters.items():
+        assert facts.type in (int, float, str)
+        assert len(facts.help) > 10 and facts.help[0].isupper() and facts.help.endswith(".")
+        if parameter == "scale":
+            assert facts.default is None and "schedule" in sampler.parameters
+        else:
+            assert facts.default == signature[parameter].default
+    checked = inspect.signature(sampler.check).parameters
+    assert list(checked) == [parameter for parameter in sampler.parameters if parameter != "scale"]
+
+
+def test_parameters_of_ntrk_and_dps() -> None:
+    parameters = SAMPLERS["ntrk"].parameters
+    assert list(parameters) == ["rho", "operator", "steps", "schedule", "scale"]
+    assert parameters["rho"] == (float, 0.3, "Guidance strength in [0, 1].", None)
+    assert parameters["schedule"][:2] == (str, "linear")
+    assert parameters["operator"].choices == ("w", "wgnc", "norm", "identity")
+    assert parameters["scale"].help.startswith("Factor of the schedule, at least 0")
+    assert SAMPLERS["dps"].parameters["strength"][:2] == (float, REQUIRED)
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, Any]]:
+    """Registry that is restored after the test."""
+    before = dict(SAMPLERS)
+    yield SAMPLERS
+    SAMPLERS.clear()
+    SAMPLERS.update(before)
+
+
+def test_a_registered_sampler_is_a_method(registry: dict[str, Any]) -> None:
+    def check(*, twice: int) -> None:
+        if twice < 1:
+            raise ValueError("twofold: twice must be positive")
+
+    def twofold(model: Any, reward: Any, prompts: Any, *, twice: int = 2, options: Any = None) -> Any:
+        """Run base with twice as many steps.
+
+        Args:
+            twice: half the number of steps. At least 1.
+        """
+        return base(model, reward, prompts, steps=2 * twice, options=options)
+
+    register = register_sampler(
+        kind="flow", needs_gradient=False, check=check, nfe=lambda arguments: 2 * arguments["twice"]
+    )
+    assert register(twofold) is twofold
+    method = parse_method("twofold:twice=3")
+    assert method.nfe == 6 == method.sample(LatentFlow(), brightness, "").nfe
+    assert registry["twofold"].parameters == {"twice": (int, 2, "Half the number of steps.", None)}
+    with pytest.raises(ValueError, match="twice must be positive"):
+        parse_method("twofold:twice=0").check()
+    with pytest.raises(ValueError, match="the name 'twofold' is taken"):
+        register(twofold)
+
+
+def test_parameters_need_simple_types(registry: dict[str, Any]) -> None:
+    def odd(model: Any, reward: Any, prompts: Any, *, flag: list[int], options: Any = None) -> Any:
+        """Do nothing."""
+
+    register_sampler(kind="flow", needs_gradient=False, check=print, nfe=len)(odd)
+    with pytest.raises(
+        TypeError, match=r"odd: flag must be annotated with int, float, str or a union .* got list"
+    ):
+        registry["odd"].parameters  # noqa: B018
+
+
+def test_help_of_flow_model_describes_its_members() -> None:
+    members = ("shape:", "device:", "sigmas(n):", "velocity(x, sigma, prompts):", "decode(x0):")
+    assert all(f"\n    {member}" in inspect.getdoc(FlowModel) for member in members)
