@@ -154,7 +154,8 @@ def noise_summary() -> str:
     largest = max(share.after for shares in samples for share in shares)
     return (
         f"Gaussian noise, seeds 0 to {SEEDS - 1}: {before.count(0)} samples violate no family before W,\n"
-        f"{after.count(0)} violate none after W. A sample violates at most {max(before)} families before and\n"
+        f"{after.count(0)} violate none after W. A sample violates at most {max(before)} families "
+        f"before and\n"
         f"{max(after)} after W. The largest share after W is {percent(largest)}."
     )
 
