@@ -30,7 +30,7 @@ Sizes = dict[str, int]
 Table = dict[str, Sizes]
 Measure = Callable[[str, Sizes], float]  # a kernel with such sizes: seconds, infinite if it fails or errs
 
-PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "triton" / "launch_table.json"
+PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "backends" / "triton" / "launch_table.json"
 BETTER = 0.98
 
 GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # the kernels that take most of the time come first
