@@ -73,7 +73,8 @@ def save_conversion(folder: Path, clip: Path) -> Path:
     """Folder with vision half and predictor in one checkpoint, with their own configuration type."""
     vision = CLIPVisionModelWithProjection.from_pretrained(clip)
     vision.save_pretrained(folder)
-    save_file({**load_file(folder / "model.safetensors"), **named_layers()}, folder / "model.safetensors")
+    # save_pretrained of transformers 5.6 renames weights that were loaded from a model with both halves
+    save_file({**vision.state_dict(), **named_layers()}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     config.update(model_type="aesthetics_predictor", architectures=["AestheticsPredictorV2Linear"])
     (folder / "config.json").write_text(json.dumps(config))
