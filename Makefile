@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all set-up themselves: an environment in .venv, pinned dependencies (requirements.txt),
+# `make demo` and `make test` do all set-up themselves: an environment in .venv, pinned dependencies (requirements*.txt),
 # the build. They need Python >= 3.10 and a C++17 compiler. A second call only does what changed.
 # `make test` is the quick half of the tests (a few minutes), `make test-all` the slow half; CI runs both.
 # `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch. No target needs a GPU.
@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
 	$(wildcard csrc/build.json csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test test-all env build sanitize check-cuda check-cuda-link check-triton bench lint clean
+.PHONY: demo test test-all env build sanitize check-cuda check-cuda-link check-triton docs bench lint clean
 
 demo: build
 	$(BIN)/noisetilt demo
@@ -24,10 +24,11 @@ test-all: build sanitize
 env: .venv/.installed
 build: .venv/.built
 
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt requirements-docs.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "noisetilt-kernels needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt \
+		--requirement requirements-docs.txt
 	touch $@
 
 .venv/.built: .venv/.installed $(SOURCES)
@@ -60,9 +61,13 @@ check-cuda-link: .venv-cuda/.installed
 # The oldest torch that is served, in the CUDA build that PyPI has of it.
 .venv-cuda/.installed:
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools wheel \
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools \
 		numpy scipy safetensors platformdirs click tqdm
 	touch $@
+
+# The documentation site, into build/site.
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: build
 	$(BIN)/python -m bench

@@ -1,7 +1,7 @@
-"""Checks the words of docstrings, option helps, comments and pages; prints each fault with its place.
+"""Check the words of docstrings, option helps, comments and pages, and print each fault with its place.
 
-A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Some phrases have a
-plainer form.
+A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Some phrases have
+a plainer form.
 """
 
 import ast
@@ -83,9 +83,12 @@ def faults_of_text(text: str) -> Iterator[tuple[int, str]]:
 
 def main() -> int:
     """Check the files that git knows, or those that are named, and return the number of faults."""
-    listed = sys.argv[1:] or subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    listed = (
+        sys.argv[1:]
+        or subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    )
     count = 0
     for name in listed:
         path = ROOT / name

@@ -27,8 +27,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-import noisetilt_kernels.backends.triton as operators
 from noisetilt_kernels.backends import tables
+from noisetilt_kernels.backends import triton as operators
 from noisetilt_kernels.backends.tables import Table
 from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE

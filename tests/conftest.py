@@ -7,6 +7,8 @@ from pathlib import Path
 # Set before torch loads OpenMP: waiting threads sleep. On a shared machine, spinning threads make thousands
 # of small calls ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, each with one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The tests make hundreds of tables, which do not belong in the user's cache.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "test-cache")

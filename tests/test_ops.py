@@ -173,6 +173,7 @@ def test_the_functions_compile_too() -> None:
     assert_same_bits(torch.compile(step, fullgraph=True, backend="aot_eager")(x), step(x))
 
 
+@pytest.mark.slow
 def test_inductor() -> None:
     """Inductor may reorder and fuse the operations around an operator."""
     torch._dynamo.reset()

@@ -163,7 +163,7 @@ def test_a_driver_that_cannot_be_built_is_a_refusal(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-@pytest.mark.parametrize("name", ["triton", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("triton", marks=pytest.mark.slow), "reference"])
 def test_a_forced_backend_serves_every_operator(name: str, tmp_path: Path) -> None:
     """The calls work under torch.compile(fullgraph=True) too."""
     outcome = call_every_operator(tmp_path, SOURCES, NOISETILT_BACKEND=name, TRITON_INTERPRET="1")

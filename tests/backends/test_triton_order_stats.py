@@ -14,7 +14,7 @@ from noisetilt_kernels.backends.triton import order_stats
 from noisetilt_kernels.backends.triton.launch import Launch
 from noisetilt_kernels.backends.triton.order_stats import FieldTables
 
-REAL = (torch.float32, torch.float64)
+REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 SHORT = [(1, 1), (7, 1), (16, 4), (300, 4), (75, 16), (40, 5), (33, 33), (1, 64), (9, 33)]
 LONG = [(260, 1), (150, 4), (65, 3), (40, 16), (5, 70), (2, 150), (1, 140), (33, 9)]
 
@@ -67,12 +67,14 @@ def test_groups_of_any_number_of_runs(runs: int, set_blocks: Callable[..., None]
         check(values("bf16-quantised", (1, 2 * num_chunks)), *tables("unsorted", num_chunks, 2))
 
 
+@pytest.mark.slow
 def test_flux_sized_columns() -> None:
     """Blocks have the sizes of the launch table."""
     for num_chunks, chunk_size in ((2050, 4), (300, 16)):
         check(values("1/k", (1, num_chunks * chunk_size)), *tables("typical", num_chunks, chunk_size))
 
 
+@pytest.mark.slow
 def test_fields_take_turns(small_blocks: None) -> None:
     """Vector v is clipped to the table of field v modulo the number of fields."""
     for num_chunks, chunk_size in ((8, 4), (60, 4), (12, 20)):

@@ -14,7 +14,7 @@ from noisetilt_kernels.backends.triton import transforms
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE
 from noisetilt_kernels.backends.triton.transforms import butterfly, compact_fourier, hadamard_transform
 
-REAL = (torch.float32, torch.float64)
+REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 
 
 def check_butterfly(x: Tensor, tile: tuple[int, int], steps: int) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends.triton.wgnc import project_wgnc, project_wgnc_blocks
 
-REAL = (torch.float32, torch.float64)
-COMPLEX = (torch.complex64, torch.complex128)
+REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
+COMPLEX = (torch.complex64, pytest.param(torch.complex128, marks=pytest.mark.slow))
 BLOCK_SIZES = (2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 64, 100)
 
 

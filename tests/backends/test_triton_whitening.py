@@ -18,7 +18,7 @@ from noisetilt_kernels.backends.triton import tile_stats
 from noisetilt_kernels.config import FULL, Sample, WhiteningConfig, resolve
 from noisetilt_kernels.python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 
-REAL = (torch.float32, torch.float64)
+REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 
 TILES = [  # (C, H, W), tile
     ((2, 8, 8), (4, 4)),
@@ -95,6 +95,7 @@ def test_chunk_sizes_that_do_not_divide_are_passed_over() -> None:
     check_tile_stats(values("everything", (2, 3, 8, 8)), (4, 4), (5,))
 
 
+@pytest.mark.slow
 def test_tile_stats_in_many_blocks(set_blocks: Callable[..., None]) -> None:
     set_blocks("tile_stats_kernel", values=16)
     for shape, tile in TILES[:4]:

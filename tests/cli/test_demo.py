@@ -128,6 +128,7 @@ def test_inputs_are_standardised_latents() -> None:
     assert neighbours > 0.9  # the channels show the same scene
 
 
+@pytest.mark.slow
 def test_seed_decides_the_noise_and_nothing_else(printed: tuple[Path, str], tmp_path: Path) -> None:
     def numbers(text: str) -> dict[tuple[str, str], dict[str, float | None]]:
         return {key: {**row, "milliseconds": None} for key, row in parse_table(text).items()}
@@ -221,6 +222,7 @@ def test_missing_drawing_package_names_the_extra(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_sampling_puts_every_method_side_by_side(tmp_path: Path) -> None:
     """Run the second part with two images of one prompt, in a process that has not replaced it."""
     program = """

@@ -1,5 +1,6 @@
 """Build of the emulated kernels and of the toys with g++ and ninja, in build/cuda_emulation."""
 
+import fcntl
 import importlib.util
 import subprocess
 import sys
@@ -58,9 +59,11 @@ def build(target: str) -> Path:
             ]
         lines += [f"build {name}: link {' '.join(objects.values())}", f"  more = {linker_flags}"]
     BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "ninja", "-C", str(BUILD), target]
-    result = subprocess.run(command, capture_output=True, text=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want to build
+        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"building {target} failed:\n{result.stdout}{result.stderr}")
     return BUILD / target

@@ -142,6 +142,7 @@ def test_a_seed_fixes_the_order(toys: ModuleType) -> None:
     assert len(set(first)) == 2
 
 
+@pytest.mark.slow
 def test_address_sanitizer() -> None:
     """AddressSanitizer finds overruns, and reports nothing for correct toys."""
     program = build("toys_asan")

@@ -16,7 +16,7 @@ from noisetilt_kernels.backends import cpu
 from noisetilt_kernels.backends.reference import tables_like
 from noisetilt_kernels.python_ref import Normal
 
-REAL = (torch.float32, torch.float64)
+REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 
 DEVICES = {
     "one block": {"num_sms": 1, "threads_per_block": 64},
@@ -311,6 +311,7 @@ def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: t
     )
 
 
+@pytest.mark.slow
 def test_one_latent_of_full_size(kernels: ModuleType) -> None:
     """Two mixing steps of the FLUX preset, divided into slices as on a large GPU and as for a batch."""
     shape, tile_sizes = (16, 64, 64), ((4, 4), (8, 8), (16, 16))
@@ -440,6 +441,7 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
 # ---- races ----
 
 
+@pytest.mark.slow
 def test_no_races_in_shared_memory() -> None:
     """No kernel has a race in shared memory, on any path, with every access traced."""
     kernels = load("kernels_races")

@@ -10,20 +10,20 @@ from cuda_emulation.build import KERNELS, load
 
 SOURCES = "".join(path.read_text() for path in sorted(KERNELS.glob("*.cuh")))
 
-FLUX = {
+FLUX: dict[str, Any] = {
     "shape": [16, 64, 64],
     "chunk_sizes": [4, 16],
     "tile_sizes": [[4, 4], [8, 8], [16, 16]],
     "tile_chunk_sizes": [4, 16],
 }
-WAN = {**FLUX, "shape": [336, 60, 104], "tile_sizes": [[4, 4], [12, 8]]}
-LONG_CHUNKS = {
+WAN: dict[str, Any] = {**FLUX, "shape": [336, 60, 104], "tile_sizes": [[4, 4], [12, 8]]}
+LONG_CHUNKS: dict[str, Any] = {
     "shape": [3, 20, 20],
     "chunk_sizes": [100, 4],
     "tile_sizes": [[2, 2]],
     "tile_chunk_sizes": [50],
 }
-PROBLEMS = {
+PROBLEMS: dict[str, dict[str, Any]] = {
     "flux": FLUX,
     "flux, mixing": {**FLUX, "mixing": [[64, 64, 12], [8, 8, 6]]},
     "wan, mixing": {**WAN, "mixing": [[60, 104, 2]]},
@@ -167,7 +167,7 @@ def test_small_shared_memory_puts_slices_into_global_memory(plans: ModuleType) -
 
 def test_mixing_tiles_are_divided_only_for_many_more_blocks(plans: ModuleType) -> None:
     """Mixing tiles are whole planes: 16 blocks can hold them, or 132 multiprocessors 128 smaller slices."""
-    problem = {"shape": [16, 64, 64], "tile_sizes": [[4, 4]], "tile_chunk_sizes": [4]}
+    problem: dict[str, Any] = {"shape": [16, 64, 64], "tile_sizes": [[4, 4]], "tile_chunk_sizes": [4]}
     few = plans.plan_float32(**problem, mixing=[[64, 64, 1]], num_sms=32)
     assert (few["blocks_per_team"], few["mixing_inside_blocks"]) == (16, [True])
     many = plans.plan_float32(**problem, mixing=[[64, 64, 1]], num_sms=132)

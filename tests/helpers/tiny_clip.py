@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-from image_processors import CLIPImageProcessorPil
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 IMAGE_SIZE = 32
 WIDTH = 12

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from image_processors import Qwen2VLImageProcessorPil
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
 )
 
 SIDE = 4

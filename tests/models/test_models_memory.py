@@ -80,6 +80,7 @@ def flux_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_flux_dev_has_its_known_sizes(flux_dev: Path) -> None:
     plan = plan_memory(flux_dev)
     assert (plan.shape, plan.pixels) == ((16, 128, 128), (3, 1024, 1024))
@@ -88,6 +89,7 @@ def test_flux_dev_has_its_known_sizes(flux_dev: Path) -> None:
     assert plan.total == plan.denoiser + plan.vae + plan.text_encoders + plan.activations
 
 
+@pytest.mark.slow
 def test_what_the_graph_grows_with(flux_dev: Path) -> None:
     small = plan_memory(flux_dev, height=256, width=512)
     assert small.shape == (16, 32, 64)

@@ -163,6 +163,7 @@ def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
     torch.testing.assert_close(recomputed, gradient(keep.decode, x))
 
 
+@pytest.mark.slow
 def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers() -> None:
     """Peak over forward and backward, with recomputed blocks and memory kept for every fourth frame of 16."""
     pipe = tiny_wan()
@@ -272,6 +273,7 @@ def test_there_and_back_and_offloaded(tmp_path: Path) -> None:
         family_of(pipe).adapter("wan", False, ["strength"])
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, **SIZE)
@@ -288,6 +290,7 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
     assert kept <= planned.activations <= 1.3 * kept
 
 
+@pytest.mark.slow
 def test_what_the_plan_counts(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
 

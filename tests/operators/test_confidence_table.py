@@ -227,6 +227,7 @@ def test_what_is_returned_can_be_written_to(fresh_cache: Path) -> None:
     check(nt.confidence_table(50, 4))
 
 
+@pytest.mark.slow
 def test_processes_may_fill_the_cache_at_once(fresh_cache: Path) -> None:
     code = "import noisetilt_kernels as nt; [nt.confidence_table(m, 4) for m in range(1, 30)]"
     processes = [

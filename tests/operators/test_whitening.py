@@ -39,6 +39,7 @@ def test_noise_keeps_its_direction(dtype: torch.dtype) -> None:
     assert float(cosine(x, whiten(x)).min()) > 0.99999
 
 
+@pytest.mark.slow
 def test_noise_of_the_wan_preset_keeps_its_direction() -> None:
     x = noise(2, (16, 21, 60, 104))
     result = whiten(x, "wan")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from image_processors import CLIPImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 
 pytest.importorskip("transformers")
 

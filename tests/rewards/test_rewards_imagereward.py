@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_processors import CLIPImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
 from torch import Tensor
 from torch.nn import functional
+from transformers import CLIPImageProcessorPil
 
 pytest.importorskip("transformers")
 

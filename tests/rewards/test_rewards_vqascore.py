@@ -3,16 +3,15 @@
 import json
 import re
 import shutil
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from image_processors import Qwen2VLImageProcessorPil
 from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Qwen2VLImageProcessorPil
 
 pytest.importorskip("transformers")
 
@@ -134,14 +133,13 @@ def test_plain_black_and_white_have_a_gradient(value: float) -> None:
 
 def test_positions_are_those_of_the_model(reward: VqaScore) -> None:
     model, pad = reward._model.model, reward._model.config.image_token_id
-    start = reward._model.config.vision_start_token_id  # by which transformers 5.0 finds the image
+    start = reward._model.config.vision_start_token_id
     for t, down, across in [(1, 3, 4), (1, 5, 2), (1, 1, 1)]:
         tokens = torch.tensor([[5, 6, start, *[pad] * (down * across), 8, 9]])
-        kinds = {"mm_token_type_ids": (tokens == pad).int()}
-        if not kinds.keys() & signature(model.get_rope_index).parameters.keys():
-            kinds = {}  # not in transformers 5.0
         expected, _ = model.get_rope_index(
-            tokens, image_grid_thw=torch.tensor([[t, 2 * down, 2 * across]]), **kinds
+            tokens,
+            image_grid_thw=torch.tensor([[t, 2 * down, 2 * across]]),
+            mm_token_type_ids=(tokens == pad).int(),
         )
         assert torch.equal(positions(tokens.shape[1], 3, down, across), expected)
 
@@ -388,8 +386,7 @@ def test_an_answer_of_several_tokens(reward: VqaScore) -> None:
         ),
         ({"resample": 2}, "the image processor's resample must be 3, got 2; name a source"),
         (
-            # transformers 5.0 saves the pixels twice
-            {"size": {"shortest_edge": 5000, "longest_edge": 4000}, "min_pixels": None, "max_pixels": None},
+            {"size": {"shortest_edge": 5000, "longest_edge": 4000}},
             "the image processor's min_pixels must be at most its max_pixels, got 5000 and 4000; name a ",
         ),
     ],

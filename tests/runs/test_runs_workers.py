@@ -76,6 +76,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     options = ["--particles", 3, "--micro-batch", 2, "--reward", "brightness", "--held-out", "digit-judge"]
     torchrun(1, *options, "--out", tmp_path / "one")
@@ -89,6 +90,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert told.count("best:") == told.count("NFE") == 1
 
 
+@pytest.mark.slow
 def test_a_failed_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
     """A reward fails in the second process. Finished particles are kept; a single process makes the rest."""
     (tmp_path / "failing.py").write_text(
@@ -107,6 +109,7 @@ def test_a_failed_process_ends_the_run_which_can_be_resumed(tmp_path: Path) -> N
     assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_resumes_with_more_processes(tmp_path: Path) -> None:
     """Ctrl-C is reported once, and a different number of processes makes the rest."""
     (tmp_path / "slow.py").write_text(

@@ -77,6 +77,7 @@ def test_the_student_draws_digits_in_one_step() -> None:
         assert judged(model.generate(noise, PROMPTS * 6), PROMPTS * 6) >= 0.8
 
 
+@pytest.mark.slow
 def test_steering_raises_the_reward_and_the_classifier_reward_the_digit(digits: FluxFlow) -> None:
     run = SamplerOptions(seed=3, micro_batch=20)
     base = sampling.base(digits, load_reward("brightness"), PROMPTS * 2, steps=15, options=run)
@@ -87,6 +88,7 @@ def test_steering_raises_the_reward_and_the_classifier_reward_the_digit(digits: 
     assert surer.rewards.mean() > before.mean()
 
 
+@pytest.mark.slow
 def test_training_runs_from_scratch(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     from noisetilt_kernels.training.__main__ import main
