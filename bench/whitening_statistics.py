@@ -81,7 +81,7 @@ def domains(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 def share_outside(values: Tensor, chunk_size: int, reference: nt.Normal | nt.ChiSquare) -> float:
     """Share of the sorted values outside the table of `project_2os` for this chunk size."""
     chunks = values.reshape(-1, chunk_size)
-    lower, upper = nt.confidence_table(*chunks.shape, ALPHA, reference)
+    lower, upper = nt.confidence_table(len(chunks), chunk_size, ALPHA, reference)
     ordered = chunks.sort(dim=1).values.sort(dim=0).values
     slack = TOLERANCE * (1 + ordered.abs())
     return ((ordered < lower - slack) | (ordered > upper + slack)).double().mean().item()
