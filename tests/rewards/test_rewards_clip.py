@@ -329,18 +329,6 @@ def test_what_inference_mode_kept_serves_gradients(clip: Path) -> None:
     check_gradient(reward, images, PROMPTS, size=5e-4)
 
 
-def test_features_of_transformers_4(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The features may be tensors, not in an object."""
-    images = some_images(3)
-    expected = ClipScore(clip)(images, PROMPTS)
-    for name in ("get_image_features", "get_text_features"):
-        function = getattr(CLIPModel, name)
-        monkeypatch.setattr(
-            CLIPModel, name, lambda self, function=function, **inputs: function(self, **inputs)[1]
-        )
-    torch.testing.assert_close(ClipScore(clip)(images, PROMPTS), expected, rtol=0, atol=0)
-
-
 def test_a_tokenizer_and_processor_that_are_elsewhere(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ class ImageTextModel:
         """Return the cosines, float32 (B,), of images (B, 3, H, W) in [0, 1] and B prompts, with gradient."""
         check_batch(self._reward, images, prompts)
         pixels = self._preprocess(images).to(self._model.dtype)
-        embeddings = _unit(_features(self._model.get_image_features(pixel_values=pixels)))
+        embeddings = _unit(self._model.get_image_features(pixel_values=pixels).pooler_output)
         return (embeddings * torch.stack([self._text(prompt) for prompt in prompts])).sum(dim=1)
 
     def _text(self, prompt: str) -> Tensor:
@@ -94,15 +94,8 @@ class ImageTextModel:
             tokens = self._tokenizer(prompt, truncation=True, max_length=self._length, return_tensors="pt")
             with torch.no_grad():
                 features = self._model.get_text_features(**tokens.to(self._model.device))
-                self._texts[prompt] = _unit(_features(features))[0]
+                self._texts[prompt] = _unit(features.pooler_output)[0]
         return self._texts[prompt]
-
-
-def _features(output: object) -> Tensor:
-    """Return the embeddings, which transformers 4 returns directly, and 5 within an object."""
-    features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-    assert isinstance(features, Tensor)
-    return features
 
 
 def _unit(embeddings: Tensor) -> Tensor:
