@@ -67,6 +67,7 @@ check-cuda-link: .venv-cuda/.installed
 
 # The documentation site, into build/site.
 docs: build
+	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: build

@@ -1,7 +1,7 @@
 """Check the words of docstrings, option helps, comments and pages, and print each fault with its place.
 
-A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Some phrases have
-a plainer form.
+A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Some phrases
+have a plainer form.
 """
 
 import ast

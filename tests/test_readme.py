@@ -1,7 +1,7 @@
 """README and pages: Python blocks run as shown, commands and files exist, lines are short, helps are current.
 
-A block below `<!-- slow -->` runs in a test marked slow. A block below `<!-- not run: REASON -->` is compiled
-only, and so are those of the pages about external models and rewards.
+A block below `<!-- not run: REASON -->` is compiled only, and so are those of the pages about external models
+and rewards.
 """
 
 import importlib.util
@@ -26,11 +26,11 @@ EXTERNAL = [page for page in PAGES if page.parent.name in ("models", "rewards")]
 """Pages whose Python needs weights that are not bundled."""
 MOST_COLUMNS = 100
 
-_BLOCK = re.compile(r"(<!-- (slow|not run)[^\n]*-->\n+)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"(<!-- (not run)[^\n]*-->\n+)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """Mark ("", "slow" or "not run") and text of each block of a page."""
+    """Mark ("" or "not run") and text of each block of a page."""
     found = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [(mark, text) for _, mark, lang, text in found if lang == language]
 
@@ -39,12 +39,12 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def run_blocks(page: Path, marks: tuple[str, ...]) -> dict[str, object]:
-    """Run the Python blocks of a page with one of the marks, in one namespace, and return the namespace."""
+def run_blocks(page: Path) -> dict[str, object]:
+    """Run the unmarked Python blocks of a page in one namespace, and return the namespace."""
     names: dict[str, object] = {"__name__": "page"}
     for mark, text in blocks(page, "python"):
         code = compile(text, name_of(page), "exec")
-        if mark in marks and page not in EXTERNAL:
+        if not mark and page not in EXTERNAL:
             exec(code, names)
     return names
 
@@ -62,29 +62,21 @@ def registries_restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_python_blocks_run(page: Path) -> None:
-    run_blocks(page, ("",))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(mark == "slow" for mark, _ in blocks(page, "python"))], ids=name_of
-)
-def test_slow_python_blocks_run(page: Path) -> None:
-    run_blocks(page, ("", "slow"))
+    run_blocks(page)
 
 
 def test_readme_whitens() -> None:
-    names = run_blocks(ROOT / "README.md", ("",))
+    names = run_blocks(ROOT / "README.md")
     noise = names["noise"]
     assert isinstance(noise, torch.Tensor)
     assert abs(noise.norm() / noise.numel() ** 0.5 - 1) < 0.015
 
 
 def test_pages_steer() -> None:
-    result = run_blocks(ROOT / "docs" / "sampling.md", ("",))
+    result = run_blocks(ROOT / "docs" / "sampling.md")
     best = result["best"]
     assert isinstance(best, Result) and len(best.chosen) == 1
-    names = run_blocks(ROOT / "docs" / "quickstart.md", ("",))
+    names = run_blocks(ROOT / "docs" / "quickstart.md")
     steered, images = names["steered"], names["images"]
     assert isinstance(steered, Result) and isinstance(images, torch.Tensor)
     assert steered.nfe == 4 * 25 and images.shape == (4, 3, 32, 32)
@@ -92,7 +84,7 @@ def test_pages_steer() -> None:
 
 def test_ntrk_on_one_screen_steers() -> None:
     """The listing steers as the package's sampler does."""
-    names = run_blocks(ROOT / "docs" / "sampling.md", ("",))
+    names = run_blocks(ROOT / "docs" / "sampling.md")
     result = names["result_of_flow"]
     assert isinstance(result, Result)
     assert result.nfe == 4 * 25
