@@ -1,7 +1,8 @@
-# `make demo` and `make test` do all set-up themselves: an environment in .venv, pinned dependencies (requirements*.txt),
-# the build. They need Python >= 3.10 and a C++17 compiler. A second call only does what changed.
-# `make test` is the quick half of the tests (a few minutes), `make test-all` the slow half; CI runs both.
-# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch. No target needs a GPU.
+# `make demo` and `make test` do all set-up themselves: an environment in .venv, pinned dependencies
+# (requirements*.txt), the build. They need Python >= 3.10 and a C++17 compiler. A second call rebuilds only
+# what changed. `make test` runs the quick tests (a few minutes), `make test-all` the slow ones; CI runs both.
+# `make check-cuda` needs nvcc, `make check-cuda-link` also 5 GB for a CUDA build of torch. No target needs a
+# GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
@@ -12,7 +13,7 @@ SOURCES := setup.py pyproject.toml noisetilt_kernels/schemas.def \
 demo: build
 	$(BIN)/noisetilt demo
 
-# One process a core, each with one thread.
+# One process per core, each with one thread.
 PYTEST := $(BIN)/pytest -n auto --dist worksteal -q
 
 test: build
@@ -42,15 +43,15 @@ sanitize: .venv/.installed
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
-# What nvcc makes of the CUDA kernels: registers, spills, width of the loads.
+# Compile the CUDA kernels with nvcc and check registers, spills, fused operations and width of the loads.
 check-cuda: .venv/.installed
 	$(BIN)/python .ci/check_cuda_build.py
 
-# What Triton makes of its kernels, for several GPUs.
+# Compile the Triton kernels for several GPUs and check the result.
 check-triton: .venv/.built
 	$(BIN)/python .ci/check_triton_build.py
 
-# The CUDA library against a CUDA build of torch, where there may be no GPU: it must load and serve.
+# Build the CUDA library against a CUDA build of torch. It must load and be chosen, also without a GPU.
 check-cuda-link: .venv-cuda/.installed
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 		--force-reinstall .
@@ -58,7 +59,7 @@ check-cuda-link: .venv-cuda/.installed
 		status = nt.backends()["cuda"]; assert status.backend == "cuda", status; \
 		assert torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", "CUDA")'
 
-# The oldest torch that is served, in the CUDA build that PyPI has of it.
+# The oldest supported torch, in its CUDA build on PyPI.
 .venv-cuda/.installed:
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools \

@@ -1,8 +1,8 @@
-"""Builds the operator libraries: `_C`, the CPU kernels, and `_C_cuda`, the CUDA kernels.
+"""Build the operator libraries: `_C`, the CPU kernels, and `_C_cuda`, the CUDA kernels.
 
 Both use PyTorch's stable ABI and no Python API, so one build serves torch >= 2.11 and Python >= 3.10. A
 library that cannot be built is left out with a warning; without `_C` the package runs on its pure-PyTorch
-reference. Flags, sources, instruction-set variants and CUDA architectures, and the reasons for them, stand in
+reference. Flags, sources, instruction-set variants and CUDA architectures, and the reasons for them, are in
 csrc/build.json.
 
 `_C_cuda` is built if torch is a CUDA build and an nvcc of the same CUDA major version is found in CUDA_HOME,
@@ -138,7 +138,7 @@ def parallel_jobs() -> int:
 
 
 class BuildLibraries(build_ext):
-    """Compiles sources in parallel and links them. A library that fails is left out, with a warning."""
+    """Compile sources in parallel and link them. A library that fails is left out, with a warning."""
 
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))

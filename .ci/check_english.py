@@ -1,7 +1,7 @@
 """Check the words of docstrings, option helps, comments and pages, and print each fault with its place.
 
-A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Some phrases
-have a plainer form.
+A docstring or an option's help begins with a noun or a verb, so that it can be understood alone. Phrases that
+have a plainer form are refused too.
 """
 
 import ast
@@ -82,7 +82,7 @@ def faults_of_text(text: str) -> Iterator[tuple[int, str]]:
 
 
 def main() -> int:
-    """Check the files that git knows, or those that are named, and return the number of faults."""
+    """Check the files named on the command line, or all files in git, and return the number of faults."""
     listed = (
         sys.argv[1:]
         or subprocess.run(

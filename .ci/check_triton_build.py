@@ -62,7 +62,7 @@ FUSED = {
     "cuda": re.compile(r"\b[FD]FMA2?\b"),
     "hip": re.compile(r"\bv_(?:pk_)?(?:fma|fmac|fmamk|fmaak|mac|mad)_(?:legacy_)?f(?:32|64)"),
 }
-# Operations that are compiled to several steps, some of them fused: roots, and divisions, also of long
+# Operations that are compiled to several steps, some of them fused: roots and divisions, also of 64-bit
 # integers.
 IN_STEPS = re.compile(
     r"\b(?:arith\.divf|tt\.precise_divf|math\.sqrt|tt\.precise_sqrt)\b|\barith\.(?:div|rem)[su]i .*i64"
@@ -233,7 +233,7 @@ def examine(
         instructions = re.findall(r"^\t[a-z]", code, re.MULTILINE)
     inexact = LENIENT.findall(path[".llir"].read_text()) + INEXACT[backend].findall(assembly)
     if metadata["enable_fp_fusion"]:
-        inexact.append("leave to fuse")
+        inexact.append("fusion is enabled")
     if not IN_STEPS.search(path[".ttgir"].read_text()):
         inexact += FUSED[backend].findall(code)
     return Kernel(
@@ -262,7 +262,7 @@ def name_of(source: Any, warps: int) -> str:
 
 
 def tool(name: str, *arguments: str | Path) -> str:
-    """Return the output of one of NVIDIA's tools, which Triton contains."""
+    """Return the output of one of NVIDIA's tools that Triton bundles."""
     path = getattr(triton.knobs.nvidia, name).path
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -298,7 +298,7 @@ def main() -> int:
         complaints += [f"{name} was not compiled" for name in LAUNCH_TABLE if name not in compiled]
         complaints += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
         faults += [f"{label}: {complaint}" for complaint in complaints]
-    print("\n" + ("\n".join(faults) or "nothing amiss"))
+    print("\n" + ("\n".join(faults) or "no fault"))
     return int(bool(faults))
 
 

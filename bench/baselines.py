@@ -1,8 +1,7 @@
-"""Idiomatic PyTorch versions of the operators, with torch's own sorts and reductions. Rounding is not
-defined.
+"""Idiomatic PyTorch versions of the operators, with torch's sorts and reductions. Rounding is not defined.
 
 "Eager" in the tables is the faster of these and `python_ref`. The default sorts of torch are unstable, and
-use AVX-512 in newer versions. The operators are defined with stable sorts: `stable=True` asks for them.
+use AVX-512 in newer versions. The operators are defined with stable sorts; `stable=True` uses those.
 """
 
 import math
@@ -19,7 +18,7 @@ _tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}  # a plain dict:
 
 
 def table_of(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
-    """Table for `count` values: of the chi-square reference, or of the normal one if df = 0."""
+    """Return the table for `count` values, with reference chi^2(df), or N(0, 1) if df = 0."""
     key = count, chunk_size, df
     if key not in _tables:
         reference = ChiSquare(df) if df else Normal()

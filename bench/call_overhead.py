@@ -1,7 +1,7 @@
 """Gain of the autograd shortcut and of every cache of a call: `python -m bench.call_overhead`.
 
-Each row compares a call as it is with the same call without one of them. The two alternate in short rounds.
-The table gives medians, and the ratio without / with.
+Each row compares a call with the same call without the shortcut or without one cache. The two alternate in
+short rounds. The table gives medians, and the ratio without / with.
 """
 
 import itertools
@@ -62,7 +62,7 @@ PLANS = {
 
 @contextmanager
 def registered(namespace: str) -> Iterator[Any]:
-    """Register the operators of PLANS in another namespace. Gives the namespace's operators."""
+    """Register the operators of PLANS in another namespace, and yield the namespace."""
     library = torch.library.Library(namespace, "FRAGMENT")
     for name in PLANS:
         library.define(str(getattr(torch.ops.noisetilt, name).default._schema).replace("noisetilt::", ""))
@@ -178,7 +178,7 @@ def triton_rows() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| what: call | with | without | ratio |\n|---|---|---|---|")
+    print("| shortcut or cache: call | with | without | ratio |\n|---|---|---|---|")
     shortcut_rows()
     cache_rows()
     triton_rows()

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 ROUNDS = 8
-ROUND_SECONDS = 0.03  # of each function in a round, with at least one call
-CLEARLY_SLOWER = 1.5  # slower baselines, relative to the fastest, are measured no further
+ROUND_SECONDS = 0.03  # for each function in a round, with at least one call
+CLEARLY_SLOWER = 1.5  # baselines slower than the fastest by this factor are not measured further
 MOST_REPEATS = 24
-MOST_SPREAD = 1.25  # of a function's medians over the rounds
-MOST_FOREIGN_LOAD = 0.05  # share of one core that others may take in a round
+MOST_SPREAD = 1.25  # largest ratio of a function's median in a round to its best median
+MOST_FOREIGN_LOAD = 0.05  # share of one core that other processes may take in a round
 
 Function = Callable[[], object]
 
@@ -50,8 +50,9 @@ def time_calls(function: Function, calls: int) -> list[float]:
 
 
 def warm_up(function: Function) -> float:
-    """Seconds of a call with warm caches, tables and compiled code. If the first call takes seconds, its
-    time.
+    """Return the seconds of a call with warm caches, tables and compiled code.
+
+    If the first call takes more than 2 seconds, its time is returned.
     """
     (first,) = time_calls(function, 1)
     return first if first > 2 else min(time_calls(function, 3))

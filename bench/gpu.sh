@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Build, tests, sanitizers and benchmarks on a new GPU, unattended, in nine minutes: for the CUDA library and for the
-# Triton backend. Last, the launch table of the Triton backend is tuned.
+# Build, tests, sanitizers and benchmarks on a new GPU, unattended, in nine minutes: for the CUDA library and
+# for the Triton backend. At the end the launch table of the Triton backend is tuned.
 #
 #   bench/gpu.sh                everything
 #   bench/gpu.sh --quick        without builds and sanitizers, and with half the time for the benchmarks
 #   PARTS=cuda bench/gpu.sh     only the CUDA library
 #   PARTS=triton bench/gpu.sh   only the Triton backend, which needs no nvcc
 #
-# Together, the last benchmarks and the tuning may run out of time. If more than nine minutes are available in several
-# sessions, run the two parts one after the other.
+# With both parts in one run, the last benchmarks and the tuning may run out of time. If two runs are
+# possible, run PARTS=cuda and PARTS=triton one after the other.
 #
-# Every part has a time limit, and none stops the others. The benchmarks' tables and a line for every part are printed
-# last. They, the results files, the new launch_table.json and the logs are written to $OUT (default: build/gpu). The
-# exit code is not 0 if a part failed.
+# Every step has a time limit, and a step that fails does not stop the others. The tables of the benchmarks
+# and a line for every step are printed last. The same text, the results files, the new launch_table.json and
+# the logs are written to $OUT (default: build/gpu). The exit code is not 0 if a step failed.
 #
-# Needs torch with CUDA, nvcc of the same CUDA version and g++, and pytest for the tests. Nothing is downloaded. Missing
-# Python packages can be provided as wheels in the folder $WHEELS (default: .wheels, which git must ignore). For Python
-# 3.12, download those that are missing with
+# Needs torch with CUDA, nvcc of the same CUDA version and g++, and pytest for the tests. Nothing is
+# downloaded. Missing Python packages can be provided as wheels in the folder $WHEELS (default: .wheels, which
+# git must ignore). For Python 3.12, download the missing packages with
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
@@ -35,7 +35,8 @@ mkdir -p "$out" build
 out=$(realpath "$out")
 read -ra parts <<<"${PARTS:-cuda triton}"
 for part in "${parts[@]}"; do
-  [[ $part == cuda || $part == triton ]] || { echo "PARTS=$PARTS: '$part' is neither cuda nor triton" >&2 && exit 2; }
+  [[ $part == cuda || $part == triton ]] ||
+    { echo "PARTS=$PARTS: '$part' is neither cuda nor triton" >&2 && exit 2; }
 done
 rm -f "$out"/{environment,build,sanitizers}.log "$out"/{tests,benchmarks}-{cuda,triton}.log "$out"/tune.log
 rm -f "$out"/{summary.txt,tables.md,results.json,results-triton.json,launch_table.json}
@@ -56,8 +57,8 @@ report() {
   printf '%4ds  %-34s %s\n' "$SECONDS" "$1" "$2" | tee -a "$out/summary.txt"
 }
 
-# limited SECONDS COMMAND...: like timeout, but also returns if even SIGKILL does not end the process, which happens if
-# a kernel hangs. Returns 124 after the time limit.
+# limited SECONDS COMMAND...: like timeout, but also returns if SIGKILL does not end the process, which
+# happens if a kernel hangs. Returns 124 after the time limit.
 limited() {
   local limit=$1 deadline=$((SECONDS + $1 + 20)) process
   shift
@@ -76,7 +77,7 @@ until_end() {
   echo $(($1 < left ? $1 : left > 1 ? left : 1))
 }
 
-# step NAME SECONDS LOG COMMAND...: runs a part; its output goes to a log, its result to the summary
+# step NAME SECONDS LOG COMMAND...: runs a command; its output goes to a log, its result to the summary
 step() {
   local name=$1 limit lines=$scratch/output.$BASHPID log=$out/$3 code result last
   limit=$(until_end "$2")
@@ -95,8 +96,8 @@ step() {
   return "$code"
 }
 
-# test_file BACKEND SECONDS FILE [SHARE]: runs the tests of a file, or a share of them, such as 2/3. If a test ends the
-# process (see tests/gpu/conftest.py), another process runs the remaining ones.
+# test_file BACKEND SECONDS FILE [SHARE]: runs the tests of a file, or a share of them, such as 2/3. If a test
+# ends the process (see tests/gpu/conftest.py), another process runs the remaining tests.
 test_file() {
   local backend=$1 name begun lines code result=ok ended=0 left deadline last
   name="$backend: $(basename "$3" .py)${4:+, $4}"
@@ -105,14 +106,16 @@ test_file() {
   while :; do
     left=$((deadline - SECONDS))
     ((left > 5)) || { result="FAILED: out of time" && break; }
-    NOISETILT_BACKEND=$backend NOISETILT_TESTS_BEGUN=$begun NOISETILT_TESTS_SHARE=${4:-1/1} limited "$left" \
-      "$PYTHON" -m pytest -q -ra -p no:cacheprovider --tb=short --maxfail=60 --durations=5 "$3" >>"$lines" 2>&1
+    NOISETILT_BACKEND=$backend NOISETILT_TESTS_BEGUN=$begun NOISETILT_TESTS_SHARE=${4:-1/1} \
+      limited "$left" "$PYTHON" -m pytest -q -ra -p no:cacheprovider --tb=short --maxfail=60 --durations=5 \
+      "$3" >>"$lines" 2>&1
     code=$?
-    ((code == 0 || code == 5)) && break # 5: none is left
+    ((code == 0 || code == 5)) && break # 5: no test is left
     result=FAILED
     tail -n 3 "$lines" | grep -qE ' in [0-9.]+s|No module named pytest' && ((code < 5)) && break
     ((++ended < 30)) || break
-    printf '\nThe process ended with code %s in, or after, %s\n' "$code" "$(tail -n 1 "$begun" 2>&1)" >>"$lines"
+    printf '\nThe process ended with code %s in, or after, %s\n' "$code" "$(tail -n 1 "$begun" 2>&1)" \
+      >>"$lines"
     cat "$begun.where" >>"$lines" 2>&1
   done
   { printf '\n==== %s: %s\n' "$name" "$result" && tail -c 3000000 "$lines"; } >>"$out/tests-$backend.log"
@@ -123,8 +126,8 @@ test_file() {
   [[ $result == ok ]] || echo "$name" >>"$failed"
 }
 
-# test_files BACKEND SECONDS: runs the tests of all files but the large one, in parallel. Slow files are divided into
-# shares: Triton compiles, and the reference takes long to compute the expected results.
+# test_files BACKEND SECONDS: runs the tests of all files except test_gpu_large.py, in parallel. Slow files
+# are divided into shares: Triton compiles, and the reference takes long to compute the expected results.
 test_files() {
   local file share shares
   for file in tests/gpu/test_gpu_*.py; do
@@ -151,9 +154,10 @@ benchmarks() {
 
 # sanitize BACKEND TOOL SECONDS PART: runs compute-sanitizer on the kernels whose names contain PART
 sanitize() {
-  step "$1: compute-sanitizer $2" "$3" sanitizers.log env NOISETILT_BACKEND="$1" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    "$sanitizer" --tool "$2" --kernel-regex "kns=$4" --report-api-errors no --print-limit 30 --error-exitcode 9 \
-    "$PYTHON" -m bench.gpu.sanitize
+  step "$1: compute-sanitizer $2" "$3" sanitizers.log \
+    env NOISETILT_BACKEND="$1" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    "$sanitizer" --tool "$2" --kernel-regex "kns=$4" --report-api-errors no --print-limit 30 \
+    --error-exitcode 9 "$PYTHON" -m bench.gpu.sanitize
 }
 
 # ---- environment ----
@@ -161,7 +165,8 @@ sanitize() {
 phase_end=60
 
 if [[ -d $WHEELS ]] && ls "$WHEELS"/*.whl >/dev/null 2>&1; then
-  step "wheels of $WHEELS" 60 environment.log "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile \
+  step "wheels of $WHEELS" 60 environment.log \
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile \
     --disable-pip-version-check --no-cache-dir --target "$scratch/site" "$WHEELS"/*.whl
 fi
 step "GPU" 30 environment.log nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem \
@@ -183,13 +188,14 @@ def version(name):
     except metadata.PackageNotFoundError:  # its distribution has another name
         return "found"
 
-needed = ["torch", "triton", "numpy", "scipy", "safetensors", "platformdirs", "click", "setuptools", "pytest"]
+needed = "torch triton numpy scipy safetensors platformdirs click setuptools pytest".split()
 for name in [*needed, "fast_hadamard_transform"]:
     print(name, version(name) if there(name) else "MISSING")
 missing = [name for name in needed if not there(name)]
 print("Python", sys.version.split()[0], "| missing:", ", ".join(missing) or "nothing")
 sys.exit(bool(missing))'
-capability=$(timeout 60 "$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
+capability=$(timeout 60 "$PYTHON" -c \
+  'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
 if [[ -z $capability ]]; then
   report "a GPU for torch" "FAILED: torch finds no GPU; nothing was tested or measured"
   printf '\nIn %d s, logs in %s:\n' "$SECONDS" "$out"
@@ -202,7 +208,7 @@ fi
 export OMP_NUM_THREADS=4
 build=("$PYTHON" setup.py build_ext --inplace --parallel 2)
 phase_end=110
-# The CPU kernels compute the expected results of W. Without them the reference does, slowly.
+# The CPU kernels compute the expected results of W. The reference would be slow.
 ((quick)) || step "build for the CPU" 80 build.log env FORCE_CUDA=0 "${build[@]}"
 
 if wanted triton; then
@@ -214,10 +220,11 @@ if wanted triton; then
 fi
 if wanted cuda; then
   phase_end=210
-  ((quick)) || step "cuda: build for $capability" 180 build.log env TORCH_CUDA_ARCH_LIST="$capability" FORCE_CUDA=1 \
-    MAX_JOBS="${MAX_JOBS:-$(nproc)}" "${build[@]}"
+  ((quick)) || step "cuda: build for $capability" 180 build.log \
+    env TORCH_CUDA_ARCH_LIST="$capability" FORCE_CUDA=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" "${build[@]}"
   step "CUB, for comparison" 60 build.log nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC \
-    -gencode="arch=compute_${capability/./},code=sm_${capability/./}" bench/gpu/radix_sort.cu -o build/radix_sort.so &
+    -gencode="arch=compute_${capability/./},code=sm_${capability/./}" \
+    bench/gpu/radix_sort.cu -o build/radix_sort.so &
 fi
 serves() {
   step "$1: serves" 60 build.log env NOISETILT_BACKEND="$1" "$PYTHON" -c '
@@ -257,7 +264,7 @@ unset OMP_NUM_THREADS
 
 phase_end=545
 left=$((phase_end - SECONDS))
-# Percentage of it for the benchmarks of either backend; the rest is for the tuning.
+# Percentage of the time left for the benchmarks of cuda and of triton; the rest is for the tuning.
 case "${cuda:-0} $(wanted triton && echo 1)" in
   "1 1") shares=(45 33) ;;
   "1 ") shares=(100 0) ;;

@@ -1,4 +1,4 @@
-"""Tables of benchmark results. `python -m bench.report RESULTS...` prints those of GPU runs."""
+"""Tables of benchmark results. `python -m bench.report RESULTS...` prints the tables of GPU runs."""
 
 import json
 import sys
@@ -100,7 +100,8 @@ def _gpu_backends(runs: list[dict[str, Any]]) -> str:
 
 def _gpu_times(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| case | GPU, L2 warm | L2 cold | call | copy, warm | copy, cold | launches | as many of nothing |",
+        "| case | GPU, L2 warm | L2 cold | call | copy, warm | copy, cold "
+        "| launches | as many tiny kernels |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -117,7 +118,7 @@ def _gpu_times(rows: list[dict[str, Any]]) -> str:
 
 
 def _gpu_targets(rows: list[dict[str, Any]]) -> str:
-    lines = ["| target | of | measured | wanted | |", "|---|---|---|---|---|"]
+    lines = ["| target | case | measured | wanted | |", "|---|---|---|---|---|"]
     for row in rows:
         for check in row["checks"]:
             show = _fine if check["unit"] == "s" else "{:.2f}x".format

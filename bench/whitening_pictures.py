@@ -1,6 +1,6 @@
-"""Pictures of the page about W: `python -m bench.whitening_pictures` writes docs/images/whitening-*.png.
+"""Pictures of the page docs/whitening.md: `python -m bench.whitening_pictures`.
 
-Needs matplotlib.
+The pictures are docs/images/whitening-*.png. Needs matplotlib.
 """
 
 from pathlib import Path

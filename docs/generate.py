@@ -1,4 +1,4 @@
-"""Writes the output of commands into the pages, between `<!-- generated: COMMAND -->` and `<!-- end -->`.
+"""Write the output of commands into the pages, between `<!-- generated: COMMAND -->` and `<!-- end -->`.
 
 python docs/generate.py            # rewrite the pages
 python docs/generate.py --check    # name the pages that differ, and fail
@@ -27,7 +27,7 @@ def output_of(command: str) -> str:
 
 
 def help_of(names: list[str]) -> str:
-    """Return the help of the command, or of the subcommand that is named."""
+    """Return the help of the command, or of the named subcommand."""
     from noisetilt_kernels.cli import main
 
     context = click.Context(main, info_name="noisetilt", max_content_width=90, terminal_width=90)
@@ -46,7 +46,7 @@ def generated(text: str) -> str:
 
 
 def stale_pages(write: bool) -> list[Path]:
-    """Return the pages whose regions are out of date, after rewriting them if asked to."""
+    """Return the pages with regions that are out of date, rewritten if `write`."""
     stale = []
     for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ def check_alpha(function: str, alpha: float) -> None:
 
 @dataclass(frozen=True, init=False, repr=False)
 class WhiteningConfig:
-    """Constraints that W projects onto, and the domains in which it does.
+    """Constraints of the whitening operator W, and the domains in which W projects onto them.
 
     The constructor accepts any sequences, lists included. They are stored as tuples.
 
@@ -126,7 +126,7 @@ def preset(name: str, shape: Sequence[int] | None = None) -> WhiteningConfig:
     if shape is not None:
         return resolve_preset(name, sample_of("preset", shape), DEFAULT_ALPHA)
     if name == "auto":
-        raise ValueError("preset: 'auto' depends on the shape, got none; pass one: preset('auto', x.shape)")
+        raise ValueError("preset: 'auto' needs a shape, got none; write preset('auto', x.shape)")
     return _PRESETS[name]
 
 
@@ -187,7 +187,11 @@ def flatten_mixing(config: WhiteningConfig) -> list[int]:
 def unflatten(
     chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float
 ) -> WhiteningConfig:
-    """Inverse of `flatten`."""
+    """Return the configuration of which `flatten` made these numbers.
+
+    Raises:
+        ValueError, TypeError: the numbers are not a valid configuration.
+    """
     if len(tile_sizes) % 2 or len(mixing) % 3:
         raise ValueError(
             "whiten: tile_sizes lists pairs th, tw and mixing triples th, tw, repeats, "
@@ -240,8 +244,9 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
 
 
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raise ValueError unless `tile` divides the plane of `sample` and has at least 2 values, or an even
-    number.
+    """Raise ValueError unless `tile` divides the plane of `sample` and has at least 2 values.
+
+    With `even` the number of values must be even.
     """
     th, tw = tile
     _, height, width, _ = sample
@@ -280,7 +285,7 @@ def _auto(sample: Sample) -> WhiteningConfig:
 
 
 def _nearest_tile(sample: Sample, target: int) -> Tile:
-    """Return the tile nearest to target x target. For a flat sample it is one row of about as many values."""
+    """Return the tile nearest to target x target; for a flat sample, 1 x about target^2."""
     if sample.flat:
         return 1, _nearest_divisor(sample.width, target * target)
     return _nearest_divisor(sample.height, target), _nearest_divisor(sample.width, target)

@@ -4,7 +4,6 @@ Change one import:
 
     from noisetilt_kernels.drop_in import hadamard_transform  # was: from fast_hadamard_transform import ...
     from noisetilt_kernels.drop_in import project_wgnc, project_wgnc_batched  # was: the WGNC authors'
-    functions
 """
 
 import torch
@@ -42,8 +41,8 @@ def project_wgnc_batched(x: Tensor, block_size: int = 16) -> Tensor:
     Same semantics as the WGNC authors' function of this name.
 
     Args:
-        x: samples (B, C, H, W), float16, bfloat16, float32 or float64, C*H*W divisible by 2*block_size. Any
-            other number of dimensions from 2 on works too.
+        x: samples (B, C, H, W), float16, bfloat16, float32 or float64, C*H*W divisible by 2*block_size.
+            Other shapes (B, ...) work too.
         block_size: number of complex coefficients per block, at least 2.
 
     Returns:

@@ -24,7 +24,7 @@ def whiten(x: Tensor, config: str | WhiteningConfig = "auto", *, alpha: float | 
             FLUX's packed latents (B,1024,64) must be unpacked first: see `unpack_latents`.
         config: name of a preset, "flux", "wan" or "auto" (chosen by shape, see `preset`), or a
             `WhiteningConfig`.
-        alpha: significance level, 0 < alpha < 1. The default is 1e-4 for a preset, and that of a
+        alpha: significance level, 0 < alpha < 1. Default: 1e-4 for a preset, `config.alpha` for a
             `WhiteningConfig`.
 
     Returns:
@@ -94,7 +94,7 @@ def project_tile_stats(
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
     """Project every sample onto the white Gaussian noise constraints (DESIGN section 6; WGNC section 4).
 
-    Each row is a sample of its own. For a tensor of any shape as one sample see `noisetilt_kernels.drop_in`.
+    Each row is one sample. To project a tensor of any shape as one sample, see `noisetilt_kernels.drop_in`.
     This operator has no gradient.
 
     Args:
@@ -196,7 +196,9 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def pack_latents(x: Tensor) -> Tensor:
-    """Pack latents (B, C, H, W) as FLUX does, into tokens (B, H/2 * W/2, 4C) of 2x2 patches, channel first.
+    """Pack latents (B, C, H, W) of any dtype into FLUX's tokens (B, H/2 * W/2, 4C).
+
+    A token is a 2x2 patch, channel first.
 
     Raises:
         ValueError: x is not (B, C, H, W) with H and W even.
@@ -211,12 +213,12 @@ def unpack_latents(x: Tensor, height: int, width: int) -> Tensor:
     """Unpack FLUX's tokens (B, H/2 * W/2, 4C) into latents (B, C, H, W): the inverse of `pack_latents`.
 
     Args:
-        x: tokens (B, H/2 * W/2, 4C).
+        x: tokens (B, H/2 * W/2, 4C) of any dtype.
         height, width: H and W of the latents. For FLUX they are 1/8 of the image's height and width.
 
     Raises:
         ValueError: the number of tokens is not H/2 * W/2, their length is not divisible by 4, or H or W is
-        odd.
+            odd.
     """
     if x.dim() != 3 or x.shape[2] % 4 or height % 2 or width % 2 or 4 * x.shape[1] != height * width:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Names of Hugging Face hub repositories, and reasons of failed downloads.
+"""Names of Hugging Face hub repositories, and reasons for failed downloads.
 
 Models and rewards name their weights by a folder or by the id of a repository on the hub.
 """

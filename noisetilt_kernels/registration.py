@@ -27,7 +27,7 @@ class Plan(NamedTuple):
 
     sample_shape: tuple[int, ...]
     run: Callable[..., Tensor]
-    """Function of the backend, contiguous samples (B, *sample_shape) and other tensors. Returns samples."""
+    """Function of (backend, samples, *tensors) that returns samples, contiguous (B, *sample_shape)."""
     tile_size: int = 0
     """See `Extents`."""
     block_size: int = 0
@@ -68,22 +68,22 @@ def register(name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0)
 
 
 def register_without_gradient(name: str) -> None:
-    """Make the backward of operator `name` an error that explains why there is no gradient."""
+    """Let the backward of operator `name` raise an error that explains why there is no gradient."""
     public = name.strip("_").removesuffix("_config")
 
     def backward(ctx: Any, grad: Tensor) -> None:
         raise NotImplementedError(
-            f"{public} has no gradient: it is a projection, meant for a gradient and not for the graph that "
-            "makes one. Pass x.detach(), or call it under torch.no_grad()."
+            f"{public} has no gradient: it projects gradients and is not meant to be differentiated. "
+            "Pass x.detach(), or call it under torch.no_grad()."
         )
 
     torch.library.register_autograd(f"noisetilt::{name}", backward, lib=_registry)
 
 
 def register_gradient(name: str, backward: Callable[..., Tensor]) -> None:
-    """Make `backward(grad, *arguments)` the gradient of operator `name`. `arguments` are those after x.
+    """Let `backward(grad, *arguments)` compute the gradient of operator `name` in x.
 
-    It returns the gradient of x.
+    `arguments` are the operator's arguments after x.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,7 +124,7 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
 
 
 def _metadata(arg: Any) -> Any:
-    """Return what a plan may depend on, as a hashable value."""
+    """Return the part of an argument that a plan may depend on, as a hashable value."""
     if type(arg) is list:
         return tuple(arg)
     return (arg.shape, arg.stride(), arg.dtype, arg.device) if isinstance(arg, Tensor) else arg

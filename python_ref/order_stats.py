@@ -18,7 +18,8 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         clipped.
     """
     y = x.reshape(x.shape[0], *lower.shape)  # [B, M, D]
-    # Sort keys: one positive NaN for every NaN, and +0 for every zero. Backends would order them differently.
+    # Sort keys: one positive NaN for every NaN, and +0 for every zero. Otherwise
+    # backends would order them differently.
     key = torch.where(y.isnan(), torch.nan, y + 0.0)
     key, in_chunk = key.sort(dim=2, stable=True)
     across = key.argsort(dim=1, stable=True)

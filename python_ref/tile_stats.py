@@ -34,7 +34,7 @@ def merge_tiles(tiles: Tensor, tile: Sequence[int]) -> Tensor:
 def project_tile_stats(
     x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], make_table: MakeTable
 ) -> Tensor:
-    """Bring mean and centred energy of all tiles to typical order statistics (DESIGN section 3).
+    """Project mean and centred energy of every tile onto their confidence tables (DESIGN section 3).
 
     Args:
         x: samples (B, C, H, W), float32 or float64.

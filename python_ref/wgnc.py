@@ -29,7 +29,7 @@ def from_wgnc_spectrum(y: Tensor) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
-    """Project samples onto those whose spectral blocks all have the expected norms (DESIGN section 6).
+    """Project every sample onto the white Gaussian noise constraints (DESIGN section 6).
 
     x: samples (B, N), float32 or float64, N divisible by 2*block_size. Returns (B, N).
     """
@@ -47,9 +47,7 @@ def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
     parts = parts.reshape(-1, block_size, 2)
     finite = parts.isfinite().all(dim=2).all(dim=1)
     parts = torch.where(finite[:, None, None], parts, 0.0)
-    if (
-        y.dtype == torch.complex128
-    ):  # squares must not over- or underflow; the result does not depend on the scale
+    if y.dtype == torch.complex128:  # scaled: squares must not over- or underflow, and the result is the same
         largest = parts.abs().amax(dim=(1, 2), keepdim=True)
         parts = parts / torch.where(largest == 0, 1.0, largest)
 
@@ -97,8 +95,8 @@ def _projected_radii(r: Tensor) -> Tensor:
     # both operands are tensors: PyTorch computes number / tensor as number * reciprocal
     regular = (torch.full_like(total, a) / total)[:, None] * u
 
-    # If more than t magnitudes tie at the maximum, many points are nearest. The first tied magnitude becomes
-    # largest.
+    # If more than t magnitudes tie at the maximum, several points are nearest. The result is the one in which
+    # the first tied magnitude is the largest.
     tied = r == w[:, :1]
     k = tied.sum(dim=1).double()
     first = tied & (tied.cumsum(dim=1) == 1)

@@ -1,4 +1,4 @@
-"""The whitening operator W, and the simpler operators that it is compared with."""
+"""The whitening operator W, and two simpler operators for comparison."""
 
 import math
 from collections.abc import Sequence

@@ -436,7 +436,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "preset auto": (
         lambda: nt.preset("auto"),
         ValueError,
-        "preset: 'auto' depends on the shape, got none; pass one: preset('auto', x.shape)",
+        "preset: 'auto' needs a shape, got none; write preset('auto', x.shape)",
     ),
     "preset shape": (
         lambda: nt.preset("auto", (1, 2, 3, 4, 5, 6)),

@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Failure(NamedTuple):
-    """A case without a row: its error."""
+    """Error of a case that failed."""
 
     name: str
     error: str
@@ -208,8 +208,8 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         "finite_or_nan": (lambda: ops._finite_or_nan(x), False),
         "project, values": (lambda: project(x), True),
         "project, Fourier": (lambda: project(z), True),
-        "FFT there": (lambda: torch.fft.fft(half_length), False),
-        "FFT back": (lambda: torch.fft.ifft(half_length), False),
+        "FFT": (lambda: torch.fft.fft(half_length), False),
+        "inverse FFT": (lambda: torch.fft.ifft(half_length), False),
         "pack": (lambda: ops._compact_fourier_pack(projected.flatten(1)), False),
         "unpack": (lambda: ops._compact_fourier_unpack(projected_z.flatten(1)), False),
         "mixing domains": (lambda: project_mixing_domains(mixed), True),
@@ -297,7 +297,7 @@ def cub_sort(kind: int, x: Tensor, chunk_size: int) -> Function:
     """Return a function that sorts, by CUB, the columns of x's chunks together with their places."""
     library = cub()
     if library is None:
-        raise RuntimeError("bench/gpu/radix_sort.cu has not been built; bench/gpu.sh does so")
+        raise RuntimeError("bench/gpu/radix_sort.cu has not been built; run bench/gpu.sh, which builds it")
     size, length = x.numel(), x.numel() // chunk_size
     keys = x.view(-1, chunk_size).t().contiguous().flatten()
     if kind == 2:  # the order-preserving bits of the key, below the column
@@ -471,7 +471,7 @@ def project_wgnc() -> Row:
     faster(row, "over float64 eager", compare(row, eager), cuda=20)
     half_length = torch.view_as_complex(x.view(1, -1, 2))
     both = gpu_times(lambda: torch.fft.ifft(torch.fft.fft(half_length)))[0]
-    row.notes["FFT there and back, GPU time"] = both["warm"]["p50"]
+    row.notes["FFT and inverse, GPU time"] = both["warm"]["p50"]
     return row
 
 
@@ -480,7 +480,7 @@ def project_wgnc_batch() -> Row:
     row = measure("project_wgnc, batch 1024", lambda: ops.project_wgnc(x), num_bytes(x), call=False)
     half_length = torch.view_as_complex(x.view(1024, -1, 2))
     both = gpu_times(lambda: torch.fft.ifft(torch.fft.fft(half_length)))[0]
-    row.notes["FFT there and back, GPU time"] = both["warm"]["p50"]
+    row.notes["FFT and inverse, GPU time"] = both["warm"]["p50"]
     return row
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda")
 
-SECONDS = 0.25  # of one measurement, about
-ROUNDS = 5, 60  # of one measurement: at least, at most
-GRAPH_SECONDS = 2e-4  # of a graph with a warm L2 cache: shorter functions are captured several times in a row
+SECONDS = 0.25  # approximate duration of one measurement
+ROUNDS = 5, 60  # smallest and largest number in one measurement
+# Duration of a graph with a warm L2 cache. Shorter functions are captured several times in a row.
+GRAPH_SECONDS = 2e-4
 
 Function = Callable[[], object]
 Seconds = dict[str, float]  # min, p20, p50, p80
@@ -40,7 +41,7 @@ class Row:
     """Measurements of one case."""
 
     name: str
-    # "warm", "cold": of the GPU. "call": until the result is available.
+    # "warm", "cold": GPU times. "call": wall-clock time until the result is available.
     seconds: dict[str, Seconds] = field(default_factory=dict)
     launches: int | None = None
     # Medians: a copy of the same number of bytes, and the same number of launches of tiny kernels.
@@ -56,7 +57,7 @@ def percentiles(times: list[float]) -> Seconds:
 
 
 def call_times(function: Function, seconds: float = SECONDS, calls: int = 1) -> Seconds:
-    """Wall-clock times of a call until its result is available; for `calls` calls in sequence, of each."""
+    """Return wall-clock times of a call until its result is available, averaged over `calls` in sequence."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -122,7 +123,7 @@ def flush() -> None:
 
 
 def replay_times(graph: Graph, cold: bool) -> Seconds:
-    """Return the GPU's times for one of the graph's copies."""
+    """Return GPU times of one copy of the function in the graph."""
 
     def enqueue() -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -176,7 +177,7 @@ def launch_floor(launches: int) -> dict[str, Seconds]:
 
 
 def measure(name: str, function: Function, num_bytes: int, call: bool = True) -> Row:
-    """Return a row with times and floors. `num_bytes`: of the input, which is as large as the result."""
+    """Return a row with times and floors. `num_bytes`: size of the input, which equals that of the result."""
     row = Row(name)
     row.seconds, row.launches = gpu_times(function)
     if call:

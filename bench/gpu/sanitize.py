@@ -15,7 +15,7 @@ from noisetilt_kernels import confidence_table
 
 ops = torch.ops.noisetilt
 
-# For Triton only one: it compiles a hundred kernels for each dtype.
+# Only one for Triton, which compiles a hundred kernels for each dtype.
 DTYPES = (torch.float32,) if nt.backends()["cuda"].backend == "triton" else (torch.float32, torch.float64)
 
 
@@ -31,7 +31,7 @@ def order_stats(dtype: torch.dtype) -> None:
         lower, upper = (t.to("cuda", dtype) for t in confidence_table(num_chunks, chunk_size))
         for x in fields((2, num_chunks * chunk_size), dtype).values():
             ops.project_2os(x, lower, upper)
-            ops.project_2os(x, upper.neg(), upper.abs() + 1)  # bounds that fall
+            ops.project_2os(x, upper.neg(), upper.abs() + 1)  # not monotone
 
 
 def samples(dtype: torch.dtype) -> None:

@@ -28,9 +28,8 @@ from .measure import DEVICE, Function, Graph, replay_times
 
 Sizes = dict[str, int]
 Table = dict[str, Sizes]
-Measure = Callable[
-    [str, Sizes], float
-]  # (kernel, sizes) -> seconds; infinite after an error or a wrong result
+# (kernel, sizes) -> seconds; infinite after an error or a wrong result
+Measure = Callable[[str, Sizes], float]
 
 PATH = Path(__file__).parents[2] / "noisetilt_kernels" / "backends" / "triton" / "launch_table.json"
 BETTER = 0.98
@@ -47,11 +46,11 @@ GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # kernels that take most of th
 }
 
 
-# ---- what to try ----
+# ---- candidates ----
 
 
 def candidates(current: Sizes, grid: Mapping[str, Iterable[int]]) -> list[Sizes]:
-    """Return all sizes of a grid except the current ones, those with the fewest changes first.
+    """Return all sizes of a grid except the current ones, sorted by the number of changes.
 
     Sizes that the grid does not name keep their current values.
     """
@@ -103,7 +102,7 @@ def render(table: Table) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-# ---- what is measured ----
+# ---- measurement ----
 
 
 def problems() -> dict[str, list[Callable[[], Tensor]]]:

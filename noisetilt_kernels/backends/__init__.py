@@ -1,9 +1,9 @@
-"""The implementations of the operators, and the choice of the one that serves a call.
+"""Backends, the implementations of the operators, and the choice of one for each call.
 
 A backend is a module with one function per operation. The functions take arguments that `ops` has checked:
 contiguous float32 or float64 samples, batch first. The function `refusal` of a backend returns the reason why
-it cannot serve an operator on a device. The dispatch, `backends()`, `noisetilt doctor` and the tests all use
-it.
+it cannot serve an operator on a device. The dispatch, `backends()`, `noisetilt doctor` and the tests all call
+`refusal`.
 """
 
 import os
@@ -29,13 +29,13 @@ def _preferences(device: torch.device) -> tuple[ModuleType, ...]:
 
 
 def _forced() -> ModuleType | None:
-    """Return the only allowed backend, if the environment variable names one."""
+    """Return the backend that NOISETILT_BACKEND names, the only one allowed, or None if it is not set."""
     name = os.environ.get(_VARIABLE)
     if not name:
         return None
     by_name = {backend.NAME: backend for backend in (cpu, cuda, triton, reference)}
     if name not in by_name:
-        raise ValueError(f"{_VARIABLE}={name}: there is no such backend; valid: {', '.join(by_name)}")
+        raise ValueError(f"{_VARIABLE}={name}: unknown backend; valid: {', '.join(by_name)}")
     return by_name[name]
 
 
@@ -44,7 +44,7 @@ FORCED = _forced()
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Backend that serves a device type, and the reasons against the preferred ones.
+    """Backend that serves a device type, and the reason why each preferred one does not.
 
     Attributes:
         device: device type, "cpu" or "cuda".

@@ -65,10 +65,10 @@ def half_length_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
     """Apply torch.fft.fft or ifft to samples (B, N), each read as N/2 complex numbers. Returns real numbers
     (B, N).
 
-    On the CPU each sample has an FFT of its own: FFT libraries may round a batch differently, and a sample's
+    On the CPU each sample gets its own FFT: FFT libraries may round a batch differently, and a sample's
     result must not depend on the rest of its batch. On CUDA one FFT transforms the batch, otherwise small
-    samples would leave the device idle. There cuFFT may round a sample differently, within the tolerance of
-    FFTs (DESIGN section 9).
+    samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
+    tolerance of FFTs (DESIGN section 9).
     """
     if x.storage_offset() % 2:  # a complex view needs an even offset
         x = x.clone()

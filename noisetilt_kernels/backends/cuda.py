@@ -122,7 +122,7 @@ def _rank_ranges_of(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _unserved_gpu() -> str | None:
-    """Return which GPU of this machine the kernels were not built for, or None."""
+    """Return the reason why the kernels do not run on one of the GPUs here, or None if they run on all."""
     built = library.cuda_build_info()["architectures"]
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)

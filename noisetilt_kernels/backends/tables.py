@@ -40,8 +40,7 @@ class Table(NamedTuple):
     lower: Tensor
     upper: Tensor
     monotone: bool
-    """No bound decreases down a column. Then a value with a known range of ranks may not need its exact rank.
-    """
+    """True if no bound decreases down a column. A range of ranks may then suffice to clip a value."""
 
 
 def confidence_table(
@@ -251,7 +250,7 @@ def check_table(lower: Tensor, upper: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Known(Generic[_Finding]):
-    """Finding about a lower table together with this upper table, in these versions of both."""
+    """Finding about a table: a lower tensor with this upper tensor, in these versions of both."""
 
     upper: TensorWeakRef
     versions: tuple[int, int]
@@ -280,7 +279,7 @@ class ExaminedTables(Generic[_Finding]):
 
 
 class Extents(NamedTuple):
-    """Largest sizes that the arguments of a call ask for. 0 means that there is no such argument."""
+    """Sizes in a call that a backend may limit. 0 means that the call has no such size."""
 
     sample_size: int = 0
     """Values of a sample, or coefficients of a spectrum."""

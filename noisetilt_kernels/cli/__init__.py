@@ -1,6 +1,6 @@
 """The `noisetilt` command: a module per subcommand.
 
-A subcommand imports what needs diffusers or matplotlib when it is called.
+Modules that need diffusers or matplotlib are imported when a subcommand is called.
 """
 
 import os

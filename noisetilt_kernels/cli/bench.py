@@ -1,6 +1,6 @@
 """`noisetilt bench`: speed of three operators on this machine.
 
-The repository's `bench/` measures far more.
+The folder `bench/` of the repository measures all operators.
 """
 
 from collections.abc import Callable, Iterator

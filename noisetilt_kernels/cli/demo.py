@@ -49,7 +49,7 @@ def demo(out: Path, seed: int) -> None:
     with _write_errors_explained(out):
         write_whole(out, demo_operators.png(demo_operators.draw(comparison)))
     click.echo(f"\npicture: {out.resolve()}\n")
-    with explained(), on_interrupt(lambda: "the demo keeps nothing but its pictures"):
+    with explained(), on_interrupt(lambda: "only finished pictures are kept; run the demo again"):
         text, pictures = demo_sampling.run(seed, out)
     click.echo(f"{text}\n\npictures: {', '.join(str(path.resolve()) for path in pictures)}")
 

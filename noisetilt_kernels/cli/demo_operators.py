@@ -46,8 +46,8 @@ class Result:
             figure 15 of the NoiseTilt paper. There, norm projection moves an input of cosine 1 by 37.63, so
             the input has norm 256 - 37.63, and this norm with a cosine of 0.642806 gives 203.35.
         relative_norm: ||output|| / sqrt(N), 1 for typical noise.
-        peak: largest value of the periodograms of all channels, whose mean is scaled to 1; about ln N = 11
-            for noise.
+        peak: largest value of the periodograms of all channels, scaled to mean 1; about ln N = 11 for
+            noise.
         milliseconds: median time of a call.
     """
 

@@ -35,7 +35,7 @@ BEST_OF = (1, 2)
 def settings(seed: int) -> Settings:
     """Return the settings: ten digits, steered toward brightness.
 
-    White strokes on black make that more ink.
+    The digits are white on black, so more brightness is more ink.
     """
     return Settings(
         model="digits",

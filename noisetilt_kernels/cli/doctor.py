@@ -154,7 +154,9 @@ def _verdict(report: Report) -> str:
 def _render_hardware(report: Report) -> list[tuple[str, str]]:
     cpu, cuda = report["cpu"], report["cuda"]
     version = (
-        "torch is built without CUDA" if cuda["version"] is None else f"torch is built for {cuda['version']}"
+        "torch is built without CUDA"
+        if cuda["version"] is None
+        else f"torch is built for CUDA {cuda['version']}"
     )
     return [
         ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads"),

@@ -1,4 +1,4 @@
-"""Expected failures as one sentence and an exit code."""
+"""Expected errors as one sentence and an exit code."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from ..sampling import NonFiniteError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, the same as in shells."""
 
-HOW_TO_RESUME = "the same command with --resume goes on"
+HOW_TO_RESUME = "run the same command with --resume to continue"
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the errors that the package raises on purpose into one sentence.
+    """Print an expected error of the package as one sentence and exit.
 
     Any other exception is a bug and keeps its traceback.
     """

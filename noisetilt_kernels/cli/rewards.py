@@ -7,8 +7,7 @@ import click
 def rewards() -> None:
     """List the rewards for --reward and --held-out.
 
-    Each line has the name, what the reward measures with its usual range, and where its weights come from by
-    default.
+    Each line has the name, a description with the usual range, and the default source of the weights.
     """
     from ..rewards.registry import ENTRIES
 

@@ -85,7 +85,7 @@ def compare(
         open_folder(out / name, run, compute, workers, resume) for name, run in zip(names, runs, strict=True)
     ]
     reward, held_out = load_rewards(settings, compute)
-    # every run has been checked above, so a one-step model for wgnc serves the other methods too
+    # every run has been checked above, so a one-step model for wgnc also works with the other methods
     model = load_model(next((run for run in runs if run.one_step), settings), compute)
     for run, folder in zip(runs, folders, strict=True):
         execute(run, compute, folder, model, reward, held_out, workers)

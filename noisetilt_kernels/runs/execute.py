@@ -47,7 +47,7 @@ def open_folder(
     workers.wait()
     if not workers.is_first:
         folder = open_here()
-    # all must have read which particles are missing before any of them is finished
+    # every process must know the missing particles before one of them is finished
     workers.wait()
     return folder
 

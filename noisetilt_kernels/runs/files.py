@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def check_destination(path: Path) -> None:
-    """Raise OSError if a file cannot be created at `path`. To be called before the work for that file."""
+    """Raise OSError if a file cannot be created at `path`. Call this before the work for that file."""
     if path.is_dir():
         raise IsADirectoryError("it is a directory")
     if not path.parent.is_dir():

@@ -28,7 +28,7 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
         raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
     if settings.dtype == "float16" and settings.method.needs_gradient:
         raise ValueError(
-            "--dtype float16 rounds the small gradients of pixels to zero; bfloat16 and float32 do not"
+            "--dtype float16 rounds the small gradients of pixels to zero; use bfloat16 or float32"
         )
     for weights in filter(None, (settings.denoiser, settings.lora)):
         check_weights_exist(weights)
@@ -42,17 +42,21 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
-    box = BUNDLED.get(settings.model)
-    if box is not None and box.one_step != settings.one_step:
+    bundled = BUNDLED.get(settings.model)
+    if bundled is not None and bundled.one_step != settings.one_step:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
-        raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
+        raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; use {other!r} here")
     for reward in (*settings.rewards, *settings.held_out):
         if reward.videos and not family.videos:
             raise _video_reward_error(reward.name, settings.model)
 
 
 def load_model(settings: Settings, compute: ComputeOptions) -> Any:
-    """Load the model and return the adapter that the method needs: a `FlowModel` or a `OneStepModel`."""
+    """Load the model and return the adapter that the method needs: a `FlowModel` or a `OneStepModel`.
+
+    Raises:
+        ModelError, ImportError: the model cannot be loaded.
+    """
     with _progress_bars_hidden() if settings.model in BUNDLED else nullcontext():
         pipe = load_pipeline(
             settings.model,
@@ -74,7 +78,12 @@ def load_weightless_reward(settings: Settings, compute: ComputeOptions) -> Weigh
 
 
 def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedSum, dict[str, Reward]]:
-    """Load the steering reward and the held-out rewards by name, for the images or videos of the model."""
+    """Load the steering reward and the held-out rewards by name, for the images or videos of the model.
+
+    Raises:
+        ValueError: a reward of videos is to judge images.
+        RewardError, ImportError: a reward cannot be loaded.
+    """
     videos = family_at(settings.model).videos
 
     def load(spec: RewardSpec) -> Reward:

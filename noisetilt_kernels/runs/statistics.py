@@ -24,7 +24,7 @@ class Estimate:
     count: int
 
     def __format__(self, sign: str) -> str:
-        """Format with the significant digits; "+" also shows the sign of a positive mean."""
+        """Format with two digits of the half width; "+" also shows the sign of a positive mean."""
         if not math.isfinite(self.half_width) or self.half_width == 0:
             return f"{self.mean:{sign}.4g}"
         digits = min(9, max(0, 1 - math.floor(math.log10(self.half_width))))

@@ -16,9 +16,9 @@ class Row:
 
     Attributes:
         method: the sampler and its arguments.
-        best_of: number n of particles that the best one is chosen from.
+        best_of: number n of particles from which the best one is chosen.
         nfe: forward passes of the model for each chosen particle.
-        scores: mean scores of the chosen particles: "reward", the one that steered, and others by name.
+        scores: mean scores of the chosen particles: "reward", the steering reward, and others by name.
         differences: mean paired differences to the first method with the same n; empty for the first method.
     """
 
@@ -51,8 +51,8 @@ def tabulate(
 
     Args:
         outcomes: outcomes of all particles in order, by method; differences are to the first method.
-        particles: number of particles for each prompt. They are split into groups of n, and from each group
-            the one with the best reward is chosen.
+        particles: number of particles for each prompt. They are split into groups of n, and the
+            particle with the best reward of each group is chosen.
         best_of: divisors of `particles`.
         names: names of the scores to show beside the steering reward.
 

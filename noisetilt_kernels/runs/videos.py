@@ -17,10 +17,7 @@ def check_available() -> None:
 
 
 def to_frames(video: Tensor) -> Tensor:
-    """Convert a video (3, F, H, W) with values in [0, 1] to uint8 (F, H, W, 3) on the CPU;
-
-    NaN becomes black.
-    """
+    """Convert a video (3, F, H, W) with values in [0, 1] to uint8 (F, H, W, 3) on the CPU. NaN becomes 0."""
     return (video.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0)
 
 

@@ -34,7 +34,7 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """True in the process that does the work to be done once."""
+        """True in process 0, which does the work that is needed only once."""
         return self.rank == 0
 
     def share(self, particles: list[range], size: int) -> list[range]:
@@ -92,8 +92,8 @@ def device_of_process(device: str) -> str:
 def connected(device: str) -> Iterator[Workers]:
     """Connect the processes of this run within the block and yield them.
 
-    They use NCCL if each process has its own GPU, else gloo. They only wait for each other. A single process
-    needs no connection.
+    The connection uses NCCL if each process has its own GPU, else gloo. It only lets processes wait for each
+    other. A single process needs no connection.
     """
     if not is_distributed():
         yield SINGLE_PROCESS

@@ -63,7 +63,7 @@ def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: i
 def norms(x: Tensor) -> list[float]:
     """Return the Euclidean norm of every sample of (B, ...), in float64.
 
-    Samples are summed one at a time. Threads may split the sum over one row in another way than over several.
+    Samples are summed one at a time, because threads may split a sum over several rows differently.
     """
     return torch.stack([sample.double().norm() for sample in x]).tolist()
 

@@ -54,7 +54,7 @@ def start_particles(
         options = SamplerOptions()
     if not isinstance(options, SamplerOptions):
         raise TypeError(f"{method}: options must be a SamplerOptions, got {options!r}")
-    # A sampler enables gradients where it needs them. They require tensors made outside of inference mode.
+    # Samplers enable gradients where they need them. Gradients need tensors made outside of inference mode.
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -85,7 +85,7 @@ class Particles:
         self._records: list[StepRecord] = []
 
     def batches(self) -> Iterator["Batch"]:
-        """Yield micro-batches of as many particles as fit with all their batch entries, at least one."""
+        """Yield micro-batches: as many particles as fit with all their batch entries, at least one."""
         size = max(1, self.options.micro_batch // self._entries)
         for start in range(0, len(self._prompts), size):
             prompts = self._prompts[start : start + size]
@@ -157,7 +157,7 @@ class Batch:
         return len(self.particles)
 
     def draw(self, count: int = 1) -> Tensor:
-        """Draw standard normal noise (B * count, *shape), `count` draws of each particle after the other."""
+        """Draw standard normal noise (B * count, *shape): `count` draws of the first particle, and so on."""
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
 
     def time(self, stage: Stage) -> AbstractContextManager[None]:
@@ -229,6 +229,6 @@ class Batch:
 
         Raises:
             NonFiniteError: a latent or reward is not finite and `options.non_finite` is "raise". The other
-                particles of the micro-batch have been handed over by then.
+                particles of the micro-batch are handed over first.
         """
         self._owner.add_finished(self, latents, images, rewards)

@@ -37,7 +37,7 @@ class Method:
                 raise ValueError(f"{self.name} has no argument {name!r}; it has: {', '.join(parameters)}")
         if "scale" in self.arguments and "schedule" not in self.arguments:
             raise ValueError(
-                f"{self.name}: scale={self.arguments['scale']} needs the schedule that it scales"
+                f"{self.name}: scale={self.arguments['scale']} needs a schedule; add schedule=NAME"
             )
         for name, parameter in parameters.items():
             if parameter.default is REQUIRED and name not in self.arguments:
@@ -52,7 +52,7 @@ class Method:
         prompts: str | Sequence[str],
         options: SamplerOptions | None = None,
     ) -> Result:
-        """Run the sampler."""
+        """Run the sampler. Arguments, result and errors: see the sampler, for example `ntrk`."""
         arguments = _with_schedule(self.arguments)
         return self.sampler.function(model, reward, prompts, options=options, **arguments)
 
@@ -70,7 +70,7 @@ class Method:
 
     @property
     def sampler(self) -> Sampler:
-        """Record of the sampler."""
+        """Description of the sampler."""
         return SAMPLERS[self.name]
 
     @property
@@ -89,7 +89,7 @@ class Method:
         return self.sampler.nfe(self._all_arguments)
 
     def particles_at_once(self, micro_batch: int) -> int:
-        """Return the number of particles in a micro-batch of so many entries, at least 1."""
+        """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
         return max(1, micro_batch // self.sampler.entries(self._all_arguments))
 
     def argument(self, name: str) -> Any:
@@ -116,7 +116,7 @@ def parse_method(text: str) -> Method:
 
 
 def split_method(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the arguments of a method in text form, without a check of either.
+    """Split a method such as "ntrk:rho=0.1" into name and arguments, without checking them.
 
     Raises:
         ValueError: the text has another form, or an argument is given twice.

@@ -41,8 +41,8 @@ def ntrk(
 ) -> Result:
     """Sample with tilted noise sqrt(rho) W(grad r(x0_hat)) + sqrt(1 - rho) eps (NoiseTilt eq. 11 and 12).
 
-    With rho = 0 the latents are those of `base`, bit for bit. A particle whose gradient is exactly zero gets
-    plain noise at that step, and its record names the reason. NFE per particle: steps, because the forward
+    With rho = 0 the latents are those of `base`, bit for bit. A particle with an exactly zero gradient gets
+    plain noise at that step, and its record gives the reason. NFE per particle: steps, because the forward
     for the gradient gives the velocity as well.
 
     Args:

@@ -17,7 +17,7 @@ from ..checks import check_choice
 from ..python_ref import identity, norm_projection
 
 Operator = Callable[[Tensor], Tensor]
-"""Function of latents (B, *shape) -> the same shape. An entry has the same bits in every batch."""
+"""Function of latents (B, *shape) -> the same shape. No entry changes the bits of another one."""
 
 
 def _whiten(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _project_wgnc(x: Tensor) -> Tensor:
 
 
 def _norm_one_by_one(x: Tensor) -> Tensor:
-    # Threads may split the sum over one row in another way than over several.
+    # One at a time, because threads may split a sum over several rows differently.
     return torch.cat([norm_projection(latent) for latent in x.split(1)])
 
 

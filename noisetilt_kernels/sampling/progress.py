@@ -17,7 +17,7 @@ class _NoBar:
 
 
 def progress_bar(shown: bool, description: str, total: int) -> AbstractContextManager[Bar]:
-    """Return a bar of `total` steps of all particles together. Unless `shown`, it prints nothing.
+    """Return a progress bar for `total` steps. It prints nothing unless `shown`.
 
     Raises:
         ImportError: the bar is to be shown, and tqdm is not installed.

@@ -16,7 +16,7 @@ Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> rewards (B,).
 
 Higher is better. The function is differentiable in the images, and no image changes the reward of another
-one. Any callable serves. A reward of videos (B, 3, F, H, W) has a true attribute `takes_videos`.
+one. Any callable works. A reward of videos (B, 3, F, H, W) has a true attribute `takes_videos`.
 """
 
 
@@ -24,7 +24,7 @@ one. Any callable serves. A reward of videos (B, 3, F, H, W) has a true attribut
 class FlowModel(Protocol):
     """A rectified flow: x_t = (1-t) x_0 + t eps, with noise at t = 1 and data at t = 0 (DESIGN section 7).
 
-    Any class with these five members is one; it need not inherit from FlowModel:
+    Any class with these five members is a FlowModel; it need not inherit from it:
 
         shape: tuple of int. Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W).
         device: torch.device on which the model expects latents.
@@ -59,7 +59,7 @@ class FlowModel(Protocol):
 class OneStepModel(Protocol):
     """A generator that turns noise into an image in one step, as `wgnc` requires.
 
-    Any class with these three members is one; it need not inherit from OneStepModel:
+    Any class with these three members is a OneStepModel; it need not inherit from it:
 
         shape: tuple of int. Shape of one latent, not packed: (N,), (C, H, W) or (C, F, H, W).
         device: torch.device on which the model expects latents.

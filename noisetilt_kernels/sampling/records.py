@@ -49,8 +49,8 @@ class RecordWriter:
         with RecordWriter(path) as writer:
             ntrk(model, reward, prompts, options=SamplerOptions(on_record=writer.write))
 
-    Each line is passed to the operating system at once, in one piece. After a crash the file holds whole
-    lines of all that was recorded. An existing file is continued.
+    Each line is passed to the operating system at once, in one piece. After a crash the file holds
+    whole lines of all records so far. Lines are appended to an existing file.
 
     Args:
         path: file to write; its folder must exist.

@@ -1,4 +1,4 @@
-"""Registry of the samplers: one record of facts for each, and the description of its parameters."""
+"""Registry of the samplers: what commands need to know about each, and about its parameters."""
 
 import inspect
 import re
@@ -34,7 +34,7 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """Facts about a sampler. `arguments` are the values of all its parameters.
+    """Description of a sampler. `arguments` below are the values of all its parameters.
 
     Args:
         name: name of the sampler.
@@ -68,7 +68,7 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {}
-"""Record of every sampler by name."""
+"""Description of every sampler by name."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Result])
 
@@ -81,7 +81,7 @@ def register_sampler(
     nfe: Callable[[Mapping[str, Any]], int],
     entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
 ) -> Callable[[_Function], _Function]:
-    """Return a decorator that adds the record of a sampler to SAMPLERS, under the name of the function.
+    """Return a decorator that adds a sampler to SAMPLERS under the name of its function.
 
     For the arguments see `Sampler`.
 
@@ -103,7 +103,7 @@ def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
     """Read a parameter from the signature and the docstring of a function.
 
     Raises:
-        TypeError: its annotation names none of int, float and str.
+        TypeError: the annotation has none of int, float and str.
     """
     hint = typing.get_type_hints(function).get(name)
     union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()

@@ -31,7 +31,7 @@ class NonFiniteError(NoisetiltError, ArithmeticError):
 
     Attributes:
         method, step, particle: place where it occurred.
-        what: sentence that says what is not finite, and where.
+        what: sentence that names the value that is not finite and its place.
     """
 
     def __init__(self, method: str, step: int, particle: int, what: str) -> None:
@@ -57,7 +57,7 @@ class Result:
     records: tuple[StepRecord, ...]
     """Record of every step of every particle, in the order in which they were made."""
     chosen: tuple[int, ...]
-    """Indices of the particles that are the answer: all of them, or one for each prompt from `best_of_n`."""
+    """Indices of the chosen particles: all, or after `best_of_n` the best one of each prompt."""
 
     @property
     def best(self) -> int:

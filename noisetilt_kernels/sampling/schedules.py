@@ -1,7 +1,7 @@
 """Diffusion coefficients g(t): strength of the noise of the reverse SDE over time (DESIGN section 7).
 
-Every g keeps the marginals of the flow. The schedules differ in how much of the trajectory is noise that a
-sampler can choose or tilt, and in the discretisation error.
+Every g keeps the marginals of the flow. The schedules differ in the amount of noise, which samplers choose or
+tilt, and in the discretisation error.
 """
 
 import math

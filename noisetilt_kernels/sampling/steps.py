@@ -15,8 +15,8 @@ class Step:
     """Step from time t to t - delta, with diffusion coefficient g and noise of standard deviation sigma.
 
     The last step ends at time 0 and has g = sigma = 0 for every schedule, so x_0 is the denoised estimate
-    x0_hat. No later step would remove noise that is added there. Its variance would be of first order in the
-    length of the step, while x0_hat lacks only Var[x_0 | x_t], of second order. Without noise there is
+    x0_hat. Noise added there would stay in the result: its variance is of first order in the length of the
+    step, but the variance that x0_hat lacks, Var[x_0 | x_t], is of second order. Without noise there is
     nothing to tilt or to select, so every method leaves the last step unguided.
     """
 

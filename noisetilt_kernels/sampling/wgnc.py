@@ -50,14 +50,14 @@ def wgnc(
         iterations: number of iterations, at least 1. The authors use 200 for FLUX-schnell and 50 for
             SDXL-Turbo.
         lr: learning rate of Adam. The authors use 0.02 for FLUX-schnell and 0.1 for SDXL-Turbo.
-        clip: largest norm of P(grad) that Adam gets. P(grad) has norm sqrt(N) whatever the norm of the
-            gradient, so clipping scales it; the scale matters only against Adam's epsilon.
-        operator: projection P: "wgnc", or "w", "norm" or "identity" instead.
+        clip: largest norm of P(grad) that Adam gets. P(grad) has norm about sqrt(N) for every
+            gradient, so clipping scales it; the scale matters only relative to Adam's epsilon.
+        operator: projection P: "wgnc", "w", "norm" or "identity".
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`. With
             `non_finite="plain_noise"` an iteration without a usable gradient leaves the latent unchanged.
 
     Returns:
-        Result whose latents are the optimised noise. `model.generate` makes the images from it.
+        Result with the optimised noise as latents. `model.generate` makes the images from it.
 
     Raises:
         ValueError, TypeError: an argument is out of its range (raised before any work), or the model or the

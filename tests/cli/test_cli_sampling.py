@@ -102,7 +102,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(execution.RunFolder, "save_particle", interrupted)
         result = invoke(*arguments)
     assert result.exit_code == 130
-    assert "stopped: 1 of 3 images are in" in result.output and "--resume goes on" in result.output
+    assert "stopped: 1 of 3 images are in" in result.output and "--resume to continue" in result.output
 
     assert_one_sentence(invoke(*arguments), "already holds a run with 1 images", "--resume")
     assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "another seed: 0, not 1")

@@ -298,7 +298,7 @@ def test_ctrl_c_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(comparison, "load_model", load_model)
     arguments = SAMPLE if command == "sample" else ["compare", *SAMPLE[1:-2], "--method", "base"]
     result = invoke(*arguments, "--out", tmp_path / "run")
-    assert result.exit_code == 130 and "--resume goes on" in result.output
+    assert result.exit_code == 130 and "--resume to continue" in result.output
 
 
 def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,12 +380,12 @@ def test_each_bundled_model_has_its_command(tmp_path: Path) -> None:
     result = invoke("sample", "--model", "digits-turbo", *arguments)
     assert (
         result.exit_code == 1
-        and "'digits-turbo' is for `noisetilt optimize`; what this steers is 'digits'" in result.output
+        and "'digits-turbo' is for `noisetilt optimize`; use 'digits' here" in result.output
     )
     result = invoke("optimize", "--model", "digits", *arguments)
     assert (
         result.exit_code == 1
-        and "'digits' is for `noisetilt sample`; what this steers is 'digits-turbo'" in result.output
+        and "'digits' is for `noisetilt sample`; use 'digits-turbo' here" in result.output
     )
     assert not (tmp_path / "run").exists()
 

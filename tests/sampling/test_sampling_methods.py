@@ -66,7 +66,7 @@ def test_arguments_reach_the_sampler() -> None:
         ("base:rho=1", "base has no argument 'rho'; it has: steps, schedule, scale"),
         ("dps", "dps needs strength"),
         ("ntrk:rho", "'rho' must be written argument=value"),
-        ("ntrk:scale=2", "scale=2 needs the schedule"),
+        ("ntrk:scale=2", "scale=2 needs a schedule"),
     ],
 )
 def test_bad_methods(text: str, message: str) -> None:

@@ -17,12 +17,13 @@ from ..tables import Extents
 NAME = "triton"
 
 OLDEST = (3, 6)
+"""Oldest supported version of Triton."""
 MOST_SAMPLE_VALUES = 2**30
-"""Most values of a sample: its offsets are 32-bit numbers."""
+"""Largest number of values in a sample: offsets in it are 32-bit numbers."""
 MOST_TILE_VALUES = 16_384
-"""Most values of a tile, which one program holds."""
+"""Largest number of values in a tile: one program holds a whole tile."""
 MOST_BLOCK_COEFFICIENTS = 2048
-"""Most coefficients of a WGNC block, which one program holds."""
+"""Largest number of coefficients in a WGNC block: one program holds a whole block."""
 
 _OLDEST_CAPABILITY = (8, 0)  # of NVIDIA GPUs
 
@@ -107,7 +108,7 @@ def _refused_device(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"there are no Triton kernels for {device.type}"
     if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch is built for no GPU"
+        return "this torch is built without GPU support"
     if torch.version.hip is None:
         for index in range(torch.cuda.device_count()) if device.index is None else [device.index]:
             capability = torch.cuda.get_device_capability(index)
@@ -159,7 +160,7 @@ def _refused_driver() -> str | None:
 
 
 def _version() -> str:
-    import triton  # not at the top: slow. Not by metadata: its distributions have several names
+    import triton  # here, because importing is slow; its distributions have several names, so no metadata
 
     return triton.__version__
 

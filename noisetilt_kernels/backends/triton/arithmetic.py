@@ -36,9 +36,7 @@ def is_finite(x):
 
 @triton.jit
 def pairs(x, DISTANCE: tl.constexpr):
-    """Split a vector x by one bit of the index: elements where the bit DISTANCE (a power of two) is 0, and
-    where it is 1.
-    """
+    """Split a vector x in two: the elements with bit DISTANCE (a power of two) of their index 0, and 1."""
     HALF: tl.constexpr = x.numel // 2
     return tl.split(tl.permute(tl.reshape(x, [HALF // DISTANCE, 2, DISTANCE]), (0, 2, 1)))
 

@@ -23,8 +23,8 @@ _ALIGNMENT = 16  # bytes, see `Launch`
 
 
 def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run the operation on the device of its first argument, and align that argument. Triton uses the current
-    device.
+    """Wrap an operation: make the device of its first argument current, as Triton needs, and align that
+    argument.
     """
 
     @wraps(operation)

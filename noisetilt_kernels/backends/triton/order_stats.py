@@ -270,14 +270,15 @@ def _plan(
     strides: tuple[int, ...] | None,
     num_fields: int,
 ) -> _Plan:
-    """Return the launches for vectors of `size` values in total. `strides`: those of the tables, None without
-    clipping.
+    """Return the launches for vectors of `size` values in total.
+
+    strides: strides of the tables, or None if the values are not clipped.
     """
     table = LAUNCH_TABLE["sort_runs_kernel"]
     rows, columns = power_of_two(num_chunks), power_of_two(chunk_size)
     run_size = min(rows, table["entries"], rows if sorted_chunks else table["values"] // columns)
     columns_at_once = min(columns, max(1, table["entries"] // run_size))
-    bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # that number the runs
+    bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # bits of the number of a run
     num_vectors = size // (num_chunks * chunk_size)
     scalars = (*(strides or (0, 0, 0)), num_fields, num_chunks, chunk_size)
     sort = Launch(

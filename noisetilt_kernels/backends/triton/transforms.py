@@ -43,9 +43,8 @@ def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float |
     """Apply butterfly steps. With a `scale`, add and subtract only, and multiply the result by it."""
     if steps == 0:
         return x.clone()
-    text = (
-        None if scale is None else float(scale).hex()
-    )  # unlike a number as cache key, it distinguishes -0 from 0
+    # Text as cache key: unlike numbers, it distinguishes -0 from 0.
+    text = None if scale is None else float(scale).hex()
     for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text):
         x, before = torch.empty_like(x), x
         launch_steps(before, x)
@@ -107,12 +106,9 @@ def butterfly_kernel(
     STEPS: tl.constexpr = LENGTH.bit_length() - 1
     SEQUENCES: tl.constexpr = VALUES // LENGTH
     PER_TILE: tl.constexpr = SIZE // LENGTH
-    ROWS: tl.constexpr = (
-        PER_TILE if SEQUENCES % PER_TILE == 0 else SEQUENCES
-    )  # adjacent sequences when spread
-    UNIT: tl.constexpr = _common_power_of_two(
-        PER_TILE, SEQUENCES
-    )  # sequences that are all present or all absent
+    # ROWS: number of adjacent sequences when spread. UNIT: number of sequences all present or all absent.
+    ROWS: tl.constexpr = PER_TILE if SEQUENCES % PER_TILE == 0 else SEQUENCES
+    UNIT: tl.constexpr = _common_power_of_two(PER_TILE, SEQUENCES)
 
     place = tl.arange(0, VALUES)
     first = tl.program_id(0).to(tl.int64) * SEQUENCES
@@ -195,7 +191,7 @@ def _offsets(
         start = tile // TILES_ACROSS * (TILES_ACROSS * SIZE) + tile % TILES_ACROSS * TILE_WIDTH
         row = index // TILE_WIDTH * (TILES_ACROSS * TILE_WIDTH)
         offsets = first // TILES_ACROSS * (TILES_ACROSS * SIZE) + (start + row + index % TILE_WIDTH)
-    # The compiler does not find this itself. The hints work only here, where the offsets are computed.
+    # The compiler does not deduce that offsets are adjacent. The hints work only where they are computed.
     TOGETHER: tl.constexpr = RUN if TILES_ACROSS == 1 else _common_power_of_two(RUN, TILE_WIDTH)
     return tl.max_contiguous(tl.multiple_of(offsets, TOGETHER), TOGETHER)
 

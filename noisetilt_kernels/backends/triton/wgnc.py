@@ -18,7 +18,7 @@ SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    """Project samples x (B, N) onto those whose spectral blocks have the expected norms. Returns (B, N)."""
+    """Project every sample of x (B, N) onto the white Gaussian noise constraints. Returns (B, N)."""
     batch, size = x.shape
     spectrum = torch.fft.rfft(x, norm="ortho")
     parts = torch.view_as_real(spectrum)
@@ -42,7 +42,7 @@ def _projection(
     """Return the launch for parts (real, imaginary) of spectra (B, n, 2) or half spectra (B, n + 1, 2)."""
     padded = power_of_two(block_size)
     sizes = LAUNCH_TABLE["project_wgnc_blocks_kernel"]
-    # A thread holds a small block whole. Larger blocks are spread over threads and take more registers.
+    # One thread holds a small block. Larger blocks are spread over threads and take more registers.
     blocks = sizes["blocks"] if padded <= 16 else max(sizes["coefficients"] // padded, 1)
     t = math.pi * block_size / 4
     return Launch(
@@ -171,8 +171,8 @@ def _projected_radii(
         total += _positive_part(_row(d, n) - delta)
     gain = div_rn(a, total)
 
-    # If more than t magnitudes tie at the maximum, many points are nearest. The first tied magnitude becomes
-    # largest.
+    # If more than t magnitudes tie at the maximum, several points are nearest. The result is the one in which
+    # the first tied magnitude is the largest.
     k = tl.sum(tl.where((w == greatest) & (j < SIZE), 1, 0), axis=0)[None, :].to(tl.float64)
     r_first = div_rn(a + sqrt_rn((k - 1) * (k * size - a * a)), k)
     r_other = div_rn(a - r_first, k - 1)

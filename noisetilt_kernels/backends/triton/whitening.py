@@ -17,7 +17,7 @@ from .transforms import butterfly, compact_fourier
 
 
 class Projection(NamedTuple):
-    """Tables of project(x): those of the values for every chunk size, then those of the tile statistics."""
+    """Tables of project(x): one of the values for every chunk size, then the tables of every tile size."""
 
     values: tuple[FieldTables, ...]
     tiles: tuple[TileProjection, ...]
@@ -34,8 +34,9 @@ def project(x: Tensor, projection: Projection) -> Tensor:
 
 
 def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]) -> Tensor:
-    """Whiten contiguous samples (B, C, H, W), float32 or float64. `mixing`: domains, each a tile and a number
-    of steps.
+    """Whiten contiguous samples (B, C, H, W), float32 or float64.
+
+    mixing: mixing domains, each a tile size and a number of butterfly steps.
     """
     x = project(finite_or_nan(x), projection)
     x = compact_fourier(x.flatten(1), inverse=False).view(x.shape)
@@ -50,7 +51,7 @@ def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]
 
 @triton.jit
 def find_non_finite_kernel(x_ptr, found_ptr, size, BLOCK: tl.constexpr):
-    """Set `found` of a sample to 1 if a block of it contains NaN or infinity."""
+    """Set `found` of a sample to 1 if the program's block of it contains NaN or infinity."""
     num_blocks = tl.cdiv(size, BLOCK)
     place = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
     sample = (tl.program_id(0) // num_blocks).to(tl.int64)
