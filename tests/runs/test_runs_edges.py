@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,12 +192,14 @@ def test_model_and_rewards_are_loaded_as_the_settings_say(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given)
     )
-    family = Family(
-        "none",
-        flow=lambda pipe, height, width, guidance_scale: asked.update(
-            height=height, width=width, scale=guidance_scale
-        ),
-    )
+
+    class Adapter:
+        facts = SimpleNamespace(name="none", videos=False)
+
+        def __init__(self, pipe: object, height: int, width: int, guidance_scale: float) -> None:
+            asked.update(height=height, width=width, scale=guidance_scale)
+
+    family = Family(flow=Adapter)
     monkeypatch.setattr(loading, "family_of", lambda pipe: family)
     monkeypatch.setattr(loading, "family_at", lambda source: family)
 
