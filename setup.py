@@ -10,7 +10,7 @@ CUDA_PATH, the PATH or /usr/local/cuda. No GPU is needed. Environment variables:
     FORCE_CUDA: 1 builds `_C_cuda` against any torch; 0 does not build it.
     TORCH_CUDA_ARCH_LIST: CUDA architectures, as in PyTorch: "8.0;9.0+PTX".
     NVCC_CCBIN: host compiler of nvcc (default: the C++ compiler that builds `_C`).
-    MAX_JOBS: number of files compiled at once (default and maximum: what cores and memory allow).
+    MAX_JOBS: number of files compiled at once (default and maximum: as cores and memory allow).
 """
 
 import json
@@ -79,7 +79,7 @@ def nvcc_version(nvcc: str) -> tuple[int, ...]:
 
 
 def architectures(version: tuple[int, ...]) -> list[str]:
-    """Return the architectures of TORCH_CUDA_ARCH_LIST, or by default those of build.json that nvcc supports.
+    """Return the architectures of TORCH_CUDA_ARCH_LIST; by default, all in build.json that nvcc supports.
 
     An architecture is written as in PyTorch: "9.0", or "9.0+PTX" to include PTX.
     """

@@ -27,7 +27,7 @@ _ENTRY = re.compile(r"^( *)[\w*][\w*, ]*: (.*)$", re.MULTILINE)
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and text of every docstring, those of attributes and constants included."""
+    """Line and text of every docstring, also of attributes and constants."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(body, list):

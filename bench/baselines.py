@@ -1,7 +1,7 @@
 """Idiomatic PyTorch versions of the operators, with torch's sorts and reductions. Rounding is not defined.
 
 "Eager" in the tables is the faster of these and `python_ref`. The default sorts of torch are unstable, and
-use AVX-512 in newer versions. The operators are defined with stable sorts; `stable=True` uses those.
+use AVX-512 in newer versions. The operators are defined with stable sorts; `stable=True` uses stable sorts.
 """
 
 import math

@@ -152,7 +152,7 @@ benchmarks() {
     --seconds $((left > 15 ? left - 15 : 1)) --copy "$out"
 }
 
-# sanitize BACKEND TOOL SECONDS PART: runs compute-sanitizer on the kernels whose names contain PART
+# sanitize BACKEND TOOL SECONDS PART: runs compute-sanitizer on the kernels with PART in their names
 sanitize() {
   step "$1: compute-sanitizer $2" "$3" sanitizers.log \
     env NOISETILT_BACKEND="$1" PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

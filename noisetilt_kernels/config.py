@@ -25,7 +25,7 @@ def check_alpha(function: str, alpha: float) -> None:
 class WhiteningConfig:
     """Constraints of the whitening operator W, and the domains in which W projects onto them.
 
-    The constructor accepts any sequences, lists included. They are stored as tuples.
+    The constructor accepts any sequences, also lists, and stores them as tuples.
 
     Attributes:
         chunk_sizes: chunk sizes D of the 2OS projections, applied in order. Each must divide the number of

@@ -46,9 +46,9 @@ def project_tile_stats(
     Returns:
         Tensor (B, C, H, W). A tile has mean mu and centred energy E. 2OS projects m = sqrt(K)*mu against
         N(0, 1) and e = E against chi^2(K-1). The result is x' = m'/sqrt(K) + sqrt(e'/E) * (x - mu). A tile
-        whose statistics do not change is copied. A constant tile takes the direction (+1, -1, +1, ...), whose
-        last entry is 0 if K is odd. A tile whose energy is not finite becomes NaN: it contains NaN or inf, or
-        values whose squares overflow (above about 1e18 in float32).
+        with unchanged statistics is copied. A constant tile takes the direction (+1, -1, +1, ...), with 0 as
+        the last entry if K is odd. A tile with a non-finite energy becomes NaN: it contains NaN or inf, or
+        values with overflowing squares (above about 1e18 in float32).
     """
     tiles = split_tiles(x, tile)  # [B, C, rows, columns, K]
     size = tiles.shape[-1]

@@ -1,4 +1,4 @@
-"""Cases of the benchmarks on a GPU, in groups: what is measured and compared, and the targets."""
+"""Cases of the benchmarks on a GPU, in groups, with their comparisons and targets."""
 
 import ctypes
 import math

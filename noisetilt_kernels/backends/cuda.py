@@ -109,9 +109,9 @@ _examined = ExaminedTables(_examine)
 def _rank_ranges_of(lower: Tensor, upper: Tensor) -> Tensor:
     """Return the rank ranges of a user's table. Raise ValueError if it contains NaN or crossed bounds.
 
-    The host waits for the device once per table, and again after a table has been changed in place. It cannot
-    wait while a graph is captured. Then the rank ranges are computed in the graph, at each replay, and the
-    table is not checked.
+    The host waits for the device once per table, and again after a table has been changed in place. The host
+    cannot wait while a graph is captured. Then the rank ranges are computed in the graph, at each replay, and
+    the table is not checked.
     """
     if torch.cuda.is_current_stream_capturing():
         return _ops._rank_ranges.default(lower, upper)[0]

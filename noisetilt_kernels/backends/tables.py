@@ -84,7 +84,7 @@ def cached_table(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Table:
-    """Return a table from memory, from disk, or computed now. It is shared: never write to it."""
+    """Return a table from memory, from disk, or computed now. Tables are shared: never write to one."""
     key = f"{_FORMAT}, {num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
     path = cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
     columns = _read(path, key)
@@ -284,6 +284,6 @@ class Extents(NamedTuple):
     sample_size: int = 0
     """Values of a sample, or coefficients of a spectrum."""
     tile_size: int = 0
-    """Values of a tile whose statistics are projected."""
+    """Values of a tile, if tile statistics are projected."""
     block_size: int = 0
     """Coefficients of a WGNC block."""

@@ -26,14 +26,14 @@ from .errors import explained, on_interrupt
     help="Seed of the Gaussian noise and of the samplers.",
 )
 def demo(out: Path, seed: int) -> None:
-    """Show what the operators do to noise, and what that does to steered images.
+    """Show the effect of the operators on noise and on steered images.
 
     The first part applies norm projection, WGNC and W to a photograph and to Gaussian noise. A good operator
     removes the structure of the photograph, keeps its direction, and leaves the noise unchanged.
 
     The second part draws digits with a small bundled model, steered toward more ink, with every sampler and
-    every operator. An independent classifier counts how many digits are still readable. It takes about a
-    minute.
+    every operator. An independent classifier counts how many digits are still readable. The
+    demo takes about a minute.
     """
     try:
         from . import demo_operators, demo_sampling

@@ -1,4 +1,4 @@
-"""`noisetilt doctor`: what is installed here and which backend serves each device."""
+"""`noisetilt doctor`: the installed parts, and the backend of each device."""
 
 import json
 import os

@@ -131,7 +131,7 @@ class RunFolder:
         self.merge_lines()
 
     def merge_lines(self) -> None:
-        """Merge the lines of all processes, drop those of unfinished particles, and set `outcomes`."""
+        """Merge the lines of all processes, drop lines of unfinished particles, and set `outcomes`."""
         outcomes: dict[int, Outcome] = {}
         for file in self._line_files("results"):
             for one in _read_lines(file, Outcome.from_json, "a finished image"):
@@ -154,7 +154,7 @@ class RunFolder:
         self.outcomes = {one.particle: one for one in lines if self._files_exist(one)}
 
     def count_finished(self) -> int:
-        """Return the number of lines of finished particles, those of all processes."""
+        """Return the number of lines of finished particles, over all processes."""
         return sum(len(_complete_lines(file)) for file in self._line_files("results"))
 
     def _line_files(self, name: str) -> list[Path]:

@@ -104,7 +104,7 @@ def _video_reward_error(reward: str, model: str) -> ValueError:
 
 @contextmanager
 def _progress_bars_hidden() -> Iterator[None]:
-    """Hide the progress bars of diffusers and transformers; bundled models load at once."""
+    """Hide the progress bars of diffusers and transformers; bundled models load immediately."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -19,7 +19,7 @@ class Settings:
         prompts: the prompts. Each is used for `particles` particles; the particles of the first prompt come
             first.
         method: the sampler and its arguments.
-        rewards: rewards whose weighted sum steers.
+        rewards: rewards that steer, as a weighted sum.
         held_out: rewards that only judge finished images.
         particles: number of particles for each prompt.
         seed: seed of the run; particle p draws from the stream of (seed, p).

@@ -53,7 +53,7 @@ class Workers:
                 distributed.barrier()
             except RuntimeError as error:
                 raise OtherProcessError(
-                    "another process of this run has ended; its own error message above gives the reason"
+                    "another process of this run has ended; its error message above gives the reason"
                 ) from error
 
 

@@ -48,8 +48,7 @@ def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operat
     """Return the named operator for latents (B, *shape).
 
     Raises:
-        ValueError: the name is unknown, or the operator does not accept this shape; the message says what it
-            accepts.
+        ValueError: the name is unknown, or the operator does not accept this shape.
     """
     check_choice(function, "operator", name, OPERATORS)
     operator = _OPERATORS[name]

@@ -1,9 +1,8 @@
 """Interfaces of models and rewards that the samplers use.
 
 Each entry of a batch has its own prompt: `prompts` is a sequence with one string for each batch entry. A
-model of videos returns (B, 3, F, H, W) wherever an image model returns (B, 3, H, W). Calls of a model must
-not depend on earlier calls; a model may cache the encoding of a prompt. Batch entries must not influence one
-another.
+model of images returns (B, 3, H, W), a model of videos (B, 3, F, H, W). A call of a model must not depend on
+earlier calls; a model may cache the encoding of a prompt. Batch entries must not influence one another.
 """
 
 from collections.abc import Callable, Sequence

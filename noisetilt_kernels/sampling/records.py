@@ -49,7 +49,7 @@ class RecordWriter:
         with RecordWriter(path) as writer:
             ntrk(model, reward, prompts, options=SamplerOptions(on_record=writer.write))
 
-    Each line is passed to the operating system at once, in one piece. After a crash the file holds
+    Each line is passed to the operating system immediately, in one piece. After a crash the file holds
     whole lines of all records so far. Lines are appended to an existing file.
 
     Args:

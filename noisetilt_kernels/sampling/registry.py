@@ -1,4 +1,4 @@
-"""Registry of the samplers: what commands need to know about each, and about its parameters."""
+"""Registry of the samplers, with the facts that commands need about each."""
 
 import inspect
 import re

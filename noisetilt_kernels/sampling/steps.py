@@ -1,4 +1,7 @@
-"""Steps of the reverse SDE, shared by all samplers (DESIGN section 7; NoiseTilt eq. 33 to 36)."""
+"""Steps of the reverse SDE, shared by all samplers (DESIGN section 7; NoiseTilt eq. 33 to 36).
+
+Latents x, velocities and noise are float32 (B, *shape).
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

@@ -44,10 +44,10 @@ def svdd(
 
     x0_hat is computed from the candidate, at the time where the step ends. With K = 1 the latents are those
     of `base`, bit for bit. NFE per particle: 1 + K (steps - 1), because the velocity of the chosen candidate
-    serves the next step.
+    is reused in the next step.
 
-    With `SamplerOptions(non_finite="plain_noise")` a candidate whose reward is not finite is not chosen. If
-    no candidate is left, the first one is taken.
+    With `SamplerOptions(non_finite="plain_noise")` a candidate with a non-finite reward is not chosen. If no
+    candidate is left, the first one is taken.
 
     Args:
         model: flow to sample from.

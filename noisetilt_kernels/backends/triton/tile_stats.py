@@ -1,6 +1,6 @@
 """Tile statistics, DESIGN section 3: measure every tile, project the statistics with 2OS, rescale the tiles.
 
-One pass over the values rescales the tiles of one size and measures those of the next size.
+One pass over the values rescales the tiles of one size and measures the tiles of the next size.
 """
 
 import math
