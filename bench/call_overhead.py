@@ -5,7 +5,6 @@ The table gives medians, and the ratio without / with.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import median
@@ -20,20 +19,15 @@ from noisetilt_kernels import autograd_shortcut, ops, registration
 from noisetilt_kernels.backends import cpu, reference, tables
 from noisetilt_kernels.backends.tables import ExaminedTables, check_table
 
+from .timing import Function, time_calls
+
 ROUNDS = 15
 ROUND_SECONDS = 0.02
-
-Function = Callable[[], object]
 
 
 def seconds(function: Function, calls: int) -> float:
     """Return the median time of a call."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return median(time_calls(function, calls))
 
 
 def compare(name: str, function: Function, without: Function) -> None:
