@@ -152,6 +152,25 @@ def cache_rows() -> None:
     )
 
 
+def prompt_rows() -> None:
+    try:
+        from noisetilt_kernels import models
+    except ImportError:
+        return
+    model = models.FluxFlow(models.load_pipeline("digits", dtype=torch.float32, device="cpu"))
+    x = torch.randn(1, *model.shape)
+
+    def velocity() -> Tensor:
+        with torch.no_grad():
+            return model.velocity(x, 0.5, ["a handwritten seven"])
+
+    compare(
+        "prompt embeddings: a step of `digits`",
+        velocity,
+        lambda: (model.prompts._encoded.clear(), velocity()),
+    )
+
+
 def triton_rows() -> None:
     try:
         from noisetilt_kernels.backends.triton import order_stats, transforms
@@ -175,6 +194,7 @@ def main() -> None:
     print("| what: call | with | without | ratio |\n|---|---|---|---|")
     shortcut_rows()
     cache_rows()
+    prompt_rows()
     triton_rows()
 
 

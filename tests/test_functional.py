@@ -2,12 +2,15 @@
 scripts.
 """
 
+import importlib
 import inspect
+import pkgutil
 import pydoc
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -33,6 +36,26 @@ def test_readme_and_help_name_the_same_operators() -> None:
     assert sorted(name for cell in cells for name in re.findall(r"`nt\.(\w+)\(", cell)) == OPERATORS
     assert sorted(re.findall(r"`(\w+)`", inspect.getdoc(nt).split("They call")[0])) == OPERATORS
     assert set(OPERATORS) <= set(re.findall(r"^    (\w+)\(", pydoc.plain(pydoc.render_doc(nt)), re.MULTILINE))
+
+
+def test_every_error_of_the_package_is_a_noisetilt_error() -> None:
+    found = {
+        value
+        for module in pkgutil.walk_packages(nt.__path__, "noisetilt_kernels.")
+        if not module.name.endswith("__main__") and (loaded := importable(module.name))
+        for value in vars(loaded).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    ours = {error for error in found if error.__module__.startswith("noisetilt_kernels.")}
+    assert len(ours) >= 7 and all(issubclass(error, nt.NoisetiltError) for error in ours), ours
+
+
+def importable(name: str) -> ModuleType | None:
+    """Return the module, or None if a package that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 @pytest.mark.parametrize("protocol", [nt.sampling.FlowModel, nt.sampling.OneStepModel])

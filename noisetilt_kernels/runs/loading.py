@@ -42,8 +42,8 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
-    box = BUNDLED.get(settings.model)
-    if box is not None and box.one_step != settings.one_step:
+    bundled = BUNDLED.get(settings.model)
+    if bundled is not None and bundled.one_step != settings.one_step:
         command, other = ("sample", "digits-turbo") if settings.one_step else ("optimize", "digits")
         raise ValueError(f"{settings.model!r} is for `noisetilt {command}`; what this steers is {other!r}")
     for reward in (*settings.rewards, *settings.held_out):
