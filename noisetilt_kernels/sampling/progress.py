@@ -16,13 +16,13 @@ class _NoBar:
         pass
 
 
-def progress_bar(visible: bool, description: str, total: int) -> AbstractContextManager[Bar]:
-    """Return a bar of `total` steps of all particles together. Unless `visible`, it prints nothing.
+def progress_bar(shown: bool, description: str, total: int) -> AbstractContextManager[Bar]:
+    """Return a bar of `total` steps of all particles together. Unless `shown`, it prints nothing.
 
     Raises:
-        ImportError: `visible` is True, and tqdm is not installed.
+        ImportError: the bar is to be shown, and tqdm is not installed.
     """
-    if not visible:
+    if not shown:
         return nullcontext(_NoBar())
     try:
         from tqdm import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]

@@ -172,13 +172,13 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
     for seed, distribution in enumerate(DISTRIBUTIONS):
         kernels.set_device(**DEVICES[device], seed=seed)
         x = values(distribution, (3, *shape), dtype)
-        make_table = tables_like(x, 1e-4)
+        bounds = tables_like(x, 1e-4)
         for tile in tile_sizes:
             result = kernels.project(x.numpy(), **projection(shape, dtype, (), chunk_sizes, (tile,)))
-            expected = python_ref.project_tile_stats(x, tile, chunk_sizes, make_table)
+            expected = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
             assert_same_bits(torch.from_numpy(result), expected, f"{distribution}, {tile}")
         expected = python_ref.project_2os(
-            x.flatten(1), *make_table(x[0].numel(), 1, Normal())
+            x.flatten(1), *bounds(x[0].numel(), 1, Normal())
         )  # of chunks of 1, for a start
         result = kernels.project(x.numpy(), **projection(shape, dtype, (1,), (), ()))
         assert_same_bits(torch.from_numpy(result).flatten(1), expected, distribution)
@@ -192,10 +192,10 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
 def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return python_ref.project with chunk sizes of values that differ from those of statistics."""
     value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
-    make_table = tables_like(x, 1e-4)
-    x = python_ref.project(x, value_chunk_sizes, (), make_table)
+    bounds = tables_like(x, 1e-4)
+    x = python_ref.project(x, value_chunk_sizes, (), bounds)
     for tile in tile_sizes:
-        x = python_ref.project_tile_stats(x, tile, chunk_sizes, make_table)
+        x = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
     return x
 
 
@@ -278,11 +278,11 @@ def test_project_mixing_domains_with_more_tiles_than_a_block_ranks_alone(
     shape, tile_sizes = (6, 64, 64), ((2, 2), (4, 4))
     kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
     x = torch.cat([power_law(1.0, shape).to(dtype)[None], values("normal", (2, *shape), dtype)])
-    make_table, expected = tables_like(x, 1e-4), x
+    bounds, expected = tables_like(x, 1e-4), x
     for tile, repeats in (((64, 64), 2), ((8, 8), 1)):
         for _ in range(repeats):
             expected = python_ref.project(
-                python_ref.butterfly(expected, tile, 1), (4, 16), tile_sizes, make_table
+                python_ref.butterfly(expected, tile, 1), (4, 16), tile_sizes, bounds
             )
         expected = python_ref.butterfly_inverse(expected, tile, repeats)
     arguments = projection(shape, dtype, (4, 16), (4, 16), tile_sizes)
@@ -298,13 +298,13 @@ def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: t
     bytes_beside_slices = 40_000 if dtype == torch.float32 else 74_000
     kernels.set_device(num_sms=2, threads_per_block=128, shared_bytes_per_block=bytes_beside_slices, seed=1)
     x = power_law(1.0, shape).to(dtype)[None]
-    make_table = tables_like(x, 1e-4)
+    bounds = tables_like(x, 1e-4)
     arguments = projection(shape, dtype, (4, 16), (4, 16), ((4, 4), (8, 8)))
-    expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), make_table)
+    expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), bounds)
     assert_same_bits(torch.from_numpy(kernels.project(x.numpy(), **arguments)), expected)
     expected = python_ref.butterfly(x, (64, 64), 1)
     expected = python_ref.butterfly_inverse(
-        python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), make_table), (64, 64), 1
+        python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), bounds), (64, 64), 1
     )
     assert_same_bits(
         torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 1])), expected
@@ -317,11 +317,11 @@ def test_one_latent_of_full_size(kernels: ModuleType) -> None:
     shape, tile_sizes = (16, 64, 64), ((4, 4), (8, 8), (16, 16))
     x = power_law(1.0, shape).float()[None]
     arguments = projection(shape, torch.float32, (4, 16), (4, 16), tile_sizes)
-    make_table = tables_like(x, 1e-4)
+    bounds = tables_like(x, 1e-4)
     expected = x
     for _ in range(2):
         expected = python_ref.project(
-            python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, make_table
+            python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, bounds
         )
     expected = python_ref.butterfly_inverse(expected, (64, 64), 2)
     for num_sms in (132, 16):
