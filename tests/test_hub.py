@@ -1,4 +1,4 @@
-"""What is a hub id, and the explanation of a failed download."""
+"""Form of hub ids, and explanations of failed downloads."""
 
 import pytest
 
