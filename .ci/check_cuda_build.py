@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = ("8.0", "9.0", "10.0")
+ARCHITECTURES = ("8.0", "9.0", "10.0")  # one of each generation in csrc/build.json, which saves time
 
 # Registers of a thread, and exceptions from the rules, by kernel.
 REGISTERS = 128
@@ -34,6 +34,7 @@ MAY_FUSE = ("wgnc_between_ffts_kernel", "compact_fourier_kernel", "wgnc_turn_ker
 LOADS_16_BYTES = ("butterfly_kernel",)
 
 build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+assert {arch["name"] for arch in build.FACTS["cuda"]["architectures"]}.issuperset(ARCHITECTURES)
 
 
 @dataclass

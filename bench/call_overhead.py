@@ -5,7 +5,6 @@ short rounds. The table gives medians, and the ratio without / with.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import median
@@ -20,20 +19,15 @@ from noisetilt_kernels import autograd_shortcut, ops, registration
 from noisetilt_kernels.backends import cpu, reference, tables
 from noisetilt_kernels.backends.tables import ExaminedTables, check_table
 
+from .timing import Function, time_calls
+
 ROUNDS = 15
 ROUND_SECONDS = 0.02
-
-Function = Callable[[], object]
 
 
 def seconds(function: Function, calls: int) -> float:
     """Return the median time of a call."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return median(time_calls(function, calls))
 
 
 def compare(name: str, function: Function, without: Function) -> None:
@@ -158,6 +152,25 @@ def cache_rows() -> None:
     )
 
 
+def prompt_rows() -> None:
+    try:
+        from noisetilt_kernels import models
+    except ImportError:
+        return
+    model = models.FluxFlow(models.load_pipeline("digits", dtype=torch.float32, device="cpu"))
+    x = torch.randn(1, *model.shape)
+
+    def velocity() -> Tensor:
+        with torch.no_grad():
+            return model.velocity(x, 0.5, ["a handwritten seven"])
+
+    compare(
+        "prompt embeddings: a step of `digits`",
+        velocity,
+        lambda: (model.prompts._encoded.clear(), velocity()),
+    )
+
+
 def triton_rows() -> None:
     try:
         from noisetilt_kernels.backends.triton import order_stats, transforms
@@ -181,6 +194,7 @@ def main() -> None:
     print("| shortcut or cache: call | with | without | ratio |\n|---|---|---|---|")
     shortcut_rows()
     cache_rows()
+    prompt_rows()
     triton_rows()
 
 

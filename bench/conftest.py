@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from .timing import Function, time_calls
+
 ROUNDS = 8
 ROUND_SECONDS = 0.03  # for each function in a round, with at least one call
 CLEARLY_SLOWER = 1.5  # baselines slower than the fastest by this factor are not measured further
 MOST_REPEATS = 24
 MOST_SPREAD = 1.25  # largest ratio of a function's median in a round to its best median
 MOST_FOREIGN_LOAD = 0.05  # share of one core that other processes may take in a round
-
-Function = Callable[[], object]
 
 
 class MachineLoad:
@@ -38,15 +38,6 @@ class MachineLoad:
         busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
         own = os.times()
         return busy - own.user - own.system
-
-
-def time_calls(function: Function, calls: int) -> list[float]:
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def warm_up(function: Function) -> float:

@@ -3,12 +3,14 @@
 The operators are the functions below: `whiten`, `project_2os`, `project_tile_stats`, `project_wgnc`,
 `project_wgnc_blocks`, `compact_fourier`, `butterfly` and `hadamard_transform`. They call
 `torch.ops.noisetilt.*`, which importing this package registers. `sampling` has the samplers that use them.
+All errors that the package defines are a `NoisetiltError`.
 """
 
 from . import ops as _ops  # registers the operators
 from . import sampling
 from .backends import backends
 from .backends.tables import confidence_table
+from .checks import NoisetiltError
 from .config import FULL, WhiteningConfig, preset
 from .functional import (
     butterfly,
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FULL",
     "ChiSquare",
+    "NoisetiltError",
     "Normal",
     "WhiteningConfig",
     "backends",

@@ -310,5 +310,5 @@ def _describe(sample: Sample) -> str:
 
 
 def _some(values: list[int]) -> str:
-    shown = [str(v) for v in values[:12]]
-    return ", ".join([*shown, "..."] if len(values) > 12 else shown)
+    first = [str(v) for v in values[:12]]
+    return ", ".join([*first, "..."] if len(values) > 12 else first)

@@ -558,22 +558,22 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "WhiteningConfig: alpha",
     ),
-    "bounds M": (
+    "table M": (
         lambda: nt.confidence_table(0, 4),
         ValueError,
         "confidence_table: num_chunks and chunk_size must be at least 1, got 0 and 4",
     ),
-    "bounds D": (
+    "table D": (
         lambda: nt.confidence_table(4, -1),
         ValueError,
         "confidence_table: num_chunks and chunk_size must be at least 1, got 4 and -1",
     ),
-    "bounds alpha": (
+    "table alpha": (
         lambda: nt.confidence_table(4, 4, 1.0),
         ValueError,
         "confidence_table: alpha must lie strictly",
     ),
-    "bounds reference": (
+    "table reference": (
         lambda: nt.confidence_table(4, 4, 1e-4, "normal"),
         TypeError,
         "confidence_table: reference must be Normal() or",

@@ -2,11 +2,15 @@
 scripts.
 """
 
+import importlib
 import inspect
+import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -24,6 +28,41 @@ OPERATORS = sorted(
 def test_the_operators_are_those_of_the_design() -> None:
     assert len(OPERATORS) == 8
     assert set(OPERATORS) <= set(nt.__all__)
+
+
+def test_readme_and_help_name_the_same_operators() -> None:
+    _, table = (SOURCES / "README.md").read_text().split("\n## Operators\n")
+    cells = re.findall(r"^\|([^|]*)\|", table.split("\n## ")[0], re.MULTILINE)
+    assert sorted(name for cell in cells for name in re.findall(r"`nt\.(\w+)\(", cell)) == OPERATORS
+    assert sorted(re.findall(r"`(\w+)`", inspect.getdoc(nt).split("They call")[0])) == OPERATORS
+    assert set(OPERATORS) <= set(re.findall(r"^    (\w+)\(", pydoc.plain(pydoc.render_doc(nt)), re.MULTILINE))
+
+
+def test_every_error_of_the_package_is_a_noisetilt_error() -> None:
+    found = {
+        value
+        for module in pkgutil.walk_packages(nt.__path__, "noisetilt_kernels.")
+        if not module.name.endswith("__main__") and (loaded := importable(module.name))
+        for value in vars(loaded).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    ours = {error for error in found if error.__module__.startswith("noisetilt_kernels.")}
+    assert len(ours) >= 7 and all(issubclass(error, nt.NoisetiltError) for error in ours), ours
+
+
+def importable(name: str) -> ModuleType | None:
+    """Return the module, or None if a package that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+@pytest.mark.parametrize("protocol", [nt.sampling.FlowModel, nt.sampling.OneStepModel])
+def test_the_help_of_a_protocol_lists_its_members(protocol: type) -> None:
+    members = {name for name in vars(protocol) if not name.startswith("_")}
+    assert len(members) == (5 if protocol is nt.sampling.FlowModel else 3)
+    assert set(re.findall(r"^    (\w+)(?:\(.*\))?: ", inspect.getdoc(protocol), re.MULTILINE)) == members
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -86,8 +125,37 @@ def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2))
 
 
+class Blur:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (4, 8, 8)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x[:, :3], 2).sigmoid()
+
+
+class Darkness:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -self.weight * images.flatten(1).mean(dim=1)
+
+
 flow: sampling.FlowModel = Flow()
 reward: sampling.Reward = redness
+options = sampling.SamplerOptions(seed=1, micro_batch=2, on_record=lambda record: None)
+result: sampling.Result = sampling.ntrk(Flow(), redness, ["red"] * 2, rho=0.1, steps=3, options=options)
+best = sampling.best_of_n(sampling.ntrk, flow, Darkness(2.0), "dark", n=2, rho=0.1, steps=2)
+images: Tensor = flow.decode(result.latents[[result.best]])
+values: list[float] = sampling.dps(Flow(), reward, "red", strength=lambda t: 2 * t, steps=2).rewards.tolist()
+noise: Tensor = sampling.wgnc(Blur(), Darkness(1.0), ("a", "b"), iterations=2).latents
+method: sampling.Method = sampling.parse_method("svdd:candidates=2,steps=2")
+result = method.sample(flow, Darkness(1.0), "dark", options)
 x = torch.randn(1, 16, 64, 64)
 config = nt.WhiteningConfig([4, 16], [[4, 4], [8, 8]], [[nt.FULL, 0], ([8, 8], 6)], alpha=1e-3)
 tiles: tuple[tuple[int, int], ...] = config.tile_sizes
@@ -100,7 +168,7 @@ y = nt.hadamard_transform(drop_in.project_wgnc(x) + drop_in.project_wgnc_batched
 z: Tensor = nt.project_wgnc(nt.compact_fourier(x.flatten(1)), block_size=8)
 backend: str = nt.backends()["cpu"].backend
 """
-MISTAKE = "nt.whiten(x, 5)\n"
+MISTAKES = "nt.whiten(x, 5)", "sampling.ntrk(Blur(), redness, 'red')", "sampling.ntrk(flow, 1, 'red')"
 
 
 def strict_errors(directory: Path, script: str) -> list[str]:
@@ -123,5 +191,5 @@ def test_a_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     """The script has lists in a WhiteningConfig, a custom reward and a custom flow. It also runs."""
     pytest.importorskip("mypy")
     assert strict_errors(tmp_path, SCRIPT) == []
-    assert len(strict_errors(tmp_path, SCRIPT + MISTAKE)) == 1
+    assert len(strict_errors(tmp_path, SCRIPT + "\n".join(MISTAKES))) == len(MISTAKES)
     exec(compile(SCRIPT, "script.py", "exec"), {"__name__": "script"})

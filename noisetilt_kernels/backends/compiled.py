@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import Tile
-from .tables import Table, TileTables
+from ..config import Tile, WhiteningConfig, flatten_mixing
+from .tables import Projections, Table, TileTables
 
 _ops = torch.ops.noisetilt
 
@@ -58,6 +58,44 @@ def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     return _ops._project_wgnc_blocks.default(y.view(_REAL_OF[y.dtype]), block_size).view(y.dtype)
 
 
+# ---- operations with the tables of a device ----
+
+
+class ProjectionArguments(NamedTuple):
+    """The arguments of the operator `_project_` after x."""
+
+    tables: list[Tensor]
+    monotone: list[int]
+    num_values: int
+    tiles: list[int]
+
+
+def project_tile_stats(
+    x: Tensor,
+    tile: Tile,
+    chunk_sizes: tuple[int, ...],
+    alpha: float,
+    projections: Projections[ProjectionArguments],
+) -> Tensor:
+    result = x.clone()
+    _ops._project_.default(result, *projections(x, (), chunk_sizes, (tile,), alpha))
+    return result
+
+
+def whiten(x: Tensor, config: WhiteningConfig, projections: Projections[ProjectionArguments]) -> Tensor:
+    projection = projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+    result = _ops._finite_or_nan.default(x)
+    _ops._project_.default(result, *projection)
+    # compact_fourier and its inverse, written out here so that at most two batches are in memory
+    result = half_length_fft(torch.fft.fft, result.flatten(1))
+    result = _ops._compact_fourier_pack.default(result).view(x.shape)
+    _ops._project_.default(result, *projection)
+    result = _ops._compact_fourier_unpack.default(result.flatten(1))
+    result = half_length_fft(torch.fft.ifft, result).view(x.shape)
+    _ops._project_mixing_domains_.default(result, *projection, flatten_mixing(config))
+    return result
+
+
 # ---- half-length FFT ----
 
 
@@ -83,15 +121,6 @@ def half_length_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 
 # ---- arguments of the projection kernels ----
-
-
-class ProjectionArguments(NamedTuple):
-    """The arguments of the operator `_project_` after x."""
-
-    tables: list[Tensor]
-    monotone: list[int]
-    num_values: int
-    tiles: list[int]
 
 
 def projection_arguments(

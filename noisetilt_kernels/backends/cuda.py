@@ -7,14 +7,13 @@ or a configuration. After such a call, the same call can be captured in a CUDA g
 import torch
 from torch import Tensor
 
-from ..config import Tile, WhiteningConfig, flatten_mixing
-from . import library
+from ..config import Tile, WhiteningConfig
+from . import compiled, library
 from .compiled import (
     ProjectionArguments,
     butterfly,
     compact_fourier,
     hadamard_transform,
-    half_length_fft,
     has_kernels_for,
     project_wgnc,
     project_wgnc_blocks,
@@ -62,23 +61,11 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def project_tile_stats(x: Tensor, tile: Tile, chunk_sizes: tuple[int, ...], alpha: float) -> Tensor:
-    result = x.clone()
-    _ops._project_.default(result, *_projections(x, (), chunk_sizes, (tile,), alpha))
-    return result
+    return compiled.project_tile_stats(x, tile, chunk_sizes, alpha, _projections)
 
 
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
-    projection = _projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
-    result = _ops._finite_or_nan.default(x)
-    _ops._project_.default(result, *projection)
-    # compact_fourier and its inverse, written out here so that at most two batches are in memory
-    result = half_length_fft(torch.fft.fft, result.flatten(1))
-    result = _ops._compact_fourier_pack.default(result).view(x.shape)
-    _ops._project_.default(result, *projection)
-    result = _ops._compact_fourier_unpack.default(result.flatten(1))
-    result = half_length_fft(torch.fft.ifft, result).view(x.shape)
-    _ops._project_mixing_domains_.default(result, *projection, flatten_mixing(config))
-    return result
+    return compiled.whiten(x, config, _projections)
 
 
 def _make_projection(values: list[Table], tiles: list[TileTables]) -> ProjectionArguments:

@@ -3,9 +3,17 @@
 import torch
 from torch import Tensor
 
-from .. import python_ref
 from ..config import WhiteningConfig
-from ..python_ref import MakeTable, Reference, project_wgnc, project_wgnc_blocks
+from ..python_ref import (
+    MakeTable,
+    Reference,
+    order_stats,
+    project_wgnc,
+    project_wgnc_blocks,
+    tile_stats,
+    transforms,
+    whitening,
+)
 from .tables import Extents, cached_table, check_table
 
 NAME = "reference"
@@ -25,30 +33,30 @@ def describe() -> str:
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     check_table(lower, upper)
-    return python_ref.project_2os(x, lower, upper)
+    return order_stats.project_2os(x, lower, upper)
 
 
 def project_tile_stats(
     x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], alpha: float
 ) -> Tensor:
-    return python_ref.project_tile_stats(x, tile, chunk_sizes, tables_like(x, alpha))
+    return tile_stats.project_tile_stats(x, tile, chunk_sizes, tables_like(x, alpha))
 
 
 def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     make_table = tables_like(x, config.alpha)
-    return python_ref.whiten(x, config.chunk_sizes, config.tile_sizes, config.mixing, make_table)
+    return whitening.whiten(x, config.chunk_sizes, config.tile_sizes, config.mixing, make_table)
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    return python_ref.compact_fourier_inverse(x) if inverse else python_ref.compact_fourier(x)
+    return transforms.compact_fourier_inverse(x) if inverse else transforms.compact_fourier(x)
 
 
 def butterfly(x: Tensor, tile: tuple[int, int], steps: int, inverse: bool) -> Tensor:
-    return (python_ref.butterfly_inverse if inverse else python_ref.butterfly)(x, tile, steps)
+    return (transforms.butterfly_inverse if inverse else transforms.butterfly)(x, tile, steps)
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
-    return python_ref.hadamard_transform(x, scale)
+    return transforms.hadamard_transform(x, scale)
 
 
 def tables_like(x: Tensor, alpha: float) -> MakeTable:

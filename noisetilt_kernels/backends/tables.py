@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from .. import python_ref
 from ..config import DEFAULT_ALPHA, Tile, check_alpha
 from ..python_ref import NORMAL, ChiSquare, Normal, Reference
+from ..python_ref import confidence_table as compute_table
 
 _FORMAT = "noisetilt bounds 1"  # part of every key: change it when the content of the files changes
 _LOG = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def cached_table(
     path = cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
     columns = _read(path, key)
     if columns is None:
-        table = python_ref.confidence_table(num_chunks, chunk_size, alpha, reference)
+        table = compute_table(num_chunks, chunk_size, alpha, reference)
         lower, upper = (bounds.to(dtype).t().contiguous() for bounds in table)
         monotone = bool(((lower.diff() >= 0).all() & (upper.diff() >= 0).all()).item())
         columns = lower, upper, monotone

@@ -75,7 +75,7 @@ def _method_of(kind: str, text: str, shorthands: Mapping[str, Any]) -> Method:
                 f"{option} is given twice: {_flag(option)} {value} and --method {text}; leave one out"
             )
     arguments = {**arguments, **shorthands}
-    if "scale" in arguments and "schedule" not in arguments:
+    if "scale" in shorthands and "schedule" not in arguments:
         arguments["schedule"] = sampler.parameters["schedule"].default
     return Method(name, arguments)
 

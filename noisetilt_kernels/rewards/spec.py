@@ -51,9 +51,9 @@ class RewardSpec:
             ValueError: the name is unknown, its argument is not valid, or `sources` has an entry for a reward
                 without weights.
         """
-        entry, argument = _parse_name(name)
+        kind, entry, argument = _parse_name(name)
         spec = cls(name, entry, argument, weight, entry.source)
-        source = (sources or {}).get(name.partition(":")[0])
+        source = (sources or {}).get(kind)
         return spec if source is None or entry.custom else spec.with_source(source)
 
     @property
@@ -218,20 +218,20 @@ def _parse_weight(name: str, text: str) -> float:
     return weight
 
 
-def _parse_name(name: Any) -> tuple[Entry, str | None]:
-    """Return the entry of a name, and the argument after its colon."""
+def _parse_name(name: Any) -> tuple[str, Entry, str | None]:
+    """Return the name before the colon, its entry, and the argument after the colon."""
     base, colon, argument = name.partition(":") if isinstance(name, str) else (name, "", "")
     if colon and base not in ENTRIES:
-        return _custom_entry(name), None
+        return base, _custom_entry(name), None
     check_choice("rewards", "reward", base, REWARDS)
     entry = ENTRIES[base]
     if not colon:
-        return entry, None
+        return base, entry, None
     if entry.check_argument is None:
         takers = " and ".join(repr(other) for other, one in ENTRIES.items() if one.check_argument is not None)
         raise ValueError(f"rewards: reward {base!r} takes no argument, got {name!r}; only {takers} do")
     entry.check_argument(argument)
-    return entry, argument
+    return base, entry, argument
 
 
 def _custom_entry(name: str) -> Entry:

@@ -112,11 +112,11 @@ def _contact_sheet(
     settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]
 ) -> Image.Image:
     """Return a sheet with a row for each method: the first particle of up to ten prompts, with its reward."""
-    shown = [index * settings.particles for index in range(len(settings.prompts))][:10]
+    particles = [index * settings.particles for index in range(len(settings.prompts))][:10]
     return contact_sheet(
-        [[folder.image_file(particle) for particle in shown] for folder in folders],
+        [[folder.image_file(particle) for particle in particles] for folder in folders],
         list(map(str, methods)),
-        [[f"{folder.outcomes[particle].reward:#.4g}" for particle in shown] for folder in folders],
+        [[f"{folder.outcomes[particle].reward:#.4g}" for particle in particles] for folder in folders],
         cell=(480, 64) if folders[0].has_videos else (96, 96),
     )
 

@@ -44,13 +44,13 @@ def contact_sheet(
         for c, file in enumerate(row):
             left = _GAP + c * (cell_width + _GAP)
             with Image.open(file) as image:
-                shown = _fit(image, cell)
-            x, y = left + (cell_width - shown.width) // 2, top + (cell_height - shown.height) // 2
-            sheet.paste(shown, (x, y))
+                fitted = _fit(image, cell)
+            x, y = left + (cell_width - fitted.width) // 2, top + (cell_height - fitted.height) // 2
+            sheet.paste(fitted, (x, y))
             framed = chosen is not None and chosen[r][c]
             if framed:
                 draw.rectangle(
-                    (x - 3, y - 3, x + shown.width + 2, y + shown.height + 2), outline=_CHOSEN, width=3
+                    (x - 3, y - 3, x + fitted.width + 2, y + fitted.height + 2), outline=_CHOSEN, width=3
                 )
             if captions:
                 draw.text(

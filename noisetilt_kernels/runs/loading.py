@@ -109,12 +109,12 @@ def _progress_bars_hidden() -> Iterator[None]:
     import transformers.utils.logging
 
     libraries = diffusers.utils.logging, transformers.utils.logging
-    shown = [library.is_progress_bar_enabled() for library in libraries]
+    enabled = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, before in zip(libraries, shown, strict=True):
+        for library, before in zip(libraries, enabled, strict=True):
             if before:
                 library.enable_progress_bar()

@@ -15,6 +15,7 @@ HERE = ROOT / "tests" / "cuda_emulation"
 KERNELS = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "cuda_emulation"
 
+# Flags of g++, not those of nvcc in csrc/build.json: CUDA code is compiled as C++ here.
 # -fvisibility=hidden: otherwise two modules in one process would share the state of the emulated device.
 FLAGS = (
     "-x c++ -std=c++17 -O2 -g1 -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas"

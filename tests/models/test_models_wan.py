@@ -56,8 +56,8 @@ def test_defaults_are_those_of_the_model() -> None:
     flow = WanFlow(tiny_wan())
     assert flow.shape == (4, 21, 60, 104) and flow.fps == 16
     x = noise()
-    own, given = flow_of(flow.pipe), flow_of(flow.pipe, guidance_scale=5, negative_prompt="")
-    assert torch.equal(own.velocity(x, 0.5, ["a"]), given.velocity(x, 0.5, ["a"]))
+    default, given = flow_of(flow.pipe), flow_of(flow.pipe, guidance_scale=5, negative_prompt="")
+    assert torch.equal(default.velocity(x, 0.5, ["a"]), given.velocity(x, 0.5, ["a"]))
 
 
 @pytest.mark.parametrize("steps", [2, 25])

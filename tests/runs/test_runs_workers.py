@@ -59,11 +59,11 @@ def ended(run: subprocess.Popen) -> tuple[str, str]:
 def torchrun(processes: int, *options: object, check: bool = True) -> subprocess.CompletedProcess:
     """Run `noisetilt sample` in several processes."""
     run = started(processes, *COMMAND, *options)
-    told = subprocess.CompletedProcess(run.args, 0, *ended(run))
-    told.returncode = run.returncode
+    done = subprocess.CompletedProcess(run.args, 0, *ended(run))
+    done.returncode = run.returncode
     if check:
-        told.check_returncode()
-    return told
+        done.check_returncode()
+    return done
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -80,14 +80,14 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     options = ["--particles", 3, "--micro-batch", 2, "--reward", "brightness", "--held-out", "digit-judge"]
     torchrun(1, *options, "--out", tmp_path / "one")
-    told = torchrun(2, *options, "--out", tmp_path / "two").stdout
+    printed = torchrun(2, *options, "--out", tmp_path / "two").stdout
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert len(list((tmp_path / "two").glob("*.jsonl"))) == 2
     records = [json.loads(line) for line in (tmp_path / "two" / "records.jsonl").read_text().splitlines()]
     assert sorted((one["particle"], one["step"]) for one in records) == [
         (p, s) for p in range(6) for s in range(2)
     ]
-    assert told.count("best:") == told.count("NFE") == 1
+    assert printed.count("best:") == printed.count("NFE") == 1
 
 
 @pytest.mark.slow
@@ -132,8 +132,8 @@ def test_a_stopped_comparison_resumes_with_more_processes(tmp_path: Path) -> Non
     _, errors = ended(run)
     assert run.returncode != 0 and errors.count("stopped: finished images are in") == 1, errors
     run = started(3, *command, "--resume", SECONDS="0")
-    told, errors = ended(run)
-    assert run.returncode == 0 and told.count("| method |") == 1, errors
+    printed, errors = ended(run)
+    assert run.returncode == 0 and printed.count("| method |") == 1, errors
     for folder, steps in ((base, 2), (svdd, 2)):
         lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in ("results", "records")}
         assert [json.loads(line)["particle"] for line in lines["results"]] == list(range(6))
@@ -187,7 +187,7 @@ def test_one_process_prints(
 ) -> None:
     arguments = [*COMMAND, "--reward", "brightness", "--out", str(tmp_path / "run"), "--dry-run"]
 
-    def told() -> tuple[bool, bool]:
+    def printed() -> tuple[bool, bool]:
         with pytest.raises(SystemExit) as ended, on_interrupt(lambda: "halfway"):
             raise KeyboardInterrupt
         assert ended.value.code == 130
@@ -195,11 +195,11 @@ def test_one_process_prints(
             main, arguments
         ).stdout, "stopped: halfway" in capsys.readouterr().err
 
-    assert told() == (True, True)
+    assert printed() == (True, True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        assert told() == (rank == "0", rank == "0")
+        assert printed() == (rank == "0", rank == "0")
 
 
 def test_shares_are_whole_micro_batches() -> None:
