@@ -84,7 +84,7 @@ class AestheticScore:
 class VisionModel(CLIPVisionModelWithProjection):
     """Vision half of a CLIP model; the checkpoint may hold the text half as well."""
 
-    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, declared like this in transformers
+    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, as in transformers
         r"^text_(model|projection)\.",
         "^logit_scale$",
         "position_ids",
