@@ -394,7 +394,7 @@ def swap(table: Tensor, index: tuple[int, int], value: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("index", [(0, 0), (7, 2), (15, 3)])
-def test_tables_with_nan_or_crossed_bounds(index: tuple[int, int], dtype: torch.dtype) -> None:
+def test_tables_with_nan_or_crossed_entries(index: tuple[int, int], dtype: torch.dtype) -> None:
     lower, upper = LOWER.to(dtype), UPPER.to(dtype)
     bad = [
         (swap(lower, index, torch.nan), upper, "NaN"),
@@ -558,22 +558,22 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "WhiteningConfig: alpha",
     ),
-    "bounds M": (
+    "table M": (
         lambda: nt.confidence_table(0, 4),
         ValueError,
         "confidence_table: num_chunks and chunk_size must be at least 1, got 0 and 4",
     ),
-    "bounds D": (
+    "table D": (
         lambda: nt.confidence_table(4, -1),
         ValueError,
         "confidence_table: num_chunks and chunk_size must be at least 1, got 4 and -1",
     ),
-    "bounds alpha": (
+    "table alpha": (
         lambda: nt.confidence_table(4, 4, 1.0),
         ValueError,
         "confidence_table: alpha must lie strictly",
     ),
-    "bounds reference": (
+    "table reference": (
         lambda: nt.confidence_table(4, 4, 1e-4, "normal"),
         TypeError,
         "confidence_table: reference must be Normal() or",
