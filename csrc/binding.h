@@ -1,6 +1,6 @@
 // Operators on PyTorch's stable ABI: the part that is the same for every device.
 //
-// noisetilt_kernels/ops.py has checked the arguments. The checks here only prevent access outside of memory.
+// noisetilt_kernels/ops.py has checked the arguments. The checks here only prevent out-of-bounds access.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

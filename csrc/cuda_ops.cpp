@@ -1,5 +1,5 @@
-// Operators of the CUDA kernels. They have a library of their own, because it needs symbols that only a CUDA
-// build of PyTorch has.
+// Operators of the CUDA kernels. They are a separate library, because it needs symbols that only a CUDA build
+// of PyTorch has.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -18,8 +18,8 @@ using cuda::RankRange;
 using cuda::TableFaults;
 
 // Scope of an operator on x: makes its device the current one, and provides its current stream and working
-// memory. PyTorch may use the memory again as soon as the scope ends, because the work that then uses it
-// comes later on the stream.
+// memory. PyTorch may reuse the memory as soon as the scope ends: the work that then uses it comes later on
+// the same stream.
 class LaunchScope {
  public:
   explicit LaunchScope(const Tensor& x) : x_(x), device_(x.get_device_index()) {

@@ -44,7 +44,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def thread_count() -> Iterator[None]:
-    """Restore the number of torch's threads."""
+    """Restore the number of torch's threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -52,8 +52,9 @@ def thread_count() -> Iterator[None]:
 
 @pytest.fixture
 def set_blocks() -> Iterator[Callable[..., None]]:
-    """Function `set_blocks(kernel, **sizes)` of the Triton kernels, undone after the test. Small blocks test
-    more programs.
+    """Yield `launch.set_blocks(kernel, **sizes)`; undo its changes after the test.
+
+    With small blocks the Triton kernels run as more programs.
     """
     before = {kernel: dict(sizes) for kernel, sizes in launch.LAUNCH_TABLE.items()}
     yield launch.set_blocks

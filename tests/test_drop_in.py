@@ -54,7 +54,7 @@ def run(x, reward, steps, lr):
 
 
 def foreign(source: str, package: str) -> dict:
-    """Namespace of `source` after its only import of `package` is replaced."""
+    """Return the namespace of `source` after its only import of `package` is replaced."""
     changed, count = re.subn(
         rf"^from {package} import", "from noisetilt_kernels.drop_in import", source, flags=re.MULTILINE
     )
@@ -65,7 +65,7 @@ def foreign(source: str, package: str) -> dict:
 
 
 def hadamard_matrix(size: int) -> Tensor:
-    """Upper left part of the Walsh-Hadamard matrix of the next power of two."""
+    """Return the upper left part of the Walsh-Hadamard matrix of the next power of two."""
     padded = 1 << (size - 1).bit_length()
     return torch.from_numpy(scipy.linalg.hadamard(padded)).double()[:size, :size]
 
@@ -127,7 +127,7 @@ def test_project_wgnc_takes_any_shape_as_one_sample(shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("shape", [(2, 64), (3, 4, 8, 8), (2, 4, 2, 8, 8), (0, 4, 8, 8)])
-def test_project_wgnc_batched_takes_each_sample_on_its_own(shape: tuple[int, ...]) -> None:
+def test_project_wgnc_batched_projects_each_sample_separately(shape: tuple[int, ...]) -> None:
     x = values("1/k", shape) if shape[0] else torch.empty(shape)
     result = drop_in.project_wgnc_batched(x, block_size=8)
     assert result.shape == shape
@@ -145,7 +145,7 @@ def test_project_wgnc_batched_needs_a_batch() -> None:
         drop_in.project_wgnc_batched(torch.zeros(64))
 
 
-def test_the_functions_of_one_name_differ_on_a_batch() -> None:
+def test_project_wgnc_of_nt_and_drop_in_differ_on_a_batch() -> None:
     """Rows are samples in `nt.project_wgnc`. In the drop-in the whole batch is one sample."""
     x = values("1/k", (4, 64))
     assert_same_bits(nt.project_wgnc(x), torch.stack([drop_in.project_wgnc(row) for row in x]))

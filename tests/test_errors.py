@@ -394,7 +394,7 @@ def swap(table: Tensor, index: tuple[int, int], value: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("index", [(0, 0), (7, 2), (15, 3)])
-def test_tables_with_nan_or_crossed_bounds(index: tuple[int, int], dtype: torch.dtype) -> None:
+def test_tables_with_nan_or_crossed_entries(index: tuple[int, int], dtype: torch.dtype) -> None:
     lower, upper = LOWER.to(dtype), UPPER.to(dtype)
     bad = [
         (swap(lower, index, torch.nan), upper, "NaN"),

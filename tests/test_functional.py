@@ -1,6 +1,4 @@
-"""The public Python functions: a typed, documented twin of every operator, and types that accept users'
-scripts.
-"""
+"""The public Python functions: a typed, documented twin of every operator, and types for users' scripts."""
 
 import importlib
 import inspect

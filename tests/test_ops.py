@@ -259,7 +259,7 @@ def test_lazily_conjugated_and_negated_input(dtype: torch.dtype) -> None:
         assert_same_bits(op(negated), op(negated.resolve_neg().contiguous()))
 
 
-def test_samples_that_begin_where_no_complex_number_does() -> None:
+def test_samples_with_an_odd_storage_offset() -> None:
     x = torch.randn(2 * 64 + 1)[1:].view(2, 64)
     assert x.storage_offset() == 1
     for op in (ops.compact_fourier, lambda x: ops.compact_fourier(x, True), ops.project_wgnc, ops.whiten):
@@ -323,7 +323,7 @@ THREADED: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.fixture
 def ffts_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run torch's FFTs on one thread: on several they round differently, and the test is not about them."""
+    """Run torch's FFTs on one thread: with several threads they round differently."""
 
     def on_one_thread(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*args: Any, **kwargs: Any) -> Tensor:

@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"(<!-- (not run)[^\n]*-->\n+)?^```(\w+)\n(.*?)^```", re.DOT
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """Mark ("" or "not run") and text of each block of a page."""
+    """Return mark ("" or "not run") and text of each block of a page."""
     found = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [(mark, text) for _, mark, lang, text in found if lang == language]
 
@@ -51,7 +51,7 @@ def run_blocks(page: Path) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def registries_restored() -> Iterator[None]:
-    """Pages may register samplers of their own."""
+    """Remove samplers that a page registers."""
     from noisetilt_kernels.sampling import SAMPLERS
 
     before = dict(SAMPLERS)
@@ -83,7 +83,7 @@ def test_pages_steer() -> None:
 
 
 def test_ntrk_on_one_screen_steers() -> None:
-    """The listing steers as the package's sampler does."""
+    """The listing steers like the package's sampler."""
     names = run_blocks(ROOT / "docs" / "sampling.md")
     result = names["result_of_flow"]
     assert isinstance(result, Result)
@@ -122,7 +122,7 @@ def test_readme_is_short() -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Words of each command of a page. Commands with "..." in the place of options are left out."""
+    """Return the words of each command of a page, without commands that contain "..."."""
     found = []
     for _, text in blocks(page, "bash"):
         for line in text.replace("\\\n", " ").splitlines():

@@ -130,7 +130,7 @@ void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t 
   });
 }
 
-// Place in its chunk of the element with this rank in the chunk and this value.
+// Index in the chunk of the element that has this rank in the chunk and this value.
 template <class T, int D>
 inline int64_t place_in_chunk(const T* chunk, int64_t rank, T value) {
   int64_t equals_before = rank;

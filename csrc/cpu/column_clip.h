@@ -154,8 +154,8 @@ struct ChangeList {
 //
 // The keys are counted into buckets of equal width, about six keys each. The counts give the range of ranks
 // in a bucket. If the table is monotone, one comparison with the largest lower bound and the smallest upper
-// bound of this range shows whether any key of the bucket can change. The buckets in which one can are
-// "open": their keys are sorted, which gives the exact ranks.
+// bound of this range shows whether any key of the bucket can change. Buckets with such a key are "open":
+// their keys are sorted, which gives the exact ranks.
 template <class T>
 class ColumnClipper {
   using Key = Integer<T>;
@@ -218,7 +218,7 @@ class ColumnClipper {
     return true;
   }
 
-  // Marks the buckets in which a key may change as open. Returns whether there is one.
+  // Marks as open the buckets in which a key may change. Returns true if there are any.
   bool open_buckets(const TableColumn<T>& column) {
     bool any = false;
     for (int64_t b = 0; b < num_buckets_; ++b) {
@@ -295,8 +295,8 @@ class ColumnClipper {
   T position(T value) const { return (value - origin_) * scale_; }
 
   static constexpr int64_t kMostBuckets = 65536;  // bucket numbers have 16 bits
-  static constexpr T kLargest =
-      static_cast<T>(1e30);  // a range between -kLargest and kLargest has a finite width
+  // A range between -kLargest and kLargest has a finite width.
+  static constexpr T kLargest = static_cast<T>(1e30);
 
   int64_t num_chunks_, num_buckets_;
   T least_, greatest_, origin_, scale_;

@@ -58,8 +58,8 @@ inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
   n_im = (odd_im - sum_im) * scale;
 }
 
-// Turns the pairs k in [begin, end), within 1 .. h/2, times 2*scale, from `in` to `out`. Both may be the
-// same.
+// Replaces the pairs k in [begin, end), a part of 1 .. h/2, and multiplies them by 2*scale. Reads `in` and
+// writes `out`, which may be the same.
 template <HalfFft direction, class T, class In, class Out>
 inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in,
                        const Out& out) {

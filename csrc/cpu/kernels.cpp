@@ -4,7 +4,7 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 
-// Each is defined in the file that it is named after, and sets the members that this file implements.
+// Each function sets the members that its file implements: add_wgnc_kernels is in wgnc.cpp.
 template <class T>
 void add_order_stats_kernels(Kernels<T>& kernels);
 template <class T>

@@ -1,4 +1,4 @@
-// The CPU kernels, as the operator library and the kernel test see them.
+// The CPU kernels: interface for the operator library and the kernel test.
 //
 // A kernel file is compiled once per instruction-set variant, each time in a namespace with the name of the
 // variant. `kernels<T>()` returns the kernels of the best variant that this processor runs. T is float or
@@ -32,7 +32,7 @@ struct Kernels {
   void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size);
   void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size);
 
-  // wgnc.cpp. wgnc_between_ffts turns the `spectrum` of a sample into that of its projection.
+  // wgnc.cpp. wgnc_between_ffts replaces the `spectrum` of a sample by the spectrum of its projection.
   void (*project_wgnc_blocks)(const T* y, T* out, int64_t num_blocks, int64_t block_size);
   void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, int64_t block_size);
 };

@@ -23,7 +23,7 @@ inline Vector<Integer<T>> to_keys(Vector<T> x) {
   return x == x ? bits : broadcast<Integer<T>>(kNanKey<T>);
 }
 
-// Key from which from_key restores x to the bit. Differs from to_key(x) only for -0. x must not be NaN,
+// Key from which from_key restores x bit for bit. Differs from to_key(x) only for -0. x must not be NaN,
 // except the NaN that from_key returns.
 template <class T>
 inline Integer<T> to_exact_key(T x) {

@@ -1,8 +1,8 @@
 // Two-level order statistics (2OS), DESIGN section 2, without a full sort.
 //
 // Every chunk is sorted; column j consists of the j-th smallest value of every chunk. A column is ranked only
-// as far as clipping it to the table requires (column_clip.h). A clipped value is found again in its chunk by
-// comparison: it is the n-th of those equal to it. Only clipped values are written.
+// as far as clipping it to the table requires (column_clip.h). A clipped value is found in its chunk by
+// comparison: it is the n-th of the equal values. Only clipped values are written.
 
 #include "order_stats.h"
 
@@ -43,8 +43,8 @@ class Changes {
   }
 
  private:
-  // With more changes than one in kChunksPerChange chunks, undoing the whole sort is faster than finding each
-  // place.
+  // With more changes than one in kChunksPerChange chunks, undoing the whole sort is faster than finding
+  // each place.
   static constexpr int64_t kChunksPerChange = 16;
   int64_t capacity_;
   Scratch<Change<T>> entries_;
@@ -149,7 +149,7 @@ namespace {
 
 template <class T>
 TableFault check_table(Table<T>& table) {
-  // Goes along the direction in which the table is contiguous, so that the compiler can vectorise.
+  // Loops along the direction in which the table is contiguous, so that the compiler can vectorise.
   const bool down = table.row_stride == 1;
   const int64_t runs = down ? table.chunk_size : table.num_chunks,
                 length = down ? table.num_chunks : table.chunk_size;

@@ -101,7 +101,7 @@ template <int kDistance, class E, int... I>
 inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
   return NOISETILT_SHUFFLE(v, v, LaneNumber<E>, (I ^ kDistance)...);
 }
-// Vector whose lane i is lane i ^ kDistance of v.
+// v with its lanes permuted: lane i of the result is lane i ^ kDistance of v.
 template <int kDistance, class E>
 inline Vector<E> exchange_lanes(Vector<E> v) {
   return exchange_lanes<kDistance, E>(v, std::make_integer_sequence<int, kLanes<E>>{});
@@ -120,7 +120,7 @@ template <int kBit, class E, int... I>
 constexpr Vector<E> select_lanes(E set, E clear, std::integer_sequence<int, I...>) {
   return Vector<E>{(I & kBit ? set : clear)...};
 }
-// Vector with `set` in the lanes whose number has the bit kBit, and `clear` in the others.
+// Vector with `set` in each lane i that has i & kBit, and `clear` in the others.
 template <int kBit, class E>
 constexpr Vector<E> select_lanes(E set, E clear) {
   return select_lanes<kBit, E>(set, clear, std::make_integer_sequence<int, kLanes<E>>{});

@@ -19,8 +19,8 @@ namespace noisetilt::NOISETILT_VARIANT {
 namespace {
 
 constexpr int64_t kGrain = 8192;  // fewest values per thread
-constexpr int64_t kMostRows =
-    32;  // largest tile height, rounded up to a power of two, that is added row by row
+// Largest tile height, rounded up to a power of two, for which rows are added as a whole.
+constexpr int64_t kMostRows = 32;
 
 template <class T>
 constexpr T kConstantRatio = static_cast<T>(sizeof(T) == 4 ? 0x1p-18 : 0x1p-47);

@@ -72,7 +72,7 @@ void butterfly_steps(const T* in, T* out, T* spare, int64_t size, int64_t steps,
   }
 }
 
-// Copies a tile, whose rows lie `stride` apart in `plane`, to the vector v, or back.
+// Copies a tile to the vector v, or back. The rows of the tile lie `stride` apart in `plane`.
 template <class T>
 void gather_tile(const T* plane, int64_t stride, Tile tile, T* v) {
   for (int64_t row = 0; row < tile.height; ++row)

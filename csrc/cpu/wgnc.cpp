@@ -50,8 +50,8 @@ inline V threshold(const V* d, const V* d1, const V* d2, const BlockNorms& norms
   return delta;
 }
 
-// Replaces the radii of a block in which more than t magnitudes tie at the maximum. The first of these gets
-// another radius than the rest; all others become 0.
+// Replaces the radii of a block in which more than t magnitudes tie at the maximum. The first of the tied
+// ones gets one radius, the others another; all smaller magnitudes become 0.
 void tied_radii(double* r, int64_t stride, const BlockNorms& norms) {
   double greatest = 0;
   for (int64_t j = 0; j < norms.size; ++j) greatest = std::max(greatest, r[j * stride]);
@@ -123,7 +123,7 @@ inline void project_block(const BlockMemory<V>& b, const BlockNorms& norms) {
   }
 }
 
-// Reads a block of y into lane `lane`. Returns whether it is finite; if not, the lane holds zeros.
+// Reads a block of y into lane `lane`. Returns true if it is finite; otherwise the lane holds zeros.
 template <class T, class V>
 inline bool read_block(const T* y, const BlockMemory<V>& b, int64_t lane, int64_t size) {
   constexpr int64_t lanes = sizeof(V) / sizeof(double);

@@ -1,4 +1,4 @@
-// Whitening, DESIGN section 5: everything but the FFTs, which are PyTorch's.
+// Whitening, DESIGN section 5, without the FFTs, which are PyTorch's.
 
 #include <algorithm>
 #include <limits>

@@ -20,7 +20,7 @@ __device__ inline T step_scaled(T v) {
   return kOrthonormal ? v * static_cast<T>(0.70710678118654752440) : v;
 }
 
-// Number of steps, of `steps` in all, to take at once on vectors of `size` values.
+// Number of steps to take at once if `steps` remain, on vectors of `size` values.
 __host__ __device__ inline int32_t steps_at_once(int32_t steps, int32_t size) {
   int32_t s = 1;
   while (s < kMaxStepsAtOnce && s < steps && size % (2 << s) == 0) ++s;
@@ -75,7 +75,7 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
   }
 }
 
-// `steps` steps on the tiles begin .. end - 1, by `num_threads` threads; this is number `thread`.
+// `steps` steps on the tiles begin .. end - 1, by `num_threads` threads; `thread` is the number of this one.
 template <class T>
 __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid,
                                              int32_t begin, int32_t end, int32_t steps, bool inverse,
@@ -94,8 +94,8 @@ __device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>&
   }
 }
 
-// One step, by the threads of the block: those results that lie in `out`. `in` holds all tiles that overlap
-// `out`.
+// One step by the threads of the block. Computes the results that lie in `out`; `in` must hold all tiles that
+// overlap `out`.
 template <class T>
 __device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
   const int32_t half = grid.size() / 2;

@@ -9,8 +9,7 @@ namespace {
 constexpr int kBlockThreads = Policy::FiniteOrNan::kBlockThreads;
 constexpr int64_t kItemsPerBlock = Policy::FiniteOrNan::kItemsPerBlock;
 
-// Copies samples, and sets poisoned[sample] if one has a non-finite value.
-
+// Copies the samples. Sets poisoned[sample] if the sample has a non-finite value.
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     finite_or_nan_copy_kernel(const T* x, T* out, int64_t size, int64_t blocks_per_sample,
@@ -27,6 +26,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (!finite) poisoned[sample] = 1;
 }
 
+// Fills poisoned samples with NaN.
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     finite_or_nan_poison_kernel(T* out, int64_t size, int64_t blocks_per_sample, const uint32_t* poisoned) {

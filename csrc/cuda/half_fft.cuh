@@ -3,7 +3,7 @@
 //
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
-// so Z_k and Z_{h-k} give X_k and X_{h-k}, and the other way round. X_0 and X_h are the sum and the
+// so Z_k and Z_{h-k} give X_k and X_{h-k}, and vice versa. X_0 and X_h are the sum and the
 // difference of the real and the imaginary part of Z_0; the callers compute them.
 #pragma once
 

@@ -1,9 +1,9 @@
 // Host functions that enqueue the CUDA kernels, for the operator library and the tests. No PyTorch here.
 //
 // Every function enqueues its work on launch.stream of the current device and returns at once. Nothing
-// synchronises, so all of it can be captured in a graph. All pointers are to contiguous device memory. x
-// alone is changed in place; x and out do not overlap. T is float or double. No argument is validated here:
-// the operator layer has done so.
+// synchronises, so all of it can be captured in a graph. All pointers are to contiguous device memory. A
+// function with x alone works in place; x and out must not overlap. T is float or double. The operator layer
+// has validated the arguments.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,8 +19,8 @@ namespace noisetilt::cuda {
 // Stream, and working memory.
 struct Launch {
   cudaStream_t stream;
-  // Returns memory aligned to 256 bytes. It must live until the work that is enqueued on the stream before
-  // and soon after this call is done.
+  // Returns memory aligned to 256 bytes. It must stay valid until all work that the calling host function
+  // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
 };

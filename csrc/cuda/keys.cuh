@@ -21,7 +21,7 @@ __device__ inline double value_of(uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// Key of a value: -0 and +0 have the same, and every NaN has the last.
+// Key of a value: -0 and +0 have the same key, and every NaN has the last one.
 template <class T>
 __device__ inline Key<T> to_key(T x) {
   if (x != x) return ~Key<T>(0);

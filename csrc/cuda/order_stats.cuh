@@ -1,6 +1,6 @@
 // Two-level order statistics (DESIGN section 2) by a team of thread blocks.
 //
-// Values are sorted only if nothing cheaper serves. The rank of a value in its chunk is counted by comparing
+// Values are sorted only if no cheaper method works. The rank of a value in its chunk is counted by comparing
 // it with the chunk. The values of every column are counted into buckets. The counts give the first and the
 // last rank in a bucket; if both are in the bucket's rank range, its values are settled: the projection does
 // not change them. That settles most of a nearly typical sample. Otherwise the values are gathered by bucket
@@ -61,7 +61,7 @@ DeviceTable<T> device_table(const Table<T>& table, const RankRange* ranges, int3
 }
 
 // Buckets for values that are typical for the table. Their centre is the middle of the entries of the middle
-// rank. The typical distance from it, a power of two, is a quarter of half the table's extent.
+// rank. The typical distance from it is an eighth of the table's extent, rounded down to a power of two.
 template <class T>
 __device__ inline Buckets buckets_of(const DeviceTable<T>& table) {
   const int64_t middle = table.num_chunks / 2 * table.row_stride,
@@ -95,7 +95,7 @@ __device__ inline int32_t rank_in_chunk(const T* chunk, int32_t chunk_size, int3
 }
 
 // One or two vectors of equal size that are projected side by side. A block changes its own values, begin ..
-// end - 1. It reads those values of `in`, and the rest of a chunk that crosses the border of its range.
+// end - 1. It reads the same values of `in`, and the rest of each chunk that crosses the border of its range.
 template <class T>
 struct Vectors {
   const T* first_in;
@@ -122,19 +122,19 @@ class TeamOrderStats {
   using Sort = TeamRadixSort<T>;
   using Tuning = Policy::OrderStats;
 
-  // Of a team, in global memory: see whitening_buffers.h.
+  // Storage of a team in global memory, see whitening_buffers.h.
   struct GlobalStorage {
     uint32_t* counters[2];  // of every table; zero unless in use
     Verdict* verdicts[2];   // of every unit; zero unless in use
     int32_t num_units;
-    // Of every table: the first rank in a bucket, and kUnsettled. Gathering advances it to the rank of the
-    // next value in the bucket.
+    // First rank in each bucket of every table, with the flag kUnsettled. Gathering advances it to the rank
+    // of the next value in the bucket.
     uint32_t* ranks;
     T* clipped;         // [vector][value]; NaN if the value is unchanged
     uint32_t* columns;  // [value], for sorting
     typename Sort::GlobalStorage sort;
   };
-  // Of a block, in shared memory.
+  // Storage of a block in shared memory.
   union TempStorage {
     // Two small vectors by columns, with a gap behind every column.
     Key<T> columns[2 * (Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk)];
@@ -169,8 +169,8 @@ class TeamOrderStats {
 
   __device__ void declare_unsettled(int32_t unit) { storage_.verdicts[parity_][unit].unsettled = 1; }
 
-  // Turns the counts of every column into first ranks, and writes the verdicts. `settle`: the buckets are
-  // those of the rank ranges. If false, no bucket is settled.
+  // Turns the counts of every column into first ranks, and writes the verdicts. `settle`: true if
+  // the buckets are the same as for the rank ranges. If false, no bucket is settled.
   __device__ __noinline__ void sum_up(const DeviceTable<T>* begin, const DeviceTable<T>* end, bool settle) {
     int32_t segment = static_cast<int32_t>(team_.thread() / kWarpThreads);
     const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarpThreads);
@@ -194,8 +194,9 @@ class TeamOrderStats {
   __device__ Verdict verdict(int32_t unit) const { return storage_.verdicts[parity_][unit]; }
   __device__ void end_round() { parity_ ^= 1; }
 
-  // Projects vectors of a unit that the last round found unsettled. `verdict`: of that round. The block's
-  // threads may read the result after a __syncthreads. No block may change `in` before the next team barrier.
+  // Projects vectors of a unit that the last round found unsettled. `verdict`: result of that round. The
+  // block's threads may read the result after a __syncthreads. No block may change `in` before the next team
+  // barrier.
   __device__ __noinline__ void project_2os_counted(const Vectors<T>& v, const DeviceTable<T>* tables,
                                                    const Buckets* buckets, const Verdict& verdict) {
     if (verdict.fullest <= Tuning::kMaxComparedBucket)
@@ -360,7 +361,7 @@ class TeamOrderStats {
     atomicMax(&verdict.fullest, fullest);
   }
 
-  // Copies the values to `out`, with those that were clipped.
+  // Writes the clipped values to `out`, and copies the others.
   __device__ void take_clipped(const Vectors<T>& v) {
     team_.sync();
     for (int32_t f = 0; f < v.count; ++f) {

@@ -17,15 +17,15 @@ struct PolicySm80 {
   // finite.cu
   struct FiniteOrNan {
     static constexpr int kBlockThreads = 256;
-    static constexpr int64_t kItemsPerBlock = 4096;  // all of one sample
+    static constexpr int64_t kItemsPerBlock = 4096;  // all from one sample
   };
 
   // rank_ranges.cu
   struct RankRanges {
     static constexpr int kBlockThreads = 256;
-    // Buckets of a column of M values: the power of two from kBucketsPerSqrt sqrt(M) on. A value stays within
-    // its table if its rank is off by up to some 2 sqrt(M), and the fullest buckets of typical values hold 10
-    // to 20 times the average.
+    // Buckets of a column of M values: the smallest power of two that is at least kBucketsPerSqrt sqrt(M). A
+    // value stays within its table if its rank is off by up to about 2 sqrt(M), and the fullest buckets of
+    // typical values hold 10 to 20 times the average.
     static constexpr int32_t kMinBuckets = 256;
     static constexpr int32_t kBucketsPerSqrt = 64;
   };
@@ -37,10 +37,10 @@ struct PolicySm80 {
     // Unsettled buckets up to this size are ranked by comparing all values with all. Beyond it, sorting is
     // faster.
     static constexpr uint32_t kMaxComparedBucket = 512;
-    // Columns and vectors up to these lengths are ranked by every block on its own, without a team barrier.
+    // Columns and vectors up to these lengths are ranked by every block separately, without a team barrier.
     static constexpr int32_t kMaxSmallColumn = 1024;
     static constexpr int32_t kMaxSmallVector = 4096;
-    // Counters of which one warp computes the prefix sums.
+    // Number of counters that one warp sums up.
     static constexpr int32_t kCountersPerWarp = 1024;
   };
 
@@ -53,9 +53,9 @@ struct PolicySm80 {
   struct Project {
     static constexpr int kBlockThreads = 512;
     static constexpr int kMinBlocksPerSm = 1;
-    // A unit that was found unsettled skips the rounds of so many projections at most.
+    // After a unit was found unsettled, it skips the rounds of at most this many projections.
     static constexpr int32_t kMaxPatience = 8;
-    // Mixing tiles are divided between blocks if that gives so many times as many blocks.
+    // Mixing tiles are divided between blocks if that gives at least this many times as many blocks.
     static constexpr int64_t kMinBlocksGained = 4;
   };
 

@@ -1,5 +1,5 @@
-// Stable least-significant-digit radix sort by a team. Slower than the ways of order_stats.cuh for usual
-// values, but as fast for any values.
+// Stable least-significant-digit radix sort by a team. Slower than the methods of order_stats.cuh for typical
+// values, but equally fast for all values.
 #pragma once
 
 #include "keys.cuh"
@@ -13,12 +13,12 @@ class TeamRadixSort {
  public:
   static constexpr uint32_t kDigitBits = Policy::RadixSort::kDigitBits, kDigits = 1u << kDigitBits;
 
-  // Of a team, in global memory.
+  // Storage of a team in global memory.
   struct GlobalStorage {
     Entry<T>* entries[3];
     uint32_t* digit_counts;  // [block][digit]
   };
-  // Of a block, in shared memory.
+  // Storage of a block in shared memory.
   struct TempStorage {
     uint32_t next[kDigits];  // place of the next entry with the digit
     union {

@@ -1,5 +1,4 @@
-// Rank ranges: what the bucket of a value tells about the ranks at which its table leaves it unchanged. Plain
-// C++.
+// Rank ranges: for each bucket of values, the ranks at which the table leaves them unchanged. Plain C++.
 #pragma once
 
 #include <cmath>
@@ -9,8 +8,8 @@
 
 namespace noisetilt::cuda {
 
-// Ranks first .. last at which any value of a bucket lies within the table. They depend on the table alone
-// and are computed once, by rank_ranges(): [D][num_buckets] of a table with chunks of D values.
+// Ranks first .. last at which any value of a bucket lies within the table. They depend on the table alone.
+// rank_ranges() computes them once for each table: [D][num_buckets] for chunks of D values.
 struct RankRange {
   int32_t first, last;
 };
@@ -21,7 +20,7 @@ struct TableFaults {
   int32_t nan, crossed, falling;
 };
 
-// Longer chunks are sorted, and have no buckets.
+// True if the values of a chunk are counted into buckets. Longer chunks are sorted, and have no buckets.
 inline bool is_counted(int64_t chunk_size) { return chunk_size <= Policy::OrderStats::kMaxCountedChunk; }
 
 // Number of buckets of a column: a power of two, or 0 for long chunks.

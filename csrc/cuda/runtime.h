@@ -16,7 +16,7 @@ namespace noisetilt::cuda {
 // kernel".
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // clears the error, or the next call that asks for errors would report it
+  cudaGetLastError();  // clears the error; otherwise a later call would report it
   throw std::runtime_error(std::string("noisetilt: ") + what + " failed: " + cudaGetErrorString(status));
 }
 
@@ -27,7 +27,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Threads of a block of a kernel that is compiled for up to `max` of them.
+// Number of threads in a block of a kernel that is compiled for at most `max` threads.
 inline int block_threads(int max) { return std::min(max, device_attribute(cudaDevAttrMaxThreadsPerBlock)); }
 
 // Blocks of a kernel whose threads stride over `num_items` items: one item a thread, if the grid is not too
@@ -41,8 +41,8 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
-// Allows the kernel all the shared memory that a block can have. Always all: otherwise host threads that
-// launch the kernel with different sizes would overwrite each other's setting.
+// Allows the kernel all the shared memory that a block can have. The limit is always the maximum:
+// otherwise host threads that launch the kernel with different sizes would overwrite each other's setting.
 template <class... Parameters>
 void allow_shared_memory(void (*kernel)(Parameters...)) {
   const int max = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);

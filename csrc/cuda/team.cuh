@@ -30,7 +30,7 @@ struct Team {
   __device__ uint32_t thread() const { return rank * blockDim.x + threadIdx.x; }
   __device__ uint32_t num_threads() const { return num_blocks * blockDim.x; }
 
-  // Barrier for all threads of the team. All of them see after it what any of them wrote before it.
+  // Barrier for all threads of the team. Writes before it are visible to all threads after it.
   __device__ void sync() {
     __syncthreads();
     if (num_blocks == 1) return;
@@ -56,7 +56,7 @@ struct BlockRotation {
     const int32_t thread = static_cast<int32_t>(threadIdx.x) - begin;
     return thread < 0 ? thread + static_cast<int32_t>(blockDim.x) : thread;
   }
-  // Ends a job that used so many threads.
+  // Ends a job that used `threads` threads.
   __device__ void advance(int32_t threads) {
     constexpr int32_t warp = static_cast<int32_t>(kWarpThreads);
     begin = (begin + (threads + warp - 1) / warp * warp) % static_cast<int32_t>(blockDim.x);

@@ -15,14 +15,14 @@ struct TileGrid {
   int32_t height, width;
   int32_t row_length;  // of the sample
   int32_t across;      // tiles side by side in a row of the sample
-  // log2 of width, -1 if width is no power of two. For a tile of one row, any shift that exceeds all indices.
+  // log2 of width, or -1 if width is no power of two. 31 for a tile of one row: every index is in row 0.
   int32_t shift;
 
   NOISETILT_HOST_DEVICE int32_t size() const { return height * width; }
-  // Slices of a sample whose length is a multiple of this divide no tile.
+  // Slices of a multiple of this many values divide no tile.
   NOISETILT_HOST_DEVICE int32_t band() const { return height * row_length; }
   NOISETILT_HOST_DEVICE bool contiguous() const { return height == 1 && across == 1; }
-  // Place in the sample of the tile's first value.
+  // Place of the tile's first value in the sample.
   NOISETILT_HOST_DEVICE int32_t first_of(int32_t tile) const {
     const int32_t band = tile / across;
     return band * height * row_length + (tile - band * across) * width;

@@ -28,8 +28,8 @@ struct TileStatsProblem {
 template <class T>
 class TeamTileStats {
  public:
-  // Of a team, in global memory: see whitening_buffers.h. The statistics of tile t are at [0][t], sqrt(K)
-  // mean, and at [1][t], energy.
+  // Storage of a team in global memory, see whitening_buffers.h. The statistics of tile t are at [0][t],
+  // sqrt(K) mean, and at [1][t], energy.
   struct GlobalStorage {
     T* measured[2];   // of every tile size
     T* projected[2];  // of the tile size that is projected

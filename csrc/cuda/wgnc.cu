@@ -1,6 +1,6 @@
 // WGNC (DESIGN section 6): blockwise projection of the compact complex spectrum, in float64. A thread
-// projects a block of 16 coefficients. For any other block size a thread block projects a block; this way is
-// complete, not fast.
+// projects a block of 16 coefficients. For any other block size a thread block projects a block; this path is
+// not optimised.
 
 #include <algorithm>
 #include <cmath>
@@ -30,15 +30,14 @@ struct BlockNorms {
 
 __device__ inline double positive_part(double x) { return x > 0 ? x : 0.0; }
 
-// Soft threshold, supposing that exactly n magnitudes exceed it. d1, d2: sum of the n largest, and of their
-// squares.
+// Soft threshold if exactly n magnitudes exceed it. d1, d2: sum of the n largest, and of their squares.
 __device__ inline double threshold(double d1, double d2, int32_t n, double t) {
   const double count = n;
   return (d1 - sqrt(t * (count * d2 - d1 * d1) / (count - t))) / count;
 }
 
-// Radii of a block in which `ties` > t magnitudes are equal to the maximum: of the first of them, and of the
-// other ones.
+// Radii of a block in which `ties` > t magnitudes are equal to the maximum: `first` for the first of them,
+// `other` for the rest.
 __device__ inline void tied_radii(const BlockNorms& norms, int32_t ties, double& first, double& other) {
   const double k = ties;
   first = (norms.l1 + sqrt((k - 1) * (k * norms.size - norms.l1 * norms.l1))) / k;
@@ -163,7 +162,7 @@ constexpr int32_t kMaxBeside = 32;  // pairs; a range needs at most 15 before it
 
 struct Range {
   int32_t begin, end;
-  int32_t last;  // it owns
+  int32_t last;  // last k that the range owns
   __device__ Range(int32_t index, int32_t blocks, int32_t h)
       : begin(index * blocks * kBlock),
         end(min((index + 1) * blocks * kBlock, (h / 2 / kBlock + 1) * kBlock)),
@@ -253,7 +252,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // ---- blocks of any size ----
 
-// Shared memory of a thread block: what one thread finds out about the block of coefficients.
+// Shared memory of a thread block: results of one thread for the block of coefficients.
 struct WgncTempStorage {
   double divisor, greatest, delta, gain, first, other;
   int32_t first_tied;  // -1 if none
@@ -395,7 +394,7 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
     return;
   }
   const BlockNorms norms(block_size);
-  // A thread block projects a thread each of its own blocks, as many partners, and one more: of 128 threads,
+  // Each thread projects one block: those of the range, as many partners, and one more. With 128 threads:
   // 63 + 63 + 1. A small batch is spread over all multiprocessors.
   const int64_t all = h / 2 / kBlock + 1,
                 spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;

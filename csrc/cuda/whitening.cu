@@ -2,7 +2,7 @@
 // of the mixing domains, in one launch.
 //
 // A team of blocks works on a sample. Every block holds a slice of it, in shared memory if it fits, and does
-// there all work that needs no other block. The blocks of a team meet at barriers in global memory, so all of
+// all work there that needs no other block. The blocks of a team meet at barriers in global memory, so all of
 // them must be resident at once. If there are more samples than teams, each team takes several in turn.
 //
 //   whitening_plan.h       host plan: slices, buffers, grid

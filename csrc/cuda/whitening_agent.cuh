@@ -10,7 +10,7 @@ namespace noisetilt::cuda {
 template <class T>
 class AgentProject {
  public:
-  // The storage is filled in after a __syncthreads, with which run() begins.
+  // The storage is complete after the __syncthreads at the start of run().
   __device__ explicit AgentProject(const ProjectParams<T>& params)
       : team_index_(blockIdx.x / params.blocks_per_team),
         team_{BufferPointers<T>{params, team_index_}.template get<uint32_t, Buffer::arrivals>(),
@@ -229,7 +229,7 @@ class AgentProject {
   }
 
   // Copies the slices of all blocks to global memory and returns the whole sample. It stays valid until the
-  // call after the next: at the latest then, a team barrier has been passed.
+  // call after the next one, which writes the same copy again; a team barrier lies between.
   __device__ Slice<T> publish() {
     __syncthreads();
     const Slice<T> sample = next_sample();
@@ -238,7 +238,7 @@ class AgentProject {
     return sample;
   }
 
-  // The copy of the sample in global memory that was not used last.
+  // The other copy of the sample in global memory than the last one used.
   __device__ Slice<T> next_sample() {
     sample_copy_ ^= 1;
     return {BufferPointers<T>{params_, team_index_}.template get<T, Buffer::sample>(sample_copy_), 0,

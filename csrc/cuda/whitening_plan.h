@@ -25,7 +25,7 @@ namespace noisetilt::cuda {
 constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxUnits = 16, kMaxMixing = 8;
 constexpr int kMaxChunkSizes = kMaxUnits - kMaxTiles;  // of the values
 
-// What the plan needs to know of a device.
+// Properties of a device that the plan depends on.
 struct DeviceLimits {
   int64_t num_sms;
   int64_t max_block_threads;
@@ -77,8 +77,8 @@ struct Slicing {
   bool shared;
 };
 
-// Slices are multiples of `granule` values. Every block keeps `slices_per_block` slices, whose bytes are to
-// fit into shared_bytes if max_blocks blocks suffice for that.
+// Slices are multiples of `granule` values. Every block keeps `slices_per_block` slices. They fit into
+// shared_bytes if max_blocks blocks are enough for that.
 inline Slicing slice_sample(int64_t size, int64_t granule, int64_t batch, int64_t max_blocks,
                             int64_t shared_bytes, int64_t slices_per_block, int64_t value_bytes) {
   const int64_t granules = size / granule;
@@ -157,8 +157,8 @@ inline BufferLayout lay_out(const BufferSizes& sizes) {
   return layout;
 }
 
-// Plan for `batch` > 0 samples. `fixed_shared_bytes`: shared memory of a block beside its slices. Raises
-// std::invalid_argument if the problem exceeds the kernel's capacity. Reads no table, only their sizes.
+// Plan for `batch` > 0 samples. `fixed_shared_bytes`: shared memory of a block beside its slices. Throws
+// std::invalid_argument if the problem exceeds the kernel's capacity. Reads only the sizes of the tables.
 template <class T>
 ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const Mixing* mixing,
                          int64_t num_mixing, const DeviceLimits& device, size_t fixed_shared_bytes) {

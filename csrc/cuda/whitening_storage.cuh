@@ -47,8 +47,8 @@ struct SharedStorage {
   typename TeamTileStats<T>::GlobalStorage tile_stats;
   Buckets buckets[kMaxTables];
   int32_t scale;
-  // Whether to test a unit in advance. It is not tested for `rest` projections; `patience` is how many, and
-  // grows each time the unit is found unsettled.
+  // State of the tests of each unit in advance: `rest` is the number of projections left without a test. It
+  // starts at `patience`, which grows each time the unit is found unsettled.
   struct {
     int32_t rest, patience;
   } tests[kMaxUnits];

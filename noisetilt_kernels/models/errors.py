@@ -1,4 +1,4 @@
-"""ModelError, and how errors of diffusers, transformers and the hub become one."""
+"""ModelError, and the conversion of other libraries' errors to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -19,10 +19,10 @@ class Family:
     """Models of one architecture, and the classes that adapt them to the samplers.
 
     Attributes:
-        flow: class that makes a `sampling.FlowModel` of a pipeline, for `ntrk`, `dps`, `svdd` and `base`;
+        flow: class that adapts a pipeline as a `sampling.FlowModel`, for `ntrk`, `dps`, `svdd` and `base`;
             None if the models take one step only.
-        one_step: class that makes a `sampling.OneStepModel` of it, for `wgnc`; None if the models take
-            several steps only.
+        one_step: class that adapts a pipeline as a `sampling.OneStepModel`, for `wgnc`; None if the models
+            take several steps only.
     """
 
     flow: type[FlowPipelineModel] | None = None
@@ -41,7 +41,7 @@ class Family:
         return self.facts.videos
 
     def adapter(self, source: str, one_step: bool, options: Iterable[str] = ()) -> type[PipelineModel]:
-        """Return the class that makes a sampler's model of a pipeline.
+        """Return the class that adapts a pipeline to the samplers.
 
         Args:
             source: the user's name for the model, for error messages.
@@ -49,7 +49,7 @@ class Family:
             options: names of keyword arguments that the class must accept.
 
         Raises:
-            ModelError: the family has no such class, or the class no such option.
+            ModelError: the family has no such class, or the class has no such option.
         """
         adapter: type[PipelineModel] | None = self.one_step if one_step else self.flow
         model = f"{source!r} ({self.facts.name})"
@@ -57,7 +57,7 @@ class Family:
             raise ModelError(
                 f"{model} takes more than one step, which wgnc cannot steer; use `noisetilt sample`"
                 if one_step
-                else f"{model} is a model of one step; use `noisetilt optimize`, which steers it by wgnc"
+                else f"{model} is a one-step model; use `noisetilt optimize`, which steers it with wgnc"
             )
         parameters = inspect.signature(adapter).parameters
         for option in options:
@@ -68,7 +68,7 @@ class Family:
 
 
 _NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
-"""Arguments of adapters that an error message does not list, as they do not describe the image or video."""
+"""Adapter arguments that error messages do not list: they do not describe the image or video."""
 
 _FAMILIES = (
     Family(flow=FluxFlow, one_step=FluxOneStep),

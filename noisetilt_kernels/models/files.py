@@ -13,11 +13,11 @@ class Location(NamedTuple):
     name: str
     """Path of the folder, or id on the hub."""
     local: bool
-    """True for a folder; it is then read without the network."""
+    """True for a folder, which is read without the network."""
 
 
 def read_json(location: Location, file: str) -> dict[str, Any]:
-    """Parsed content of a JSON file, such as "model_index.json" or "vae/config.json".
+    """Return the content of a JSON file, such as "model_index.json" or "vae/config.json".
 
     A file on the hub is downloaded once.
 

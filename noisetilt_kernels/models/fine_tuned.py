@@ -21,17 +21,17 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def check_weights_exist(source: str) -> None:
-    """Raise ModelError if `source` names no local weights and is not written like a hub id.
+    """Raise ModelError if `source` names no local weights and does not have the form of a hub id.
 
-    Nothing is loaded, and the hub is not asked.
+    Nothing is loaded, and the hub is not contacted.
 
     Args:
-        source: a file, folder or hub id, or one of the last two as "PLACE:FILE".
+        source: a file, a folder, a hub id, or "FOLDER_OR_ID:FILE".
     """
     place, file = _split_source(source)
     path = Path(place).expanduser()
     if not path.exists() and not is_hub_id(place):
-        raise ModelError(f"there are no weights {place!r}; give a file, a folder or an id of the hub")
+        raise ModelError(f"there are no weights {place!r}; give a file, a folder or a hub id")
     if path.is_dir() and file is not None and not (path / file).is_file():
         raise ModelError(f"there is no file {file!r} in the folder {place!r}; correct its name")
 
@@ -43,7 +43,7 @@ def check_peft() -> None:
 
 
 def _split_source(source: str) -> tuple[str, str | None]:
-    """Place and file name of "PLACE:FILE"; the file name is None if `source` is a path or has no colon."""
+    """Split "PLACE:FILE" into both; the file is None if `source` is a path or has no colon."""
     if ":" in source and not Path(source).expanduser().exists():
         place, file = source.rsplit(":", 1)
         return place, file
@@ -60,7 +60,7 @@ def add_lora(pipe: Any, lora: str, family: str) -> None:
 
     Args:
         pipe: the pipeline, changed in place.
-        lora: a file, folder or hub id, or one of the last two as "PLACE:FILE".
+        lora: a file, a folder, a hub id, or "FOLDER_OR_ID:FILE".
         family: name of the pipeline's family, for the error message.
 
     Raises:
@@ -86,8 +86,8 @@ def load_denoiser(
             - a folder or hub id with the network's config.json, as diffusers saves it;
             - a safetensors file;
             - a folder or hub id with `diffusion_pytorch_model.safetensors` alone;
-            - a folder or hub id and a file in it, as "PLACE:FILE".
-            Files without a configuration use diffusers' parameter names.
+            - "FOLDER_OR_ID:FILE", one file of a folder or hub repository.
+            Files without a configuration must use diffusers' parameter names.
         class_name: diffusers class of the network.
         config: configuration of the pipeline's original network, used if `source` has none.
         dtype: dtype of the weights, except those that diffusers keeps in float32.
@@ -113,7 +113,7 @@ def load_denoiser(
 
 
 def _find_config(location: Location) -> dict[str, Any] | None:
-    """Configuration beside the weights, or None if there is none."""
+    """Return the configuration beside the weights, or None."""
     try:
         return read_json(location, _CONFIG)
     except (FileNotFoundError, EntryNotFoundError):

@@ -15,7 +15,7 @@ from .prompts import Encoded
 from .times import exact_timestep, shifted_sigmas
 
 MAX_PROMPT_LENGTH = 512
-"""Maximum number of T5 tokens; schnell was trained with half of them."""
+"""Maximum number of T5 tokens; FLUX.1 schnell was trained with 256."""
 
 
 class FluxFlow(FlowPipelineModel):
@@ -26,7 +26,7 @@ class FluxFlow(FlowPipelineModel):
 
     Args:
         pipe: FLUX.1 dev, schnell, or a model derived from them.
-        height, width: size of images in pixels, multiples of 16; None is the size of the VAE's configuration,
+        height, width: size of images in pixels, multiples of 16; None is the size in the VAE's configuration,
             1024 for FLUX.1.
         guidance_scale: scale of embedded guidance, at least 0; models without it, such as schnell, ignore it.
         max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512; None is 512,
@@ -86,7 +86,7 @@ class FluxFlow(FlowPipelineModel):
         prompt = self.prompts.batch(prompts)
         rewire_offload_hooks(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-        # float32: bfloat16, as in the pipeline, has integers up to 256 only; positions of text are zero
+        # float32: the pipeline's bfloat16 is exact only for integers up to 256; text positions are zero
         positions = self.pipe._prepare_latent_image_ids(
             len(x), height // 2, width // 2, x.device, torch.float32
         )

@@ -37,7 +37,7 @@ class GuidedFlow(FlowPipelineModel):
 
     @classmethod
     def check_guidance(cls, guidance_scale: Any, negative_prompt: Any) -> None:
-        """Raise TypeError or ValueError unless they are a number of at least 0 and a string."""
+        """Raise TypeError or ValueError unless the scale is a number >= 0 and the prompt a string."""
         check_number(cls.__name__, "guidance_scale", guidance_scale, 0)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"{cls.__name__}: negative_prompt must be a string, got {negative_prompt!r}")

@@ -48,13 +48,13 @@ def load_pipeline(
     Args:
         source: one of
             - "digits" or "digits-turbo", which come with the package;
-            - a folder, as `pipe.save_pretrained` or a download makes it, loaded without the network;
+            - a folder, made by `pipe.save_pretrained` or a download; loaded without the network;
             - the id of a model on the hub, such as "black-forest-labs/FLUX.1-dev", downloaded once.
-        dtype: dtype of all networks; large models were made for bfloat16.
+        dtype: dtype of all networks; bfloat16 is meant for large models.
         device: device to compute on; None is the GPU if there is one, else the CPU.
-        offload: keep networks on the CPU while they are idle, see `PipelineModel`.
+        offload: keep idle networks on the CPU, see `PipelineModel`.
         denoiser: fine-tuned weights that replace the pipeline's transformer or U-Net, see `load_denoiser`.
-        lora: LoRA weights: a file, folder or hub id, or one of the last two as "PLACE:FILE"; needs peft.
+        lora: LoRA weights: a file, a folder, a hub id, or "FOLDER_OR_ID:FILE"; needs peft.
 
     Raises:
         ModelError: the model does not exist, is incomplete, belongs to no supported family, or does not fit
@@ -66,7 +66,7 @@ def load_pipeline(
     device = torch.device(device)
     if offload and device.type == "cpu":
         raise ValueError(
-            "load_pipeline: offload must be False where device is the CPU, as everything is there already"
+            "load_pipeline: offload must be False if device is the CPU, where all networks are already"
         )
     source = str(source)
     location = _locate(source)
@@ -148,7 +148,7 @@ def configurations(source: str | Path) -> Configurations:
 
 
 def _components(index: Mapping[str, Any], family: Family) -> list[str]:
-    """Names of the components that are loaded."""
+    """Return the names of the components that are loaded."""
     return [
         name
         for name, value in index.items()
@@ -157,7 +157,7 @@ def _components(index: Mapping[str, Any], family: Family) -> list[str]:
 
 
 def _locate(source: str) -> Location:
-    """Folder or hub repository of a pipeline; raises ModelError if it can be neither."""
+    """Return the folder or hub repository of a pipeline; raise ModelError if `source` can be neither."""
     path = BUNDLED[source].path if source in BUNDLED else Path(source).expanduser()
     if path.is_dir():
         if not (path / _INDEX).is_file():
@@ -176,7 +176,7 @@ def _locate(source: str) -> Location:
 
 
 def _read_index(location: Location, source: str) -> tuple[Family, dict[str, Any]]:
-    """Family of a pipeline, and content of its model_index.json."""
+    """Return the family of a pipeline, and the content of its model_index.json."""
     with as_model_error(source):
         index = read_json(location, _INDEX)
     class_name = str(index.get("_class_name"))

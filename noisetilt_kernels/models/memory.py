@@ -1,8 +1,8 @@
 """Memory of guided sampling, counted from the configurations of a model without its weights.
 
 The networks are made of torch's fake tensors, which have shapes and no values. One guided step runs on them,
-and the bytes that are alive at its peak are counted. Not counted are a reward's network, workspace of GPU
-kernels, and fragmentation of the allocator.
+and the bytes that are alive at its peak are counted. A reward's network, workspace of GPU kernels, and
+fragmentation of the allocator are not counted.
 """
 
 import inspect
@@ -115,13 +115,13 @@ def _fake_model(
     """Yield a model made of fake tensors; within the block all new tensors are fake."""
     configs = configurations(source)
     adapter = configs.family.adapter(str(source), one_step, options)
-    # not the meta device, on which attention keeps all its weights, unlike on any other device
+    # not the meta device: there, unlike on real devices, attention keeps its full weight matrix
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
         yield adapter(_fake_pipeline(configs), **options)
 
 
 def _fake_pipeline(configs: Configurations) -> Any:
-    """Make a pipeline with networks of its classes. Its tokenizers are stand-ins that have only a length."""
+    """Make a pipeline with networks of its classes. Its tokenizers are stand-ins with a length only."""
     components: dict[str, Any] = {}
     for name, config in configs.networks.items():
         library, class_name = configs.components[name]
@@ -201,13 +201,13 @@ class PeakMemory(TorchDispatchMode):
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
-    """Storages of all tensors in a nested structure."""
+    """Return the storages of all tensors in a nested structure."""
     return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within the block, new weights have this dtype, as fake tensors cannot be cast in place."""
+    """Make new weights with this dtype within the block; fake tensors cannot be cast in place."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

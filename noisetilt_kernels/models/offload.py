@@ -4,8 +4,7 @@ Gradients are taken in the order denoiser, VAE, backward of the VAE, backward of
 kind of offloading:
 
 - `enable_model_cpu_offload()`: accelerate's hook of each network moves the previous network to the CPU. The
-  VAE would move the denoiser's weights away before their backward. `rewire_offload_hooks` changes which
-  network moves which.
+  VAE would move the denoiser's weights away before their backward. `rewire_offload_hooks` prevents this.
 - `enable_sequential_cpu_offload()`: every layer gets a copy of its weights for one call, and the graph holds
   these copies. Gradients are right. With gradient checkpointing the graph holds the copies of one block only.
 - `enable_group_offload()`: weights are swapped within the same tensors, which corrupts the graph.
@@ -20,7 +19,7 @@ from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 
 
 def execution_device(model: torch.nn.Module) -> torch.device:
-    """Device on which a network computes; with offloading its weights may be elsewhere."""
+    """Return the device on which a network computes; with offloading its weights may be elsewhere."""
     for module in model.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -14,7 +14,7 @@ from .offload import check_offload, execution_device, rewire_offload_hooks
 from .prompts import Encoded, PromptCache
 
 CHECKPOINTING_THRESHOLD = 100_000_000
-"""Number of a denoiser's weights from which gradient checkpointing is the default."""
+"""Gradient checkpointing is the default for denoisers with at least this number of weights."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PipelineModel(ABC):
         shape: shape of one latent.
         prompt_length: number of tokens that a prompt is cut or padded to.
         gradient_checkpointing: recompute activations block by block in the backward, which takes a third more
-            time and a fraction of the memory; None does so for denoisers of 100 million weights and more.
+            time and a fraction of the memory; None: only for denoisers of 100 million weights or more.
     """
 
     facts: ClassVar[FamilyFacts]
@@ -113,7 +113,7 @@ class PipelineModel(ABC):
         return self._gradient_checkpointing
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Set if activations are recomputed in the backward or kept."""
+        """Choose whether activations are recomputed in the backward (True) or kept (False)."""
         self._gradient_checkpointing = enabled
         for network in (self.denoiser, self.pipe.vae):
             if network._supports_gradient_checkpointing:
@@ -136,11 +136,11 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def encode_prompt(self, prompt: str) -> Encoded:
-        """Compute the embeddings of one prompt by the pipeline's text encoders; called under `no_grad`."""
+        """Compute the embeddings of one prompt with the pipeline's text encoders; called under `no_grad`."""
 
     @abstractmethod
     def placeholder_prompt(self) -> Encoded:
-        """Uninitialised tensors in the shapes of `encode_prompt`, to plan memory without encoders."""
+        """Return uninitialised tensors of `encode_prompt`'s shapes, to plan memory without encoders."""
 
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents x0 (B, *shape) to images (B, 3, H, W) or videos (B, 3, F, H, W) in [0, 1].
@@ -172,7 +172,7 @@ class FlowPipelineModel(PipelineModel):
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        """Velocity v(x, sigma) of latents (B, *shape), in x's dtype; differentiable.
+        """Return the velocity v(x, sigma) of latents (B, *shape), in x's dtype; differentiable.
 
         Raises:
             ValueError: x is not (B, *shape) with B prompts, or a prompt is new and the pipeline has no text
@@ -185,7 +185,7 @@ class OneStepPipelineModel(PipelineModel):
 
     @abstractmethod
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Latents (B, *shape) after one step from noise x (B, *shape), in x's dtype; differentiable.
+        """Return latents (B, *shape) after one step from noise x (B, *shape), in x's dtype; differentiable.
 
         Raises:
             ValueError: x is not (B, *shape) with B prompts, or a prompt is new and the pipeline has no text
@@ -193,7 +193,7 @@ class OneStepPipelineModel(PipelineModel):
         """
 
     def generate(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] after one step from noise x (B, *shape).
+        """Return images (B, 3, H, W) in [0, 1] after one step from noise x (B, *shape), in x's dtype.
 
         Differentiable. Same errors as `denoised`.
         """
@@ -225,7 +225,7 @@ class _StraightThroughClamp(torch.autograd.Function):
 def image_size(
     function: str, height: int | None, width: int | None, default: tuple[int, int], multiple: int
 ) -> tuple[int, int]:
-    """Height and width in pixels, each from `default` if it is None.
+    """Return the height and width in pixels, each from `default` if it is None.
 
     Raises:
         ValueError, TypeError: a side is not a positive multiple of `multiple`.

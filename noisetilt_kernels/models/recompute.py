@@ -1,4 +1,4 @@
-"""Gradient checkpointing for networks whose class has none."""
+"""Gradient checkpointing for network classes that do not support it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def replace_forwards(modules: Sequence[torch.nn.Module], call: Callable[..., Any]) -> Iterator[None]:
-    """Within the block, replace each module's forward by `call(forward, *arguments)`.
+    """Replace each module's forward by `call(forward, *arguments)` within the block.
 
     `forward` is the module's previous forward.
     """
-    # hooks of offloading set `forward` on the instance; it is then restored, else removed
+    # offloading hooks set `forward` on the instance: restore it if it was set, else remove ours
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = partial(call, module.forward)

@@ -19,7 +19,7 @@ from .prompts import Encoded
 from .recompute import replace_forwards
 
 PROMPT_LENGTH = 300
-"""Number of Gemma tokens that are kept: the first one, and the last ones of instruction and prompt."""
+"""Number of Gemma tokens kept: the first one, and the last 299 of instruction and prompt."""
 
 _DEFAULTS: dict[str, Any] = {
     name: parameter.default
@@ -38,11 +38,11 @@ class SanaSprint(OneStepPipelineModel):
 
     Args:
         pipe: SANA-Sprint, or a model derived from it.
-        height, width: size of images in pixels, multiples of 32; None is the size of the transformer's
+        height, width: size of images in pixels, multiples of 32; None is the size in the transformer's
             configuration, 1024.
         guidance_scale: embedded guidance scale passed to the transformer, at least 0; always one pass.
-        gradient_checkpointing: see `PipelineModel`; the VAE's decoder, whose class does not support it, is
-            then also recomputed layer by layer.
+        gradient_checkpointing: see `PipelineModel`. The VAE's class does not support it, so its decoder is
+            recomputed layer by layer.
 
     Raises:
         ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, its
@@ -91,7 +91,7 @@ class SanaSprint(OneStepPipelineModel):
         }
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Latents after one step from noise x, see `OneStepPipelineModel.denoised`.
+        """Return latents after one step from noise x, see `OneStepPipelineModel.denoised`.
 
         The step is one of TrigFlow from the angle t of pure noise: cos(t) x - sin(t) F, in units of
         sigma_data. The transformer predicts a rectified flow at the time s = sin(t) / (cos(t) + sin(t)); F

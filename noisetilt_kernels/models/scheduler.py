@@ -39,7 +39,7 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
     Other arguments are the same as for FlowMatchEulerDiscreteScheduler.
 
     Raises:
-        ValueError, TypeError: the schedule is unknown, or the scale is negative or no number.
+        ValueError, TypeError: the schedule is unknown, or the scale is negative or not a number.
     """
 
     @register_to_config
@@ -98,9 +98,8 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
             ValueError: the times do not decrease from 1 to 0.
         """
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
-        times: Any = SimpleNamespace(
-            sigmas=lambda n: snap_start(self.sigmas)
-        )  # the one method of a model that plan_steps calls
+        # plan_steps calls only this method of a model
+        times: Any = SimpleNamespace(sigmas=lambda n: snap_start(self.sigmas))
         try:
             self._steps = plan_steps("FlowSDEScheduler", times, len(self.sigmas) - 1, self._schedule)
         except ValueError as error:

@@ -23,7 +23,7 @@ PROMPT_LENGTH = 77
 """Number of CLIP tokens of a prompt, for pipelines without a tokenizer."""
 
 _IMAGE_PROMPT_COMPONENTS = ("feature_extractor", "image_encoder")
-"""Components that encode prompts that are images, which are not supported."""
+"""Components that encode image prompts, which are not supported."""
 
 
 class SDTurbo(OneStepPipelineModel):
@@ -31,11 +31,11 @@ class SDTurbo(OneStepPipelineModel):
 
     Latents are (4, H/8, W/8). They are float32 outside of the networks, in any dtype of the networks. Images
     equal, to rounding, those of `pipe(prompt, num_inference_steps=1, guidance_scale=0.0)` without its safety
-    checker: there is no guidance, and the one step goes from the scheduler's noise level to none.
+    checker: there is no guidance, and the one step goes from the scheduler's noise level to zero.
 
     Args:
         pipe: SD-Turbo, or a model derived from it, with an Euler scheduler, ancestral or not.
-        height, width: size of images in pixels, multiples of 8; None is the size of the U-Net's
+        height, width: size of images in pixels, multiples of 8; None is the size in the U-Net's
             configuration, 512.
         gradient_checkpointing: see `PipelineModel`.
 
@@ -96,7 +96,7 @@ class SDTurbo(OneStepPipelineModel):
         return step.denoised(noisy, output.to(x.dtype))
 
     def added_conditions(self, prompt: Encoded) -> dict[str, Tensor] | None:
-        """Further conditions of the U-Net for embeddings (B, ...); None if it takes none."""
+        """Return further inputs of the U-Net, by name, for embeddings (B, ...); None if there are none."""
         return None
 
 
@@ -145,7 +145,7 @@ class SDXLTurbo(SDTurbo):
     def added_conditions(self, prompt: Encoded) -> dict[str, Tensor]:
         pooled = prompt["pooled"]
         height, width = (self.pipe.vae_scale_factor * side for side in self._shape[1:])
-        # original size, crop offset, target size; float32, as bfloat16 has integers up to 256 only
+        # original size, crop offset, target size; float32, as bfloat16 is exact only for integers up to 256
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
@@ -160,7 +160,7 @@ class SDXLTurbo(SDTurbo):
 
 
 class _SingleStep(NamedTuple):
-    """A scheduler's single step, from its first noise level to none."""
+    """A scheduler's single step, from its first noise level to zero."""
 
     time: float
     """Timestep passed to the U-Net."""
@@ -185,7 +185,7 @@ def _single_step(function: str, scheduler: Any) -> _SingleStep:
     """Return the single step of an Euler scheduler, which is left unchanged.
 
     Raises:
-        ValueError: the scheduler is no Euler scheduler, its step does not end without noise, or its
+        ValueError: the scheduler is no Euler scheduler, its step does not end at noise level zero, or its
             prediction type is unknown.
     """
     if not isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
@@ -194,7 +194,7 @@ def _single_step(function: str, scheduler: Any) -> _SingleStep:
             f"{type(scheduler).__name__}"
         )
     with unset_fake_temporarily():  # for plan_memory: schedulers compute with numpy
-        scheduler = copy.copy(scheduler)  # shallow, as set_timesteps replaces tensors and changes none
+        scheduler = copy.copy(scheduler)  # shallow: set_timesteps replaces tensors
         scheduler.set_timesteps(1)
         (time,), sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         noise = float(scheduler.init_noise_sigma)

@@ -14,12 +14,12 @@ from torch import Tensor
 _START_TOLERANCE = 1e-3
 """Largest distance of a scheduler's first time from 1 that still means pure noise.
 
-It is smaller than the differences of time that models are trained on.
+It is smaller than the distance between the times that models are trained on.
 """
 
 
 def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
-    """Return the n + 1 times, float32, of pipelines that shift times by the size of the image.
+    """Return the n + 1 times, float32, for pipelines that shift the times by the size of the image.
 
     The scheduler is left unchanged.
 
@@ -28,7 +28,7 @@ def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
         n: number of steps.
         tokens: number of tokens of one image.
     """
-    scheduler = copy.copy(scheduler)  # shallow, as set_timesteps replaces tensors and changes none
+    scheduler = copy.copy(scheduler)  # shallow: set_timesteps replaces tensors
     config = scheduler.config
     shift = calculate_shift(
         tokens,
@@ -50,7 +50,7 @@ def scheduler_sigmas(scheduler: Any, n: int) -> Tensor:
 
 
 def _flow_sigmas(scheduler: Any) -> Tensor:
-    """Times of a scheduler that was set; raises ValueError unless they are those of a flow."""
+    """Return the times that were set in a scheduler; raise ValueError unless they are times of a flow."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or sigmas[0] > 1 + _START_TOLERANCE:
         raise ValueError(
@@ -71,12 +71,12 @@ def snap_start(sigmas: Tensor) -> Tensor:
 
 @contextmanager
 def exact_timestep(transformer: FluxTransformer2DModel, timestep: Tensor) -> Iterator[None]:
-    """Within the block, the transformer embeds these timesteps (B,), from 0 to 1000, without rounding.
+    """Make the transformer embed timesteps (B,) in [0, 1000] without rounding, within the block.
 
     FluxTransformer2DModel casts timesteps to the dtype of its weights before it computes their sines in
-    float32. In bfloat16 neighbours are 4 apart near 1000. 50 steps of FLUX begin with steps of 6.4, and the
-    sines have a period of 6.3. The velocity would belong to another time than the one of the sampler's score,
-    noise and step.
+    float32. Neighbouring bfloat16 values near 1000 are 4 apart. The first of 50 steps of FLUX has
+    the length 6.4, and the sines have a period of 6.3. The velocity would then belong to another time than
+    the sampler's step.
     """
 
     def replace(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -21,16 +21,16 @@ PROMPT_LENGTH = 512
 class WanFlow(GuidedFlow):
     """A WanPipeline as `sampling.FlowModel` of videos. See `PipelineModel` for how the pipeline is used.
 
-    Latents are (16, F, H/8, W/8), float32. The times are those of the pipeline's scheduler; of multistep
-    schedulers, such as UniPC, only the times are used, as the samplers make steps of first order. Videos are
-    decoded one latent frame at a time; tiling and slicing of the VAE are ignored.
+    Latents are (16, F, H/8, W/8), float32. The times are those of the pipeline's scheduler. The
+    samplers make first-order steps, also with a multistep scheduler such as UniPC. Videos are decoded one
+    latent frame at a time; tiling and slicing of the VAE are ignored.
 
     Args:
         pipe: Wan2.1 T2V, or a model derived from it. Wan2.2, with two transformers or another VAE, is not
             supported.
         height, width: size of videos in pixels, multiples of 16; None is 480 x 832.
-        num_frames: number of frames, 4 k + 1: the first latent frame holds one and each other four; None is
-            81.
+        num_frames: number of frames, 4 k + 1: the first latent frame holds one frame, every other one four;
+            None is 81.
         guidance_scale: scale of classifier-free guidance, v = v(negative) + scale (v(prompt) - v(negative)).
             A guided velocity takes two passes through the transformer; at 1 and below there is one pass and
             no guidance.
@@ -116,7 +116,7 @@ class WanFlow(GuidedFlow):
         rewire_offload_hooks(self.pipe)
         hook = getattr(vae, "_hf_hook", None)
         if hook is not None:
-            hook.pre_forward(vae)  # moves the weights to the device, as vae.decode does
+            hook.pre_forward(vae)  # moves the weights to the device, like vae.decode
         device = execution_device(vae)
         mean, std = (
             torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
@@ -127,7 +127,7 @@ class WanFlow(GuidedFlow):
 
 
 def _latent_frames(num_frames: int, factor: int) -> int:
-    """Number of latent frames; raises TypeError or ValueError unless num_frames is factor k + 1."""
+    """Return the number of latent frames; raise TypeError or ValueError unless num_frames is factor k + 1."""
     check_integer("WanFlow", "num_frames", num_frames, 1)
     if (num_frames - 1) % factor:
         below = (num_frames - 1) // factor * factor + 1

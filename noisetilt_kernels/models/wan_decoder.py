@@ -18,9 +18,10 @@ def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
 
     The decoder is causal: it decodes a latent frame from the frame and a memory, the cached inputs of its
     convolutions. `AutoencoderKLWan` has no gradient checkpointing, so here each step is checkpointed as a
-    function of frame and memory. The memory of all frames would take many GB, so checkpoints are nested: the
-    memory is kept for each group of about sqrt(F) frames; in the backward of a group for each of its frames;
-    in that of a frame for each block. Each frame is thus decoded four times.
+    function of frame and memory. The memory of all frames would take many GB, so checkpoints are nested. The
+    forward keeps the memory once for each group of about sqrt(F) frames, the backward of a group once for
+    each of its frames, and the backward of a frame once for each block. Each frame is thus decoded four
+    times.
 
     Args:
         vae: AutoencoderKLWan of Wan2.1.
@@ -70,7 +71,7 @@ def _decode(
 def _checkpointed(
     forward: Callable[..., Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
 ) -> Tensor:
-    """Call a block's forward under checkpointing; memory and index are updated in place, as by the block."""
+    """Call a block's forward under checkpointing; update memory and index in place, like the block."""
     start = feat_idx[0]
 
     def step(x: Tensor, *memory: Any) -> tuple[Any, ...]:

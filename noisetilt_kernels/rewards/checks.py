@@ -18,7 +18,7 @@ def first_of(names: Sequence[str]) -> str:
 
 
 def check_batch(reward: str, images: Any, prompts: Any) -> None:
-    """Raise unless `images` is a floating-point tensor (B, 3, H, W) and `prompts` has B strings.
+    """Raise TypeError or ValueError unless `images` is floating-point (B, 3, H, W) with B prompts.
 
     The values of the images are not checked: a check would wait for the device at every step.
     """
@@ -26,7 +26,7 @@ def check_batch(reward: str, images: Any, prompts: Any) -> None:
 
 
 def check_videos(reward: str, videos: Any, prompts: Any) -> None:
-    """Raise unless `videos` is a floating-point tensor (B, 3, F, H, W) and `prompts` has B strings."""
+    """Raise TypeError or ValueError unless `videos` is floating-point (B, 3, F, H, W) with B prompts."""
     _check(reward, "videos", ("B", "3", "F", "H", "W"), videos, prompts)
 
 
@@ -45,4 +45,6 @@ def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any
             f"{reward}: prompts must be a sequence of strings, one for each of the {name}, got {prompts!r}"
         )
     if len(prompts) != len(given):
-        raise ValueError(f"{reward}: prompts must be as many as the {len(given)} {name}, got {len(prompts)}")
+        raise ValueError(
+            f"{reward}: needs one prompt for each of the {len(given)} {name}, got {len(prompts)}"
+        )

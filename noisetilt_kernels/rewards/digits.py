@@ -61,9 +61,8 @@ def scan(images: Tensor) -> Tensor:
 class DigitClassifier(nn.Module):
     """Classifier of images (B, 3, H, W) in [0, 1]; returns the log-probabilities (B, 10) of the digits.
 
-    A small convolutional network on the grey image, resized to 32 x 32. It is smooth, so that its gradient
-    can guide sampling, and it normalizes each image separately, so that no image changes the result of
-    another.
+    A small convolutional network on the grey image, resized to 32 x 32. It is smooth, so its gradient can
+    guide sampling. It normalizes each image separately, so no image changes the result of another.
     """
 
     def __init__(self) -> None:
@@ -116,7 +115,7 @@ class DigitJudge(nn.Module):
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
         """Return the score (B, 10) of each digit for images (B, 3, H, W); higher is more certain."""
-        # the variant by matrix product loses the distances of close vectors
+        # the matrix product would lose small distances to rounding
         distances = torch.cdist(
             scan(images.to(self.gamma.dtype)),
             self.support_vectors,

@@ -44,7 +44,7 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
 
 
 def check_source(reward: str, source: str) -> None:
-    """Raise RewardError unless `source` is a folder or is written like a hub id."""
+    """Raise RewardError unless `source` is a folder or has the form of a hub id."""
     if not Path(source).is_dir() and not is_hub_id(source):
         raise RewardError(
             f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging "

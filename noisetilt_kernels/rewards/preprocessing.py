@@ -59,7 +59,8 @@ class Preprocessing:
         shortest_edge, size = _target_size(config["size"]) if config["do_resize"] else (None, None)
         if config["do_resize"] and config["resample"] not in _MODES:
             raise RewardError(
-                f"the image processor's resample must be 2 or 3 (bicubic), got {config['resample']!r}"
+                "the image processor's resample must be 2 (bilinear) or 3 (bicubic), got "
+                f"{config['resample']!r}"
             )
         if not config.get("do_rescale", True):
             raise RewardError(
@@ -93,7 +94,7 @@ class Preprocessing:
         if self.crop is not None:
             top, left = (-((n - crop) // 2) for n, crop in zip(images.shape[2:], self.crop, strict=True))
             bottom, right = self.crop[0] - images.shape[2] - top, self.crop[1] - images.shape[3] - left
-            images = functional.pad(images, (left, right, top, bottom))  # negative amounts cut
+            images = functional.pad(images, (left, right, top, bottom))  # negative padding crops
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
@@ -105,7 +106,7 @@ class Preprocessing:
 
 
 def _target_size(size: Any) -> tuple[int | None, tuple[int, int] | None]:
-    """Return `shortest_edge` and `size` of a configuration's size; in old ones a number is the former."""
+    """Return `shortest_edge` and `size`; in old configurations a plain number is `shortest_edge`."""
     if isinstance(size, int):
         return size, None
     if set(size) == {"shortest_edge"}:

@@ -1,4 +1,4 @@
-"""The bundled rewards by name: description, loader, default weights, and limits.
+"""The bundled rewards by name: description, loader, default weights, and valid arguments and prompts.
 
 To add a reward, write its module and one entry here. Classes that need transformers are named by their module
 and imported when they are loaded.
@@ -24,12 +24,12 @@ class Entry:
     Attributes:
         description: one line, with the range of the values.
         load: function (argument, source, device) that returns the reward.
-        check_argument: raises ValueError for an argument (the text after the colon) that is not valid; None
-            if the reward takes no argument.
+        check_argument: function that raises ValueError unless an argument (the text after the colon) is
+            valid; None if the reward takes no argument.
         source: default folder or hub id of the weights; None for a reward without weights.
         differentiable: True if the reward can steer; False if it can only judge finished images.
-        check_prompt: raises ValueError for a prompt that the reward cannot score; None if it scores every
-            prompt.
+        check_prompt: function that raises ValueError for a prompt that the reward cannot score; None if it
+            scores every prompt.
         videos: True if the reward takes videos (B, 3, F, H, W), False if it takes images.
         custom: True for the user's code, which may have weights and may take videos.
     """
@@ -57,7 +57,7 @@ def _class(reward_class: Callable[[str, str | torch.device], Reward]) -> Callabl
 
 
 def _transformers(module: str, class_name: str) -> Callable[..., Reward]:
-    """Loader of a class in a module of this package that imports transformers."""
+    """Return the loader of a class in a module of this package that imports transformers."""
 
     def load(argument: str | None, source: str, device: str | torch.device) -> Reward:
         try:

@@ -35,7 +35,7 @@ COLORS = {
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Mean luminance (Rec. 709 weights), from 0 (black) to 1 (white)."""
+    """Return the mean luminance (Rec. 709 weights), (B,), from 0 (black) to 1 (white)."""
     check_batch("brightness", images, prompts)
     means = images.float().mean(dim=(2, 3))
     return means @ means.new_tensor(LUMINANCE)
@@ -67,7 +67,7 @@ def color(target: str = "red") -> Reward:
 
 
 def smoothness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Minus the mean squared difference of neighbouring pixels, from -1 (chessboard) to 0 (one colour)."""
+    """Return minus the mean squared difference of neighbouring pixels, -1 (chessboard) to 0 (one colour)."""
     check_batch("smoothness", images, prompts)
     images = images.float()
     down, right = images.diff(dim=2), images.diff(dim=3)
@@ -77,7 +77,7 @@ def smoothness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def symmetry(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Minus the mean squared difference between the image and its mirror image, from -1 to 0 (symmetric)."""
+    """Return minus the mean squared difference between image and mirror image, -1 to 0 (symmetric)."""
     check_batch("symmetry", images, prompts)
     images = images.float()
     return -(images - images.flip(3)).square().mean(dim=(1, 2, 3))

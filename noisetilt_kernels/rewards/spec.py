@@ -58,7 +58,7 @@ class RewardSpec:
 
     @property
     def videos(self) -> bool:
-        """True for a bundled reward of videos. A custom reward has to be loaded to know (`takes_videos`)."""
+        """True for a bundled reward of videos. For a custom reward, see `takes_videos` after loading."""
         return self.entry.videos
 
     @property
@@ -115,7 +115,7 @@ def parse_rewards(
     Args:
         spec: text such as "aesthetic=1.0,color:#ff8000=-0.5", in which a name alone has the weight 1; or the
             weights by name.
-        sources: as for `RewardSpec.parse`.
+        sources: see `RewardSpec.parse`.
 
     Raises:
         ValueError: a name is unknown or repeated, or a weight is not a finite number.
@@ -137,7 +137,7 @@ def parse_rewards(
 def parse_weights(spec: str) -> dict[str, float]:
     """Return the weights by name: "clip,color:blue=-0.5" -> {"clip": 1.0, "color:blue": -0.5}.
 
-    The text and the errors are those of `parse_rewards`.
+    See `parse_rewards` for the text and the errors.
     """
     return {reward.name: reward.weight for reward in parse_rewards(spec)}
 
@@ -146,7 +146,7 @@ def load_reward(name: str, *, source: str | None = None, device: str | torch.dev
     """Return a reward by its name.
 
     Args:
-        name: as for `RewardSpec.parse`.
+        name: see `RewardSpec.parse`.
         source: folder or hub id of the weights; None is the default one.
         device: device of the images to be scored.
 
@@ -168,7 +168,7 @@ def load_rewards(
     """Return the weighted sum of rewards that steers sampling.
 
     Args:
-        spec: as for `parse_rewards`.
+        spec: see `parse_rewards`.
         sources: folder or hub id of the weights by the reward's name without argument; entries for rewards
             that are not in the sum are allowed.
         device: device of the images to be scored.
@@ -194,9 +194,9 @@ def check_prompts(names: Iterable[str], prompts: Sequence[str]) -> None:
 
 
 def check_sources(sources: Mapping[str, str]) -> None:
-    """Raise ValueError for a source that does not exist, or whose reward is unknown or has no weights.
+    """Raise ValueError for a source that does not exist, or of a reward that is unknown or has no weights.
 
-    A source is taken for a path if it begins with "/", "." or "~". Nothing is loaded.
+    A source is treated as a path if it begins with "/", "." or "~". Nothing is loaded.
     """
     for name, source in sources.items():
         check_choice("rewards", "reward in sources", name, REWARDS)

@@ -1,4 +1,4 @@
-"""`python -m noisetilt_kernels.training`: trains everything in `noisetilt_kernels/assets` from scratch."""
+"""Command that trains everything in `noisetilt_kernels/assets`: `python -m noisetilt_kernels.training`."""
 
 import copy
 import time

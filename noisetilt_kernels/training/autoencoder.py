@@ -31,7 +31,7 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def train_autoencoder(digits: Digits, generator: Generator, steps: int, batch: int = 32) -> AutoencoderKL:
-    """Train an autoencoder on pictures of the digits; its configuration has its latents' shift and scale."""
+    """Train an autoencoder on pictures of the digits; shift and scale of its latents go into its config."""
     vae = make_autoencoder()
 
     def batch_loss() -> Tensor:

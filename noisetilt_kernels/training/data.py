@@ -23,7 +23,7 @@ TEMPLATES = (
 )
 
 MARGIN = 1.12
-"""Ratio of a picture's side to the scan in it, which keeps strokes away from the border."""
+"""Ratio of the side of a picture to the side of its scan; it keeps strokes away from the border."""
 
 
 class Digits(NamedTuple):
@@ -36,7 +36,7 @@ class Digits(NamedTuple):
 
 
 def load_split() -> tuple[Digits, Digits]:
-    """Return three fifths of the digits, for training, and the others, which only the judge learns from."""
+    """Return three fifths of the digits, for the models, and the rest, for the independent judge."""
     data = load_digits()
     scans = torch.from_numpy(data.images).float()[:, None] / 16
     labels = torch.from_numpy(data.target).long()

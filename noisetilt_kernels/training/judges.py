@@ -22,7 +22,7 @@ GAMMA, C = 0.15, 10.0
 
 
 def train_judge(digits: Digits, generator: Generator, folder: Path) -> None:
-    """Train support vector machines with a Gaussian kernel, one for each digit against all others."""
+    """Train one support vector machine with a Gaussian kernel for each digit; write judge.safetensors."""
     scans = digits.scans.repeat(COPIES, 1, 1, 1)
     labels = digits.labels.repeat(COPIES)
     features = scan(draw_pictures(scans, generator)).double().numpy()
@@ -43,12 +43,12 @@ def train_judge(digits: Digits, generator: Generator, folder: Path) -> None:
 
 
 def train_classifier(digits: Digits, generator: Generator, steps: int, folder: Path, batch: int = 64) -> None:
-    """Train the classifier whose log-probabilities are a reward."""
+    """Train the classifier for the reward "digit"; write classifier.safetensors to `folder`."""
     network = DigitClassifier()
 
     def batch_loss() -> Tensor:
         pictures, labels = sample_pictures(digits, generator, batch)
-        # noise, as the reward judges unfinished pictures
+        # with noise, because the reward also judges unfinished pictures
         t = torch.rand(batch, 1, 1, 1, generator=generator) * 0.3
         pictures = (pictures + t * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
         return functional.nll_loss(network(pictures), labels)

@@ -17,8 +17,9 @@ def train(
     lr: float,
     decay: float = 0.998,
 ) -> None:
-    """Minimise `batch_loss()` by AdamW with warm-up and cosine decay; `model` ends with the weights' moving
-    average.
+    """Minimise `batch_loss()` by AdamW with warm-up and cosine decay.
+
+    The model ends with the moving average of its weights, in eval mode.
 
     Args:
         name: label of the progress bar.

@@ -78,7 +78,7 @@ class SmallFlux(nn.Module):
         self.text_ids = torch.zeros(TEXT_TOKENS, 3)
 
     def velocity(self, x: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Velocity of latents x (B, 4, 16, 16) at times t (B,), with one prompt for each."""
+        """Return the velocity of latents x (B, 4, 16, 16) at times t (B,), with one prompt for each."""
         distinct = sorted(set(prompts))
         prompt_index = torch.tensor([distinct.index(prompt) for prompt in prompts])
         padding = {

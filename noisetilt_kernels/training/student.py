@@ -1,4 +1,4 @@
-"""One-step student, which makes of a noise the same picture as the flow in many steps."""
+"""One-step student: makes the same picture from a noise as the flow does in many steps."""
 
 import copy
 
@@ -25,7 +25,7 @@ def train_student(
     pool: int = 12_000,
     batch: int = 64,
 ) -> SmallFlux:
-    """Train a network whose single step x - v(x, 1) ends where the teacher's trajectory from x ends.
+    """Train a network so that its one step x - v(x, 1) ends where the teacher's trajectory from x ends.
 
     Args:
         teacher: trained flow.
@@ -51,7 +51,7 @@ def train_student(
         x = noise[chosen]
         velocity = student.velocity(x, torch.ones(batch), [prompts[index] for index in chosen.tolist()])
         end = x - velocity
-        # the pictures count; the small weight of the latents keeps them from drifting where the decoder
+        # mainly the pictures count; the small term keeps the latents from drifting where the decoder
         # ignores them
         return functional.mse_loss(decode(vae, end), pictures[chosen]) + 0.1 * functional.mse_loss(
             end, ends[chosen]

@@ -42,7 +42,7 @@ def test_every_backend_has_every_operation(backend) -> None:
         assert callable(getattr(backend, operation))
 
 
-def test_each_backend_refuses_what_it_is_not_for() -> None:
+def test_each_backend_refuses_other_devices() -> None:
     assert "for the CPU, not for cuda" in cpu.refusal("whiten", CUDA, Extents())
     assert "not for cpu" in cuda.refusal("whiten", CPU, Extents())
     assert "no Triton kernels for meta" in triton.refusal("whiten", META, Extents())
@@ -70,9 +70,7 @@ def test_triton_is_not_chosen_on_the_cpu_unless_it_is_forced(monkeypatch: pytest
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
-    """Pretend that the machine has GPUs of these capabilities, and a torch built for CUDA. There is no
-    driver.
-    """
+    """Pretend that torch is built for CUDA and that GPUs of these capabilities exist, with no driver."""
     found: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
@@ -102,7 +100,9 @@ def test_triton_serves_gpus_that_it_compiles_for(gpus: dict[int, tuple[int, int]
         ("block_size", triton.MOST_BLOCK_COEFFICIENTS),
     ],
 )
-def test_triton_leaves_what_is_too_large(name: str, most: int, gpus: dict[int, tuple[int, int]]) -> None:
+def test_triton_refuses_sizes_above_its_limits(
+    name: str, most: int, gpus: dict[int, tuple[int, int]]
+) -> None:
     gpus[0] = 9, 0
     assert backend_for("whiten", CUDA, Extents(**{name: most})) is triton
     assert backend_for("whiten", CUDA, Extents(**{name: most + 1})) is reference
@@ -120,7 +120,7 @@ def test_triton_leaves_what_is_too_large(name: str, most: int, gpus: dict[int, t
         (lambda x: torch.ops.noisetilt.compact_fourier(x.flatten(1)), Extents(64)),
     ],
 )
-def test_the_choice_gets_the_sizes_of_the_arguments(
+def test_backend_for_receives_the_sizes_of_the_arguments(
     call: Callable[[Tensor], Tensor], extents: Extents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received = []
@@ -140,7 +140,7 @@ def test_triton_must_be_new_enough(version: str, served: bool, monkeypatch: pyte
     assert reason is None if served else f"Triton {version} is installed" in reason
 
 
-def test_without_triton_the_refusal_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_triton_is_refused_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install" in triton._refused_installation.__wrapped__()
 
@@ -148,7 +148,7 @@ def test_without_triton_the_refusal_says_how_to_get_it(monkeypatch: pytest.Monke
 def test_a_driver_that_cannot_be_built_is_a_refusal(
     gpus: dict[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU without a C compiler."""
+    """Triton cannot build its driver without a C compiler."""
     gpus[0] = 9, 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=None))
@@ -163,7 +163,7 @@ def test_a_driver_that_cannot_be_built_is_a_refusal(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 @pytest.mark.parametrize("name", [pytest.param("triton", marks=pytest.mark.slow), "reference"])
 def test_a_forced_backend_serves_every_operator(name: str, tmp_path: Path) -> None:
-    """The calls work under torch.compile(fullgraph=True) too."""
+    """The operators also work under torch.compile(fullgraph=True)."""
     outcome = call_every_operator(tmp_path, SOURCES, NOISETILT_BACKEND=name, TRITON_INTERPRET="1")
     assert outcome.report["backends"]["cpu"] == [name, {}]
     assert outcome.report["warnings"] == []
@@ -184,7 +184,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 CALL = "import torch, noisetilt_kernels as nt; nt.whiten(torch.randn(64))"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what cannot serve depends on the machine")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the refused backends depend on the machine")
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("cuda", "its kernels are for CUDA devices, not for cpu"), ("triton", "Triton compiles for GPUs")],
@@ -212,15 +212,15 @@ def test_the_doctor_reports_a_forced_backend() -> None:
     assert report.splitlines()[-1].startswith("cpu: reference")
 
 
-def test_an_unknown_name_is_an_error() -> None:
+def test_an_unknown_backend_is_an_error() -> None:
     done = python(CALL, NOISETILT_BACKEND="tritom")
     assert "NOISETILT_BACKEND=tritom: unknown backend; valid: cpu, cuda, triton, reference" in done.stderr
 
 
-def test_an_empty_name_forces_nothing() -> None:
+def test_an_empty_variable_forces_no_backend() -> None:
     done = python(CALL, NOISETILT_BACKEND="")
     assert done.returncode == 0, done.stderr
 
 
-def test_other_devices_have_the_reference() -> None:
+def test_other_devices_use_the_reference() -> None:
     assert backend_for("whiten", META, Extents()) is reference

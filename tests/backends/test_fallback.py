@@ -27,7 +27,7 @@ def fallback(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, outcome
 
 
-def test_one_warning_says_why_and_how_to_build(fallback: tuple[str, Outcome]) -> None:
+def test_one_warning_gives_reason_and_remedy(fallback: tuple[str, Outcome]) -> None:
     case, (report, _, _) = fallback
     ((category, message, filename),) = report["warnings"]
     assert category == "UserWarning"

@@ -24,7 +24,7 @@ def kernels_of(module: ModuleType) -> set[str]:
     return {name for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "fn")}
 
 
-def test_every_kernel_has_an_entry_and_no_other() -> None:
+def test_the_table_lists_exactly_the_kernels() -> None:
     assert set(TABLE) == set().union(*map(kernels_of, MODULES))
 
 
@@ -46,12 +46,12 @@ def test_every_kernel_has_a_grid() -> None:
             assert all(size & (size - 1) == 0 for size in sizes), kernel
 
 
-def test_the_file_is_as_it_would_be_written() -> None:
+def test_the_file_is_formatted_as_the_tuner_writes_it() -> None:
     assert tune.PATH == LAUNCH_TABLE_PATH
     assert tune.render(TABLE) == LAUNCH_TABLE_PATH.read_text()
 
 
-def test_candidates_are_the_grid_from_near_to_far() -> None:
+def test_candidates_are_the_grid_nearest_first() -> None:
     current = {"values": 64, "chunk": 8, "warps": 4}
     found = tune.candidates(current, {"values": (32, 64, 128), "warps": (4, 8)})
     assert {(sizes["values"], sizes["warps"]) for sizes in found} == {
@@ -75,7 +75,7 @@ GRIDS = {
 
 
 class Gpu:
-    """GPU whose times are a function of a kernel's sizes."""
+    """Stand-in for a GPU: times are a function of a kernel's sizes."""
 
     def __init__(self, seconds: Callable[[str, tune.Sizes], float]) -> None:
         self.seconds = seconds
@@ -87,7 +87,7 @@ class Gpu:
 
 
 def away_from(values: int, warps: int) -> Callable[[str, tune.Sizes], float]:
-    """Times that are least at these sizes, and 10% longer for each step away."""
+    """Return times that are shortest at these sizes, and 10% longer for each step away."""
     return lambda kernel, sizes: (
         1 + 0.1 * (abs(math.log2(sizes["values"] / values)) + abs(math.log2(sizes["warps"] / warps)))
     )
@@ -98,18 +98,17 @@ def test_the_best_is_found() -> None:
     better = tune.descend(OLD, GRIDS, gpu)
     assert better == {"first": {"values": 128, "warps": 8}, "second": {"values": 32, "warps": 8}}
     assert OLD["first"] == {"values": 64, "warps": 4}
-    assert (
-        dict(gpu.calls) == better
-    )  # the last sizes of each kernel, in use while the next kernel is measured
+    # the last call of each kernel used its chosen sizes
+    assert dict(gpu.calls) == better
 
 
 @pytest.mark.parametrize(("gain", "replaced"), [(0.01, False), (0.019, False), (0.03, True)])
-def test_little_better_is_not_better(gain: float, replaced: bool) -> None:
+def test_small_gains_are_ignored(gain: float, replaced: bool) -> None:
     better = tune.descend(OLD, GRIDS, Gpu(lambda kernel, sizes: 1 - gain * (sizes["warps"] == 8)))
     assert (better == OLD) is not replaced
 
 
-def test_once_better_is_not_better() -> None:
+def test_a_single_fast_measurement_is_ignored() -> None:
     """A candidate seems faster in one measurement only."""
     lucky = iter([0.5])
 
@@ -119,7 +118,7 @@ def test_once_better_is_not_better() -> None:
     assert tune.descend(OLD, GRIDS, Gpu(seconds)) == OLD
 
 
-def test_what_fails_is_not_chosen() -> None:
+def test_failing_sizes_are_not_chosen() -> None:
     def seconds(kernel: str, sizes: tune.Sizes) -> float:
         return math.inf if sizes["values"] > 64 else 1.0 / sizes["warps"]
 

@@ -1,4 +1,4 @@
-"""Launches with a kept kernel pass the same arguments as Triton's own launch. The driver is a stand-in."""
+"""Launches of a compiled kernel pass the same arguments as Triton's launch. The driver is a stand-in."""
 
 import os
 import subprocess
@@ -67,7 +67,7 @@ print(len(launched))
 """
 
 
-def test_the_short_way_passes_the_same_arguments(tmp_path: Path) -> None:
+def test_a_compiled_kernel_gets_the_same_arguments(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(nt.__file__).parents[1]),

@@ -21,7 +21,7 @@ LONG = [(260, 1), (150, 4), (65, 3), (40, 16), (5, 70), (2, 150), (1, 140), (33,
 
 @pytest.fixture
 def small_blocks(set_blocks: Callable[..., None]) -> None:
-    """Small blocks: columns have many runs, runs are merged repeatedly, chunks are sorted beforehand."""
+    """Set small blocks: columns have many runs, runs are merged repeatedly, chunks are sorted first."""
     set_blocks("sort_runs_kernel", values=128, entries=32, chunk=8)
     set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
 
@@ -35,9 +35,9 @@ def check(x: Tensor, lower: Tensor, upper: Tensor, context: str = "") -> None:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), SHORT)
 def test_columns_of_one_run(num_chunks: int, chunk_size: int, table: str, dtype: torch.dtype) -> None:
-    bounds = tables(table, num_chunks, chunk_size, dtype, num_chunks)
+    pair = tables(table, num_chunks, chunk_size, dtype, num_chunks)
     x = torch.stack([values(name, num_chunks * chunk_size, dtype) for name in ("1/k", "everything")])
-    check(x, *bounds)
+    check(x, *pair)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -75,13 +75,13 @@ def test_flux_sized_columns() -> None:
 
 
 @pytest.mark.slow
-def test_fields_take_turns(small_blocks: None) -> None:
+def test_vectors_use_the_tables_of_the_fields_in_turn(small_blocks: None) -> None:
     """Vector v is clipped to the table of field v modulo the number of fields."""
     for num_chunks, chunk_size in ((8, 4), (60, 4), (12, 20)):
-        bounds = [tables("unsorted", num_chunks, chunk_size, seed=seed) for seed in range(3)]
-        lower, upper = (torch.stack(side) for side in zip(*bounds, strict=True))
+        pairs = [tables("unsorted", num_chunks, chunk_size, seed=seed) for seed in range(3)]
+        lower, upper = (torch.stack(side) for side in zip(*pairs, strict=True))
         x = values("normal", (6, num_chunks * chunk_size))
-        expected = torch.cat([python_ref.project_2os(x[v : v + 1], *bounds[v % 3]) for v in range(6)])
+        expected = torch.cat([python_ref.project_2os(x[v : v + 1], *pairs[v % 3]) for v in range(6)])
         assert_same_bits(order_stats.project_2os(x, FieldTables(lower, upper)), expected)
 
 
@@ -90,11 +90,11 @@ def test_table_layouts(small_blocks: None) -> None:
     lower, upper = tables("unsorted", 60, 4)
     expected = python_ref.project_2os(x, lower, upper)
     padded = [torch.nn.functional.pad(t, (1, 2, 3, 1), value=torch.nan)[3:-1, 1:-2] for t in (lower, upper)]
-    for bounds in ((lower.t().contiguous().t(), upper.t().contiguous().t()), padded):
-        assert_same_bits(order_stats.project_2os(x, FieldTables(*(t[None] for t in bounds))), expected)
+    for pair in ((lower.t().contiguous().t(), upper.t().contiguous().t()), padded):
+        assert_same_bits(order_stats.project_2os(x, FieldTables(*(t[None] for t in pair))), expected)
 
 
-def test_runs_smaller_than_a_program_could_take(set_blocks: Callable[..., None]) -> None:
+def test_runs_smaller_than_a_program(set_blocks: Callable[..., None]) -> None:
     set_blocks("sort_runs_kernel", values=16, entries=4)
     set_blocks("rank_in_runs_kernel", lookups=256, runs=2)
     check(values("everything", (1, 64)), *tables("unsorted", 64, 1))
@@ -107,7 +107,7 @@ def test_new_blocks_are_used_at_once(set_blocks: Callable[..., None]) -> None:
     assert order_stats._plan(*arguments).ranks
 
 
-def test_tables_are_examined_until_they_are_known() -> None:
+def test_changed_tables_are_checked_again() -> None:
     x = values("normal", (1, 64))
     lower, upper = tables("typical", 16, 4)
     kernels.project_2os(x, lower, upper)
@@ -121,7 +121,7 @@ def test_tables_are_examined_until_they_are_known() -> None:
             kernels.project_2os(x, lower, upper)
 
 
-def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unaligned_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels get aligned memory only: otherwise Triton would compile them again."""
     real = Launch.__call__
 
@@ -137,7 +137,7 @@ def test_memory_that_is_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_the_input_is_left_alone(small_blocks: None) -> None:
+def test_the_input_is_unchanged(small_blocks: None) -> None:
     x = values("1/k", (1, 240))
     before = x.clone()
     order_stats.project_2os(x, FieldTables(*(t[None] for t in tables("pinned", 60, 4))))

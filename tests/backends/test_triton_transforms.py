@@ -100,9 +100,7 @@ def test_butterfly_of_the_presets(plane: tuple[int, int], tile: tuple[int, int],
 
 @pytest.fixture
 def launched(set_blocks: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
-    """(values of a sequence, scale) of every launch of the butterfly kernel, which does nothing until the
-    test ends.
-    """
+    """Record (values of a sequence, scale) of every launch of the butterfly kernel, which is not run."""
     set_blocks("butterfly_kernel", values=4096)
     found: list[tuple[int, float]] = []
 

@@ -20,7 +20,7 @@ BLOCK_SIZES = (2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 64, 100)
 def complex_values(
     name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.complex64, seed: int = 0
 ) -> Tensor:
-    """Complex numbers whose real and imaginary parts have the named distribution."""
+    """Return complex numbers with real and imaginary parts of the named distribution."""
     return torch.view_as_complex(values(name, (*shape, 2), dtype.to_real(), seed))
 
 
@@ -63,9 +63,8 @@ def test_small_programs(
 @pytest.mark.parametrize("dtype", COMPLEX)
 def test_ties(dtype: torch.dtype, scale: float) -> None:
     """t = 12.57: with 13 ties at the maximum no threshold exists."""
-    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(
-        4
-    )  # magnitude exactly 1 in any dtype
+    # magnitude exactly 1 in any dtype
+    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(4)
     places = torch.arange(16)
     one_pixel = 5 * (places == 5) * units
     blocks = {

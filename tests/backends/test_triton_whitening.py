@@ -61,8 +61,8 @@ def test_nearly_constant_tiles(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", REAL)
-def test_tiles_at_the_border_of_constant_ones(dtype: torch.dtype) -> None:
-    """E = K (ratio mean)^2 and E = the least energy, and a step to either side."""
+def test_tiles_at_the_limit_of_constant(dtype: torch.dtype) -> None:
+    """E = K (ratio mean)^2 or E = the least energy, and values to either side."""
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=dtype).repeat(4)  # not the direction of constant tiles
     ratio, energy = CONSTANT_RATIO[dtype], CONSTANT_ENERGY[dtype]
     x = torch.stack([signs, signs]).view(1, 2, 4, 4)
@@ -72,7 +72,7 @@ def test_tiles_at_the_border_of_constant_ones(dtype: torch.dtype) -> None:
 
 
 def test_numbers_of_tiles_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64-bit tile numbers do not change bits. So many tiles do not fit here, so the limit is lowered."""
+    """64-bit tile numbers do not change bits. The limit is lowered, as that many tiles do not fit here."""
     monkeypatch.setattr(tile_stats, "_HUGE", 0)
     tile_stats._plan.cache_clear()
     for shape, tile in TILES[:4]:
@@ -80,7 +80,7 @@ def test_numbers_of_tiles_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> Non
     tile_stats._plan.cache_clear()
 
 
-def test_the_input_is_left_alone() -> None:
+def test_the_input_is_unchanged() -> None:
     x = values("1/k", (1, 2, 8, 8))
     before = x.clone()
     kernels.project_tile_stats(x, (4, 4), (4,), 1e-4)
@@ -88,7 +88,7 @@ def test_the_input_is_left_alone() -> None:
     assert_same_bits(x, before)
 
 
-def test_chunk_sizes_that_do_not_divide_are_passed_over() -> None:
+def test_chunk_sizes_that_do_not_divide_are_skipped() -> None:
     x = values("1/k", (2, 3, 8, 8))
     for chunk_sizes in ((5,), (5, 4), (3, 7, 2)):
         check_tile_stats(x, (4, 4), chunk_sizes, str(chunk_sizes))
@@ -165,7 +165,7 @@ def test_a_value_that_is_not_finite_makes_its_sample_nan(
     assert_same_bits(result[0], clean[0])
 
 
-def test_finite_values_that_are_the_largest_stay() -> None:
+def test_the_largest_finite_values_count_as_finite() -> None:
     config = whitening((2, 8, 8), mixing=())
     x = values("largest", (1, 2, 8, 8))
     assert_same_bits(kernels.whiten(x, config), reference.whiten(x, config))

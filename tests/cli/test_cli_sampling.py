@@ -43,7 +43,7 @@ def assert_one_sentence(result: Result, *words: str) -> None:
         assert word in last
 
 
-def test_a_run_is_the_samplers(tmp_path: Path) -> None:
+def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = invoke(
         *SAMPLE, "--particles", 2, "--seed", 5, "--held-out", "digit-judge", "--rho", 0.5, "--out", out
@@ -76,7 +76,7 @@ def test_a_run_is_the_samplers(tmp_path: Path) -> None:
             assert image.size == (32, 32)
 
 
-def test_a_dry_run_plans_and_does_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a 3\n\na handwritten four\n")
     result = invoke(
@@ -205,7 +205,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "nonsense"], "--method must be one of base, dps, ntrk, svdd, got 'nonsense'"),
     ],
 )
-def test_methods_and_shorthands_that_do_not_fit(tmp_path: Path, changes: list[str], message: str) -> None:
+def test_conflicts_of_methods_and_shorthands(tmp_path: Path, changes: list[str], message: str) -> None:
     result = invoke(*SAMPLE, *changes, "--out", tmp_path / "run")
     assert result.exit_code == 2 and "Usage:" in result.output
     assert message in result.output.splitlines()[-1]

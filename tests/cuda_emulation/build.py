@@ -40,7 +40,11 @@ TARGETS = {
 
 
 def build(target: str) -> Path:
-    """Build one of TARGETS if it is out of date, and return its path. Raise RuntimeError if that fails."""
+    """Build one of TARGETS if it is out of date, and return its path.
+
+    Raises:
+        RuntimeError: the build fails.
+    """
     includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
     lines = [
         f"flags = {FLAGS} -I {HERE} -I {ROOT / 'csrc'} " + " ".join(f"-isystem {path}" for path in includes),
@@ -71,7 +75,7 @@ def build(target: str) -> Path:
 
 
 def load(name: str) -> ModuleType:
-    """Return the module of one of TARGETS, which is built if it is out of date."""
+    """Return the module of one of TARGETS; it is built if it is out of date. Same errors as `build`."""
     spec = importlib.util.spec_from_file_location(name, build(f"{name}.so"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

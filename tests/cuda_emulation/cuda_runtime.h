@@ -192,7 +192,7 @@ inline void __nanosleep(unsigned) { emulation::poll(); }
 
 namespace emulation {
 
-// T, if it is one of the types for which CUDA has an overload.
+// T if it is one of the types that CUDA has an overload for.
 template <class T, class... Types>
 using OneOf = std::enable_if_t<(std::is_same_v<T, Types> || ...), T>;
 

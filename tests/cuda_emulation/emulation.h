@@ -2,7 +2,7 @@
 // until it must wait; which fiber goes on next is random. A kernel that is right only for some order of its
 // threads is therefore wrong for nearly every seed.
 //
-// A launch throws if threads wait for ever, or name each other wrongly. Not found: missing fences (every
+// A launch throws if threads wait for ever, or pass a wrong warp mask. Not found: missing fences (every
 // write is visible to all threads at once), violations of __launch_bounds__, too many registers. A loop that
 // waits for memory without an atomic operation or a cached load hangs. See README.md.
 #pragma once
@@ -174,7 +174,7 @@ struct Block {
   unsigned live, waiting;  // threads
   const char* barrier;     // name of the barrier at which they wait
   Site site;
-  int count, result;  // of threads whose predicate holds: so far, and at the last barrier
+  int count, result;  // of threads with a true predicate: so far, and at the last barrier
 };
 
 // The running launch.
@@ -318,8 +318,7 @@ inline void wait(bool elsewhere = false) {
   switch_context(me->context, next->context);
 }
 
-// Called where a thread has read memory that it may be waiting for, and that has not changed: other fibers go
-// first.
+// Called after a thread has read unchanged memory that it may be waiting for. Other fibers run first.
 inline void poll() {
   const uint64_t bits = random_bits();
   if (bits & 1)
@@ -341,7 +340,7 @@ inline void progress() { grid->idle_polls = 0; }
 
 // ---- barriers and collective operations ----
 
-// Barrier of the block. Returns the number of its threads whose predicate holds.
+// Barrier of the block. Returns the number of its threads with a true predicate.
 inline int barrier(const char* operation, bool predicate, Site site) {
   Fiber& me = *current;
   Block& block = *me.warp->block;

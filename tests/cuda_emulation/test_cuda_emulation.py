@@ -9,7 +9,7 @@ import pytest
 from cuda_emulation.build import build, load
 
 SHAPES = [(5, 64), (1, 32), (7, 96), (3, 256)]  # blocks, threads of each
-WHAT_FAILS = {  # error of the launch; the other bugs give wrong results
+LAUNCH_ERRORS = {  # error of the launch; the other bugs give wrong results
     ("reduce", "divergent barrier"): "(has|have) exited",
     (
         "reduce",
@@ -53,7 +53,7 @@ RACES = [  # in shared memory
     ("histogram", "no barrier"),
     ("histogram", "no second barrier"),
 ]
-ONLY_RACES = [("rotate", "shuffle")]  # the results are right all the same
+ONLY_RACES = [("rotate", "shuffle")]  # the results are right anyway
 CAUGHT_OFTEN = [("histogram", "plain counter")]  # not always: load and store follow each other directly
 TOYS = ["reduce", "scan", "rotate", "rank", "histogram", "exchange", "reverse", "collectives"]
 
@@ -74,12 +74,12 @@ def set_device(toys: ModuleType, threads: int, seed: int) -> None:
 
 def test_every_bug_is_tested(toys: ModuleType) -> None:
     bugs = {(toy, bug) for toy, bugs in toys.bugs().items() for bug in bugs}
-    assert bugs == {*WHAT_FAILS, *WRONG, *CAUGHT_OFTEN, *ONLY_RACES}
+    assert bugs == {*LAUNCH_ERRORS, *WRONG, *CAUGHT_OFTEN, *ONLY_RACES}
     assert set(TOYS) == set(toys.bugs())
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_right_kernels(toys: ModuleType, traced_toys: ModuleType, toy: str) -> None:
+def test_correct_toys_pass(toys: ModuleType, traced_toys: ModuleType, toy: str) -> None:
     for blocks, threads in SHAPES:
         for seed in range(50):
             for module in (toys, traced_toys):
@@ -105,7 +105,7 @@ def test_races_in_shared_memory(traced_toys: ModuleType, toy: str, bug: str) -> 
 
 
 @pytest.mark.parametrize(("toy", "bug"), CAUGHT_OFTEN)
-def test_races_of_few_instructions(toys: ModuleType, toy: str, bug: str) -> None:
+def test_short_races_are_often_found(toys: ModuleType, toy: str, bug: str) -> None:
     found = 0
     for seed in range(100):
         set_device(toys, 64, seed)
@@ -113,11 +113,11 @@ def test_races_of_few_instructions(toys: ModuleType, toy: str, bug: str) -> None
     assert found >= 50
 
 
-@pytest.mark.parametrize(("toy", "bug"), WHAT_FAILS)
+@pytest.mark.parametrize(("toy", "bug"), LAUNCH_ERRORS)
 def test_launches_that_fail(toys: ModuleType, toy: str, bug: str) -> None:
     for seed in range(3):
         set_device(toys, 64, seed)
-        with pytest.raises(RuntimeError, match=re.compile(WHAT_FAILS[toy, bug], re.DOTALL)):
+        with pytest.raises(RuntimeError, match=re.compile(LAUNCH_ERRORS[toy, bug], re.DOTALL)):
             toys.run(toy, bug, 5, 64)
         set_device(toys, 64, seed)
         assert toys.run(toy, "", 5, 64), "a failure disturbs the next launch"

@@ -98,8 +98,8 @@ def test_2os_of_longer_samples(
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
-def test_2os_of_values_at_their_bounds(kernels: ModuleType, chunk_size: int) -> None:
-    """Values at an entry of the table, and one step beside it, where a shortcut by ranks would err first."""
+def test_2os_of_values_at_entries_of_the_table(kernels: ModuleType, chunk_size: int) -> None:
+    """Test values at an entry of the table and one step beside it: a shortcut by ranks would fail here."""
     for num_chunks in (9, 150, 1000):
         kernels.set_device(**DEVICES["few blocks"], seed=num_chunks)
         lower, upper = tables("typical", num_chunks, chunk_size)
@@ -140,7 +140,7 @@ def test_rank_ranges_report_the_faults_of_a_table(kernels: ModuleType) -> None:
     assert found(lower.flip(0), torch.full_like(upper, 100.0)) == {"falling"}
 
 
-def test_rank_ranges_settle_nothing_wrongly(kernels: ModuleType) -> None:
+def test_rank_ranges_are_complete_and_empty_for_unsorted_tables(kernels: ModuleType) -> None:
     """Every column and bucket has a range, which is empty if the table is not monotone."""
     kernels.set_device(**DEVICES["few blocks"])
     for name in ("typical", "monotone", "pinned"):
@@ -172,14 +172,13 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
     for seed, distribution in enumerate(DISTRIBUTIONS):
         kernels.set_device(**DEVICES[device], seed=seed)
         x = values(distribution, (3, *shape), dtype)
-        bounds = tables_like(x, 1e-4)
+        table_for = tables_like(x, 1e-4)
         for tile in tile_sizes:
             result = kernels.project(x.numpy(), **projection(shape, dtype, (), chunk_sizes, (tile,)))
-            expected = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
+            expected = python_ref.project_tile_stats(x, tile, chunk_sizes, table_for)
             assert_same_bits(torch.from_numpy(result), expected, f"{distribution}, {tile}")
-        expected = python_ref.project_2os(
-            x.flatten(1), *bounds(x[0].numel(), 1, Normal())
-        )  # of chunks of 1, for a start
+        # chunks of one value
+        expected = python_ref.project_2os(x.flatten(1), *table_for(x[0].numel(), 1, Normal()))
         result = kernels.project(x.numpy(), **projection(shape, dtype, (1,), (), ()))
         assert_same_bits(torch.from_numpy(result).flatten(1), expected, distribution)
 
@@ -192,10 +191,10 @@ def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype
 def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return python_ref.project with chunk sizes of values that differ from those of statistics."""
     value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
-    bounds = tables_like(x, 1e-4)
-    x = python_ref.project(x, value_chunk_sizes, (), bounds)
+    table_for = tables_like(x, 1e-4)
+    x = python_ref.project(x, value_chunk_sizes, (), table_for)
     for tile in tile_sizes:
-        x = python_ref.project_tile_stats(x, tile, chunk_sizes, bounds)
+        x = python_ref.project_tile_stats(x, tile, chunk_sizes, table_for)
     return x
 
 
@@ -227,7 +226,7 @@ def test_tile_statistics_in_long_chunks(
         assert_same_bits(torch.from_numpy(result), expected, f"seed {seed}")
 
 
-def test_a_tile_at_the_border_of_constant(kernels: ModuleType) -> None:
+def test_a_tile_at_the_limit_of_constant(kernels: ModuleType) -> None:
     """Energy 2^-35 and mean 1 are exactly at the border, which counts as constant."""
     kernels.set_device(**DEVICES["one block"])
     step = 2.0**-18
@@ -274,15 +273,15 @@ def test_project_mixing_domains(
 def test_project_mixing_domains_with_more_tiles_than_a_block_ranks_alone(
     kernels: ModuleType, num_sms: int, dtype: torch.dtype
 ) -> None:
-    """Statistics of as many tiles as in a video are counted like values, in rounds of their own if needed."""
+    """Statistics of as many tiles as in a video are counted like values, in separate rounds if needed."""
     shape, tile_sizes = (6, 64, 64), ((2, 2), (4, 4))
     kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
     x = torch.cat([power_law(1.0, shape).to(dtype)[None], values("normal", (2, *shape), dtype)])
-    bounds, expected = tables_like(x, 1e-4), x
+    table_for, expected = tables_like(x, 1e-4), x
     for tile, repeats in (((64, 64), 2), ((8, 8), 1)):
         for _ in range(repeats):
             expected = python_ref.project(
-                python_ref.butterfly(expected, tile, 1), (4, 16), tile_sizes, bounds
+                python_ref.butterfly(expected, tile, 1), (4, 16), tile_sizes, table_for
             )
         expected = python_ref.butterfly_inverse(expected, tile, repeats)
     arguments = projection(shape, dtype, (4, 16), (4, 16), tile_sizes)
@@ -298,13 +297,13 @@ def test_slices_that_do_not_fit_into_shared_memory(kernels: ModuleType, dtype: t
     bytes_beside_slices = 40_000 if dtype == torch.float32 else 74_000
     kernels.set_device(num_sms=2, threads_per_block=128, shared_bytes_per_block=bytes_beside_slices, seed=1)
     x = power_law(1.0, shape).to(dtype)[None]
-    bounds = tables_like(x, 1e-4)
+    table_for = tables_like(x, 1e-4)
     arguments = projection(shape, dtype, (4, 16), (4, 16), ((4, 4), (8, 8)))
-    expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), bounds)
+    expected = python_ref.project(x, (4, 16), ((4, 4), (8, 8)), table_for)
     assert_same_bits(torch.from_numpy(kernels.project(x.numpy(), **arguments)), expected)
     expected = python_ref.butterfly(x, (64, 64), 1)
     expected = python_ref.butterfly_inverse(
-        python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), bounds), (64, 64), 1
+        python_ref.project(expected, (4, 16), ((4, 4), (8, 8)), table_for), (64, 64), 1
     )
     assert_same_bits(
         torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 1])), expected
@@ -317,11 +316,11 @@ def test_one_latent_of_full_size(kernels: ModuleType) -> None:
     shape, tile_sizes = (16, 64, 64), ((4, 4), (8, 8), (16, 16))
     x = power_law(1.0, shape).float()[None]
     arguments = projection(shape, torch.float32, (4, 16), (4, 16), tile_sizes)
-    bounds = tables_like(x, 1e-4)
+    table_for = tables_like(x, 1e-4)
     expected = x
     for _ in range(2):
         expected = python_ref.project(
-            python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, bounds
+            python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, table_for
         )
     expected = python_ref.butterfly_inverse(expected, (64, 64), 2)
     for num_sms in (132, 16):

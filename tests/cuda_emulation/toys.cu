@@ -364,7 +364,7 @@ const std::vector<Toy>& all() {
   return toys;
 }
 
-// Returns whether the toy's result is right. Throws if a launch fails.
+// Returns true if the toy's result is right. Throws if a launch fails.
 bool run(const std::string& name, const std::string& bug, unsigned blocks, unsigned threads) {
   for (const Toy& toy : all()) {
     if (toy.name != name) continue;

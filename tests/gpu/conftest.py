@@ -5,8 +5,8 @@ cases the process ends, and `bench/gpu.sh` starts another one for the remaining 
 names a file that lists the tests that have begun; they are not run again. Failures are also written to a file
 *.where beside it, because a process that ends early prints no report.
 
-NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests. For the Triton backend they compile
-some 800 kernels, 0.4 s each.
+NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests. With the Triton backend, all tests
+together compile about 800 kernels, 0.4 s each.
 """
 
 import faulthandler
@@ -47,7 +47,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _end_where_the_gpu_does() -> Iterator[None]:
+def _end_the_process_after_a_fault() -> Iterator[None]:
     if _where:
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=_where)
     yield

@@ -1,5 +1,5 @@
-"""Shared by the tests on a GPU: the backend under test, comparison with the reference on the CPU, a call of
-every operator, configurations of W.
+"""Helpers of the GPU tests: backend under test, comparison with the reference on the CPU, a call of every
+operator, configurations of W.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,10 +71,9 @@ def check(
     context: str = "",
     compare: Callable[[Tensor, Tensor, str], None] = assert_agrees,
 ) -> None:
-    """Compare the operator on the GPU with the reference on the CPU, for all samples x at once and for each
-    alone.
+    """Compare the operator on the GPU with the reference on the CPU, for all samples at once and for each.
 
-    A sample alone is processed by more of the GPU. `names`: of the samples, for messages.
+    More of the GPU works on a sample alone. `names` are the names of the samples, for messages.
     """
     expected, samples = reference(x), x.to(DEVICE)
     together = op(samples).cpu()
@@ -92,7 +91,7 @@ def check(
 def samples(
     names: Sequence[str], shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Tensor:
-    """One sample (*shape) of each named distribution, stacked."""
+    """Return one sample (*shape) of each named distribution, stacked."""
     return torch.stack([values(name, shape, dtype, seed) for name in names])
 
 
@@ -104,7 +103,7 @@ class Case:
     shape: tuple[int, ...]
     args: tuple[Any, ...] = ()
     linear: bool = False
-    has_fft: bool = False  # its rounding may depend on the batch size
+    has_fft: bool = False  # rounding of the FFT may depend on the batch size
     complex: bool = False
 
     def input(
@@ -155,7 +154,7 @@ CASES = {
 LINEAR = [name for name, case in CASES.items() if case.linear]
 PROJECTIONS = [name for name, case in CASES.items() if not case.linear]
 
-# ---- configurations of W; its parts, computed by the reference ----
+# ---- configurations of W, and its parts computed by the reference ----
 
 SMALL = {  # shape: configuration
     (2, 8, 8): WhiteningConfig((4, 16), ((2, 2), (4, 4)), (((8, 8), 6), ((4, 4), 4))),

@@ -19,7 +19,7 @@ NAMES = tuple(DISTRIBUTIONS)
 COMPLEX = (torch.complex64, torch.complex128)
 
 
-def test_the_kernels_serve() -> None:
+def test_the_backend_under_test_is_in_use() -> None:
     assert BACKEND in ((FORCED.NAME,) if FORCED else ("cuda", "triton")), nt.backends()["cuda"]
 
 
@@ -66,13 +66,13 @@ LONG = [
 @pytest.mark.parametrize("table", ["typical", "unsorted"])
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), LONG)
 def test_2os_of_long_samples(num_chunks: int, chunk_size: int, table: str, dtype: torch.dtype) -> None:
-    bounds = tables(table, num_chunks, chunk_size, dtype)
+    pair = tables(table, num_chunks, chunk_size, dtype)
     names = ("normal", "few values", "1/k", "one outlier", "everything", "shifted", "sorted")
     x = samples(names, (num_chunks * chunk_size,), dtype)
-    check_2os(x, *bounds, names, "")
+    check_2os(x, *pair, names, "")
     check_2os(
         torch.cat([x[:1] * scale for scale in (1e-3, 1e3, 1e9)]),
-        *bounds,
+        *pair,
         ("1e-3", "1e3", "1e9"),
         "scaled noise",
     )
@@ -81,14 +81,14 @@ def test_2os_of_long_samples(num_chunks: int, chunk_size: int, table: str, dtype
 def test_2os_of_a_video() -> None:
     names = ("normal", "1/k", "few values")
     for num_chunks, chunk_size in ((524_160, 4), (131_040, 16)):
-        bounds = (t.float() for t in nt.confidence_table(num_chunks, chunk_size))
-        check_2os(samples(names, (num_chunks * chunk_size,)), *bounds, names, f"chunks of {chunk_size}")
+        pair = (t.float() for t in nt.confidence_table(num_chunks, chunk_size))
+        check_2os(samples(names, (num_chunks * chunk_size,)), *pair, names, f"chunks of {chunk_size}")
 
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
-def test_2os_of_values_at_their_bounds(chunk_size: int, dtype: torch.dtype) -> None:
-    """Values at an entry of the table, and one step beside it, where a shortcut by ranks would err first."""
+def test_2os_of_values_at_entries_of_the_table(chunk_size: int, dtype: torch.dtype) -> None:
+    """Test values at an entry of the table and one step beside it: a shortcut by ranks would fail here."""
     for num_chunks in (9, 150, 1000, 20_000):
         lower, upper = tables("typical", num_chunks, chunk_size, dtype)
         generator = torch.Generator().manual_seed(num_chunks)
@@ -262,9 +262,8 @@ def test_wgnc_blocks(block_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("scale", [1.0, 2.0**-60, 2.0**60])
 def test_wgnc_blocks_with_ties(scale: float, dtype: torch.dtype) -> None:
     """With 13 or more ties at the maximum no threshold exists, because t = 12.57."""
-    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(
-        4
-    )  # magnitude exactly 1 in any dtype
+    # magnitude exactly 1 in any dtype
+    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(4)
     places = torch.arange(16)
     blocks = {"zero": 0 * units, "negative zero": -0.0 * units, "nearly tied": units * (1 + 1e-15 * places)}
     for k in (1, 2, 11, 12, 13, 14, 15, 16):

@@ -65,7 +65,7 @@ def test_the_current_stream_is_used(name: str) -> None:
 
 
 def test_two_streams_at_once() -> None:
-    """Launches on two streams do not block each other. Runs in another process, because of deadlocks."""
+    """Launches on two streams do not block each other. Runs in another process, which may deadlock."""
     command = [sys.executable, str(Path(__file__).parent / "two_streams.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -92,9 +92,9 @@ def test_another_device_than_the_current_one(name: str) -> None:
 
 
 def test_tables_of_another_device_are_an_error() -> None:
-    x, bounds = values("normal", (1, 1200)), tables("typical", 300, 4)
-    there = [t.to(DEVICE) for t in bounds]
-    for arguments in ((x.to(DEVICE), *bounds), (x.to(DEVICE), there[0], bounds[1]), (x, *there)):
+    x, pair = values("normal", (1, 1200)), tables("typical", 300, 4)
+    there = [t.to(DEVICE) for t in pair]
+    for arguments in ((x.to(DEVICE), *pair), (x.to(DEVICE), there[0], pair[1]), (x, *there)):
         with pytest.raises(ValueError, match=r"project_2os: (lower|upper) is on .*, x on "):
             ops.project_2os(*arguments)
 

@@ -40,7 +40,7 @@ SHAPES = [
 
 
 def peak(x: Tensor) -> float:
-    """Largest |fft2(channel)|^2 of samples (..., H, W), scaled to mean 1."""
+    """Return the largest |fft2(channel)|^2 of samples (..., H, W), scaled to mean 1."""
     power = torch.fft.fft2(x.double(), norm="ortho").abs().square()
     return float(power.max() / power.mean())
 
@@ -110,7 +110,7 @@ def test_power_laws_of_other_shapes(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["sinusoids", "repeated channel", "sparse spikes"])
 def test_tied_and_sparse_inputs(name: str) -> None:
-    """The tolerance is wide: results depend on the order of ties, and that on the rounding of the FFT."""
+    """The tolerance is wide: results depend on the order of ties, which the rounding of the FFT decides."""
     x = torch.stack([STRUCTURED[name](seed) for seed in range(2)]).float()
     result, expected = on_gpu(x), on_cpu(whiten, x)
     assert float(cosine(result, expected).min()) >= 0.98
@@ -143,8 +143,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_same_bits(on_gpu(x), on_gpu(x.float()).to(dtype))
 
 
-def test_batches_are_near_singles() -> None:
-    """The bits are not compared: cuFFT's rounding may depend on the batch size. No other stage's does."""
+def test_samples_of_a_batch_are_near_single_samples() -> None:
+    """The bits are not compared: the rounding of cuFFT alone may depend on the batch size."""
     x = torch.cat([noise(8), power_law(1.0).float()[None]])
     together, alone = on_gpu(x), torch.cat([on_gpu(sample[None]) for sample in x])
     similarity = cosine(together, alone)

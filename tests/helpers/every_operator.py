@@ -1,4 +1,4 @@
-"""Calls of every operator in a separate process, whose environment chooses the backend."""
+"""Calls of every operator in a separate process; its environment chooses the backend."""
 
 import json
 import os

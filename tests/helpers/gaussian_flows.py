@@ -1,4 +1,4 @@
-"""Flows to Gaussian data, whose velocity is known in closed form, with models and rewards for tests.
+"""Flows to Gaussian data with a velocity in closed form, and models and rewards for tests.
 
 Derivation. With x_t = (1-t) x_0 + t eps, x_0 ~ N(m, S) and eps ~ N(0, I) independent, x_t ~ N((1-t) m, C_t)
 with C_t = (1-t)^2 S + t^2 I, and Cov(x_0, x_t) = (1-t) S, Cov(eps, x_t) = t I. For jointly Gaussian vectors

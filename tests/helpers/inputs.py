@@ -14,7 +14,7 @@ _NEGATIVE_NAN = {torch.float32: (torch.int32, -0x00400000), torch.float64: (torc
 
 
 def negative_nan(dtype: torch.dtype) -> Tensor:
-    """NaN with the sign bit set, made from its bit pattern: arithmetic does not define the sign of a NaN."""
+    """Return NaN with the sign bit set, from its bit pattern: arithmetic does not define a NaN's sign."""
     integer, pattern = _NEGATIVE_NAN[dtype]
     return torch.tensor(pattern, dtype=integer).view(dtype)
 
@@ -84,7 +84,7 @@ DISTRIBUTIONS: dict[str, Callable[[int, torch.dtype, torch.Generator], Tensor]] 
 def values(
     name: str, shape: int | Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Tensor:
-    """Tensor with values of the named distribution, the same for the same arguments."""
+    """Return a tensor of the named distribution, the same for the same arguments."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     generator = torch.Generator().manual_seed(seed)
     return DISTRIBUTIONS[name](math.prod(shape), dtype, generator).to(dtype).reshape(shape)
@@ -127,7 +127,7 @@ TABLES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] 
     "unsorted": _unsorted,
     "pinned": lambda m, d, g: (_unsorted(m, d, g)[0],) * 2,
     "signed zeros": lambda m, d, g: (torch.full((m, d), -0.0).double(), torch.zeros(m, d).double()),
-    "without limits": lambda m, d, g: (
+    "unbounded": lambda m, d, g: (
         torch.full((m, d), -torch.inf).double(),
         torch.full((m, d), torch.inf).double(),
     ),
@@ -138,7 +138,7 @@ TABLES: dict[str, Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]] 
 def tables(
     name: str, num_chunks: int, chunk_size: int, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Named table (lower, upper), each (num_chunks, chunk_size), the same for the same arguments."""
+    """Return the named table (lower, upper), each (num_chunks, chunk_size); same arguments, same table."""
     generator = torch.Generator().manual_seed(seed)
     lower, upper = TABLES[name](num_chunks, chunk_size, generator)
     return lower.to(dtype), upper.to(dtype)
@@ -150,7 +150,7 @@ LATENT = (16, 64, 64)
 
 
 def power_law(beta: float, shape: Sequence[int] = LATENT, seed: int = 0) -> Tensor:
-    """Field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64."""
+    """Return a field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64."""
     generator = torch.Generator().manual_seed(seed)
     c, h, w = shape
     k = torch.hypot(torch.fft.fftfreq(h)[:, None] * h, torch.fft.fftfreq(w) * w).double()
@@ -191,7 +191,7 @@ STRUCTURED: dict[str, Callable[[int], Tensor]] = {
 
 
 def noise(count: int, shape: Sequence[int] = LATENT, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal samples (count, *shape). Sample s has seed s."""
+    """Return standard normal samples (count, *shape). Sample s has seed s."""
     return torch.stack(
         [
             torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))

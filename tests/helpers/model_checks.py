@@ -15,12 +15,12 @@ def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def noise(shape: Sequence[int], count: int = 1, seed: int = 0) -> Tensor:
-    """Noise (count, *shape) as the samplers draw it for each particle."""
+    """Return the noise (count, *shape) that the samplers draw for each particle."""
     return torch.cat([ParticleNoise(seed, particle, tuple(shape)).draw() for particle in range(count)])
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of a sum of function(x) with fixed random weights."""
+    """Return the gradient of a sum of function(x) with fixed random weights."""
     x = x.clone().requires_grad_()
     values = function(x)
     return torch.autograd.grad((_weights(values) * values).sum(), x)[0]
@@ -42,7 +42,7 @@ def _weights(values: Tensor) -> Tensor:
 
 
 def kept_for_backward(networks: Sequence[torch.nn.Module], forward: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors that the graph of `forward` keeps, without the networks' weights."""
+    """Return the bytes that the graph of `forward` keeps, without the networks' weights."""
     weights = {parameter.data_ptr() for network in networks for parameter in network.parameters()}
     kept: dict[int, int] = {}
 

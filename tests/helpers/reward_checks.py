@@ -48,7 +48,7 @@ def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str],
     values, gradient = reward(images, prompts), gradient_of(reward, images, prompts)
     assert values.dtype == torch.float32
     assert values.shape == (len(images),)
-    assert values.std() > 10 * tolerance, "images that are too similar show nothing"
+    assert values.std() > 10 * tolerance, "the images are too similar to test anything"
     for index, prompt in enumerate(prompts):
         one = images[index : index + 1]
         torch.testing.assert_close(reward(one, [prompt])[0], values[index], rtol=0, atol=tolerance)
@@ -61,5 +61,5 @@ def check_mistakes(reward: Reward, name: str) -> None:
     """Check the errors for images of a wrong shape and for a wrong number of prompts."""
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         reward(torch.rand(1, 4, 8, 8), [""])
-    with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 2 images, got 1"):
+    with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 2 images, got 1"):
         reward(some_images(2), [""])

@@ -15,7 +15,7 @@ def test_equal_tensors_pass(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_nan_is_one_nan(dtype: torch.dtype) -> None:
+def test_all_nans_are_equal(dtype: torch.dtype) -> None:
     assert_same_bits(torch.stack([negative_nan(dtype)]), torch.tensor([torch.nan], dtype=dtype))
 
 

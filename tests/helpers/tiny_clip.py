@@ -13,11 +13,8 @@ WIDTH = 12
 def make_tokenizer() -> CLIPTokenizer:
     """Return a tokenizer with a token for each letter, and one for each letter that ends a word."""
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
-    tokens = [
-        *letters,
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]  # the last number is the end of the text, as in the real tokenizer
+    # the last number is the end of the text, as in the real tokenizer
+    tokens = [*letters, "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)}, merges=[], model_max_length=77
     )

@@ -17,8 +17,8 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
     """Make a pipeline of two blocks of width 32 and a VAE that halves both sides, float32.
 
     Args:
-        dev: like FLUX.1 dev, with embedded guidance and dynamic shifting of times; else like schnell, with
-            neither.
+        dev: True for embedded guidance and dynamic shifting of times, like FLUX.1 dev; False for neither,
+            like schnell.
         seed: seed of the weights.
         scheduler: further configuration of the scheduler.
     """

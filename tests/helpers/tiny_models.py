@@ -83,7 +83,7 @@ def tiny_sdxl_turbo(**vae: Any) -> StableDiffusionXLPipeline:
 
 
 def tiny_sana_sprint(sigma_data: float = 0.5) -> SanaSprintPipeline:
-    """Make a pipeline like SANA-Sprint, except for a VAE that halves both sides."""
+    """Make a pipeline like SANA-Sprint, with a VAE that halves both sides."""
     torch.manual_seed(0)
     transformer = SanaTransformer2DModel(
         in_channels=4,
@@ -126,9 +126,10 @@ def tiny_sana_sprint(sigma_data: float = 0.5) -> SanaSprintPipeline:
 
 
 def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
-    """Make a pipeline like Z-Image-Turbo, except for a VAE that halves both sides.
+    """Make a pipeline like Z-Image-Turbo, with a VAE that halves both sides.
 
-    scheduler: further configuration of its scheduler.
+    Args:
+        scheduler: further configuration of the scheduler.
     """
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(
@@ -142,7 +143,7 @@ def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
         axes_dims=[4, 6, 6],
         axes_lens=[600, 32, 32],
     )
-    with torch.no_grad():  # initially zero, with which padding could go unnoticed
+    with torch.no_grad():  # initially zero, which would hide padding
         transformer.x_pad_token.normal_()
         transformer.cap_pad_token.normal_()
     vocabulary = _numbered("<|endoftext|>", "Ġ", *_LETTERS)

@@ -96,7 +96,7 @@ def make_config(config_class: Any, words: int) -> Any:
 
 
 def widen(model: nn.Module) -> None:
-    """Return random weights so large that different images and prompts get different values."""
+    """Set random weights that are large enough for different images and prompts to get different values."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and "norm" not in name and "ln_q" not in name:

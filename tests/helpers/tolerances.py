@@ -22,15 +22,13 @@ ROUNDED_ONCE = {
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Relative error |actual - expected| / |expected| with Euclidean norms of whole tensors, in double
-    precision.
-    """
+    """Return |actual - expected| / |expected| with Euclidean norms of whole tensors, in double precision."""
     wide = torch.complex128 if expected.is_complex() else torch.float64
     actual, expected = actual.to(wide), expected.to(wide)
     return float((actual - expected).norm() / expected.norm())
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of corresponding samples of two batches (B, ...), in float64."""
+    """Return the cosine (B,) of corresponding samples of two batches (B, ...), in float64."""
     a, b = a.double().flatten(1), b.double().flatten(1)
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))

@@ -1,4 +1,4 @@
-"""Fine-tuned denoisers and LoRA on tiny models, from Python and by the command."""
+"""Fine-tuned denoisers and LoRA on tiny models, in Python and on the command line."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ PROJECTION = "transformer_blocks.0.attn.to_q"
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a pipeline whose transformer has a configuration and broken weights."""
+    """Folder of a pipeline; its transformer has a configuration and broken weights."""
     folder = tmp_path_factory.mktemp("flux") / "tiny"
     tiny_flux().save_pretrained(folder)
     (folder / "transformer" / WEIGHTS).write_bytes(b"broken")
@@ -69,7 +69,7 @@ def load(folder: Path, denoiser: object, **options: Any) -> Any:
 
 
 def raised_by(folder: Path, denoiser: object) -> str:
-    """Message of the ModelError that is raised, checked to be one line without a cause."""
+    """Return the message of the ModelError, and check that it is one line without a cause."""
     with pytest.raises(ModelError) as caught:
         load(folder, denoiser)
     assert "\n" not in str(caught.value)
@@ -90,7 +90,7 @@ def only(tensors: Mapping[str, Tensor], folder: Path, config: Path | None = None
 
 
 @pytest.mark.parametrize("form", ["folder", "shards", "file", "folder of a file", "folder:name"])
-def test_weights_are_taken_instead_of_the_own_which_are_not_read(
+def test_fine_tuned_weights_replace_the_originals_unread(
     flux: Path, tuned: Path, tmp_path: Path, form: str
 ) -> None:
     source: object = tuned
@@ -111,7 +111,7 @@ def test_weights_are_taken_instead_of_the_own_which_are_not_read(
     assert not torch.allclose(velocity(pipe), velocity(tiny_flux()), atol=1e-2)
 
 
-def test_a_pipeline_without_weights_of_its_own(flux: Path, tuned: Path, tmp_path: Path) -> None:
+def test_a_pipeline_without_a_denoiser(flux: Path, tuned: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(flux, tmp_path / "tiny"))
     (folder / "transformer" / WEIGHTS).unlink()
     load(folder, tuned)
@@ -135,7 +135,7 @@ def test_dtypes_are_those_of_diffusers(wan: Path, tmp_path: Path, bare: bool) ->
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_weights_of_other_names(flux: Path, tuned: Path, tmp_path: Path, whole: bool) -> None:
+def test_weights_with_wrong_names_or_shapes(flux: Path, tuned: Path, tmp_path: Path, whole: bool) -> None:
     own = load_file(tuned / WEIGHTS)
     name = f"{PROJECTION}.weight"
     config = tuned / "config.json" if whole else None
@@ -160,9 +160,9 @@ def test_denoisers_of_other_models(flux: Path, wan: Path, tmp_path: Path) -> Non
     assert " lack " in raised_by(flux, only(load_file(wan / "transformer" / WEIGHTS), tmp_path / "bare"))
 
 
-def test_weights_that_are_not_there_or_broken(flux: Path, tuned: Path, tmp_path: Path) -> None:
+def test_missing_and_broken_weights(flux: Path, tuned: Path, tmp_path: Path) -> None:
     assert raised_by(flux, "./nowhere") == (
-        "there are no weights './nowhere'; give a file, a folder or an id of the hub"
+        "there are no weights './nowhere'; give a file, a folder or a hub id"
     )
     assert "No such file" in raised_by(flux, tmp_path)
     assert "there is no file 'nothing.safetensors'" in raised_by(flux, f"{tmp_path}:nothing.safetensors")

@@ -1,4 +1,4 @@
-"""FluxFlow and FluxOneStep against diffusers' own FluxPipeline, on tiny random models of its classes."""
+"""FluxFlow and FluxOneStep against the FluxPipeline of diffusers, on tiny random models of its classes."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def stock_images(pipe: FluxPipeline, x: Tensor, prompts: list[str], steps: int, 
     ).images
 
 
-# ---- what the pipeline makes ----
+# ---- comparison with the pipeline ----
 
 
 def test_packing_is_the_pipelines() -> None:
@@ -99,7 +99,7 @@ def test_sigmas_are_the_pipelines(config: dict[str, object], steps: int) -> None
     torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=0, atol=2e-7)
 
 
-def test_shifts_that_round_start_at_one() -> None:
+def test_times_start_at_one_despite_rounding() -> None:
     pipe = tiny_flux(False, shift=0.3224080502986908)
     pipe.scheduler.set_timesteps(sigmas=[1.0, 0.5])
     assert pipe.scheduler.sigmas[0] != 1  # otherwise this shift would test nothing
@@ -191,7 +191,7 @@ def test_only_latents_have_gradients() -> None:
 # ---- batches and prompts ----
 
 
-def test_entries_are_as_they_are_alone() -> None:
+def test_batch_entries_are_independent() -> None:
     flow = flow_of(tiny_flux())
     x = noise(0, 3)
     prompts = ["a red cat", "the dog", "a red cat"]
@@ -208,14 +208,14 @@ def test_prompts_are_encoded_once() -> None:
     calls: list[Tensor] = []
     pipe.text_encoder_2.register_forward_pre_hook(lambda module, arguments: calls.append(arguments[0]))
     flow = flow_of(pipe)
-    run = sampling.SamplerOptions(micro_batch=2)
-    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, options=run)
+    options = sampling.SamplerOptions(micro_batch=2)
+    sampling.ntrk(flow, redness, ["a cat", "the dog", "a cat"], steps=3, options=options)
     assert len(calls) == 2
     flow.encode(["a cat", "the house"])
     assert len(calls) == 3
 
 
-def test_text_encoders_may_go_when_prompts_are_encoded() -> None:
+def test_text_encoders_can_be_removed_after_encoding() -> None:
     pipe = tiny_flux()
     flow = flow_of(pipe)
     before = flow.velocity(noise(), 0.5, ["a cat"])
@@ -265,7 +265,7 @@ def test_bfloat16_weights_see_exact_timesteps() -> None:
         torch.testing.assert_close(velocity, exact.velocity(x, t, ["a cat"]), rtol=0, atol=0.1)
 
 
-def test_the_pipelines_own_calls_are_left_alone() -> None:
+def test_calls_of_the_pipeline_are_unchanged() -> None:
     pipe = tiny_flux()
     before = stock_images(pipe, noise(), ["a cat"], 2)
     flow = flow_of(pipe)
@@ -289,9 +289,9 @@ def test_bfloat16_runs_end_to_end() -> None:
 @pytest.mark.parametrize("operator", ["w", "norm"])
 def test_ntrk_raises_the_reward(operator: str) -> None:
     flow = flow_of(tiny_flux())
-    run = sampling.SamplerOptions(micro_batch=4)
-    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, options=run)
-    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, options=run)
+    options = sampling.SamplerOptions(micro_batch=4)
+    plain = sampling.base(flow, redness, PROMPTS * 2, steps=6, options=options)
+    tilted = sampling.ntrk(flow, redness, PROMPTS * 2, rho=1.0, operator=operator, steps=6, options=options)
     assert bool((tilted.rewards > plain.rewards).all())
     assert not any(record.fallback for record in tilted.records)
 
@@ -373,9 +373,9 @@ def test_hooks_of_model_offload_are_accelerates() -> None:
 
 
 def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = sampling.SamplerOptions(micro_batch=1)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
-    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
+    options = sampling.SamplerOptions(micro_batch=1)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=options)
+    result = sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=options)
     assert torch.equal(result.latents, expected.latents)
     # networks that were on the device together: never a text encoder and the transformer
     assert Residence.peak == {
@@ -389,7 +389,7 @@ def test_model_offload_keeps_weights_until_their_backward(monkeypatch: pytest.Mo
     for module in ("flux", "pipeline", "prompts"):
         monkeypatch.setattr(f"noisetilt_kernels.models.{module}.rewire_offload_hooks", lambda pipe: None)
     with pytest.raises(sampling.NonFiniteError):
-        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=run)
+        sampling.ntrk(flow_of(offloaded(tiny_flux())), redness, PROMPTS, steps=3, options=options)
 
 
 def test_model_offload_without_text_encoders() -> None:
@@ -404,14 +404,14 @@ def test_model_offload_without_text_encoders() -> None:
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_sequential_offload(checkpointing: bool) -> None:
-    run = sampling.SamplerOptions(micro_batch=2)
-    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=run)
+    options = sampling.SamplerOptions(micro_batch=2)
+    expected = sampling.ntrk(flow_of(tiny_flux()), redness, PROMPTS, steps=3, options=options)
     pipe = tiny_flux()
     for model in (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae):
         cpu_offload(model, torch.device("cpu"))  # as pipe.enable_sequential_cpu_offload() does
     flow = flow_of(pipe, gradient_checkpointing=checkpointing)
     assert flow.device == torch.device("cpu")
-    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=run)
+    result = sampling.ntrk(flow, redness, PROMPTS, steps=3, options=options)
     torch.testing.assert_close(result.latents, expected.latents, rtol=0, atol=1e-5)
     assert all(parameter.is_meta for parameter in pipe.transformer.parameters())
 
@@ -422,9 +422,8 @@ def test_group_offload_is_refused() -> None:
     with pytest.raises(ValueError, match="FluxFlow: pipe must have its transformer without group offloading"):
         flow_of(pipe)
     pipe = tiny_flux()
-    apply_group_offloading(
-        pipe.text_encoder_2, "cpu", offload_type="leaf_level"
-    )  # text encoders have no gradients
+    # text encoders have no gradients
+    apply_group_offloading(pipe.text_encoder_2, "cpu", offload_type="leaf_level")
     flow_of(pipe).encode("a cat")
 
 
@@ -480,7 +479,7 @@ def test_default_size_is_the_vaes() -> None:
     assert FluxFlow(pipe).shape == (4, 24, 24)
 
 
-def test_the_package_does_without_diffusers() -> None:
+def test_the_package_works_without_diffusers() -> None:
     code = """
 import sys
 import noisetilt_kernels

@@ -54,7 +54,7 @@ def image(pipe: diffusers.FluxPipeline) -> torch.Tensor:
 
 
 def raised_by(*arguments: object, **options: object) -> str:
-    """Message of the ModelError that is raised, checked to be one line without a cause."""
+    """Return the message of the ModelError, and check that it is one line without a cause."""
     with pytest.raises(ModelError) as caught:
         load_pipeline(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -65,7 +65,7 @@ def raised_by(*arguments: object, **options: object) -> str:
 # ---- folders ----
 
 
-def test_there_and_back(saved: Path) -> None:
+def test_saving_and_loading(saved: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe = load_pipeline(saved, dtype=torch.float32, device="cpu")
@@ -99,7 +99,7 @@ def test_a_gpu_is_the_default_where_there_is_one(saved: Path, monkeypatch: pytes
 
 
 def test_offload_needs_a_gpu(saved: Path) -> None:
-    with pytest.raises(ValueError, match="offload must be False where device is the CPU"):
+    with pytest.raises(ValueError, match="offload must be False if device is the CPU"):
         load_pipeline(saved, device="cpu", offload=True)
 
 
@@ -228,7 +228,7 @@ def test_lora(saved: Path, tmp_path: Path, form: str) -> None:
     assert not torch.allclose(image(pipe), image(tiny_flux()), atol=1e-3)
 
 
-def test_lora_that_is_none(saved: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_lora(saved: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     save_file(lora_weights("unet."), tmp_path / "other.safetensors")
     assert "holds no LoRA weights of FLUX" in raised_by(

@@ -90,7 +90,7 @@ def test_flux_dev_has_its_known_sizes(flux_dev: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_graph_grows_with(flux_dev: Path) -> None:
+def test_activations_grow_with_batch_and_size(flux_dev: Path) -> None:
     small = plan_memory(flux_dev, height=256, width=512)
     assert small.shape == (16, 32, 64)
     assert plan_memory(flux_dev, height=256, width=512, micro_batch=3).activations == pytest.approx(
@@ -101,7 +101,7 @@ def test_what_the_graph_grows_with(flux_dev: Path) -> None:
     assert small.total - offloaded.total == small.text_encoders
 
 
-def test_the_graph_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -> None:
+def test_planned_memory_matches_the_real_graph(tmp_path: Path) -> None:
     """Compare with the tensors that a real forward keeps, without gradient checkpointing."""
     tiny_flux().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, micro_batch=2)

@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     make: Callable[..., Any]
     adapter: Callable[..., OneStepPipelineModel]
     call: dict[str, Any]
-    """Arguments with which the pipeline itself makes one step."""
+    """Arguments for one step by the pipeline itself."""
     layers: dict[str, str]
     """Names of a layer in a block of the denoiser, and of one in the VAE's decoder."""
 
@@ -55,7 +55,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
-# ---- what the pipeline makes ----
+# ---- comparison with the pipeline ----
 
 
 def assert_stock_images(kind: Kind, pipe: Any, shape: tuple[int, ...] = SHAPE, **options: Any) -> None:
@@ -84,10 +84,8 @@ CONFIGS: list[dict[str, Any]] = [
     ("scheduler", "config"),
     [
         *product([EulerDiscreteScheduler, EulerAncestralDiscreteScheduler], CONFIGS),
-        (
-            EulerDiscreteScheduler,
-            {"prediction_type": "sample"},
-        ),  # the ancestral scheduler does not support it
+        # the ancestral scheduler does not support "sample"
+        (EulerDiscreteScheduler, {"prediction_type": "sample"}),
     ],
 )
 def test_schedulers_are_followed(scheduler: type, config: dict[str, Any]) -> None:
@@ -96,7 +94,7 @@ def test_schedulers_are_followed(scheduler: type, config: dict[str, Any]) -> Non
     assert_stock_images(SD, pipe)
 
 
-def test_schedulers_are_left_alone() -> None:
+def test_schedulers_are_unchanged() -> None:
     pipe = tiny_sd_turbo()
     pipe.scheduler.set_timesteps(7)
     before = pipe.scheduler.timesteps.clone()
@@ -110,7 +108,7 @@ def test_latents_of_sdxl_may_be_normalised() -> None:
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 9.0])
-def test_sana_is_told_its_guidance(guidance_scale: float) -> None:
+def test_sana_uses_its_guidance_scale(guidance_scale: float) -> None:
     assert_stock_images(SANA, tiny_sana_sprint(), guidance_scale=guidance_scale)
     usual, other = (
         SANA.model(guidance_scale=scale).denoised(noise(SHAPE), ["a"]) for scale in (4.5, guidance_scale)
@@ -118,7 +116,7 @@ def test_sana_is_told_its_guidance(guidance_scale: float) -> None:
     assert not torch.allclose(usual, other, atol=1e-3)
 
 
-def test_the_unit_of_sanas_latents_makes_no_difference() -> None:
+def test_sigma_data_of_sana_makes_no_difference() -> None:
     assert_stock_images(SANA, tiny_sana_sprint(sigma_data=2.0))
 
 
@@ -193,7 +191,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient(kind: Kind, part: str)
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_sanas_decoder_is_left_as_it_was() -> None:
+def test_forwards_of_sanas_decoder_are_restored() -> None:
     pipe = tiny_sana_sprint()
     model = SANA.model(pipe, gradient_checkpointing=True)
     first, second, *others = [layer for block in pipe.vae.decoder.up_blocks for layer in block]
@@ -214,7 +212,7 @@ def test_only_latents_have_gradients(kind: Kind) -> None:
 # ---- batches and prompts ----
 
 
-def test_entries_are_as_they_are_alone(kind: Kind) -> None:
+def test_batch_entries_are_independent(kind: Kind) -> None:
     model = kind.model()
     x, prompts = noise(SHAPE, 3), ["a red cat", "the dog", "a red cat"]
     together = model.denoised(x, prompts)
@@ -225,7 +223,7 @@ def test_entries_are_as_they_are_alone(kind: Kind) -> None:
     assert not torch.allclose(swapped[0], together[0], atol=1e-3)  # the prompt matters
 
 
-def test_text_encoders_may_go_when_prompts_are_encoded(kind: Kind) -> None:
+def test_text_encoders_can_be_removed_after_encoding(kind: Kind) -> None:
     pipe = kind.make()
     model = kind.model(pipe)
     model.encode("the dog")
@@ -251,8 +249,8 @@ def test_placeholder_prompts_are_like_encoded_ones(kind: Kind) -> None:
 
 def test_wgnc_raises_the_reward(kind: Kind) -> None:
     model = kind.model()
-    run = sampling.SamplerOptions(micro_batch=2)
-    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, options=run)
+    options = sampling.SamplerOptions(micro_batch=2)
+    result = sampling.wgnc(model, redness, PROMPTS, iterations=5, lr=0.1, options=options)
     first = [record.reward for record in result.records if record.step == 0]
     assert all(after > before for after, before in zip(result.rewards.tolist(), first, strict=True))
     assert not any(record.fallback for record in result.records)
@@ -261,7 +259,7 @@ def test_wgnc_raises_the_reward(kind: Kind) -> None:
     alone = sampling.wgnc(
         model, redness, PROMPTS, iterations=1, lr=0.1, options=sampling.SamplerOptions(micro_batch=1)
     )
-    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, options=run)
+    together = sampling.wgnc(model, redness, PROMPTS, iterations=1, lr=0.1, options=options)
     torch.testing.assert_close(together.latents, alone.latents, rtol=0, atol=1e-3)
 
 
@@ -275,18 +273,18 @@ def test_bfloat16_runs_end_to_end(kind: Kind) -> None:
     assert (rounded - exact).abs().mean() < 0.05
 
 
-def test_there_and_back(kind: Kind, tmp_path: Path) -> None:
+def test_saving_and_loading(kind: Kind, tmp_path: Path) -> None:
     kind.make().save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
     adapter = family_of(pipe).adapter("it", one_step=True)
     assert adapter is kind.adapter
     x = noise(SHAPE, 2)
     torch.testing.assert_close(adapter(pipe, **SIZE).generate(x, PROMPTS), kind.model().generate(x, PROMPTS))
-    with pytest.raises(ModelError, match="is a model of one step"):
+    with pytest.raises(ModelError, match="is a one-step model"):
         family_of(pipe).adapter("it", one_step=False)
 
 
-def test_what_is_for_images_and_for_safety_is_not_loaded(tmp_path: Path) -> None:
+def test_image_encoders_and_safety_checker_are_not_loaded(tmp_path: Path) -> None:
     tiny_sd_turbo().save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
     index.write_text(
@@ -306,7 +304,7 @@ def test_what_is_for_images_and_for_safety_is_not_loaded(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_planned_memory_is_what_is_kept(kind: Kind, tmp_path: Path, checkpointing: bool) -> None:
+def test_planned_memory_matches_the_real_graph(kind: Kind, tmp_path: Path, checkpointing: bool) -> None:
     kind.make().save_pretrained(tmp_path)
     options = {**SIZE, "gradient_checkpointing": checkpointing}
     plan = plan_memory(tmp_path, dtype=torch.float32, micro_batch=2, one_step=True, **options)

@@ -20,7 +20,7 @@ UNIFORM = {"num_inference_steps": 25, "sigmas": [1 - step / 25 for step in range
 
 
 def flux(**scheduler: object) -> FluxPipeline:
-    """Tiny FLUX with the scheduler set as users set it."""
+    """Return a tiny FLUX with the scheduler, set as in the documentation."""
     pipe = tiny_flux()
     pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, **scheduler)
     return pipe
@@ -35,7 +35,7 @@ def images(pipe: FluxPipeline, prompt: str | list[str] = "a red cat", **options:
 
 
 @pytest.mark.parametrize("schedule", sampling.SCHEDULES)
-def test_bits_are_those_of_base(schedule: str) -> None:
+def test_steps_have_the_bits_of_base(schedule: str) -> None:
     scheduler = FlowSDEScheduler(schedule=schedule, shift=3.0)
     scheduler.set_timesteps(6)
     flow = LatentFlow(bend=0.3, sigmas=lambda n: scheduler.sigmas)
@@ -54,7 +54,7 @@ def test_bits_are_those_of_base(schedule: str) -> None:
     assert torch.equal(x, expected.latents)
 
 
-def test_flux_with_it_is_base_of_flux(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flux_with_this_scheduler_equals_base(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = flux(schedule="flow-grpo", scale=0.5)
     stream = ParticleNoise(5, 0, (4, 16, 16))
     x = pack_latents(stream.draw())
@@ -75,7 +75,7 @@ def test_flux_with_it_is_base_of_flux(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(flow.decode(result.latents), found, rtol=0, atol=1e-5)
 
 
-def test_scale_zero_is_eulers_scheduler() -> None:
+def test_scale_zero_equals_eulers_scheduler() -> None:
     pipe = tiny_flux()
     generator = torch.Generator()
     expected = images(pipe, generator=generator.manual_seed(0))
@@ -106,7 +106,7 @@ def test_marginals_are_kept(schedule: str) -> None:
     assert found == pytest.approx(0.5, rel=0.06)
 
 
-def test_stochastic_sampling_of_diffusers_does_not_keep_them() -> None:
+def test_stochastic_sampling_of_diffusers_does_not_keep_marginals() -> None:
     flow = GaussianFlow([0.3], [[0.25]])
     assert spread(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), flow) < 0.4
     assert spread(FlowSDEScheduler(stochastic_sampling=True), flow) > 0.47
@@ -128,7 +128,7 @@ def test_images_are_reproducible() -> None:
     assert not torch.allclose(first, other, atol=1e-2)
 
 
-def test_noise_is_drawn_anew() -> None:
+def test_each_call_draws_new_noise() -> None:
     pipe = flux(schedule="linear")
     pipe.scheduler.generator = torch.Generator().manual_seed(0)
     one, two = (images(pipe, generator=torch.Generator().manual_seed(0)) for _ in range(2))
@@ -169,9 +169,7 @@ def test_generator_of_the_call_comes_first() -> None:
 # ---- as a scheduler ----
 
 
-def test_configuration_is_that_of_eulers_scheduler_and_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_configuration_extends_eulers_scheduler(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     theirs = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
     ours = inspect.signature(FlowSDEScheduler.__init__).parameters
     assert list(ours) == [*theirs, "schedule", "scale"]
@@ -223,7 +221,7 @@ def test_few_steps(steps: int) -> None:
     assert bool(images(pipe, num_inference_steps=steps).isfinite().all())
 
 
-def test_shifts_that_round_start_at_one() -> None:
+def test_times_start_at_one_despite_rounding() -> None:
     scheduler = FlowSDEScheduler(shift=0.3224080502986908)
     scheduler.set_timesteps(sigmas=[1.0, 0.5])
     assert scheduler.sigmas[0] != 1  # otherwise this shift would test nothing

@@ -1,4 +1,4 @@
-"""WanFlow against diffusers' own WanPipeline, on tiny random models of its classes."""
+"""WanFlow against the WanPipeline of diffusers, on tiny random models of its classes."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def noise(seed: int = 0, count: int = 1) -> Tensor:
     return model_checks.noise(SHAPE, count, seed)
 
 
-# ---- what the pipeline makes ----
+# ---- comparison with the pipeline ----
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -70,14 +70,14 @@ def test_times_are_the_schedulers(steps: int) -> None:
     assert sigmas[0] == 1 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
 
 
-def test_only_a_first_time_that_is_nearly_one_is_made_one() -> None:
+def test_a_first_time_near_one_becomes_one() -> None:
     assert (
         snap_start(torch.tensor([0.9995, 0.9994, 0.0])).tolist() == torch.tensor([1.0, 0.9994, 0.0]).tolist()
     )
     assert snap_start(torch.tensor([0.998, 0.5, 0.0])).tolist() == torch.tensor([0.998, 0.5, 0.0]).tolist()
 
 
-def test_the_transformer_is_told_thousandths_that_are_not_rounded() -> None:
+def test_timesteps_are_not_rounded() -> None:
     pipe = tiny_wan().to(torch.bfloat16)
     seen: list[Tensor] = []
     pipe.transformer.register_forward_pre_hook(
@@ -90,7 +90,7 @@ def test_the_transformer_is_told_thousandths_that_are_not_rounded() -> None:
         assert time.dtype == torch.float32 and time.item() == pytest.approx(987.65, abs=1e-3)
 
 
-def test_guidance_is_two_passes_and_none_at_one() -> None:
+def test_guidance_takes_two_passes_and_one_at_scale_1() -> None:
     pipe = tiny_wan()
     calls: list[int] = []
     pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
@@ -114,8 +114,8 @@ def test_prompts_are_encoded_once_and_ahead() -> None:
         flow.velocity(noise(), 0.5, ["a cat"])
 
 
-def test_offloaded_weights_are_brought_before_the_decoder_is_called() -> None:
-    """Decoding calls the offload hook, as it bypasses vae.decode."""
+def test_offloaded_weights_are_moved_before_decoding() -> None:
+    """Decoding bypasses vae.decode, so it must call the offload hook."""
     pipe = tiny_wan()
     brought: list[Any] = []
     pipe.vae._hf_hook = SimpleNamespace(execution_device="cpu", pre_forward=brought.append)
@@ -139,7 +139,7 @@ def test_gradient_of_the_decoder() -> None:
     assert_gradient(flow_of(pipe).decode, noise().double(), step=1e-3, tolerance=3e-3)
 
 
-def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
+def test_clamped_values_keep_their_gradient() -> None:
     pipe = tiny_wan()
     pipe.vae.decoder.conv_out.bias.data += 5  # all pixels are white
     flow = flow_of(pipe)
@@ -148,7 +148,7 @@ def test_values_beyond_are_clamped_and_keep_their_gradient() -> None:
     assert gradient(flow.decode, noise()).abs().min() > 0
 
 
-def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
+def test_recomputing_changes_no_gradient() -> None:
     pipe = tiny_wan()
     keep, again = (flow_of(pipe, gradient_checkpointing=enabled) for enabled in (False, True))
     assert pipe.transformer.gradient_checkpointing
@@ -164,7 +164,7 @@ def test_recomputing_changes_no_gradient_and_keeps_one_frame() -> None:
 
 
 @pytest.mark.slow
-def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers() -> None:
+def test_the_decoders_memory_grows_little_with_frames() -> None:
     """Peak over forward and backward, with recomputed blocks and memory kept for every fourth frame of 16."""
     pipe = tiny_wan()
     peaks = {}
@@ -184,7 +184,7 @@ def test_the_decoders_memory_grows_with_frames_only_by_some_of_what_it_remembers
 
 
 @pytest.mark.parametrize("method", ["ntrk", "dps", "svdd", "best of"])
-def test_samplers_steer_videos_whatever_the_micro_batch(method: str) -> None:
+def test_samplers_steer_videos_with_any_micro_batch(method: str) -> None:
     flow = flow_of(tiny_wan(), guidance_scale=2)
     options: dict[str, dict[str, Any]] = {
         "ntrk": {"rho": 0.5},
@@ -229,7 +229,7 @@ def test_the_real_latent_has_the_preset_of_wan() -> None:
         ({"fps": 0}, "fps must be at least 1"),
     ],
 )
-def test_sizes_that_it_does_not_have(options: dict[str, Any], message: str) -> None:
+def test_invalid_sizes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"WanFlow: {message}"):
         flow_of(tiny_wan(), **options)
 
@@ -242,7 +242,7 @@ def test_schedulers_without_the_times_of_a_flow() -> None:
             flow_of(tiny_wan(scheduler=scheduler)).sigmas(4)
 
 
-def test_what_is_no_wan() -> None:
+def test_other_pipelines_are_refused() -> None:
     with pytest.raises(TypeError, match="pipe must be a WanPipeline of diffusers, got object"):
         WanFlow(object())  # type: ignore[arg-type]
     others = [tiny_wan() for _ in range(3)]
@@ -261,7 +261,7 @@ def test_what_is_no_wan() -> None:
 # ---- folders ----
 
 
-def test_there_and_back_and_offloaded(tmp_path: Path) -> None:
+def test_saving_and_loading(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
     assert family_of(pipe).videos
@@ -274,7 +274,7 @@ def test_there_and_back_and_offloaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) -> None:
+def test_planned_memory_matches_the_real_graph(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
     planned = plan_memory(tmp_path, dtype=torch.float32, **SIZE)
     assert planned.shape == SHAPE and planned.pixels == (3, 9, 32, 48)
@@ -291,7 +291,7 @@ def test_the_plan_of_a_small_model_is_what_its_backward_holds(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_what_the_plan_counts(tmp_path: Path) -> None:
+def test_the_plan_counts_backward_reward_and_text_encoders(tmp_path: Path) -> None:
     tiny_wan().save_pretrained(tmp_path)
 
     def planned(**options: Any) -> MemoryPlan:

@@ -1,4 +1,4 @@
-"""ZImageFlow against diffusers' own ZImagePipeline, on tiny random models of its classes."""
+"""ZImageFlow against the ZImagePipeline of diffusers, on tiny random models of its classes."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def stock_images(pipe: ZImagePipeline, x: Tensor, prompts: list[str], steps: int
     ).images
 
 
-# ---- what the pipeline makes ----
+# ---- comparison with the pipeline ----
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (4, 10, 12)])  # 128 tokens, and 30 that are padded
@@ -70,7 +70,7 @@ def test_sigmas_are_the_pipelines(config: dict[str, Any], steps: int) -> None:
     torch.testing.assert_close(sigmas, pipe.scheduler.sigmas, rtol=0, atol=2e-7)
 
 
-def test_guidance_is_the_pipelines_own() -> None:
+def test_guidance_is_defined_as_in_the_pipeline() -> None:
     pipe, x = tiny_z_image(), noise(SHAPE, 2)
     plain = flow_of(pipe, guidance_scale=0.0)
     towards, away = (plain.velocity(x, 0.6, [prompt] * 2) for prompt in ("a cat", "the dog"))
@@ -128,7 +128,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 5.0])
-def test_entries_are_as_they_are_alone(guidance_scale: float) -> None:
+def test_batch_entries_are_independent(guidance_scale: float) -> None:
     flow = flow_of(guidance_scale=guidance_scale)
     x, prompts = noise(SHAPE, 3), ["a red cat", LONG, "a red cat"]
     together = flow.velocity(x, 0.8, prompts)
@@ -183,7 +183,7 @@ def test_bfloat16_runs_end_to_end() -> None:
 # ---- runs ----
 
 
-def test_ntrk_raises_the_reward_whatever_the_micro_batch() -> None:
+def test_ntrk_raises_the_reward_with_any_micro_batch() -> None:
     flow = flow_of()
     together, alone = sampling.SamplerOptions(micro_batch=4), sampling.SamplerOptions(micro_batch=1)
     plain = sampling.base(flow, redness, PROMPTS * 2, steps=4, options=together)
@@ -196,7 +196,7 @@ def test_ntrk_raises_the_reward_whatever_the_micro_batch() -> None:
     torch.testing.assert_close(tilted.latents, one_by_one.latents, rtol=0, atol=1e-3)
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_saving_and_loading(tmp_path: Path) -> None:
     tiny_z_image().save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
     adapter = family_of(pipe).adapter("it", one_step=False, options=["negative_prompt"])
@@ -208,7 +208,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_planned_memory_is_what_is_kept(tmp_path: Path, checkpointing: bool) -> None:
+def test_planned_memory_matches_the_real_graph(tmp_path: Path, checkpointing: bool) -> None:
     tiny_z_image().save_pretrained(tmp_path)
     options = {**SIZE, "gradient_checkpointing": checkpointing, "guidance_scale": 0.0}
     plan = plan_memory(tmp_path, dtype=torch.float32, micro_batch=2, **options)

@@ -74,8 +74,10 @@ def test_extreme_entries_against_mpmath(m: int, d: int, r: int, j: int) -> None:
     with mpmath.workdps(60):
         for table, lower_tail in ((lower, True), (upper, False)):
             bound = mpmath.mpf(float(table[r - 1, j - 1]))
-            p = mpmath.ncdf(bound)  # one value is below the bound
-            q = sum(mpmath.binomial(d, i) * p**i * (1 - p) ** (d - i) for i in range(j, d + 1))  # j of D are
+            p = mpmath.ncdf(bound)  # probability that one value is below the bound
+            q = sum(
+                mpmath.binomial(d, i) * p**i * (1 - p) ** (d - i) for i in range(j, d + 1)
+            )  # at least j of D
             tail = _beta_cdf(q, r, m - r + 1) if lower_tail else _beta_cdf(1 - q, m - r + 1, r)
             assert float(tail) == pytest.approx(5e-5, rel=1e-7), (r, j, lower_tail)
 
@@ -118,7 +120,7 @@ def files_in(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_warm_table_is_the_cold_one(
+def test_a_cached_table_has_the_bits_of_a_computed_one(
     fresh_cache: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cold = make(dtype)
@@ -220,7 +222,7 @@ def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytes
     assert [path.suffix for path in files_in(fresh_cache)] == [".safetensors"]
 
 
-def test_what_is_returned_can_be_written_to(fresh_cache: Path) -> None:
+def test_returned_tables_are_copies(fresh_cache: Path) -> None:
     lower, upper = nt.confidence_table(50, 4)
     lower.zero_()
     upper.zero_()

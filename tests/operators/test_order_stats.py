@@ -19,20 +19,8 @@ project_2os = torch.ops.noisetilt.project_2os
 
 REAL = (torch.float32, torch.float64)
 CHUNK_SIZES = (1, 2, 3, 4, 5, 8, 12, 16, 17, 32, 64, 100)
-NUM_CHUNKS = (
-    1,
-    2,
-    3,
-    7,
-    8,
-    9,
-    24,
-    25,
-    33,
-    100,
-    1031,
-    4200,
-)  # around the lane, insertion, radix and bucket sizes
+# around the sizes of lanes, insertion sort, radix sort and buckets
+NUM_CHUNKS = (1, 2, 3, 7, 8, 9, 24, 25, 33, 100, 1031, 4200)
 
 LAYOUTS = {
     "rows": lambda table: table.contiguous(),
@@ -127,8 +115,8 @@ def test_large_samples_with_unsorted_tables(distribution: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 16])
-def test_values_at_their_bounds(chunk_size: int, dtype: torch.dtype) -> None:
-    """Values on a bound and one step to either side: a shortcut by ranges would fail here first."""
+def test_values_at_entries_of_the_table(chunk_size: int, dtype: torch.dtype) -> None:
+    """Test values at an entry of the table and one step beside it: a shortcut by ranges would fail here."""
     for num_chunks in (9, 150, 4000):
         lower, upper = tables("typical", num_chunks, chunk_size, dtype)
         generator = torch.Generator().manual_seed(num_chunks)
@@ -168,7 +156,7 @@ SPECIALS = [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.
 
 @st.composite
 def small_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples, lower and upper bounds from one small set of numbers, so that there are many ties."""
+    """Draw samples and a table (lower, upper) from one small set of numbers, so that there are many ties."""
     num_chunks, chunk_size = draw(st.integers(1, 40)), draw(st.integers(1, 18))
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     alphabet = draw(st.lists(st.one_of(st.sampled_from(SPECIALS), finite), min_size=1, max_size=6))
@@ -340,7 +328,7 @@ FINITE = [
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("distribution", FINITE)
 @pytest.mark.parametrize(("num_chunks", "chunk_size"), [(512, 4), (128, 16), (100, 5), (2048, 1), (1, 300)])
-def test_result_is_inside_the_bounds(
+def test_result_is_inside_the_table(
     num_chunks: int, chunk_size: int, distribution: str, dtype: torch.dtype
 ) -> None:
     lower, upper = tables("typical", num_chunks, chunk_size, dtype)

@@ -72,8 +72,8 @@ def test_every_distribution(
 
 
 def special_tiles(dtype: torch.dtype) -> Tensor:
-    """Tiles (P, 16) at the edges of "constant": tied, nearly tied on any scale, one pixel, not finite, and
-    noise.
+    """Return tiles (P, 16) near the limit of "constant": tied, nearly tied on any scale, one pixel, not
+    finite, and noise.
     """
     g = torch.Generator().manual_seed(0)
     base = torch.randn(16, dtype=dtype, generator=g)
@@ -92,7 +92,7 @@ def special_tiles(dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("tile", [(1, 16), (4, 4), (16, 1), (2, 8)])
-def test_tiles_at_the_edge_of_constant(tile: tuple[int, int], dtype: torch.dtype) -> None:
+def test_tiles_at_the_limit_of_constant(tile: tuple[int, int], dtype: torch.dtype) -> None:
     tiles = special_tiles(dtype)
     x = tiles.view(len(tiles), *tile)[None]
     check(x, tile)
@@ -129,7 +129,7 @@ def test_hypothesis_finds_no_difference(
 
 
 @pytest.mark.parametrize("dtype", REAL)
-def test_batch_equals_singles_whatever_else_the_batch_holds(dtype: torch.dtype) -> None:
+def test_samples_of_a_batch_are_independent(dtype: torch.dtype) -> None:
     x = torch.stack([values(name, (4, 16, 24), dtype) for name in DISTRIBUTIONS])
     batch = check(x, (4, 8))
     for sample, projected in zip(x, batch, strict=True):
@@ -161,7 +161,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dty
     assert_same_bits(project_tile_stats(x, (4, 4), (4, 16)), expected)
 
 
-def test_every_layout_of_a_sample_is_the_same_sample() -> None:
+def test_all_shapes_of_a_sample_give_the_same_result() -> None:
     """Video frames are channels; a flat sample is one row."""
     x = values("1/k", (2, 6, 4, 16, 16))
     as_image = project_tile_stats(x.flatten(1, 2), (4, 4), (4, 16))
@@ -215,7 +215,7 @@ def test_a_constant_tile_takes_the_alternating_direction(tile: tuple[int, int]) 
         torch.testing.assert_close(centred, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_are_left_alone_where_no_chunk_size_divides() -> None:
+def test_statistics_are_unchanged_if_no_chunk_size_divides() -> None:
     x = values("1/k", (2, 3, 8, 8))
     assert_same_bits(project_tile_stats(x, (8, 8), (2, 4)), x)
 

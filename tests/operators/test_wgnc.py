@@ -30,7 +30,7 @@ def l1_target(block_size: int) -> float:
 def complex_values(
     name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.complex64, seed: int = 0
 ) -> Tensor:
-    """Complex numbers whose real and imaginary parts have the named distribution."""
+    """Return complex numbers with real and imaginary parts of the named distribution."""
     return torch.view_as_complex(values(name, (*shape, 2), dtype.to_real(), seed))
 
 
@@ -71,9 +71,8 @@ def degenerate_blocks(dtype: torch.dtype) -> dict[str, Tensor]:
     one_pixel = torch.zeros(16, dtype=torch.complex128)
     one_pixel[5] = 3 - 4j
     signed_zeros = torch.view_as_complex(torch.tensor([[-0.0, -0.0], [0.0, -0.0]] * 8, dtype=torch.float64))
-    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(
-        4
-    )  # magnitude exactly 1 in any dtype
+    # magnitude exactly 1 in any dtype
+    units = torch.tensor([1, -1, 1j, -1j], dtype=torch.complex128).repeat(4)
     blocks = {
         "all zero": torch.zeros(16, dtype=torch.complex128),
         "zeros of either sign": signed_zeros,
@@ -179,12 +178,10 @@ def by_root_finding(block: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("distribution", ["normal", "sorted", "1/k", "shifted", "spikes", "tiny"])
 def test_against_an_independent_root_finder(distribution: str, block_size: int) -> None:
     y = complex_values(distribution, (60, block_size), torch.complex128)
-    y = y + 1e-3 * y.abs().max() * complex_values(
-        "normal", (60, block_size), torch.complex128, seed=1
-    )  # no ties
-    scale = y.abs().amax(
-        dim=1, keepdim=True
-    )  # the result does not depend on the scale, but the root finder's tolerances do
+    # noise, against ties
+    y = y + 1e-3 * y.abs().max() * complex_values("normal", (60, block_size), torch.complex128, seed=1)
+    # the result does not depend on the scale, but the root finder's tolerances do
+    scale = y.abs().amax(dim=1, keepdim=True)
     expected = np.stack([by_root_finding(block) for block in (y / scale).numpy()])
     result = project_wgnc_blocks(y.flatten(), block_size).view_as(y)
     assert relative_error(result, torch.from_numpy(expected)) < 1e-9

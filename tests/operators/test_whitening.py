@@ -86,7 +86,7 @@ def test_the_scale_of_the_input_hardly_matters(name: str, allowed: float) -> Non
 
 
 @pytest.mark.parametrize("fill", [0.0, -0.0, 1.0, -1e30, 1e-40])
-def test_a_constant_sample_becomes_something_finite_of_typical_norm(fill: float) -> None:
+def test_a_constant_sample_becomes_finite_with_typical_norm(fill: float) -> None:
     result = whiten(torch.full(LATENT, fill))
     assert bool(result.isfinite().all())
     assert float(result.norm()) == pytest.approx(256, rel=0.05)
@@ -136,7 +136,7 @@ def test_whitened_power_laws_are_the_reference(beta: float, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("name", ["repeated channel", "sparse spikes"])
 def test_whitened_ties_and_spikes_are_near_the_reference(name: str) -> None:
-    """The result depends on the order of ties, and that order on the rounding of the FFT."""
+    """The result depends on the order of ties, which the rounding of the FFT decides."""
     x = STRUCTURED[name](0)[None].float()
     result, expected = whiten(x), by_reference(x)
     assert float(cosine(result, expected)) >= 0.98
@@ -147,7 +147,7 @@ def test_whitened_ties_and_spikes_are_near_the_reference(name: str) -> None:
 @pytest.mark.parametrize("distribution", ["normal", "1/k", "few values", "spikes", "everything"])
 @pytest.mark.parametrize("dtype", REAL)
 def test_the_fused_stages_have_the_bits_of_the_reference(distribution: str, dtype: torch.dtype) -> None:
-    """W of the public operators, stage by stage; its FFTs are the operator's own."""
+    """Compute W stage by stage with the reference and the FFT of the public operator."""
     x = values(distribution, (1, 4, 24, 40), dtype)
     config = nt.WhiteningConfig((4, 16), ((4, 4), (3, 8)), (((24, 40), 10), ((3, 8), 5)))
 
@@ -198,7 +198,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dty
     assert_same_bits(whiten(x), whiten(x.float()).to(dtype))
 
 
-def test_no_configuration_is_auto_and_a_preset_is_its_name() -> None:
+def test_the_default_is_auto_and_a_preset_equals_its_name() -> None:
     x = STRUCTURED["1/k"](0).float()
     assert_same_bits(nt.whiten(x), whiten(x))
     assert_same_bits(nt.whiten(x, nt.preset("flux")), whiten(x, "flux"))
@@ -214,7 +214,7 @@ def test_a_wider_interval_changes_less() -> None:
     assert similarity == sorted(similarity)
 
 
-def test_whitening_twice_gives_the_same_bits_every_time() -> None:
+def test_repeated_calls_give_the_same_bits() -> None:
     """No state is kept between calls."""
     x = STRUCTURED["sparse spikes"](0).float()
     first = whiten(x)

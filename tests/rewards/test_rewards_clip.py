@@ -163,7 +163,7 @@ def test_old_configurations_are_read() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"resample": 1}, "resample must be 2 or 3 (bicubic), got 1"),
+        ({"resample": 1}, "resample must be 2 (bilinear) or 3 (bicubic), got 1"),
         ({"do_rescale": False}, "do_rescale must be true"),
         (
             {"size": {"longest_edge": 3}},
@@ -172,7 +172,7 @@ def test_old_configurations_are_read() -> None:
         ({"crop_size": {"shortest_edge": 3}}, "crop_size must be given by height and width"),
     ],
 )
-def test_configurations_that_are_not_served(config: dict[str, Any], message: str) -> None:
+def test_unsupported_configurations(config: dict[str, Any], message: str) -> None:
     with pytest.raises(RewardError, match=f"^the image processor's {re.escape(message)}"):
         Preprocessing.from_config(config)
 
@@ -322,16 +322,14 @@ def test_a_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -
     assert asked == [1, 1, 1]
 
 
-def test_what_inference_mode_kept_serves_gradients(clip: Path) -> None:
+def test_prompts_cached_in_inference_mode_allow_gradients(clip: Path) -> None:
     reward, images = ClipScore(clip), some_images(3)
     with torch.inference_mode():
         reward(images, PROMPTS)
     check_gradient(reward, images, PROMPTS, size=5e-4)
 
 
-def test_a_tokenizer_and_processor_that_are_elsewhere(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_tokenizer_and_processor(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(clip / name, tmp_path)
     monkeypatch.setattr("noisetilt_kernels.rewards.clip.pickscore.VIT_H_TOKENIZER", str(clip))
@@ -431,9 +429,13 @@ class TestEveryReward:
         (copy_of(clip, tmp_path) / "preprocessor_config.json").write_text("{")
         self.check(name, tmp_path, r"\S+ cannot be loaded: ")
 
-    def test_an_image_processor_that_is_not_served(self, name: str, clip: Path, tmp_path: Path) -> None:
+    def test_an_unsupported_image_processor(self, name: str, clip: Path, tmp_path: Path) -> None:
         change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", resample=1)
-        self.check(name, tmp_path, r"\S+: the image processor's resample must be 2 or 3 \(bicubic\), got 1$")
+        self.check(
+            name,
+            tmp_path,
+            r"\S+: the image processor's resample must be 2 \(bilinear\) or 3 \(bicubic\), got 1$",
+        )
 
 
 @pytest.mark.parametrize("reward_class", [ClipScore, PickScore])
@@ -482,5 +484,5 @@ def test_mistakes(name: str, clip: Path, conversion: Path) -> None:
     reward = load_reward(name, source=str(conversion if name == "aesthetic" else clip))
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         reward(torch.rand(1, 4, 8, 8), [""])
-    with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 2 images, got 1"):
+    with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 2 images, got 1"):
         reward(some_images(2), [""])

@@ -86,7 +86,7 @@ def test_a_function_and_an_object(module: str, folder: Path) -> None:
     )
 
 
-def test_it_steers_beside_others() -> None:
+def test_custom_rewards_in_a_weighted_sum() -> None:
     spec = "my_tastes:redness=0.5,brightness,my_tastes.py:greenness=-2"
     assert parse_weights(spec) == {
         "my_tastes:redness": 0.5,
@@ -108,7 +108,7 @@ def test_a_module_is_imported_once() -> None:
         assert load_reward(f"{module}:greenness") is load_reward(f"{module}:greenness")
 
 
-def test_what_is_installed_comes_first(folder: Path) -> None:
+def test_installed_modules_come_first(folder: Path) -> None:
     """A file in the current directory does not shadow a module of Python or of a package."""
     before = list(sys.path)
     (folder / "colorsys.py").write_text("raise AssertionError")
@@ -167,10 +167,9 @@ def test_a_mistake_is_one_sentence() -> None:
     )
 
 
-def test_the_list_names_them() -> None:
-    assert (
-        "\nMODULE:NAME   a function (images, prompts) -> (B,)" in CliRunner().invoke(main, ["rewards"]).output
-    )
+def test_the_list_of_rewards_names_custom_rewards() -> None:
+    output = CliRunner().invoke(main, ["rewards"]).output
+    assert "\nMODULE:NAME   custom reward, a function (images, prompts) -> (B,)" in output
 
 
 # ---- errors ----
@@ -197,14 +196,14 @@ def test_the_list_names_them() -> None:
         ("a:#ff8000", False),
     ],
 )
-def test_forms(name: str, custom: bool) -> None:
+def test_forms_of_names(name: str, custom: bool) -> None:
     assert is_custom(name) is custom
 
 
 @pytest.mark.parametrize(
     "call", [parse_weights, load_reward, load_rewards, lambda name: check_prompts([name], [])]
 )
-def test_names_of_no_form(call: Callable[[str], Any]) -> None:
+def test_invalid_names(call: Callable[[str], Any]) -> None:
     message = (
         r"^rewards: 'my-tastes:redness' is neither a bundled reward nor a custom one, which is written "
         r"MODULE:NAME or FILE\.py:NAME$"
@@ -220,7 +219,7 @@ def check_error(name: str, message: str) -> BaseException | None:
     return caught.value.__cause__
 
 
-def test_modules_that_are_not_there() -> None:
+def test_missing_modules() -> None:
     for name, module in {
         "nothing:a": "nothing",
         "nothing.more:a": "nothing",
@@ -260,7 +259,7 @@ def test_code_that_fails(form: str, code: str, error: type[Exception], reason: s
 
 
 @pytest.mark.parametrize("module", ["my_tastes", "my_tastes.py"])
-def test_names_of_something_else(module: str) -> None:
+def test_names_that_are_no_rewards(module: str) -> None:
     check_error(
         f"{module}:rednes", rf"{module} has no 'rednes', which the reward '{module}:rednes' needs; define it"
     )
@@ -273,7 +272,7 @@ def test_names_of_something_else(module: str) -> None:
     )
 
 
-def test_a_source_makes_no_sense() -> None:
+def test_a_custom_reward_takes_no_source() -> None:
     with pytest.raises(
         ValueError, match=r"^rewards: reward 'my_tastes:redness' has no weights that a source could name"
     ):

@@ -25,7 +25,7 @@ PROMPTS = ["a handwritten seven", "digit 0", "the number Nine"]
 
 
 def judge_tensors() -> dict[str, Tensor]:
-    """Return ten support vectors, each of which votes for one digit, with noise."""
+    """Return ten support vectors, one for each digit, with noise."""
     generator = torch.Generator().manual_seed(3)
     return {
         "support_vectors": torch.rand(10, 64, generator=generator),
@@ -192,7 +192,7 @@ def test_digit_judge_is_one_where_the_judge_agrees(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("reward", "file"), [(DigitReward, CLASSIFIER_FILE), (DigitJudgeReward, JUDGE_FILE)])
-def test_files_that_are_missing_broken_or_others(reward: Any, file: str, tmp_path: Path) -> None:
+def test_missing_and_broken_files(reward: Any, file: str, tmp_path: Path) -> None:
     message = (
         rf"^there is no {re.escape(str(tmp_path / file))}; `python -m noisetilt_kernels.training` writes it"
     )
@@ -218,7 +218,7 @@ def test_one_wrong_shape_is_named(tmp_path: Path) -> None:
 def test_mistakes(folder: Path, name: str, reward: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\)"):
         reward(folder)(torch.rand(1, 1, 32, 32), ["7"])
-    with pytest.raises(ValueError, match=rf"^{name}: prompts must be as many as the 1 images, got 2"):
+    with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 1 images, got 2"):
         reward(folder)(some_images(1), ["7", "8"])
     with pytest.raises(ValueError, match=r"^digit_of: .*'a cat'"):
         reward(folder)(some_images(1), ["a cat"])

@@ -37,7 +37,7 @@ def mean_over_frames(videos: Tensor, prompts: Sequence[str], every: int = 1) -> 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 6, 20])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7, 50])
-def test_it_is_the_mean_however_many_at_once(at_once: int, every: int) -> None:
+def test_it_is_the_mean_for_any_number_at_once(at_once: int, every: int) -> None:
     videos, reward = some_videos(), PerFrame(target, at_once, every)
     values = reward(videos, PROMPTS)
     assert values.dtype == torch.float32
@@ -157,7 +157,7 @@ def test_rewards_of_videos_stay_as_they_are() -> None:
     torch.testing.assert_close(wrapped(videos, PROMPTS), PerFrame(brightness)(videos, PROMPTS))
 
 
-def test_an_attribute_that_is_false() -> None:
+def test_takes_videos_may_be_false() -> None:
     reward = OfVideos()
     reward.takes_videos = False
     assert not takes_videos(reward)
@@ -200,7 +200,12 @@ def test_arguments(arguments: tuple[Any, ...], error: type[Exception], message: 
             TypeError,
             "videos must be a floating-point tensor with values in [0, 1], got",
         ),
-        (some_videos(), PROMPTS[:1], ValueError, "prompts must be as many as the 2 videos, got 1"),
+        (
+            some_videos(),
+            PROMPTS[:1],
+            ValueError,
+            "needs one prompt for each of the 2 videos, got 1",
+        ),
         (some_videos(), "ab", TypeError, "prompts must be a sequence of strings"),
     ],
 )
@@ -214,6 +219,6 @@ def test_videos(videos: Tensor, prompts: Any, error: type[Exception], message: s
     ("wrong", "given"),
     [(lambda i, p: i.mean(), r"\(\)"), (lambda i, p: i[:2, 0, 0, 0], r"\(2,\)"), (lambda i, p: 3.0, "float")],
 )
-def test_rewards_that_return_what_they_should_not(wrong: Any, given: str) -> None:
+def test_rewards_with_wrong_results(wrong: Any, given: str) -> None:
     with pytest.raises(ValueError, match=rf"^PerFrame: reward must return a tensor \(6,\), got {given}$"):
         PerFrame(wrong, 3)(some_videos(), PROMPTS)

@@ -247,7 +247,7 @@ def renamed_back(model: CLIPModel) -> dict[str, Tensor]:
     return tensors
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_conversion_round_trip(tmp_path: Path) -> None:
     """A `CLIPModel` renamed to open_clip and converted back is unchanged, bit for bit."""
     torch.manual_seed(1)
     layers = {
@@ -301,7 +301,7 @@ def test_the_command_converts(published: Path, converted: Path, tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
-def test_a_file_of_half_precision_computes_in_full(
+def test_half_precision_files_are_computed_in_float32(
     open_clip: OpenClip, published: Path, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path, {name: tensor.half() for name, tensor in open_clip.state_dict().items()})
@@ -366,7 +366,7 @@ def test_mistakes(published: Path) -> None:
 # ---- sources ----
 
 
-def test_the_file_its_folder_and_the_hub(
+def test_sources_file_folder_and_hub(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = some_images(3)
@@ -388,7 +388,9 @@ def test_the_file_its_folder_and_the_hub(
     assert asked == [("xswu/HPSv2", NAME)]
 
 
-def test_the_tokenizer_is_elsewhere(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_of_the_base_model(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(published / NAME, tmp_path)
     with pytest.raises(
         RewardError, match=r"^hpsv2: there is no tokenizer of the model's 54 tokens in \S+ or laion/"
@@ -408,7 +410,7 @@ def check_error(source: Path | str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_sources(tmp_path: Path) -> None:
     missing = re.escape(str(tmp_path / "missing"))
     check_error(tmp_path / "missing", f"there is no folder {missing}; name the folder of the weights")
     check_error(
@@ -440,16 +442,17 @@ class Evil:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def test_files_of_something_else(tmp_path: Path) -> None:
+def test_files_without_weights(tmp_path: Path) -> None:
     file = tmp_path / NAME
     torch.save({"state_dict": {}, "more": Evil()}, file)
     check_error(
-        file, rf"{re.escape(str(file))} cannot be read as weights by torch.save \(.+\); download it again"
+        file,
+        rf"{re.escape(str(file))} cannot be read as torch.save weights \(.+\); download it again",
     )
     file.write_bytes(pickle.dumps({"state_dict": Evil}, protocol=2))
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
+    check_error(file, r"\S+ cannot be read as torch.save weights \(.+\); download it again")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    check_error(file, r"\S+ cannot be read as weights by torch.save \(.+\); download it again")
+    check_error(file, r"\S+ cannot be read as torch.save weights \(.+\); download it again")
     for content, kind in (([1], "list"), ({"state_dict": {"a": 1}}, "dict"), ({"state_dict": 1}, "dict")):
         torch.save(content, file)
         check_error(file, rf"\S+ must hold tensors by name, got {kind}; download it again")

@@ -305,7 +305,7 @@ def test_mistakes(published: Path) -> None:
 # ---- sources ----
 
 
-def test_the_file_its_folder_and_the_hub(
+def test_sources_file_folder_and_hub(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = some_images(3)
@@ -326,7 +326,7 @@ def test_the_file_its_folder_and_the_hub(
 
 
 @pytest.mark.parametrize("form", ["vocab.txt", "with BLIP's tokens"])
-def test_the_tokenizer_as_others_have_it(published: Path, tmp_path: Path, form: str) -> None:
+def test_other_formats_of_the_tokenizer(published: Path, tmp_path: Path, form: str) -> None:
     shutil.copy(published / NAME, tmp_path)
     if form == "vocab.txt":
         (tmp_path / form).write_text("\n".join(WORDS))
@@ -348,7 +348,7 @@ def check_error(source: Path | str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_sources(tmp_path: Path) -> None:
     missing = re.escape(str(tmp_path / "missing"))
     check_error(
         tmp_path / "missing.pt", rf"there is no file {missing}\.pt; name the file of the weights, or ID:FILE"

@@ -86,12 +86,12 @@ def test_weights(spec: str, weights: dict[str, float]) -> None:
         ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color' and 'videoreward' do"),
     ],
 )
-def test_weights_that_are_none(spec: str, message: str) -> None:
+def test_invalid_weights(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^rewards: {re.escape(message)}"):
         parse_weights(spec)
 
 
-def test_colors_are_looked_at_early() -> None:
+def test_colors_are_checked_before_loading() -> None:
     for load in (parse_weights, load_reward, load_rewards):
         with pytest.raises(ValueError, match=r"^color: target must be #rrggbb or one of .*, got 'reddish'"):
             load("color:reddish")
@@ -113,7 +113,7 @@ def test_rewards_by_name() -> None:
         )
 
 
-def test_the_source_is_where_weights_come_from(tmp_path: Path) -> None:
+def test_weights_come_from_the_source(tmp_path: Path) -> None:
     classifier = DigitClassifier()
     save_file(classifier.state_dict(), tmp_path / CLASSIFIER_FILE)
     images = some_images(2)
@@ -150,7 +150,7 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
         call()
 
 
-def test_what_has_no_gradient_cannot_steer() -> None:
+def test_rewards_without_gradient_cannot_steer() -> None:
     message = (
         "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
         "'aesthetic', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', "
@@ -161,7 +161,7 @@ def test_what_has_no_gradient_cannot_steer() -> None:
         load_rewards("digit,digit-judge=0.5", sources={"digit": "/nowhere", "digit-judge": "/nowhere"})
 
 
-def test_prompts_are_looked_at_early() -> None:
+def test_prompts_are_checked_before_loading() -> None:
     check_prompts(["digit", "digit-judge", "color:red"], ["a seven", "3"])
     check_prompts(["brightness", "clip"], ["a cat"])
     for name in ("digit", "digit-judge"):
@@ -171,7 +171,7 @@ def test_prompts_are_looked_at_early() -> None:
         check_prompts(["beauty"], ["3"])
 
 
-def test_transformers_is_needed_by_those_that_need_it_alone() -> None:
+def test_simple_rewards_do_not_import_transformers() -> None:
     code = (
         "import sys; from noisetilt_kernels import rewards; assert 'transformers' not in sys.modules; "
         "rewards.load_rewards('color:blue,symmetry'); assert 'transformers' not in sys.modules"
@@ -236,12 +236,12 @@ def test_a_sum_steers() -> None:
         ),
     ],
 )
-def test_sums_of_nonsense(parts: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_sums(parts: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^WeightedSum: {re.escape(message)}"):
         WeightedSum(parts)
 
 
-def test_parts_that_return_what_they_should_not() -> None:
+def test_parts_with_wrong_results() -> None:
     for wrong, given in {lambda i, p: i.mean(): r"\(\)", lambda i, p: 3.0: "float"}.items():
         with pytest.raises(
             ValueError, match=rf"^WeightedSum: 'wrong' must return a tensor \(2,\), got {given}"
@@ -252,7 +252,7 @@ def test_parts_that_return_what_they_should_not() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"), [("brightness", False), ("color:blue", False), ("my.module:name", True)]
 )
-def test_what_may_have_weights(name: str, expected: bool) -> None:
+def test_has_weights(name: str, expected: bool) -> None:
     assert RewardSpec.parse(name).has_weights is expected
     assert RewardSpec.parse("clip").has_weights and RewardSpec.parse("videoreward:motion").has_weights
 

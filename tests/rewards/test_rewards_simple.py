@@ -84,7 +84,7 @@ def test_symmetry_is_left_to_right() -> None:
 
 
 @pytest.mark.parametrize("target", ["#ff00", "ff0000", "#gg0000", "crimson", "", "#ff0000 "])
-def test_colors_that_are_none(target: str) -> None:
+def test_invalid_colors(target: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^color: target must be #rrggbb or one of .*, got {re.escape(repr(target))}"
     ):
@@ -105,7 +105,12 @@ def test_colors_that_are_none(target: str) -> None:
             "images must be a floating-point tensor",
         ),
         ([[0.5]], [""], TypeError, "images must be a floating-point tensor with values in [0, 1], got list"),
-        (torch.rand(2, 3, 4, 4), [""], ValueError, "prompts must be as many as the 2 images, got 1"),
+        (
+            torch.rand(2, 3, 4, 4),
+            [""],
+            ValueError,
+            "needs one prompt for each of the 2 images, got 1",
+        ),
         (torch.rand(1, 3, 4, 4), "a", TypeError, "prompts must be a sequence of strings"),
         (torch.rand(1, 3, 4, 4), [1], TypeError, "prompts must be a sequence of strings"),
     ],

@@ -182,7 +182,7 @@ def test_the_whole_text_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_prompts_with_its_tokens(reward: VideoReward) -> None:
+def test_prompts_with_special_tokens(reward: VideoReward) -> None:
     for token in ("<|video_pad|>", "<|MQ_reward|>"):
         with pytest.raises(
             ValueError, match=rf"^videoreward: prompts must not contain {re.escape(token)}, got "
@@ -226,11 +226,11 @@ def normalised(raw: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("head_rows", [1, 3])
 @pytest.mark.parametrize("full", [True, False])
-def test_it_is_the_definition(tmp_path: Path, full: bool, head_rows: int) -> None:
+def test_values_follow_the_definition(tmp_path: Path, full: bool, head_rows: int) -> None:
     source = whole(tmp_path, full=full, head_rows=head_rows)
     videos = some_videos(3)
     expected = normalised(raw_values(videos, PROMPTS, head_rows))
-    assert (expected.std(dim=0) > 0.05).all(), "videos that are too much alike show nothing"
+    assert (expected.std(dim=0) > 0.05).all(), "the videos are too similar to test anything"
     torch.testing.assert_close(
         VideoReward(source, fps=4)(videos, PROMPTS), expected.sum(dim=1), rtol=1e-3, atol=1e-3
     )
@@ -268,7 +268,7 @@ def test_by_name(folder: Path, short_text: None) -> None:
             load_reward(bad, source="/nowhere")
 
 
-def test_lora_is_divided_by_its_rank_or_the_root_of_that() -> None:
+def test_lora_is_divided_by_its_rank_or_its_root() -> None:
     tensors = {
         "a.weight": torch.zeros(2, 3),
         "a.lora_A.weight": torch.ones(4, 3),
@@ -305,7 +305,7 @@ def test_names(name: str, plain: str) -> None:
     assert plain_name(name) == plain
 
 
-def test_what_settings_do_not_say_is_as_published(tmp_path: Path) -> None:
+def test_missing_settings_have_published_values(tmp_path: Path) -> None:
     (tmp_path / "model_config.json").write_text("{}")
     settings = read_settings(tmp_path)
     assert (settings.fps, settings.most_pixels, settings.alpha) == (2.0, 200_704, None)
@@ -397,7 +397,7 @@ def test_arguments(reward: VideoReward, folder: Path) -> None:
         ValueError, match=r"^videoreward: videos must be \(B, 3, F, H, W\), got \(1, 3, 8, 8\)"
     ):
         reward(some_images(1, 8, 8), ["a"])
-    with pytest.raises(ValueError, match=r"^videoreward: prompts must be as many as the 2 videos, got 1"):
+    with pytest.raises(ValueError, match=r"^videoreward: needs one prompt for each of the 2 videos, got 1"):
         reward(some_videos(2), ["a"])
     with pytest.raises(ValueError, match=r"^VideoReward: fps must be finite and at least 0.001, got 0"):
         VideoReward(folder, fps=0)
@@ -408,15 +408,14 @@ def test_arguments(reward: VideoReward, folder: Path) -> None:
 # ---- places of the files ----
 
 
-def test_the_base_may_be_elsewhere(tmp_path: Path, folder: Path, reward: VideoReward) -> None:
+def test_the_base_model_in_another_folder(tmp_path: Path, folder: Path, reward: VideoReward) -> None:
     base, alone = tmp_path / "base", tmp_path / "alone"
     base.mkdir()
     alone.mkdir()
     tiny_qwen.save_base(base)
     tiny_qwen.save_videoreward(alone, full=False)
-    shutil.rmtree(
-        alone / "checkpoint-12" / "tokenizer"
-    )  # leaves the base model's tokenizer, to which the marks are added
+    # leaves the base model's tokenizer, to which the marks are added
+    shutil.rmtree(alone / "checkpoint-12" / "tokenizer")
     videos = some_videos(2)
     values = VideoReward(alone, fps=4, base=base)(videos, PROMPTS[:2])
     torch.testing.assert_close(values, reward(videos, PROMPTS[:2]), rtol=1e-4, atol=1e-4)
@@ -560,7 +559,7 @@ def test_weights_of_another_model(
     check(tmp_path, rf"the weights in \S+ {message}")
 
 
-def test_half_of_lora(folder: Path, tmp_path: Path) -> None:
+def test_incomplete_lora(folder: Path, tmp_path: Path) -> None:
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
     change_weights(copy_of(folder, tmp_path), lambda tensors: tensors.pop(name))
     check(

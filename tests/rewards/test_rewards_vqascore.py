@@ -99,7 +99,7 @@ def test_patches_follow_the_configuration(options: dict[str, Any]) -> None:
     check_patches(patches, processor, some_images(1, 150, 100)[0])
 
 
-def test_pixels_as_old_configurations_say_them() -> None:
+def test_pixel_limits_of_old_configurations() -> None:
     config = tiny_qwen.make_vqa_model().config.vision_config
     patches = image_patches("vqascore", config, {"min_pixels": 100, "max_pixels": 200})
     assert (patches.least, patches.most) == (100, 200)
@@ -162,7 +162,7 @@ def test_a_tokenizer_without_a_chat_template(reward: VqaScore, folder: Path, tmp
     assert torch.equal(other._chat.tokens("what", 2), reward._chat.tokens("what", 2))
 
 
-def test_the_template_of_the_tokenizer_is_what_counts(folder: Path, tmp_path: Path) -> None:
+def test_the_template_of_the_tokenizer_is_used(folder: Path, tmp_path: Path) -> None:
     copy_of(folder, tmp_path)
     file = tmp_path / "chat_template.jinja"
     file.write_text(file.read_text().replace("helpful", "strict"))
@@ -391,14 +391,14 @@ def test_an_answer_of_several_tokens(reward: VqaScore) -> None:
         ),
     ],
 )
-def test_an_image_processor_that_is_not_served(
+def test_an_unsupported_image_processor(
     folder: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     change_json(copy_of(folder, tmp_path) / "preprocessor_config.json", **options)
     check(tmp_path, re.escape(message))
 
 
-def test_no_image_processor_is_that_of_the_real_model(folder: Path, tmp_path: Path) -> None:
+def test_default_image_processor(folder: Path, tmp_path: Path) -> None:
     (copy_of(folder, tmp_path) / "preprocessor_config.json").unlink()
     patches = VqaScore(tmp_path)._patches
     assert (patches.least, patches.most, patches.side) == (3136, 12_845_056, 4)
@@ -407,5 +407,5 @@ def test_no_image_processor_is_that_of_the_real_model(folder: Path, tmp_path: Pa
 def test_arguments(reward: VqaScore) -> None:
     with pytest.raises(ValueError, match=r"^vqascore: images must be \(B, 3, H, W\), got \(3, 8, 8\)"):
         reward(some_images(1, 8, 8)[0], ["a"])
-    with pytest.raises(ValueError, match=r"^vqascore: prompts must be as many as the 2 images, got 1"):
+    with pytest.raises(ValueError, match=r"^vqascore: needs one prompt for each of the 2 images, got 1"):
         reward(some_images(2, 8, 8), ["a"])

@@ -1,4 +1,4 @@
-"""Edge cases of runs and commands: bad folders, bad options, and the way of each option to its place."""
+"""Edge cases of runs and commands: bad folders, bad options, and settings that the options reach."""
 
 import json
 import math
@@ -187,7 +187,7 @@ def test_a_one_step_flow_serves_both_kinds_of_methods(tmp_path: Path, order: int
     }
 
 
-def test_model_and_rewards_are_loaded_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_and_rewards_are_loaded_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(
         loading, "load_pipeline", lambda source, **given: asked.update(source=source, **given)
@@ -372,7 +372,9 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         (["--device", "cuda:1", "--offload", "--lora", "./nowhere"], "there are no weights"),
     ],
 )
-def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, options: list[str], message: str) -> None:
+def test_a_dry_run_refuses_the_same_options_as_a_run(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
     result = invoke(*SAMPLE, *options, "--dry-run", "--out", tmp_path / "run")
     assert result.exit_code == 1 and message in result.output.splitlines()[-1], result.output
     assert not (tmp_path / "run").exists()
@@ -404,7 +406,7 @@ def test_a_bad_prompt_is_an_error_before_any_work(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "must be UTF-8" in result.output
 
 
-def test_best_of_must_divide(tmp_path: Path) -> None:
+def test_best_of_must_divide_the_seeds(tmp_path: Path) -> None:
     result = invoke(
         "compare", *SAMPLE[1:-2], "--method", "base", "--seeds", 4, "--best-of", "3", "--out", tmp_path / "c"
     )

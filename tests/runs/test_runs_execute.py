@@ -49,7 +49,7 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_is_what_the_sampler_makes(tmp_path: Path) -> None:
+def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
     summary = run(tmp_path)
     prompts = ["bright"] * 3 + ["dark"] * 3
     result = SETTINGS.method.sample(LatentFlow(), brightness, prompts, SamplerOptions(seed=4))
@@ -79,9 +79,8 @@ def test_a_resumed_run_makes_the_same_images(tmp_path: Path) -> None:
     def interrupted(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         nonlocal calls
         calls += 1
-        if (
-            calls == 2 * STEPS + 3
-        ):  # in the second micro-batch; each of the two finished particles was judged once more
+        # in the second micro-batch; each of the two finished particles was judged once more
+        if calls == 2 * STEPS + 3:
             raise KeyboardInterrupt
         return brightness(pictures, prompts)
 

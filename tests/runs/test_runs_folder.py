@@ -45,7 +45,7 @@ def test_a_particle_is_saved_as_image_latent_and_line(tmp_path: Path) -> None:
     assert written["made_with"]["versions"]["torch"] == torch.__version__
 
 
-def test_resuming_knows_what_is_finished(tmp_path: Path) -> None:
+def test_resuming_skips_finished_particles(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
     assert folder.missing(3) == [range(0, 3)]
     for particle in (0, 1, 4):

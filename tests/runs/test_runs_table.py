@@ -10,7 +10,7 @@ from noisetilt_kernels.runs.table import markdown, tabulate
 from noisetilt_kernels.sampling.methods import parse_method
 
 
-def test_estimates_are_students() -> None:
+def test_estimates_use_students_quantile() -> None:
     one = estimate([1.0, 2.0, 3.0, 4.0, math.nan])
     assert (one.mean, one.count) == (2.5, 4)
     # 3.182 is Student's 97.5 % quantile of 3 degrees of freedom

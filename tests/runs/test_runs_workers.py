@@ -77,7 +77,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+def test_two_processes_make_the_same_files_as_one(tmp_path: Path) -> None:
     options = ["--particles", 3, "--micro-batch", 2, "--reward", "brightness", "--held-out", "digit-judge"]
     torchrun(1, *options, "--out", tmp_path / "one")
     printed = torchrun(2, *options, "--out", tmp_path / "two").stdout
@@ -145,10 +145,10 @@ def test_a_stopped_comparison_resumes_with_more_processes(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "table.md").exists()
 
 
-def test_sampling_starts_after_all_have_read_what_is_missing(
+def test_sampling_starts_after_all_processes_have_read_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that read at different times would disagree on the shares, and skip some particles."""
+    """Processes that read at different times would disagree on the shares and skip some particles."""
     together = threading.Barrier(2)
     monkeypatch.setattr(Workers, "wait", lambda workers: together.wait(timeout=60))
     read = RunFolder.read_outcomes
@@ -298,7 +298,7 @@ def test_processes_with_a_gpu_each_use_nccl(
     assert asked == [*([device] if device != "cpu" else []), backend, "left"]
 
 
-def test_a_launcher_that_does_not_name_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_rank_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(ValueError, match="LOCAL_RANK is not set"):

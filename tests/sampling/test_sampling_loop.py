@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*GUIDED, "base"])
-def test_a_finished_reward_that_is_not_finite_is_an_error_after_the_others_are_handed_over(name: str) -> None:
+def test_a_non_finite_final_reward_is_an_error_after_the_others_are_finished(name: str) -> None:
     sampler, model, arguments = GUIDED.get(name, BASE)
     finished = []
     options = SamplerOptions(micro_batch=6, on_finished=lambda one: finished.append(one.particle))

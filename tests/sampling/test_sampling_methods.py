@@ -30,7 +30,7 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "svdd:candidates=3,steps=4",
     ],
 )
-def test_planned_nfe_is_what_is_counted(text: str) -> None:
+def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
     method = parse_method(text)
     assert str(method) == text
     assert method.sample(LatentFlow(), brightness, ["", ""], SamplerOptions()).nfe == 2 * method.nfe

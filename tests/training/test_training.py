@@ -17,7 +17,7 @@ PROMPTS = [f"a handwritten {word}" for word in WORDS]
 
 
 def judged(images: torch.Tensor, prompts: list[str]) -> float:
-    """Share of images that an independent judge reads as prompted."""
+    """Return the share of images in which the independent judge sees the digit of the prompt."""
     return float(load_reward("digit-judge")(images, prompts).mean())
 
 
@@ -30,7 +30,7 @@ def test_the_models_are_small() -> None:
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8e6
 
 
-def test_they_are_flux_of_diffusers() -> None:
+def test_the_models_load_in_diffusers() -> None:
     pipe = FluxPipeline.from_pretrained(ASSETS / "digits")
     assert isinstance(pipe.transformer, FluxTransformer2DModel) and isinstance(pipe.vae, AutoencoderKL)
     images = pipe(
@@ -79,11 +79,13 @@ def test_the_student_draws_digits_in_one_step() -> None:
 
 @pytest.mark.slow
 def test_steering_raises_the_reward_and_the_classifier_reward_the_digit(digits: FluxFlow) -> None:
-    run = SamplerOptions(seed=3, micro_batch=20)
-    base = sampling.base(digits, load_reward("brightness"), PROMPTS * 2, steps=15, options=run)
-    brighter = sampling.ntrk(digits, load_reward("brightness"), PROMPTS * 2, rho=0.1, steps=15, options=run)
+    options = SamplerOptions(seed=3, micro_batch=20)
+    base = sampling.base(digits, load_reward("brightness"), PROMPTS * 2, steps=15, options=options)
+    brighter = sampling.ntrk(
+        digits, load_reward("brightness"), PROMPTS * 2, rho=0.1, steps=15, options=options
+    )
     assert (brighter.rewards > base.rewards).float().mean() > 0.9
-    surer = sampling.ntrk(digits, load_rewards("digit"), PROMPTS * 2, rho=0.1, steps=15, options=run)
+    surer = sampling.ntrk(digits, load_rewards("digit"), PROMPTS * 2, rho=0.1, steps=15, options=options)
     before = load_reward("digit")(digits.decode(base.latents), PROMPTS * 2)
     assert surer.rewards.mean() > before.mean()
 

@@ -92,7 +92,7 @@ class VisionModel(CLIPVisionModelWithProjection):
 
 
 class VisionModelWithPredictor(VisionModel):
-    """Vision half and aesthetic predictor, named as in the published conversion for transformers."""
+    """Vision half and aesthetic predictor, with the names of the published conversion to transformers."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Published checkpoints that are one file by torch.save, in another format than that of transformers."""
+"""Reader of checkpoints published as one file by torch.save, not in the format of transformers."""
 
 import pickle
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except _FAILURES as error:
         raise RewardError(
-            f"{reward}: {file} cannot be read as weights by torch.save ({first_sentence(error)}); download "
+            f"{reward}: {file} cannot be read as torch.save weights ({first_sentence(error)}); download "
             "it again"
         ) from None
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -115,7 +115,7 @@ def shape_of(reward: str, file: Path, tensors: Mapping[str, Tensor], name: str, 
     """Return the shape of one of the tensors.
 
     Raises:
-        RewardError: the tensor is missing or has not `dims` dimensions.
+        RewardError: the tensor is missing or does not have `dims` dimensions.
     """
     shape = tuple(tensors[name].shape) if name in tensors else None
     if shape is None or len(shape) != dims:
@@ -146,6 +146,6 @@ def heads_of(reward: str, file: Path, what: str, width: int, head_width: int) ->
 
 
 def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Return the number of layers, whose tensors are called prefix + "0.", prefix + "1.", and so on."""
+    """Return the number of layers; the names of their tensors begin with prefix + "0.", prefix + "1.", ..."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     return len(numbers)

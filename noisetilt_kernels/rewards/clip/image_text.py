@@ -19,9 +19,9 @@ VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class ImageTextModel:
     """CLIP model that returns the cosine of the embeddings of each image and its prompt.
 
-    The weights are frozen. Images are processed in float32 and go through the model in `dtype`, and so does
-    the gradient. A prompt is truncated to the length the model was trained with, 77 tokens, and its embedding
-    is cached.
+    The weights are frozen. Images are processed in float32; the model and its gradient are computed in
+    `dtype`. A prompt is truncated to the length the model was trained with, 77 tokens, and its embedding is
+    cached.
 
     Args:
         reward: name of the reward, for errors.
@@ -46,9 +46,8 @@ class ImageTextModel:
     ) -> None:
         device = torch.device(device)
         self._preprocess, self._tokenizer = preprocess, tokenizer
-        self.scale: float = (
-            model.logit_scale.exp().item()
-        )  # read before it is rounded to dtype, which would change values
+        # read before the model is rounded to dtype, which would change the scale
+        self.scale: float = model.logit_scale.exp().item()
         self._model = model.to(device=device, dtype=dtype or default_dtype(device))
         self._reward, self._length = reward, model.config.text_config.max_position_embeddings
         self._texts: dict[str, Tensor] = {}

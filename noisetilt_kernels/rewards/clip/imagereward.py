@@ -19,7 +19,7 @@ from .linear_head import linear_head
 SOURCE = default_source("imagereward")
 
 TOKENIZER = "google-bert/bert-base-uncased"
-"""Hub id of BERT, whose tokenizer BLIP extends; ImageReward is published without a tokenizer."""
+"""Hub id of BERT. BLIP extends its tokenizer; ImageReward is published without one."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Mean and standard deviation of the raw scores in the authors' data; the reward is normalized by them."""
@@ -57,8 +57,8 @@ class ImageRewardScore:
     Most values are from -2 to 2; mean and standard deviation over the authors' data are 0 and 1.
 
     Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). A prompt is truncated to 35
-    tokens. The weights are frozen. Images are processed in float32 and go through BLIP in `dtype`, and so
-    does the gradient.
+    tokens. The weights are frozen. Images are processed in float32; BLIP and its gradient are
+    computed in `dtype`.
 
     Args:
         source: published file, ImageReward.pt; a folder with this .pt file only; or ID:FILE, the file on the
@@ -173,7 +173,7 @@ def _config(file: Path, tensors: Mapping[str, Tensor]) -> BlipConfig:
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors under the names of `ImageRewardModel`, without those it does not have."""
+    """Yield the tensors that `ImageRewardModel` has, under its names."""
     for name, tensor in tensors.items():
         half, _, rest = name.removeprefix("blip.").partition(".")
         if half == "mlp":

@@ -45,7 +45,7 @@ _IN_LAYERS = {
 def to_transformers(
     reward: str, file: Path, tensors: Mapping[str, Tensor]
 ) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """Return the configuration and the tensors of the `CLIPModel` that computes the same.
+    """Return the configuration and the tensors of the equivalent `CLIPModel`.
 
     Tensors that the model does not have, such as `attn_mask`, are dropped. A missing tensor is reported when
     the model is loaded.

@@ -16,7 +16,7 @@ from ..loading import FAILURES
 from ..preprocessing import Preprocessing
 
 LONGEST = 200
-"""Largest ratio of the sides of an image. Hugging Face's processors have the same limit."""
+"""Largest ratio of the sides of an image, the same as in Hugging Face's processors."""
 
 CHATML = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -53,8 +53,8 @@ class Patches:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width to which frames of this size are resized.
 
-        Both are multiples of a token, close to the proportions of the frame, with `least` to `most` pixels in
-        all.
+        Both are multiples of the side of a token. The proportions are kept approximately, and the product is
+        from `least` to `most`.
 
         Raises:
             ValueError: one side is more than 200 times the other.

@@ -33,7 +33,7 @@ BASE = "Qwen/Qwen2-VL-2B-Instruct"
 LEAST_PIXELS = 128 * 28 * 28
 """Smallest number of pixels of a resized frame, unless the checkpoint's largest number is smaller."""
 LEAST_FRAMES, MOST_FRAMES = 4, 768
-"""Smallest and largest number of frames that are scored, for videos that have as many."""
+"""Smallest and largest number of frames that are scored, if the video has enough frames."""
 
 
 class VideoReward:
@@ -46,9 +46,9 @@ class VideoReward:
     two videos of the same prompt.
 
     Videos (B, 3, F, H, W) in [0, 1] of any size with at least 2 frames, and B prompts -> float32 (B,). Two
-    frames of each second are scored: an even number, and at least 4 if there are as many. The weights are
-    frozen. Videos are processed in float32 and go through the model in `dtype`, one at a time, and so does
-    the gradient. Activations are recomputed in the backward pass.
+    frames of each second are scored: an even number, and at least 4 if the video has that many. The
+    weights are frozen. Videos are processed in float32; the model and its gradient are computed in `dtype`,
+    one video at a time. Activations are recomputed in the backward pass.
 
     Args:
         source: folder or hub id with model_config.json and checkpoint-NUMBER.

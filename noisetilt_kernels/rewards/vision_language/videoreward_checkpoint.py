@@ -140,7 +140,7 @@ def newest(folder: Path) -> Path:
 def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
     """Return the tensors of a checkpoint-NUMBER, and True if the model is complete.
 
-    The names are those of `plain_name`.
+    The tensors have the names that `plain_name` returns.
 
     Raises:
         RewardError: the files are missing or cannot be read.
@@ -172,11 +172,8 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
 def plain_name(name: str) -> str:
     """Return a tensor's name in `Qwen2VLModel` of transformers 5, without what PEFT and older models add."""
     name = name.removeprefix("base_model.model.")
-    for part in (
-        "base_layer",
-        "modules_to_save",
-        "default",
-    ):  # LoRA weights are called "lora_A.default.weight"
+    # LoRA weights are called "lora_A.default.weight"
+    for part in ("base_layer", "modules_to_save", "default"):
         name = name.replace(f".{part}.", ".")
     name = name.removeprefix("model.")
     return (
@@ -190,7 +187,7 @@ def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.d
     """Return the tensors with LoRA merged into the weights: W + alpha / rank B A, computed in float32.
 
     Args:
-        tensors: tensors by the names of `plain_name`, with all weights that LoRA changes.
+        tensors: tensors by the names that `plain_name` returns, with all weights that LoRA changes.
         settings: settings of the checkpoint.
         dtype: dtype of the merged weights.
 

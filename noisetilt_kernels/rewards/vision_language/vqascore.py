@@ -27,7 +27,7 @@ class VqaScore:
     is certain. Methods that normalize the gradient are not affected.
 
     Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,). The weights are frozen. Images
-    are processed in float32 and go through the model in `dtype`, one at a time, and so does the gradient.
+    are processed in float32; the model and its gradient are computed in `dtype`, one image at a time.
     Activations are recomputed in the backward pass.
 
     Args:
