@@ -1,8 +1,11 @@
 """Fixtures that more than one test file needs."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # the folder of `bench`, which is not installed
 
 # Set before torch loads OpenMP: waiting threads sleep. On a shared machine, spinning threads make thousands
 # of small calls ten times slower.

@@ -2,14 +2,10 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder of `bench`, which is not installed
 
 from bench.gpu import tune
 from noisetilt_kernels.backends.triton import order_stats, tile_stats, transforms, wgnc, whitening
