@@ -73,7 +73,7 @@ def register_without_gradient(name: str) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> None:
         raise NotImplementedError(
-            f"{public} has no gradient: it projects gradients and is not meant to be differentiated. "
+            f"{public} has no gradient: it is a projection. "
             "Pass x.detach(), or call it under torch.no_grad()."
         )
 

@@ -248,7 +248,7 @@ def test_every_command_reads_a_method_in_the_same_way(tmp_path: Path) -> None:
     for command in ("sample", "compare"):
         result = invoke(command, *SAMPLE[1:-2], "--method", "ntrk:scale=0.5", "--out", tmp_path / "run")
         assert result.exit_code == 1
-        assert result.output.strip() == "Error: ntrk: scale=0.5 needs the schedule that it scales"
+        assert result.output.strip() == "Error: ntrk: scale=0.5 needs a schedule; add schedule=NAME"
 
 
 def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
