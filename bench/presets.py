@@ -20,7 +20,7 @@ def table() -> str:
     for name, shape in LATENTS.items():
         config = nt.preset("auto", shape)
         tiles = ", ".join(f"{th}x{tw}" for th, tw in config.tile_sizes)
-        mixing = "; ".join(f"{th}x{tw}, {steps} steps" for (th, tw), steps in config.mixing)
+        mixing = "; ".join(f"{th}x{tw} in {steps} steps" for (th, tw), steps in config.mixing)
         chunk_sizes = ", ".join(map(str, config.chunk_sizes))
         lines.append(f"| {name} | {'x'.join(map(str, shape))} | {chunk_sizes} | {tiles} | {mixing} |")
     return "\n".join(lines)

@@ -83,7 +83,7 @@ class WhiteningConfig:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        """Describe the configuration on one line: tiles as "4x4", mixing domains as "64x64 12 times"."""
+        """Describe the configuration on one line: tiles as "4x4", mixing domains as "64x64 in 12 steps"."""
         sizes = ", ".join(map(str, self.chunk_sizes))
         tiles = ", ".join(f"{th}x{tw}" for th, tw in self.tile_sizes) or "none"
         mixing = ", ".join(_mixing_text(tile, repeats) for tile, repeats in self.mixing) or "none"
@@ -97,7 +97,7 @@ def _domain(tile: Any, repeats: Any) -> tuple[Tile, int]:
 
 def _mixing_text(tile: Tile, repeats: int) -> str:
     size = "full plane" if tile == FULL else f"{tile[0]}x{tile[1]}"
-    return f"{size} {repeats or 'ceil(log2)'} {'time' if repeats == 1 else 'times'}"
+    return f"{size} in {repeats or 'ceil(log2)'} {'step' if repeats == 1 else 'steps'}"
 
 
 _PRESETS = {

@@ -143,9 +143,11 @@ def test_a_configuration_prints_itself_readably() -> None:
     assert str(config) == repr(config)
     assert str(config) == (
         "WhiteningConfig(chunks: 4, 16; tiles: 4x4, 8x8, 16x16; "
-        "mixing: 64x64 12 times, 8x8 6 times; alpha: 0.0001)"
+        "mixing: 64x64 in 12 steps, 8x8 in 6 steps; alpha: 0.0001)"
     )
-    assert "mixing: full plane ceil(log2) times, 4x8 ceil(log2) times; alpha: 0.0001" in str(nt.preset("wan"))
+    assert "mixing: full plane in ceil(log2) steps, 4x8 in ceil(log2) steps; alpha: 0.0001" in str(
+        nt.preset("wan")
+    )
     config = nt.WhiteningConfig([4], [], [], 0.5)
     assert str(config) == "WhiteningConfig(chunks: 4; tiles: none; mixing: none; alpha: 0.5)"
-    assert "2x4 1 time;" in str(nt.WhiteningConfig([4], [], [((2, 4), 1)]))
+    assert "2x4 in 1 step;" in str(nt.WhiteningConfig([4], [], [((2, 4), 1)]))

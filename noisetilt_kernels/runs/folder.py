@@ -115,8 +115,8 @@ class RunFolder:
                 self._check_same_settings(before)
             elif finished:
                 raise RunFolderError(
-                    f"{path} already holds a run with {finished} images; continue it with --resume, "
-                    "or choose another folder"
+                    f"{path} already holds a run with finished images ({finished}); "
+                    "choose another folder, or continue it with --resume"
                 )
         elif path.exists() and (not path.is_dir() or not all(map(is_temporary, path.iterdir()))):
             raise RunFolderError(f"{path} is not empty and not the folder of a run; choose another folder")
@@ -244,8 +244,9 @@ class RunFolder:
         if other:
             name = other[0]
             raise RunFolderError(
-                f"{self.path} holds a run with another {name}: {_describe_setting(before.get(name))}, not "
-                f"{_describe_setting(self.settings.get(name))}; --resume needs the settings of run.json"
+                f"{self.path} holds a run with {name} {_describe_setting(before.get(name))}, not "
+                f"{_describe_setting(self.settings.get(name))}; "
+                "choose another folder, or give --resume the settings of its run.json"
             )
 
 

@@ -104,8 +104,8 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 130
     assert "stopped: 1 of 3 images are in" in result.output and "--resume to continue" in result.output
 
-    assert_one_sentence(invoke(*arguments), "already holds a run with 1 images", "--resume")
-    assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "another seed: 0, not 1")
+    assert_one_sentence(invoke(*arguments), "already holds a run with finished images (1)", "--resume")
+    assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "holds a run with seed 0, not 1")
     result = invoke(*arguments, "--resume")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "run" / "images").iterdir())) == 3

@@ -87,10 +87,11 @@ def test_a_particle_without_its_line_is_not_finished(tmp_path: Path, monkeypatch
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     RunFolder(tmp_path, SETTINGS)
     with pytest.raises(
-        RunFolderError, match=r"another seed: 3, not 4; --resume needs the settings of run\.json"
+        RunFolderError,
+        match=r"seed 3, not 4; choose another folder, or give --resume the settings of its run\.json",
     ):
         RunFolder(tmp_path, {**SETTINGS, "seed": 4}, resume=True)
-    with pytest.raises(RunFolderError, match="another operator: None, not 'w'"):
+    with pytest.raises(RunFolderError, match="operator None, not 'w'"):
         RunFolder(tmp_path, {**SETTINGS, "operator": "w"}, resume=True)
 
 
@@ -100,7 +101,9 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", other)  # nothing was finished, so nothing is lost
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 4
     save(folder, 0)
-    with pytest.raises(RunFolderError, match="already holds a run with 1 images; continue it with --resume"):
+    with pytest.raises(
+        RunFolderError, match=r"finished images \(1\); choose another folder, or continue it with --resume"
+    ):
         RunFolder(tmp_path / "run", other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()

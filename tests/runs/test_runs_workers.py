@@ -268,7 +268,7 @@ def test_a_run_of_several_processes_is_not_overwritten(tmp_path: Path) -> None:
     RunFolder(tmp_path, {}, worker=1).save_particle(
         Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)
     )
-    with pytest.raises(Exception, match="already holds a run with 1 images"):
+    with pytest.raises(Exception, match="already holds a run with finished images"):
         RunFolder(tmp_path, {})
 
 
