@@ -16,13 +16,13 @@ class _NoBar:
         pass
 
 
-def progress_bar(shown: bool, description: str, total: int) -> AbstractContextManager[Bar]:
-    """Return a progress bar for `total` steps. It prints nothing unless `shown`.
+def progress_bar(show: bool, description: str, total: int) -> AbstractContextManager[Bar]:
+    """Return a progress bar for `total` steps. It prints nothing unless `show` is True.
 
     Raises:
         ImportError: the bar is to be shown, and tqdm is not installed.
     """
-    if not shown:
+    if not show:
         return nullcontext(_NoBar())
     try:
         from tqdm import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
