@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+import noisetilt_kernels as nt
 from noisetilt_kernels.backends import reference
-from noisetilt_kernels.config import Sample, resolve_preset
 
 from . import baselines
 from .inputs import FLUX, WAN, gaussian, structured
@@ -17,7 +17,7 @@ from .inputs import FLUX, WAN, gaussian, structured
 )
 def test_whiten(compare, preset, field, target):
     x = field(FLUX if preset == "flux" else WAN)
-    config = resolve_preset(preset, Sample(*x.shape), 1e-4)
+    config = nt.preset(preset, x.shape)
     compare(
         lambda: torch.ops.noisetilt.whiten(x, preset),
         eager={
@@ -31,7 +31,7 @@ def test_whiten(compare, preset, field, target):
 
 def test_whiten_against_compiled(compare):
     x = structured(FLUX)
-    config = resolve_preset("flux", Sample(*FLUX), 1e-4)
+    config = nt.preset("flux", FLUX)
     compiled = torch.compile(lambda x: baselines.whiten(x, config))
     compare(
         lambda: torch.ops.noisetilt.whiten(x, "flux"), eager={"torch.compile": lambda: compiled(x)}, target=20

@@ -18,6 +18,7 @@ import noisetilt_kernels as nt
 from noisetilt_kernels import autograd_shortcut, ops, registration
 from noisetilt_kernels.backends import cpu, reference, tables
 from noisetilt_kernels.backends.tables import ExaminedTables, check_table
+from noisetilt_kernels.config import DEFAULT_ALPHA
 
 from .timing import Function, time_calls
 
@@ -125,7 +126,7 @@ def cache_rows() -> None:
         lambda: arguments(cpu._projections),
         lambda: (cpu._projections._kept.cache_clear(), arguments(cpu._projections)),
     )
-    key = 16384, 4, 1e-4, nt.Normal(), torch.float32, torch.device("cpu")
+    key = 16384, 4, DEFAULT_ALPHA, nt.Normal(), torch.float32, torch.device("cpu")
     compare(
         "tables in memory, against disk: 16384x4",
         lambda: tables.cached_table(*key),
@@ -147,8 +148,11 @@ def cache_rows() -> None:
     compare("examined user tables: 1024x4", lambda: examined(lower, upper), lambda: check_table(lower, upper))
     compare(
         "tables in memory: project_tile_stats of the reference",
-        lambda: reference.project_tile_stats(x, (8, 8), (4, 16), 1e-4),
-        lambda: (tables.cached_table.cache_clear(), reference.project_tile_stats(x, (8, 8), (4, 16), 1e-4)),
+        lambda: reference.project_tile_stats(x, (8, 8), (4, 16), DEFAULT_ALPHA),
+        lambda: (
+            tables.cached_table.cache_clear(),
+            reference.project_tile_stats(x, (8, 8), (4, 16), DEFAULT_ALPHA),
+        ),
     )
 
 

@@ -1,4 +1,7 @@
-"""Inputs of the benchmarks."""
+"""Inputs of the benchmarks and of the tests: noise and structured latents."""
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -7,22 +10,49 @@ FLUX = (16, 64, 64)
 WAN = (336, 60, 104)
 
 
-def gaussian(shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of seed 0."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def gaussian(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Standard normal noise."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def structured(shape: tuple[int, ...]) -> Tensor:
-    """Fields with amplitude spectrum 1/k in every channel (C, H, W), variance 1."""
-    return one_over_k(gaussian(shape))
-
-
-def one_over_k(noise: Tensor, power: float = 1.0) -> Tensor:
-    """Fields (C, H, W) with amplitude spectrum 1/k^power, made from noise of that shape; variance 1."""
-    _, height, width = noise.shape
-    ky = torch.fft.fftfreq(height)[:, None] * height
-    kx = torch.fft.fftfreq(width)[None, :] * width
-    k = (ky**2 + kx**2).sqrt()
+def power_law(beta: float, shape: Sequence[int] = FLUX, seed: int = 0) -> Tensor:
+    """Field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64, variance 1."""
+    _, h, w = shape
+    k = torch.hypot(torch.fft.fftfreq(h)[:, None] * h, torch.fft.fftfreq(w) * w).double()
     k[0, 0] = 1
-    field = torch.fft.ifft2(torch.fft.fft2(noise) / k**power).real
+    field = torch.fft.ifft2(torch.fft.fft2(gaussian(shape, torch.float64, seed)) / k**beta).real
     return field / field.std()
+
+
+def structured(shape: Sequence[int]) -> Tensor:
+    """Field (C, H, W) with amplitude spectrum 1/k in every channel, float32."""
+    return power_law(1.0, shape).float()
+
+
+def _sinusoids(seed: int) -> Tensor:
+    c, h, w = FLUX
+    y, x = torch.arange(h, dtype=torch.float64)[:, None] / h, torch.arange(w, dtype=torch.float64) / w
+    waves = [torch.sin(2 * math.pi * ((3 + k % 5) * x + (2 + k % 3) * y) + k) for k in range(c)]
+    return torch.stack(waves) + 0.3 * gaussian(FLUX, torch.float64, seed)
+
+
+def _repeated_channel(seed: int) -> Tensor:
+    return gaussian((1, *FLUX[1:]), torch.float64, seed).repeat(FLUX[0], 1, 1)
+
+
+def _sparse_spikes(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    there = torch.rand(FLUX, generator=generator) < 0.001
+    return there * torch.randn(FLUX, dtype=torch.float64, generator=generator)
+
+
+STRUCTURED: dict[str, Callable[[int], Tensor]] = {
+    "1/k^0.5": lambda seed: power_law(0.5, seed=seed),
+    "1/k": lambda seed: power_law(1.0, seed=seed),
+    "1/k^1.5": lambda seed: power_law(1.5, seed=seed),
+    "1/k^2": lambda seed: power_law(2.0, seed=seed),
+    "sinusoids": _sinusoids,
+    "repeated channel": _repeated_channel,
+    "sparse spikes": _sparse_spikes,
+}
+"""Functions of a seed that make a structured latent 16x64x64, float64."""

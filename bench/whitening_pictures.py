@@ -11,18 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from noisetilt_kernels.cli.demo_operators import periodogram
 
 from .inputs import FLUX, gaussian, structured
 from .whitening_statistics import families
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 DPI = 110
-
-
-def periodogram(x: Tensor) -> Tensor:
-    """Mean periodogram of the channels of x (C, H, W), zero frequency in the middle, scaled to mean 1."""
-    power = torch.fft.fftshift(torch.fft.fft2(x).abs().square().mean(dim=0))
-    return power / power.mean()
 
 
 def fields() -> Figure:
@@ -34,7 +29,8 @@ def fields() -> Figure:
         for label, image in ((name, x), (f"W of {name}", nt.whiten(x))):
             axes[0, column].imshow(image[0], cmap="gray", vmin=-2.5, vmax=2.5)
             axes[0, column].set_title(label)
-            axes[1, column].imshow(periodogram(image).log10(), cmap="magma", vmin=-2, vmax=2)
+            power = torch.fft.fftshift(periodogram(image[None]).mean(dim=0))
+            axes[1, column].imshow(power.log10(), cmap="magma", vmin=-2, vmax=2)
             column += 1
     for axis in axes.flat:
         axis.set_xticks([])

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
+
+from .checks import check_choice
+from .python_ref import DEFAULT_ALPHA
 
 Tile = tuple[int, int]
 FULL: Tile = (0, 0)
 """Tile that covers the whole H x W plane of a channel."""
-
-DEFAULT_ALPHA = 1e-4
 
 
 def check_alpha(function: str, alpha: float) -> None:
@@ -122,17 +123,12 @@ def preset(name: str, shape: Sequence[int] | None = None) -> WhiteningConfig:
     Raises:
         ValueError: the name is unknown, "auto" has no shape, or the preset does not fit the shape.
     """
-    _check_name("preset", name)
+    check_choice("preset", "preset", name, PRESETS)
     if shape is not None:
         return resolve_preset(name, sample_of("preset", shape), DEFAULT_ALPHA)
     if name == "auto":
         raise ValueError("preset: 'auto' needs a shape, got none; write preset('auto', x.shape)")
     return _PRESETS[name]
-
-
-def _check_name(function: str, name: str) -> None:
-    if name not in PRESETS:
-        raise ValueError(f"{function}: unknown preset {name!r}; valid: {', '.join(map(repr, PRESETS))}")
 
 
 class Sample(NamedTuple):
@@ -211,10 +207,10 @@ def resolve_preset(name: str, sample: Sample, alpha: float) -> WhiteningConfig:
     Raises:
         ValueError: the preset is unknown or does not fit the shape.
     """
-    _check_name("whiten", name)
+    check_choice("whiten", "preset", name, PRESETS)
     check_alpha("whiten", alpha)
     config = _auto(sample) if name == "auto" else _PRESETS[name]
-    return resolve(WhiteningConfig(config.chunk_sizes, config.tile_sizes, config.mixing, alpha), sample)
+    return resolve(replace(config, alpha=alpha), sample)
 
 
 def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
@@ -240,7 +236,7 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
         th, tw = (height, width) if tile == FULL else tile
         check_tile("whiten", (th, tw), sample, even=True)
         mixing.append(((th, tw), repeats or _log2_ceil(th * tw)))
-    return WhiteningConfig(config.chunk_sizes, config.tile_sizes, tuple(mixing), config.alpha)
+    return replace(config, mixing=tuple(mixing))
 
 
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:

@@ -47,11 +47,14 @@ class ChiSquare:
 Reference = Normal | ChiSquare
 NORMAL = Normal()
 
+DEFAULT_ALPHA = 1e-4
+"""Significance level: the confidence level is 1 - alpha."""
+
 _ROWS_PER_TASK = 8192  # of long tables, filled by a thread pool: scipy's functions release the GIL
 
 
 def confidence_table(
-    num_chunks: int, chunk_size: int, alpha: float = 1e-4, reference: Reference = NORMAL
+    num_chunks: int, chunk_size: int, alpha: float = DEFAULT_ALPHA, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
     """Table `(lower, upper)` of `project_2os`, each (num_chunks, chunk_size), float64 (DESIGN section 2).
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import python_ref
 from ..backends import backends
 from ..backends import reference as reference_backend
-from ..config import DEFAULT_ALPHA, Sample, resolve_preset
+from ..config import Sample, preset
 from .errors import explained
 from .timing import median_seconds
 
@@ -78,7 +78,7 @@ def measure(shape: Sample, device: str, min_run_time: float = 1.0) -> Iterator[T
     """
     x = torch.randn(1, shape.channels, shape.height, shape.width, device=device)
     flat = x.flatten(1)
-    config = resolve_preset("auto", shape, DEFAULT_ALPHA)
+    config = preset("auto", x.shape)
     cases: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
         "whiten": (lambda: torch.ops.noisetilt.whiten(x), lambda: reference_backend.whiten(x, config)),
         "project_wgnc": (

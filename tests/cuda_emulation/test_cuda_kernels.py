@@ -8,9 +8,10 @@ import pytest
 import torch
 from bits import assert_same_bits
 from cuda_emulation.build import load
-from inputs import DISTRIBUTIONS, TABLES, power_law, tables, values
+from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
 
+from bench.inputs import power_law
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import cpu
 from noisetilt_kernels.backends.reference import tables_like

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bench.inputs import FLUX, gaussian
 from noisetilt_kernels import python_ref
 
 # ---- distributions of values ----
@@ -144,57 +145,9 @@ def tables(
     return lower.to(dtype), upper.to(dtype)
 
 
-# ---- structured latents, 16x64x64 ----
-
-LATENT = (16, 64, 64)
+# ---- latents ----
 
 
-def power_law(beta: float, shape: Sequence[int] = LATENT, seed: int = 0) -> Tensor:
-    """Return a field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    c, h, w = shape
-    k = torch.hypot(torch.fft.fftfreq(h)[:, None] * h, torch.fft.fftfreq(w) * w).double()
-    k[0, 0] = 1
-    spectrum = torch.fft.fft2(torch.randn(c, h, w, dtype=torch.float64, generator=generator)) / k**beta
-    field = torch.fft.ifft2(spectrum).real
-    return field / field.std()
-
-
-def _sinusoids(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    c, h, w = LATENT
-    y, x = torch.arange(h, dtype=torch.float64)[:, None] / h, torch.arange(w, dtype=torch.float64) / w
-    waves = [torch.sin(2 * math.pi * ((3 + k % 5) * x + (2 + k % 3) * y) + k) for k in range(c)]
-    return torch.stack(waves) + 0.3 * torch.randn(LATENT, dtype=torch.float64, generator=generator)
-
-
-def _repeated_channel(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *LATENT[1:], dtype=torch.float64, generator=generator).repeat(LATENT[0], 1, 1)
-
-
-def _sparse_spikes(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    there = torch.rand(LATENT, generator=generator) < 0.001
-    return there * torch.randn(LATENT, dtype=torch.float64, generator=generator)
-
-
-STRUCTURED: dict[str, Callable[[int], Tensor]] = {
-    "1/k^0.5": lambda seed: power_law(0.5, seed=seed),
-    "1/k": lambda seed: power_law(1.0, seed=seed),
-    "1/k^1.5": lambda seed: power_law(1.5, seed=seed),
-    "1/k^2": lambda seed: power_law(2.0, seed=seed),
-    "sinusoids": _sinusoids,
-    "repeated channel": _repeated_channel,
-    "sparse spikes": _sparse_spikes,
-}
-
-
-def noise(count: int, shape: Sequence[int] = LATENT, dtype: torch.dtype = torch.float32) -> Tensor:
+def noise(count: int, shape: Sequence[int] = FLUX, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return standard normal samples (count, *shape). Sample s has seed s."""
-    return torch.stack(
-        [
-            torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-            for seed in range(count)
-        ]
-    )
+    return torch.stack([gaussian(shape, dtype, seed) for seed in range(count)])

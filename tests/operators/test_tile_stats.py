@@ -8,10 +8,11 @@ import torch
 from bits import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import DISTRIBUTIONS, noise, power_law, values
+from inputs import DISTRIBUTIONS, noise, values
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from bench.inputs import power_law
 from noisetilt_kernels.backends import reference
 
 project_tile_stats = torch.ops.noisetilt.project_tile_stats

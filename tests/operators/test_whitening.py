@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from bits import assert_same_bits, bit_patterns
-from inputs import LATENT, STRUCTURED, noise, power_law, values
+from inputs import noise, values
 from tolerances import cosine
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from bench.inputs import FLUX, STRUCTURED, power_law
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import reference
 from noisetilt_kernels.config import Sample, resolve_preset
@@ -87,7 +88,7 @@ def test_the_scale_of_the_input_hardly_matters(name: str, allowed: float) -> Non
 
 @pytest.mark.parametrize("fill", [0.0, -0.0, 1.0, -1e30, 1e-40])
 def test_a_constant_sample_becomes_finite_with_typical_norm(fill: float) -> None:
-    result = whiten(torch.full(LATENT, fill))
+    result = whiten(torch.full(FLUX, fill))
     assert bool(result.isfinite().all())
     assert float(result.norm()) == pytest.approx(256, rel=0.05)
 
