@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
-from inputs import LATENT, noise, tables, values
+from inputs import noise, tables, values
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import noisetilt_kernels as nt
+from bench.inputs import FLUX
 from noisetilt_kernels.drop_in import project_wgnc
 
 ops = torch.ops.noisetilt
@@ -347,7 +348,7 @@ def ffts_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_number_of_threads_changes_no_bit(name: str, batch: int, dtype: torch.dtype) -> None:
     x = torch.cat(
         [
-            values("1/k", (1, *LATENT), dtype),
+            values("1/k", (1, *FLUX), dtype),
             noise(batch - 1, dtype=dtype) if batch > 1 else noise(1)[:0].to(dtype),
         ]
     )

@@ -10,9 +10,10 @@ import pytest
 import torch
 from bits import assert_same_bits
 from device import BACKEND, CASES, DEVICE, LINEAR, PROJECTIONS, Case, assert_agrees, on_cpu, ops
-from inputs import noise, power_law, tables, values
+from inputs import noise, tables, values
 from torch import Tensor
 
+from bench.inputs import power_law
 from noisetilt_kernels.backends import reference
 
 DISTRIBUTIONS = ("1/k", "normal", "few values")

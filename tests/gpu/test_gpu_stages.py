@@ -15,9 +15,10 @@ from device import (
     ops,
     samples,
 )
-from inputs import DISTRIBUTIONS, STRUCTURED, noise, power_law, values
+from inputs import DISTRIBUTIONS, noise, values
 from torch import Tensor
 
+from bench.inputs import STRUCTURED, power_law
 from noisetilt_kernels.backends import cuda
 from noisetilt_kernels.config import WhiteningConfig
 

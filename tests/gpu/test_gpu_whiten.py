@@ -19,11 +19,12 @@ from device import (
     ops,
     samples,
 )
-from inputs import LATENT, STRUCTURED, noise, power_law, values
+from inputs import noise, values
 from tolerances import cosine
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from bench.inputs import FLUX, STRUCTURED, power_law
 from noisetilt_kernels.config import WhiteningConfig
 
 whiten = ops.whiten
@@ -121,7 +122,7 @@ def test_tied_and_sparse_inputs(name: str) -> None:
 
 @pytest.mark.parametrize("fill", [0.0, -0.0, 1.0, -1e30, 1e-40])
 def test_constant_samples(fill: float) -> None:
-    result = on_gpu(torch.full(LATENT, fill))
+    result = on_gpu(torch.full(FLUX, fill))
     assert bool(result.isfinite().all())
     assert float(result.norm()) == pytest.approx(256, rel=0.05)
 

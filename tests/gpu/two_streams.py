@@ -8,10 +8,11 @@ import threading
 
 import torch
 from bits import assert_same_bits
-from inputs import noise, power_law
+from inputs import noise
 from torch import Tensor
 
 import noisetilt_kernels  # noqa: F401
+from bench.inputs import power_law
 
 REPEATS = 30
 
