@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build, tests, sanitizers and benchmarks on a new GPU, unattended, in nine minutes: for the CUDA library and
+# Build, tests, sanitizers and benchmarks on a new GPU, unattended, limited to nine minutes: for the CUDA library and
 # for the Triton backend. At the end the launch table of the Triton backend is tuned.
 #
 #   bench/gpu.sh                everything

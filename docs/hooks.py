@@ -11,7 +11,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return the page's text with such links replaced."""
+    """Return the text of the page. A link to a file outside docs/ becomes the path of the file."""
     folder = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
 
     def path_of(match: re.Match[str]) -> str:
