@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noisetilt_kernels.backends.tables import cached_table
-from noisetilt_kernels.config import WhiteningConfig
+from noisetilt_kernels.config import DEFAULT_ALPHA, WhiteningConfig
 from noisetilt_kernels.python_ref import ChiSquare, Normal, compact_fourier, compact_fourier_inverse
 
 device = torch.device("cpu")  # of the tables
@@ -22,7 +22,7 @@ def table_of(count: int, chunk_size: int, df: int = 0) -> tuple[Tensor, Tensor]:
     key = count, chunk_size, df
     if key not in _tables:
         reference = ChiSquare(df) if df else Normal()
-        table = cached_table(count // chunk_size, chunk_size, 1e-4, reference, torch.float32, device)
+        table = cached_table(count // chunk_size, chunk_size, DEFAULT_ALPHA, reference, torch.float32, device)
         _tables[key] = table.lower, table.upper
     return _tables[key]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from noisetilt_kernels.backends import reference
+from noisetilt_kernels.config import DEFAULT_ALPHA
 
 from . import baselines
 from .inputs import FLUX, gaussian, structured
@@ -16,7 +17,7 @@ def test_project_tile_stats(compare, field, side):
     compare(
         lambda: torch.ops.noisetilt.project_tile_stats(x, tile, chunk_sizes),
         eager={
-            "python_ref": lambda: reference.project_tile_stats(x[None], tile, chunk_sizes, 1e-4),
+            "python_ref": lambda: reference.project_tile_stats(x[None], tile, chunk_sizes, DEFAULT_ALPHA),
             "idiomatic": lambda: baselines.project_tile_stats(x, tile, chunk_sizes),
         },
     )

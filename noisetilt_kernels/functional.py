@@ -24,7 +24,7 @@ def whiten(x: Tensor, config: str | WhiteningConfig = "auto", *, alpha: float | 
             FLUX's packed latents (B,1024,64) must be unpacked first: see `unpack_latents`.
         config: name of a preset, "flux", "wan" or "auto" (chosen by shape, see `preset`), or a
             `WhiteningConfig`.
-        alpha: significance level, 0 < alpha < 1. Default: 1e-4 for a preset, `config.alpha` for a
+        alpha: significance level, 0 < alpha < 1. Default: 1e-3 for a preset, `config.alpha` for a
             `WhiteningConfig`.
 
     Returns:

@@ -47,7 +47,7 @@ class ChiSquare:
 Reference = Normal | ChiSquare
 NORMAL = Normal()
 
-DEFAULT_ALPHA = 1e-4
+DEFAULT_ALPHA = 1e-3
 """Significance level: the confidence level is 1 - alpha."""
 
 _ROWS_PER_TASK = 8192  # of long tables, filled by a thread pool: scipy's functions release the GIL

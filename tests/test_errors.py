@@ -28,16 +28,16 @@ def spectrum(*shape: int, dtype: torch.dtype = torch.complex64) -> Tensor:
 
 # A correct call of every operator. Each mistake replaces one or two of its arguments.
 RIGHT: dict[str, dict[str, Any]] = {
-    "whiten": {"x": real(2, 4, 8, 8), "preset": "auto", "alpha": 1e-4},
+    "whiten": {"x": real(2, 4, 8, 8), "preset": "auto", "alpha": 1e-3},
     "_whiten_config": {
         "x": real(2, 4, 8, 8),
         "chunk_sizes": [4],
         "tile_sizes": [4, 4],
         "mixing": [0, 0, 0],
-        "alpha": 1e-4,
+        "alpha": 1e-3,
     },
     "project_2os": {"x": real(2, 64), "lower": LOWER, "upper": UPPER},
-    "project_tile_stats": {"x": real(2, 4, 8, 8), "tile": [4, 2], "chunk_sizes": [4, 16], "alpha": 1e-4},
+    "project_tile_stats": {"x": real(2, 4, 8, 8), "tile": [4, 2], "chunk_sizes": [4, 16], "alpha": 1e-3},
     "project_wgnc": {"x": real(2, 64), "block_size": 16},
     "project_wgnc_blocks": {"y": spectrum(2, 32), "block_size": 16},
     "compact_fourier": {"x": real(2, 64), "inverse": False},
@@ -574,7 +574,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "confidence_table: alpha must lie strictly",
     ),
     "table reference": (
-        lambda: nt.confidence_table(4, 4, 1e-4, "normal"),
+        lambda: nt.confidence_table(4, 4, 1e-3, "normal"),
         TypeError,
         "confidence_table: reference must be Normal() or",
     ),

@@ -46,7 +46,7 @@ TABLES = tables("typical", 64, 4)
 CASES = {
     "whiten": Case(ops.whiten, (4, 16, 16)),
     "whiten flux": Case(ops.whiten, (2, 16, 32), ("flux", 1e-3)),
-    "_whiten_config": Case(ops._whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [0, 0, 0, 2, 2, 1], 1e-4)),
+    "_whiten_config": Case(ops._whiten_config, (4, 8, 8), ([4], [4, 4, 2, 8], [0, 0, 0, 2, 2, 1], 1e-3)),
     "project_2os": Case(ops.project_2os, (256,), TABLES),
     "project_tile_stats": Case(ops.project_tile_stats, (4, 8, 8), ([4, 2], [4, 16])),
     "project_wgnc": Case(ops.project_wgnc, (256,)),
@@ -294,7 +294,7 @@ def test_every_rank(shape: tuple[int, ...]) -> None:
 
 def test_keywords_and_defaults() -> None:
     x = values("1/k", (2, 256))
-    assert_same_bits(ops.whiten(x=x, preset="auto", alpha=1e-4), ops.whiten(x))
+    assert_same_bits(ops.whiten(x=x, preset="auto", alpha=1e-3), ops.whiten(x))
     assert_same_bits(ops.project_wgnc(x, block_size=16), ops.project_wgnc(x))
     assert_same_bits(ops.compact_fourier(x, inverse=False), ops.compact_fourier(x))
     assert_same_bits(ops.hadamard_transform(x, scale=1.0), ops.hadamard_transform(x))

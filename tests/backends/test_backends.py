@@ -169,7 +169,7 @@ def test_a_forced_backend_serves_every_operator(name: str, tmp_path: Path) -> No
     assert outcome.report["warnings"] == []
     assert_bits_of_the_kernels(outcome)
     x = outcome.inputs["x"]
-    config = resolve_preset("auto", Sample(*x.shape[1:]), 1e-4)
+    config = resolve_preset("auto", Sample(*x.shape[1:]), 1e-3)
     # both use torch's rfft, so not even the FFT differs
     assert_same_bits(outcome.results["whiten"], reference.whiten(x, config))
 

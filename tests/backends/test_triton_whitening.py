@@ -34,8 +34,8 @@ TILES = [  # (C, H, W), tile
 def check_tile_stats(
     x: Tensor, tile: tuple[int, int], chunk_sizes: tuple[int, ...], context: str = ""
 ) -> None:
-    expected = reference.project_tile_stats(x, tile, chunk_sizes, 1e-4)
-    assert_same_bits(kernels.project_tile_stats(x, tile, chunk_sizes, 1e-4), expected, context)
+    expected = reference.project_tile_stats(x, tile, chunk_sizes, 1e-3)
+    assert_same_bits(kernels.project_tile_stats(x, tile, chunk_sizes, 1e-3), expected, context)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -83,7 +83,7 @@ def test_numbers_of_tiles_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_input_is_unchanged() -> None:
     x = values("1/k", (1, 2, 8, 8))
     before = x.clone()
-    kernels.project_tile_stats(x, (4, 4), (4,), 1e-4)
+    kernels.project_tile_stats(x, (4, 4), (4,), 1e-3)
     kernels.whiten(x, whitening((2, 8, 8), mixing=((FULL, 1),)))
     assert_same_bits(x, before)
 

@@ -213,7 +213,7 @@ def test_samplers_steer_videos_with_any_micro_batch(method: str) -> None:
 
 def test_the_real_latent_has_the_preset_of_wan() -> None:
     sample = Sample(16 * 21, 60, 104)
-    assert resolve_preset("auto", sample, 1e-4) == resolve_preset("wan", sample, 1e-4)
+    assert resolve_preset("auto", sample, 1e-3) == resolve_preset("wan", sample, 1e-3)
 
 
 # ---- errors ----

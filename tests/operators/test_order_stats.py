@@ -363,9 +363,9 @@ def test_noise_is_hardly_changed(num_chunks: int, chunk_size: int) -> None:
     x = noise(100, (num_chunks * chunk_size,))
     lower, upper = nt.confidence_table(num_chunks, chunk_size)
     changed = project_2os(x, lower.float(), upper.float()) != x
-    # Each bound is passed with probability 1e-4. Neighbouring ranks pass together, so seeds vary widely.
-    assert float(changed.double().mean()) < 3e-4
-    assert float(changed.double().mean(dim=1).max()) < 0.02
+    # Each bound is passed with probability 1e-3. Neighbouring ranks pass together, so seeds vary widely.
+    assert float(changed.double().mean()) < 3e-3
+    assert float(changed.double().mean(dim=1).max()) < 0.06
 
 
 @pytest.mark.parametrize("seed", range(6))

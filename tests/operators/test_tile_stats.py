@@ -50,7 +50,7 @@ def check(
 ) -> Tensor:
     """Project samples (B, C, H, W) and compare the bits with the reference."""
     result = project_tile_stats(x, tile, chunk_sizes)
-    assert_same_bits(result, reference.project_tile_stats(x, tile, chunk_sizes, 1e-4), context)
+    assert_same_bits(result, reference.project_tile_stats(x, tile, chunk_sizes, 1e-3), context)
     return result
 
 
@@ -150,7 +150,7 @@ def test_samples_of_a_batch_are_independent(dtype: torch.dtype) -> None:
 def test_strided_input(strided: Tensor) -> None:
     before = strided.clone()
     result = project_tile_stats(strided, (4, 8), (4, 16))
-    assert_same_bits(result, reference.project_tile_stats(strided.contiguous(), (4, 8), (4, 16), 1e-4))
+    assert_same_bits(result, reference.project_tile_stats(strided.contiguous(), (4, 8), (4, 16), 1e-3))
     assert result.is_contiguous()
     assert_same_bits(strided, before, "the input")
 
@@ -158,7 +158,7 @@ def test_strided_input(strided: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtype) -> None:
     x = values("1/k", (2, 4, 16, 24)).to(dtype)
-    expected = reference.project_tile_stats(x.float(), (4, 4), (4, 16), 1e-4).to(dtype)
+    expected = reference.project_tile_stats(x.float(), (4, 4), (4, 16), 1e-3).to(dtype)
     assert_same_bits(project_tile_stats(x, (4, 4), (4, 16)), expected)
 
 

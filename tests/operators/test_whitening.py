@@ -28,7 +28,7 @@ def peak(x: Tensor) -> float:
 
 def by_reference(x: Tensor) -> Tensor:
     """Whiten samples (B, C, H, W) by python_ref."""
-    return reference.whiten(x, resolve_preset("auto", Sample(*x.shape[1:]), 1e-4))
+    return reference.whiten(x, resolve_preset("auto", Sample(*x.shape[1:]), 1e-3))
 
 
 # ---- noise ----
@@ -203,7 +203,7 @@ def test_the_default_is_auto_and_a_preset_equals_its_name() -> None:
     x = STRUCTURED["1/k"](0).float()
     assert_same_bits(nt.whiten(x), whiten(x))
     assert_same_bits(nt.whiten(x, nt.preset("flux")), whiten(x, "flux"))
-    assert_same_bits(whiten(x), whiten(x, "auto", 1e-4))
+    assert_same_bits(whiten(x), whiten(x, "auto", 1e-3))
     assert bool((bit_patterns(whiten(x, "flux", 1e-2)) != bit_patterns(whiten(x))).any()), (
         "alpha has no effect"
     )
@@ -211,7 +211,7 @@ def test_the_default_is_auto_and_a_preset_equals_its_name() -> None:
 
 def test_a_wider_interval_changes_less() -> None:
     x = STRUCTURED["1/k"](0)[None]
-    similarity = [float(cosine(x, whiten(x, "flux", alpha))) for alpha in (1e-1, 1e-4, 1e-12)]
+    similarity = [float(cosine(x, whiten(x, "flux", alpha))) for alpha in (1e-1, 1e-3, 1e-12)]
     assert similarity == sorted(similarity)
 
 
