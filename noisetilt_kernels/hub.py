@@ -5,6 +5,7 @@ Models and rewards name their weights by a folder or by the id of a repository o
 
 import functools
 import re
+import time
 from pathlib import Path
 
 _ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -15,12 +16,16 @@ def is_hub_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None
 
 
-@functools.cache
 def offline() -> bool:
     """Return True if the hub cannot be reached, so that only downloaded files can be used.
 
-    The hub is asked once in a process, without the retries of a download, which take half a minute.
+    The hub is asked at most once a minute, without the retries of a download, which take 23 seconds.
     """
+    return _offline_in(int(time.monotonic() // 60))
+
+
+@functools.lru_cache(maxsize=1)
+def _offline_in(minute: int) -> bool:
     from huggingface_hub import constants, get_session
 
     try:

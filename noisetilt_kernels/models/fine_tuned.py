@@ -174,7 +174,24 @@ def load_denoiser(
             path = hub.download(location.name, file)
         elif path.is_dir():
             path = path / file
+            if not path.is_file():
+                raise _no_weights_in(source, path.parent)
         return _load_bare_weights(network, source, load_file(path), config, dtype)
+
+
+def _no_weights_in(source: str, folder: Path) -> ModelError:
+    """Return the error for a folder without a network."""
+    if (folder / "model_index.json").is_file():
+        parts = [name for name in ("transformer", "unet") if (folder / name).is_dir()]
+        return ModelError(
+            f"{source!r} is a whole pipeline; use it as the model, or its folder "
+            f"{' or '.join(map(repr, parts))} as the denoiser"
+        )
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    return ModelError(
+        f"{source!r} has neither a {_CONFIG} nor a {_WEIGHTS}; "
+        + (f"for one of its files write '{source}:{files[0]}'" if files else "it has no safetensors files")
+    )
 
 
 def _find_config(location: Location) -> dict[str, Any] | None:

@@ -294,9 +294,7 @@ def test_height_and_width_are_given_together(family: str, side: str) -> None:
     pipe = MAKERS[family]()
     found = family_of(pipe)
     adapter: Any = found.flow or found.one_step
-    with pytest.raises(
-        ValueError, match=f"{adapter.__name__}: height and width must be given together"
-    ):
+    with pytest.raises(ValueError, match=f"{adapter.__name__}: height and width must be given together"):
         adapter(pipe, **{side: 64})
 
 

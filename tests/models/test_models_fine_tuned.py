@@ -163,7 +163,16 @@ def test_missing_and_broken_weights(flux: Path, tuned: Path, tmp_path: Path) -> 
     assert raised_by(flux, "./nowhere") == (
         "there are no weights './nowhere'; give a file, a folder or a hub id"
     )
-    assert "No such file" in raised_by(flux, tmp_path)
+    assert raised_by(flux, tmp_path) == (
+        f"{str(tmp_path)!r} has neither a config.json nor a {WEIGHTS}; it has no safetensors files"
+    )
+    shutil.copy(tuned / WEIGHTS, tmp_path / "step-100.safetensors")
+    assert raised_by(flux, tmp_path).endswith(
+        f"; for one of its files write '{tmp_path}:step-100.safetensors'"
+    )
+    assert raised_by(flux, flux) == (
+        f"{str(flux)!r} is a whole pipeline; use it as the model, or its folder 'transformer' as the denoiser"
+    )
     assert "there is no file 'nothing.safetensors'" in raised_by(flux, f"{tmp_path}:nothing.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tuned / WEIGHTS).read_bytes()[:500])
     assert "cannot be loaded: Error while deserializing header" in raised_by(
@@ -258,6 +267,57 @@ def test_a_fine_tuned_model_by_the_command(flux: Path, tuned: Path, tmp_path: Pa
         flux, tmp_path / "one", *size, "--denoiser", tmp_path / "whole" / "transformer", "--resume"
     )
     assert refused.exit_code == 1 and "holds a run with denoiser" in refused.output
+
+
+def test_several_loras_and_guidance_by_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    tiny_flux().save_pretrained(tmp_path / "model", variant="fp16")
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    added = [
+        lora(f"transformer_blocks.0.attn.{name}", 32, file)
+        for name, file in zip(("to_q", "to_k"), files, strict=True)
+    ]
+    result = sample(
+        tmp_path / "model",
+        tmp_path / "run",
+        *("--height", SIZE, "--width", SIZE, "--variant", "fp16"),
+        *("--lora", f"{files[0]}=0.8", "--lora", files[1]),
+        *("--true-cfg-scale", 2, "--negative-prompt", "the house"),
+    )
+    assert result.exit_code == 0, result.output
+    pipe = tiny_flux()
+    attention = pipe.transformer.transformer_blocks[0].attn
+    attention.to_q.weight.data += 0.8 * added[0]
+    attention.to_k.weight.data += added[1]
+    flow = FluxFlow(pipe, height=SIZE, width=SIZE, true_cfg_scale=2, negative_prompt="the house")
+    expected = base(flow, redness, ["a cat"], steps=2).latents[0]
+    torch.testing.assert_close(latent(tmp_path / "run"), expected, rtol=0, atol=1e-5)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["lora"] == [f"{files[0]}=0.8", str(files[1])]
+    assert (settings["variant"], settings["true_cfg_scale"]) == ("fp16", 2)
+
+
+def test_faults_of_models_by_the_command(tmp_path: Path) -> None:
+    """The sentence comes before any weights are read."""
+    folder = tmp_path / "model"
+    tiny_flux().save_pretrained(folder)
+    size = ("--height", SIZE, "--width", SIZE)
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"broken")
+    for options, message in (
+        (("--height", SIZE), "height and width must be given together, got height 32 and width None"),
+        ((*size, "--negative-prompt", "a"), "negative_prompt has no effect without guidance"),
+        ((*size, "--denoiser", folder / "model.gguf"), "there are no weights"),
+        ((*size, "--lora", f"{folder}=strong"), "the weight of a LoRA must be a finite number"),
+        ((*size, "--guidance-scale", -1), "guidance_scale must be finite and at least 0"),
+    ):
+        result = sample(folder, tmp_path / "run", *options)
+        assert result.exit_code == 1 and message in result.output, result.output
+        assert not (tmp_path / "run").exists()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "text_encoder_2": [None, None]}))
+    result = sample(folder, tmp_path / "run", *size)
+    assert result.exit_code == 1 and "was saved without its text_encoder_2" in result.output
 
 
 def test_lora_of_wan_by_the_command(wan: Path, tmp_path: Path) -> None:

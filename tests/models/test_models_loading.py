@@ -183,11 +183,11 @@ def test_without_a_network_a_hub_id_fails_fast(monkeypatch: pytest.MonkeyPatch) 
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    hub.offline.cache_clear()
+    hub._offline_in.cache_clear()
     start = time.perf_counter()
     assert raised_by("some/flux").startswith("'some/flux' is not a folder, and the hub cannot be reached")
     assert time.perf_counter() - start < 5
-    hub.offline.cache_clear()
+    hub._offline_in.cache_clear()
 
 
 @pytest.mark.parametrize(
