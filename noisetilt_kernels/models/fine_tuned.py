@@ -241,6 +241,8 @@ def _named_as_in_diffusers(
     """
     for prefix in _PREFIXES:
         consume_prefix_in_state_dict_if_present(tensors, prefix)
+    if tensors.keys() == expected.keys():
+        return tensors
     candidates = [tensors]
     for prefix in ("", _ORIGINAL_PREFIX):  # the functions for some networks need the prefix
         try:

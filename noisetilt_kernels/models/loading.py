@@ -16,7 +16,7 @@ from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
 from .files import Location, read_json
 from .fine_tuned import add_loras, load_denoiser
-from .networks import load_network, network_class, with_defaults
+from .networks import load_network, network_class, variants_in, with_defaults
 
 _INDEX = "model_index.json"
 
@@ -104,17 +104,21 @@ def load_pipeline(
         _check_tokenizers(
             location, source, [name for name in _present(configs.components) if name not in components]
         )
-        for name, config in configs.networks.items():
-            if name not in components:
-                components[name] = load_network(
-                    network_class(*configs.components[name]),
-                    location,
-                    source,
-                    config,
-                    dtype,
-                    component=name,
-                    variant=variant,
-                )
+        networks = {name: one for name, one in configs.networks.items() if name not in components}
+        if variant is not None and not any(
+            variant in variants_in(Path(location.name, name)) for name in networks
+        ):
+            raise ModelError(f"no weights of {source!r} have the variant {variant!r}; leave it out")
+        for name, config in networks.items():
+            components[name] = load_network(
+                network_class(*configs.components[name]),
+                location,
+                source,
+                config,
+                dtype,
+                component=name,
+                variant=variant,
+            )
         pipe = facts.pipeline.from_pretrained(location.name, local_files_only=True, **components)
     add_loras(pipe, [str(one) for one in ([lora] if isinstance(lora, (str, Path)) else lora)], facts.name)
     try:

@@ -27,7 +27,7 @@ def network_class(library: str, class_name: str) -> Any:
     """
     found = getattr(importlib.import_module(library), class_name, None) if library in LIBRARIES else None
     if found is None:
-        raise ValueError(f"there is no class {class_name} in {library}, of {' and '.join(LIBRARIES)}")
+        raise ValueError(f"{library}.{class_name} is not a class of {' or '.join(LIBRARIES)}")
     return found
 
 
@@ -104,17 +104,23 @@ def _without_reports() -> Iterator[None]:
 
 def _variant_of(folder: Path, owner: str, variant: str | None) -> str | None:
     """Return the variant if the folder has its files, else None; raise ModelError if it has only others."""
-    files = [file.name.split(".") for file in folder.glob("*.safetensors")]
-    # NAME.VARIANT.safetensors, or NAME.VARIANT-00001-of-00002.safetensors
-    variants = {parts[1].partition("-0")[0] for parts in files if len(parts) == 3}
+    variants = variants_in(folder)
     if variant in variants:
         return variant
-    if variants and not any(len(parts) == 2 for parts in files):
+    named = sorted(filter(None, variants))
+    if named and None not in variants:
         raise ModelError(
-            f"the weights of {owner} are there only as variant {' and '.join(sorted(variants))}; "
-            f"use variant={min(variants)!r}, or --variant {min(variants)} in the commands"
+            f"the weights of {owner} are there only as variant {' and '.join(named)}; "
+            f"use variant={named[0]!r}, or --variant {named[0]} in the commands"
         )
     return None
+
+
+def variants_in(folder: Path) -> set[str | None]:
+    """Return the variants of a network's weights in its folder; None is the default one."""
+    files = [file.name.split(".") for file in folder.glob("*.safetensors")]
+    # NAME.VARIANT.safetensors, or NAME.VARIANT-00001-of-00002.safetensors
+    return {parts[1].partition("-0")[0] if len(parts) == 3 else None for parts in files}
 
 
 def remedy_for(class_name: str) -> str:

@@ -150,9 +150,14 @@ def test_variants(saved: dict[str, Path], tmp_path: Path) -> None:
         "use variant='fp16', or --variant fp16 in the commands"
     )
     pipe = load_pipeline(folder, device="cpu", dtype=torch.float32, variant="fp16")
-    whole = load_pipeline(saved["flux"], device="cpu", dtype=torch.float32, variant="fp16")
+    mixed = Path(shutil.copytree(saved["flux"], tmp_path / "mixed"))
+    shutil.copytree(folder / "vae", mixed / "vae", dirs_exist_ok=True)
+    whole = load_pipeline(mixed, device="cpu", dtype=torch.float32, variant="fp16")
     for one in (pipe, whole):  # networks without the variant have their default weights
         assert torch.equal(one.transformer.x_embedder.weight, tiny_flux().transformer.x_embedder.weight)
+    assert refusal(saved["flux"], variant="fp61") == (
+        f"no weights of {str(saved['flux'])!r} have the variant 'fp61'; leave it out"
+    )
 
 
 def test_folders_that_were_saved_without_components(tmp_path: Path) -> None:
@@ -230,6 +235,16 @@ def test_channels_must_be_those_of_the_vae(saved: dict[str, Path], tmp_path: Pat
         adapter(pipe)
 
 
+def test_sana_without_embedded_guidance_is_refused_by_its_configuration(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = without_weights(saved["sana"], tmp_path / "sana")
+    edit_json(folder / "transformer" / "config.json", guidance_embeds=False)
+    assert refusal(folder) == (
+        f"{str(folder)!r} must have a transformer with guidance_embeds, as SANA-Sprint has"
+    )
+
+
 @pytest.mark.parametrize("config", [{"boundary_ratio": 0.875}, {"expand_timesteps": True}])
 def test_wan22_is_refused_by_its_index_alone(
     saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], tmp_path: Path
@@ -268,13 +283,13 @@ def test_models_of_the_hub(saved: dict[str, Path], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hub, "download", download)
     monkeypatch.setattr(hub, "offline", lambda: False)
     monkeypatch.setattr(diffusers.FluxPipeline, "download", download_all)
-    pipe = load_pipeline("some/flux", device="cpu", variant="fp16", text_encoders=False)
+    pipe = load_pipeline("some/flux", device="cpu", text_encoders=False)
     assert pipe.text_encoder is pipe.tokenizer_2 is None
     assert asked.pop() == (
         "some/flux",
         {
             "use_safetensors": True,
-            "variant": "fp16",
+            "variant": None,
             "local_files_only": False,
             "text_encoder": None,
             "text_encoder_2": None,
@@ -361,6 +376,74 @@ def test_denoisers_with_original_names(
     loaded = load_pipeline(saved["wan"], device="cpu", dtype=torch.float32, denoiser=file).transformer
     assert isinstance(loaded, WanTransformer3DModel)
     expected = tiny_wan(seed=1).transformer.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_z_image_with_original_names(saved: dict[str, Path], tmp_path: Path) -> None:
+    tensors = dict(load_file(weights_of(saved["z-image"] / "transformer")))
+    for name in [name for name in tensors if name.endswith("attention.to_q.weight")]:
+        q, k, v = (tensors.pop(name.replace("to_q", f"to_{one}")) for one in "qkv")
+        tensors[name.replace("to_q", "qkv")] = torch.cat([q, k, v])
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, old in (
+            ("all_final_layer.2-1.", "final_layer."),
+            ("all_x_embedder.2-1.", "x_embedder."),
+            ("attention.norm_q.", "attention.q_norm."),
+            ("attention.norm_k.", "attention.k_norm."),
+            ("attention.to_out.0.", "attention.out."),
+        ):
+            name = name.replace(new, old)
+        renamed[f"model.diffusion_model.{name}"] = tensor
+    file = tmp_path / "tuned.safetensors"
+    save_file(renamed, file)
+    loaded = load_pipeline(saved["z-image"], device="cpu", dtype=torch.float32, denoiser=file).transformer
+    expected = load_file(weights_of(saved["z-image"] / "transformer"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_unet_in_a_whole_original_checkpoint(saved: dict[str, Path], tmp_path: Path) -> None:
+    blocks = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.attentions.0": "input_blocks.1.1",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "up_blocks.0.resnets.0": "output_blocks.0.0",
+        "up_blocks.0.resnets.1": "output_blocks.1.0",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+        "up_blocks.1.resnets.0": "output_blocks.2.0",
+        "up_blocks.1.attentions.0": "output_blocks.2.1",
+        "up_blocks.1.resnets.1": "output_blocks.3.0",
+        "up_blocks.1.attentions.1": "output_blocks.3.1",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    layers = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    expected = load_file(weights_of(saved["sd"] / "unet"))
+    renamed = {"first_stage_model.decoder.conv_in.weight": torch.zeros(1)}
+    for name, tensor in expected.items():
+        block = next(block for block in blocks if name.startswith(f"{block}."))
+        rest = name.removeprefix(f"{block}.")
+        if "resnets" in block:
+            layer, kind = rest.split(".")
+            rest = f"{layers[layer]}.{kind}"
+        renamed[f"model.diffusion_model.{blocks[block]}.{rest}"] = tensor
+    file = tmp_path / "tuned.safetensors"
+    save_file(renamed, file)
+    loaded = load_pipeline(saved["sd"], device="cpu", dtype=torch.float32, denoiser=file).unet
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
