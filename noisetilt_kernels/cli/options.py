@@ -39,16 +39,25 @@ model_options = combine(
     ),
     click.option(
         "--lora",
-        metavar="FOLDER|FILE|ID",
-        help="LoRA weights for the model; FOLDER:NAME for a file in a folder.",
+        multiple=True,
+        metavar="FOLDER|FILE|ID[=WEIGHT]",
+        help="LoRA weights for the model, with a weight other than 1 after =; FOLDER:NAME for a file in a "
+        "folder; may be repeated.",
+    ),
+    click.option(
+        "--variant",
+        metavar="NAME",
+        help="Variant of the model's weights, such as fp16 for files named *.fp16.safetensors.",
     ),
     click.option(
         "--height",
         type=click.IntRange(1),
-        help="Height of the images in pixels.  [default: set by the model]",
+        help="Height of the images in pixels, with --width.  [default: set by the model]",
     ),
     click.option(
-        "--width", type=click.IntRange(1), help="Width of the images in pixels.  [default: set by the model]"
+        "--width",
+        type=click.IntRange(1),
+        help="Width of the images in pixels, with --height.  [default: set by the model]",
     ),
     click.option(
         "--num-frames",
@@ -61,7 +70,14 @@ model_options = combine(
         help="Strength of the model's prompt guidance.  [default: set by the model]",
     ),
     click.option(
-        "--negative-prompt", metavar="TEXT", help="Prompt that classifier-free guidance steers away from."
+        "--true-cfg-scale",
+        type=float,
+        help="Scale of classifier-free guidance for FLUX, above 1; it doubles the passes through the model.",
+    ),
+    click.option(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="Prompt that classifier-free guidance steers away from. FLUX needs --true-cfg-scale for it.",
     ),
     click.option(
         "--dtype",

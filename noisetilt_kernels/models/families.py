@@ -31,9 +31,21 @@ class Family:
     @property
     def facts(self) -> FamilyFacts:
         """Name, pipeline class and components of the family."""
+        return self._any_adapter.facts
+
+    @property
+    def _any_adapter(self) -> type[PipelineModel]:
         adapter: type[PipelineModel] | None = self.flow or self.one_step
         assert adapter is not None
-        return adapter.facts
+        return adapter
+
+    def check_index(self, owner: str, index: Mapping[str, Any]) -> None:
+        """Check the content of model_index.json, see `PipelineModel.check_index`."""
+        self._any_adapter.check_index(owner, index)
+
+    def check_parts(self, owner: str, pipe: Any) -> None:
+        """Check configurations, see `PipelineModel.check_parts`."""
+        self._any_adapter.check_parts(owner, pipe)
 
     @property
     def videos(self) -> bool:

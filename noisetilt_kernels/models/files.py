@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download
+from .. import hub
 
 
 class Location(NamedTuple):
@@ -14,6 +14,11 @@ class Location(NamedTuple):
     """Path of the folder, or id on the hub."""
     local: bool
     """True for a folder, which is read without the network."""
+
+    @property
+    def local_files_only(self) -> bool:
+        """True if only files on this machine can be read: of a folder, or downloaded before."""
+        return self.local or hub.offline()
 
 
 def read_json(location: Location, file: str) -> dict[str, Any]:
@@ -27,7 +32,7 @@ def read_json(location: Location, file: str) -> dict[str, Any]:
         huggingface_hub.errors.EntryNotFoundError: the repository has no such file.
         OSError: the hub cannot be reached, or refuses.
     """
-    path = Path(location.name, file) if location.local else Path(hf_hub_download(location.name, file))
+    path = Path(location.name, file) if location.local else hub.download(location.name, file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {file}")
     try:

@@ -1,23 +1,30 @@
 """Fine-tuned weights for a pipeline: LoRA, and complete denoisers as MixGRPO and others publish them."""
 
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from ..hub import is_hub_id
+from .. import hub
 from .errors import ModelError, as_model_error
 from .files import Location, read_json
+from .networks import check_weights, load_network, remedy_for
 
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_ORIGINAL_PREFIX = "model.diffusion_model."
+"""Prefix of names of weights in files that hold more than the denoiser, and in ComfyUI's files."""
+_PREFIXES = ("module.", "_orig_mod.", _ORIGINAL_PREFIX)
+"""Prefixes of names of weights; the first two are from DistributedDataParallel and torch.compile."""
 
 
 def check_weights_exist(source: str) -> None:
@@ -30,10 +37,24 @@ def check_weights_exist(source: str) -> None:
     """
     place, file = _split_source(source)
     path = Path(place).expanduser()
-    if not path.exists() and not is_hub_id(place):
+    if not path.exists() and not hub.is_hub_id(place):
         raise ModelError(f"there are no weights {place!r}; give a file, a folder or a hub id")
     if path.is_dir() and file is not None and not (path / file).is_file():
         raise ModelError(f"there is no file {file!r} in the folder {place!r}; correct its name")
+
+
+def check_denoiser(source: str) -> None:
+    """Raise ModelError unless the weights of a denoiser exist, see `load_denoiser`, as far as can be seen.
+
+    Nothing is loaded, and the hub is not contacted.
+    """
+    check_weights_exist(source)
+    place, file = _split_source(source)
+    name = file or (place if Path(place).expanduser().is_file() else _WEIGHTS)
+    if not name.endswith(".safetensors"):
+        raise ModelError(
+            f"{source!r} is not a safetensors file; convert its weights to safetensors without quantisation"
+        )
 
 
 def check_peft() -> None:
@@ -55,29 +76,69 @@ def _locate(place: str) -> Location:
     return Location(str(path), local=True) if path.exists() else Location(place, local=False)
 
 
-def add_lora(pipe: Any, lora: str, family: str) -> None:
+def check_loras(loras: Sequence[str]) -> None:
+    """Raise ModelError unless peft is installed and all LoRA weights exist, see `add_loras`.
+
+    Nothing is loaded, and the hub is not contacted.
+    """
+    for lora in loras:
+        check_peft()
+        check_weights_exist(_split_weight(lora)[0])
+
+
+def _split_weight(lora: str) -> tuple[str, float]:
+    """Split "SOURCE=WEIGHT" into both; the weight is 1 if there is none, or if `lora` is a path."""
+    source, equals, number = lora.rpartition("=")
+    if not equals or Path(lora).expanduser().exists():
+        return lora, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ModelError(f"the weight of a LoRA must be a finite number, as in {source}=0.8, got {number!r}")
+    return source, weight
+
+
+def add_loras(pipe: Any, loras: Sequence[str], family: str) -> None:
     """Add LoRA weights to a pipeline.
 
     Args:
         pipe: the pipeline, changed in place.
-        lora: a file, a folder, a hub id, or "FOLDER_OR_ID:FILE".
+        loras: each a file, a folder, a hub id, or "FOLDER_OR_ID:FILE", and "=WEIGHT" after it for a weight
+            other than 1.
         family: name of the pipeline's family, for the error message.
 
     Raises:
         ModelError: the weights do not exist or belong to another model, or peft is not installed.
     """
-    check_peft()
-    check_weights_exist(lora)
-    place, file = _split_source(lora)
-    with as_model_error(lora):
-        pipe.load_lora_weights(_locate(place).name, weight_name=file)
-    if not pipe.get_list_adapters():
-        # diffusers only logs that no weight matched
-        raise ModelError(f"{lora!r} holds no LoRA weights of {family}; it may be of another model")
+    check_loras(loras)
+    weights: dict[str, float] = {}
+    for number, lora in enumerate(loras):
+        source, weight = _split_weight(lora)
+        place, file = _split_source(source)
+        location, name = _locate(place), f"lora_{number}"
+        with as_model_error(source):
+            pipe.load_lora_weights(
+                location.name,
+                weight_name=file,
+                adapter_name=name,
+                local_files_only=location.local_files_only,
+            )
+        if not any(name in names for names in pipe.get_list_adapters().values()):
+            # diffusers only logs that no weight matched
+            raise ModelError(f"{source!r} holds no LoRA weights of {family}; it may be of another model")
+        weights[name] = weight
+    if weights:
+        pipe.set_adapters(list(weights), list(weights.values()))
 
 
 def load_denoiser(
-    source: str, class_name: str, config: dict[str, Any], dtype: torch.dtype
+    source: str,
+    class_name: str,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    variant: str | None = None,
 ) -> torch.nn.Module:
     """Load a transformer or U-Net with fine-tuned weights.
 
@@ -87,29 +148,50 @@ def load_denoiser(
             - a safetensors file;
             - a folder or hub id with `diffusion_pytorch_model.safetensors` alone;
             - "FOLDER_OR_ID:FILE", one file of a folder or hub repository.
-            Files without a configuration must use diffusers' parameter names.
+            Files without a configuration have diffusers' parameter names or the original ones.
         class_name: diffusers class of the network.
         config: configuration of the pipeline's original network, used if `source` has none.
         dtype: dtype of the weights, except those that diffusers keeps in float32.
+        variant: variant of the files such as "fp16", used for a folder with a configuration that has it.
 
     Raises:
         ModelError: the weights do not exist, or belong to another network.
     """
-    check_weights_exist(source)
+    check_denoiser(source)
     place, file = _split_source(source)
     network: Any = getattr(diffusers, class_name)
     location = _locate(place)
     with as_model_error(source):
         tuned_config = _find_config(location) if file is None else None
         if tuned_config is not None:
-            return _load_with_config(network, source, location, tuned_config, dtype)
+            name = tuned_config.get("_class_name", class_name)
+            if name != class_name:
+                raise ModelError(f"{source!r} is a {name}; weights of a {class_name} are needed")
+            return load_network(network, location, source, tuned_config, dtype, variant=variant)
         file = file or _WEIGHTS
         path = Path(location.name)
         if not location.local:
-            path = Path(hf_hub_download(location.name, file))
+            path = hub.download(location.name, file)
         elif path.is_dir():
             path = path / file
+            if not path.is_file():
+                raise _no_weights_in(source, path.parent)
         return _load_bare_weights(network, source, load_file(path), config, dtype)
+
+
+def _no_weights_in(source: str, folder: Path) -> ModelError:
+    """Return the error for a folder without a network."""
+    if (folder / "model_index.json").is_file():
+        parts = [name for name in ("transformer", "unet") if (folder / name).is_dir()]
+        return ModelError(
+            f"{source!r} is a whole pipeline; use it as the model, or its folder "
+            f"{' or '.join(map(repr, parts))} as the denoiser"
+        )
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    return ModelError(
+        f"{source!r} has neither a {_CONFIG} nor a {_WEIGHTS}; "
+        + (f"for one of its files write '{source}:{files[0]}'" if files else "it has no safetensors files")
+    )
 
 
 def _find_config(location: Location) -> dict[str, Any] | None:
@@ -120,25 +202,6 @@ def _find_config(location: Location) -> dict[str, Any] | None:
         return None
 
 
-def _load_with_config(
-    network: Any, source: str, location: Location, config: dict[str, Any], dtype: torch.dtype
-) -> torch.nn.Module:
-    """Load a network that was saved with its configuration."""
-    name = config.get("_class_name", network.__name__)
-    if name != network.__name__:
-        raise ModelError(f"{source!r} is a {name}; weights of a {network.__name__} are needed")
-    loaded: torch.nn.Module
-    loaded, info = network.from_pretrained(
-        location.name,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=location.local,
-        output_loading_info=True,
-    )
-    _check_names(source, name, info["missing_keys"], info["unexpected_keys"])
-    return loaded
-
-
 def _load_bare_weights(
     network: Any, source: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], dtype: torch.dtype
 ) -> torch.nn.Module:
@@ -146,24 +209,47 @@ def _load_bare_weights(
     with init_empty_weights():
         empty: torch.nn.Module = network.from_config(config)
     expected = empty.state_dict()
-    _check_names(source, network.__name__, expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+    tensors = _named_as_in_diffusers(network, tensors, config, expected)
+    check_weights(
+        repr(source),
+        expected.keys() - tensors.keys(),
+        tensors.keys() - expected.keys(),
+        [
+            (name, tensor.shape, expected[name].shape)
+            for name, tensor in tensors.items()
+            if name in expected and tensor.shape != expected[name].shape
+        ],
+        remedy_for(network.__name__),
+    )
     in_float32 = set(network._keep_in_fp32_modules or ())
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise ModelError(
-                f"{name} in {source!r} has the shape {tuple(tensor.shape)}, but the model needs "
-                f"{tuple(expected[name].shape)}; weights of the same architecture are needed"
-            )
         tensors[name] = tensor.to(torch.float32 if in_float32.intersection(name.split(".")) else dtype)
     empty.load_state_dict(tensors, assign=True)
     return empty.eval()
 
 
-def _check_names(source: str, class_name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raise ModelError if a parameter is missing or unexpected; the message names the first one."""
-    for problem, names in (("lack", missing), ("have an unexpected", unexpected)):
-        for name in sorted(names)[:1]:
-            raise ModelError(
-                f"the weights in {source!r} {problem} {name}; "
-                f"weights of a {class_name} are needed, named as in diffusers"
+def _named_as_in_diffusers(
+    network: Any,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any],
+    expected: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Return tensors with diffusers' names.
+
+    Original names, such as those of Black Forest Labs and ComfyUI, are converted by diffusers. Prefixes are
+    removed.
+    """
+    for prefix in _PREFIXES:
+        consume_prefix_in_state_dict_if_present(tensors, prefix)
+    if tensors.keys() == expected.keys():
+        return tensors
+    candidates = [tensors]
+    for prefix in ("", _ORIGINAL_PREFIX):  # the functions for some networks need the prefix
+        try:
+            convert = SINGLE_FILE_LOADABLE_CLASSES[network.__name__]["checkpoint_mapping_fn"]
+            candidates.append(
+                convert(checkpoint={prefix + name: one for name, one in tensors.items()}, config=config)
             )
+        except Exception:  # the functions raise errors of all kinds if a name is missing
+            continue
+    return max(candidates, key=lambda names: len(names.keys() & expected.keys()))

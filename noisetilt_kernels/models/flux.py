@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..functional import pack_latents, unpack_latents
+from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
-from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, image_size
+from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
 from .times import exact_timestep, shifted_sigmas
 
@@ -18,7 +19,7 @@ MAX_PROMPT_LENGTH = 512
 """Maximum number of T5 tokens; FLUX.1 schnell was trained with 256."""
 
 
-class FluxFlow(FlowPipelineModel):
+class FluxFlow(GuidedFlow):
     """A FluxPipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
 
     Latents are unpacked, (16, H/8, W/8) for FLUX.1. They are float32 outside of the networks, in any dtype of
@@ -29,6 +30,10 @@ class FluxFlow(FlowPipelineModel):
         height, width: size of images in pixels, multiples of 16; None is the size in the VAE's configuration,
             1024 for FLUX.1.
         guidance_scale: scale of embedded guidance, at least 0; models without it, such as schnell, ignore it.
+        true_cfg_scale: scale of classifier-free guidance, as in the pipeline: v = v(negative) + scale
+            (v(prompt) - v(negative)). A guided velocity takes two passes through the transformer; at 1 and
+            below there is one pass and no guidance.
+        negative_prompt: prompt that classifier-free guidance leads away from.
         max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512; None is 512,
             or 256 for models without embedded guidance, or the tokenizer's maximum if that is less.
         gradient_checkpointing: see `PipelineModel`.
@@ -39,7 +44,10 @@ class FluxFlow(FlowPipelineModel):
     """
 
     facts = FamilyFacts(
-        "FLUX", FluxPipeline, encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+        "FLUX",
+        FluxPipeline,
+        encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        packing=4,
     )
 
     def __init__(
@@ -49,19 +57,29 @@ class FluxFlow(FlowPipelineModel):
         height: int | None = None,
         width: int | None = None,
         guidance_scale: float = 3.5,
+        true_cfg_scale: float = 1.0,
+        negative_prompt: str = "",
         max_sequence_length: int | None = None,
         gradient_checkpointing: bool | None = None,
     ) -> None:
         name = type(self).__name__
         self.check(pipe)
         check_number(name, "guidance_scale", guidance_scale, 0)
+        self.check_guidance(true_cfg_scale, negative_prompt, "true_cfg_scale")
         self._guidance_scale = float(guidance_scale)
         length = _prompt_length(name, pipe, max_sequence_length)
         default = pipe.vae.config.sample_size  # the pipeline's default, 128 latents, ignores the model
         factor = pipe.vae_scale_factor
         size = image_size(name, height, width, (default, default), 2 * factor)
         shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
-        super().__init__(pipe, shape, length, gradient_checkpointing)
+        super().__init__(
+            pipe,
+            shape,
+            length,
+            gradient_checkpointing,
+            weight=true_cfg_scale,
+            negative_prompt=negative_prompt,
+        )
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, pooled, _ = self.pipe.encode_prompt(
@@ -79,8 +97,7 @@ class FluxFlow(FlowPipelineModel):
     def sigmas(self, n: int) -> Tensor:
         return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
 
-    def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        self.check_latents("velocity", x, prompts)
+    def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
         dtype, (height, width) = transformer.dtype, self._shape[1:]
         prompt = self.prompts.batch(prompts)

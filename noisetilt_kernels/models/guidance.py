@@ -36,21 +36,37 @@ class GuidedFlow(FlowPipelineModel):
         super().__init__(pipe, shape, prompt_length, gradient_checkpointing)
 
     @classmethod
-    def check_guidance(cls, guidance_scale: Any, negative_prompt: Any) -> None:
-        """Raise TypeError or ValueError unless the scale is a number >= 0 and the prompt a string."""
-        check_number(cls.__name__, "guidance_scale", guidance_scale, 0)
+    def check_guidance(
+        cls, scale: Any, negative_prompt: Any, name: str = "guidance_scale", no_effect: float = 1
+    ) -> None:
+        """Check the arguments for guidance.
+
+        Args:
+            scale: scale of guidance, a number >= 0.
+            negative_prompt: a string.
+            name: name of the argument for the scale.
+            no_effect: largest scale that has no effect.
+
+        Raises:
+            TypeError, ValueError: an argument is of another type or out of its range, or there is a negative
+                prompt without guidance.
+        """
+        check_number(cls.__name__, name, scale, 0)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"{cls.__name__}: negative_prompt must be a string, got {negative_prompt!r}")
+        if negative_prompt and scale <= no_effect:
+            raise ValueError(
+                f"{cls.__name__}: negative_prompt has no effect without guidance; {name} must be above "
+                f"{no_effect:g}, got {scale:g}"
+            )
 
     @property
     def guided(self) -> bool:
         """True if guidance has an effect."""
         return self._weight > 1
 
-    def encode(self, prompts: str | Sequence[str]) -> None:
-        super().encode(prompts)
-        if self.guided:
-            super().encode(self._negative_prompt)
+    def needed_prompts(self, prompts: Sequence[str]) -> list[str]:
+        return [*prompts, self._negative_prompt] if self.guided else list(prompts)
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         self.check_latents("velocity", x, prompts)

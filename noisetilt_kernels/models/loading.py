@@ -1,7 +1,9 @@
 """Loading of pipelines from a folder or from the Hugging Face hub; every failure is a ModelError."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,8 @@ from ..rewards.digits import ASSETS
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
 from .files import Location, read_json
-from .fine_tuned import add_lora, load_denoiser
+from .fine_tuned import add_loras, load_denoiser
+from .networks import load_network, network_class, variants_in, with_defaults
 
 _INDEX = "model_index.json"
 
@@ -41,7 +44,9 @@ def load_pipeline(
     device: str | torch.device | None = None,
     offload: bool = False,
     denoiser: str | Path | None = None,
-    lora: str | Path | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
+    variant: str | None = None,
+    text_encoders: bool = True,
 ) -> DiffusionPipeline:
     """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
 
@@ -54,7 +59,11 @@ def load_pipeline(
         device: device to compute on; None is the GPU if there is one, else the CPU.
         offload: keep idle networks on the CPU, see `PipelineModel`.
         denoiser: fine-tuned weights that replace the pipeline's transformer or U-Net, see `load_denoiser`.
-        lora: LoRA weights: a file, a folder, a hub id, or "FOLDER_OR_ID:FILE"; needs peft.
+        lora: LoRA weights, or a sequence of them: each a file, a folder, a hub id, or "FOLDER_OR_ID:FILE",
+            with "=WEIGHT" after it for a weight other than 1, such as "style.safetensors=0.8"; needs peft.
+        variant: variant of the weights such as "fp16", for networks that are saved in it.
+        text_encoders: False leaves text encoders and tokenizers out. The model then takes the embeddings of
+            its prompts from `PipelineModel.add_embeddings`.
 
     Raises:
         ModelError: the model does not exist, is incomplete, belongs to no supported family, or does not fit
@@ -70,23 +79,48 @@ def load_pipeline(
         )
     source = str(source)
     location = _locate(source)
-    family, index = _read_index(location, source)
-    facts = family.facts
-    if location.local:
-        _check_tokenizers(Path(location.name), _components(index, family))
+    configs = configurations(source)
+    facts = configs.family.facts
+    if text_encoders:
+        _check_present(configs.components, facts.encoders, source)
     components: dict[str, Any] = dict.fromkeys(facts.unused)  # None: not loaded
+    if not text_encoders:
+        components.update(dict.fromkeys(facts.encoders))
     if denoiser is not None:
-        with as_model_error(source):
-            config = read_json(location, f"{facts.denoiser}/config.json")
-        class_name = index[facts.denoiser][1]
-        components[facts.denoiser] = load_denoiser(str(denoiser), class_name, config, dtype)
-    with as_model_error(source):
-        # safetensors only: pickled weights could run code
-        pipe = facts.pipeline.from_pretrained(
-            location.name, dtype=dtype, local_files_only=location.local, use_safetensors=True, **components
+        class_name = configs.components[facts.denoiser][1]
+        components[facts.denoiser] = load_denoiser(
+            str(denoiser), class_name, configs.networks[facts.denoiser], dtype, variant
         )
-    if lora is not None:
-        add_lora(pipe, str(lora), facts.name)
+    with as_model_error(source):
+        if not location.local:
+            folder = facts.pipeline.download(
+                location.name,
+                use_safetensors=True,
+                variant=variant,
+                local_files_only=location.local_files_only,
+                **components,
+            )
+            location = Location(str(folder), local=True)
+        _check_tokenizers(
+            location, source, [name for name in _present(configs.components) if name not in components]
+        )
+        networks = {name: one for name, one in configs.networks.items() if name not in components}
+        if variant is not None and not any(
+            variant in variants_in(Path(location.name, name)) for name in networks
+        ):
+            raise ModelError(f"no weights of {source!r} have the variant {variant!r}; leave it out")
+        for name, config in networks.items():
+            components[name] = load_network(
+                network_class(*configs.components[name]),
+                location,
+                source,
+                config,
+                dtype,
+                component=name,
+                variant=variant,
+            )
+        pipe = facts.pipeline.from_pretrained(location.name, local_files_only=True, **components)
+    add_loras(pipe, [str(one) for one in ([lora] if isinstance(lora, (str, Path)) else lora)], facts.name)
     try:
         if offload:
             pipe.enable_model_cpu_offload(device=device)
@@ -100,15 +134,17 @@ def load_pipeline(
 
 
 def family_at(source: str | Path) -> Family:
-    """Return the family of a model, without loading it.
+    """Return the family of a model with text encoders, without loading it.
 
     Args:
         source: see `load_pipeline`; for a hub id, one small file is downloaded.
 
     Raises:
-        ModelError: the model does not exist, or belongs to no supported family.
+        ModelError: the model does not exist, has no text encoders, or belongs to no supported family.
     """
-    return _read_index(_locate(str(source)), str(source))[0]
+    family, index = _read_index(_locate(str(source)), str(source))
+    _check_present(index, family.facts.encoders, str(source))
+    return family
 
 
 class Configurations(NamedTuple):
@@ -119,8 +155,8 @@ class Configurations(NamedTuple):
     """Content of model_index.json: library and class of each component by name, and settings."""
     networks: dict[str, dict[str, Any]]
     """Content of each network's config.json, by component name."""
-    prompt_lengths: dict[str, int]
-    """Maximum number of tokens of each tokenizer, by component name."""
+    scheduler: Any
+    """The scheduler."""
 
 
 def configurations(source: str | Path) -> Configurations:
@@ -135,25 +171,55 @@ def configurations(source: str | Path) -> Configurations:
     source = str(source)
     location = _locate(source)
     family, index = _read_index(location, source)
-    networks: dict[str, dict[str, Any]] = {}
-    prompt_lengths: dict[str, int] = {}
     with as_model_error(source):
-        for name in _components(index, family):
-            if "tokenizer" in name:
-                config = read_json(location, f"{name}/tokenizer_config.json")
-                prompt_lengths[name] = config.get("model_max_length", VERY_LARGE_INTEGER)
-            elif name != "scheduler":
-                networks[name] = read_json(location, f"{name}/config.json")
-    return Configurations(family, index, networks, prompt_lengths)
+        networks = {
+            name: read_json(location, f"{name}/config.json")
+            for name in _present(index)
+            if not name.startswith(("tokenizer", "scheduler")) and name not in family.facts.unused
+        }
+        config = read_json(location, "scheduler/scheduler_config.json")
+        scheduler = network_class(*index["scheduler"]).from_config(config)
+        parts = {
+            name: SimpleNamespace(
+                config=SimpleNamespace(**with_defaults(network_class(*index[name]), networks[name]))
+            )
+            for name in (family.facts.denoiser, "vae")
+        }
+    with _as_refusal():
+        family.check_parts(repr(source), SimpleNamespace(scheduler=scheduler, **parts))
+    return Configurations(family, index, networks, scheduler)
 
 
-def _components(index: Mapping[str, Any], family: Family) -> list[str]:
-    """Return the names of the components that are loaded."""
-    return [
-        name
-        for name, value in index.items()
-        if isinstance(value, list) and value[0] is not None and name not in family.facts.unused
-    ]
+def prompt_lengths(source: str | Path) -> dict[str, int]:
+    """Return the maximum number of tokens of each tokenizer of a pipeline, by component name.
+
+    Arguments and errors are the same as for `configurations`.
+    """
+    location = _locate(str(source))
+    with as_model_error(str(source)):
+        return {
+            name: read_json(location, f"{name}/tokenizer_config.json").get(
+                "model_max_length", VERY_LARGE_INTEGER
+            )
+            for name in _present(_read_index(location, str(source))[1])
+            if name.startswith("tokenizer")
+        }
+
+
+def _present(index: Mapping[str, Any]) -> list[str]:
+    """Return the names of the components that a pipeline has."""
+    return [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+
+
+def _check_present(index: Mapping[str, Any], names: Sequence[str], source: str) -> None:
+    """Raise ModelError if a pipeline was saved without one of the named components."""
+    for name in names:
+        if name not in _present(index):
+            without_encoders = ", or load it with text_encoders=False" if "encoder" in name else ""
+            raise ModelError(
+                f"{source!r} was saved without its {name}; save it again with all components"
+                f"{without_encoders}"
+            )
 
 
 def _locate(source: str) -> Location:
@@ -182,13 +248,26 @@ def _read_index(location: Location, source: str) -> tuple[Family, dict[str, Any]
     class_name = str(index.get("_class_name"))
     if class_name not in FAMILIES:
         raise ModelError(f"{source!r} is a {class_name}; supported pipelines are {', '.join(FAMILIES)}")
-    return FAMILIES[class_name], index
+    family = FAMILIES[class_name]
+    _check_present(index, (family.facts.denoiser, "vae", "scheduler"), source)
+    with _as_refusal():
+        family.check_index(repr(source), index)
+    return family, index
 
 
-def _check_tokenizers(folder: Path, components: Sequence[str]) -> None:
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    """Turn a ValueError, whose message names the model, into a ModelError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def _check_tokenizers(location: Location, source: str, components: Sequence[str]) -> None:
     """Raise ModelError if a tokenizer has no vocabulary; transformers would silently make an empty one."""
     for name in components:
         if name.startswith("tokenizer") and not any(
-            (folder / name / file).is_file() for file in _VOCABULARY_FILES
+            Path(location.name, name, file).is_file() for file in _VOCABULARY_FILES
         ):
-            raise ModelError(f"{str(folder)!r} has no vocabulary in {name}; download or save it again")
+            raise ModelError(f"{source!r} has no vocabulary in {name}; download or save it again")

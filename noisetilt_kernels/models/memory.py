@@ -7,23 +7,22 @@ fragmentation of the allocator are not counted.
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..sampling import Reward
-from .loading import Configurations, configurations
+from .loading import Configurations, configurations, prompt_lengths
+from .networks import network_class
 
 
 @dataclass(frozen=True)
@@ -113,19 +112,19 @@ def _fake_model(
     source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]
 ) -> Iterator[Any]:
     """Yield a model made of fake tensors; within the block all new tensors are fake."""
-    configs = configurations(source)
+    configs, lengths = configurations(source), prompt_lengths(source)
     adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device: there, unlike on real devices, attention keeps its full weight matrix
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        yield adapter(_fake_pipeline(configs), **options)
+        yield adapter(_fake_pipeline(configs, lengths), **options)
 
 
-def _fake_pipeline(configs: Configurations) -> Any:
+def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
     """Make a pipeline with networks of its classes. Its tokenizers are stand-ins with a length only."""
     components: dict[str, Any] = {}
     for name, config in configs.networks.items():
         library, class_name = configs.components[name]
-        network: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], class_name)
+        network = network_class(library, class_name)
         components[name] = (
             network.from_config(config)
             if library == "diffusers"
@@ -137,11 +136,9 @@ def _fake_pipeline(configs: Configurations) -> Any:
     settings = {name: value for name, value in index if name in parameters and not isinstance(value, list)}
     absent = dict.fromkeys(name for name, value in index if isinstance(value, list))
     pipe = pipeline(**{**absent, **components, **settings})
-    for name, length in configs.prompt_lengths.items():
+    for name, length in lengths.items():
         setattr(pipe, name, SimpleNamespace(model_max_length=length))
-    scheduler = getattr(diffusers, configs.components["scheduler"][1])
-    with unset_fake_temporarily():  # schedulers compute with numpy
-        pipe.scheduler = scheduler()  # the default configuration: no size depends on it
+    pipe.scheduler = configs.scheduler
     return pipe
 
 

@@ -1,7 +1,7 @@
 """Base classes that adapt diffusers pipelines to the samplers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ class FamilyFacts:
         encoders: names of the components that encode prompts.
         videos: True if the models make videos, False for images.
         unused: names of components that are not loaded.
+        packing: number of latent positions that share one position of the denoiser's input.
     """
 
     name: str
@@ -36,6 +37,7 @@ class FamilyFacts:
     encoders: tuple[str, ...] = ("tokenizer", "text_encoder")
     videos: bool = False
     unused: tuple[str, ...] = ()
+    packing: int = 1
 
 
 class PipelineModel(ABC):
@@ -80,7 +82,8 @@ class PipelineModel(ABC):
     def check(cls, pipe: Any) -> None:
         """Raise TypeError or ValueError unless the model can use the pipeline.
 
-        The pipeline must be of the family's class, with denoiser and VAE, and not under group offloading.
+        The pipeline must be of the family's class, with denoiser and VAE that belong together, and not under
+        group offloading.
         """
         pipeline, denoiser = cls.facts.pipeline, cls.facts.denoiser
         if not isinstance(pipe, pipeline):
@@ -90,7 +93,39 @@ class PipelineModel(ABC):
         for name in (denoiser, "vae"):
             if getattr(pipe, name) is None:
                 raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
+        cls.check_index(f"{cls.__name__}: pipe", pipe.config)
+        cls.check_parts(f"{cls.__name__}: pipe", pipe)
         check_offload(cls.__name__, pipe, (denoiser, "vae"))
+
+    @classmethod  # noqa: B027 (most families have no restriction)
+    def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
+        """Raise ValueError if model_index.json shows a model that the class cannot use.
+
+        Args:
+            owner: subject of the message: the pipeline, or the user's name for the model.
+            index: content of model_index.json, or the pipeline's `config`.
+        """
+
+    @classmethod
+    def check_parts(cls, owner: str, pipe: Any) -> None:
+        """Raise ValueError if scheduler or configurations show a model that the class cannot use.
+
+        A denoiser with more channels than the latents was made for inpainting, editing or control.
+
+        Args:
+            owner: subject of the message: the pipeline, or the user's name for the model.
+            pipe: the pipeline, or an object with its scheduler and the `config` of its denoiser and VAE.
+        """
+        config, vae = getattr(pipe, cls.facts.denoiser).config, pipe.vae.config
+        latents = vae.z_dim if hasattr(vae, "z_dim") else vae.latent_channels
+        channels = config.in_channels, getattr(config, "out_channels", None) or config.in_channels
+        expected = cls.facts.packing * latents
+        if channels != (expected, expected):
+            raise ValueError(
+                f"{owner} must have a {cls.facts.denoiser} with {expected} input and output channels for the "
+                f"{latents} channels of its VAE, got {channels[0]} and {channels[1]}; models for inpainting, "
+                "editing or control are not supported"
+            )
 
     @property
     def denoiser(self) -> Any:
@@ -132,7 +167,58 @@ class PipelineModel(ABC):
             ValueError: the pipeline has no text encoders.
             TypeError: prompts are not strings.
         """
-        self.prompts.add(prompt_list(f"{type(self).__name__}.encode", prompts))
+        self.prompts.add(self.needed_prompts(prompt_list(f"{type(self).__name__}.encode", prompts)))
+
+    def needed_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts whose embeddings the model needs for images of these prompts."""
+        return list(prompts)
+
+    def embeddings(self, prompts: str | Sequence[str]) -> dict[str, Encoded]:
+        """Return the embeddings of prompts by prompt, on the CPU. New prompts are encoded.
+
+        With classifier-free guidance, the result has the negative prompt too. It can be saved with
+        `torch.save`, and passed to `add_embeddings` of a model without text encoders.
+
+        Raises:
+            ValueError: a prompt is new and the pipeline has no text encoders.
+            TypeError: prompts are not strings.
+        """
+        needed = self.needed_prompts(prompt_list(f"{type(self).__name__}.embeddings", prompts))
+        return dict(zip(needed, self.prompts.get(needed), strict=True))
+
+    def add_embeddings(self, embeddings: Mapping[str, Encoded]) -> None:
+        """Store embeddings of prompts, which are then not encoded.
+
+        Args:
+            embeddings: embeddings by prompt, as `embeddings` returns them: the tensors of the model's
+                `placeholder_prompt`, with any number of tokens.
+
+        Raises:
+            ValueError: a tensor is missing or unknown, or its shape or dtype does not fit the denoiser.
+        """
+        expected = self.placeholder_prompt()
+        for prompt, tensors in embeddings.items():
+            self._check_embeddings(prompt, tensors, expected)
+            self.prompts.put(prompt, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+
+    def _check_embeddings(self, prompt: str, tensors: Encoded, expected: Encoded) -> None:
+        function = f"{type(self).__name__}.add_embeddings"
+        if tensors.keys() != expected.keys():
+            raise ValueError(
+                f"{function}: embeddings of {prompt!r} must be named {', '.join(expected)}, "
+                f"got {', '.join(map(str, tensors)) or 'none'}"
+            )
+        length = tensors["tokens"].shape[1] if tensors["tokens"].ndim > 1 else 0
+        for name, like in expected.items():
+            tensor = tensors[name]
+            shape = tuple(like.shape) if name == "pooled" else (1, length, *like.shape[2:])
+            if tensor.shape != shape or tensor.is_floating_point() != like.is_floating_point() or not length:
+                kind = "floating-point" if like.is_floating_point() else "integer"
+                sides = map(str, shape if name == "pooled" else (1, "tokens", *shape[2:]))
+                raise ValueError(
+                    f"{function}: {name} of {prompt!r} must be {kind} of shape ({', '.join(sides)}), "
+                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
 
     @abstractmethod
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -223,15 +309,28 @@ class _StraightThroughClamp(torch.autograd.Function):
 
 
 def image_size(
-    function: str, height: int | None, width: int | None, default: tuple[int, int], multiple: int
+    function: str,
+    height: int | None,
+    width: int | None,
+    default: tuple[int, int],
+    multiple: int,
+    most: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Return the height and width in pixels, each from `default` if it is None.
+    """Return the height and width in pixels, or `default` if both are None.
+
+    Args:
+        function: name of the model's class, for error messages.
+        height, width: size in pixels that the user asks for.
+        default: height and width of the model.
+        multiple: number of pixels that both sides must be multiples of.
+        most: largest height and width, None for no limit.
 
     Raises:
-        ValueError, TypeError: a side is not a positive multiple of `multiple`.
+        ValueError, TypeError: a side is not a positive multiple of `multiple`, or too large, or only one side
+            is given.
     """
     size = default[0] if height is None else height, default[1] if width is None else width
-    for name, pixels in zip(("height", "width"), size, strict=True):
+    for name, pixels, limit in zip(("height", "width"), size, most or (None, None), strict=True):
         check_integer(function, name, pixels, 1)
         if pixels % multiple:
             below = pixels // multiple * multiple
@@ -239,4 +338,13 @@ def image_size(
             raise ValueError(
                 f"{function}: {name} must be a multiple of {multiple}, got {pixels}; {nearest} nearest"
             )
+        if limit is not None and pixels > limit:
+            raise ValueError(
+                f"{function}: {name} must be at most {limit}, the last position that the model knows, "
+                f"got {pixels}"
+            )
+    if (height is None) != (width is None):
+        raise ValueError(
+            f"{function}: height and width must be given together, got height {height} and width {width}"
+        )
     return size

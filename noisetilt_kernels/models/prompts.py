@@ -45,7 +45,8 @@ class PromptCache:
             if missing:
                 raise ValueError(
                     f"{self._function}: pipe has no {', '.join(missing)} to encode {prompt!r} with; "
-                    "load it with all of them, or call encode(prompts) before they are dropped"
+                    "load it with all of them, call encode(prompts) before they are dropped, or pass the "
+                    "embeddings to add_embeddings"
                 )
             rewire_offload_hooks(self._pipe)
             with torch.no_grad():
@@ -62,6 +63,16 @@ class PromptCache:
         return [self._encoded[prompt] for prompt in prompts]
 
     def batch(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Return the embeddings of all prompts as tensors (B, ...) by name. Same errors as `add`."""
+        """Return the embeddings of all prompts as tensors (B, ...) by name.
+
+        Raises:
+            ValueError: see `add`; or the embeddings differ in their number of tokens.
+        """
         encoded = self.get(prompts)
+        lengths = sorted({one["tokens"].shape[1] for one in encoded})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{self._function}: embeddings of prompts used together must have the same number of tokens, "
+                f"got {' and '.join(map(str, lengths))}"
+            )
         return {name: torch.cat([tensors[name] for tensors in encoded]) for name in encoded[0]}

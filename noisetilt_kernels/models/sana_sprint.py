@@ -61,10 +61,6 @@ class SanaSprint(OneStepPipelineModel):
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
-        if not pipe.transformer.config.guidance_embeds:
-            raise ValueError(
-                "SanaSprint: pipe must have a transformer with guidance_embeds, as SANA-Sprint has"
-            )
         check_number("SanaSprint", "guidance_scale", guidance_scale, 0)
         self._guidance_scale = float(guidance_scale)
         default = pipe.transformer.config.sample_size * pipe.vae_scale_factor
@@ -74,6 +70,12 @@ class SanaSprint(OneStepPipelineModel):
         )
         shape = (pipe.transformer.config.in_channels, *(side // factor for side in size))
         super().__init__(pipe, shape, PROMPT_LENGTH, gradient_checkpointing)
+
+    @classmethod
+    def check_parts(cls, owner: str, pipe: Any) -> None:
+        super().check_parts(owner, pipe)
+        if not pipe.transformer.config.guidance_embeds:
+            raise ValueError(f"{owner} must have a transformer with guidance_embeds, as SANA-Sprint has")
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, mask = self.pipe.encode_prompt(

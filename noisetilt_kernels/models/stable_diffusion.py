@@ -22,6 +22,9 @@ from .prompts import Encoded
 PROMPT_LENGTH = 77
 """Number of CLIP tokens of a prompt, for pipelines without a tokenizer."""
 
+_LEAST_START = 0.9
+"""Least first time that still means pure noise, as a fraction of the number of training times."""
+
 _IMAGE_PROMPT_COMPONENTS = ("feature_extractor", "image_encoder")
 """Components that encode image prompts, which are not supported."""
 
@@ -61,7 +64,6 @@ class SDTurbo(OneStepPipelineModel):
     ) -> None:
         name = type(self).__name__
         self.check(pipe)
-        _single_step(name, pipe.scheduler)
         factor, sample_size = pipe.vae_scale_factor, pipe.unet.config.sample_size
         default = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         size = image_size(name, height, width, (factor * default[0], factor * default[1]), factor)
@@ -70,6 +72,11 @@ class SDTurbo(OneStepPipelineModel):
             PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
         )
         super().__init__(pipe, shape, length, gradient_checkpointing)
+
+    @classmethod
+    def check_parts(cls, owner: str, pipe: Any) -> None:
+        super().check_parts(owner, pipe)
+        _single_step(owner, pipe.scheduler)
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
@@ -80,7 +87,7 @@ class SDTurbo(OneStepPipelineModel):
 
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         self.check_latents("denoised", x, prompts)
-        unet, step = self.pipe.unet, _single_step(type(self).__name__, self.pipe.scheduler)
+        unet, step = self.pipe.unet, _single_step(f"{type(self).__name__}: pipe", self.pipe.scheduler)
         prompt = {
             name: tensor.to(x.device, unet.dtype) for name, tensor in self.prompts.batch(prompts).items()
         }
@@ -181,16 +188,20 @@ class _SingleStep(NamedTuple):
         return output
 
 
-def _single_step(function: str, scheduler: Any) -> _SingleStep:
+def _single_step(owner: str, scheduler: Any) -> _SingleStep:
     """Return the single step of an Euler scheduler, which is left unchanged.
 
+    Args:
+        owner: subject of messages: the pipeline, or the user's name for the model.
+        scheduler: scheduler of the pipeline.
+
     Raises:
-        ValueError: the scheduler is no Euler scheduler, its step does not end at noise level zero, or its
-            prediction type is unknown.
+        ValueError: the scheduler is no Euler scheduler, its step does not lead from pure noise to noise level
+            zero, or its prediction type is unknown.
     """
     if not isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
         raise ValueError(
-            f"{function}: pipe must have an EulerDiscreteScheduler or EulerAncestralDiscreteScheduler, got "
+            f"{owner} must have an EulerDiscreteScheduler or EulerAncestralDiscreteScheduler, got "
             f"{type(scheduler).__name__}"
         )
     with unset_fake_temporarily():  # for plan_memory: schedulers compute with numpy
@@ -198,13 +209,17 @@ def _single_step(function: str, scheduler: Any) -> _SingleStep:
         scheduler.set_timesteps(1)
         (time,), sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
         noise = float(scheduler.init_noise_sigma)
-    prediction = scheduler.config.prediction_type
+    prediction, training_times = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
+    if time < _LEAST_START * training_times:
+        raise ValueError(
+            f"{owner} must have a scheduler whose single step starts at pure noise, near time "
+            f"{training_times}, got {time:g} with timestep_spacing {scheduler.config.timestep_spacing!r}; "
+            "one-step models have 'trailing', and a model that needs more steps cannot be used"
+        )
     if sigmas[-1] != 0:
         raise ValueError(
-            f"{function}: pipe's scheduler must end at sigma 0, got {sigmas[-1]:g}; "
+            f"{owner} must have a scheduler that ends at sigma 0, got {sigmas[-1]:g}; "
             "set its final_sigmas_type to 'zero'"
         )
-    check_choice(
-        function, "prediction_type of pipe's scheduler", prediction, ("epsilon", "v_prediction", "sample")
-    )
+    check_choice(owner, "prediction_type of the scheduler", prediction, ("epsilon", "v_prediction", "sample"))
     return _SingleStep(time, sigmas[0], noise, prediction)

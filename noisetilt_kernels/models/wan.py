@@ -1,6 +1,7 @@
 """Wan2.1 text-to-video as a model for the samplers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import WanPipeline
@@ -58,20 +59,19 @@ class WanFlow(GuidedFlow):
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
-        if (
-            pipe.config.boundary_ratio is not None
-            or pipe.config.expand_timesteps
-            or pipe.vae.config.patch_size is not None
-        ):
-            raise ValueError(
-                "WanFlow: pipe must be Wan2.1; Wan2.2, which has other components, is not supported"
-            )
         self.check_guidance(guidance_scale, negative_prompt)
         check_integer("WanFlow", "fps", fps, 1)
         spatial, temporal = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
         patch = pipe.transformer.config.patch_size[1]
-        size = image_size("WanFlow", height, width, (480, 832), spatial * patch)
+        positions = pipe.transformer.config.rope_max_seq_len
+        most = spatial * patch * positions
+        size = image_size("WanFlow", height, width, (480, 832), spatial * patch, (most, most))
         frames = _latent_frames(81 if num_frames is None else num_frames, temporal)
+        if frames > positions:
+            raise ValueError(
+                f"WanFlow: num_frames must be at most {(positions - 1) * temporal + 1}, the last position "
+                f"that the model knows, got {num_frames}"
+            )
         self.fps = fps
         shape = (pipe.transformer.config.in_channels, frames, *(side // spatial for side in size))
         super().__init__(
@@ -82,6 +82,15 @@ class WanFlow(GuidedFlow):
             weight=guidance_scale,
             negative_prompt=negative_prompt,
         )
+
+    @classmethod
+    def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
+        _check_version(owner, index.get("boundary_ratio") is not None or index.get("expand_timesteps"))
+
+    @classmethod
+    def check_parts(cls, owner: str, pipe: Any) -> None:
+        _check_version(owner, pipe.vae.config.patch_size is not None)
+        super().check_parts(owner, pipe)
 
     def encode_prompt(self, prompt: str) -> Encoded:
         tokens, _ = self.pipe.encode_prompt(
@@ -124,6 +133,12 @@ class WanFlow(GuidedFlow):
         )
         decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), self.gradient_checkpointing)
         return to_pixels(decoded, x0)
+
+
+def _check_version(owner: str, newer: Any) -> None:
+    """Raise ValueError if a model is newer than Wan2.1."""
+    if newer:
+        raise ValueError(f"{owner} must be Wan2.1; Wan2.2, which has other components, is not supported")
 
 
 def _latent_frames(num_frames: int, factor: int) -> int:

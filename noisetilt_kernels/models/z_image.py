@@ -53,9 +53,11 @@ class ZImageFlow(GuidedFlow):
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
-        self.check_guidance(guidance_scale, negative_prompt)
+        self.check_guidance(guidance_scale, negative_prompt, no_effect=0)
         factor = pipe.vae_scale_factor
-        size = image_size("ZImageFlow", height, width, (1024, 1024), 2 * factor)
+        rows, columns = pipe.transformer.axes_lens[1:]
+        most = 2 * factor * rows, 2 * factor * columns
+        size = image_size("ZImageFlow", height, width, (1024, 1024), 2 * factor, most)
         shape = (pipe.transformer.in_channels, *(side // factor for side in size))
         weight = 1 + guidance_scale  # v(negative) + (1 + scale) (v(prompt) - v(negative)) is the same
         super().__init__(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..models import family_of, load_pipeline
-from ..models.fine_tuned import check_peft, check_weights_exist
+from ..models.fine_tuned import check_denoiser, check_loras
 from ..models.loading import BUNDLED, family_at
 from ..rewards import RewardSpec, WeightedSum
 from ..rewards.frames import of_videos, takes_videos
@@ -30,10 +30,9 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
         raise ValueError(
             "--dtype float16 rounds the small gradients of pixels to zero; use bfloat16 or float32"
         )
-    for weights in filter(None, (settings.denoiser, settings.lora)):
-        check_weights_exist(weights)
-    if settings.lora:
-        check_peft()
+    if settings.denoiser:
+        check_denoiser(settings.denoiser)
+    check_loras(settings.lora)
     for reward in settings.rewards:
         reward.check_steers()
     for reward in (*settings.rewards, *settings.held_out):
@@ -65,6 +64,7 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
             offload=compute.offload,
             denoiser=settings.denoiser,
             lora=settings.lora,
+            variant=settings.variant,
         )
     adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
     return adapter(pipe, **settings.model_options)

@@ -26,10 +26,12 @@ class Settings:
         height, width: size of the images in pixels; None is the model's default.
         num_frames: number of frames of a video; None is the model's default.
         guidance_scale: strength of embedded or classifier-free guidance; None is the model's default.
+        true_cfg_scale: scale of FLUX's classifier-free guidance; None is the model's default.
         negative_prompt: prompt that classifier-free guidance steers away from; None is the model's default.
         dtype: dtype of the model's weights, "bfloat16", "float16" or "float32".
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
-        lora: folder, file or hub id of LoRA weights, or None.
+        lora: LoRA weights: each a folder, file or hub id, and "=WEIGHT" after it for a weight other than 1.
+        variant: variant of the model's weights such as "fp16"; None is the default one.
         non_finite: treatment of values that are not finite, see `sampling.SamplerOptions`.
     """
 
@@ -44,10 +46,12 @@ class Settings:
     width: int | None = None
     num_frames: int | None = None
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     negative_prompt: str | None = None
     dtype: str = "float32"
     denoiser: str | None = None
-    lora: str | None = None
+    lora: tuple[str, ...] = ()
+    variant: str | None = None
     non_finite: str = "raise"
 
     @property
@@ -63,7 +67,7 @@ class Settings:
     @property
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for the model's adapter class: the options that are not None."""
-        names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+        names = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale", "negative_prompt")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property

@@ -141,7 +141,7 @@ def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
         n_kv_heads=2,
         cap_feat_dim=16,
         axes_dims=[4, 6, 6],
-        axes_lens=[600, 32, 32],
+        axes_lens=[600, 256, 256],
     )
     with torch.no_grad():  # initially zero, which would hide padding
         transformer.x_pad_token.normal_()

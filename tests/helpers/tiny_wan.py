@@ -29,7 +29,7 @@ def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
         freq_dim=32,
         ffn_dim=32,
         num_layers=2,
-        rope_max_seq_len=32,
+        rope_max_seq_len=64,
     )
     vae = AutoencoderKLWan(
         base_dim=12,

@@ -17,8 +17,9 @@ from tiny_wan import SIZE as WAN_SIZE
 from tiny_wan import tiny_wan
 from torch import Tensor
 
+from noisetilt_kernels import hub
 from noisetilt_kernels.cli import main
-from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, files, fine_tuned, load_pipeline
+from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, load_pipeline
 from noisetilt_kernels.sampling import base
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -141,16 +142,14 @@ def test_weights_with_wrong_names_or_shapes(flux: Path, tuned: Path, tmp_path: P
     config = tuned / "config.json" if whole else None
     less = {key: tensor for key, tensor in own.items() if key != name}
     message = raised_by(flux, only(less, tmp_path / "less", config))
-    assert message.endswith(
-        f"lack {name}; weights of a FluxTransformer2DModel are needed, named as in diffusers"
-    )
+    assert message.endswith(f"lack {name}; weights of a FluxTransformer2DModel of the same size are needed")
     message = raised_by(flux, only({**own, "needless": torch.zeros(3)}, tmp_path / "more", config))
-    assert f"the weights in {str(tmp_path / 'more')!r} have an unexpected needless; " in message
+    assert f"the weights of {str(tmp_path / 'more')!r} have an unexpected needless; " in message
     message = raised_by(flux, only({**own, name: torch.zeros(3)}, tmp_path / "shape", config))
-    assert str(tmp_path / "shape") in message and name in message
-    assert (
-        "expected shape torch.Size([32, 32]), but got torch.Size([3]); " if whole else "the shape (3,)"
-    ) in message
+    assert message == (
+        f"{name} of '{tmp_path / 'shape'}' has the shape (3,), but the model needs (32, 32); "
+        "weights of a FluxTransformer2DModel of the same size are needed"
+    )
 
 
 def test_denoisers_of_other_models(flux: Path, wan: Path, tmp_path: Path) -> None:
@@ -164,11 +163,27 @@ def test_missing_and_broken_weights(flux: Path, tuned: Path, tmp_path: Path) -> 
     assert raised_by(flux, "./nowhere") == (
         "there are no weights './nowhere'; give a file, a folder or a hub id"
     )
-    assert "No such file" in raised_by(flux, tmp_path)
+    assert raised_by(flux, tmp_path) == (
+        f"{str(tmp_path)!r} has neither a config.json nor a {WEIGHTS}; it has no safetensors files"
+    )
+    shutil.copy(tuned / WEIGHTS, tmp_path / "step-100.safetensors")
+    assert raised_by(flux, tmp_path).endswith(
+        f"; for one of its files write '{tmp_path}:step-100.safetensors'"
+    )
+    assert raised_by(flux, flux) == (
+        f"{str(flux)!r} is a whole pipeline; use it as the model, or its folder 'transformer' as the denoiser"
+    )
     assert "there is no file 'nothing.safetensors'" in raised_by(flux, f"{tmp_path}:nothing.safetensors")
-    for name in ("pickle.bin", "cut.safetensors"):
-        (tmp_path / name).write_bytes((tuned / WEIGHTS).read_bytes()[:500])
-        assert "cannot be loaded: Error while deserializing header" in raised_by(flux, tmp_path / name)
+    (tmp_path / "cut.safetensors").write_bytes((tuned / WEIGHTS).read_bytes()[:500])
+    assert "cannot be loaded: Error while deserializing header" in raised_by(
+        flux, tmp_path / "cut.safetensors"
+    )
+    for name in ("pickle.bin", "model.gguf", "model.ckpt", "model.pt"):
+        (tmp_path / name).write_bytes(b"GGUF")
+        for source in (tmp_path / name, f"{tmp_path}:{name}"):
+            assert raised_by(flux, source).endswith(
+                "is not a safetensors file; convert its weights to safetensors without quantisation"
+            )
     shutil.copy(tuned / "config.json", tmp_path)
     assert "no file named diffusion_pytorch_model.safetensors" in raised_by(flux, tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -179,20 +194,17 @@ def test_denoisers_of_the_hub(flux: Path, tuned: Path, monkeypatch: pytest.Monke
     """A repository without a configuration is asked for one weights file."""
     asked: list[tuple[str, str]] = []
 
-    def download(hub_id: str, name: str) -> str:
+    def download(hub_id: str, name: str) -> Path:
         asked.append((hub_id, name))
         if name == "config.json":
             raise errors.EntryNotFoundError
-        return str(tuned / WEIGHTS)
+        return tuned / WEIGHTS
 
-    for module in (files, fine_tuned):
-        monkeypatch.setattr(module, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "download", download)
     for source in ("some/flux", "some/flux:tuned.safetensors"):
         torch.testing.assert_close(velocity(load(flux, source)), velocity(with_tuned()), rtol=0, atol=1e-5)
     assert asked == [("some/flux", "config.json"), ("some/flux", WEIGHTS), ("some/flux", "tuned.safetensors")]
-    monkeypatch.setattr(
-        files, "hf_hub_download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled)
-    )
+    monkeypatch.setattr(hub, "download", lambda *_: (_ for _ in ()).throw(errors.OfflineModeIsEnabled))
     assert "the hub cannot be reached" in raised_by(flux, "some/flux")
 
 
@@ -255,6 +267,57 @@ def test_a_fine_tuned_model_by_the_command(flux: Path, tuned: Path, tmp_path: Pa
         flux, tmp_path / "one", *size, "--denoiser", tmp_path / "whole" / "transformer", "--resume"
     )
     assert refused.exit_code == 1 and "holds a run with denoiser" in refused.output
+
+
+def test_several_loras_and_guidance_by_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    tiny_flux().save_pretrained(tmp_path / "model", variant="fp16")
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    added = [
+        lora(f"transformer_blocks.0.attn.{name}", 32, file)
+        for name, file in zip(("to_q", "to_k"), files, strict=True)
+    ]
+    result = sample(
+        tmp_path / "model",
+        tmp_path / "run",
+        *("--height", SIZE, "--width", SIZE, "--variant", "fp16"),
+        *("--lora", f"{files[0]}=0.8", "--lora", files[1]),
+        *("--true-cfg-scale", 2, "--negative-prompt", "the house"),
+    )
+    assert result.exit_code == 0, result.output
+    pipe = tiny_flux()
+    attention = pipe.transformer.transformer_blocks[0].attn
+    attention.to_q.weight.data += 0.8 * added[0]
+    attention.to_k.weight.data += added[1]
+    flow = FluxFlow(pipe, height=SIZE, width=SIZE, true_cfg_scale=2, negative_prompt="the house")
+    expected = base(flow, redness, ["a cat"], steps=2).latents[0]
+    torch.testing.assert_close(latent(tmp_path / "run"), expected, rtol=0, atol=1e-5)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["lora"] == [f"{files[0]}=0.8", str(files[1])]
+    assert (settings["variant"], settings["true_cfg_scale"]) == ("fp16", 2)
+
+
+def test_faults_of_models_by_the_command(tmp_path: Path) -> None:
+    """The sentence comes before any weights are read."""
+    folder = tmp_path / "model"
+    tiny_flux().save_pretrained(folder)
+    size = ("--height", SIZE, "--width", SIZE)
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"broken")
+    for options, message in (
+        (("--height", SIZE), "height and width must be given together, got height 32 and width None"),
+        ((*size, "--negative-prompt", "a"), "negative_prompt has no effect without guidance"),
+        ((*size, "--denoiser", folder / "model.gguf"), "there are no weights"),
+        ((*size, "--lora", f"{folder}=strong"), "the weight of a LoRA must be a finite number"),
+        ((*size, "--guidance-scale", -1), "guidance_scale must be finite and at least 0"),
+    ):
+        result = sample(folder, tmp_path / "run", *options)
+        assert result.exit_code == 1 and message in result.output, result.output
+        assert not (tmp_path / "run").exists()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "text_encoder_2": [None, None]}))
+    result = sample(folder, tmp_path / "run", *size)
+    assert result.exit_code == 1 and "was saved without its text_encoder_2" in result.output
 
 
 def test_lora_of_wan_by_the_command(wan: Path, tmp_path: Path) -> None:

@@ -69,6 +69,47 @@ def test_ode_makes_the_pipelines_images(dev: bool, shape: tuple[int, ...]) -> No
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dev", [True, False])
+@pytest.mark.parametrize(("scale", "negative"), [(1.0, ""), (3.0, "the house"), (2.0, "")])
+def test_classifier_free_guidance_is_the_pipelines(dev: bool, scale: float, negative: str) -> None:
+    pipe = tiny_flux(dev)
+    expected = stock_images(
+        pipe,
+        noise(0, 2),
+        PROMPTS,
+        steps=4,
+        guidance_scale=2.5,
+        true_cfg_scale=scale,
+        negative_prompt=[negative] * 2,
+    )
+    flow = flow_of(pipe, guidance_scale=2.5, true_cfg_scale=scale, negative_prompt=negative)
+    options = sampling.SamplerOptions(micro_batch=2)
+    result = sampling.base(flow, redness, PROMPTS, steps=4, schedule=ODE, options=options)
+    images = flow.decode(result.latents)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    plain = sampling.base(flow_of(pipe, guidance_scale=2.5), redness, PROMPTS, steps=4, schedule=ODE)
+    assert torch.allclose(images, flow.decode(plain.latents), atol=1e-4) == (scale == 1)
+
+
+def test_one_step_with_classifier_free_guidance() -> None:
+    pipe = tiny_flux(False)
+    expected = stock_images(
+        pipe, noise(0, 2), PROMPTS, steps=1, true_cfg_scale=2.0, negative_prompt=["the house"] * 2
+    )
+    model = FluxOneStep(pipe, height=SIZE, width=SIZE, true_cfg_scale=2.0, negative_prompt="the house")
+    torch.testing.assert_close(model.generate(noise(0, 2), PROMPTS), expected, rtol=0, atol=1e-5)
+
+
+def test_a_negative_prompt_without_guidance_is_an_error() -> None:
+    with pytest.raises(
+        ValueError,
+        match="negative_prompt has no effect without guidance; true_cfg_scale must be above 1, got 1",
+    ):
+        flow_of(tiny_flux(), negative_prompt="the house")
+    with pytest.raises(ValueError, match="true_cfg_scale must be finite and at least 0, got -1"):
+        flow_of(tiny_flux(), true_cfg_scale=-1)
+
+
 def test_guidance_is_for_models_that_embed_it() -> None:
     x = noise()
     dev, schnell = tiny_flux(True), tiny_flux(False)

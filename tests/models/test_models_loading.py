@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ from huggingface_hub import errors
 from safetensors.torch import save_file
 from tiny_flux import LENGTH, SIZE, tiny_flux
 
+from noisetilt_kernels import hub
 from noisetilt_kernels.models import ModelError, fine_tuned, load_pipeline
 
 
@@ -174,6 +176,20 @@ def test_broken_weights(copy: Path) -> None:
 # ---- the hub ----
 
 
+def test_without_a_network_a_hub_id_fails_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download would repeat its requests for 23 seconds."""
+
+    def fail(*arguments: object, **options: object) -> NoReturn:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    hub._offline_in.cache_clear()
+    start = time.perf_counter()
+    assert raised_by("some/flux").startswith("'some/flux' is not a folder, and the hub cannot be reached")
+    assert time.perf_counter() - start < 5
+    hub._offline_in.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -191,7 +207,7 @@ def test_errors_of_the_hub(kind: type[Exception], message: str, monkeypatch: pyt
     def fail(*arguments: object, **options: object) -> NoReturn:
         raise kind.__new__(kind)  # without __init__, which needs an HTTP response
 
-    monkeypatch.setattr("noisetilt_kernels.models.files.hf_hub_download", fail)
+    monkeypatch.setattr("noisetilt_kernels.hub.download", fail)
     assert raised_by("some/flux").startswith(message)
 
 
@@ -226,6 +242,59 @@ def test_lora(saved: Path, tmp_path: Path, form: str) -> None:
     expected.transformer.transformer_blocks[0].attn.to_q.weight.data += up @ down
     torch.testing.assert_close(image(pipe), image(expected), rtol=0, atol=1e-5)
     assert not torch.allclose(image(pipe), image(tiny_flux()), atol=1e-3)
+
+
+def weights_of_layer(layer: str, seed: int) -> dict[str, torch.Tensor]:
+    """LoRA weights of one projection of a tiny FLUX."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = f"transformer.transformer_blocks.0.attn.{layer}"
+    return {
+        f"{layer}.lora_A.weight": torch.randn(2, 32, generator=generator),
+        f"{layer}.lora_B.weight": torch.randn(32, 2, generator=generator),
+    }
+
+
+def test_weights_of_several_loras(saved: Path, tmp_path: Path) -> None:
+    """The images are those of diffusers' set_adapters, and of the sum in the weights."""
+    pytest.importorskip("peft")
+    files = [tmp_path / "one.safetensors", tmp_path / "two=2.safetensors"]
+    layers = [("to_q", 0.8, 0, files[0]), ("to_k", 0.8, 1, files[0]), ("to_q", -0.5, 2, files[1])]
+    save_file({**weights_of_layer("to_q", 0), **weights_of_layer("to_k", 1)}, files[0])
+    save_file(weights_of_layer("to_q", 2), files[1])
+    pipe = load_pipeline(
+        saved, dtype=torch.float32, device="cpu", lora=[f"{files[0]}=0.8", f"{files[1]}=-0.5"]
+    )
+    adapters = tiny_flux()
+    for number, file in enumerate(files):
+        adapters.load_lora_weights(str(file), adapter_name=f"a{number}")
+    adapters.set_adapters(["a0", "a1"], [0.8, -0.5])
+    torch.testing.assert_close(image(pipe), image(adapters), rtol=0, atol=1e-6)
+    merged = tiny_flux()
+    for layer, weight, seed, _ in layers:
+        down, up = weights_of_layer(layer, seed).values()
+        attention = merged.transformer.transformer_blocks[0].attn
+        getattr(attention, layer).weight.data += weight * up @ down
+    torch.testing.assert_close(image(pipe), image(merged), rtol=0, atol=1e-5)
+    # a path with an equals sign is a path
+    plain = load_pipeline(saved, dtype=torch.float32, device="cpu", lora=files[1])
+    assert not torch.allclose(image(plain), image(pipe), atol=1e-3)
+
+
+@pytest.mark.parametrize("weight", ["strong", "nan", ""])
+def test_weights_of_loras_are_numbers(saved: Path, tmp_path: Path, weight: str) -> None:
+    pytest.importorskip("peft")
+    assert raised_by(saved, device="cpu", lora=f"{tmp_path}={weight}") == (
+        f"the weight of a LoRA must be a finite number, as in {tmp_path}=0.8, got {weight!r}"
+    )
+
+
+def test_a_lora_without_one_of_its_factors(saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    down = {name: tensor for name, tensor in lora_weights().items() if "lora_A" in name}
+    save_file(down, tmp_path / "half.safetensors")
+    assert "there is no transformer_blocks.0.attn.to_q.lora_B.weight" in raised_by(
+        saved, device="cpu", lora=tmp_path / "half.safetensors"
+    )
 
 
 def test_files_that_are_no_lora(saved: Path, tmp_path: Path) -> None:

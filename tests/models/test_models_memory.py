@@ -74,6 +74,8 @@ def flux_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, config in CONFIGS.items():
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"use_dynamic_shifting": True}))
     for name, length in {"tokenizer": 77, "tokenizer_2": 512}.items():
         (folder / name).mkdir()
         (folder / name / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
@@ -119,4 +121,6 @@ def test_bad_models_and_sizes(flux_dev: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model_index\.json"):
         plan_memory(tmp_path)
     with pytest.raises(ValueError, match="height must be a multiple of 16, got 500; 496 and 512 are nearest"):
-        plan_memory(flux_dev, height=500)
+        plan_memory(flux_dev, height=500, width=512)
+    with pytest.raises(ValueError, match="height and width must be given together, got height 512 and width"):
+        plan_memory(flux_dev, height=512)

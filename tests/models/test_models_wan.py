@@ -41,7 +41,7 @@ def test_ode_makes_the_pipelines_videos(scale: float) -> None:
     pipe = tiny_wan(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     given: dict[str, Any] = {"latents": noise(0, 2), "num_inference_steps": 4, "output_type": "pt", **SIZE}
     expected = pipe(PROMPTS, negative_prompt=["the house"] * 2, guidance_scale=scale, **given).frames
-    flow = flow_of(pipe, guidance_scale=scale, negative_prompt="the house")
+    flow = flow_of(pipe, guidance_scale=scale, negative_prompt="the house" if scale > 1 else "")
     result = sampling.base(
         flow, redness, PROMPTS, steps=4, schedule=ODE, options=sampling.SamplerOptions(micro_batch=2)
     )

@@ -213,7 +213,7 @@ def test_model_and_rewards_are_loaded_from_the_settings(monkeypatch: pytest.Monk
     settings = replace(
         SETTINGS,
         model="m",
-        lora="l",
+        lora=("l",),
         dtype="bfloat16",
         height=32,
         width=48,
@@ -229,7 +229,8 @@ def test_model_and_rewards_are_loaded_from_the_settings(monkeypatch: pytest.Monk
         "device": "cuda:1",
         "offload": True,
         "denoiser": None,
-        "lora": "l",
+        "lora": ("l",),
+        "variant": None,
         "height": 32,
         "width": 48,
         "scale": 2.0,
@@ -347,7 +348,7 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
     assert (
         settings.prompts == ("a 7", "a 8", "a 9")
         and settings.dtype == "bfloat16"
-        and settings.lora == "some/lora"
+        and settings.lora == ("some/lora",)
     )
     assert settings.method.arguments == {"steps": 1, "schedule": "linear", "scale": 0.5}
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
