@@ -122,7 +122,7 @@ def _load(path: Path, key: str, shape: tuple[int, int], dtype: torch.dtype) -> C
 def _checksum(key: str, columns: Columns) -> str:
     digest = hashlib.blake2b(f"{key}, {columns.monotone}".encode(), digest_size=16)
     for bound in columns[:2]:
-        digest.update(bound.numpy())
+        digest.update(bound.numpy().data)
     return digest.hexdigest()
 
 
@@ -142,8 +142,8 @@ def _superfluous(folder: Path) -> Iterator[Path]:
         if size > MOST_BYTES:
             yield path
     for path in folder.glob("*.tmp"):
-        status = _status(path)
-        if status is not None and time.time() - status.st_mtime > _ABANDONED:
+        found = _status(path)
+        if found is not None and time.time() - found.st_mtime > _ABANDONED:
             yield path
 
 

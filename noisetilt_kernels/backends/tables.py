@@ -8,18 +8,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from ..config import DEFAULT_ALPHA, Tile, check_alpha
+from ..checks import shown
+from ..config import DEFAULT_ALPHA, Tile, check_alpha, check_chunks
 from ..python_ref import NORMAL, ChiSquare, Normal, Reference
 from ..python_ref import confidence_table as compute_table
 from . import table_cache
 from .table_cache import Columns
-
 
 # ---- one table ----
 
@@ -45,7 +46,7 @@ def confidence_table(
     Args:
         num_chunks: M, at least 1.
         chunk_size: D, at least 1.
-        alpha: significance level, 0 < alpha < 1. The confidence level is 1 - alpha.
+        alpha: significance level, 1e-100 to 0.999999. The confidence level is 1 - alpha.
         reference: distribution of the values, `Normal()` or `ChiSquare(df)`.
 
     Returns:
@@ -53,17 +54,27 @@ def confidence_table(
 
     Raises:
         ValueError: an argument is out of its range.
-        TypeError: `reference` is neither `Normal` nor `ChiSquare`.
+        TypeError: an argument has the wrong type.
     """
+    try:
+        num_chunks, chunk_size = index(num_chunks), index(chunk_size)
+    except TypeError:
+        raise TypeError(
+            "confidence_table: num_chunks and chunk_size must be integers, "
+            f"got {shown(num_chunks)} and {shown(chunk_size)}"
+        ) from None
     if num_chunks < 1 or chunk_size < 1:
         raise ValueError(
             "confidence_table: num_chunks and chunk_size must be at least 1, "
             f"got {num_chunks} and {chunk_size}"
         )
+    check_chunks("confidence_table", num_chunks, chunk_size)
     if not isinstance(reference, (Normal, ChiSquare)):
-        raise TypeError(f"confidence_table: reference must be Normal() or ChiSquare(df), got {reference!r}")
+        raise TypeError(
+            f"confidence_table: reference must be Normal() or ChiSquare(df), got {shown(reference)}"
+        )
     check_alpha("confidence_table", alpha)
-    table = cached_table(num_chunks, chunk_size, alpha, reference, torch.float64, torch.device("cpu"))
+    table = cached_table(num_chunks, chunk_size, float(alpha), reference, torch.float64, torch.device("cpu"))
     return table.lower.clone(), table.upper.clone()
 
 
@@ -81,6 +92,11 @@ def cached_table(
     columns = table_cache.read(key, (chunk_size, num_chunks), dtype)
     if columns is None:
         table = compute_table(num_chunks, chunk_size, alpha, reference)
+        if not (table[0].isfinite() & table[1].isfinite() & (table[0] <= table[1])).all():
+            raise ValueError(
+                f"confidence_table: {num_chunks} chunks of {chunk_size} values have no table in float64 at "
+                f"alpha {alpha:g} for {reference}; choose another alpha"
+            )
         lower, upper = (bounds.to(dtype).t().contiguous() for bounds in table)
         monotone = bool(((lower.diff() >= 0).all() & (upper.diff() >= 0).all()).item())
         columns = Columns(lower, upper, monotone)

@@ -22,6 +22,7 @@ import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import table_cache, tables
 from noisetilt_kernels.backends.tables import cached_table
+from noisetilt_kernels.config import LEAST_ALPHA, MOST_ALPHA
 
 SIZES = [(1, 1), (1, 4), (7, 1), (10, 3), (64, 4), (100, 16), (1024, 4), (10_000, 2)]
 
@@ -98,10 +99,42 @@ def _beta_cdf(x: mpmath.mpf, a: int, b: int) -> mpmath.mpf:
     return 1 - mpmath.fsum(probability(count) for count in range(a))
 
 
-@pytest.mark.parametrize("bad", [0, -3])
+@pytest.mark.parametrize("bad", [0, -3, 2**31])
 def test_chi_square_needs_a_positive_number(bad: int) -> None:
     with pytest.raises(ValueError, match="ChiSquare: df"):
         nt.ChiSquare(bad)
+
+
+@pytest.mark.parametrize("bad", [1.5, 1.0, float("nan"), float("inf"), "3", None])
+def test_chi_square_needs_an_integer(bad: object) -> None:
+    with pytest.raises(TypeError, match="ChiSquare: df must be an integer"):
+        nt.ChiSquare(bad)
+
+
+@pytest.mark.parametrize("reference", [nt.Normal(), nt.ChiSquare(1), nt.ChiSquare(15)], ids=repr)
+@pytest.mark.parametrize("alpha", [LEAST_ALPHA, 1e-50, 0.9999, MOST_ALPHA])
+@pytest.mark.parametrize(("m", "d"), [*SIZES, (16_384, 4), (4_096, 16)])
+def test_every_alpha_in_the_range_has_a_table(
+    m: int, d: int, alpha: float, reference: nt.Normal | nt.ChiSquare
+) -> None:
+    lower, upper = nt.confidence_table(m, d, alpha, reference)
+    assert bool((lower.isfinite() & upper.isfinite() & (lower <= upper)).all())
+
+
+def test_largest_chi_square() -> None:
+    """With so many degrees of freedom the table is that of the normal distribution, scaled."""
+    df = 2**31 - 1
+    normal = nt.confidence_table(64, 4)
+    for bound, expected in zip(nt.confidence_table(64, 4, reference=nt.ChiSquare(df)), normal, strict=True):
+        torch.testing.assert_close((bound - df) / (2 * df) ** 0.5, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [1e-220, 1 - 2**-53])
+def test_a_table_with_nan_or_crossed_bounds_is_an_error(fresh_cache: Path, alpha: float) -> None:
+    """Such an alpha is refused before. Nothing wrong is kept if the limits do not suffice."""
+    with pytest.raises(ValueError, match=r"have no table in float64 at alpha .* for Normal\(\)"):
+        cached_table(1024, 4, alpha, nt.Normal(), torch.float32, torch.device("cpu"))
+    assert not fresh_cache.exists()
 
 
 # ---- cache ----
