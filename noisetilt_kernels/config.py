@@ -7,7 +7,7 @@ from operator import index
 from typing import Any, NamedTuple
 
 from .checks import check_choice, check_number, shown
-from .python_ref import DEFAULT_ALPHA
+from .python_ref import DEFAULT_ALPHA, MOST_DF
 
 Tile = tuple[int, int]
 FULL: Tile = (0, 0)
@@ -272,9 +272,9 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
 
 
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raise ValueError unless `tile` divides the plane of `sample` and has at least 2 values.
+    """Raise ValueError unless `tile` divides the plane of `sample` and has 2 to MOST_DF + 1 values.
 
-    With `even` the number of values must be even.
+    With `even` the number of values must be even, and is not limited: the tile has no statistics.
     """
     th, tw = tile
     _, height, width, _ = sample
@@ -287,6 +287,8 @@ def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False)
         raise ValueError(
             f"{function}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
         )
+    if not even and th * tw - 1 > MOST_DF:
+        raise ValueError(f"{function}: tile {th}x{tw} must hold at most {MOST_DF + 1} values")
 
 
 def _auto(sample: Sample) -> WhiteningConfig:

@@ -713,12 +713,17 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "chi-square": (
         lambda: nt.ChiSquare(0),
         ValueError,
-        "ChiSquare: df must be an integer from 1 to 2147483647, got 0",
+        "ChiSquare: df must be an integer from 1 to 1048576, got 0",
     ),
-    "chi-square 2^31": (
-        lambda: nt.ChiSquare(2**31),
+    "chi-square 2^20 + 1": (
+        lambda: nt.ChiSquare(2**20 + 1),
         ValueError,
-        "ChiSquare: df must be an integer from 1 to 2147483647, got 2147483648",
+        "ChiSquare: df must be an integer from 1 to 1048576, got 1048577",
+    ),
+    "tile of more values": (
+        lambda: nt.project_tile_stats(torch.empty(2**21, device="meta"), (1, 2**21), (1,)),
+        ValueError,
+        "project_tile_stats: tile 1x2097152 must hold at most 1048577 values",
     ),
     "chi-square 1.5": (lambda: nt.ChiSquare(1.5), TypeError, "ChiSquare: df must be an integer, got 1.5"),
     "chi-square nan": (
