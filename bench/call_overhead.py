@@ -72,7 +72,7 @@ def registered(namespace: str) -> Iterator[Any]:
         stack.enter_context(mock.patch.object(registration, "_registry", library))
         stack.enter_context(mock.patch.object(torch.library, "register_fake", renamed(register_fake)))
         stack.enter_context(mock.patch.object(torch.library, "register_autograd", renamed(register_autograd)))
-        stack.enter_context(mock.patch.object(autograd_shortcut, "register", lambda *args: None))
+        stack.enter_context(mock.patch.object(autograd_shortcut, "register", lambda *args, **named: None))
         for name, make_plan in PLANS.items():
             registration.register(name, make_plan, num_tensors=2 if name == "project_2os" else 0)
             registration.register_without_gradient(name)
