@@ -47,20 +47,24 @@ def register(
         autograd_other = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradOther)
         redispatch = operator.redispatch
         below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
+        transformed = torch._C._are_functorch_transforms_active
         forward_ad._current_level  # noqa: B018  (-1 outside of forward-mode differentiation)
     except AttributeError:
         return
 
     def kernel(keyset: Any, x: Tensor, *args: Any) -> Tensor:
-        if forward_ad._current_level >= 0:
-            primals, tangents = zip(*map(forward_ad.unpack_dual, (x, *args[:num_tensors])), strict=True)
+        ordinary = keyset.raw_repr() in plain
+        # torch.func.jvp under torch.compile does not set the level of forward_ad. Level 0 is the only one.
+        if forward_ad._current_level >= 0 or (not ordinary and transformed()):
+            tensors = (x, *args[:num_tensors])
+            primals, tangents = zip(*(forward_ad.unpack_dual(t, level=0) for t in tensors), strict=True)
             if any(tangent is not None for tangent in tangents):
                 if no_tangent is not None:
                     raise NotImplementedError(no_tangent)
                 result, tangent = (operator(part, *args) for part in (primals[0], tangents[0]))
-                return forward_ad.make_dual(result, tangent)
+                return forward_ad.make_dual(result, tangent, level=0)
         requires_grad = x.requires_grad or (num_tensors and any_requires_grad(*args))
-        if keyset.raw_repr() in plain and not (requires_grad and torch.is_grad_enabled()):
+        if ordinary and not (requires_grad and torch.is_grad_enabled()):
             with below_autograd():
                 return implementation(x, *args)
         return redispatch((keyset & after_autograd) | autograd_other, x, *args)

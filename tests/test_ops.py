@@ -229,6 +229,27 @@ def test_forward_mode_jacobian(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_compiles(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    x, tangent = case.input(), case.input().flip(-1)
+    compiled = torch.compile(
+        lambda x, tangent: torch.func.jvp(case, (x,), (tangent,)), fullgraph=True, backend="aot_eager"
+    )
+    for result, expected in zip(compiled(x, tangent), (case(x), case(tangent)), strict=True):
+        assert_same_bits(result, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", CASES)
+def test_vmap(name: str) -> None:
+    """vmap over pairs of samples."""
+    case = CASES[name]
+    x = case.input(4)
+    assert_same_bits(torch.func.vmap(case)(x.unflatten(0, (2, 2))).flatten(0, 1), case(x))
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_forward_mode_twice(name: str) -> None:
     """A second derivative: of the energy of the result, along the tangent twice."""
     case = CASES[name]
