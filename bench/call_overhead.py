@@ -16,7 +16,7 @@ from torch import Tensor
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import autograd_shortcut, ops, registration
-from noisetilt_kernels.backends import cpu, reference, tables
+from noisetilt_kernels.backends import cpu, reference, table_cache, tables
 from noisetilt_kernels.backends.tables import ExaminedTables, check_table
 from noisetilt_kernels.config import DEFAULT_ALPHA
 
@@ -72,7 +72,7 @@ def registered(namespace: str) -> Iterator[Any]:
         stack.enter_context(mock.patch.object(registration, "_registry", library))
         stack.enter_context(mock.patch.object(torch.library, "register_fake", renamed(register_fake)))
         stack.enter_context(mock.patch.object(torch.library, "register_autograd", renamed(register_autograd)))
-        stack.enter_context(mock.patch.object(autograd_shortcut, "register", lambda *args: None))
+        stack.enter_context(mock.patch.object(autograd_shortcut, "register", lambda *args, **named: None))
         for name, make_plan in PLANS.items():
             registration.register(name, make_plan, num_tensors=2 if name == "project_2os" else 0)
             registration.register_without_gradient(name)
@@ -135,8 +135,8 @@ def cache_rows() -> None:
 
     def computed() -> Any:
         with (
-            mock.patch.object(tables, "_read", lambda *_: None),
-            mock.patch.object(tables, "_write", lambda *_: None),
+            mock.patch.object(table_cache, "read", lambda *_: None),
+            mock.patch.object(table_cache, "write", lambda *_: None),
         ):
             return tables.cached_table.__wrapped__(*key)
 

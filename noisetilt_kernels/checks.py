@@ -1,18 +1,34 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
 import math
+import reprlib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_LONGEST = 100  # characters of a value in a message
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST
 
 
 class NoisetiltError(Exception):
     """Base class of all errors that this package defines. The message says what went wrong and what to do."""
 
 
+def shown(value: Any) -> str:
+    """Return a value as short text on one line, for a message. An array or a tensor is shown by its shape."""
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    text = " ".join(_short.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
 def check_integer(function: str, name: str, value: Any, least: int) -> None:
     """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} must be an integer, got {value!r}")
+        raise TypeError(f"{function}: {name} must be an integer, got {shown(value)}")
     if value < least:
         raise ValueError(f"{function}: {name} must be at least {least}, got {value}")
 
@@ -20,7 +36,7 @@ def check_integer(function: str, name: str, value: Any, least: int) -> None:
 def check_number(function: str, name: str, value: Any, least: float, most: float = math.inf) -> None:
     """Raise TypeError or ValueError unless `value` is a finite number in [least, most]."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{function}: {name} must be a number, got {value!r}")
+        raise TypeError(f"{function}: {name} must be a number, got {shown(value)}")
     if not (least <= value <= most and math.isfinite(value)):
         wanted = f"in [{least:g}, {most:g}]" if math.isfinite(most) else f"finite and at least {least:g}"
         raise ValueError(f"{function}: {name} must be {wanted}, got {value}")
@@ -29,8 +45,8 @@ def check_number(function: str, name: str, value: Any, least: float, most: float
 def check_choice(function: str, name: str, value: Any, valid: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of the valid names."""
     valid = list(valid)
-    if value not in valid:
-        raise ValueError(f"{function}: unknown {name} {value!r}; valid: {', '.join(map(repr, valid))}")
+    if not isinstance(value, str) or value not in valid:
+        raise ValueError(f"{function}: unknown {name} {shown(value)}; valid: {', '.join(map(repr, valid))}")
 
 
 def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
@@ -38,7 +54,22 @@ def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, Sequence) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise TypeError(f"{function}: prompts must be a string or a sequence of strings, got {prompts!r}")
+        raise TypeError(
+            f"{function}: prompts must be a string or a sequence of strings, got {shown(prompts)}"
+        )
     if not prompts:
         raise ValueError(f"{function}: prompts must not be empty; pass one prompt for each particle")
     return list(prompts)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user: the innermost one outside of this package, torch and Python's imports."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "importlib",
+        "_frozen_importlib",
+        "noisetilt_kernels",
+        "torch",
+    ):
+        frame = frame.f_back
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno)

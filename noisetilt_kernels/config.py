@@ -6,20 +6,44 @@ from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
 
-from .checks import check_choice
-from .python_ref import DEFAULT_ALPHA
+from .checks import check_choice, check_number, shown
+from .python_ref import DEFAULT_ALPHA, MOST_DF
 
 Tile = tuple[int, int]
 FULL: Tile = (0, 0)
 """Tile that covers the whole H x W plane of a channel."""
 
 
+LEAST_ALPHA, MOST_ALPHA = 1e-100, 0.999999
+"""Smallest and largest alpha. Outside, a table of float64 numbers has NaN or crossed bounds."""
+
+MOST_STEPS = 1024
+"""Largest number of butterfly steps. A tile of K values is mixed completely after log2(K) steps."""
+
+MOST_CHUNKS, MOST_CHUNK_SIZE = 2**32, 2**31 - 1
+"""Largest number of chunks, and largest chunk size: their numbers have 32 bits in the kernels."""
+
+
 def check_alpha(function: str, alpha: float) -> None:
-    """Raise ValueError unless 0 < alpha < 1, and TypeError if alpha is not a number."""
-    if not isinstance(alpha, (int, float)):
-        raise TypeError(f"{function}: alpha must be a number, got {alpha!r}")
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"{function}: alpha must lie strictly between 0 and 1, got {alpha}")
+    """Raise ValueError if alpha is out of its range, and TypeError if it is not a number."""
+    check_number(function, "alpha", alpha, LEAST_ALPHA, MOST_ALPHA)
+
+
+def check_steps(function: str, name: str, steps: int) -> None:
+    """Raise ValueError unless 0 <= steps <= MOST_STEPS."""
+    if steps < 0:
+        raise ValueError(f"{function}: {name} must not be negative, got {steps}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"{function}: {name} must be at most {MOST_STEPS}, got {steps}")
+
+
+def check_chunks(function: str, num_chunks: int, chunk_size: int) -> None:
+    """Raise ValueError if there are too many chunks for the kernels, or they are too large."""
+    if num_chunks > MOST_CHUNKS or chunk_size > MOST_CHUNK_SIZE:
+        raise ValueError(
+            f"{function}: {num_chunks} chunks of {chunk_size} values are too many; the kernels take "
+            f"{MOST_CHUNKS} chunks of up to {MOST_CHUNK_SIZE} values"
+        )
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -33,8 +57,8 @@ class WhiteningConfig:
             values of a sample.
         tile_sizes: tile sizes (th, tw) of the tile statistics, applied in order. Each must divide (H, W).
         mixing: mixing domains ((th, tw), repeats), applied in order. `FULL` is the tile that covers the H x W
-            plane. Repeats 0 stands for ceil(log2(th * tw)).
-        alpha: significance level, 0 < alpha < 1. The confidence level is 1 - alpha.
+            plane. Repeats 0 stands for ceil(log2(th * tw)); at most 1024.
+        alpha: significance level, 1e-100 to 0.999999. The confidence level is 1 - alpha.
 
     Raises:
         ValueError: a value is out of its range.
@@ -60,7 +84,8 @@ class WhiteningConfig:
         except (TypeError, ValueError) as error:
             raise TypeError(
                 "WhiteningConfig: chunk_sizes must be integers, tile_sizes pairs (th, tw), "
-                f"mixing pairs ((th, tw), repeats); got {chunk_sizes!r}, {tile_sizes!r}, {mixing!r}"
+                "mixing pairs ((th, tw), repeats); "
+                f"got {shown(chunk_sizes)}, {shown(tile_sizes)}, {shown(mixing)}"
             ) from error
         check_alpha("WhiteningConfig", alpha)
         if not sizes or min(sizes) < 1:
@@ -73,13 +98,12 @@ class WhiteningConfig:
                 raise ValueError(
                     f"WhiteningConfig: a mixing tile needs an even number of values, got {th}x{tw}"
                 )
-            if repeats < 0:
-                raise ValueError(f"WhiteningConfig: mixing repeats must not be negative, got {repeats}")
+            check_steps("WhiteningConfig", "mixing repeats", repeats)
         for name, value in (
             ("chunk_sizes", sizes),
             ("tile_sizes", tiles),
             ("mixing", domains),
-            ("alpha", alpha),
+            ("alpha", float(alpha)),
         ):
             object.__setattr__(self, name, value)
 
@@ -150,15 +174,22 @@ def sample_of(function: str, shape: Sequence[int], name: str = "x") -> Sample:
 
     Raises:
         ValueError: the shape is none of these, or a sample is empty.
+        TypeError: `shape` is not a sequence of integers.
     """
-    if not 1 <= len(shape) <= 5:
+    try:
+        rank = len(shape)
+        # the size of the batch stays symbolic under torch.compile
+        sizes = [index(n) for n in (shape[1:] if rank in (2, 4, 5) else shape)]
+    except TypeError:
+        raise TypeError(f"{function}: the shape must be a sequence of integers, got {shown(shape)}") from None
+    if not 1 <= rank <= 5:
         raise ValueError(
             f"{function}: {name} must be (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), got {tuple(shape)}"
         )
-    if len(shape) <= 2:
-        sample = Sample(1, 1, int(shape[-1]), flat=True)
+    if rank <= 2:
+        sample = Sample(1, 1, sizes[0], flat=True)
     else:
-        *channels, height, width = (int(n) for n in (shape if len(shape) == 3 else shape[1:]))
+        *channels, height, width = sizes
         sample = Sample(math.prod(channels), height, width)
     if sample.size == 0:
         raise ValueError(f"{function}: {name} has empty samples: {tuple(shape)}")
@@ -229,6 +260,7 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
                 f"{_describe(sample)}; "
                 f"chunk sizes that do: {_some(_divisors(sample.size))}"
             )
+        check_chunks("whiten", sample.size // chunk_size, chunk_size)
     for tile in config.tile_sizes:
         check_tile("whiten", tile, sample)
     mixing = []
@@ -240,9 +272,9 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
 
 
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raise ValueError unless `tile` divides the plane of `sample` and has at least 2 values.
+    """Raise ValueError unless `tile` divides the plane of `sample` and has 2 to MOST_DF + 1 values.
 
-    With `even` the number of values must be even.
+    With `even` the number of values must be even, and is not limited: the tile has no statistics.
     """
     th, tw = tile
     _, height, width, _ = sample
@@ -255,6 +287,8 @@ def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False)
         raise ValueError(
             f"{function}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
         )
+    if not even and th * tw - 1 > MOST_DF:
+        raise ValueError(f"{function}: tile {th}x{tw} must hold at most {MOST_DF + 1} values")
 
 
 def _auto(sample: Sample) -> WhiteningConfig:

@@ -6,10 +6,10 @@ Change one import:
     from noisetilt_kernels.drop_in import project_wgnc, project_wgnc_batched  # was: the WGNC authors'
 """
 
-import torch
 from torch import Tensor
 
-from .functional import hadamard_transform
+from .functional import check_tensor, hadamard_transform
+from .functional import project_wgnc as _project_wgnc
 
 __all__ = ["hadamard_transform", "project_wgnc", "project_wgnc_batched"]
 
@@ -32,7 +32,8 @@ def project_wgnc(y: Tensor, block_size: int = 16) -> Tensor:
         ValueError: N is not divisible by 2*block_size.
         TypeError: y is not a floating-point tensor.
     """
-    return torch.ops.noisetilt.project_wgnc(y.reshape(-1), block_size).reshape(y.shape)
+    check_tensor("project_wgnc", "y", y)
+    return _project_wgnc(y.reshape(-1), block_size).reshape(y.shape)
 
 
 def project_wgnc_batched(x: Tensor, block_size: int = 16) -> Tensor:
@@ -52,6 +53,7 @@ def project_wgnc_batched(x: Tensor, block_size: int = 16) -> Tensor:
         ValueError: x has no batch dimension, or C*H*W is not divisible by 2*block_size.
         TypeError: x is not a floating-point tensor.
     """
+    check_tensor("project_wgnc_batched", "x", x)
     if x.dim() < 2:
         raise ValueError(f"project_wgnc_batched: x must be a batch (B, C, H, W), got {tuple(x.shape)}")
-    return torch.ops.noisetilt.project_wgnc(x.flatten(1), block_size).reshape(x.shape)
+    return _project_wgnc(x.flatten(1), block_size).reshape(x.shape)

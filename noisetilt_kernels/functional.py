@@ -1,30 +1,73 @@
 """The operators as typed Python functions, and the conversion of FLUX's packed latents.
 
 Each function calls the operator of the same name in `torch.ops.noisetilt`. All of them work under
-`torch.compile(fullgraph=True)`.
+`torch.compile(fullgraph=True)`. An argument of the wrong type is a TypeError, also a sparse, nested or
+MKL-DNN tensor.
 """
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import check_integer, shown
 from .config import DEFAULT_ALPHA, WhiteningConfig, check_alpha, flatten
+from .registration import NOT_DENSE, public_name
 
 _ops = torch.ops.noisetilt
+
+# PyTorch's names of the types in a schema
+_WANTED = {
+    "Tensor": "a torch.Tensor",
+    "List[int]": "a sequence of integers",
+    "int": "an integer of at most 64 bits",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a string",
+}
+_REJECTED = re.compile(r"Expected a value of type '(.+?)' for argument '(\w+)'")
+
+
+def _call(operator: Any, *args: Any) -> Tensor:
+    """Call an operator. If PyTorch rejects an argument, raise TypeError with one sentence about it."""
+    try:
+        return operator(*args)
+    except (RuntimeError, AttributeError) as error:
+        schema = operator.default._schema
+        values = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
+        rejected = _REJECTED.search(str(error))
+        if rejected is not None:
+            wanted, name = rejected.groups()
+        else:  # PyTorch takes None for a tensor
+            wanted, name = "Tensor", next((name for name, value in values.items() if value is None), None)
+            if name is None:
+                raise
+        function = public_name(schema.name.removeprefix("noisetilt::"))
+    raise TypeError(f"{function}: {name} must be {_WANTED[wanted]}, got {shown(values[name])}")
+
+
+def check_tensor(function: str, name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a dense tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be {_WANTED['Tensor']}, got {shown(value)}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{function}: {NOT_DENSE}")
 
 
 def whiten(x: Tensor, config: str | WhiteningConfig = "auto", *, alpha: float | None = None) -> Tensor:
     """Apply the whitening operator W to every sample (DESIGN section 5; NoiseTilt section 4).
 
     W projects a direction onto typical Gaussian noise. The scale of x does not matter. W has no gradient.
+    A shape that looks like FLUX's packed latents, or like one video for the preset "wan", is a warning.
 
     Args:
         x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
-            FLUX's packed latents (B,1024,64) must be unpacked first: see `unpack_latents`.
+            Packed latents, (B,1024,64) for FLUX.1, must be unpacked first: see `unpack_latents`.
         config: name of a preset, "flux", "wan" or "auto" (chosen by shape, see `preset`), or a
             `WhiteningConfig`.
-        alpha: significance level, 0 < alpha < 1. Default: 1e-3 for a preset, `config.alpha` for a
+        alpha: significance level, 1e-100 to 0.999999. Default: 1e-3 for a preset, `config.alpha` for a
             `WhiteningConfig`.
 
     Returns:
@@ -37,13 +80,15 @@ def whiten(x: Tensor, config: str | WhiteningConfig = "auto", *, alpha: float | 
         TypeError: x is not a floating-point tensor, or config is neither a name nor a `WhiteningConfig`.
     """
     if isinstance(config, str):
-        return _ops.whiten(x, config, DEFAULT_ALPHA if alpha is None else alpha)
+        return _call(_ops.whiten, x, config, DEFAULT_ALPHA if alpha is None else alpha)
     if not isinstance(config, WhiteningConfig):
-        raise TypeError(f"whiten: config must be a preset's name or a WhiteningConfig, got {config!r}")
+        raise TypeError(f"whiten: config must be a preset's name or a WhiteningConfig, got {shown(config)}")
     chunk_sizes, tile_sizes, mixing, config_alpha = flatten(config)
     if alpha is not None:
         check_alpha("whiten", alpha)
-    return _ops._whiten_config(x, chunk_sizes, tile_sizes, mixing, config_alpha if alpha is None else alpha)
+    return _call(
+        _ops._whiten_config, x, chunk_sizes, tile_sizes, mixing, config_alpha if alpha is None else alpha
+    )
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -64,7 +109,7 @@ def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         ValueError: the table does not fit x, contains NaN, or has a lower bound above its upper bound.
         TypeError: a tensor has the wrong dtype.
     """
-    return _ops.project_2os(x, lower, upper)
+    return _call(_ops.project_2os, x, lower, upper)
 
 
 def project_tile_stats(
@@ -79,7 +124,7 @@ def project_tile_stats(
         tile: tile size (th, tw), which divides (H, W) and has at least 2 values. For (N,) and (B,N) the plane
             is 1 x N.
         chunk_sizes: chunk sizes of 2OS. Chunk sizes that do not divide the number of tiles are skipped.
-        alpha: significance level, 0 < alpha < 1.
+        alpha: significance level, 1e-100 to 0.999999.
 
     Returns:
         Tensor of x's shape and dtype. A tile with NaN or inf becomes NaN.
@@ -88,7 +133,7 @@ def project_tile_stats(
         ValueError: the tile does not divide (H, W), chunk_sizes is empty, or alpha is out of range.
         TypeError: x is not a floating-point tensor.
     """
-    return _ops.project_tile_stats(x, tile, chunk_sizes, alpha)
+    return _call(_ops.project_tile_stats, x, tile, chunk_sizes, alpha)
 
 
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
@@ -108,7 +153,7 @@ def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:
         ValueError: x is neither (N,) nor (B,N), or N is not divisible by 2*block_size.
         TypeError: x is not a floating-point tensor.
     """
-    return _ops.project_wgnc(x, block_size)
+    return _call(_ops.project_wgnc, x, block_size)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
@@ -127,13 +172,13 @@ def project_wgnc_blocks(y: Tensor, block_size: int = 16) -> Tensor:
         ValueError: y is neither (n,) nor (B,n), or n is not divisible by block_size.
         TypeError: y is not a complex tensor.
     """
-    return _ops.project_wgnc_blocks(y, block_size)
+    return _call(_ops.project_wgnc_blocks, y, block_size)
 
 
 def compact_fourier(x: Tensor, inverse: bool = False) -> Tensor:
     """Apply the compact orthogonal Fourier transform to every sample (DESIGN section 4; NoiseTilt eq. 112).
 
-    The operator is differentiable.
+    The operator is differentiable, in forward mode too.
 
     Args:
         x: samples (N,) or (B,N), float16, bfloat16, float32 or float64, N even.
@@ -147,7 +192,7 @@ def compact_fourier(x: Tensor, inverse: bool = False) -> Tensor:
         ValueError: x is neither (N,) nor (B,N), or N is odd.
         TypeError: x is not a floating-point tensor.
     """
-    return _ops.compact_fourier(x, inverse)
+    return _call(_ops.compact_fourier, x, inverse)
 
 
 def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False) -> Tensor:
@@ -155,30 +200,31 @@ def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False)
     eq. 113).
 
     For a tile of 2^n values, n steps are the orthogonal Walsh-Hadamard transform. The operator is
-    differentiable.
+    differentiable, in forward mode too.
 
     Args:
         x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
         tile: tile size (th, tw), which divides (H, W) and has an even number of values. For (N,) and (B,N)
             the plane is 1 x N.
-        steps: number of steps, at least 0.
+        steps: number of steps, 0 to 1024.
         inverse: apply the inverse steps instead.
 
     Returns:
         Tensor of x's shape and dtype.
 
     Raises:
-        ValueError: the tile does not divide (H, W) or has an odd number of values, or steps is negative.
+        ValueError: the tile does not divide (H, W) or has an odd number of values, or steps is out of
+            range.
         TypeError: x is not a floating-point tensor.
     """
-    return _ops.butterfly(x, tile, steps, inverse)
+    return _call(_ops.butterfly, x, tile, steps, inverse)
 
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     """Apply the Walsh-Hadamard transform, natural order, to the last dimension and multiply by `scale`.
 
     Same signature as `fast_hadamard_transform.hadamard_transform`, on any device. The operator is
-    differentiable.
+    differentiable, in forward mode too.
 
     Args:
         x: (..., dim), float16, bfloat16, float32 or float64. A dim that is not a power of two is zero-padded
@@ -192,7 +238,7 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
         ValueError: x has no last dimension, or an empty one.
         TypeError: x is not a floating-point tensor.
     """
-    return _ops.hadamard_transform(x, scale)
+    return _call(_ops.hadamard_transform, x, scale)
 
 
 def pack_latents(x: Tensor) -> Tensor:
@@ -202,7 +248,9 @@ def pack_latents(x: Tensor) -> Tensor:
 
     Raises:
         ValueError: x is not (B, C, H, W) with H and W even.
+        TypeError: x is not a dense tensor.
     """
+    check_tensor("pack_latents", "x", x)
     if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
         raise ValueError(f"pack_latents: x must be (B, C, H, W) with H and W even, got {tuple(x.shape)}")
     patches = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, C, H/2, 2, W/2, 2]
@@ -219,7 +267,11 @@ def unpack_latents(x: Tensor, height: int, width: int) -> Tensor:
     Raises:
         ValueError: the number of tokens is not H/2 * W/2, their length is not divisible by 4, or H or W is
             odd.
+        TypeError: x is not a dense tensor, or height or width is not an integer.
     """
+    check_tensor("unpack_latents", "x", x)
+    check_integer("unpack_latents", "height", height, 2)
+    check_integer("unpack_latents", "width", width, 2)
     if x.dim() != 3 or x.shape[2] % 4 or height % 2 or width % 2 or 4 * x.shape[1] != height * width:
         raise ValueError(
             f"unpack_latents: x must be (B, H/2 * W/2, 4C) with H and W even, "

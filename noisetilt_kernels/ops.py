@@ -11,12 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .checks import warn
 from .config import (
     DEFAULT_ALPHA,
     Sample,
     Tile,
     WhiteningConfig,
     check_alpha,
+    check_chunks,
+    check_steps,
     check_tile,
     resolve,
     resolve_preset,
@@ -27,6 +30,9 @@ from .registration import Plan, register, register_gradient, register_without_gr
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
+
+_TOKEN_WIDTHS = (64, 128)  # of the packed latents of FLUX.1 and FLUX.2
+_WAN_CHANNELS = (16, 48)  # of the latents of Wan2.1, and of Wan2.2 with 5 billion parameters
 
 
 # ---- checks ----
@@ -81,6 +87,13 @@ def _check_block_size(op: str, block_size: int, coefficients: int) -> None:
 
 def _whiten(x: Tensor, preset: str = "auto", alpha: float = DEFAULT_ALPHA) -> Plan:
     sample = _sample_of("whiten", x)
+    _warn_of_tokens(x)
+    # a symbolic batch size is not compared: torch.compile would compile again for other sizes
+    if preset == "wan" and x.dim() == 4 and isinstance(x.shape[0], int) and x.shape[0] in _WAN_CHANNELS:
+        warn(
+            f"whiten: x {tuple(x.shape)} is taken as {x.shape[0]} samples (C,H,W), but the preset 'wan' is "
+            "for videos (B,C,F,H,W); if x is one video (C,F,H,W), pass x[None]"
+        )
     return _whitening(sample, resolve_preset(preset, sample, alpha))
 
 
@@ -88,7 +101,22 @@ def _whiten_config(
     x: Tensor, chunk_sizes: Sequence[int], tile_sizes: Sequence[int], mixing: Sequence[int], alpha: float
 ) -> Plan:
     sample = _sample_of("whiten", x)
+    _warn_of_tokens(x)
     return _whitening(sample, resolve(unflatten(chunk_sizes, tile_sizes, mixing, alpha), sample))
+
+
+def _warn_of_tokens(x: Tensor) -> None:
+    """Warn if x looks like packed latents (B, tokens, 4C): it is then taken as one sample."""
+    if x.dim() != 3:
+        return
+    batch, tokens, width = x.shape
+    # A plane with one side many times the other is rare, and so are latents of one to three channels.
+    if width in _TOKEN_WIDTHS and (tokens >= 4 * width or (batch < 4 and tokens >= 2 * width)):
+        warn(
+            f"whiten: x {tuple(x.shape)} is taken as one sample (C,H,W), but looks like packed latents (B, "
+            "H/2 * W/2, 4C); unpack them first with nt.unpack_latents(x, height, width), or pass x[None] for "
+            "one sample of this shape"
+        )
 
 
 def _whitening(sample: Sample, config: WhiteningConfig) -> Plan:
@@ -117,6 +145,7 @@ def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Plan:
             f"project_2os: a table of {lower.shape[0]}x{lower.shape[1]} bounds does not fit samples of "
             f"{size} values; M*D must be {size}"
         )
+    check_chunks("project_2os", *lower.shape)
     if lower.stride() == upper.stride():
         return Plan(
             (size,), lambda backend, samples, lower, upper: backend.project_2os(samples, lower, upper)
@@ -137,6 +166,8 @@ def _project_tile_stats(
     sizes = tuple(int(d) for d in chunk_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
+    for chunk_size in sizes:
+        check_chunks(op, sample.size // math.prod(pair) // chunk_size, chunk_size)
     return Plan(
         sample[:3],
         lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha),
@@ -173,8 +204,7 @@ def _butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False
     sample = _sample_of("butterfly", x)
     pair = _pair("butterfly", tile)
     check_tile("butterfly", pair, sample, even=True)
-    if steps < 0:
-        raise ValueError(f"butterfly: steps must not be negative, got {steps}")
+    check_steps("butterfly", "steps", steps)
     return Plan(sample[:3], lambda backend, samples: backend.butterfly(samples, pair, steps, inverse))
 
 
@@ -191,9 +221,9 @@ register("project_2os", _project_2os, num_tensors=2)
 register("project_tile_stats", _project_tile_stats)
 register("project_wgnc", _project_wgnc)
 register("project_wgnc_blocks", _project_wgnc_blocks)
-register("compact_fourier", _compact_fourier)
-register("butterfly", _butterfly)
-register("hadamard_transform", _hadamard_transform)
+register("compact_fourier", _compact_fourier, linear=True)
+register("butterfly", _butterfly, linear=True)
+register("hadamard_transform", _hadamard_transform, linear=True)
 
 
 # ---- gradients ----

@@ -19,6 +19,20 @@ from .backends.tables import Extents
 _CALLS_KEPT = 256
 _HASHABLE = (int, float, bool, str)
 
+_NOT_DENSE_KEYS = (
+    "SparseCPU",
+    "SparseCUDA",
+    "SparseCsrCPU",
+    "SparseCsrCUDA",
+    "MkldnnCPU",
+    "NestedTensorCPU",
+    "NestedTensorCUDA",
+    "AutogradNestedTensor",  # of nested tensors with the layout torch.jagged
+)
+"""Dispatch keys of tensors that are not arrays of values in memory."""
+
+NOT_DENSE = "tensors must be dense, got a sparse, nested or MKL-DNN tensor"
+
 _registry = torch.library.Library("noisetilt", "IMPL")
 
 
@@ -33,13 +47,16 @@ class Plan(NamedTuple):
     block_size: int = 0
 
 
-def register(name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0) -> None:
+def register(
+    name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0, linear: bool = False
+) -> None:
     """Implement operator `name`.
 
     Args:
         make_plan: function of the operator's arguments that checks them and returns a plan. A plan depends
             only on the metadata of the tensors and on the other arguments, and is kept for later calls.
         num_tensors: number of tensor arguments that follow x.
+        linear: the operator is linear in x: its forward-mode derivative is the operator itself.
     """
     calls: dict[Any, Callable[..., Tensor]] = {}
 
@@ -48,7 +65,8 @@ def register(name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0)
             x.shape,
             x.dtype,
             x.device,
-            *[arg if type(arg) in _HASHABLE else _metadata(arg) for arg in args],
+            # as text, a zero differs from the negative zero and from False
+            *[arg or str(arg) if type(arg) in _HASHABLE else _metadata(arg) for arg in args],
         )
         call = calls.get(key)
         if call is None:
@@ -63,19 +81,27 @@ def register(name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _registry.impl(name, implementation, "CompositeExplicitAutograd")
-    autograd_shortcut.register(_registry, name, implementation, num_tensors)
+    autograd_shortcut.register(
+        _registry,
+        name,
+        implementation,
+        num_tensors=num_tensors,
+        no_tangent=None if linear else _no_gradient(name, "Pass x.detach()."),
+    )
     torch.library.register_fake(f"noisetilt::{name}", fake, lib=_registry)
+
+    def refuse(x: Tensor, *args: Any) -> Tensor:
+        raise TypeError(f"{public_name(name)}: {NOT_DENSE}")
+
+    for key in _NOT_DENSE_KEYS:
+        _registry.impl(name, refuse, key)
 
 
 def register_without_gradient(name: str) -> None:
     """Let the backward of operator `name` raise an error that explains why there is no gradient."""
-    public = name.strip("_").removesuffix("_config")
 
     def backward(ctx: Any, grad: Tensor) -> None:
-        raise NotImplementedError(
-            f"{public} has no gradient: it is a projection. "
-            "Pass x.detach(), or call it under torch.no_grad()."
-        )
+        raise NotImplementedError(_no_gradient(name, "Pass x.detach(), or call it under torch.no_grad()."))
 
     torch.library.register_autograd(f"noisetilt::{name}", backward, lib=_registry)
 
@@ -121,6 +147,15 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
         return result.view_as(x) if reshaped else result
 
     return call
+
+
+def public_name(name: str) -> str:
+    """Return the name of the function that calls operator `name`."""
+    return name.strip("_").removesuffix("_config")
+
+
+def _no_gradient(name: str, remedy: str) -> str:
+    return f"{public_name(name)} has no gradient: it is a projection. {remedy}"
 
 
 def _metadata(arg: Any) -> Any:

@@ -9,7 +9,7 @@ arguments: `noisetilt_kernels` does.
 """
 
 from .arithmetic import sqrt_rn, tree_sum
-from .confidence_table import DEFAULT_ALPHA, NORMAL, ChiSquare, Normal, Reference, confidence_table
+from .confidence_table import DEFAULT_ALPHA, MOST_DF, NORMAL, ChiSquare, Normal, Reference, confidence_table
 from .order_stats import project_2os
 from .tile_stats import MakeTable, merge_tiles, project_tile_stats, split_tiles
 from .transforms import (
@@ -24,6 +24,7 @@ from .whitening import identity, norm_projection, project, whiten
 
 __all__ = [
     "DEFAULT_ALPHA",
+    "MOST_DF",
     "NORMAL",
     "ChiSquare",
     "MakeTable",

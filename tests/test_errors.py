@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bits import assert_same_bits
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import noisetilt_kernels as nt
-from noisetilt_kernels.drop_in import project_wgnc
+from noisetilt_kernels.drop_in import project_wgnc, project_wgnc_batched
 
 ops = torch.ops.noisetilt
 LOWER, UPPER = tables("typical", 16, 4)
+ARRAY = np.zeros((300, 64))
 
 
 def real(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -105,12 +107,12 @@ def mistakes() -> dict[str, Mistake]:
     )
 
     for op in ("whiten", "_whiten_config", "project_tile_stats"):
-        for alpha in (0.0, 1.0, -1e-4, 1.5, float("nan"), float("inf")):
+        for alpha in (0.0, 1.0, -1e-4, 1.5, 1e-101, 0.9999999, float("nan"), float("inf")):
             add(
                 op,
                 f"alpha {alpha}",
                 ValueError,
-                f"alpha must lie strictly between 0 and 1, got {alpha}",
+                f"alpha must be in [1e-100, 0.999999], got {alpha}",
                 alpha=alpha,
             )
 
@@ -206,6 +208,13 @@ def mistakes() -> dict[str, Mistake]:
     )
     add(
         "_whiten_config",
+        "2^62 repeats",
+        ValueError,
+        f"mixing repeats must be at most 1024, got {2**62}",
+        mixing=[0, 0, 2**62],
+    )
+    add(
+        "_whiten_config",
         "odd plane",
         ValueError,
         "tile 3x3 must hold an even number of values",
@@ -295,6 +304,10 @@ def mistakes() -> dict[str, Mistake]:
     )
     add("butterfly", "tile 1x1", ValueError, "tile 1x1 must hold an even number of values", tile=[1, 1])
     add("butterfly", "steps", ValueError, "steps must not be negative, got -1", steps=-1)
+    for steps in (1025, 2**62):
+        add(
+            "butterfly", f"{steps} steps", ValueError, f"steps must be at most 1024, got {steps}", steps=steps
+        )
 
     add("project_wgnc", "odd size", ValueError, "needs an even number of values, got 33", x=real(33))
     add("compact_fourier", "odd size", ValueError, "needs an even number of values, got 33", x=real(33))
@@ -423,6 +436,110 @@ def test_samples_on_another_device() -> None:
         ops.project_2os(real(2, 64).to("meta"), LOWER, UPPER)
 
 
+# ---- arguments of the wrong type ----
+
+# A wrong value of every type in a schema, and the words of the message
+WRONG: dict[str, list[Any]] = {
+    "Tensor": [ARRAY, ARRAY.tolist(), None, 5, "x"],
+    "List[int]": [8, "88", (8, 8.0), None, torch.zeros(2)],
+    "int": [6.5, "16", 2**70, None],
+    "float": ["small", 2j, torch.ones(3), None],
+    "bool": ["yes"],
+    "str": [],  # `whiten` checks it before PyTorch does
+}
+WANTED = {
+    "Tensor": "a torch.Tensor",
+    "List[int]": "a sequence of integers",
+    "int": "an integer of at most 64 bits",
+    "float": "a number",
+    "bool": "True or False",
+}
+
+
+@pytest.mark.parametrize("op", sorted(set(RIGHT) - {"_whiten_config"}))
+def test_an_argument_of_the_wrong_type_is_one_sentence(op: str) -> None:
+    """The message names function and argument, and prints no array."""
+    function = getattr(nt, op)
+    names = {"preset": "config"} if op == "whiten" else {}
+    arguments = {names.get(name, name): value for name, value in RIGHT[op].items()}
+    for argument in getattr(ops, op).default._schema.arguments:
+        for value in WRONG[str(argument.type)]:
+            if op == "whiten" and argument.name == "alpha" and value is None:
+                continue  # stands for the default
+            with pytest.raises(TypeError) as caught:
+                function(**{**arguments, argument.name: value})
+            message = f"{op}: {argument.name} must be {WANTED[str(argument.type)]}, got "
+            assert str(caught.value).startswith(message)
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    assert bool(function(**arguments).isfinite().all())
+
+
+def jagged(x: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(x), layout=torch.jagged)
+
+
+# The values of x in another layout
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": Tensor.to_sparse,
+    "sparse rows": lambda x: x.flatten(1).to_sparse_csr(),
+    "sparse blocks": lambda x: x.flatten(1).to_sparse_bsr((2, 2)),
+    "mkldnn": Tensor.to_mkldnn,
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "jagged": jagged,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|nested).*")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", RIGHT)
+def test_only_dense_tensors_are_taken(op: str, layout: str) -> None:
+    """The error is the same after a dense call of the same shape and dtype."""
+    call(op, {})
+    first = next(iter(RIGHT[op]))
+    x = RIGHT[op][first]
+    if x.is_complex() and layout == "mkldnn":
+        return  # MKL-DNN has no complex numbers
+    name = "whiten" if op == "_whiten_config" else op
+    for requires_grad in (False, True):
+        other = LAYOUTS[layout](x.detach())
+        if requires_grad and layout != "mkldnn":
+            other.requires_grad_()
+        with pytest.raises(TypeError, match=f"^{name}: tensors must be dense, got a sparse, nested or"):
+            call(op, {first: other})
+
+
+@pytest.mark.parametrize("name", ["lower", "upper"])
+def test_a_sparse_table_is_an_error(name: str) -> None:
+    with pytest.raises(TypeError, match=r"^project_2os: tensors must be dense"):
+        call("project_2os", {name: RIGHT["project_2os"][name].to_sparse()})
+
+
+# ---- sizes that the kernels cannot count ----
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: nt.whiten(x[: 2**33], nt.WhiteningConfig((1,), (), ())),
+        lambda x: nt.project_tile_stats(x[: 2**34], (1, 2), (1,)),
+        lambda x: nt.project_2os(x[: 2**33], *[x[: 2**33, None]] * 2),
+        lambda x: nt.project_2os(x[: 2**31], *[x[None, : 2**31]] * 2),
+    ],
+)
+def test_more_chunks_than_the_kernels_count(function: Callable[[Tensor], Tensor]) -> None:
+    """Meta tensors have no memory. Twice as many values as the largest sample are refused."""
+    with pytest.raises(
+        ValueError, match=r"\d+ chunks of \d+ values are too many; the kernels take 4294967296"
+    ):
+        function(torch.empty(2**34, device="meta"))
+
+
+def test_as_many_chunks_as_the_kernels_count() -> None:
+    x = torch.empty(2**32, device="meta")
+    assert nt.project_2os(x, x[:, None], x[:, None]).shape == x.shape
+    assert nt.whiten(x, nt.WhiteningConfig((1,), (), ())).shape == x.shape
+
+
 # ---- the functions ----
 
 TILES = ((4, 4),)
@@ -461,7 +578,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "whiten alpha": (
         lambda: nt.whiten(real(4, 8, 8), nt.preset("flux"), alpha=2.0),
         ValueError,
-        "whiten: alpha must lie strictly between 0 and 1, got 2.0",
+        "whiten: alpha must be in [1e-100, 0.999999], got 2.0",
     ),
     "whiten shape": (
         lambda: nt.whiten(real(4, 6, 8), nt.preset("flux")),
@@ -546,12 +663,12 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "config alpha 0": (
         lambda: nt.WhiteningConfig((4,), TILES, (), 0.0),
         ValueError,
-        "WhiteningConfig: alpha must lie strictly",
+        "WhiteningConfig: alpha must be in [1e-100, 0.999999]",
     ),
     "config alpha 1": (
         lambda: nt.WhiteningConfig((4,), TILES, (), 1),
         ValueError,
-        "WhiteningConfig: alpha must lie strictly",
+        "WhiteningConfig: alpha must be in [1e-100, 0.999999]",
     ),
     "config alpha text": (
         lambda: nt.WhiteningConfig((4,), TILES, (), "small"),
@@ -571,14 +688,109 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "table alpha": (
         lambda: nt.confidence_table(4, 4, 1.0),
         ValueError,
-        "confidence_table: alpha must lie strictly",
+        "confidence_table: alpha must be in [1e-100, 0.999999]",
     ),
     "table reference": (
         lambda: nt.confidence_table(4, 4, 1e-3, "normal"),
         TypeError,
         "confidence_table: reference must be Normal() or",
     ),
-    "chi-square": (lambda: nt.ChiSquare(0), ValueError, "ChiSquare: df must be at least 1, got 0"),
+    "table M 4.5": (
+        lambda: nt.confidence_table(4.5, 4),
+        TypeError,
+        "confidence_table: num_chunks and chunk_size must be integers, got 4.5 and 4",
+    ),
+    "table too long": (
+        lambda: nt.confidence_table(2**32 + 1, 1),
+        ValueError,
+        "confidence_table: 4294967297 chunks of 1 values are too many; the kernels take 4294967296 chunks",
+    ),
+    "table of an array": (
+        lambda: nt.confidence_table(4, 4, reference=ARRAY),
+        TypeError,
+        "confidence_table: reference must be Normal() or ChiSquare(df), got ndarray of shape (300, 64)",
+    ),
+    "chi-square": (
+        lambda: nt.ChiSquare(0),
+        ValueError,
+        "ChiSquare: df must be an integer from 1 to 1048576, got 0",
+    ),
+    "chi-square 2^20 + 1": (
+        lambda: nt.ChiSquare(2**20 + 1),
+        ValueError,
+        "ChiSquare: df must be an integer from 1 to 1048576, got 1048577",
+    ),
+    "tile of more values": (
+        lambda: nt.project_tile_stats(torch.empty(2**21, device="meta"), (1, 2**21), (1,)),
+        ValueError,
+        "project_tile_stats: tile 1x2097152 must hold at most 1048577 values",
+    ),
+    "chi-square 1.5": (lambda: nt.ChiSquare(1.5), TypeError, "ChiSquare: df must be an integer, got 1.5"),
+    "chi-square nan": (
+        lambda: nt.ChiSquare(float("nan")),
+        TypeError,
+        "ChiSquare: df must be an integer, got nan",
+    ),
+    "preset of a number": (
+        lambda: nt.preset("auto", 5),
+        TypeError,
+        "preset: the shape must be a sequence of integers, got 5",
+    ),
+    "preset of an array": (
+        lambda: nt.preset(ARRAY),
+        ValueError,
+        "preset: unknown preset ndarray of shape (300, 64); valid: 'flux', 'wan', 'auto'",
+    ),
+    "whiten with an array": (
+        lambda: nt.whiten(real(4, 8, 8), ARRAY),
+        TypeError,
+        "whiten: config must be a preset's name or a WhiteningConfig, got ndarray of shape (300, 64)",
+    ),
+    "config of arrays": (
+        lambda: nt.WhiteningConfig(ARRAY, ARRAY, ARRAY),
+        TypeError,
+        "got ndarray of shape (300, 64), ndarray of shape (300, 64), ndarray of shape (300, 64)",
+    ),
+    "config repeats 2^62": (
+        lambda: nt.WhiteningConfig((4,), TILES, ((nt.FULL, 2**62),)),
+        ValueError,
+        f"WhiteningConfig: mixing repeats must be at most 1024, got {2**62}",
+    ),
+    "pack an array": (
+        lambda: nt.pack_latents(ARRAY),
+        TypeError,
+        "pack_latents: x must be a torch.Tensor, got ndarray of shape (300, 64)",
+    ),
+    "unpack an array": (
+        lambda: nt.unpack_latents(ARRAY, 64, 64),
+        TypeError,
+        "unpack_latents: x must be a torch.Tensor, got ndarray of shape (300, 64)",
+    ),
+    "unpack a negative plane": (
+        lambda: nt.unpack_latents(real(1, 1024, 64), -64, -64),
+        ValueError,
+        "unpack_latents: height must be at least 2, got -64",
+    ),
+    "unpack a float": (
+        lambda: nt.unpack_latents(real(1, 1024, 64), 64.0, 64),
+        TypeError,
+        "unpack_latents: height must be an integer, got 64.0",
+    ),
+    "wgnc of an array": (
+        lambda: project_wgnc(ARRAY),
+        TypeError,
+        "project_wgnc: y must be a torch.Tensor, got ndarray of shape (300, 64)",
+    ),
+    "wgnc of a sparse tensor": (
+        lambda: project_wgnc(real(2, 64).to_sparse()),
+        TypeError,
+        "project_wgnc: tensors must be dense, got a sparse, nested or MKL-DNN tensor",
+    ),
+    "wgnc batch of an array": (
+        lambda: project_wgnc_batched(ARRAY),
+        TypeError,
+        "project_wgnc_batched: x must be a torch.Tensor, got ndarray of shape (300, 64)",
+    ),
     "wgnc shape": (
         lambda: project_wgnc(real(3, 7)),
         ValueError,

@@ -89,6 +89,19 @@ def test_the_defaults_are_those_of_the_schema(name: str) -> None:
     assert defaults == {n: p.default for n, p in parameters.items() if p.default is not p.empty}
 
 
+def test_importing_the_package_imports_no_slow_part_of_scipy() -> None:
+    """scipy.special takes most of the time of the import. Only a table that is not on disk needs it."""
+    code = "import sys, noisetilt_kernels; print(*(name for name in sys.modules if name == 'scipy.special'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
 def test_every_public_name_is_documented() -> None:
     for name in nt.__all__:
         if name != "FULL":  # a tuple

@@ -1,5 +1,6 @@
 """Operators in PyTorch: schemas, fake tensors, compilation, gradients, dtypes, layouts, threads."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from inputs import noise, tables, values
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 import noisetilt_kernels as nt
@@ -199,6 +201,99 @@ def test_gradients_of_linear_operators(name: str) -> None:
     assert torch.autograd.gradgradcheck(case, (x,))
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_derivatives_of_linear_operators(name: str) -> None:
+    """The derivative along a tangent is the operator itself: in bits, and against finite differences."""
+    case = CASES[name]
+    x, tangent = case.input(2, torch.float64), case.input(2, torch.float64).flip(-1)
+    with forward_ad.dual_level():
+        result = forward_ad.unpack_dual(case(forward_ad.make_dual(x, tangent)))
+        assert_same_bits(result.primal, case(x))
+        assert_same_bits(result.tangent, case(tangent))
+        assert forward_ad.unpack_dual(case(x)).tangent is None
+        detached = forward_ad.make_dual(x, tangent).detach()
+        assert forward_ad.unpack_dual(case(detached)).tangent is None
+    assert_same_bits(torch.func.jvp(case, (x,), (tangent,))[1], case(tangent))
+    assert torch.autograd.gradcheck(case, (x.requires_grad_(),), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(case, (x,), check_fwd_over_rev=True)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_jacobian(name: str) -> None:
+    case = CASES[name]
+    x = case.input(1, torch.float64)
+    jacobian = torch.func.jacfwd(case)(x).reshape(x.numel(), x.numel())
+    basis = torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape[1:])
+    assert_same_bits(jacobian, case(basis).reshape(x.numel(), x.numel()).t())
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_compiles(name: str) -> None:
+    case = CASES[name]
+    torch._dynamo.reset()
+    x, tangent = case.input(), case.input().flip(-1)
+    compiled = torch.compile(
+        lambda x, tangent: torch.func.jvp(case, (x,), (tangent,)), fullgraph=True, backend="aot_eager"
+    )
+    for result, expected in zip(compiled(x, tangent), (case(x), case(tangent)), strict=True):
+        assert_same_bits(result, expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", CASES)
+def test_vmap(name: str) -> None:
+    """vmap over pairs of samples."""
+    case = CASES[name]
+    x = case.input(4)
+    assert_same_bits(torch.func.vmap(case)(x.unflatten(0, (2, 2))).flatten(0, 1), case(x))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_twice(name: str) -> None:
+    """A second derivative: of the energy of the result, along the tangent twice."""
+    case = CASES[name]
+    x, tangent = case.input(2, torch.float64), case.input(2, torch.float64).flip(-1)
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: case(x).square().sum(), (x,), (tangent,))[1]
+
+    second = torch.func.jvp(slope, (x,), (tangent,))[1]
+    torch.testing.assert_close(second, 2 * case(tangent).square().sum())
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_forward_mode_through_a_projection_is_an_error(name: str) -> None:
+    case = CASES[name]
+    x = case.input()
+    op = "whiten" if name == "_whiten_config" else name.split()[0]
+    message = rf"^{op} has no gradient: it is a projection. Pass x.detach\(\)\.$"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for grad in (torch.no_grad(), torch.enable_grad()):
+            with grad, pytest.raises(NotImplementedError, match=message):
+                case(dual)
+        assert_same_bits(case(dual.detach()), case(x))
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.jvp(case, (x,), (torch.ones_like(x),))
+
+
+def test_forward_mode_through_a_table_is_an_error() -> None:
+    lower, upper = TABLES
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(lower, torch.ones_like(lower))
+        with pytest.raises(NotImplementedError, match=r"^project_2os has no gradient"):
+            ops.project_2os(CASES["project_2os"].input(), dual, upper)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_forward_mode_on_other_devices(name: str) -> None:
+    x = CASES[name].input().to("meta")
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(CASES[name](forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+        assert tangent is not None and tangent.shape == x.shape
+
+
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("name", LINEAR)
 def test_gradients_have_the_dtype_of_the_input(name: str, dtype: torch.dtype) -> None:
@@ -298,6 +393,59 @@ def test_keywords_and_defaults() -> None:
     assert_same_bits(ops.project_wgnc(x, block_size=16), ops.project_wgnc(x))
     assert_same_bits(ops.compact_fourier(x, inverse=False), ops.compact_fourier(x))
     assert_same_bits(ops.hadamard_transform(x, scale=1.0), ops.hadamard_transform(x))
+
+
+def test_a_negative_zero_is_not_taken_for_zero() -> None:
+    """Calls are kept for later ones: each must have its own result, in either order."""
+    x = torch.ones(3, 16)
+    for scale in (0.0, -0.0, 0.0, -0.0):
+        for result in (nt.hadamard_transform(x, scale), ops.hadamard_transform(x, scale)):
+            assert_same_bits(result[:, 0], torch.full((3,), scale))  # 16 * scale
+
+
+# ---- shapes that are probably a mistake ----
+
+TOKENS = r"whiten: x \(.*\) is taken as one sample \(C,H,W\), but looks like packed latents .*; unpack them"
+VIDEO = r"whiten: x \(.*\) is taken as \d+ samples \(C,H,W\), but the preset 'wan' is for videos .*x\[None\]"
+
+
+@pytest.mark.parametrize("config", ["auto", "flux", nt.WhiteningConfig((4,), ((4, 4),), ())], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1024, 64), (2, 256, 64), (8, 512, 64), (1, 256, 128), (3, 1024, 128), (4, 1024, 128)]
+)
+def test_packed_latents_are_a_warning(shape: tuple[int, ...], config: Any) -> None:
+    """Tokens of FLUX.1 and FLUX.2: (B, H/2 * W/2, 4C)."""
+    x = torch.ones(shape, device="meta")
+    with pytest.warns(UserWarning, match=TOKENS) as caught:
+        nt.whiten(x, config)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((16, 64, 64), (16, 128, 64), (4, 96, 64), (32, 256, 128), (1, 64, 64), (3, 64, 128)),
+        *((1, 1, 1024, 64), (2, 16, 64, 64), (1024, 64), (1, 16, 21, 64, 64)),
+    ],
+)
+def test_latents_are_no_warning(shape: tuple[int, ...]) -> None:
+    nt.whiten(torch.ones(shape, device="meta"))
+
+
+@pytest.mark.parametrize("shape", [(16, 21, 60, 104), (16, 5, 60, 104), (48, 21, 60, 104), (16, 1, 60, 104)])
+def test_a_video_without_a_batch_is_a_warning(shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape, device="meta")
+    with pytest.warns(UserWarning, match=VIDEO) as caught:
+        nt.whiten(x, "wan")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nt.whiten(x[None], "wan")
+        nt.whiten(x[:2], "wan")
+        nt.whiten(x, nt.preset("wan"))
 
 
 # ---- threads ----

@@ -9,9 +9,11 @@ it cannot serve an operator on a device. The dispatch, `backends()`, `noisetilt 
 import os
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
+from ..checks import NoisetiltError
 from . import cpu, cuda, reference, triton
 from .tables import Extents
 
@@ -28,18 +30,36 @@ def _preferences(device: torch.device) -> tuple[ModuleType, ...]:
     return _PREFERENCES.get(device.type, (reference,)) if FORCED is None else (FORCED,)
 
 
-def _forced() -> ModuleType | None:
+class BackendError(NoisetiltError, RuntimeError):
+    """NOISETILT_BACKEND names a backend that cannot serve the call."""
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """Stands for a backend that NOISETILT_BACKEND names and that does not exist. It refuses every call."""
+
+    NAME: str
+
+    def refusal(self, op: str, device: torch.device, extents: Extents) -> str:
+        return f"there is no backend of this name; valid: {', '.join(_BY_NAME)}"
+
+
+_BY_NAME = {backend.NAME: backend for backend in (cpu, cuda, triton, reference)}
+
+
+def _forced() -> Any:
     """Return the backend that NOISETILT_BACKEND names, the only one allowed, or None if it is not set."""
     name = os.environ.get(_VARIABLE)
-    if not name:
-        return None
-    by_name = {backend.NAME: backend for backend in (cpu, cuda, triton, reference)}
-    if name not in by_name:
-        raise ValueError(f"{_VARIABLE}={name}: unknown backend; valid: {', '.join(by_name)}")
-    return by_name[name]
+    return _BY_NAME.get(name, _Unknown(name)) if name else None
 
 
 FORCED = _forced()
+
+
+def check_forced() -> None:
+    """Raise BackendError if NOISETILT_BACKEND names no backend. Call this before heavy work."""
+    if isinstance(FORCED, _Unknown):
+        raise BackendError(f"{_VARIABLE}={FORCED.NAME}: {FORCED.refusal('', torch.device('cpu'), Extents())}")
 
 
 @dataclass(frozen=True)
@@ -64,13 +84,14 @@ def backend_for(op: str, device: torch.device, extents: Extents) -> ModuleType:
     """Return the preferred backend that serves the operator on the device, for arguments of these sizes.
 
     Raises:
-        RuntimeError: NOISETILT_BACKEND names a backend that cannot serve the call.
+        BackendError: NOISETILT_BACKEND names a backend that cannot serve the call.
     """
+    check_forced()
     for backend in _preferences(device):
         reason = backend.refusal(op, device, extents)
         if reason is None:
             return backend
-    raise RuntimeError(f"{op}: {_VARIABLE} asks for {backend.NAME}, which cannot serve {device}: {reason}")
+    raise BackendError(f"{op}: {_VARIABLE} asks for {backend.NAME}, which cannot serve {device}: {reason}")
 
 
 def backends() -> dict[str, BackendStatus]:

@@ -4,11 +4,11 @@ If `_C` cannot be loaded, the operators are defined here, from the same schemas.
 """
 
 import re
-import sys
-import warnings
 from pathlib import Path
 
 import torch
+
+from ..checks import warn
 
 _DIRECTORY = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def _load() -> None:
             r'^SCHEMA\("(.*)"\)$', (_DIRECTORY / "schemas.def").read_text(), re.MULTILINE
         ):
             _fallback.define(schema.replace('\\"', '"'))
-        _warn(
+        warn(
             f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, "
             f"{HOW_TO_BUILD}; `noisetilt doctor` shows what is installed."
         )
@@ -66,24 +66,10 @@ def _load_cuda() -> None:
             torch.ops.load_library(library)
         except (OSError, RuntimeError) as error:
             cuda_failure = str(error.__cause__ or error)
-            _warn(
+            warn(
                 f"noisetilt_kernels runs without its CUDA kernels: {cuda_failure}. "
                 "`noisetilt doctor` shows what is installed."
             )
-
-
-def _warn(message: str) -> None:
-    """Warn at the line that imports the package: the innermost one outside the package and Python's import
-    system.
-    """
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "importlib",
-        "_frozen_importlib",
-        "noisetilt_kernels",
-    ):
-        frame = frame.f_back
-    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno)
 
 
 def build_info() -> dict[str, str]:

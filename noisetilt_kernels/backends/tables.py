@@ -1,35 +1,28 @@
-"""Confidence tables: made once, cached in memory and on disk, and arranged for the projections of a backend.
+"""Confidence tables: made once, kept in memory and on disk, and arranged for the projections of a backend.
 
-The sections are: one table and its cache; all tables of a projection; tables passed by the user; sizes that
-decide which backend can serve a call.
+The sections are: one table; all tables of a projection; tables passed by the user; sizes that decide which
+backend can serve a call. `table_cache` keeps tables on disk.
 """
 
-import logging
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from operator import index
 from typing import Generic, NamedTuple, TypeVar
 
-import platformdirs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from ..config import DEFAULT_ALPHA, Tile, check_alpha
+from ..checks import shown
+from ..config import DEFAULT_ALPHA, Tile, check_alpha, check_chunks
 from ..python_ref import NORMAL, ChiSquare, Normal, Reference
 from ..python_ref import confidence_table as compute_table
+from . import table_cache
+from .table_cache import Columns
 
-_FORMAT = "noisetilt bounds 1"  # part of every key: change it when the content of the files changes
-_LOG = logging.getLogger(__name__)
-
-
-# ---- one table, and the table cache ----
+# ---- one table ----
 
 
 class Table(NamedTuple):
@@ -53,7 +46,7 @@ def confidence_table(
     Args:
         num_chunks: M, at least 1.
         chunk_size: D, at least 1.
-        alpha: significance level, 0 < alpha < 1. The confidence level is 1 - alpha.
+        alpha: significance level, 1e-100 to 0.999999. The confidence level is 1 - alpha.
         reference: distribution of the values, `Normal()` or `ChiSquare(df)`.
 
     Returns:
@@ -61,17 +54,27 @@ def confidence_table(
 
     Raises:
         ValueError: an argument is out of its range.
-        TypeError: `reference` is neither `Normal` nor `ChiSquare`.
+        TypeError: an argument has the wrong type.
     """
+    try:
+        num_chunks, chunk_size = index(num_chunks), index(chunk_size)
+    except TypeError:
+        raise TypeError(
+            "confidence_table: num_chunks and chunk_size must be integers, "
+            f"got {shown(num_chunks)} and {shown(chunk_size)}"
+        ) from None
     if num_chunks < 1 or chunk_size < 1:
         raise ValueError(
             "confidence_table: num_chunks and chunk_size must be at least 1, "
             f"got {num_chunks} and {chunk_size}"
         )
+    check_chunks("confidence_table", num_chunks, chunk_size)
     if not isinstance(reference, (Normal, ChiSquare)):
-        raise TypeError(f"confidence_table: reference must be Normal() or ChiSquare(df), got {reference!r}")
+        raise TypeError(
+            f"confidence_table: reference must be Normal() or ChiSquare(df), got {shown(reference)}"
+        )
     check_alpha("confidence_table", alpha)
-    table = cached_table(num_chunks, chunk_size, alpha, reference, torch.float64, torch.device("cpu"))
+    table = cached_table(num_chunks, chunk_size, float(alpha), reference, torch.float64, torch.device("cpu"))
     return table.lower.clone(), table.upper.clone()
 
 
@@ -85,57 +88,20 @@ def cached_table(
     device: torch.device,
 ) -> Table:
     """Return a table from memory, from disk, or computed now. Tables are shared: never write to one."""
-    key = f"{_FORMAT}, {num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
-    path = cache_directory() / f"{key.replace(' ', '_').replace('/', '_')}.safetensors"
-    columns = _read(path, key)
+    key = f"{num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
+    columns = table_cache.read(key, (chunk_size, num_chunks), dtype)
     if columns is None:
         table = compute_table(num_chunks, chunk_size, alpha, reference)
+        if not (table[0].isfinite() & table[1].isfinite() & (table[0] <= table[1])).all():
+            raise ValueError(
+                f"confidence_table: {num_chunks} chunks of {chunk_size} values have no table in float64 at "
+                f"alpha {alpha:g} for {reference}; choose another alpha"
+            )
         lower, upper = (bounds.to(dtype).t().contiguous() for bounds in table)
         monotone = bool(((lower.diff() >= 0).all() & (upper.diff() >= 0).all()).item())
-        columns = lower, upper, monotone
-        _write(path, key, columns)
-    lower, upper, monotone = columns
-    return Table(lower.to(device).t(), upper.to(device).t(), monotone)
-
-
-def cache_directory() -> Path:
-    """Directory of the table cache: the user's cache directory."""
-    return Path(platformdirs.user_cache_dir("noisetilt_kernels", appauthor=False))
-
-
-def _read(path: Path, key: str) -> tuple[Tensor, Tensor, bool] | None:
-    """Read columns of lower and upper, and `monotone`. Return None if the file is missing, damaged or has
-    another key.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                raise ValueError(f"its key is {metadata.get('key')!r}, not {key!r}")
-            return file.get_tensor("lower"), file.get_tensor("upper"), metadata["monotone"] == "True"
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _LOG.warning("rebuilding the cached table %s: %s", path, error)
-        return None
-
-
-def _write(path: Path, key: str, columns: tuple[Tensor, Tensor, bool]) -> None:
-    """Write a temporary file and rename it, so that the file is whole. A failure is logged and ignored."""
-    lower, upper, monotone = columns
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        save_file(
-            {"lower": lower, "upper": upper}, temporary, metadata={"key": key, "monotone": str(monotone)}
-        )
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        _LOG.info("cannot cache a table in %s: %s", path.parent, error)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        columns = Columns(lower, upper, monotone)
+        table_cache.write(key, columns)
+    return Table(columns.lower.to(device).t(), columns.upper.to(device).t(), columns.monotone)
 
 
 # ---- all tables of a projection ----

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from ..backends import FORCED, backends, library, tables
+from ..backends import FORCED, backends, library, table_cache
 from ..versions import versions
 
 Report = dict[str, Any]
@@ -42,7 +42,8 @@ def examine() -> Report:
         forced_backend: backend named by NOISETILT_BACKEND (or None).
         devices: for each device type: present, the backend that serves it, and for every preferred backend
             the reason why it does not.
-        table_cache: directory, number of files and bytes of the confidence tables kept on disk.
+        table_cache: directory of the confidence tables kept on disk (None if there is no home directory),
+            number of files, their bytes, and most_bytes, the limit at which the oldest are removed.
         verdict: one line of text.
     """
     report: Report = {
@@ -73,10 +74,7 @@ def render(report: Report) -> str:
         absent = "" if status["present"] else "  (no such device here)"
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
         rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
-    cache = report["table_cache"]
-    rows.append(
-        ("table cache", f"{cache['directory']}  ({cache['files']} files, {cache['bytes'] / 1e6:.1f} MB)")
-    )
+    rows.append(("table cache", _render_cache(report["table_cache"])))
 
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:{width}}  {text}" for label, text in rows]
@@ -135,9 +133,14 @@ def _devices() -> dict[str, Any]:
 
 
 def _table_cache() -> dict[str, Any]:
-    directory = tables.cache_directory()
-    sizes = [path.stat().st_size for path in directory.glob("*.safetensors")]
-    return {"directory": str(directory), "files": len(sizes), "bytes": sum(sizes)}
+    folder = table_cache.directory()
+    files = [] if folder is None else table_cache.files(folder)
+    return {
+        "directory": None if folder is None else str(folder),
+        "files": len(files),
+        "bytes": sum(status.st_size for _, status in files),
+        "most_bytes": table_cache.MOST_BYTES,
+    }
 
 
 def _verdict(report: Report) -> str:
@@ -162,6 +165,13 @@ def _render_hardware(report: Report) -> list[tuple[str, str]]:
         ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['torch_threads']} torch threads"),
         ("cuda", f"{', '.join(cuda['devices']) or 'no device'}; {version}"),
     ]
+
+
+def _render_cache(cache: dict[str, Any]) -> str:
+    if cache["directory"] is None:
+        return "in memory only: there is no home directory"
+    size, most = (f"{cache[name] / 1e6:.1f} MB" for name in ("bytes", "most_bytes"))
+    return f"{cache['directory']}  ({cache['files']} files, {size} of at most {most})"
 
 
 def _render_library(label: str, library: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import click
 
+from ..backends import check_forced
 from ..checks import NoisetiltError
 from ..runs.workers import is_reporting_process
 from ..sampling import NonFiniteError
@@ -23,6 +24,7 @@ def explained() -> Iterator[None]:
     Any other exception is a bug and keeps its traceback.
     """
     try:
+        check_forced()
         yield
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"

@@ -181,6 +181,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+COMMAND = "from noisetilt_kernels.cli import main; main({})"
 CALL = "import torch, noisetilt_kernels as nt; nt.whiten(torch.randn(64))"
 
 
@@ -203,7 +204,7 @@ def test_a_forced_backend_that_cannot_serve_is_an_error(name: str, reason: str) 
 
 
 def test_the_doctor_reports_a_forced_backend() -> None:
-    code = "from noisetilt_kernels.cli import main; main(['doctor'])"
+    code = COMMAND.format(["doctor"])
     report = python(code, NOISETILT_BACKEND="cuda", TRITON_INTERPRET="0").stdout
     assert re.search(r"^NOISETILT_BACKEND +cuda$", report, re.MULTILINE)
     assert re.search(r"^cpu backend +none: NOISETILT_BACKEND allows no other$", report, re.MULTILINE)
@@ -214,7 +215,21 @@ def test_the_doctor_reports_a_forced_backend() -> None:
 
 def test_an_unknown_backend_is_an_error() -> None:
     done = python(CALL, NOISETILT_BACKEND="tritom")
-    assert "NOISETILT_BACKEND=tritom: unknown backend; valid: cpu, cuda, triton, reference" in done.stderr
+    assert (
+        "NOISETILT_BACKEND=tritom: there is no backend of this name; valid: cpu, cuda, triton, reference"
+        in done.stderr.splitlines()[-1]
+    )
+    imported = python("import noisetilt_kernels as nt; print(nt.backends())", NOISETILT_BACKEND="tritom")
+    assert (imported.returncode, imported.stderr) == (0, "")
+    report = python(COMMAND.format(["doctor"]), NOISETILT_BACKEND="tritom")
+    assert report.returncode == 0
+    assert "not tritom: there is no backend of this name" in report.stdout
+    command = ["sample", "--model", "absent", "--prompt", "x", "--reward", "brightness", "--out", "absent"]
+    done = python(COMMAND.format(command), NOISETILT_BACKEND="tritom")
+    assert done.stderr.startswith(
+        "Error: NOISETILT_BACKEND=tritom: there is no backend of this name; valid: "
+    )
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_empty_variable_forces_no_backend() -> None:

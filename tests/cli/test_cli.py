@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import noisetilt_kernels as nt
-from noisetilt_kernels.backends import library, tables
+from noisetilt_kernels.backends import library, table_cache
 from noisetilt_kernels.cli import main
 
 REASON = "no compiled library is installed"
@@ -97,17 +97,19 @@ def test_doctor_without_library_gives_reason_and_remedy(without_library: None) -
 
 
 def test_doctor_measures_the_table_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tables, "cache_directory", lambda: tmp_path / "absent")
+    monkeypatch.setattr(table_cache, "directory", lambda: tmp_path / "absent")
     assert json.loads(run("doctor", "--json"))["table_cache"] == {
         "directory": str(tmp_path / "absent"),
         "files": 0,
         "bytes": 0,
+        "most_bytes": table_cache.MOST_BYTES,
     }
-    monkeypatch.setattr(tables, "cache_directory", lambda: tmp_path)
-    (tmp_path / "one.safetensors").write_bytes(b"x" * 1000)
-    (tmp_path / "two.safetensors").write_bytes(b"x" * 500)
+    monkeypatch.setattr(table_cache, "directory", lambda: tmp_path)
+    (tmp_path / "one.safetensors").write_bytes(b"x" * 1_000_000)
+    (tmp_path / "two.safetensors").write_bytes(b"x" * 500_000)
     cache = json.loads(run("doctor", "--json"))["table_cache"]
-    assert (cache["files"], cache["bytes"]) == (2, 1500)
+    assert (cache["files"], cache["bytes"]) == (2, 1_500_000)
+    assert f"{tmp_path}  (2 files, 1.5 MB of at most 256.0 MB)" in run("doctor")
 
 
 def test_module_runs_without_any_library(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Confidence tables: against scipy.stats and mpmath, and their cache."""
 
+import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +14,15 @@ import pytest
 import scipy.stats
 import torch
 from bits import assert_same_bits
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import tables as backend_tables
+from noisetilt_kernels.backends import table_cache, tables
 from noisetilt_kernels.backends.tables import cached_table
+from noisetilt_kernels.config import LEAST_ALPHA, MOST_ALPHA
 
 SIZES = [(1, 1), (1, 4), (7, 1), (10, 3), (64, 4), (100, 16), (1024, 4), (10_000, 2)]
 
@@ -94,25 +99,58 @@ def _beta_cdf(x: mpmath.mpf, a: int, b: int) -> mpmath.mpf:
     return 1 - mpmath.fsum(probability(count) for count in range(a))
 
 
-@pytest.mark.parametrize("bad", [0, -3])
+@pytest.mark.parametrize("bad", [0, -3, 2**20 + 1])
 def test_chi_square_needs_a_positive_number(bad: int) -> None:
     with pytest.raises(ValueError, match="ChiSquare: df"):
         nt.ChiSquare(bad)
 
 
+@pytest.mark.parametrize("bad", [1.5, 1.0, float("nan"), float("inf"), "3", None])
+def test_chi_square_needs_an_integer(bad: object) -> None:
+    with pytest.raises(TypeError, match="ChiSquare: df must be an integer"):
+        nt.ChiSquare(bad)
+
+
+@pytest.mark.parametrize("reference", [nt.Normal(), nt.ChiSquare(1), nt.ChiSquare(15)], ids=repr)
+@pytest.mark.parametrize("alpha", [LEAST_ALPHA, 1e-50, 0.9999, MOST_ALPHA])
+@pytest.mark.parametrize(("m", "d"), [*SIZES, (16_384, 4), (4_096, 16)])
+def test_every_alpha_in_the_range_has_a_table(
+    m: int, d: int, alpha: float, reference: nt.Normal | nt.ChiSquare
+) -> None:
+    lower, upper = nt.confidence_table(m, d, alpha, reference)
+    assert bool((lower.isfinite() & upper.isfinite() & (lower <= upper)).all())
+
+
+def test_largest_chi_square() -> None:
+    """The quantiles of many degrees of freedom are those of the normal distribution and a known series."""
+    df = 2**20
+    normal = nt.confidence_table(64, 4)
+    for bound, expected in zip(nt.confidence_table(64, 4, reference=nt.ChiSquare(df)), normal, strict=True):
+        series = expected + 2 / 3 * (expected.square() - 1) / (2 * df) ** 0.5
+        torch.testing.assert_close((bound - df) / (2 * df) ** 0.5, series, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1e-220, 1 - 2**-53])
+def test_a_table_with_nan_or_crossed_bounds_is_an_error(fresh_cache: Path, alpha: float) -> None:
+    """The operators refuse these alphas earlier. If limits do not suffice, nothing wrong is kept."""
+    with pytest.raises(ValueError, match=r"have no table in float64 at alpha .* for Normal\(\)"):
+        cached_table(1024, 4, alpha, nt.Normal(), torch.float32, torch.device("cpu"))
+    assert not fresh_cache.exists()
+
+
 # ---- cache ----
 
 
-def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def make(dtype: torch.dtype = torch.float64, num_chunks: int = 50) -> tuple[Tensor, Tensor]:
     """Return a table with an empty memory cache."""
     cached_table.cache_clear()
-    tables = cached_table(50, 4, 1e-3, nt.Normal(), dtype, torch.device("cpu"))
-    return tables.lower, tables.upper
+    table = cached_table(num_chunks, 4, 1e-4, nt.Normal(), dtype, torch.device("cpu"))
+    return table.lower, table.upper
 
 
-def check(tables: tuple[Tensor, Tensor]) -> None:
-    for table, expected in zip(tables, python_ref.confidence_table(50, 4), strict=True):
-        assert_same_bits(table, expected)
+def check(table: tuple[Tensor, Tensor]) -> None:
+    for bound, expected in zip(table, python_ref.confidence_table(50, 4, 1e-4), strict=True):
+        assert_same_bits(bound, expected)
 
 
 def files_in(directory: Path) -> list[Path]:
@@ -129,7 +167,7 @@ def test_a_cached_table_has_the_bits_of_a_computed_one(
     def fail(*args: object) -> None:
         raise AssertionError("the table was computed again")
 
-    monkeypatch.setattr(python_ref, "confidence_table", fail)
+    monkeypatch.setattr(tables, "compute_table", fail)
     for warm, table in zip(make(dtype), cold, strict=True):
         assert_same_bits(warm, table)
     assert make(dtype)[0].stride() == cold[0].stride()
@@ -155,6 +193,26 @@ def test_the_key_depends_on_every_argument(fresh_cache: Path) -> None:
             assert_same_bits(table, expected.to(dtype))
 
 
+def _flip(path: Path, offset: int, bit: int = 3) -> None:
+    """Flip one bit of a file. A negative offset counts from its end."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def _rewrite(path: Path, change: Callable[[Tensor], Tensor], **changed: str) -> None:
+    """Replace the bounds of a file, or entries of its metadata. The rest stays."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), **changed}
+        bounds = {name: change(file.get_tensor(name)).clone() for name in ("lower", "upper")}
+    save_file(bounds, path, metadata=metadata)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -175,6 +233,18 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "random bytes": lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
     "foreign": _foreign,
     "without metadata": _without_metadata,
+    "another shape": lambda path: _rewrite(path, lambda bound: bound[:, :-1]),
+    "transposed": lambda path: _rewrite(path, lambda bound: bound.reshape(bound.shape[::-1])),
+    "another dtype": lambda path: _rewrite(path, Tensor.float),
+    "bfloat16": lambda path: _rewrite(path, Tensor.bfloat16),
+    "other bounds": lambda path: _rewrite(path, lambda bound: bound * 1.01),
+    "not monotone": lambda path: _rewrite(path, lambda bound: bound, monotone="False"),
+    "no checksum": lambda path: _rewrite(path, lambda bound: bound, checksum=""),
+    "a bit of the last bound": lambda path: _flip(path, -1),
+    "a bit of a lower bound": lambda path: _flip(path, -50 * 4 * 8 - 100),
+    "a bit of the header": lambda path: _flip(path, 12),
+    "a bit of the header's length": lambda path: _flip(path, 7, 6),
+    "a pipe": _fifo,
 }
 
 
@@ -186,11 +256,99 @@ def test_a_damaged_file_is_detected_and_rebuilt(
     (path,) = files_in(fresh_cache)
     DAMAGE[damage](path)
     check(make())
-    assert "rebuilding the cached table" in caplog.text
+    assert re.search(r"making the cached table .* again: ", caplog.text)
     assert files_in(fresh_cache) == [path]
     caplog.clear()
     check(make())
     assert caplog.text == "", "the file was not replaced"
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_changes_a_table(fresh_cache: Path) -> None:
+    """Flip one bit of every byte of a file in turn."""
+    make()
+    (path,) = files_in(fresh_cache)
+    whole = path.read_bytes()
+    for offset in range(len(whole)):
+        path.write_bytes(whole)
+        _flip(path, offset, offset % 8)
+        cached_table.cache_clear()
+        check(make())
+
+
+def test_the_cache_has_a_largest_size(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that were not used for the longest time are removed first."""
+    for m in (50, 51, 52):
+        make(num_chunks=m)
+    by_size = {m: path for m in (50, 51, 52) for path in files_in(fresh_cache) if f"_{m}x4" in path.name}
+    for age, m in ((30, 50), (20, 51), (10, 52)):
+        os.utime(by_size[m], (time.time() - age,) * 2)
+    make(num_chunks=50)  # used now
+    assert by_size[50].stat().st_mtime > by_size[52].stat().st_mtime
+    room = sum(path.stat().st_size for path in by_size.values())
+    monkeypatch.setattr(table_cache, "MOST_BYTES", room)
+    make(num_chunks=49)
+    assert not by_size[51].exists()
+    assert by_size[50].exists() and by_size[52].exists()
+    assert len(files_in(fresh_cache)) == 3
+    assert sum(path.stat().st_size for path in files_in(fresh_cache)) <= room
+
+
+def test_a_table_above_the_largest_size_is_not_kept(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(num_chunks=10)
+    monkeypatch.setattr(table_cache, "MOST_BYTES", 2000)
+    check(make())
+    assert len(files_in(fresh_cache)) == 1
+
+
+def test_temporary_files_of_killed_processes_are_removed(fresh_cache: Path) -> None:
+    fresh_cache.mkdir(parents=True)
+    old, new = fresh_cache / "old.tmp", fresh_cache / "new.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half of a table")
+    os.utime(old, (time.time() - 7200,) * 2)
+    make()
+    assert not old.exists() and new.exists()
+
+
+def test_without_a_home_directory_tables_are_kept_in_memory() -> None:
+    """Run without HOME, as a user who is not in the list of users."""
+    code = """
+import pwd
+def absent(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = absent
+import torch, noisetilt_kernels as nt
+from noisetilt_kernels.backends import table_cache
+from noisetilt_kernels.cli.doctor import examine, render
+assert table_cache.directory() is None
+assert nt.whiten(torch.ones(64)).isfinite().all()
+report = examine()
+assert report["table_cache"]["directory"] is None
+print(render(report))
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")
+    }
+    environment["PYTHONPATH"] = str(Path(nt.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in memory only: there is no home directory" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["relative/folder", "~/.cache"])
+def test_a_relative_directory_is_not_used(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """platformdirs before 4.9 leaves "~" in a path if there is no home directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table_cache.platformdirs, "user_cache_dir", lambda *args, **kwargs: place)
+    check(make())
+    assert table_cache.directory() is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_in_place_of_the_file_is_no_error(fresh_cache: Path) -> None:
@@ -215,7 +373,7 @@ def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytes
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend_tables, "save_file", disk_full)
+        patch.setattr(table_cache, "save_file", disk_full)
         check(make())
     assert files_in(fresh_cache) == []
     check(make())

@@ -1,6 +1,7 @@
 """Compact Fourier, butterfly mixing and Walsh-Hadamard: definitions, bits, orthogonality."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tolerances import FFT, ORTHOGONAL, relative_error
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
+from noisetilt_kernels.config import MOST_STEPS
 
 compact_fourier = torch.ops.noisetilt.compact_fourier
 butterfly = torch.ops.noisetilt.butterfly
@@ -135,6 +137,20 @@ def test_butterfly_round_trip(
     y = butterfly(x, tile, steps)
     assert float(y.double().norm()) == pytest.approx(float(x.double().norm()), rel=ORTHOGONAL[dtype])
     assert relative_error(butterfly(y, tile, steps, inverse=True), x) < ORTHOGONAL[dtype]
+
+
+def test_most_steps() -> None:
+    check_butterfly(noise(2, (2, 6, 10)), (6, 10), MOST_STEPS)
+    check_butterfly(noise(2, (2, 8, 8)), (8, 8), MOST_STEPS)
+
+
+@pytest.mark.parametrize("function", [butterfly, python_ref.butterfly])
+def test_a_period_of_steps_gives_other_bits(function: Callable[..., Tensor]) -> None:
+    """12 steps on 64 values are the identity, with rounding. So the number of steps cannot be reduced."""
+    x = noise(1, (1, 8, 8))
+    y = function(x, (8, 8), 12)
+    torch.testing.assert_close(y, x)
+    assert not torch.equal(y, x)
 
 
 # ---- Walsh-Hadamard ----
