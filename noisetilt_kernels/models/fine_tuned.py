@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ def add_loras(pipe: Any, loras: Sequence[str], family: str) -> None:
         source, weight = _split_weight(lora)
         place, file = _split_source(source)
         location, name = _locate(place), f"lora_{number}"
-        with as_model_error(source):
+        with as_model_error(source), warnings.catch_warnings():
+            # peft warns of several LoRAs, which are meant here
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             pipe.load_lora_weights(
                 location.name,
                 weight_name=file,

@@ -69,7 +69,7 @@ class PipelineModel(ABC):
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.encoders, self.encode_prompt)
+        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.encoders, self._encode)
         self._shape = shape
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
@@ -198,27 +198,45 @@ class PipelineModel(ABC):
         """
         expected = self.placeholder_prompt()
         for prompt, tensors in embeddings.items():
-            self._check_embeddings(prompt, tensors, expected)
+            self._check_embeddings(f"{type(self).__name__}.add_embeddings", prompt, tensors, expected)
             self.prompts.put(prompt, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
-    def _check_embeddings(self, prompt: str, tensors: Encoded, expected: Encoded) -> None:
-        function = f"{type(self).__name__}.add_embeddings"
+    def _check_embeddings(self, owner: str, prompt: str, tensors: Encoded, expected: Encoded) -> None:
+        """Raise ValueError unless the tensors have the expected names, dtypes and shapes.
+
+        Sides of the length `prompt_length` may have any other length, the same for all tensors.
+        """
         if tensors.keys() != expected.keys():
             raise ValueError(
-                f"{function}: embeddings of {prompt!r} must be named {', '.join(expected)}, "
+                f"{owner}: embeddings of {prompt!r} must be named {', '.join(expected)}, "
                 f"got {', '.join(map(str, tensors)) or 'none'}"
             )
-        length = tensors["tokens"].shape[1] if tensors["tokens"].ndim > 1 else 0
+        lengths = set()
         for name, like in expected.items():
-            tensor = tensors[name]
-            shape = tuple(like.shape) if name == "pooled" else (1, length, *like.shape[2:])
-            if tensor.shape != shape or tensor.is_floating_point() != like.is_floating_point() or not length:
+            tensor, shape = tensors[name], like.shape
+            counted = like.ndim > 1 and shape[1] == self.prompt_length
+            if counted and tensor.ndim == like.ndim and tensor.shape[1]:
+                lengths.add(tensor.shape[1])
+                shape = torch.Size((shape[0], tensor.shape[1], *shape[2:]))
+            if tensor.shape != shape or tensor.is_floating_point() != like.is_floating_point():
                 kind = "floating-point" if like.is_floating_point() else "integer"
-                sides = map(str, shape if name == "pooled" else (1, "tokens", *shape[2:]))
+                sides = map(str, (shape[0], "tokens", *shape[2:]) if counted else shape)
                 raise ValueError(
-                    f"{function}: {name} of {prompt!r} must be {kind} of shape ({', '.join(sides)}), "
+                    f"{owner}: {name} of {prompt!r} must be {kind} of shape ({', '.join(sides)}), "
                     f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{owner}: embeddings of {prompt!r} must have the same number of tokens, "
+                f"got {' and '.join(map(str, sorted(lengths)))}"
+            )
+
+    def _encode(self, prompt: str) -> Encoded:
+        """Encode a prompt; raise ValueError if the text encoders do not belong to the denoiser."""
+        encoded = self.encode_prompt(prompt)
+        owner = f"{type(self).__name__}: text encoders of pipe must belong to its {self.facts.denoiser}"
+        self._check_embeddings(owner, prompt, encoded, self.placeholder_prompt())
+        return encoded
 
     @abstractmethod
     def encode_prompt(self, prompt: str) -> Encoded:

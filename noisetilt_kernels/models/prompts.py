@@ -66,13 +66,14 @@ class PromptCache:
         """Return the embeddings of all prompts as tensors (B, ...) by name.
 
         Raises:
-            ValueError: see `add`; or the embeddings differ in their number of tokens.
+            ValueError: see `add`; or the embeddings of the prompts differ in their shapes.
         """
         encoded = self.get(prompts)
-        lengths = sorted({one["tokens"].shape[1] for one in encoded})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"{self._function}: embeddings of prompts used together must have the same number of tokens, "
-                f"got {' and '.join(map(str, lengths))}"
-            )
+        for name in encoded[0]:
+            shapes = sorted({tuple(tensors[name].shape) for tensors in encoded})
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"{self._function}: embeddings of prompts used together must have the same shape, "
+                    f"got {name} of shapes {' and '.join(map(str, shapes))}"
+                )
         return {name: torch.cat([tensors[name] for tensors in encoded]) for name in encoded[0]}

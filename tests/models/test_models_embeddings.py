@@ -65,6 +65,26 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
     assert torch.equal(output(without), output(model))
 
 
+def test_tokens_and_mask_have_the_same_length() -> None:
+    model = adapted(tiny_sana_sprint(), SIZE)
+    tensors = {"tokens": torch.zeros(1, 4, 16), "mask": torch.ones(1, 5, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="of 'a' must have the same number of tokens, got 4 and 5"):
+        model.add_embeddings({"a": tensors})
+
+
+def test_text_encoders_of_another_model() -> None:
+    pipe = tiny_sd_turbo()
+    pipe.text_encoder = tiny_flux().text_encoder  # 32 channels instead of 16
+    pipe.tokenizer = tiny_flux().tokenizer
+    model = adapted(pipe, SIZE)
+    with pytest.raises(ValueError) as caught:
+        model.encode("a")
+    assert str(caught.value) == (
+        "SDTurbo: text encoders of pipe must belong to its unet: tokens of 'a' must be floating-point of "
+        "shape (1, tokens, 16), got torch.float32 of shape (1, 24, 32)"
+    )
+
+
 def test_embeddings_of_the_pipeline_itself() -> None:
     """Other code computes embeddings with the pipeline's encode_prompt."""
     pipe = tiny_flux()
@@ -127,7 +147,7 @@ def test_prompts_of_one_batch_must_have_the_same_length() -> None:
     model = FluxFlow(tiny_flux(), height=FLUX_SIZE, width=FLUX_SIZE)
     for prompt, length in zip(PROMPTS, (4, 6), strict=True):
         model.add_embeddings({prompt: {"tokens": torch.zeros(1, length, 32), "pooled": torch.zeros(1, 32)}})
-    with pytest.raises(ValueError, match="embeddings of prompts used together must have the same number"):
+    with pytest.raises(ValueError, match=r"together must have the same shape, got tokens of shapes \(1, 4"):
         output(model)
     free = ZImageFlow(tiny_z_image(), **SIZE, guidance_scale=0)
     for prompt, length in zip(PROMPTS, (4, 6), strict=True):
