@@ -144,12 +144,12 @@ def test_a_table_with_nan_or_crossed_bounds_is_an_error(fresh_cache: Path, alpha
 def make(dtype: torch.dtype = torch.float64, num_chunks: int = 50) -> tuple[Tensor, Tensor]:
     """Return a table with an empty memory cache."""
     cached_table.cache_clear()
-    table = cached_table(num_chunks, 4, 1e-4, nt.Normal(), dtype, torch.device("cpu"))
+    table = cached_table(num_chunks, 4, python_ref.DEFAULT_ALPHA, nt.Normal(), dtype, torch.device("cpu"))
     return table.lower, table.upper
 
 
 def check(table: tuple[Tensor, Tensor]) -> None:
-    for bound, expected in zip(table, python_ref.confidence_table(50, 4, 1e-4), strict=True):
+    for bound, expected in zip(table, python_ref.confidence_table(50, 4), strict=True):
         assert_same_bits(bound, expected)
 
 
