@@ -44,8 +44,13 @@ def check_gradient(reward: Reward, images: Tensor, prompts: Sequence[str], size:
 
 
 def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str], tolerance: float) -> None:
-    """Check that an image has the same float32 reward and the same gradient alone and in a batch."""
+    """Check that an image has the same float32 reward and the same gradient alone and in a batch.
+
+    Images and prompts must not be changed: bundled rewards get no copies.
+    """
+    before = images.clone(), list(prompts)
     values, gradient = reward(images, prompts), gradient_of(reward, images, prompts)
+    assert torch.equal(images, before[0]) and list(prompts) == before[1]
     assert values.dtype == torch.float32
     assert values.shape == (len(images),)
     assert values.std() > 10 * tolerance, "the images are too similar to test anything"
@@ -58,8 +63,16 @@ def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str],
 
 
 def check_mistakes(reward: Reward, name: str) -> None:
-    """Check the errors for images of a wrong shape and for a wrong number of prompts."""
+    """Check the errors for images of a wrong shape or range, and for a wrong number of prompts."""
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         reward(torch.rand(1, 4, 8, 8), [""])
     with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 2 images, got 1"):
         reward(some_images(2), [""])
+    images = some_images(2)
+    for values, given in ((images * 255, r"\d+(\.\d+)? to \d+"), (images * 2 - 1.2, r"-0\.\d+ to 0\.\d+")):
+        with pytest.raises(ValueError, match=rf"^{name}: images must have values in \[0, 1\], got {given}"):
+            reward(values, ["a", "b"])
+    for value in (float("nan"), float("inf")):
+        strange = images.clone()
+        strange[0, 0, 0, 0] = value
+        reward(strange, ["a", "b"])  # samplers react to values that are not finite

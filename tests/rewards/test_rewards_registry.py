@@ -241,11 +241,22 @@ def test_invalid_sums(parts: dict[str, Any], error: type[Exception], message: st
         WeightedSum(parts)
 
 
+WRONG_RESULTS: list[tuple[Callable[..., Any], str]] = [
+    (lambda i, p: i.mean(), r"\(\)"),
+    (lambda i, p: i.mean(dim=(1, 2, 3))[:1], r"\(1,\)"),
+    (lambda i, p: i.flatten(2).mean(dim=2), r"\(2, 3\)"),
+    (lambda i, p: 3.0, "float"),
+    (lambda i, p: [3.0, 4.0], "list"),
+    (lambda i, p: i.mean(dim=(1, 2, 3)).numpy(), "ndarray"),
+    (lambda i, p: None, "NoneType"),
+    (lambda i, p: i.mean(dim=(1, 2, 3)).to(torch.complex64), "torch.complex64"),
+]
+
+
 def test_parts_with_wrong_results() -> None:
-    for wrong, given in {lambda i, p: i.mean(): r"\(\)", lambda i, p: 3.0: "float"}.items():
-        with pytest.raises(
-            ValueError, match=rf"^WeightedSum: 'wrong' must return a tensor \(2,\), got {given}"
-        ):
+    wanted = r"^WeightedSum: 'wrong' must return a tensor \(2,\), one number for each image, got"
+    for wrong, given in WRONG_RESULTS:
+        with pytest.raises((TypeError, ValueError), match=f"{wanted} {given}$"):
             WeightedSum({"wrong": (1.0, wrong)})(some_images(2), ["", ""])
 
 
