@@ -1,11 +1,14 @@
 """Properties of every reward: it is differentiable, and scores each image independently of the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from noisetilt_kernels.rewards import RewardError, load_reward
 from noisetilt_kernels.sampling import Reward
 
 
@@ -76,3 +79,51 @@ def check_mistakes(reward: Reward, name: str) -> None:
         strange = images.clone()
         strange[0, 0, 0, 0] = value
         reward(strange, ["a", "b"])  # samplers react to values that are not finite
+
+
+def check_incomplete(
+    name: str,
+    source: Path,
+    tensors: Mapping[str, Tensor],
+    write: Callable[[dict[str, Tensor]], object],
+    unused: str = "nothing",
+    same_names: bool = True,
+) -> None:
+    """Check that a reward names each tensor that is missing or has another shape. No random weights are used.
+
+    Args:
+        name, source: reward and its source.
+        tensors: complete weights.
+        write: function that writes other weights into the source.
+        unused: part of the names of tensors that the reward does not use.
+        same_names: the error has the names in the file, not those of transformers.
+    """
+    used = [key for key in tensors if unused not in key and tensors[key].ndim]
+    cases: dict[str, dict[str, Tensor]] = {"": {}}
+    for key in used[:: max(len(used) // 12, 1)]:
+        rest = {other: tensor for other, tensor in tensors.items() if other != key}
+        cases[f"{key}, missing"] = rest
+        cases[f"{key}, larger"] = {**rest, key: torch.zeros([size + 1 for size in tensors[key].shape])}
+    for case, changed in cases.items():
+        write(changed or {"other": torch.zeros(1)})
+        with pytest.raises(RewardError) as caught:
+            load_reward(name, source=str(source))
+        message = str(caught.value)
+        assert message.startswith(f"{name}: ") and "\n" not in message
+        assert not same_names or case.partition(",")[0] in message, (case, message)
+
+
+class Evil:
+    """Object that runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def check_pickle(name: str, source: Path, file: Path) -> None:
+    """Check that a file of weights that holds code is refused in one sentence, and the code is not run."""
+    for content in ({"weight": Evil()}, Evil()):
+        torch.save(content, file)
+        with pytest.raises(RewardError, match=f"^{name}: ") as caught:
+            load_reward(name, source=str(source))
+        assert "\n" not in str(caught.value)

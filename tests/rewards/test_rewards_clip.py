@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
+from reward_checks import (
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil
@@ -417,6 +425,26 @@ class TestEveryReward:
             name, tmp_path, r"the weights in \S+ lack visual_projection.weight; name a source that has"
         )
 
+    def test_each_tensor(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
+        file = copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors"
+        check_incomplete(
+            name, tmp_path, load_file(file), lambda tensors: save_file(tensors, file, {"format": "pt"})
+        )
+
+    def test_a_pickle(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
+        (copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors").unlink()
+        check_pickle(name, tmp_path, tmp_path / "pytorch_model.bin")
+
+    def test_a_file_as_source(self, name: str, clip: Path) -> None:
+        file = clip / "model.safetensors"
+        self.check(
+            name, file, rf"{re.escape(str(file))} is a file; name the folder that has it and the other"
+        )
+
+    def test_a_strange_configuration(self, name: str, clip: Path, tmp_path: Path) -> None:
+        change_json(copy_of(clip, tmp_path) / "config.json", vision_config={"hidden_size": "wide"})
+        self.check(name, tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save")
+
     def test_another_image_size(self, name: str, clip: Path, tmp_path: Path) -> None:
         change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", crop_size=28)
         self.check(
@@ -457,25 +485,59 @@ def test_no_predictor(clip: Path) -> None:
         AestheticScore(clip)
 
 
+PREDICTOR = "sac+logos+ava1-l14-linearMSE.pth"
+
+
 def test_two_predictors(original: Path, tmp_path: Path) -> None:
-    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
+    file = copy_of(original, tmp_path) / PREDICTOR
     shutil.copy(file, tmp_path / "ava.pth")
-    with pytest.raises(RewardError, match=r"^aesthetic: \S+ must hold one .pth file, got ava.pth, sac\+"):
+    with pytest.raises(
+        RewardError, match=r"^aesthetic: \S+ holds several .pth files \(ava.pth, sac\+.*; name"
+    ):
         AestheticScore(tmp_path)
+    images = some_images(2)  # the file itself is unambiguous
+    expected = AestheticScore(original)(images, ["", ""])
+    torch.testing.assert_close(load_reward("aesthetic", source=str(file))(images, ["", ""]), expected)
+
+
+def test_the_predictor_of_distributed_training(original: Path, tmp_path: Path) -> None:
+    file = copy_of(original, tmp_path) / PREDICTOR
+    for prefix, nested in (("module.", False), ("module.", True), ("", True)):
+        tensors = {f"{prefix}{name}": tensor for name, tensor in named_layers().items()}
+        torch.save({"state_dict": tensors} if nested else tensors, file)
+        images = some_images(2)
+        torch.testing.assert_close(
+            AestheticScore(tmp_path)(images, ["", ""]), AestheticScore(original)(images, ["", ""])
+        )
+
+
+def test_no_predictor_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        RewardError, match=r"^aesthetic: there is no file \S+none.pth; name the file of the weig"
+    ):
+        AestheticScore(tmp_path / "none.pth")
 
 
 def test_another_predictor(original: Path, tmp_path: Path) -> None:
-    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
-    with_relus = {name.replace("layers.2", "layers.3"): tensor for name, tensor in named_layers().items()}
+    file = copy_of(original, tmp_path) / PREDICTOR
+    check_incomplete("aesthetic", tmp_path, named_layers(), lambda tensors: torch.save(tensors, file))
+    check_pickle("aesthetic", tmp_path, file)
+    with_relus = {**named_layers(), "layers.3.bias": torch.ones(2)}
     wider = {**named_layers(), "layers.0.weight": torch.ones(1024, 768)}
-    for content in (with_relus, wider, [1], b"nothing"):
+    for content, message in {
+        "relus": (with_relus, r"must be LAION's .*, with layers.3.bias of shape None, got \(2,\)"),
+        "wider": (
+            wider,
+            r"must be LAION's .*, with layers.0.weight of shape \(1024, 12\), got \(1024, 768\)",
+        ),
+        "list": ([1], "must hold tensors by name, got list; download it again"),
+        "bytes": (b"nothing", r"cannot be read as torch.save weights \(.+\); download it again"),
+    }.values():
         if isinstance(content, bytes):
             file.write_bytes(content)
         else:
             torch.save(content, file)
-        with pytest.raises(
-            RewardError, match=rf"^aesthetic: {re.escape(str(file))} must be LAION's linear predictor V2"
-        ):
+        with pytest.raises(RewardError, match=f"^aesthetic: {re.escape(str(file))} {message}$"):
             AestheticScore(tmp_path)
 
 

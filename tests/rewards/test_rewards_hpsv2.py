@@ -6,12 +6,18 @@ import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, some_images
+from reward_checks import (
+    Evil,
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    some_images,
+)
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
@@ -435,13 +441,6 @@ def test_two_files(published: Path, tmp_path: Path) -> None:
     check_error(tmp_path, rf"\S+ holds several .pt files \({NAME}, HPS_v2_compressed.pt\); name one of them")
 
 
-class Evil:
-    """Object that runs code when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return exec, ("raise SystemExit('it ran')",)
-
-
 def test_files_without_weights(tmp_path: Path) -> None:
     file = tmp_path / NAME
     torch.save({"state_dict": {}, "more": Evil()}, file)
@@ -478,13 +477,30 @@ def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
     )
     check(
         {"visual.ln_pre.bias": None},
-        r"\S+ lacks vision_model.pre_layrnorm.bias, or has it in another shape; name",
+        r"the weights in \S+ lack vision_model.pre_layrnorm.bias; name a source that has",
     )
     check(
         {"transformer.resblocks.1.attn.in_proj_bias": None},
-        r"\S+ lacks text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more, or has it in another shape",
+        r"the weights in \S+ lack text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more; name",
     )
     check(
         {"ln_final.weight": torch.ones(3)},
-        r"\S+ lacks text_model.final_layer_norm.weight, or has it in another shape",
+        r"the weights in \S+ have another shape for text_model.final_layer_norm.weight; name",
     )
+
+
+def test_each_tensor(open_clip: OpenClip, tmp_path: Path) -> None:
+    check_incomplete(
+        "hpsv2",
+        tmp_path,
+        open_clip.state_dict(),
+        lambda tensors: save_checkpoint(tmp_path, tensors),
+        unused="attn_mask",
+        same_names=False,
+    )
+
+
+def test_the_prefix_of_distributed_training(open_clip: OpenClip, published: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {f"module.{name}": tensor for name, tensor in open_clip.state_dict().items()})
+    images = some_images(3)
+    torch.testing.assert_close(HpsScore(tmp_path)(images, PROMPTS), HpsScore(published)(images, PROMPTS))

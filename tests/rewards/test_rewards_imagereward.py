@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
+from reward_checks import (
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil
@@ -398,9 +406,29 @@ def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
     )
     check(
         {"mlp.layers.7.bias": None},
-        r"\S+ lacks mlp.7.bias, or has it in another shape; name a source that has the",
+        r"the weights in \S+ lack mlp.7.bias; name a source that has the whole of ImageReward",
     )
     check(
         {"blip.visual_encoder.blocks.1.attn.qkv.weight": torch.ones(3, 3), "mlp.layers.0.bias": None},
-        r"\S+ lacks mlp.0.bias and 1 more, or has it in another shape",
+        r"the weights in \S+ lack mlp.0.bias; name",
+    )
+
+
+def test_each_tensor(tensors: Tensors, tmp_path: Path) -> None:
+    check_incomplete(
+        "imagereward",
+        tmp_path,
+        {name: tensor for name, tensor in tensors.items() if "_proj." not in name},
+        lambda changed: save_checkpoint(tmp_path, changed),
+        unused="position_ids",
+        same_names=False,
+    )
+    check_pickle("imagereward", tmp_path, tmp_path / NAME)
+
+
+def test_the_prefix_of_distributed_training(tensors: Tensors, published: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {f"module.{name}": tensor for name, tensor in tensors.items()})
+    images = some_images(3)
+    torch.testing.assert_close(
+        ImageRewardScore(tmp_path)(images, PROMPTS), ImageRewardScore(published)(images, PROMPTS)
     )

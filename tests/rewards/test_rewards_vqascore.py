@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
+from reward_checks import (
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
@@ -336,6 +344,15 @@ def test_another_model(folder: Path, tmp_path: Path) -> None:
 def test_no_weights(folder: Path, tmp_path: Path) -> None:
     (copy_of(folder, tmp_path) / "model.safetensors").unlink()
     check(tmp_path, r"\S+ cannot be loaded: .*model.safetensors.*; if it is incomplete, download or save")
+
+
+def test_each_tensor(folder: Path, tmp_path: Path) -> None:
+    file = copy_of(folder, tmp_path) / "model.safetensors"
+    check_incomplete(
+        "vqascore", tmp_path, load_file(file), lambda tensors: save_file(tensors, file, {"format": "pt"})
+    )
+    file.unlink()
+    check_pickle("vqascore", tmp_path, tmp_path / "pytorch_model.bin")
 
 
 def test_incomplete_weights(folder: Path, tmp_path: Path) -> None:

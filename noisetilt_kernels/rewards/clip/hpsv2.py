@@ -17,10 +17,10 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checks import RewardError
-from ..loading import load_model, load_tokenizer, model_config
+from ..loading import load_model, load_tokenizer, make_config, model_config
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import find_checkpoint, load_tensors, read_checkpoint
+from .checkpoint import find_checkpoint, read_checkpoint
 from .image_text import VIT_H_TOKENIZER, ImageTextModel
 from .open_clip import to_transformers
 
@@ -107,13 +107,14 @@ def _load(source: str) -> tuple[Any, str]:
     if found is not None:
         file, place = found
         return _from_open_clip(file), place
-    config = CLIPConfig.from_dict(dict(model_config("hpsv2", source, ["clip"])))
+    config = make_config("hpsv2", source, CLIPConfig, model_config("hpsv2", source, ["clip"]))
     return load_model("hpsv2", CLIPModel, source, config, "a whole CLIP model"), source
 
 
 def _from_open_clip(file: Path) -> Any:
     config, tensors = to_transformers("hpsv2", file, read_checkpoint("hpsv2", file))
-    return load_tensors("hpsv2", CLIPModel, file, config, "a whole CLIP model of open_clip", tensors)
+    wanted = "a whole CLIP model of open_clip"
+    return load_model("hpsv2", CLIPModel, str(file), config, wanted, tensors=tensors)
 
 
 @click.command()

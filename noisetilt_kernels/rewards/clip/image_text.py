@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, load_preprocessing, load_tokenizer, model_config
+from ..loading import default_dtype, load_model, load_preprocessing, load_tokenizer, make_config, model_config
 
 VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """Hub id of the base model of PickScore and HPS v2, which are published without a tokenizer."""
@@ -72,7 +72,7 @@ class ImageTextModel:
             RewardError: files are missing or do not match.
         """
         source = str(source)
-        config = CLIPConfig.from_dict(dict(model_config(reward, source, ["clip"])))
+        config = make_config(reward, source, CLIPConfig, model_config(reward, source, ["clip"]))
         text: Any = config.text_config
         vision: Any = config.vision_config
         preprocess = load_preprocessing(reward, source, vision.image_size)

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_tokenizer
+from ..loading import default_dtype, load_model, load_tokenizer
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import count_layers, find_checkpoint, heads_of, load_tensors, read_checkpoint, shape_of
+from .checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
 from .linear_head import linear_head
 
 SOURCE = default_source("imagereward")
@@ -95,8 +95,13 @@ class ImageRewardScore:
         self._preprocess = Preprocessing.from_config(
             {"size": vision.image_size, "crop_size": vision.image_size}
         )
-        model: Any = load_tensors(
-            "imagereward", ImageRewardModel, file, config, "the whole of ImageReward", dict(_renamed(tensors))
+        model: Any = load_model(
+            "imagereward",
+            ImageRewardModel,
+            str(file),
+            config,
+            "the whole of ImageReward",
+            tensors=dict(_renamed(tensors)),
         )
         self._head = list(model.mlp.to(device).values())
         del model.mlp  # stays float32

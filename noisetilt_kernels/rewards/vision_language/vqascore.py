@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, model_config, processor_config
+from ..loading import default_dtype, load_model, make_config, model_config, processor_config
 from ..registry import default_source
 from .qwen import Chat, image_patches, recompute_blocks
 
@@ -46,7 +46,9 @@ class VqaScore:
         dtype: torch.dtype | None = None,
     ) -> None:
         source, device = str(source), torch.device(device)
-        config: Any = Qwen2_5_VLConfig.from_dict(dict(model_config("vqascore", source, ["qwen2_5_vl"])))
+        config: Any = make_config(
+            "vqascore", source, Qwen2_5_VLConfig, model_config("vqascore", source, ["qwen2_5_vl"])
+        )
         self._patches = image_patches("vqascore", config.vision_config, processor_config("vqascore", source))
         self._chat = Chat("vqascore", [source], "image", config.image_token_id)
         self._yes = self._chat.one_token(ANSWER)
