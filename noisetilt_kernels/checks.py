@@ -1,6 +1,8 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
+import functools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,3 +44,9 @@ def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
     if not prompts:
         raise ValueError(f"{function}: prompts must not be empty; pass one prompt for each particle")
     return list(prompts)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Give a RuntimeWarning, once in a process for each message."""
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..checks import warn_once
 from ..hub import explain_failure, is_hub_id
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
@@ -132,17 +133,17 @@ def load_model(
     return frozen
 
 
-def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessing:
+def load_preprocessing(reward: str, source: str, image_size: int, round_crop: bool = False) -> Preprocessing:
     """Return the image processing of a model for images of this height and width.
 
-    A source without image processor gets the one of CLIP.
+    A source without image processor gets the one of CLIP. For `round_crop` see `Preprocessing`.
 
     Raises:
         RewardError: the configuration cannot be read, asks for an unsupported step, or gives another size.
     """
     config = processor_config(reward, source) or {"size": image_size, "crop_size": image_size}
     try:
-        preprocessing = Preprocessing.from_config(config)
+        preprocessing = Preprocessing.from_config(config, round_crop)
     except RewardError as error:
         raise RewardError(f"{reward}: {source}: {error}") from None
     if preprocessing.output_size != (image_size, image_size):
@@ -200,6 +201,15 @@ def load_tokenizer(
         f"{reward}: there is no tokenizer of the model's {vocabulary} tokens in {' or '.join(sources)}; put "
         f"its tokenizer.json, or {' and '.join(files)}, beside the weights"
     )
+
+
+def warn_of_cut(reward: str, tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    """Warn, once in a process, if a prompt has more tokens than the model reads."""
+    if any(len(tokens) > length for tokens in tokenizer(list(prompts), verbose=False).input_ids):
+        warn_once(
+            f"{reward}: a prompt has more than {length} tokens, start and end included; the reward does not "
+            "read the rest"
+        )
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -1,12 +1,12 @@
 """Call of a reward. All samplers, sums and runs call rewards here, so that no reward disturbs another."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import warn_once
 from .protocols import Reward
 
 _PACKAGE = __name__.partition(".")[0]
@@ -39,11 +39,9 @@ def call_reward(caller: str, reward: Reward, images: Tensor, prompts: Sequence[s
     if values.is_complex():
         raise TypeError(f"{wanted}, got {values.dtype}")
     if values.dtype == torch.float16:
-        warnings.warn(
+        warn_once(
             f"{caller} returns float16, which has 3 digits and rounds small gradients to zero; compute it in "
-            "float32",
-            RuntimeWarning,
-            stacklevel=2,
+            "float32"
         )
     return values.to(images.device, torch.float32)
 

@@ -1,5 +1,6 @@
 """Properties of every reward: it is differentiable, and scores each image independently of the others."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from noisetilt_kernels.checks import warn_once
 from noisetilt_kernels.rewards import RewardError, load_reward
 from noisetilt_kernels.sampling import Reward
 
@@ -79,6 +81,21 @@ def check_mistakes(reward: Reward, name: str) -> None:
         strange = images.clone()
         strange[0, 0, 0, 0] = value
         reward(strange, ["a", "b"])  # samplers react to values that are not finite
+
+
+def check_cut(reward: Reward, name: str, length: int) -> None:
+    """Check that a prompt with more than `length` tokens gives one warning, and that it is cut there."""
+    warn_once.cache_clear()
+    images = some_images(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = reward(images, ["ab" * ((length - 2) // 2)])  # a token for each letter
+    with pytest.warns(RuntimeWarning, match=rf"^{name}: a prompt has more than {length} tokens") as caught:
+        for end in ("b", "cde"):
+            reward(images, ["ab" * length + end])
+    assert len(caught) == 1
+    first, second = (reward(images, ["ab" * length + end]) for end in ("c", "def"))
+    assert torch.equal(first, second) and not torch.equal(first, fits)
 
 
 def check_incomplete(

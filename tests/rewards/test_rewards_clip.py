@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reward_checks import (
+    check_cut,
     check_each_by_itself,
     check_gradient,
     check_incomplete,
@@ -34,6 +36,7 @@ from noisetilt_kernels.rewards.clip import aesthetic
 from noisetilt_kernels.rewards.clip.aesthetic import AestheticScore
 from noisetilt_kernels.rewards.clip.clip_score import ClipScore
 from noisetilt_kernels.rewards.clip.image_text import ImageTextModel
+from noisetilt_kernels.rewards.clip.openai_prompts import clean_prompt
 from noisetilt_kernels.rewards.clip.pickscore import PickScore
 from noisetilt_kernels.rewards.preprocessing import Preprocessing
 
@@ -312,6 +315,54 @@ def test_bfloat16_is_for_the_model_alone(reward_class: Any, clip: Path, conversi
     gradient, expected = gradient_of(rounded, images, PROMPTS), gradient_of(exact, images, PROMPTS)
     assert gradient.dtype == torch.float32
     assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore"])
+def test_long_prompts(name: str, clip: Path) -> None:
+    check_cut(load_reward(name, source=str(clip)), name, 77)
+
+
+def test_prompts_are_cleaned_as_in_openai_s_code(clip: Path) -> None:
+    """PickScore's own code does not clean its prompts."""
+    images = some_images(1)
+    for prompt, cleaned in DIRTY.items():
+        assert clean_prompt(prompt) == cleaned
+    for prompt, cleaned in {"a&#32;cat": "a cat", "&amp;#97; cat": "a cat", "a ﬁsh": "a fish"}.items():
+        for reward_class, same in ((ClipScore, True), (PickScore, False)):
+            reward = reward_class(clip)
+            assert torch.equal(reward(images, [prompt]), reward(images, [cleaned])) is same
+
+
+DIRTY = {  # tokens of the published vocabulary for these were compared with open_clip's tokenizer
+    "\u201ca cat\u2019s hat\u201d": '"a cat\'s hat"',
+    "A Cat": "a cat",
+    "caf&amp;eacute; &amp; bar": "café & bar",
+    "cafÃ©": "café",
+    "ﬁsh": "fish",
+    "\uff37\uff29\uff24\uff25": "wide",
+    "ΣΟΣ": "σος",
+    " a cat ": "a cat",
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 60), (32, 51), (33, 32), (75, 50), (47, 32)])
+def test_crops_are_those_of_each_reward_s_code(
+    height: int, width: int, clip: Path, conversion: Path, original: Path
+) -> None:
+    """OpenAI's and LAION's code crop by torchvision, which rounds to even; Hugging Face rounds down."""
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    for reward, rounds in (
+        (ClipScore(clip)._model, True),
+        (PickScore(clip)._model, False),
+        (AestheticScore(original), True),
+        (AestheticScore(conversion), False),
+    ):
+        preprocess: Any = reward._preprocess
+        whole = replace(preprocess, crop=None)(images)
+        excess = [n - tiny_clip.IMAGE_SIZE for n in whole.shape[2:]]
+        top, left = (round(n / 2) if rounds else n // 2 for n in excess)
+        expected = whole[..., top : top + tiny_clip.IMAGE_SIZE, left : left + tiny_clip.IMAGE_SIZE]
+        assert torch.equal(preprocess(images), expected)
 
 
 def test_a_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

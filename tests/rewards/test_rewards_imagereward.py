@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from reward_checks import (
+    check_cut,
     check_each_by_itself,
     check_gradient,
     check_incomplete,
@@ -273,6 +275,15 @@ def test_preprocessing_is_that_of_the_processor(published: Path) -> None:
     torch.testing.assert_close(actual, processed(pil), rtol=0, atol=1.25 / 255 / 0.26)
 
 
+def test_the_crop_is_that_of_the_published_code(published: Path) -> None:
+    """Its torchvision rounds half pixels to even numbers; the processor of Hugging Face rounds down."""
+    preprocess = ImageRewardScore(published)._preprocess
+    for extra, left in ((1, 0), (3, 2), (5, 2), (7, 4)):
+        images = torch.rand(1, 3, SIDE, SIDE + extra)
+        whole = replace(preprocess, crop=None)(images)
+        assert torch.equal(preprocess(images), whole[..., left : left + SIDE])
+
+
 # ---- properties of every reward ----
 
 
@@ -283,6 +294,10 @@ def test_gradients(published: Path, size: tuple[int, int]) -> None:
 
 def test_no_image_influences_another(published: Path) -> None:
     check_each_by_itself(ImageRewardScore(published), some_images(3, 40, 40), PROMPTS, tolerance=1e-3)
+
+
+def test_long_prompts(published: Path) -> None:
+    check_cut(ImageRewardScore(published), "imagereward", 35)
 
 
 def test_weights_are_frozen(published: Path) -> None:

@@ -14,6 +14,7 @@ from reward_checks import gradient_of, some_images
 from torch import Tensor
 
 from noisetilt_kernels import sampling
+from noisetilt_kernels.checks import warn_once
 from noisetilt_kernels.rewards import PerFrame, RewardSpec, WeightedSum, load_reward, parse_rewards
 from noisetilt_kernels.rewards.registry import ENTRIES
 from noisetilt_kernels.runs.execute import execute
@@ -149,6 +150,7 @@ def test_only_custom_rewards_get_copies() -> None:
 
 
 def test_half_precision_results_are_named() -> None:
+    warn_once.cache_clear()
     reward = WeightedSum({"half": (1.0, lambda images, prompts: images.mean(dim=(1, 2, 3)).half())})
     with pytest.warns(RuntimeWarning, match=r"^WeightedSum: 'half' returns float16, which has 3 digits and"):
         values = reward(some_images(2), ["", ""])

@@ -342,11 +342,12 @@ def test_gradients(reward: VideoReward) -> None:
 
 def test_no_video_influences_another(reward: VideoReward) -> None:
     videos = some_videos(3)
-    values, gradient = reward(videos, PROMPTS), gradient_of(reward, videos, PROMPTS)
+    prompts = ["a cat", "two red boats on a lake " * 3, "b"]
+    values, gradient = reward(videos, prompts), gradient_of(reward, videos, prompts)
     assert values.shape == (3,)
-    for index, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate(prompts):
         one = videos[index : index + 1]
-        torch.testing.assert_close(reward(one, [prompt])[0], values[index], rtol=1e-6, atol=1e-6)
+        assert torch.equal(reward(one, [prompt])[0], values[index]), "to the bit"
         torch.testing.assert_close(
             gradient_of(reward, one, [prompt])[0], gradient[index], rtol=1e-4, atol=1e-6
         )

@@ -57,7 +57,12 @@ class AestheticScore:
             file = found[0]
             clip = str(file.parent) if (file.parent / "config.json").exists() else CLIP
         config = _vision_config(clip)
-        self._preprocess = load_preprocessing("aesthetic", clip, config.image_size)
+        self._preprocess = load_preprocessing(
+            "aesthetic",
+            clip,
+            config.image_size,
+            round_crop=found is not None,  # LAION's code crops as OpenAI's, the conversion as Hugging Face
+        )
         if found is not None:
             vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
             predictor = _read_predictor(file, config.projection_dim)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_model, load_tokenizer
+from ..loading import default_dtype, load_model, load_tokenizer, warn_of_cut
 from ..preprocessing import Preprocessing
 from ..registry import default_source
 from .checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
@@ -93,7 +93,7 @@ class ImageRewardScore:
             "imagereward", [place, TOKENIZER], text.vocab_size, BertTokenizer, ADDED_TOKENS
         )
         self._preprocess = Preprocessing.from_config(
-            {"size": vision.image_size, "crop_size": vision.image_size}
+            {"size": vision.image_size, "crop_size": vision.image_size}, round_crop=True
         )
         model: Any = load_model(
             "imagereward",
@@ -109,6 +109,7 @@ class ImageRewardScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("imagereward", images, prompts)
+        warn_of_cut("imagereward", self._tokenizer, prompts, LENGTH)
         # padded to a fixed length, so that a prompt has the same bits in every batch
         tokens = self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
