@@ -1,9 +1,12 @@
-"""Names of Hugging Face hub repositories, and reasons for failed downloads.
+"""Hugging Face hub: form of ids, downloads, and reasons for failed downloads.
 
 Models and rewards name their weights by a folder or by the id of a repository on the hub.
 """
 
+import functools
 import re
+import time
+from pathlib import Path
 
 _ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -11,6 +14,37 @@ _ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 def is_hub_id(source: str) -> bool:
     """Return True if `source` has the form of a hub id, "owner/name". The hub is not contacted."""
     return _ID.fullmatch(source) is not None
+
+
+def offline() -> bool:
+    """Return True if the hub cannot be reached, so that only downloaded files can be used.
+
+    The hub is asked at most once a minute, without the retries of a download, which take 23 seconds.
+    """
+    return _offline_in(int(time.monotonic() // 60))
+
+
+@functools.lru_cache(maxsize=1)
+def _offline_in(minute: int) -> bool:
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # its class belongs to the HTTP library, which differs between versions of the hub's
+        return True
+    return False
+
+
+def download(source: str, file: str) -> Path:
+    """Return the path of one file of a hub repository, which is downloaded once.
+
+    Raises:
+        huggingface_hub.errors.EntryNotFoundError: the repository has no such file.
+        OSError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(source, file, local_files_only=offline()))
 
 
 def explain_failure(source: str, error: BaseException, file: str | None = None) -> str:
@@ -47,7 +81,9 @@ def explain_failure(source: str, error: BaseException, file: str | None = None) 
             f"`hf download {source}{f' {file}' if file else ''} --local-dir FOLDER` on a machine with a "
             f"network and name {f'FOLDER/{file}' if file else 'that folder'}"
         )
-    reason = first_sentence(error)
+    reason = f"there is no {error.args[0]}" if isinstance(error, KeyError) else first_sentence(error)
+    if is_any(ImportError):
+        return f"{source!r} cannot be loaded, as a package is missing: {reason}"
     return f"{source!r} cannot be loaded: {reason}; if it is incomplete, download or save it again"
 
 

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..checks import warn_once
-from ..hub import explain_failure, is_hub_id
+from ..hub import explain_failure, is_hub_id, offline
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
 
@@ -36,6 +36,14 @@ FAILURES = (
 """Exceptions of torch.load and transformers for missing, broken or unsuitable files."""
 
 
+def is_unreachable(source: str) -> bool:
+    """Return True for a hub id while the hub cannot be reached, so that only downloaded files can be read.
+
+    Loaders of transformers would repeat their requests, which takes 23 seconds.
+    """
+    return not Path(source).exists() and is_hub_id(source) and offline()
+
+
 def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[str, Any]:
     """Return the content of the source's config.json, whose model type must be one of `types`.
 
@@ -45,7 +53,7 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
     """
     check_source(reward, source)
     try:
-        config, _ = PretrainedConfig.get_config_dict(source)
+        config, _ = PretrainedConfig.get_config_dict(source, local_files_only=is_unreachable(source))
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model_type = config.get("model_type")
@@ -108,8 +116,10 @@ def load_model(
     Raises:
         RewardError: tensors are missing or have another shape; the message names the first one.
     """
-    place: dict[str, Any] = {"pretrained_model_name_or_path": source}
-    if tensors is not None:
+    if tensors is None:
+        place: dict[str, Any] = {"pretrained_model_name_or_path": source}
+        place["local_files_only"] = is_unreachable(source)
+    else:
         place = {"pretrained_model_name_or_path": None, "state_dict": dict(tensors)}
     try:
         loaded: Any = model_class.from_pretrained(
@@ -162,7 +172,9 @@ def processor_config(reward: str, source: str) -> Mapping[str, Any]:
     """
     try:
         config: Mapping[str, Any]
-        config, _ = BaseImageProcessor.get_image_processor_dict(source)
+        config, _ = BaseImageProcessor.get_image_processor_dict(
+            source, local_files_only=is_unreachable(source)
+        )
     except FAILURES as error:
         if any(
             (Path(source) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
@@ -189,7 +201,7 @@ def load_tokenizer(
     """
     for source in sources:
         try:
-            tokenizer = tokenizer_class.from_pretrained(source)
+            tokenizer = tokenizer_class.from_pretrained(source, local_files_only=is_unreachable(source))
         except FAILURES:
             continue
         tokenizer.add_tokens(list(added), special_tokens=True)

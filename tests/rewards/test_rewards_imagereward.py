@@ -338,7 +338,7 @@ def test_sources_file_folder_and_hub(
 
     asked: list[tuple[str, str]] = []
 
-    def from_hub(model: str, name: str) -> str:
+    def from_hub(model: str, name: str, **options: bool) -> str:
         asked.append((model, name))
         return str(published / name)
 

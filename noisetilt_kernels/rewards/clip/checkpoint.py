@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from ...hub import explain_failure, first_sentence
 from ..checks import RewardError
-from ..loading import FAILURES, check_source
+from ..loading import FAILURES, check_source, is_unreachable
 
 
 def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path, str] | None:
@@ -45,7 +45,7 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         )
     check_source(reward, model)
     try:
-        return Path(cached_file(model, name)), model
+        return Path(cached_file(model, name, local_files_only=is_unreachable(model))), model
     except OSError as error:
         raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
 

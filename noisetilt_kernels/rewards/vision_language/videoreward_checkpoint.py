@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checks import RewardError
-from ..loading import FAILURES, check_source, unusable
+from ..loading import FAILURES, check_source, is_unreachable, unusable
 from .videoreward_prompt import PARTS, PROMPT_TYPE
 
 CONFIG_FILE = "model_config.json"
@@ -70,7 +70,11 @@ def fetch(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, "checkpoint-*"]))
+        return Path(
+            snapshot_download(
+                source, allow_patterns=[CONFIG_FILE, "checkpoint-*"], local_files_only=is_unreachable(source)
+            )
+        )
     except FAILURES as error:
         raise unusable("videoreward", source, error) from None
 
