@@ -1,5 +1,6 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
+import functools
 import math
 import reprlib
 import sys
@@ -62,7 +63,7 @@ def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
     return list(prompts)
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user: the innermost one outside of this package, torch and Python's imports."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
@@ -72,4 +73,10 @@ def warn(message: str) -> None:
         "torch",
     ):
         frame = frame.f_back
-    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno)
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Give a RuntimeWarning, once in a process for each message."""
+    warn(message, RuntimeWarning)

@@ -1,11 +1,18 @@
 """Checks of the arguments of rewards, and the error of rewards that cannot be loaded."""
 
+import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..checks import NoisetiltError
+
+OVERSHOOT = 0.5
+"""Distance from [0, 1] that is allowed for values of images, such as the overshoot of a decoder."""
 
 
 class RewardError(NoisetiltError):
@@ -17,10 +24,15 @@ def first_of(names: Sequence[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for the error of an allocation that failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def check_batch(reward: str, images: Any, prompts: Any) -> None:
     """Raise TypeError or ValueError unless `images` is floating-point (B, 3, H, W) with B prompts.
 
-    The values of the images are not checked: a check would wait for the device at every step.
+    The values must lie in [0, 1], up to an overshoot of `OVERSHOOT`. NaN and infinity pass.
     """
     _check(reward, "images", ("B", "3", "H", "W"), images, prompts)
 
@@ -42,9 +54,18 @@ def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any
         or not all(isinstance(p, str) for p in prompts)
     ):
         raise TypeError(
-            f"{reward}: prompts must be a sequence of strings, one for each of the {name}, got {prompts!r}"
+            f"{reward}: prompts must be a sequence of strings, one for each of the {name}, got "
+            f"{reprlib.repr(prompts)}"
         )
     if len(prompts) != len(given):
         raise ValueError(
             f"{reward}: needs one prompt for each of the {len(given)} {name}, got {len(prompts)}"
+        )
+    if len(given) == 0 or isinstance(given, FakeTensor):  # the plan of memory computes without values
+        return
+    lowest, highest = torch.stack(given.detach().aminmax()).tolist()  # NaN if one value is NaN
+    if -math.inf < lowest < -OVERSHOOT or 1 + OVERSHOOT < highest < math.inf:
+        raise ValueError(
+            f"{reward}: {name} must have values in [0, 1], got {lowest:.4g} to {highest:.4g}; divide "
+            "0 to 255 by 255, and map -1 to 1 to [0, 1]"
         )

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checks import check_integer
 from ..sampling import Reward
 from ..sampling.protocols import check_reward
+from ..sampling.reward_call import call_reward
 from .checks import check_videos
 
 FRAMES_AT_ONCE = 4
@@ -54,11 +55,9 @@ class PerFrame:
     def _of_frames(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         count = frames.shape[2]
         images = frames.transpose(1, 2).flatten(0, 1)
-        rewards = self._reward(images, [prompt for prompt in prompts for _ in range(count)])
-        given = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        if given != (len(images),):
-            raise ValueError(f"PerFrame: reward must return a tensor ({len(images)},), got {given}")
-        return rewards.float().view(len(frames), count).sum(dim=1)
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        rewards = call_reward("PerFrame: reward", self._reward, images, repeated)
+        return rewards.view(len(frames), count).sum(dim=1)
 
 
 def of_videos(reward: Reward, at_once: int = FRAMES_AT_ONCE) -> Reward:

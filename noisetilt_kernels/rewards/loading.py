@@ -3,23 +3,45 @@
 A source is a folder or the id of a repository on the Hugging Face hub.
 """
 
+import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..hub import explain_failure, is_hub_id
+from ..checks import warn_once
+from ..hub import explain_failure, is_hub_id, offline
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
+AnyConfig = TypeVar("AnyConfig", bound=PretrainedConfig)
 
-FAILURES = (OSError, ValueError, RuntimeError, SafetensorError)
-"""Exceptions that transformers raises for missing, broken or unsuitable files."""
+FAILURES = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""Exceptions of torch.load and transformers for missing, broken or unsuitable files."""
+
+
+def is_unreachable(source: str) -> bool:
+    """Return True for a hub id while the hub cannot be reached, so that only downloaded files can be read.
+
+    Loaders of transformers would repeat their requests, which takes 23 seconds.
+    """
+    return not Path(source).exists() and is_hub_id(source) and offline()
 
 
 def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[str, Any]:
@@ -31,7 +53,7 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
     """
     check_source(reward, source)
     try:
-        config, _ = PretrainedConfig.get_config_dict(source)
+        config, _ = PretrainedConfig.get_config_dict(source, local_files_only=is_unreachable(source))
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model_type = config.get("model_type")
@@ -43,8 +65,27 @@ def model_config(reward: str, source: str, types: Collection[str]) -> Mapping[st
     return config
 
 
+def make_config(
+    reward: str, source: str, config_class: type[AnyConfig], config: Mapping[str, Any]
+) -> AnyConfig:
+    """Return the configuration of a model from the content of the source's config.json.
+
+    Raises:
+        RewardError: the configuration has values that the model does not take.
+    """
+    try:
+        made: AnyConfig = config_class.from_dict(dict(config))
+    except Exception as error:  # transformers has its own kinds for values of a wrong type
+        raise unusable(reward, source, error) from None
+    return made
+
+
 def check_source(reward: str, source: str) -> None:
     """Raise RewardError unless `source` is a folder or has the form of a hub id."""
+    if Path(source).is_file():
+        raise RewardError(
+            f"{reward}: {source} is a file; name the folder that has it and the other files of the model"
+        )
     if not Path(source).is_dir() and not is_hub_id(source):
         raise RewardError(
             f"{reward}: there is no folder {source}; name the folder of the weights, or an id on the Hugging "
@@ -59,44 +100,60 @@ def load_model(
     config: PretrainedConfig,
     wanted: str,
     dtype: torch.dtype = torch.float32,
+    tensors: Mapping[str, Tensor] | None = None,
+    strict: bool = False,
 ) -> AnyModel:
     """Return the model with frozen weights of this dtype, on the CPU.
 
     Buffers that are not in the checkpoint keep their dtype.
 
     Args:
+        source: folder or hub id of the weights; the place of `tensors` in errors, if they are given.
         wanted: what the source must have, for the error.
+        tensors: weights by the names that transformers uses; None reads them from the source.
+        strict: refuse tensors that the model does not have.
 
     Raises:
-        RewardError: the weights are missing, incomplete, or those of another model.
+        RewardError: tensors are missing or have another shape; the message names the first one.
     """
+    if tensors is None:
+        place: dict[str, Any] = {"pretrained_model_name_or_path": source}
+        place["local_files_only"] = is_unreachable(source)
+    else:
+        place = {"pretrained_model_name_or_path": None, "state_dict": dict(tensors)}
     try:
         loaded: Any = model_class.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True
+            **place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise RewardError(
-            f"{reward}: the weights in {source} lack {first_of(missing)}; name a source that has {wanted}"
-        )
+    wrong = {
+        "lack": info["missing_keys"],
+        "have another shape for": {name for name, *_ in info["mismatched_keys"]},
+        "have the unknown tensor": info["unexpected_keys"] if strict else (),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise RewardError(
+                f"{reward}: the weights in {source} {what} {first_of(sorted(names))}; name a source that has "
+                f"{wanted}"
+            )
     frozen: AnyModel = model.eval().requires_grad_(False)
     return frozen
 
 
-def load_preprocessing(reward: str, source: str, image_size: int) -> Preprocessing:
+def load_preprocessing(reward: str, source: str, image_size: int, round_crop: bool = False) -> Preprocessing:
     """Return the image processing of a model for images of this height and width.
 
-    A source without image processor gets the one of CLIP.
+    A source without image processor gets the one of CLIP. For `round_crop` see `Preprocessing`.
 
     Raises:
         RewardError: the configuration cannot be read, asks for an unsupported step, or gives another size.
     """
     config = processor_config(reward, source) or {"size": image_size, "crop_size": image_size}
     try:
-        preprocessing = Preprocessing.from_config(config)
+        preprocessing = Preprocessing.from_config(config, round_crop)
     except RewardError as error:
         raise RewardError(f"{reward}: {source}: {error}") from None
     if preprocessing.output_size != (image_size, image_size):
@@ -115,7 +172,9 @@ def processor_config(reward: str, source: str) -> Mapping[str, Any]:
     """
     try:
         config: Mapping[str, Any]
-        config, _ = BaseImageProcessor.get_image_processor_dict(source)
+        config, _ = BaseImageProcessor.get_image_processor_dict(
+            source, local_files_only=is_unreachable(source)
+        )
     except FAILURES as error:
         if any(
             (Path(source) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
@@ -142,7 +201,7 @@ def load_tokenizer(
     """
     for source in sources:
         try:
-            tokenizer = tokenizer_class.from_pretrained(source)
+            tokenizer = tokenizer_class.from_pretrained(source, local_files_only=is_unreachable(source))
         except FAILURES:
             continue
         tokenizer.add_tokens(list(added), special_tokens=True)
@@ -154,6 +213,15 @@ def load_tokenizer(
         f"{reward}: there is no tokenizer of the model's {vocabulary} tokens in {' or '.join(sources)}; put "
         f"its tokenizer.json, or {' and '.join(files)}, beside the weights"
     )
+
+
+def warn_of_cut(reward: str, tokenizer: Any, prompts: Sequence[str], length: int) -> None:
+    """Warn, once in a process, if a prompt has more tokens than the model reads."""
+    if any(len(tokens) > length for tokens in tokenizer(list(prompts), verbose=False).input_ids):
+        warn_once(
+            f"{reward}: a prompt has more than {length} tokens, start and end included; the reward does not "
+            "read the rest"
+        )
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -38,6 +38,8 @@ class Preprocessing:
         mode: interpolation mode, always with antialiasing.
         crop: height and width of the centre crop, padded with zeros where the image is smaller; None for no
             crop.
+        round_crop: True to round half a pixel at the corner of the crop to the even number, as torchvision
+            does in OpenAI's and in ImageReward's code; False to round it down, as Hugging Face does.
         mean, std: mean and standard deviation of red, green and blue for normalization.
     """
 
@@ -47,9 +49,10 @@ class Preprocessing:
     crop: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    round_crop: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
+    def from_config(cls, config: Mapping[str, Any], round_crop: bool = False) -> "Preprocessing":
         """Read the content of a `preprocessor_config.json`; missing entries have CLIP's values.
 
         Raises:
@@ -74,6 +77,7 @@ class Preprocessing:
             crop=_height_and_width("crop_size", config["crop_size"]) if config["do_center_crop"] else None,
             mean=tuple(config["image_mean"]) if normalized else (0.0, 0.0, 0.0),
             std=tuple(config["image_std"]) if normalized else (1.0, 1.0, 1.0),
+            round_crop=round_crop,
         )
 
     @property
@@ -92,11 +96,15 @@ class Preprocessing:
                 images = functional.interpolate(images, size=size, mode=self.mode, antialias=True)
                 images = images.clamp(-0.5 / 255, 1 + 0.5 / 255)
         if self.crop is not None:
-            top, left = (-((n - crop) // 2) for n, crop in zip(images.shape[2:], self.crop, strict=True))
+            top, left = (-self._corner(n - crop) for n, crop in zip(images.shape[2:], self.crop, strict=True))
             bottom, right = self.crop[0] - images.shape[2] - top, self.crop[1] - images.shape[3] - left
             images = functional.pad(images, (left, right, top, bottom))  # negative padding crops
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
+
+    def _corner(self, excess: int) -> int:
+        """Return the first pixel of the crop in a side that is `excess` pixels too long."""
+        return round(excess / 2) if self.round_crop and excess > 0 else excess // 2
 
     def _resized(self, height: int, width: int) -> tuple[int, int] | None:
         if self.shortest_edge is None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..sampling import Reward
+from ..sampling.protocols import check_reward
+from ..sampling.reward_call import call_reward
 
 
 class WeightedSum:
@@ -27,24 +29,19 @@ class WeightedSum:
                 raise ValueError(
                     f"WeightedSum: the weight of {name!r} must be a finite number, got {weight!r}"
                 )
-            if not callable(reward):
-                raise TypeError(
-                    f"WeightedSum: {name!r} must be callable as reward(images, prompts), got {reward!r}"
-                )
+            check_reward("WeightedSum", reward, repr(name))
         self.rewards = dict(rewards)
 
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the values of each reward by name, float32 (B,), not multiplied by the weights.
 
         Raises:
-            ValueError: a reward returns another shape.
+            TypeError, ValueError: a reward does not return a tensor (B,).
         """
-        values = {name: reward(images, prompts) for name, (_, reward) in self.rewards.items()}
-        for name, value in values.items():
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            if given != (len(images),):
-                raise ValueError(f"WeightedSum: {name!r} must return a tensor ({len(images)},), got {given}")
-        return {name: value.float() for name, value in values.items()}
+        return {
+            name: call_reward(f"WeightedSum: {name!r}", reward, images, prompts)
+            for name, (_, reward) in self.rewards.items()
+        }
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         parts = self.parts(images, prompts)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..rewards import WeightedSum
+from ..rewards.checks import is_out_of_memory
 from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
 from ..sampling.result import best_index
+from ..sampling.reward_call import call_reward
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
@@ -88,7 +90,9 @@ def execute(
     def save(one: FinishedParticle) -> None:
         images = one.image[None].to(model.device)
         parts = reward.parts(images, [one.prompt])  # samplers call this under no_grad
-        parts.update({name: judge(images, [one.prompt]) for name, judge in held_out.items()})
+        parts.update(
+            {name: call_reward(name, judge, images, [one.prompt]) for name, judge in held_out.items()}
+        )
         scores = {name: float(value) for name, value in parts.items()}
         # infinity is written as null and read as NaN; NaN from the start keeps the best particle on resuming
         reward_or_nan = one.reward if math.isfinite(one.reward) else math.nan
@@ -174,7 +178,7 @@ def out_of_memory_explained(compute: ComputeOptions) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         fewer = (
             f"a smaller --micro-batch than {compute.micro_batch} with --resume, "

@@ -14,6 +14,7 @@ from .progress import Bar, progress_bar
 from .protocols import FlowModel, OneStepModel, Reward, check_reward
 from .records import StepRecord
 from .result import FinishedParticle, NonFiniteError, Result
+from .reward_call import call_reward
 
 
 @contextmanager
@@ -168,7 +169,7 @@ class Batch:
         """Return the rewards (b,), float32, of b images (b, 3, H, W) or videos (b, 3, F, H, W).
 
         Raises:
-            ValueError: the images or the rewards have a wrong shape.
+            TypeError, ValueError: the images or the rewards have a wrong type or shape.
         """
         count = len(prompts)
         if images.dim() not in (4, 5) or images.shape[:2] != (count, 3):
@@ -176,10 +177,7 @@ class Batch:
                 f"{self.method}: the model must make images (B, 3, H, W) or videos (B, 3, F, H, W), "
                 f"here with B = {count}, got {tuple(images.shape)}"
             )
-        rewards = self._owner.reward(images, prompts)
-        if rewards.shape != (count,):
-            raise ValueError(f"{self.method}: reward must return ({count},), got {tuple(rewards.shape)}")
-        return rewards.float()
+        return call_reward(f"{self.method}: reward", self._owner.reward, images, prompts)
 
     def fall_back(self, step: int, index: int, reason: str) -> str:
         """Return the reason to leave the particle at `index` unguided, or raise if that is not allowed.

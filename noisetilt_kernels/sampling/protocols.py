@@ -5,6 +5,8 @@ model of images returns (B, 3, H, W), a model of videos (B, 3, F, H, W). A call 
 earlier calls; a model may cache the encoding of a prompt. Batch entries must not influence one another.
 """
 
+import inspect
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -98,7 +100,20 @@ def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneS
         raise ValueError(f"{function}: model.shape must be (N,), (C, H, W) or (C, F, H, W), got {shape}")
 
 
-def check_reward(function: str, reward: Any) -> None:
-    """Raise TypeError unless the reward is callable."""
+def check_reward(function: str, reward: Any, name: str = "reward") -> None:
+    """Raise TypeError unless the reward can be called with images and prompts.
+
+    Args:
+        name: name of the reward in the error.
+    """
+    wanted = f"{function}: {name} must be callable as reward(images, prompts)"
     if not callable(reward):
-        raise TypeError(f"{function}: reward must be callable as reward(images, prompts), got {reward!r}")
+        raise TypeError(f"{wanted}, got {reprlib.repr(reward)}")
+    try:
+        signature = inspect.signature(reward.forward if isinstance(reward, torch.nn.Module) else reward)
+    except (TypeError, ValueError):  # some functions in C have no signature
+        return
+    try:
+        signature.bind("images", "prompts")
+    except TypeError:
+        raise TypeError(f"{wanted}, got a function with the arguments {signature}") from None

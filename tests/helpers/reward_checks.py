@@ -1,11 +1,16 @@
 """Properties of every reward: it is differentiable, and scores each image independently of the others."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from noisetilt_kernels.checks import warn_once
+from noisetilt_kernels.rewards import RewardError, load_reward
 from noisetilt_kernels.sampling import Reward
 
 
@@ -44,8 +49,13 @@ def check_gradient(reward: Reward, images: Tensor, prompts: Sequence[str], size:
 
 
 def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str], tolerance: float) -> None:
-    """Check that an image has the same float32 reward and the same gradient alone and in a batch."""
+    """Check that an image has the same float32 reward and the same gradient alone and in a batch.
+
+    Images and prompts must not be changed: bundled rewards get no copies.
+    """
+    before = images.clone(), list(prompts)
     values, gradient = reward(images, prompts), gradient_of(reward, images, prompts)
+    assert torch.equal(images, before[0]) and list(prompts) == before[1]
     assert values.dtype == torch.float32
     assert values.shape == (len(images),)
     assert values.std() > 10 * tolerance, "the images are too similar to test anything"
@@ -58,8 +68,79 @@ def check_each_by_itself(reward: Reward, images: Tensor, prompts: Sequence[str],
 
 
 def check_mistakes(reward: Reward, name: str) -> None:
-    """Check the errors for images of a wrong shape and for a wrong number of prompts."""
+    """Check the errors for images of a wrong shape or range, and for a wrong number of prompts."""
     with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         reward(torch.rand(1, 4, 8, 8), [""])
     with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 2 images, got 1"):
         reward(some_images(2), [""])
+    images = some_images(2)
+    for values, given in ((images * 255, r"\d+(\.\d+)? to \d+"), (images * 2 - 1.2, r"-0\.\d+ to 0\.\d+")):
+        with pytest.raises(ValueError, match=rf"^{name}: images must have values in \[0, 1\], got {given}"):
+            reward(values, ["a", "b"])
+    for value in (float("nan"), float("inf")):
+        strange = images.clone()
+        strange[0, 0, 0, 0] = value
+        reward(strange, ["a", "b"])  # samplers react to values that are not finite
+
+
+def check_cut(reward: Reward, name: str, length: int) -> None:
+    """Check that a prompt with more than `length` tokens gives one warning, and that it is cut there."""
+    warn_once.cache_clear()
+    images = some_images(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits = reward(images, ["ab" * ((length - 2) // 2)])  # a token for each letter
+    with pytest.warns(RuntimeWarning, match=rf"^{name}: a prompt has more than {length} tokens") as caught:
+        for end in ("b", "cde"):
+            reward(images, ["ab" * length + end])
+    assert len(caught) == 1
+    first, second = (reward(images, ["ab" * length + end]) for end in ("c", "def"))
+    assert torch.equal(first, second) and not torch.equal(first, fits)
+
+
+def check_incomplete(
+    name: str,
+    source: Path,
+    tensors: Mapping[str, Tensor],
+    write: Callable[[dict[str, Tensor]], object],
+    unused: str = "nothing",
+    same_names: bool = True,
+) -> None:
+    """Check that a reward names each tensor that is missing or has another shape. No random weights are used.
+
+    Args:
+        name, source: reward and its source.
+        tensors: complete weights.
+        write: function that writes other weights into the source.
+        unused: part of the names of tensors that the reward does not use.
+        same_names: the error has the names in the file, not those of transformers.
+    """
+    used = [key for key in tensors if unused not in key and tensors[key].ndim]
+    cases: dict[str, dict[str, Tensor]] = {"": {}}
+    for key in used[:: max(len(used) // 12, 1)]:
+        rest = {other: tensor for other, tensor in tensors.items() if other != key}
+        cases[f"{key}, missing"] = rest
+        cases[f"{key}, larger"] = {**rest, key: torch.zeros([size + 1 for size in tensors[key].shape])}
+    for case, changed in cases.items():
+        write(changed or {"other": torch.zeros(1)})
+        with pytest.raises(RewardError) as caught:
+            load_reward(name, source=str(source))
+        message = str(caught.value)
+        assert message.startswith(f"{name}: ") and "\n" not in message
+        assert not same_names or case.partition(",")[0] in message, (case, message)
+
+
+class Evil:
+    """Object that runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def check_pickle(name: str, source: Path, file: Path) -> None:
+    """Check that a file of weights that holds code is refused in one sentence, and the code is not run."""
+    for content in ({"weight": Evil()}, Evil()):
+        torch.save(content, file)
+        with pytest.raises(RewardError, match=f"^{name}: ") as caught:
+            load_reward(name, source=str(source))
+        assert "\n" not in str(caught.value)

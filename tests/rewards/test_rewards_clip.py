@@ -4,12 +4,22 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
+from reward_checks import (
+    check_cut,
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil
@@ -26,6 +36,7 @@ from noisetilt_kernels.rewards.clip import aesthetic
 from noisetilt_kernels.rewards.clip.aesthetic import AestheticScore
 from noisetilt_kernels.rewards.clip.clip_score import ClipScore
 from noisetilt_kernels.rewards.clip.image_text import ImageTextModel
+from noisetilt_kernels.rewards.clip.openai_prompts import clean_prompt
 from noisetilt_kernels.rewards.clip.pickscore import PickScore
 from noisetilt_kernels.rewards.preprocessing import Preprocessing
 
@@ -306,6 +317,54 @@ def test_bfloat16_is_for_the_model_alone(reward_class: Any, clip: Path, conversi
     assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.95
 
 
+@pytest.mark.parametrize("name", ["clip", "pickscore"])
+def test_long_prompts(name: str, clip: Path) -> None:
+    check_cut(load_reward(name, source=str(clip)), name, 77)
+
+
+def test_prompts_are_cleaned_as_in_openai_s_code(clip: Path) -> None:
+    """PickScore's own code does not clean its prompts."""
+    images = some_images(1)
+    for prompt, cleaned in DIRTY.items():
+        assert clean_prompt(prompt) == cleaned
+    for prompt, cleaned in {"a&#32;cat": "a cat", "&amp;#97; cat": "a cat", "a ﬁsh": "a fish"}.items():
+        for reward_class, same in ((ClipScore, True), (PickScore, False)):
+            reward = reward_class(clip)
+            assert torch.equal(reward(images, [prompt]), reward(images, [cleaned])) is same
+
+
+DIRTY = {  # tokens of the published vocabulary for these were compared with open_clip's tokenizer
+    "\u201ca cat\u2019s hat\u201d": '"a cat\'s hat"',
+    "A Cat": "a cat",
+    "caf&amp;eacute; &amp; bar": "café & bar",
+    "cafÃ©": "café",
+    "ﬁsh": "fish",
+    "\uff37\uff29\uff24\uff25": "wide",
+    "ΣΟΣ": "σος",
+    " a cat ": "a cat",
+}
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 60), (32, 51), (33, 32), (75, 50), (47, 32)])
+def test_crops_are_those_of_each_reward_s_code(
+    height: int, width: int, clip: Path, conversion: Path, original: Path
+) -> None:
+    """OpenAI's and LAION's code crop by torchvision, which rounds to even; Hugging Face rounds down."""
+    images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    for reward, rounds in (
+        (ClipScore(clip)._model, True),
+        (PickScore(clip)._model, False),
+        (AestheticScore(original), True),
+        (AestheticScore(conversion), False),
+    ):
+        preprocess: Any = reward._preprocess
+        whole = replace(preprocess, crop=None)(images)
+        excess = [n - tiny_clip.IMAGE_SIZE for n in whole.shape[2:]]
+        top, left = (round(n / 2) if rounds else n // 2 for n in excess)
+        expected = whole[..., top : top + tiny_clip.IMAGE_SIZE, left : left + tiny_clip.IMAGE_SIZE]
+        assert torch.equal(preprocess(images), expected)
+
+
 def test_a_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     original = CLIPModel.get_text_features
@@ -417,6 +476,26 @@ class TestEveryReward:
             name, tmp_path, r"the weights in \S+ lack visual_projection.weight; name a source that has"
         )
 
+    def test_each_tensor(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
+        file = copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors"
+        check_incomplete(
+            name, tmp_path, load_file(file), lambda tensors: save_file(tensors, file, {"format": "pt"})
+        )
+
+    def test_a_pickle(self, name: str, conversion: Path, clip: Path, tmp_path: Path) -> None:
+        (copy_of(conversion if name == "aesthetic" else clip, tmp_path) / "model.safetensors").unlink()
+        check_pickle(name, tmp_path, tmp_path / "pytorch_model.bin")
+
+    def test_a_file_as_source(self, name: str, clip: Path) -> None:
+        file = clip / "model.safetensors"
+        self.check(
+            name, file, rf"{re.escape(str(file))} is a file; name the folder that has it and the other"
+        )
+
+    def test_a_strange_configuration(self, name: str, clip: Path, tmp_path: Path) -> None:
+        change_json(copy_of(clip, tmp_path) / "config.json", vision_config={"hidden_size": "wide"})
+        self.check(name, tmp_path, r"\S+ cannot be loaded: .+; if it is incomplete, download or save")
+
     def test_another_image_size(self, name: str, clip: Path, tmp_path: Path) -> None:
         change_json(copy_of(clip, tmp_path) / "preprocessor_config.json", crop_size=28)
         self.check(
@@ -457,32 +536,63 @@ def test_no_predictor(clip: Path) -> None:
         AestheticScore(clip)
 
 
+PREDICTOR = "sac+logos+ava1-l14-linearMSE.pth"
+
+
 def test_two_predictors(original: Path, tmp_path: Path) -> None:
-    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
+    file = copy_of(original, tmp_path) / PREDICTOR
     shutil.copy(file, tmp_path / "ava.pth")
-    with pytest.raises(RewardError, match=r"^aesthetic: \S+ must hold one .pth file, got ava.pth, sac\+"):
+    with pytest.raises(
+        RewardError, match=r"^aesthetic: \S+ holds several .pth files \(ava.pth, sac\+.*; name"
+    ):
         AestheticScore(tmp_path)
+    images = some_images(2)  # the file itself is unambiguous
+    expected = AestheticScore(original)(images, ["", ""])
+    torch.testing.assert_close(load_reward("aesthetic", source=str(file))(images, ["", ""]), expected)
+
+
+def test_the_predictor_of_distributed_training(original: Path, tmp_path: Path) -> None:
+    file = copy_of(original, tmp_path) / PREDICTOR
+    for prefix, nested in (("module.", False), ("module.", True), ("", True)):
+        tensors = {f"{prefix}{name}": tensor for name, tensor in named_layers().items()}
+        torch.save({"state_dict": tensors} if nested else tensors, file)
+        images = some_images(2)
+        torch.testing.assert_close(
+            AestheticScore(tmp_path)(images, ["", ""]), AestheticScore(original)(images, ["", ""])
+        )
+
+
+def test_no_predictor_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        RewardError, match=r"^aesthetic: there is no file \S+none.pth; name the file of the weig"
+    ):
+        AestheticScore(tmp_path / "none.pth")
 
 
 def test_another_predictor(original: Path, tmp_path: Path) -> None:
-    file = copy_of(original, tmp_path) / "sac+logos+ava1-l14-linearMSE.pth"
-    with_relus = {name.replace("layers.2", "layers.3"): tensor for name, tensor in named_layers().items()}
+    file = copy_of(original, tmp_path) / PREDICTOR
+    check_incomplete("aesthetic", tmp_path, named_layers(), lambda tensors: torch.save(tensors, file))
+    check_pickle("aesthetic", tmp_path, file)
+    with_relus = {**named_layers(), "layers.3.bias": torch.ones(2)}
     wider = {**named_layers(), "layers.0.weight": torch.ones(1024, 768)}
-    for content in (with_relus, wider, [1], b"nothing"):
+    for content, message in {
+        "relus": (with_relus, r"must be LAION's .*, with layers.3.bias of shape None, got \(2,\)"),
+        "wider": (
+            wider,
+            r"must be LAION's .*, with layers.0.weight of shape \(1024, 12\), got \(1024, 768\)",
+        ),
+        "list": ([1], "must hold tensors by name, got list; download it again"),
+        "bytes": (b"nothing", r"cannot be read as torch.save weights \(.+\); download it again"),
+    }.values():
         if isinstance(content, bytes):
             file.write_bytes(content)
         else:
             torch.save(content, file)
-        with pytest.raises(
-            RewardError, match=rf"^aesthetic: {re.escape(str(file))} must be LAION's linear predictor V2"
-        ):
+        with pytest.raises(RewardError, match=f"^aesthetic: {re.escape(str(file))} {message}$"):
             AestheticScore(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["clip", "pickscore", "aesthetic"])
 def test_mistakes(name: str, clip: Path, conversion: Path) -> None:
     reward = load_reward(name, source=str(conversion if name == "aesthetic" else clip))
-    with pytest.raises(ValueError, match=rf"^{name}: images must be \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
-        reward(torch.rand(1, 4, 8, 8), [""])
-    with pytest.raises(ValueError, match=rf"^{name}: needs one prompt for each of the 2 images, got 1"):
-        reward(some_images(2), [""])
+    check_mistakes(reward, name)

@@ -105,7 +105,8 @@ def test_custom_rewards_in_a_weighted_sum() -> None:
 
 def test_a_module_is_imported_once() -> None:
     for module in ("my_tastes", "my_tastes.py"):
-        assert load_reward(f"{module}:greenness") is load_reward(f"{module}:greenness")
+        first, second = (load_reward(f"{module}:greenness") for _ in range(2))
+        assert first.__wrapped__ is second.__wrapped__
 
 
 def test_installed_modules_come_first(folder: Path) -> None:
@@ -246,6 +247,7 @@ def test_missing_modules() -> None:
         ("def f(:", SyntaxError, "invalid syntax"),
         ("1 / 0", ZeroDivisionError, "division by zero"),
         ("raise RuntimeError('first\\nsecond')", RuntimeError, "first"),
+        ("import math; math.sqrt(-1)", ValueError, "math domain error|expected a nonnegative input"),
     ],
 )
 def test_code_that_fails(form: str, code: str, error: type[Exception], reason: str, folder: Path) -> None:
@@ -253,9 +255,99 @@ def test_code_that_fails(form: str, code: str, error: type[Exception], reason: s
     for _ in range(2):  # a failed import is not cached
         cause = check_error(
             f"{form}:a",
-            rf"the code of the reward '{form}:a' fails when it is imported \({error.__name__}: {reason}",
+            rf"the code of the reward '{form}:a' fails when it is imported in \S+my_broken.py, line 1: "
+            rf"{error.__name__}: {reason}.*; correct it there$",
         )
         assert isinstance(cause, error)
+
+
+BROKEN = """
+import sys
+import torch
+import my_helper
+
+def ends(images, prompts):
+    sys.exit(0)
+
+def divides(images, prompts):
+    return images.mean() / len(prompts[0]) + 1 // 0
+
+def multiplies(images, prompts):
+    return torch.nn.functional.linear(images, torch.ones(7))
+
+def helped(images, prompts):
+    return my_helper.fail()
+
+def alone(images):
+    return images.mean(dim=(1, 2, 3))
+
+def three(images, prompts, more):
+    return images.mean(dim=(1, 2, 3))
+
+class Net(torch.nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(1, 2, 3))
+
+net = Net()
+"""
+
+
+@pytest.mark.parametrize("module", ["my_broken", "my_broken.py"])
+@pytest.mark.parametrize(
+    ("name", "place", "reason"),
+    [
+        ("ends", "my_broken.py, line 7", r"fails with sys.exit\(0\) in {place}; raise an exception instead"),
+        ("divides", "my_broken.py, line 10", "fails in {place}: ZeroDivisionError: .*; correct it there"),
+        ("multiplies", "my_broken.py, line 13", "fails in {place}: RuntimeError: .*; correct it there"),
+        ("helped", "my_helper.py, line 2", "fails in {place}: KeyError: 'x'; correct it there"),
+    ],
+)
+def test_a_reward_that_fails(module: str, name: str, place: str, reason: str, folder: Path) -> None:
+    (folder / "my_broken.py").write_text(BROKEN)
+    (folder / "my_helper.py").write_text("def fail():\n    raise KeyError('x')\n")
+    sys.path.insert(0, str(folder))
+    message = f"^reward '{module}:{name}' " + reason.format(place=re.escape(str(folder / place))) + "$"
+    for reward in (load_reward(f"{module}:{name}"), load_rewards(f"{module}:{name}")):
+        with pytest.raises(RewardError, match=message) as caught:
+            reward(some_images(1), ["a"])
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__ is not None
+    if name == "ends":
+        command = f"sample --model digits --prompt 7 --steps 1 --out out --reward {module}:{name}"
+        result = CliRunner().invoke(main, command.split())
+        assert result.exit_code == 1 and f"Error: reward '{module}:ends' fails with" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"), [("alone", "(images)"), ("three", "(images, prompts, more)"), ("net", "(images)")]
+)
+def test_arguments_of_a_reward(name: str, signature: str, folder: Path) -> None:
+    (folder / "my_broken.py").write_text(BROKEN)
+    (folder / "my_helper.py").touch()
+    sys.path.insert(0, str(folder))
+    check_error(
+        f"my_broken.py:{name}",
+        rf"'my_broken.py:{name}' must be callable as reward\(images, prompts\), got a function with the "
+        rf"arguments {re.escape(signature)}$",
+    )
+
+
+@pytest.mark.parametrize("module", ["my_broken", "my_broken.py"])
+def test_code_that_ends_the_program(module: str, folder: Path) -> None:
+    (folder / "my_broken.py").write_text("import sys\nsys.exit(0)\n")
+    check_error(
+        f"{module}:a",
+        rf"the code of the reward '{module}:a' fails when it is imported with sys.exit\(0\) in "
+        rf"{re.escape(str(folder))}/my_broken.py, line 2; raise an exception instead$",
+    )
+
+
+def test_ctrl_c_and_lack_of_memory_pass(folder: Path) -> None:
+    code = "import torch\ndef stop(i, p):\n raise {}\ndef full(i, p):\n raise {}\n"
+    (folder / "my_broken.py").write_text(code.format("KeyboardInterrupt", "torch.OutOfMemoryError"))
+    for name, error in {"stop": KeyboardInterrupt, "full": torch.OutOfMemoryError}.items():
+        with pytest.raises(error):
+            load_rewards(f"my_broken.py:{name}")(some_images(1), ["a"])
 
 
 @pytest.mark.parametrize("module", ["my_tastes", "my_tastes.py"])
@@ -263,9 +355,7 @@ def test_names_that_are_no_rewards(module: str) -> None:
     check_error(
         f"{module}:rednes", rf"{module} has no 'rednes', which the reward '{module}:rednes' needs; define it"
     )
-    check_error(
-        f"{module}:level", rf"'{module}:level' must be callable as reward\(images, prompts\), got int; name a"
-    )
+    check_error(f"{module}:level", rf"'{module}:level' must be callable as reward\(images, prompts\), got 3$")
     check_error(
         f"{module}:Level",
         rf"'{module}:Level' must be a function or an object, got a class; create an object in",

@@ -207,6 +207,7 @@ def test_arguments(arguments: tuple[Any, ...], error: type[Exception], message: 
             "needs one prompt for each of the 2 videos, got 1",
         ),
         (some_videos(), "ab", TypeError, "prompts must be a sequence of strings"),
+        (some_videos() * 255, PROMPTS, ValueError, "videos must have values in [0, 1], got "),
     ],
 )
 def test_videos(videos: Tensor, prompts: Any, error: type[Exception], message: str) -> None:
@@ -220,5 +221,6 @@ def test_videos(videos: Tensor, prompts: Any, error: type[Exception], message: s
     [(lambda i, p: i.mean(), r"\(\)"), (lambda i, p: i[:2, 0, 0, 0], r"\(2,\)"), (lambda i, p: 3.0, "float")],
 )
 def test_rewards_with_wrong_results(wrong: Any, given: str) -> None:
-    with pytest.raises(ValueError, match=rf"^PerFrame: reward must return a tensor \(6,\), got {given}$"):
+    wanted = r"^PerFrame: reward must return a tensor \(6,\), one number for each image, got"
+    with pytest.raises((TypeError, ValueError), match=f"{wanted} {given}$"):
         PerFrame(wrong, 3)(some_videos(), PROMPTS)

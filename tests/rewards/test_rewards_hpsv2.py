@@ -6,19 +6,26 @@ import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, some_images
+from reward_checks import (
+    Evil,
+    check_cut,
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    some_images,
+)
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
 import numpy as np
 import tiny_clip
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
@@ -146,9 +153,11 @@ def whole_image(image: Image.Image, side: int = SIDE) -> Tensor:
     scale = side / max(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     left, top = (side - width) // 2, (side - height) // 2
-    border = (left, top, side - width - left, side - height - top)
-    framed = ImageOps.expand(image.resize((width, height), Image.Resampling.BICUBIC), border, fill=0)
-    pixels = torch.from_numpy(np.asarray(framed).copy()).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.zeros(1, 3, side, side)
+    for channel, plane in zip(pixels[0], image.split(), strict=True):
+        # "F": PIL neither rounds nor clamps floats, as torchvision does not
+        resized = plane.convert("F").resize((width, height), Image.Resampling.BICUBIC)
+        channel[top : top + height, left : left + width] = torch.from_numpy(np.array(resized)) / 255
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -185,11 +194,11 @@ def converted(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 # ---- values ----
 
 
-@pytest.mark.parametrize(("height", "width", "tolerance"), [(32, 32, 2e-6), (75, 50, 0.005), (40, 61, 0.005)])
+@pytest.mark.parametrize(("height", "width", "tolerance"), [(32, 32, 2e-6), (75, 50, 1e-5), (40, 61, 1e-5)])
 def test_it_is_the_published_score(
     open_clip: OpenClip, published: Path, height: int, width: int, tolerance: float
 ) -> None:
-    """The score is the unscaled cosine. Larger images differ by PIL's rounding to 8 bits."""
+    """The score is the unscaled cosine."""
     images, pil = eight_bits(some_images(3, height, width))
     prompts = ["a cat", LONG, "two red boats"]
     expected = open_clip.cosines(
@@ -319,11 +328,23 @@ def test_half_precision_files_are_computed_in_float32(
     ("height", "width"), [(224, 224), (512, 512), (300, 200), (97, 331), (640, 352), (224, 101), (50, 31)]
 )
 def test_whole_images_are_those_of_pil(height: int, width: int) -> None:
-    """Results agree up to the rounding of two passes to 8 bits: at most 1.25 of 255 in a pixel."""
-    images, pil = eight_bits(torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)))
-    difference = (WholeImage(224)(images) - whole_image(pil[0], 224)) * torch.tensor(STD)[:, None, None] * 255
-    assert difference.abs().max() < 1.25
-    assert difference.mean().abs() < 0.05
+    """Values overshoot [0, 1] at edges, as in the authors' code, and agree up to rounding."""
+    squares = (torch.rand(1, 3, 7, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    images, pil = eight_bits(nn.functional.interpolate(squares, size=(height, width)))
+    processed = WholeImage(224)(images)
+    torch.testing.assert_close(processed, whole_image(pil[0], 224), rtol=0, atol=2e-4)
+    pixels = processed * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert max(height, width) == 224 or (pixels.max() > 1.01 and pixels.min() < -0.01)
+
+
+def test_prompts_are_cleaned(published: Path) -> None:
+    reward, images = HpsScore(published), some_images(1)
+    for prompt, cleaned in {"a&#32;cat": "a cat", "&amp;#97; cat": "a cat", "a ﬁsh": "a fish"}.items():
+        assert torch.equal(reward(images, [prompt]), reward(images, [cleaned]))
+
+
+def test_long_prompts(published: Path) -> None:
+    check_cut(HpsScore(published), "hpsv2", 77)
 
 
 def test_an_image_has_at_least_a_pixel_in_each_direction() -> None:
@@ -378,7 +399,7 @@ def test_sources_file_folder_and_hub(
 
     asked: list[tuple[str, str]] = []
 
-    def from_hub(model: str, name: str) -> str:
+    def from_hub(model: str, name: str, **options: bool) -> str:
         asked.append((model, name))
         return str(published / name)
 
@@ -435,13 +456,6 @@ def test_two_files(published: Path, tmp_path: Path) -> None:
     check_error(tmp_path, rf"\S+ holds several .pt files \({NAME}, HPS_v2_compressed.pt\); name one of them")
 
 
-class Evil:
-    """Object that runs code when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return exec, ("raise SystemExit('it ran')",)
-
-
 def test_files_without_weights(tmp_path: Path) -> None:
     file = tmp_path / NAME
     torch.save({"state_dict": {}, "more": Evil()}, file)
@@ -478,13 +492,30 @@ def test_models_of_another_kind(open_clip: OpenClip, tmp_path: Path) -> None:
     )
     check(
         {"visual.ln_pre.bias": None},
-        r"\S+ lacks vision_model.pre_layrnorm.bias, or has it in another shape; name",
+        r"the weights in \S+ lack vision_model.pre_layrnorm.bias; name a source that has",
     )
     check(
         {"transformer.resblocks.1.attn.in_proj_bias": None},
-        r"\S+ lacks text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more, or has it in another shape",
+        r"the weights in \S+ lack text_model.encoder.layers.1.self_attn.k_proj.bias and 2 more; name",
     )
     check(
         {"ln_final.weight": torch.ones(3)},
-        r"\S+ lacks text_model.final_layer_norm.weight, or has it in another shape",
+        r"the weights in \S+ have another shape for text_model.final_layer_norm.weight; name",
     )
+
+
+def test_each_tensor(open_clip: OpenClip, tmp_path: Path) -> None:
+    check_incomplete(
+        "hpsv2",
+        tmp_path,
+        open_clip.state_dict(),
+        lambda tensors: save_checkpoint(tmp_path, tensors),
+        unused="attn_mask",
+        same_names=False,
+    )
+
+
+def test_the_prefix_of_distributed_training(open_clip: OpenClip, published: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {f"module.{name}": tensor for name, tensor in open_clip.state_dict().items()})
+    images = some_images(3)
+    torch.testing.assert_close(HpsScore(tmp_path)(images, PROMPTS), HpsScore(published)(images, PROMPTS))

@@ -2,11 +2,21 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, check_mistakes, gradient_of, some_images
+from reward_checks import (
+    check_cut,
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPImageProcessorPil
@@ -265,6 +275,15 @@ def test_preprocessing_is_that_of_the_processor(published: Path) -> None:
     torch.testing.assert_close(actual, processed(pil), rtol=0, atol=1.25 / 255 / 0.26)
 
 
+def test_the_crop_is_that_of_the_published_code(published: Path) -> None:
+    """Its torchvision rounds half pixels to even numbers; the processor of Hugging Face rounds down."""
+    preprocess = ImageRewardScore(published)._preprocess
+    for extra, left in ((1, 0), (3, 2), (5, 2), (7, 4)):
+        images = torch.rand(1, 3, SIDE, SIDE + extra)
+        whole = replace(preprocess, crop=None)(images)
+        assert torch.equal(preprocess(images), whole[..., left : left + SIDE])
+
+
 # ---- properties of every reward ----
 
 
@@ -275,6 +294,10 @@ def test_gradients(published: Path, size: tuple[int, int]) -> None:
 
 def test_no_image_influences_another(published: Path) -> None:
     check_each_by_itself(ImageRewardScore(published), some_images(3, 40, 40), PROMPTS, tolerance=1e-3)
+
+
+def test_long_prompts(published: Path) -> None:
+    check_cut(ImageRewardScore(published), "imagereward", 35)
 
 
 def test_weights_are_frozen(published: Path) -> None:
@@ -315,7 +338,7 @@ def test_sources_file_folder_and_hub(
 
     asked: list[tuple[str, str]] = []
 
-    def from_hub(model: str, name: str) -> str:
+    def from_hub(model: str, name: str, **options: bool) -> str:
         asked.append((model, name))
         return str(published / name)
 
@@ -398,9 +421,29 @@ def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
     )
     check(
         {"mlp.layers.7.bias": None},
-        r"\S+ lacks mlp.7.bias, or has it in another shape; name a source that has the",
+        r"the weights in \S+ lack mlp.7.bias; name a source that has the whole of ImageReward",
     )
     check(
         {"blip.visual_encoder.blocks.1.attn.qkv.weight": torch.ones(3, 3), "mlp.layers.0.bias": None},
-        r"\S+ lacks mlp.0.bias and 1 more, or has it in another shape",
+        r"the weights in \S+ lack mlp.0.bias; name",
+    )
+
+
+def test_each_tensor(tensors: Tensors, tmp_path: Path) -> None:
+    check_incomplete(
+        "imagereward",
+        tmp_path,
+        {name: tensor for name, tensor in tensors.items() if "_proj." not in name},
+        lambda changed: save_checkpoint(tmp_path, changed),
+        unused="position_ids",
+        same_names=False,
+    )
+    check_pickle("imagereward", tmp_path, tmp_path / NAME)
+
+
+def test_the_prefix_of_distributed_training(tensors: Tensors, published: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {f"module.{name}": tensor for name, tensor in tensors.items()})
+    images = some_images(3)
+    torch.testing.assert_close(
+        ImageRewardScore(tmp_path)(images, PROMPTS), ImageRewardScore(published)(images, PROMPTS)
     )

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from reward_checks import check_each_by_itself, check_gradient, gradient_of, some_images
+from reward_checks import (
+    check_each_by_itself,
+    check_gradient,
+    check_incomplete,
+    check_mistakes,
+    check_pickle,
+    gradient_of,
+    some_images,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
@@ -21,7 +29,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from noisetilt_kernels.rewards import RewardError, load_reward
 from noisetilt_kernels.rewards.vision_language.qwen import Patches, image_patches
-from noisetilt_kernels.rewards.vision_language.vqascore import VqaScore, positions
+from noisetilt_kernels.rewards.vision_language.vqascore import (
+    QUESTION,
+    QUESTION_OF_OTHERS,
+    VqaScore,
+    positions,
+)
 
 PROMPTS = ["a cat", "two red boats on a lake", "a cat"]
 
@@ -145,7 +158,7 @@ def test_positions_are_those_of_the_model(reward: VqaScore) -> None:
 
 
 def test_the_question(reward: VqaScore) -> None:
-    numbers = reward._chat.tokens('Does this figure show "a cat"? Please answer yes or no.', 3)
+    numbers = reward._chat.tokens(QUESTION_OF_OTHERS.format("a cat"), 3)
     assert numbers.dtype == torch.int64
     assert tiny_qwen.make_tokenizer().decode(numbers) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -196,7 +209,7 @@ def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) ->
                         {"type": "image"},
                         {
                             "type": "text",
-                            "text": f'Does this figure show "{prompt}"? Please answer yes or no.',
+                            "text": f'Does this image show "{prompt}"?',
                         },
                     ],
                 }
@@ -222,7 +235,7 @@ def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) ->
 def test_it_is_the_probability_of_yes_by_transformers(
     reward: VqaScore, folder: Path, height: int, width: int
 ) -> None:
-    images, pil = eight_bits(some_images(3, height, width))
+    images, pil = eight_bits(some_images(3, height, width, seed=2))
     values, expected = reward(images, PROMPTS), expected_values(folder, pil, PROMPTS)
     rtol = 1e-4 if height == 40 else 0.05  # exact if the image is not resized
     assert expected.max() - expected.min() > 5 * rtol * expected.max(), "a tolerance that excludes nothing"
@@ -238,8 +251,9 @@ def test_gradients(reward: VqaScore) -> None:
 def test_no_image_influences_another(reward: VqaScore) -> None:
     images = some_images(3, 40, 40)
     check_each_by_itself(reward, images, PROMPTS, tolerance=1e-7)
-    values = reward(images, PROMPTS)
-    assert torch.equal(reward(images[2:], PROMPTS[2:])[0], values[2]), "to the bit"
+    prompts = ["a cat", "two red boats on a lake " * 3, "b"]
+    alone = [reward(images[index : index + 1], [prompt])[0] for index, prompt in enumerate(prompts)]
+    assert torch.equal(reward(images, prompts), torch.stack(alone)), "to the bit"
 
 
 def test_weights_are_frozen(reward: VqaScore) -> None:
@@ -271,7 +285,7 @@ def test_blocks_are_computed_again_in_the_backward(folder: Path, monkeypatch: py
         "noisetilt_kernels.rewards.vision_language.vqascore.recompute_blocks", lambda model: None
     )
     without = VqaScore(folder)
-    assert with_it < 0.3 * kept(without, images)
+    assert with_it < 0.35 * kept(without, images)
     gradient = gradient_of(VqaScore(folder), images, ["a cat"])
     torch.testing.assert_close(gradient, gradient_of(without, images, ["a cat"]))
 
@@ -336,6 +350,15 @@ def test_another_model(folder: Path, tmp_path: Path) -> None:
 def test_no_weights(folder: Path, tmp_path: Path) -> None:
     (copy_of(folder, tmp_path) / "model.safetensors").unlink()
     check(tmp_path, r"\S+ cannot be loaded: .*model.safetensors.*; if it is incomplete, download or save")
+
+
+def test_each_tensor(folder: Path, tmp_path: Path) -> None:
+    file = copy_of(folder, tmp_path) / "model.safetensors"
+    check_incomplete(
+        "vqascore", tmp_path, load_file(file), lambda tensors: save_file(tensors, file, {"format": "pt"})
+    )
+    file.unlink()
+    check_pickle("vqascore", tmp_path, tmp_path / "pytorch_model.bin")
 
 
 def test_incomplete_weights(folder: Path, tmp_path: Path) -> None:
@@ -404,8 +427,22 @@ def test_default_image_processor(folder: Path, tmp_path: Path) -> None:
     assert (patches.least, patches.most, patches.side) == (3136, 12_845_056, 4)
 
 
+def test_the_question_is_the_authors_for_this_model(folder: Path) -> None:
+    assert QUESTION == 'Does this image show "{}"?'
+    images = some_images(2)
+    values = [VqaScore(folder, question=one)(images, PROMPTS[:2]) for one in (QUESTION, QUESTION_OF_OTHERS)]
+    torch.testing.assert_close(VqaScore(folder)(images, PROMPTS[:2]), values[0], rtol=0, atol=0)
+    assert not torch.equal(*values)
+    for question in ("Is it?", "{} {}?"):
+        with pytest.raises(ValueError, match=r"^VqaScore: question must contain \{\} once, for the prompt"):
+            VqaScore(folder, question=question)
+
+
+def test_braces_in_a_prompt(reward: VqaScore) -> None:
+    assert reward(some_images(1), ["{} a {cat}"]).shape == (1,)
+
+
 def test_arguments(reward: VqaScore) -> None:
     with pytest.raises(ValueError, match=r"^vqascore: images must be \(B, 3, H, W\), got \(3, 8, 8\)"):
         reward(some_images(1, 8, 8)[0], ["a"])
-    with pytest.raises(ValueError, match=r"^vqascore: needs one prompt for each of the 2 images, got 1"):
-        reward(some_images(2, 8, 8), ["a"])
+    check_mistakes(reward, "vqascore")

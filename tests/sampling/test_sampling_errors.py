@@ -176,7 +176,7 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
         ValueError, match=rf"^{name}: the model must make images \(B, 3, H, W\).*got \(1, 1, 16, 16\)"
     ):
         sampler(Grey(), brightness, "", **arguments)
-    with pytest.raises(ValueError, match=rf"^{name}: reward must return \(1,\), got \(\)"):
+    with pytest.raises(ValueError, match=rf"^{name}: reward must return a tensor \(1,\), one.* got \(\)$"):
         sampler(LatentFlow(), lambda images, prompts: images.mean(), "", **arguments)
 
 

@@ -1,6 +1,5 @@
 """Aesthetic quality by LAION's predictor on the image embeddings of CLIP. Needs transformers."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_model, load_preprocessing, model_config
+from ..loading import default_dtype, load_model, load_preprocessing, make_config, model_config
 from ..registry import default_source
+from .checkpoint import find_checkpoint, read_checkpoint
 from .linear_head import linear_head
 
 SOURCE = default_source("aesthetic")
@@ -33,8 +33,9 @@ class AestheticScore:
     Args:
         source: one of
             - a hub id or folder in the format of transformers: vision model and predictor in one checkpoint;
-            - a folder with the published predictor, `sac+logos+ava1-l14-linearMSE.pth`, beside the files of
-              the CLIP model. Without these, the CLIP model is loaded from the hub (`CLIP`).
+            - the published predictor, `sac+logos+ava1-l14-linearMSE.pth`, or a folder with this .pth file, or
+              ID:FILE, the file on the hub. The CLIP model is in the same folder, else it is loaded from the
+              hub (`CLIP`).
         device: device of the model and of the images.
         dtype: dtype of the vision model; None is bfloat16 on GPUs and float32 on the CPU. The predictor is
             float32.
@@ -50,18 +51,21 @@ class AestheticScore:
         dtype: torch.dtype | None = None,
     ) -> None:
         device = torch.device(device)
-        files = sorted(Path(source).glob("*.pth"))
-        if len(files) > 1:
-            raise RewardError(
-                f"aesthetic: {source} must hold one .pth file, got {', '.join(f.name for f in files)}"
-            )
-        alone = files and not (files[0].parent / "config.json").exists()
-        clip = CLIP if alone else str(source)
+        found = find_checkpoint("aesthetic", str(source), ".pth")
+        clip = str(source)
+        if found is not None:  # the predictor alone, or beside a CLIP model
+            file = found[0]
+            clip = str(file.parent) if (file.parent / "config.json").exists() else CLIP
         config = _vision_config(clip)
-        self._preprocess = load_preprocessing("aesthetic", clip, config.image_size)
-        if files:
+        self._preprocess = load_preprocessing(
+            "aesthetic",
+            clip,
+            config.image_size,
+            round_crop=found is not None,  # LAION's code crops as OpenAI's, the conversion as Hugging Face
+        )
+        if found is not None:
             vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
-            predictor = _read_predictor(files[0], config.projection_dim)
+            predictor = _read_predictor(file, config.projection_dim)
         else:
             wanted = (
                 f"vision model and predictor in one, such as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
@@ -101,15 +105,19 @@ class VisionModelWithPredictor(VisionModel):
 
 
 def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-        predictor = linear_head(width)
-        predictor.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in tensors.items()})
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError):
-        raise RewardError(
-            f"aesthetic: {file} must be LAION's linear predictor V2 for embeddings of width {width}, a state "
-            f"dict with layers 0, 2, 4, 6 and 7; download {PREDICTOR_FILE} again"
-        ) from None
+    predictor = linear_head(width)
+    tensors = {
+        name.removeprefix("layers."): tensor for name, tensor in read_checkpoint("aesthetic", file).items()
+    }
+    own = predictor.state_dict()
+    for name in [*own, *tensors]:
+        wanted, found = (tuple(state[name].shape) if name in state else None for state in (own, tensors))
+        if found != wanted:
+            raise RewardError(
+                f"aesthetic: {file} must be LAION's linear predictor V2, {PREDICTOR_FILE}, for embeddings of "
+                f"width {width}, with layers.{name} of shape {wanted}, got {found}"
+            )
+    predictor.load_state_dict(tensors)
     return predictor
 
 
@@ -118,8 +126,9 @@ def _vision_config(source: str) -> Any:
     types = ["clip", "clip_vision_model", "aesthetics_predictor"]
     config = dict(model_config("aesthetic", source, types))
     if config["model_type"] != "clip":
-        return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})
-    both = CLIPConfig.from_dict(config)
+        config["model_type"] = "clip_vision_model"
+        return make_config("aesthetic", source, CLIPVisionConfig, config)
+    both = make_config("aesthetic", source, CLIPConfig, config)
     vision: Any = both.vision_config
     vision.projection_dim = both.projection_dim
     return vision

@@ -1,44 +1,42 @@
 """Reader of checkpoints published as one file by torch.save, not in the format of transformers."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 from ...hub import explain_failure, first_sentence
-from ..checks import RewardError, first_of
-from ..loading import AnyModel, check_source
-
-_FAILURES = (OSError, EOFError, RuntimeError, AttributeError, KeyError, ValueError, pickle.UnpicklingError)
-"""Exceptions that torch.load raises for files that are broken, or hold more than tensors."""
+from ..checks import RewardError
+from ..loading import FAILURES, check_source, is_unreachable
 
 
-def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
-    """Return the .pt file of a source and the folder or hub id it belongs to, or None without such a file.
+def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path, str] | None:
+    """Return the file of a source and the folder or hub id it belongs to, or None without such a file.
 
     A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
+
+    Args:
+        ending: ending of the file's name.
 
     Raises:
         RewardError: the file does not exist or cannot be downloaded, or the folder has several.
     """
     path = Path(source)
-    if path.is_file():
+    if path.is_file() and path.suffix != ".safetensors":
         return path, str(path.parent)
     if path.is_dir():
-        files = sorted(path.glob("*.pt"))
+        files = sorted(path.glob(f"*{ending}"))
         if len(files) > 1:
             raise RewardError(
-                f"{reward}: {source} holds several .pt files ({', '.join(file.name for file in files)}); "
-                "name one of them as the source"
+                f"{reward}: {source} holds several {ending} files "
+                f"({', '.join(file.name for file in files)}); name one of them as the source"
             )
         return (files[0], source) if files else None
     model, colon, name = source.rpartition(":")
-    if not name.endswith(".pt"):
+    if not name.endswith(ending):
         return None
     if not colon:
         raise RewardError(
@@ -47,7 +45,7 @@ def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
         )
     check_source(reward, model)
     try:
-        return Path(cached_file(model, name)), model
+        return Path(cached_file(model, name, local_files_only=is_unreachable(model))), model
     except OSError as error:
         raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
 
@@ -55,14 +53,15 @@ def find_checkpoint(reward: str, source: str) -> tuple[Path, str] | None:
 def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU. No code in the file is run.
 
-    The checkpoint of a training run has them under "state_dict".
+    The checkpoint of a training run has them under "state_dict". The prefix "module." of distributed training
+    is removed.
 
     Raises:
         RewardError: the file is broken or holds something else.
     """
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise RewardError(
             f"{reward}: {file} cannot be read as torch.save weights ({first_sentence(error)}); download "
             "it again"
@@ -72,43 +71,11 @@ def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
         raise RewardError(
             f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; download it again"
         )
-    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-
-
-def load_tensors(
-    reward: str,
-    model_class: type[AnyModel],
-    file: Path,
-    config: PretrainedConfig,
-    wanted: str,
-    tensors: Mapping[str, Tensor],
-) -> AnyModel:
-    """Return the model with these tensors as frozen weights in float32, on the CPU.
-
-    Args:
-        reward, file, wanted: name of the reward, file of the tensors, and what it should hold, for errors.
-        tensors: weights by the names that transformers uses.
-
-    Raises:
-        RewardError: tensors are missing or have other shapes.
-    """
-    loaded: Any = model_class.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(tensors),
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    model, info = loaded
-    wrong = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
-    if wrong:
-        raise RewardError(
-            f"{reward}: {file} lacks {first_of(wrong)}, or has it in another shape; name a source that has "
-            f"{wanted}"
-        )
-    frozen: AnyModel = model.eval().requires_grad_(False)
-    return frozen
+    return {
+        str(name).removeprefix("module."): value
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def shape_of(reward: str, file: Path, tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:

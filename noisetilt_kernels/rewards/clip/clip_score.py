@@ -1,4 +1,4 @@
-"""Agreement of image and prompt by CLIP. Needs transformers."""
+"""Agreement of image and prompt by CLIP. Needs transformers and ftfy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..registry import default_source
 from .image_text import ImageTextModel
+from .openai_prompts import clean_prompt
 
 SOURCE = default_source("clip")
 
@@ -16,7 +17,7 @@ class ClipScore:
     """CLIP score: 100 times the cosine of image and prompt (Hessel et al., arXiv 2104.08718).
 
     Most values are from 10 to 35. Negative values are kept, unlike in the paper, because the gradient
-    vanishes where a value is set to 0.
+    vanishes where a value is set to 0. Prompts are cleaned and images cropped as in OpenAI's code.
 
     Images (B, 3, H, W) in [0, 1] of any size and B prompts -> float32 (B,); see `ImageTextModel`.
 
@@ -35,7 +36,9 @@ class ClipScore:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._model = ImageTextModel.load("clip", source, (), device, dtype)
+        self._model = ImageTextModel.load(
+            "clip", source, (), device, dtype, clean=clean_prompt, round_crop=True
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return 100 * self._model.cosines(images, prompts)

@@ -1,4 +1,4 @@
-"""Human preference by HPS v2, a CLIP model fine-tuned to rank images. Needs transformers.
+"""Human preference by HPS v2, a CLIP model fine-tuned to rank images. Needs transformers and ftfy.
 
     python -m noisetilt_kernels.rewards.clip.hpsv2 HPS_v2.1_compressed.pt FOLDER
 
@@ -17,12 +17,13 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checks import RewardError
-from ..loading import load_model, load_tokenizer, model_config
+from ..loading import load_model, load_tokenizer, make_config, model_config
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import find_checkpoint, load_tensors, read_checkpoint
+from .checkpoint import find_checkpoint, read_checkpoint
 from .image_text import VIT_H_TOKENIZER, ImageTextModel
 from .open_clip import to_transformers
+from .openai_prompts import clean_prompt
 
 SOURCE = default_source("hpsv2")
 
@@ -57,7 +58,7 @@ class HpsScore:
         model, place = _load(str(source))
         tokenizer = load_tokenizer("hpsv2", [place, VIT_H_TOKENIZER], model.config.text_config.vocab_size)
         preprocess = WholeImage(model.config.vision_config.image_size)
-        self._model = ImageTextModel("hpsv2", model, tokenizer, preprocess, device, dtype)
+        self._model = ImageTextModel("hpsv2", model, tokenizer, preprocess, device, dtype, clean_prompt)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self._model.cosines(images, prompts)
@@ -69,6 +70,9 @@ class WholeImage:
 
     The longer side is resized to `side` and the shorter in proportion. Black bars fill the rest, and the
     result is normalized. Other CLIP models crop the centre instead; for square images the two are the same.
+
+    The authors resize tensors by torchvision: bicubic with antialiasing, without a clamp, so values overshoot
+    [0, 1] at edges. Other rewards resize images of 8 bits by PIL, which clamps.
     """
 
     side: int
@@ -76,11 +80,13 @@ class WholeImage:
     def __call__(self, images: Tensor) -> Tensor:
         scale = self.side / max(images.shape[2:])
         height, width = (max(round(scale * n), 1) for n in images.shape[2:])
-        resize = Preprocessing(None, (height, width), "bicubic", None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        images = images.float()
+        if images.shape[2:] != (height, width):
+            images = functional.interpolate(images, size=(height, width), mode="bicubic", antialias=True)
         top, left = (self.side - height) // 2, (self.side - width) // 2
         bottom, right = self.side - height - top, self.side - width - left
         normalize = Preprocessing.from_config({"do_resize": False, "do_center_crop": False})
-        return normalize(functional.pad(resize(images), (left, right, top, bottom)))
+        return normalize(functional.pad(images, (left, right, top, bottom)))
 
 
 def convert_hpsv2(checkpoint: str | Path, folder: str | Path) -> None:
@@ -107,13 +113,14 @@ def _load(source: str) -> tuple[Any, str]:
     if found is not None:
         file, place = found
         return _from_open_clip(file), place
-    config = CLIPConfig.from_dict(dict(model_config("hpsv2", source, ["clip"])))
+    config = make_config("hpsv2", source, CLIPConfig, model_config("hpsv2", source, ["clip"]))
     return load_model("hpsv2", CLIPModel, source, config, "a whole CLIP model"), source
 
 
 def _from_open_clip(file: Path) -> Any:
     config, tensors = to_transformers("hpsv2", file, read_checkpoint("hpsv2", file))
-    return load_tensors("hpsv2", CLIPModel, file, config, "a whole CLIP model of open_clip", tensors)
+    wanted = "a whole CLIP model of open_clip"
+    return load_model("hpsv2", CLIPModel, str(file), config, wanted, tensors=tensors)
 
 
 @click.command()

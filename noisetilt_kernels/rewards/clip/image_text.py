@@ -10,7 +10,15 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, load_preprocessing, load_tokenizer, model_config
+from ..loading import (
+    default_dtype,
+    load_model,
+    load_preprocessing,
+    load_tokenizer,
+    make_config,
+    model_config,
+    warn_of_cut,
+)
 
 VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """Hub id of the base model of PickScore and HPS v2, which are published without a tokenizer."""
@@ -30,6 +38,7 @@ class ImageTextModel:
         preprocess: function from images (B, 3, H, W) in [0, 1] to the model's input, float32.
         device: device of the model and of the images.
         dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
+        clean: function that prepares a prompt for the tokenizer.
 
     Attributes:
         scale: factor of the cosines that the model was trained with.
@@ -43,9 +52,10 @@ class ImageTextModel:
         preprocess: Callable[[Tensor], Tensor],
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        clean: Callable[[str], str] = str,
     ) -> None:
         device = torch.device(device)
-        self._preprocess, self._tokenizer = preprocess, tokenizer
+        self._preprocess, self._tokenizer, self._clean = preprocess, tokenizer, clean
         # read before the model is rounded to dtype, which would change the scale
         self.scale: float = model.logit_scale.exp().item()
         self._model = model.to(device=device, dtype=dtype or default_dtype(device))
@@ -60,25 +70,28 @@ class ImageTextModel:
         tokenizers: Sequence[str] = (),
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        clean: Callable[[str], str] = str,
+        round_crop: bool = False,
     ) -> "ImageTextModel":
         """Load the model from a source.
 
         Args:
-            reward, device, dtype: same as for the class.
+            reward, device, dtype, clean: same as for the class.
             source: folder or hub id of a `CLIPModel`, with its tokenizer and image processor.
             tokenizers: sources to try for the tokenizer if `source` has none.
+            round_crop: see `Preprocessing`.
 
         Raises:
             RewardError: files are missing or do not match.
         """
         source = str(source)
-        config = CLIPConfig.from_dict(dict(model_config(reward, source, ["clip"])))
+        config = make_config(reward, source, CLIPConfig, model_config(reward, source, ["clip"]))
         text: Any = config.text_config
         vision: Any = config.vision_config
-        preprocess = load_preprocessing(reward, source, vision.image_size)
+        preprocess = load_preprocessing(reward, source, vision.image_size, round_crop)
         tokenizer = load_tokenizer(reward, [source, *tokenizers], text.vocab_size)
         model = load_model(reward, CLIPModel, source, config, "a whole CLIP model")
-        return cls(reward, model, tokenizer, preprocess, device, dtype)
+        return cls(reward, model, tokenizer, preprocess, device, dtype, clean)
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the cosines, float32 (B,), of images (B, 3, H, W) in [0, 1] and B prompts, with gradient."""
@@ -90,7 +103,9 @@ class ImageTextModel:
     def _text(self, prompt: str) -> Tensor:
         """Return the normalized embedding of a prompt, computed alone for equal bits in every batch."""
         if prompt not in self._texts:
-            tokens = self._tokenizer(prompt, truncation=True, max_length=self._length, return_tensors="pt")
+            text = self._clean(prompt)
+            warn_of_cut(self._reward, self._tokenizer, [text], self._length)
+            tokens = self._tokenizer(text, truncation=True, max_length=self._length, return_tensors="pt")
             with torch.no_grad():
                 features = self._model.get_text_features(**tokens.to(self._model.device))
                 self._texts[prompt] = _unit(features.pooler_output)[0]

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_tokenizer
+from ..loading import default_dtype, load_model, load_tokenizer, warn_of_cut
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import count_layers, find_checkpoint, heads_of, load_tensors, read_checkpoint, shape_of
+from .checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
 from .linear_head import linear_head
 
 SOURCE = default_source("imagereward")
@@ -93,10 +93,15 @@ class ImageRewardScore:
             "imagereward", [place, TOKENIZER], text.vocab_size, BertTokenizer, ADDED_TOKENS
         )
         self._preprocess = Preprocessing.from_config(
-            {"size": vision.image_size, "crop_size": vision.image_size}
+            {"size": vision.image_size, "crop_size": vision.image_size}, round_crop=True
         )
-        model: Any = load_tensors(
-            "imagereward", ImageRewardModel, file, config, "the whole of ImageReward", dict(_renamed(tensors))
+        model: Any = load_model(
+            "imagereward",
+            ImageRewardModel,
+            str(file),
+            config,
+            "the whole of ImageReward",
+            tensors=dict(_renamed(tensors)),
         )
         self._head = list(model.mlp.to(device).values())
         del model.mlp  # stays float32
@@ -104,6 +109,7 @@ class ImageRewardScore:
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("imagereward", images, prompts)
+        warn_of_cut("imagereward", self._tokenizer, prompts, LENGTH)
         # padded to a fixed length, so that a prompt has the same bits in every batch
         tokens = self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"

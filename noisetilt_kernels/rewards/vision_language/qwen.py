@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Tokenizer
 
 from ..checks import RewardError
-from ..loading import FAILURES
+from ..loading import FAILURES, is_unreachable
 from ..preprocessing import Preprocessing
 
 LONGEST = 200
@@ -229,7 +229,7 @@ def recompute_blocks(model: Any) -> None:
 def _load_tokenizer(reward: str, sources: Sequence[str], token: str, number: int) -> Any:
     for source in sources:
         try:
-            tokenizer = Qwen2Tokenizer.from_pretrained(source)
+            tokenizer = Qwen2Tokenizer.from_pretrained(source, local_files_only=is_unreachable(source))
         except FAILURES:
             continue
         # without files transformers returns a tokenizer with an empty vocabulary, and no error

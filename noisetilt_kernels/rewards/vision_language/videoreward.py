@@ -10,7 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 
 from ...checks import check_number
 from ..checks import RewardError, check_videos
-from ..loading import default_dtype, load_model, model_config
+from ..loading import default_dtype, load_model, make_config, model_config
 from ..registry import default_source
 from .qwen import Chat, Patches, recompute_blocks
 from .videoreward_checkpoint import (
@@ -21,7 +21,6 @@ from .videoreward_checkpoint import (
     read_settings,
     read_tensors,
     take_head,
-    tuned_model,
 )
 from .videoreward_prompt import MARKS, PARTS, PROMPT_FILE, check_part
 
@@ -86,7 +85,9 @@ class VideoReward:
         checkpoint = newest(folder)
         if base is None:
             base = folder if (folder / "config.json").is_file() else BASE
-        config: Any = Qwen2VLConfig.from_dict(dict(model_config("videoreward", str(base), ["qwen2_vl"])))
+        config: Any = make_config(
+            "videoreward", str(base), Qwen2VLConfig, model_config("videoreward", str(base), ["qwen2_vl"])
+        )
         tensors, complete = read_tensors(checkpoint)
         if not complete:
             tensors = {**_base_tensors(str(base), config), **tensors}
@@ -96,7 +97,16 @@ class VideoReward:
         if words is not None:  # a missing tensor is reported below
             # the base model has spare rows, so its vocabulary is larger than the one with the marks
             config.text_config.vocab_size = len(words)
-        model = tuned_model(source, Qwen2VLModel, config, tensors, dtype)
+        model: Any = load_model(
+            "videoreward",
+            Qwen2VLModel,
+            source,
+            config,
+            "all of VideoReward, and name a folder of its base model Qwen2-VL as base",
+            dtype,
+            {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")},
+            strict=True,
+        )
         self._chat = Chat(
             "videoreward", [str(checkpoint / "tokenizer"), str(base)], "video", config.video_token_id, MARKS
         )

@@ -14,7 +14,6 @@ The names of the tensors are those of PEFT and of transformers 4.45 or 5.
 
 import json
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checks import RewardError, first_of
-from ..loading import FAILURES, check_source, unusable
+from ..checks import RewardError
+from ..loading import FAILURES, check_source, is_unreachable, unusable
 from .videoreward_prompt import PARTS, PROMPT_TYPE
 
 CONFIG_FILE = "model_config.json"
@@ -71,7 +70,11 @@ def fetch(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG_FILE, "checkpoint-*"]))
+        return Path(
+            snapshot_download(
+                source, allow_patterns=[CONFIG_FILE, "checkpoint-*"], local_files_only=is_unreachable(source)
+            )
+        )
     except FAILURES as error:
         raise unusable("videoreward", source, error) from None
 
@@ -109,7 +112,7 @@ def read_settings(folder: Path) -> Settings:
             alpha=float(lora["lora_alpha"]) if lora.get("lora_enable") else None,
             root=bool(lora.get("use_rslora")),
         )
-    except (*FAILURES, KeyError, TypeError, AttributeError) as error:
+    except FAILURES as error:
         raise unusable("videoreward", str(folder), error) from None
     if others:
         raise RewardError(
@@ -157,7 +160,7 @@ def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
         tensors: dict[str, Tensor] = {}
         for file in files:
             tensors |= load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
-    except (*FAILURES, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except FAILURES as error:
         raise unusable("videoreward", str(checkpoint), error) from None
     named = {plain_name(name): tensor for name, tensor in tensors.items() if ".original_module." not in name}
     return named, files == [full]
@@ -170,8 +173,8 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def plain_name(name: str) -> str:
-    """Return a tensor's name in `Qwen2VLModel` of transformers 5, without what PEFT and older models add."""
-    name = name.removeprefix("base_model.model.")
+    """Return a tensor's name in `Qwen2VLModel` of transformers 5, without the parts of DDP and PEFT."""
+    name = name.removeprefix("module.").removeprefix("base_model.model.")
     # LoRA weights are called "lora_A.default.weight"
     for part in ("base_layer", "modules_to_save", "default"):
         name = name.replace(f".{part}.", ".")
@@ -208,6 +211,11 @@ def merge_lora(tensors: Mapping[str, Tensor], settings: Settings, dtype: torch.d
             )
         if factor == "A.weight":
             weight, down, up = (tensors[one].float() for one in needed)
+            if weight.shape != (len(up), down.shape[-1]) or up.shape[-1] != len(down):
+                raise RewardError(
+                    f"videoreward: the checkpoint has LoRA's {name} of shape {tuple(down.shape)} for "
+                    f"{needed[0]} of shape {tuple(weight.shape)}; download all of VideoReward"
+                )
             rank = len(down)
             scale = settings.alpha / (math.sqrt(rank) if settings.root else rank)
             merged[needed[0]] = (weight + scale * up @ down).to(dtype)
@@ -234,37 +242,3 @@ def take_head(tensors: dict[str, Tensor], source: str) -> Tensor:
             f"{tuple(head.shape)}; name a folder of VideoReward"
         )
     return head.float().expand(len(PARTS), -1)
-
-
-def tuned_model(
-    source: str, model_class: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> Any:
-    """Return the model with these tensors as frozen weights of this dtype, on the CPU.
-
-    Raises:
-        RewardError: tensors are missing, superfluous, or of another shape.
-    """
-    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    try:
-        model, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except FAILURES as error:
-        raise unusable("videoreward", source, error) from None
-    wrong = {
-        "lack": sorted(info["missing_keys"]),
-        "have another shape for": sorted(name for name, *_ in info["mismatched_keys"]),
-        "have the unknown tensor": sorted(info["unexpected_keys"]),
-    }
-    for what, names in wrong.items():
-        if names:
-            raise RewardError(
-                f"videoreward: the weights in {source} {what} {first_of(names)}; name a folder of "
-                "VideoReward, and a folder of its base model Qwen2-VL as base"
-            )
-    return model.eval().requires_grad_(False)

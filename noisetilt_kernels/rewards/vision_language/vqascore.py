@@ -9,18 +9,21 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, model_config, processor_config
+from ..loading import default_dtype, load_model, make_config, model_config, processor_config
 from ..registry import default_source
 from .qwen import Chat, image_patches, recompute_blocks
 
 SOURCE = default_source("vqascore")
 
-QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
+QUESTION = 'Does this image show "{}"?'
+"""Question of the authors' code (linzhiqiu/t2v_metrics) for Qwen2.5-VL."""
+QUESTION_OF_OTHERS = 'Does this figure show "{}"? Please answer yes or no.'
+"""Question of the paper, which the authors' code asks most other models."""
 ANSWER = "Yes"
 
 
 class VqaScore:
-    """VQAScore: probability that Qwen2.5-VL answers `QUESTION` with "Yes" (Lin et al., arXiv 2404.01291).
+    """VQAScore: probability that Qwen2.5-VL answers a question with "Yes" (Lin et al., arXiv 2404.01291).
 
     The value, from 0 to 1, is the probability of the token "Yes" among all tokens as the first token of the
     answer, not its logarithm. The gradient has a factor of at most P (1 - P), so it is small where the model
@@ -34,9 +37,11 @@ class VqaScore:
         source: folder or hub id of a Qwen2.5-VL of any size, with its tokenizer and image processor.
         device: device of the model and of the images.
         dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
+        question: text that is asked, with {} once in place of the prompt.
 
     Raises:
         RewardError: the weights or their files are missing or do not match; the message says what to do.
+        ValueError: the question does not contain {} once.
     """
 
     def __init__(
@@ -44,9 +49,15 @@ class VqaScore:
         source: str | Path = SOURCE,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        question: str = QUESTION,
     ) -> None:
+        if question.count("{}") != 1:
+            raise ValueError(f"VqaScore: question must contain {{}} once, for the prompt, got {question!r}")
+        self._question = question
         source, device = str(source), torch.device(device)
-        config: Any = Qwen2_5_VLConfig.from_dict(dict(model_config("vqascore", source, ["qwen2_5_vl"])))
+        config: Any = make_config(
+            "vqascore", source, Qwen2_5_VLConfig, model_config("vqascore", source, ["qwen2_5_vl"])
+        )
         self._patches = image_patches("vqascore", config.vision_config, processor_config("vqascore", source))
         self._chat = Chat("vqascore", [source], "image", config.image_token_id)
         self._yes = self._chat.one_token(ANSWER)
@@ -71,7 +82,7 @@ class VqaScore:
         """Return the probability of "Yes", a scalar, for one image (3, H, W)."""
         pixels, grid = self._patches(image[None])
         _, down, across = self._patches.tokens(grid)
-        tokens = self._chat.tokens(QUESTION.format(prompt=prompt), down * across)
+        tokens = self._chat.tokens(self._question.replace("{}", prompt), down * across)
         start = int((tokens == self._model.config.image_token_id).nonzero()[0])
         hidden = self._model.model(
             input_ids=tokens[None].to(pixels.device),
