@@ -1,5 +1,6 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,7 +31,16 @@ def check_choice(function: str, name: str, value: Any, valid: Iterable[str]) -> 
     """Raise ValueError unless `value` is one of the valid names."""
     valid = list(valid)
     if value not in valid:
-        raise ValueError(f"{function}: unknown {name} {value!r}; valid: {', '.join(map(repr, valid))}")
+        raise ValueError(
+            f"{function}: unknown {name} {value!r}{did_you_mean(value, valid)}; "
+            f"valid: {', '.join(map(repr, valid))}"
+        )
+
+
+def did_you_mean(name: Any, valid: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" with the valid name that is most similar, or "" if none is similar."""
+    similar = difflib.get_close_matches(str(name), list(valid), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
 def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:

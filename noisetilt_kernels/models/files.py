@@ -2,18 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from ..model_sources import Location
 
-class Location(NamedTuple):
-    """Folder or hub repository that holds a pipeline or a network."""
-
-    name: str
-    """Path of the folder, or id on the hub."""
-    local: bool
-    """True for a folder, which is read without the network."""
+__all__ = ["Location", "read_json"]
 
 
 def read_json(location: Location, file: str) -> dict[str, Any]:

@@ -8,28 +8,12 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from ..hub import is_hub_id
-from ..rewards.digits import ASSETS
+from ..model_sources import INDEX, Location, locate
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
-from .files import Location, read_json
+from .files import read_json
 from .fine_tuned import add_lora, load_denoiser
-
-_INDEX = "model_index.json"
-
-
-class BundledModel(NamedTuple):
-    """A model that comes with the package."""
-
-    path: Path
-    one_step: bool
-
-
-BUNDLED = {
-    "digits": BundledModel(ASSETS / "digits", one_step=False),
-    "digits-turbo": BundledModel(ASSETS / "digits-turbo", one_step=True),
-}
-"""A flow that draws handwritten digits, and its one-step student."""
+from .quiet import without_bars_if_small
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -69,7 +53,7 @@ def load_pipeline(
             "load_pipeline: offload must be False if device is the CPU, where all networks are already"
         )
     source = str(source)
-    location = _locate(source)
+    location = locate(source)
     family, index = _read_index(location, source)
     facts = family.facts
     if location.local:
@@ -80,7 +64,7 @@ def load_pipeline(
             config = read_json(location, f"{facts.denoiser}/config.json")
         class_name = index[facts.denoiser][1]
         components[facts.denoiser] = load_denoiser(str(denoiser), class_name, config, dtype)
-    with as_model_error(source):
+    with as_model_error(source), without_bars_if_small(location.name):
         # safetensors only: pickled weights could run code
         pipe = facts.pipeline.from_pretrained(
             location.name, dtype=dtype, local_files_only=location.local, use_safetensors=True, **components
@@ -108,7 +92,7 @@ def family_at(source: str | Path) -> Family:
     Raises:
         ModelError: the model does not exist, or belongs to no supported family.
     """
-    return _read_index(_locate(str(source)), str(source))[0]
+    return _read_index(locate(str(source)), str(source))[0]
 
 
 class Configurations(NamedTuple):
@@ -133,7 +117,7 @@ def configurations(source: str | Path) -> Configurations:
         ModelError: the model does not exist, is incomplete, or belongs to no supported family.
     """
     source = str(source)
-    location = _locate(source)
+    location = locate(source)
     family, index = _read_index(location, source)
     networks: dict[str, dict[str, Any]] = {}
     prompt_lengths: dict[str, int] = {}
@@ -156,29 +140,10 @@ def _components(index: Mapping[str, Any], family: Family) -> list[str]:
     ]
 
 
-def _locate(source: str) -> Location:
-    """Return the folder or hub repository of a pipeline; raise ModelError if `source` can be neither."""
-    path = BUNDLED[source].path if source in BUNDLED else Path(source).expanduser()
-    if path.is_dir():
-        if not (path / _INDEX).is_file():
-            raise ModelError(
-                f"the folder {source!r} has no {_INDEX}; a pipeline in diffusers' layout is needed, as "
-                "pipe.save_pretrained(folder) makes it"
-            )
-        return Location(str(path), local=True)
-    if path.exists():
-        raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
-    if not is_hub_id(source):
-        raise ModelError(
-            f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
-        )
-    return Location(source, local=False)
-
-
 def _read_index(location: Location, source: str) -> tuple[Family, dict[str, Any]]:
     """Return the family of a pipeline, and the content of its model_index.json."""
     with as_model_error(source):
-        index = read_json(location, _INDEX)
+        index = read_json(location, INDEX)
     class_name = str(index.get("_class_name"))
     if class_name not in FAMILIES:
         raise ModelError(f"{source!r} is a {class_name}; supported pipelines are {', '.join(FAMILIES)}")

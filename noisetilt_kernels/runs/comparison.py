@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..models.memory import latent_shape
 from ..sampling.methods import Method
+from .comparison_folder import folder_name, write_comparison
 from .contact_sheet import contact_sheet
 from .errors import RunFolderError
 from .execute import execute, open_folder
@@ -56,15 +57,7 @@ def compare(
         RunFolderError: a folder cannot be used, see `RunFolder`.
         ModelError, RewardError, ImportError: the model or a reward cannot be loaded.
     """
-    if len(set(methods)) < len(methods):  # methods are equal if their arguments are, in any order
-        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
-    for method in methods:
-        method.check()
-    for n in best_of:
-        if n < 1 or settings.particles % n:
-            raise ValueError(
-                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
-            )
+    check(settings, methods, compute, best_of)
     for name in _COMPARISON_FILES if workers.is_first and not resume else ():
         if (out / name).exists():
             raise RunFolderError(
@@ -72,8 +65,6 @@ def compare(
             )
     names = [folder_name(method) for method in methods]
     runs = [replace(settings, method=method) for method in methods]
-    for run in runs:
-        check_settings(run, compute)
     if workers.is_first:
         shapes = {
             one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
@@ -81,6 +72,7 @@ def compare(
         }
         for run in runs:
             run.method.check_shape(shapes[run.one_step])
+        write_comparison(out, methods, best_of)
     folders = [
         open_folder(out / name, run, compute, workers, resume) for name, run in zip(names, runs, strict=True)
     ]
@@ -108,6 +100,48 @@ def compare(
     return rows
 
 
+def check(
+    settings: Settings, methods: Sequence[Method], compute: ComputeOptions, best_of: Sequence[int]
+) -> None:
+    """Check the arguments of `compare`, which raises the same errors, before anything is loaded."""
+    runs = [replace(settings, method=method) for method in methods]
+    if len({run.method for run in runs}) < len(runs):  # methods are equal if all their arguments are
+        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
+    for method in methods:
+        method.check()
+    for n in best_of:
+        if n < 1 or settings.particles % n:
+            raise ValueError(
+                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
+            )
+    for run in runs:
+        check_settings(run, compute)
+
+
+def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]:
+    """Return a sentence for each method that has probably destroyed its images.
+
+    That is a method with a high peak in the spectrum of its noise (see `sampling.typicality`), or one whose
+    held-out score is below that of the method `base`, if their 95 % intervals do not overlap.
+    """
+    sentences = []
+    single = [row for row in rows if row.best_of == 1] or list(rows)
+    base = next((row for row in single if row.method.name == "base"), None)
+    for row in single:
+        summary = json.loads((out / folder_name(row.method) / "summary.json").read_text())
+        sentences += summary["warnings"]
+        for judge in settings.held_out:
+            if base is None:
+                break
+            before, after = base.scores[judge.name], row.scores[judge.name]
+            if after.mean + after.half_width < before.mean - before.half_width:
+                sentences.append(
+                    f"{row.method} lowers the held-out {judge.name} from {before} to {after}; try weaker "
+                    "guidance"
+                )
+    return sentences
+
+
 def _contact_sheet(
     settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]
 ) -> Image.Image:
@@ -119,8 +153,3 @@ def _contact_sheet(
         [[f"{folder.outcomes[particle].reward:#.4g}" for particle in particles] for folder in folders],
         cell=(480, 64) if folders[0].has_videos else (96, 96),
     )
-
-
-def folder_name(method: Method) -> str:
-    """Return the name of the subfolder for a method's run."""
-    return str(method).replace(":", "-").replace(",", "-").replace("=", "")

@@ -11,7 +11,9 @@ import torch
 
 from ..rewards import WeightedSum
 from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
+from ..sampling.methods import Method
 from ..sampling.result import best_index
+from ..sampling.typicality import COLLAPSED
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
@@ -131,7 +133,11 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     """Return mean rewards with confidence intervals, and the best particle of each prompt, of a finished run.
 
     "parts" has the single rewards if the steering reward is a sum of several, and the held-out rewards.
+    "noise_peak" is the mean peak of the steered noise (`sampling.StepRecord`), or None; "warnings" has a
+    sentence if it says that the images have collapsed.
     """
+    peaks = folder.noise_peaks()
+    peak = sum(peaks) / len(peaks) if peaks else None
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     return {
         "method": str(settings.method),
@@ -142,7 +148,27 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
             name: estimate(one.parts[name] for one in outcomes).to_json() for name in settings.score_names
         },
         "best": _best(settings, outcomes),
+        "noise_peak": peak,
+        "warnings": [] if peak is None or peak <= COLLAPSED else [_collapse_warning(settings.method, peak)],
     }
+
+
+_WEAKER = {"ntrk": "a smaller rho", "dps": "a smaller strength", "wgnc": "fewer iterations or a smaller lr"}
+"""Change that weakens the guidance of a sampler."""
+
+
+def _collapse_warning(method: Method, peak: float) -> str:
+    now = ", ".join(
+        f"{name}={method.argument(name)}"
+        for name in ("operator", "rho", "strength", "lr")
+        if name in method.sampler.parameters
+    )
+    weaker = _WEAKER.get(method.name, "weaker guidance")
+    return (
+        f"{method.name} ({now}) has probably destroyed the images: the highest peak in the spectrum of its "
+        f"noise is {peak:.1f} times that of Gaussian noise, and the limit is {COLLAPSED:g}; look at the "
+        f"contact sheet, and try {weaker}"
+    )
 
 
 def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:

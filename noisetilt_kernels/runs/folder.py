@@ -110,7 +110,7 @@ class RunFolder:
         run_file = path / "run.json"
         if run_file.exists():
             finished = self.count_finished()
-            before = _settings_in(run_file)
+            before, _ = read_run(run_file)
             if resume:
                 self._check_same_settings(before)
             elif finished:
@@ -147,6 +147,12 @@ class RunFolder:
         for file in (*self._line_files("results")[1:], *self._line_files("records")[1:]):
             file.unlink()
         self.outcomes = outcomes
+
+    def noise_peaks(self) -> list[float]:
+        """Return the peak of the noise of each steered particle, see `sampling.StepRecord`."""
+        records = _read_lines(self.path / "records.jsonl", json.loads, "a step")
+        peaks = [record.get("noise_peak") for record in records]
+        return [peak for peak in peaks if peak is not None]
 
     def read_outcomes(self) -> None:
         """Set `outcomes` from the lines of finished particles in results.jsonl."""
@@ -240,13 +246,15 @@ class RunFolder:
 
     def _check_same_settings(self, before: Mapping[str, Any]) -> None:
         names = sorted((before.keys() | self.settings.keys()) - _RESUMABLE_SETTINGS)
-        other = [name for name in names if before.get(name) != self.settings.get(name)]
-        if other:
-            name = other[0]
+        differences = [
+            f"{name} {_describe_setting(before.get(name))}, not {_describe_setting(self.settings.get(name))}"
+            for name in names
+            if before.get(name) != self.settings.get(name)
+        ]
+        if differences:
             raise RunFolderError(
-                f"{self.path} holds a run with {name} {_describe_setting(before.get(name))}, not "
-                f"{_describe_setting(self.settings.get(name))}; "
-                "choose another folder, or give --resume the settings of its run.json"
+                f"{self.path} holds a run with {'; with '.join(differences)}; choose another folder, or "
+                "leave these options out: --resume takes them from run.json"
             )
 
 
@@ -254,10 +262,15 @@ _RESUMABLE_SETTINGS = {"non_finite"}
 """Settings that may change when a run is resumed: no finished particle depends on them."""
 
 
-def _settings_in(run_file: Path) -> dict[str, Any]:
+def read_run(run_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and the compute options of a run.json, both in JSON form.
+
+    Raises:
+        RunFolderError: no run has written the file.
+    """
     try:
         written: dict[str, Any] = json.loads(run_file.read_text())
-        return dict(written["settings"])
+        return dict(written["settings"]), dict(written["compute"])
     except (ValueError, KeyError, TypeError):
         raise RunFolderError(f"{run_file} was not written by a run; choose another folder") from None
 

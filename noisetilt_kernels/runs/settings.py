@@ -1,10 +1,12 @@
 """Settings of a run, and options for computing it that do not change its results."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..model_sources import default_arguments
 from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..sampling.methods import Method
@@ -13,6 +15,9 @@ from ..sampling.methods import Method
 @dataclass(frozen=True)
 class Settings:
     """All settings that the images of a run depend on.
+
+    The method is resolved: it has the value of every argument. A missing one is the default of the bundled
+    model (`model_sources.BUNDLED`), or else of the sampler.
 
     Attributes:
         model: name of a bundled model, a folder, or a hub id.
@@ -50,6 +55,14 @@ class Settings:
     lora: str | None = None
     non_finite: str = "raise"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method.resolved(default_arguments(self.model)))
+
+    @property
+    def count(self) -> int:
+        """Number of particles in the whole run."""
+        return len(self.prompts) * self.particles
+
     @property
     def particle_prompts(self) -> list[str]:
         """Prompt of each particle."""
@@ -58,7 +71,7 @@ class Settings:
     @property
     def nfe(self) -> int:
         """Forward passes of the model in the whole run."""
-        return self.method.nfe * len(self.particle_prompts)
+        return self.method.nfe * self.count
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -90,6 +103,34 @@ class Settings:
                 if reward.source != reward.entry.source
             },
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a run.json, see `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values do not describe settings.
+        """
+
+        def spec(name: str, weight: float = 1.0) -> RewardSpec:
+            found = RewardSpec.parse(name, weight)
+            source = values["sources"].get(name)
+            return found if source is None else found.with_source(source)
+
+        others = {field.name: _as_tuple(values[field.name]) for field in fields(cls) if field.name in values}
+        return cls(
+            **{
+                **others,
+                "method": Method(**values["method"]),
+                "rewards": tuple(spec(name, weight) for name, weight in values["rewards"].items()),
+                "held_out": tuple(map(spec, values["held_out"])),
+            }
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a list of JSON as the tuple that it was written from, and any other value unchanged."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

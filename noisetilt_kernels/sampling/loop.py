@@ -199,6 +199,7 @@ class Batch:
         gradient_norms: Sequence[float] | None = None,
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
+        noise_peaks: Sequence[float] | None = None,
     ) -> None:
         """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
@@ -212,6 +213,7 @@ class Batch:
                     reward=None if rewards is None else rewards[index],
                     gradient_norm=None if gradient_norms is None else gradient_norms[index],
                     cosine=None if cosines is None else cosines[index],
+                    noise_peak=None if noise_peaks is None else noise_peaks[index],
                     seconds_model=seconds["model"],
                     seconds_reward=seconds["reward"],
                     seconds_whitening=seconds["whitening"],

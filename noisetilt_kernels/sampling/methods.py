@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from ..checks import check_choice
+from ..checks import check_choice, did_you_mean
 from .operators import operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
@@ -34,7 +35,10 @@ class Method:
         parameters = self.sampler.parameters
         for name in self.arguments:
             if name not in parameters:
-                raise ValueError(f"{self.name} has no argument {name!r}; it has: {', '.join(parameters)}")
+                raise ValueError(
+                    f"{self.name} has no argument {name!r}{did_you_mean(name, parameters)}; "
+                    f"it has: {', '.join(parameters)}"
+                )
         if "scale" in self.arguments and "schedule" not in self.arguments:
             raise ValueError(
                 f"{self.name}: scale={self.arguments['scale']} needs a schedule; add schedule=NAME"
@@ -44,6 +48,28 @@ class Method:
                 raise ValueError(
                     f"{self.name} needs {name}, which has no default because it depends on the reward"
                 )
+
+    def resolved(self, defaults: Mapping[str, Any] = MappingProxyType({})) -> "Method":
+        """Return the method with a value for every argument: given, by `defaults`, or by the sampler.
+
+        Args:
+            defaults: values by name that take precedence over the sampler's defaults. Names that the sampler
+                does not have are not used.
+
+        Raises:
+            ValueError: the schedule is unknown.
+        """
+        arguments = {
+            **self._all_arguments,
+            **{
+                name: value
+                for name, value in defaults.items()
+                if name in self.sampler.parameters and name not in self.arguments
+            },
+        }
+        if "schedule" in arguments and arguments["scale"] is None:
+            arguments["scale"] = Schedule(arguments["schedule"]).scale
+        return Method(self.name, arguments)
 
     def sample(
         self,

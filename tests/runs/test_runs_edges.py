@@ -308,7 +308,9 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
     seen = []
     monkeypatch.setattr(loading, "load_model", lambda settings, compute: seen.append((settings, compute)))
     monkeypatch.setattr(
-        execution, "execute", lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": []}
+        execution,
+        "execute",
+        lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": [], "warnings": []},
     )
     file = tmp_path / "prompts"
     file.write_bytes("\ufeffa 8\r\n\r\na 9".encode())
@@ -349,7 +351,8 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         and settings.dtype == "bfloat16"
         and settings.lora == "some/lora"
     )
-    assert settings.method.arguments == {"steps": 1, "schedule": "linear", "scale": 0.5}
+    defaults = {"rho": 0.01, "operator": "w"}
+    assert settings.method.arguments == {**defaults, "steps": 1, "schedule": "linear", "scale": 0.5}
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
     assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
 

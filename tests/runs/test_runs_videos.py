@@ -141,9 +141,9 @@ def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-frames", "8"], "num_frames must be 4 k + 1, got 8; 5 and 9 are nearest"),
+        (["--num-frames", "8"], "--num-frames must be 4 k + 1, got 8; 5 and 9 are nearest"),
         (["--height", "40"], "height must be a multiple of 16"),
-        (["--method", "dps"], "dps needs strength"),
+        (["--method", "dps:strength=x"], "--method: strength must be a number"),
     ],
 )
 def test_options_refused_before_any_work(wan: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -157,7 +157,9 @@ def test_a_comparison_refuses_sizes_before_any_work(wan: Path, tmp_path: Path) -
     result = CliRunner().invoke(
         main, list(map(str, [*arguments, "--num-frames", 8, "--out", tmp_path / "out"]))
     )
-    assert result.exit_code == 1 and "num_frames must be 4 k + 1, got 8; 5 and 9 are nearest" in result.output
+    assert (
+        result.exit_code == 1 and "--num-frames must be 4 k + 1, got 8; 5 and 9 are nearest" in result.output
+    )
     assert not (tmp_path / "out").exists()
 
 
