@@ -3,6 +3,7 @@
 A source is a folder or the id of a repository on the Hugging Face hub.
 """
 
+import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from .preprocessing import Preprocessing
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
-FAILURES = (OSError, ValueError, RuntimeError, SafetensorError)
+FAILURES = (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 """Exceptions that transformers raises for missing, broken or unsuitable files."""
 
 
