@@ -18,7 +18,7 @@ except ImportError as error:
         f'noisetilt_kernels.models needs {error.name}: pip install "noisetilt-kernels[diffusers]"'
     ) from None
 
-from .quiet import without_import_warnings
+from ..quiet import without_import_warnings
 
 with without_import_warnings():
     from . import families

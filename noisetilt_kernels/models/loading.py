@@ -9,11 +9,11 @@ from diffusers import DiffusionPipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..model_sources import INDEX, Location, locate
+from ..quiet import without_bars_if_small
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
 from .files import read_json
 from .fine_tuned import add_lora, load_denoiser
-from .quiet import without_bars_if_small
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..hub import explain_failure, is_hub_id
+from ..quiet import without_bars_if_small
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
 
@@ -72,9 +73,10 @@ def load_model(
         RewardError: the weights are missing, incomplete, or those of another model.
     """
     try:
-        loaded: Any = model_class.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True
-        )
+        with without_bars_if_small(source):
+            loaded: Any = model_class.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True
+            )
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model, info = loaded

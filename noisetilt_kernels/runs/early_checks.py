@@ -11,6 +11,7 @@ def check_early(settings: Settings, compute: ComputeOptions) -> None:
 
     Raises:
         ValueError: the model, a reward or an option cannot be used with the other settings.
+        RewardError: the file of a custom reward does not exist.
     """
     if compute.offload and torch.device(compute.device).type == "cpu":
         raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
@@ -21,6 +22,7 @@ def check_early(settings: Settings, compute: ComputeOptions) -> None:
     for reward in settings.rewards:
         reward.check_steers()
     for reward in (*settings.rewards, *settings.held_out):
+        reward.check_exists()
         reward.check_prompts(settings.prompts)
     locate(settings.model)
     bundled = BUNDLED.get(settings.model)

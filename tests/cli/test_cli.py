@@ -191,6 +191,7 @@ def test_mistakes_are_found_before_diffusers_is_imported(tmp_path: Path) -> None
         f"optimize {run} brightness": "'digits' is for `noisetilt sample`",
         f"compare {run} brightness --method ntrk:rho=2": "rho must be in [0, 1]",
         f"sample {run} digit": "must name exactly one digit",
+        f"sample {run} /nowhere/mine.py:reward": "there is no file /nowhere/mine.py",
     }
     for line, (message, *modules) in imported_by(*lines).items():
         assert message.startswith("Error: ") and lines[line] in message

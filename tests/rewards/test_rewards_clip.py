@@ -359,6 +359,11 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
+def test_loading_a_small_model_prints_nothing(clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_reward("clip", source=str(clip))
+    assert capfd.readouterr() == ("", "")
+
+
 class Evil:
     """Object that runs code when it is unpickled."""
 
