@@ -31,7 +31,7 @@ from .options import (
 @click.option(
     "--seeds",
     "particles",
-    type=click.IntRange(2, 1_000_000),
+    type=click.IntRange(2),
     default=20,
     show_default=True,
     help="Number of images for each prompt and method; all methods use the same seeds.",

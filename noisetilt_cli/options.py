@@ -123,7 +123,7 @@ dry_run_option = click.option(
 run_options = combine(
     click.option(
         "--particles",
-        type=click.IntRange(1, 1_000_000),
+        type=click.IntRange(1),
         default=1,
         show_default=True,
         help="Number of images for each prompt; the best one is marked.",
@@ -147,7 +147,7 @@ compute_options = combine(
     click.option("--device", help="Device such as cpu or cuda:1.  [default: cuda if available, else cpu]"),
     click.option(
         "--micro-batch",
-        type=click.IntRange(1, 65_536),
+        type=click.IntRange(1),
         default=1,
         show_default=True,
         help="Images in a forward pass of the model. A larger number is faster and needs more memory; it "

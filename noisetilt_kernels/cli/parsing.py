@@ -241,12 +241,9 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[tup
     Empty lines and lines that begin with # are left out.
 
     Raises:
-        click.UsageError: a prompt or the file is not UTF-8 text.
+        click.UsageError: the file is not UTF-8 text.
     """
     collected = [(prompt, "--prompt") for prompt in prompts]
-    for prompt in prompts:
-        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise click.UsageError(f"--prompt must be UTF-8 text, got {prompt!a}")
     if prompt_file is None:
         return collected
     data = prompt_file.read_bytes()

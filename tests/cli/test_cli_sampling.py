@@ -368,8 +368,3 @@ def test_models_are_listed() -> None:
     starts = {line.split()[0]: line for line in lines if line}
     assert "default rho 0.01" in starts["digits"] and starts["digits"].endswith("sample, compare")
     assert starts["digits-turbo"].endswith("optimize") and "FluxPipeline" in starts
-
-
-def test_a_prompt_must_be_text(tmp_path: Path) -> None:
-    result = invoke(*SAMPLE, "--prompt", "a \udcff 7", "--out", tmp_path / "run")
-    assert result.exit_code == 2 and "--prompt must be UTF-8 text, got 'a \\udcff 7'" in result.output
