@@ -18,12 +18,13 @@ HOW_TO_RESUME = "run the same command with --resume to continue"
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Print an expected error of the package as one sentence and exit.
+    """Print an expected error of the package as one sentence and exit; likewise on Ctrl-C.
 
     Any other exception is a bug and keeps its traceback.
     """
     try:
-        yield
+        with on_interrupt(lambda: "run the same command again"):
+            yield
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
         raise click.ClickException(f"{error.what}; {way_out}") from error

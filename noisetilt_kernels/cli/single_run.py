@@ -32,6 +32,7 @@ def run_method(
     """
     from ..runs import loading, plan
     from ..runs.execute import execute, open_folder, out_of_memory_explained
+    from ..runs.folder import check_folder, count_finished
     from ..runs.settings import check_device
     from ..runs.workers import connected, is_reporting_process
 
@@ -42,15 +43,17 @@ def run_method(
     if dry_run:
         if is_reporting_process():
             click.echo(plan.describe(settings, compute, out))
+        check_folder(out, settings.to_json(), resume)
         return
     check_device(compute.device)
     with connected(compute.device) as workers:
         if workers.is_first:
             click.echo(plan.describe(settings, compute, out))
-        folder = open_folder(out, settings, compute, workers, resume)
-        total = len(settings.particle_prompts)
-        with on_interrupt(
-            lambda: f"{folder.count_finished()} of {total} images are in {out}; {HOW_TO_RESUME}"
+        with (
+            on_interrupt(
+                lambda: f"{count_finished(out)} of {settings.count} images are in {out}; {HOW_TO_RESUME}"
+            ),
+            open_folder(out, settings, compute, workers, resume) as folder,
         ):
             with out_of_memory_explained(compute):
                 # rewards first: a missing reward is found sooner

@@ -13,7 +13,7 @@ from ..models.loading import BUNDLED, family_at
 from ..rewards import RewardSpec, WeightedSum
 from ..rewards.frames import of_videos, takes_videos
 from ..sampling import Reward
-from .settings import ComputeOptions, Settings
+from .settings import ComputeOptions, Settings, check_limits
 from .videos import check_available
 
 
@@ -24,6 +24,7 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
         ValueError: the model, a reward or an option cannot be used with the other settings.
         ImportError: a package is missing.
     """
+    check_limits(settings, compute)
     if compute.offload and torch.device(compute.device).type == "cpu":
         raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
     if settings.dtype == "float16" and settings.method.needs_gradient:

@@ -18,10 +18,12 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
         ValueError: the model has no images of that size, or the operator does not take its latents.
     """
     weightless_reward = loading.load_weightless_reward(settings, compute)
+    # a micro-batch is never larger than the run
+    micro_batch = min(compute.micro_batch, settings.count * settings.method.entries)
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
-        micro_batch=compute.micro_batch,
+        micro_batch=micro_batch,
         offload=compute.offload,
         gradient=settings.method.needs_gradient,
         one_step=settings.one_step,
@@ -30,7 +32,6 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
     )
     settings.method.check_shape(memory.shape)
     shape = " x ".join(map(str, memory.shape))
-    count = len(settings.particle_prompts)
     rewards = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
     held_out = (
         f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
@@ -40,22 +41,22 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
     at_once = ""
     if frames:
         count_at_once = min(compute.frames_at_once, frames[0])
-        pixels = 4 * 3 * compute.micro_batch * count_at_once * height * width
+        pixels = 4 * 3 * micro_batch * count_at_once * height * width
         at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     reward_memory = "; plus the reward model" if weightless_reward is None else ""
     offloaded = " (offloaded)" if compute.offload else ""
     rows = {
         "model": f"{settings.model}, {settings.dtype} on {compute.device}",
-        "videos" if frames else "images": f"{count} of {extent}: {settings.particles} for each of "
-        f"{prompts}; latents {shape} (N = {math.prod(memory.shape):,})",
+        "videos" if frames else "images": f"{settings.count:,} of {extent}: "
+        f"{settings.particles:,} for each of {prompts}; latents {shape} (N = {math.prod(memory.shape):,})",
         "method": str(settings.method),
         "reward": rewards + held_out + at_once,
         "NFE": f"{settings.method.nfe} per {'video' if frames else 'image'}, {settings.nfe:,} in total",
         "memory": f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
         f"VAE {format_bytes(memory.vae)}, "
         f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
-        f"activations of {compute.micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
+        f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
         "folder": str(out),
     }
     return "\n".join(f"{name:<8}{text}" for name, text in rows.items())

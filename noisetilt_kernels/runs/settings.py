@@ -1,4 +1,4 @@
-"""Settings of a run, and options for computing it that do not change its results."""
+"""Settings of a run, and options for computing it."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -51,6 +51,11 @@ class Settings:
     non_finite: str = "raise"
 
     @property
+    def count(self) -> int:
+        """Number of particles in the whole run."""
+        return len(self.prompts) * self.particles
+
+    @property
     def particle_prompts(self) -> list[str]:
         """Prompt of each particle."""
         return [prompt for prompt in self.prompts for _ in range(self.particles)]
@@ -58,7 +63,7 @@ class Settings:
     @property
     def nfe(self) -> int:
         """Forward passes of the model in the whole run."""
-        return self.method.nfe * len(self.particle_prompts)
+        return self.method.nfe * self.count
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Options for computing a run. They change the images by rounding errors at most.
+    """Options for computing a run. They change rounding, which the operator can amplify.
 
     Attributes:
         device: device of the model and the rewards.
@@ -109,6 +114,32 @@ class ComputeOptions:
     offload: bool = False
     frames_at_once: int = FRAMES_AT_ONCE
     progress: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options in the form of run.json, with the number of CPU threads of this process."""
+        return {**asdict(self), "threads": torch.get_num_threads()}
+
+
+_MOST_PARTICLES = 1_000_000
+_LARGEST_BATCH = 10_000
+
+
+def check_limits(settings: Settings, compute: ComputeOptions) -> None:
+    """Raise ValueError for numbers that no run can hold in memory, and for prompts that are not text."""
+    if settings.count > _MOST_PARTICLES:
+        raise ValueError(
+            f"a run has at most {_MOST_PARTICLES:,} images, got {settings.count:,}; "
+            "split them into several runs with other values of --seed"
+        )
+    sizes = {"--micro-batch": compute.micro_batch, "--frames-at-once": compute.frames_at_once}
+    for option, value in sizes.items():
+        if value > _LARGEST_BATCH:
+            raise ValueError(f"{option} must be at most {_LARGEST_BATCH:,}, got {value:,}")
+    for prompt in filter(None, (*settings.prompts, settings.negative_prompt)):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # an argument with other bytes
+            raise ValueError(f"the prompt {prompt!a} is not valid text; write it in UTF-8") from None
 
 
 def default_device() -> str:
