@@ -148,6 +148,7 @@ def _contact_sheet(
         list(map(str, methods)),
         [[f"{folder.outcomes[particle].reward:#.4g}" for particle in particles] for folder in folders],
         cell=(480, 64) if folders[0].has_videos else (96, 96),
+        column_titles=settings.prompts[: len(particles)],
     )
 
 

@@ -166,12 +166,14 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
     best = set(_best(settings, outcomes))
     starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]
     rows = [range(start, start + min(settings.particles, _MOST_COLUMNS)) for start in starts]
+    kind = "video" if folder.has_videos else "image"
     sheet = contact_sheet(
         [[folder.image_file(particle) for particle in row] for row in rows],
         settings.prompts[:_MOST_ROWS],
-        [[f"{outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
+        [[f"{particle:04d}: {outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
         cell=_STRIP_CELL if folder.has_videos else _CELL,
+        column_titles=[f"{kind} {column + 1} of {settings.particles}" for column in range(len(rows[0]))],
     )
     write_whole(folder.path / "contact-sheet.png", png(sheet))
 
