@@ -5,13 +5,29 @@ Modules of this package do not import torch, so that help and mistakes in the op
 """
 
 import os
+import sys
+from typing import Any
 
 import click
 
 from . import bench, compare, demo, doctor, models, optimize, rewards, sample
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, the same as in shells."""
 
-@click.group()
+
+class _Commands(click.Group):
+    """Group of the subcommands. Ctrl-C while torch is imported ends it like Ctrl-C at any other time."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nstopped: run the same command again", err=True)
+            sys.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="noisetilt-kernels", prog_name="noisetilt")
 def main() -> None:
     """Whitening kernels for reward-guided diffusion sampling."""

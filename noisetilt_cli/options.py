@@ -104,7 +104,7 @@ seed_options = combine(
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Seed of all random numbers; the same seed gives the same images.",
+        help="Seed of all random numbers; the same seed gives the same noise.",
     ),
     click.option(
         "--non-finite",
@@ -150,8 +150,8 @@ compute_options = combine(
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Images in a forward pass of the model. A larger number is faster and needs more memory; it "
-        "changes the images by rounding errors at most.",
+        help="Images in a forward pass of the model. A larger number is faster and needs more memory. It "
+        "changes rounding, which can change an image visibly.",
     ),
     click.option(
         "--frames-at-once",

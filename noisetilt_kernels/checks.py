@@ -1,8 +1,10 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
 import difflib
+import json
 import math
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -52,3 +54,27 @@ def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
     if not prompts:
         raise ValueError(f"{function}: prompts must not be empty; pass one prompt for each particle")
     return list(prompts)
+
+
+def json_fields(text: str | bytes, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Return the named fields of a JSON object.
+
+    Args:
+        text: JSON text, as str or in UTF-8.
+        kinds: types that each field may have. bool does not count as int.
+
+    Raises:
+        ValueError: the text is not JSON, is not an object, lacks a field, or a field has another type.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it is {reprlib.repr(values)}, not an object")
+    for name, valid in kinds.items():
+        if name not in values:
+            raise ValueError(f"it has no {name!r}")
+        if type(values[name]) not in valid:
+            raise ValueError(f"its {name!r} is {reprlib.repr(values[name])}")
+    return {name: values[name] for name in kinds}

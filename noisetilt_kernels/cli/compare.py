@@ -75,6 +75,8 @@ def _run(
     from ..runs import comparison, plan
 
     comparison.check(settings, methods, compute, best_of)
+    if is_reporting_process():
+        comparison.check_folders(settings, methods, out, resume)
     print_warnings(warnings_of(settings))
     if dry_run:
         if is_reporting_process():

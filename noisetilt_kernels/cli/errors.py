@@ -8,24 +8,24 @@ from contextlib import contextmanager
 import click
 from click.core import ParameterSource
 
+from noisetilt_cli import INTERRUPTED
+
 from ..checks import NoisetiltError
 from ..runs.workers import is_reporting_process
 from ..sampling import NonFiniteError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, the same as in shells."""
 
 HOW_TO_RESUME = "run the same command with --resume to continue"
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Print an expected error of the package as one sentence and exit.
+    """Print an expected error of the package as one sentence and exit; likewise on Ctrl-C.
 
     Any other exception is a bug and keeps its traceback.
     """
     try:
-        yield
+        with on_interrupt(lambda: "run the same command again"):
+            yield
     except NonFiniteError as error:
         way_out = "--non-finite plain_noise, with --resume, leaves such steps unguided"
         raise click.ClickException(f"{error.what}; {way_out}") from error

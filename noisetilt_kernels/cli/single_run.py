@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ..runs.early_checks import check_early, warnings_of
+from ..runs.folder import check_folder, count_finished
 from ..runs.settings import ComputeOptions, Settings, check_device
 from ..runs.workers import connected, is_reporting_process
 from ..sampling.registry import SAMPLERS
@@ -58,6 +59,8 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
     check_early(settings, compute)
     if not dry_run:  # a plan may be for another machine
         check_device(compute.device)
+    if is_reporting_process():
+        check_folder(out, settings.to_json(), resume)
 
     # diffusers and transformers take seconds to import
     from ..runs import loading, plan
@@ -73,9 +76,11 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
     with connected(compute.device) as workers:
         if workers.is_first:
             click.echo(plan.describe(settings, compute, out))
-        folder = open_folder(out, settings, compute, workers, resume)
-        with on_interrupt(
-            lambda: f"{folder.count_finished()} of {settings.count} images are in {out}; {HOW_TO_RESUME}"
+        with (
+            on_interrupt(
+                lambda: f"{count_finished(out)} of {settings.count} images are in {out}; {HOW_TO_RESUME}"
+            ),
+            open_folder(out, settings, compute, workers, resume) as folder,
         ):
             with out_of_memory_explained(compute):
                 # rewards first: a missing reward is found sooner

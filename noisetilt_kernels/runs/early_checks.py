@@ -3,7 +3,7 @@
 import torch
 
 from ..model_sources import BUNDLED, locate, unknown_words
-from .settings import ComputeOptions, Settings
+from .settings import ComputeOptions, Settings, check_limits
 
 
 def check_early(settings: Settings, compute: ComputeOptions) -> None:
@@ -13,6 +13,7 @@ def check_early(settings: Settings, compute: ComputeOptions) -> None:
         ValueError: the model, a reward or an option cannot be used with the other settings.
         RewardError: the file of a custom reward does not exist.
     """
+    check_limits(settings, compute)
     if compute.offload and torch.device(compute.device).type == "cpu":
         raise ValueError("--offload is for GPUs, got a run on the CPU; leave it out")
     if settings.dtype == "float16" and settings.method.needs_gradient:

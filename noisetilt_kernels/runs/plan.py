@@ -31,10 +31,12 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
     """
     runs = [replace(settings, method=method) for method in methods] or [settings]
     weightless_reward = loading.load_weightless_reward(settings, compute)
+    # a micro-batch is never larger than the run
+    micro_batch = min(compute.micro_batch, settings.count * max(run.method.entries for run in runs))
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
-        micro_batch=compute.micro_batch,
+        micro_batch=micro_batch,
         offload=compute.offload,
         gradient=any(run.method.needs_gradient for run in runs),
         one_step=runs[0].one_step,
@@ -53,7 +55,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
     at_once = ""
     if frames:
         count_at_once = min(compute.frames_at_once, frames[0])
-        pixels = 4 * 3 * compute.micro_batch * count_at_once * height * width
+        pixels = 4 * 3 * micro_batch * count_at_once * height * width
         at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     reward_memory = "; plus the reward model" if weightless_reward is None else ""
@@ -63,7 +65,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
         ("model", f"{settings.model}, {settings.dtype} on {compute.device}"),
         (
             f"{kind}s",
-            f"{settings.count} of {extent}: {settings.particles} for each of {prompts}; "
+            f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "
             f"latents {shape} (N = {math.prod(memory.shape):,})",
         ),
         ("reward", rewards + held_out + at_once),
@@ -79,7 +81,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
             f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
             f"VAE {format_bytes(memory.vae)}, "
             f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
-            f"activations of {compute.micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
+            f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
         ),
         ("folder", str(out)),
     ]

@@ -1,4 +1,4 @@
-"""Settings of a run, and options for computing it that do not change its results."""
+"""Settings of a run, and options for computing it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -135,7 +135,7 @@ def _as_tuple(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Options for computing a run. They change the images by rounding errors at most.
+    """Options for computing a run. They change rounding, which the operator can amplify.
 
     Attributes:
         device: device of the model and the rewards.
@@ -150,6 +150,32 @@ class ComputeOptions:
     offload: bool = False
     frames_at_once: int = FRAMES_AT_ONCE
     progress: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options in the form of run.json, with the number of CPU threads of this process."""
+        return {**asdict(self), "threads": torch.get_num_threads()}
+
+
+_MOST_PARTICLES = 1_000_000
+_LARGEST_BATCH = 10_000
+
+
+def check_limits(settings: Settings, compute: ComputeOptions) -> None:
+    """Raise ValueError for numbers that no run can hold in memory, and for prompts that are not text."""
+    if settings.count > _MOST_PARTICLES:
+        raise ValueError(
+            f"a run has at most {_MOST_PARTICLES:,} images, got {settings.count:,}; "
+            "split them into several runs with other values of --seed"
+        )
+    sizes = {"--micro-batch": compute.micro_batch, "--frames-at-once": compute.frames_at_once}
+    for option, value in sizes.items():
+        if value > _LARGEST_BATCH:
+            raise ValueError(f"{option} must be at most {_LARGEST_BATCH:,}, got {value:,}")
+    for prompt in filter(None, (*settings.prompts, settings.negative_prompt)):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # an argument with other bytes
+            raise ValueError(f"the prompt {prompt!a} is not valid text; write it in UTF-8") from None
 
 
 def default_device() -> str:

@@ -116,7 +116,12 @@ class Method:
 
     def particles_at_once(self, micro_batch: int) -> int:
         """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
-        return max(1, micro_batch // self.sampler.entries(self._all_arguments))
+        return max(1, micro_batch // self.entries)
+
+    @property
+    def entries(self) -> int:
+        """Number of batch entries that a particle needs at once."""
+        return self.sampler.entries(self._all_arguments)
 
     def argument(self, name: str) -> Any:
         """Return the value of an argument, given or by default."""

@@ -265,7 +265,9 @@ def test_a_lost_image_is_missing_and_non_finite_may_change(tmp_path: Path) -> No
     for particle in range(2):
         save(folder, particle)
     folder.image_file(0).unlink()
-    assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing(2) == [range(0, 1)]
+    assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing_batches(2, 1) == [
+        range(0, 1)
+    ]
 
 
 def test_files_are_complete_or_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +430,7 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     from noisetilt_kernels.runs.plan import describe
 
     settings = Settings("digits", ("a 7",), Method("ntrk"), parse_rewards("brightness"), height=40, width=48)
+    settings = replace(settings, particles=3)
 
     def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
         return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).splitlines()}
@@ -442,6 +445,8 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
         rows(settings, ComputeOptions("cuda", offload=True))["memory"].split(":")[0]
         != one["memory"].split(":")[0]
     )
+    svdd = replace(settings, method=Method("svdd", {"candidates": 2}))
+    assert "activations of 6 at once" in rows(svdd, ComputeOptions(micro_batch=50))["memory"]
     assert "plus the reward model" not in one["memory"]
     assert (
         "plus the reward model"

@@ -69,7 +69,17 @@ def test_a_lost_video_is_missing(tmp_path: Path) -> None:
         folder.save_particle(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
     assert decoded(folder.video_file(1).read_bytes())
     folder.video_file(0).unlink()
-    assert RunFolder(tmp_path, {}, resume=True).missing(2) == [range(0, 1)]
+    assert RunFolder(tmp_path, {}, resume=True).missing_batches(2, 1) == [range(0, 1)]
+
+
+def test_a_damaged_video_is_made_again(tmp_path: Path) -> None:
+    for index, part in enumerate((0.0, 0.1, 0.5, 0.9)):
+        folder = RunFolder(tmp_path / str(index), {})
+        folder.save_particle(Outcome(0, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
+        assert RunFolder(folder.path, {}, resume=True).missing_batches(1, 1) == []
+        data = folder.video_file(0).read_bytes()
+        folder.video_file(0).write_bytes(data[: int(part * len(data))])
+        assert RunFolder(folder.path, {}, resume=True).missing_batches(1, 1) == [range(0, 1)]
 
 
 @pytest.fixture(scope="module")
