@@ -213,11 +213,11 @@ class Batch:
                     reward=None if rewards is None else rewards[index],
                     gradient_norm=None if gradient_norms is None else gradient_norms[index],
                     cosine=None if cosines is None else cosines[index],
-                    noise_peak=None if noise_peaks is None else noise_peaks[index],
                     seconds_model=seconds["model"],
                     seconds_reward=seconds["reward"],
                     seconds_whitening=seconds["whitening"],
                     fallback=None if fallbacks is None else fallbacks[index],
+                    noise_peak=None if noise_peaks is None else noise_peaks[index],
                 )
             )
 

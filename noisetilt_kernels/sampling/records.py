@@ -28,9 +28,6 @@ class StepRecord:
     """Euclidean norm of the gradient of the reward in x_t."""
     cosine: float | None = None
     """Cosine between that gradient and the noise that the operator made from it."""
-    noise_peak: float | None = None
-    """Peak of the noise of all steps together, in the last record of a steered particle; see
-    `typicality.spectral_peaks`. About 1 for noise that is not steered."""
     seconds_model: float = 0.0
     """Seconds in the model, forward and backward: the particle's equal share of its micro-batch."""
     seconds_reward: float = 0.0
@@ -39,6 +36,9 @@ class StepRecord:
     """Seconds in the operator: the particle's equal share."""
     fallback: str | None = None
     """Reason why the particle was left unguided at this step, or None."""
+    noise_peak: float | None = None
+    """Peak of the noise of all steps together, in the last record of a steered particle; see
+    `typicality.spectral_peaks`. About 1 for noise that is not steered."""
 
     def to_json(self) -> str:
         """Return one line of strict JSON, without the newline. NaN and infinity become null."""
