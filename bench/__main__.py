@@ -24,11 +24,14 @@ def drop_raw_times(results: Path) -> None:
 
 
 def main() -> int:
-    """Run with pytest's command-line arguments, for example `-k order_stats`."""
+    """Run with pytest's command-line arguments, for example `-k order_stats` or `--minutes 5`.
+
+    After the time limit, or Ctrl-C, the results of the finished cases are written and printed.
+    """
     machine = re.sub(r"[^a-z0-9]+", "-", f"{report.cpu_model()} {platform.machine()}".lower()).strip("-")
     results = HERE / "results" / f"{machine}-{datetime.date.today()}.json"
     results.parent.mkdir(exist_ok=True)
-    options = ["-q", "-s", "-p", "no:cacheprovider", "--benchmark-columns=min,median,rounds"]
+    options = ["-q", "-s", "-p", "no:cacheprovider", "--benchmark-columns=min,median,rounds", "-rs"]
     code = pytest.main(
         [*options, f"--benchmark-json={results}", *sys.argv[1:], *map(str, sorted(HERE.glob("bench_*.py")))]
     )

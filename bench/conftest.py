@@ -1,6 +1,7 @@
 """Fixture `compare`: an operation against its baselines, alternating in one process."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
@@ -17,6 +18,8 @@ CLEARLY_SLOWER = 1.5  # baselines slower than the fastest by this factor are not
 MOST_REPEATS = 24
 MOST_SPREAD = 1.25  # largest ratio of a function's median in a round to its best median
 MOST_FOREIGN_LOAD = 0.05  # share of one core that other processes may take in a round
+CASE_SECONDS = 60  # after this time rounds of a case are taken as they are
+REPORT_SECONDS = 5  # between two messages about a case that takes long
 
 
 class MachineLoad:
@@ -52,21 +55,40 @@ def warm_up(function: Function) -> float:
 Round = dict[str, list[float]]
 
 
-def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Round, int]:
-    """Return the times of all calls, with every function in each round, and the number of repeated rounds.
+def alternate(
+    functions: dict[str, Function], calls: dict[str, int], seconds: float = CASE_SECONDS
+) -> tuple[Round, int, bool]:
+    """Return the times of all calls, with every function in each round, and how quiet the machine was.
 
     A round is repeated if other processes took processor time, or if the median of a function is far above
     that of its best round. The host of a virtual machine can take time that the accounting does not show.
+    After `seconds` no round is repeated, and the rounds so far are returned, at least one.
+
+    Returns:
+        Times of each function, the number of repeated rounds, and True if all rounds were undisturbed.
     """
     rounds: list[Round] = []
-    repeated = 0
+    repeated, undisturbed = 0, True
+    end = time.monotonic() + seconds
+    reported = time.monotonic()
     while len(rounds) < ROUNDS:
+        late = time.monotonic() >= end
+        if late and rounds:
+            break
+        if time.monotonic() >= reported + REPORT_SECONDS:
+            reported = time.monotonic()
+            print(
+                f"  {len(rounds)} of {ROUNDS} rounds, {repeated} repeated because of other processes",
+                file=sys.stderr,
+                flush=True,
+            )
         load, start = MachineLoad(), time.perf_counter()
         measured = {name: time_calls(function, calls[name]) for name, function in functions.items()}
         # the accounting ticks in hundredths of a second
         quiet = load.since() <= MOST_FOREIGN_LOAD * (time.perf_counter() - start) + 0.02
-        if quiet or repeated >= MOST_REPEATS:
+        if quiet or late or repeated >= MOST_REPEATS:
             rounds.append(measured)
+            undisturbed &= quiet
         else:
             repeated += 1
         if len(rounds) == ROUNDS and repeated < MOST_REPEATS:
@@ -76,11 +98,22 @@ def alternate(functions: dict[str, Function], calls: dict[str, int]) -> tuple[Ro
             ]
             repeated += len(rounds) - len(steady)
             rounds = steady
-    return {name: [t for r in rounds for t in r[name]] for name in functions}, repeated
+    times = {name: [t for r in rounds for t in r[name]] for name in functions}
+    return times, repeated, undisturbed and len(rounds) == ROUNDS
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--minutes", type=float, default=20.0, help="time limit; later cases are skipped")
+
+
+@pytest.fixture(scope="session")
+def deadline(request: Any) -> float:
+    """Time by `time.monotonic` after which no case begins."""
+    return time.monotonic() + 60 * float(request.config.getoption("--minutes"))
 
 
 @pytest.fixture
-def compare(benchmark: Any) -> Callable[..., None]:
+def compare(benchmark: Any, request: Any, deadline: float) -> Callable[..., None]:
     """Return `compare(ours, eager={name: function}, target=20.0, **others)`.
 
     It reports ours against the fastest of `eager` and against each of the others, as ratios of medians and
@@ -90,6 +123,10 @@ def compare(benchmark: Any) -> Callable[..., None]:
     def run(
         ours: Function, eager: dict[str, Function], target: float | None = None, **others: Function
     ) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            pytest.skip(f"{request.node.name}: the time limit is over; give --minutes a larger number")
+        print(request.node.name, file=sys.stderr, flush=True)
         functions = {"ours": ours, **eager, **others}
         warm = {name: warm_up(function) for name, function in functions.items()}
         fastest = min(eager, key=lambda name: warm[name])
@@ -97,7 +134,7 @@ def compare(benchmark: Any) -> Callable[..., None]:
             if warm[name] > CLEARLY_SLOWER * warm[fastest]:
                 del functions[name]
         calls = {name: max(1, int(ROUND_SECONDS / warm[name])) for name in functions}
-        times, repeated = alternate(functions, calls)
+        times, repeated, undisturbed = alternate(functions, calls, min(CASE_SECONDS, left))
         fastest = min(eager.keys() & functions.keys(), key=lambda name: median(times[name]))
         ratios = {
             name: {
@@ -111,11 +148,12 @@ def compare(benchmark: Any) -> Callable[..., None]:
             eager=fastest,
             ratios=ratios,
             repeated_rounds=repeated,
+            undisturbed=undisturbed,
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             seconds={name: _percentiles(measured) for name, measured in times.items()},
         )
-        benchmark.pedantic(ours, rounds=len(times["ours"]) // ROUNDS)
+        benchmark.pedantic(ours, rounds=max(1, len(times["ours"]) // ROUNDS))
 
     return run
 

@@ -37,6 +37,8 @@ def _rows(name: str, info: dict[str, Any]) -> list[str]:
     for baseline, ratio in info["ratios"].items():
         target = info["target"] if baseline == info["eager"] else None
         verdict = "" if target is None else "met" if ratio["medians"] >= target else "missed"
+        if not info.get("undisturbed", True):
+            verdict = f"{verdict} (busy machine)".strip()
         theirs = f"{_duration(info['seconds'][baseline]['p50'])} ({baseline})"
         medians, minima = f"{ratio['medians']:.1f}", f"{ratio['minima']:.1f}"
         goal = "" if target is None else f">= {target:g}"

@@ -1,10 +1,13 @@
 """Write the output of commands into the pages, between `<!-- generated: COMMAND -->` and `<!-- end -->`.
 
-python docs/generate.py            # rewrite the pages
-python docs/generate.py --check    # name the pages that differ, and fail
+The facts of the package that the help of the commands shows are written to noisetilt_cli/facts.json first.
+
+python docs/generate.py            # rewrite facts.json and the pages
+python docs/generate.py --check    # name the files that differ, and fail
 """
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ import click
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+FACTS = ROOT / "noisetilt_cli" / "facts.json"
 _REGION = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -45,9 +49,16 @@ def generated(text: str) -> str:
     return _REGION.sub(lambda match: f"{match[1]}\n{output_of(match[2])}\n\n{match[3]}", text)
 
 
-def stale_pages(write: bool) -> list[Path]:
-    """Return the pages with regions that are out of date, rewritten if `write`."""
+def stale_files(write: bool) -> list[Path]:
+    """Return facts.json and the pages with regions, if they are out of date; rewritten if `write`."""
+    from noisetilt_kernels.cli.facts import facts
+
     stale = []
+    wanted = f"{json.dumps(facts(), indent=1)}\n"
+    if FACTS.read_text(encoding="utf-8") != wanted:
+        stale.append(FACTS)
+        if write:
+            FACTS.write_text(wanted, encoding="utf-8")
     for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
         after = generated(before)
@@ -61,6 +72,6 @@ def stale_pages(write: bool) -> list[Path]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     check = "--check" in sys.argv[1:]
-    found = stale_pages(write=not check)
+    found = stale_files(write=not check)
     print("\n".join(f"{'out of date' if check else 'written'}: {page.relative_to(ROOT)}" for page in found))
     sys.exit(check and bool(found))

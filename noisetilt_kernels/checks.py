@@ -1,11 +1,13 @@
 """Checks of arguments. The errors name the function, the argument, the value and the valid values."""
 
+import difflib
 import functools
+import json
 import math
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _LONGEST = 100  # characters of a value in a message
@@ -47,7 +49,16 @@ def check_choice(function: str, name: str, value: Any, valid: Iterable[str]) -> 
     """Raise ValueError unless `value` is one of the valid names."""
     valid = list(valid)
     if not isinstance(value, str) or value not in valid:
-        raise ValueError(f"{function}: unknown {name} {shown(value)}; valid: {', '.join(map(repr, valid))}")
+        raise ValueError(
+            f"{function}: unknown {name} {shown(value)}{did_you_mean(value, valid)}; "
+            f"valid: {', '.join(map(repr, valid))}"
+        )
+
+
+def did_you_mean(name: Any, valid: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" with the valid name that is most similar, or "" if none is similar."""
+    similar = difflib.get_close_matches(str(name), list(valid), n=1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
 def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
@@ -80,3 +91,27 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def warn_once(message: str) -> None:
     """Give a RuntimeWarning, once in a process for each message."""
     warn(message, RuntimeWarning)
+
+
+def json_fields(text: str | bytes, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Return the named fields of a JSON object.
+
+    Args:
+        text: JSON text, as str or in UTF-8.
+        kinds: types that each field may have. bool does not count as int.
+
+    Raises:
+        ValueError: the text is not JSON, is not an object, lacks a field, or a field has another type.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it is {shown(values)}, not an object")
+    for name, valid in kinds.items():
+        if name not in values:
+            raise ValueError(f"it has no {name!r}")
+        if type(values[name]) not in valid:
+            raise ValueError(f"its {name!r} is {shown(values[name])}")
+    return {name: values[name] for name in kinds}

@@ -151,3 +151,10 @@ def test_a_configuration_prints_itself_readably() -> None:
     config = nt.WhiteningConfig([4], [], [], 0.5)
     assert str(config) == "WhiteningConfig(chunks: 4; tiles: none; mixing: none; alpha: 0.5)"
     assert "2x4 in 1 step;" in str(nt.WhiteningConfig([4], [], [((2, 4), 1)]))
+
+
+def test_a_similar_name_is_suggested() -> None:
+    with pytest.raises(ValueError, match=r"unknown preset 'flx' \(did you mean 'flux'\?\); valid: "):
+        nt.preset("flx")
+    with pytest.raises(ValueError, match="unknown preset 'sdxl'; valid: "):
+        nt.preset("sdxl")

@@ -162,5 +162,5 @@ def test_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_generated_parts_of_pages_are_current() -> None:
-    stale_pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["stale_pages"]
-    assert stale_pages(write=False) == [], "run python docs/generate.py"
+    stale_files = runpy.run_path(str(ROOT / "docs" / "generate.py"))["stale_files"]
+    assert stale_files(write=False) == [], "run python docs/generate.py"

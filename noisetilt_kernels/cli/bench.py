@@ -18,37 +18,16 @@ from .errors import explained
 from .timing import median_seconds
 
 
-@click.command()
-@click.option(
-    "--shape",
-    default="16x64x64",
-    show_default=True,
-    metavar="CxHxW",
-    help="Shape of the sample: channels, height, width.",
-)
-@click.option(
-    "--device", default="cpu", show_default=True, help="Device to measure on, such as cpu or cuda:1."
-)
-def bench(shape: str, device: str) -> None:
-    """Measure the speed of the operators on this machine.
-
-    Prints a table with the median time of whiten, project_wgnc and compact_fourier on one sample of Gaussian
-    noise, the time of the pure-PyTorch reference on the same device, and the ratio of the two.
-    """
-    sample = _parse_shape(shape)
+def run(extents: tuple[int, int, int], device: str) -> None:
+    """Measure one sample of shape (C, H, W) on a device and print the table."""
+    sample = Sample(*extents)
     with explained():
         from ..runs.settings import check_device
 
         check_device(device)
-        timings = list(measure(sample, device))
-    click.echo(render(sample, device, timings))
-
-
-def _parse_shape(text: str) -> Sample:
-    extents = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
-    if len(extents) != 3 or 0 in extents:
-        raise click.UsageError(f"--shape must be written as 16x64x64, got {text!r}")
-    return Sample(extents[0], extents[1], extents[2])
+        click.echo(heading(sample, device))
+        for timing in measure(sample, device):
+            click.echo(line(timing))
 
 
 class Timing(NamedTuple):
@@ -95,16 +74,17 @@ def measure(shape: Sample, device: str, min_run_time: float = 1.0) -> Iterator[T
         yield Timing(operator, median_seconds(kernel, min_run_time), median_seconds(definition, min_run_time))
 
 
-def render(shape: Sample, device: str, timings: list[Timing]) -> str:
-    """Return the timings as a text table."""
+def heading(shape: Sample, device: str) -> str:
+    """Return the lines above the table."""
     status = backends()[torch.device(device).type]
     size = "x".join(map(str, shape[:3]))
-    lines = [
-        f"{size} Gaussian noise, float32, {device}: {status.backend}, {status.detail}",
-        f"{'operator':<18}{'ms':>10}{'reference, ms':>16}{'ratio':>9}",
-    ]
-    lines += [
-        f"{name:<18}{1e3 * seconds:>10.3f}{1e3 * reference:>16.2f}{reference / seconds:>8.1f}x"
-        for name, seconds, reference in timings
-    ]
-    return "\n".join(lines)
+    return (
+        f"{size} Gaussian noise, float32, {device}: {status.backend}, {status.detail}\n"
+        f"{'operator':<18}{'ms':>10}{'reference, ms':>16}{'ratio':>9}"
+    )
+
+
+def line(timing: Timing) -> str:
+    """Return a line of the table."""
+    name, seconds, reference = timing
+    return f"{name:<18}{1e3 * seconds:>10.3f}{1e3 * reference:>16.2f}{reference / seconds:>8.1f}x"

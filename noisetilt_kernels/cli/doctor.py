@@ -1,30 +1,16 @@
-"""`noisetilt doctor`: the installed parts, and the backend of each device."""
+"""Report of `noisetilt doctor`: the installed parts, and the backend of each device."""
 
-import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from ..backends import FORCED, backends, library, table_cache
 from ..versions import versions
 
 Report = dict[str, Any]
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def doctor(as_json: bool) -> None:
-    """Show what is installed and which backend serves each device.
-
-    The last line is the verdict. It names the backend of each device that is present, or says how to get the
-    compiled kernels.
-    """
-    report = examine()
-    click.echo(json.dumps(report, indent=2) if as_json else render(report))
 
 
 def examine() -> Report:

@@ -18,12 +18,15 @@ except ImportError as error:
         f'noisetilt_kernels.models needs {error.name}: pip install "noisetilt-kernels[diffusers]"'
     ) from None
 
-from . import families
-from .errors import ModelError
-from .families import *  # noqa: F403  (the classes of all families)
-from .loading import load_pipeline
-from .pipeline import PipelineModel
-from .scheduler import FlowSDEScheduler
+from ..quiet import without_import_warnings
+
+with without_import_warnings():
+    from . import families
+    from .errors import ModelError
+    from .families import *  # noqa: F403  (the classes of all families)
+    from .loading import load_pipeline
+    from .pipeline import PipelineModel
+    from .scheduler import FlowSDEScheduler
 
 __all__ = ["FlowSDEScheduler", "ModelError", "PipelineModel", "load_pipeline"]
 __all__ += families.__all__

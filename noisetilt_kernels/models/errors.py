@@ -1,14 +1,12 @@
-"""ModelError, and the conversion of other libraries' errors to it."""
+"""Conversion of other libraries' errors to ModelError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..checks import NoisetiltError
 from ..hub import explain_failure
+from ..model_sources import ModelError
 
-
-class ModelError(NoisetiltError, ValueError):
-    """A model cannot be loaded or used. The message is one sentence: what is wrong, and what to do."""
+__all__ = ["ModelError", "as_model_error"]
 
 
 @contextmanager

@@ -2,23 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import hub
-
-
-class Location(NamedTuple):
-    """Folder or hub repository that holds a pipeline or a network."""
-
-    name: str
-    """Path of the folder, or id on the hub."""
-    local: bool
-    """True for a folder, which is read without the network."""
-
-    @property
-    def local_files_only(self) -> bool:
-        """True if only files on this machine can be read: of a folder, or downloaded before."""
-        return self.local or hub.offline()
+from ..model_sources import Location
 
 
 def read_json(location: Location, file: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .. import hub
+from ..model_sources import Location
 from .errors import ModelError, as_model_error
-from .files import Location, read_json
+from .files import read_json
 from .networks import check_weights, load_network, remedy_for
 
 _CONFIG = "config.json"

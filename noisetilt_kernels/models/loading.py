@@ -10,29 +10,13 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from ..hub import is_hub_id
-from ..rewards.digits import ASSETS
+from ..model_sources import INDEX, Location, locate
+from ..quiet import without_bars_if_small
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
-from .files import Location, read_json
+from .files import read_json
 from .fine_tuned import add_loras, load_denoiser
 from .networks import load_network, network_class, variants_in, with_defaults
-
-_INDEX = "model_index.json"
-
-
-class BundledModel(NamedTuple):
-    """A model that comes with the package."""
-
-    path: Path
-    one_step: bool
-
-
-BUNDLED = {
-    "digits": BundledModel(ASSETS / "digits", one_step=False),
-    "digits-turbo": BundledModel(ASSETS / "digits-turbo", one_step=True),
-}
-"""A flow that draws handwritten digits, and its one-step student."""
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -78,7 +62,7 @@ def load_pipeline(
             "load_pipeline: offload must be False if device is the CPU, where all networks are already"
         )
     source = str(source)
-    location = _locate(source)
+    location = locate(source)
     configs = configurations(source)
     facts = configs.family.facts
     if text_encoders:
@@ -91,7 +75,7 @@ def load_pipeline(
         components[facts.denoiser] = load_denoiser(
             str(denoiser), class_name, configs.networks[facts.denoiser], dtype, variant
         )
-    with as_model_error(source):
+    with as_model_error(source), without_bars_if_small(location.name):
         if not location.local:
             folder = facts.pipeline.download(
                 location.name,
@@ -142,7 +126,7 @@ def family_at(source: str | Path) -> Family:
     Raises:
         ModelError: the model does not exist, has no text encoders, or belongs to no supported family.
     """
-    family, index = _read_index(_locate(str(source)), str(source))
+    family, index = _read_index(locate(str(source)), str(source))
     _check_present(index, family.facts.encoders, str(source))
     return family
 
@@ -169,7 +153,7 @@ def configurations(source: str | Path) -> Configurations:
         ModelError: the model does not exist, is incomplete, or belongs to no supported family.
     """
     source = str(source)
-    location = _locate(source)
+    location = locate(source)
     family, index = _read_index(location, source)
     with as_model_error(source):
         networks = {
@@ -195,7 +179,7 @@ def prompt_lengths(source: str | Path) -> dict[str, int]:
 
     Arguments and errors are the same as for `configurations`.
     """
-    location = _locate(str(source))
+    location = locate(str(source))
     with as_model_error(str(source)):
         return {
             name: read_json(location, f"{name}/tokenizer_config.json").get(
@@ -222,29 +206,10 @@ def _check_present(index: Mapping[str, Any], names: Sequence[str], source: str) 
             )
 
 
-def _locate(source: str) -> Location:
-    """Return the folder or hub repository of a pipeline; raise ModelError if `source` can be neither."""
-    path = BUNDLED[source].path if source in BUNDLED else Path(source).expanduser()
-    if path.is_dir():
-        if not (path / _INDEX).is_file():
-            raise ModelError(
-                f"the folder {source!r} has no {_INDEX}; a pipeline in diffusers' layout is needed, as "
-                "pipe.save_pretrained(folder) makes it"
-            )
-        return Location(str(path), local=True)
-    if path.exists():
-        raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {_INDEX}")
-    if not is_hub_id(source):
-        raise ModelError(
-            f"there is no folder {source!r}; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
-        )
-    return Location(source, local=False)
-
-
 def _read_index(location: Location, source: str) -> tuple[Family, dict[str, Any]]:
     """Return the family of a pipeline, and the content of its model_index.json."""
     with as_model_error(source):
-        index = read_json(location, _INDEX)
+        index = read_json(location, INDEX)
     class_name = str(index.get("_class_name"))
     if class_name not in FAMILIES:
         raise ModelError(f"{source!r} is a {class_name}; supported pipelines are {', '.join(FAMILIES)}")

@@ -12,8 +12,8 @@ import torch
 import transformers.utils.logging
 
 from ..hub import first_sentence
+from ..model_sources import Location
 from .errors import ModelError
-from .files import Location
 
 LIBRARIES = ("diffusers", "transformers")
 """Libraries that the networks of supported pipelines come from."""

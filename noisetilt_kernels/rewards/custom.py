@@ -31,6 +31,13 @@ def is_custom(name: str) -> bool:
     return _FORM.fullmatch(name) is not None
 
 
+def check_custom(name: str) -> None:
+    """Raise RewardError if a custom reward is in a file that does not exist; nothing is imported."""
+    file = name.rpartition(":")[0]
+    if file.endswith(".py") and not Path(file).is_file():
+        raise RewardError(f"load_reward: there is no file {file} for the reward {name!r}; correct the path")
+
+
 def load_custom(name: str) -> Reward:
     """Return the custom reward of this name: a callable reward(images, prompts) -> (B,).
 
@@ -93,8 +100,7 @@ def _from_file(name: str, file: Path) -> ModuleType:
     key = str(file.resolve())
     if key in sys.modules:
         return sys.modules[key]
-    if not file.is_file():
-        raise RewardError(f"load_reward: there is no file {file} for the reward {name!r}; correct the path")
+    check_custom(name)
     spec = spec_from_file_location(key, file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

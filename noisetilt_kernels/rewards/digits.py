@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..model_sources import ASSETS
 from .checks import RewardError, check_batch
 
-ASSETS = Path(__file__).parents[1] / "assets"
-"""Folder of the bundled models."""
 DIGIT_REWARDS = ASSETS / "digit-rewards"
 """Folder of the bundled weights of both rewards."""
 CLASSIFIER_FILE, JUDGE_FILE = "classifier.safetensors", "judge.safetensors"

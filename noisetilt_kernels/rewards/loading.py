@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..checks import warn_once
 from ..hub import explain_failure, is_hub_id, offline
+from ..quiet import without_bars_if_small
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
 
@@ -122,9 +123,10 @@ def load_model(
     else:
         place = {"pretrained_model_name_or_path": None, "state_dict": dict(tensors)}
     try:
-        loaded: Any = model_class.from_pretrained(
-            **place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with without_bars_if_small(source):
+            loaded: Any = model_class.from_pretrained(
+                **place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except FAILURES as error:
         raise unusable(reward, source, error) from None
     model, info = loaded

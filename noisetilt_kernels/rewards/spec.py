@@ -14,7 +14,7 @@ import torch
 
 from ..checks import check_choice
 from ..sampling import Reward
-from .custom import is_custom, load_custom
+from .custom import check_custom, is_custom, load_custom
 from .registry import ENTRIES, REWARDS, Entry
 from .weighted import WeightedSum
 
@@ -87,6 +87,11 @@ class RewardSpec:
                 f"rewards: reward {self.name!r} has no gradient, so it can judge images but not steer; "
                 f"valid: {valid}"
             )
+
+    def check_exists(self) -> None:
+        """Raise RewardError if a custom reward is in a file that does not exist; nothing is imported."""
+        if self.entry.custom:
+            check_custom(self.name)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError for a prompt that the reward cannot score."""

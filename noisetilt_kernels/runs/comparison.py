@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from PIL import Image
 
 from ..models.memory import latent_shape
 from ..sampling.methods import Method
+from .comparison_folder import folder_name, write_comparison
 from .contact_sheet import contact_sheet
 from .errors import RunFolderError
 from .execute import execute, open_folder
-from .files import write_whole
-from .folder import RunFolder, png
+from .files import remove_temporary, write_whole
+from .folder import RunFolder, check_folder, check_link, png
 from .loading import check_settings, load_model, load_rewards
+from .lock import check_unlocked, locked
 from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
 from .table import Row, markdown, tabulate
@@ -56,46 +59,58 @@ def compare(
         RunFolderError: a folder cannot be used, see `RunFolder`.
         ModelError, RewardError, ImportError: the model or a reward cannot be loaded.
     """
-    if len(set(methods)) < len(methods):  # methods are equal if their arguments are, in any order
-        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
-    for method in methods:
-        method.check()
-    for n in best_of:
-        if n < 1 or settings.particles % n:
-            raise ValueError(
-                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
-            )
-    for name in _COMPARISON_FILES if workers.is_first and not resume else ():
+    check(settings, methods, compute, best_of)
+    if workers.is_first:
+        check_folders(settings, methods, out, resume)
+        shapes = {
+            one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
+            for one_step in {method.one_step for method in methods}
+        }
+        for method in methods:
+            method.check_shape(shapes[method.one_step])
+    runs = [replace(settings, method=method) for method in methods]
+    with ExitStack() as stack:
+        if workers.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out))
+            remove_temporary(out)
+            write_comparison(out, methods, best_of)
+        folders = [
+            stack.enter_context(open_folder(out / folder_name(method), run, compute, workers, resume))
+            for method, run in zip(methods, runs, strict=True)
+        ]
+        reward, held_out = load_rewards(settings, compute)
+        # every run has been checked above, so a one-step model for wgnc also works with the other methods
+        model = load_model(next((run for run in runs if run.one_step), settings), compute)
+        for run, folder in zip(runs, folders, strict=True):
+            execute(run, compute, folder, model, reward, held_out, workers)
+        outcomes = {
+            method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
+            for method, folder in zip(methods, folders, strict=True)
+        }
+        rows = tabulate(outcomes, settings.particles, best_of, settings.score_names)
+        if workers.is_first:
+            _write(settings, methods, out, rows, folders)
+    return rows
+
+
+def check_folders(settings: Settings, methods: Sequence[Method], out: Path, resume: bool) -> None:
+    """Check the folders of a comparison without writing anything; `compare` raises the same errors."""
+    check_unlocked(out)
+    check_link(out)
+    for name in _COMPARISON_FILES if not resume else ():
         if (out / name).exists():
             raise RunFolderError(
                 f"{out} already has a {name}; continue it with --resume, or choose another folder"
             )
-    names = [folder_name(method) for method in methods]
-    runs = [replace(settings, method=method) for method in methods]
-    for run in runs:
-        check_settings(run, compute)
-    if workers.is_first:
-        shapes = {
-            one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
-            for one_step in {run.one_step for run in runs}
-        }
-        for run in runs:
-            run.method.check_shape(shapes[run.one_step])
-    folders = [
-        open_folder(out / name, run, compute, workers, resume) for name, run in zip(names, runs, strict=True)
-    ]
-    reward, held_out = load_rewards(settings, compute)
-    # every run has been checked above, so a one-step model for wgnc also works with the other methods
-    model = load_model(next((run for run in runs if run.one_step), settings), compute)
-    for run, folder in zip(runs, folders, strict=True):
-        execute(run, compute, folder, model, reward, held_out, workers)
-    outcomes = {
-        method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
-        for method, folder in zip(methods, folders, strict=True)
-    }
-    rows = tabulate(outcomes, settings.particles, best_of, settings.score_names)
-    if not workers.is_first:
-        return rows
+    for method in methods:
+        check_folder(out / folder_name(method), replace(settings, method=method).to_json(), resume)
+
+
+def _write(
+    settings: Settings, methods: Sequence[Method], out: Path, rows: list[Row], folders: Sequence[RunFolder]
+) -> None:
+    """Write the table, the plots and the contact sheet."""
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
     plots = draw_comparison(
@@ -105,7 +120,48 @@ def compare(
     )
     write_whole(out / "comparison.png", figure_png(plots))
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
-    return rows
+
+
+def check(
+    settings: Settings, methods: Sequence[Method], compute: ComputeOptions, best_of: Sequence[int]
+) -> None:
+    """Check the arguments of `compare`, which raises the same errors, before anything is loaded."""
+    runs = [replace(settings, method=method) for method in methods]
+    if len({run.method for run in runs}) < len(runs):  # methods are equal if all their arguments are
+        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
+    for method in methods:
+        method.check()
+    for n in best_of:
+        if n < 1 or settings.particles % n:
+            raise ValueError(
+                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
+            )
+    for run in runs:
+        check_settings(run, compute)
+
+
+def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]:
+    """Return a sentence for each method that has probably destroyed its images.
+
+    That is a method with a high peak in the spectrum of its noise (see `sampling.typicality`), or one whose
+    held-out score is below that of the method `base`, if their 95 % intervals do not overlap.
+    """
+    sentences = []
+    single = [row for row in rows if row.best_of == 1] or list(rows)
+    base = next((row for row in single if row.method.name == "base"), None)
+    for row in single:
+        summary = json.loads((out / folder_name(row.method) / "summary.json").read_text())
+        sentences += summary["warnings"]
+        for judge in settings.held_out:
+            if base is None:
+                break
+            before, after = base.scores[judge.name], row.scores[judge.name]
+            if after.mean + after.half_width < before.mean - before.half_width:
+                sentences.append(
+                    f"{row.method} lowers the held-out {judge.name} from {before} to {after}; try weaker "
+                    "guidance"
+                )
+    return sentences
 
 
 def _contact_sheet(
@@ -118,9 +174,5 @@ def _contact_sheet(
         list(map(str, methods)),
         [[f"{folder.outcomes[particle].reward:#.4g}" for particle in particles] for folder in folders],
         cell=(480, 64) if folders[0].has_videos else (96, 96),
+        column_titles=settings.prompts[: len(particles)],
     )
-
-
-def folder_name(method: Method) -> str:
-    """Return the name of the subfolder for a method's run."""
-    return str(method).replace(":", "-").replace(",", "-").replace("=", "")

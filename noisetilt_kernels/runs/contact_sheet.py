@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _CHOSEN = "white", "#1b1f24", "#b3261e"
 _GAP = 6
+_LINE = 17
+"""Height of a line of a column's title in pixels."""
+
+_MOST_LINES = 3
 _LONGEST_TITLE = 100
 
 
@@ -16,6 +21,7 @@ def contact_sheet(
     captions: Sequence[Sequence[str]] | None = None,
     chosen: Sequence[Sequence[bool]] | None = None,
     cell: tuple[int, int] = (160, 160),
+    column_titles: Sequence[str] = (),
 ) -> Image.Image:
     """Return a sheet with rows of images, each row below its title.
 
@@ -26,6 +32,7 @@ def contact_sheet(
         captions: caption below each image.
         chosen: True for images to frame.
         cell: width and height of a cell in pixels.
+        column_titles: title of each column, in lines as wide as the column.
     """
     font = ImageFont.load_default(13)
     title_height, caption_height = 22, 18 if captions else 0
@@ -33,12 +40,17 @@ def contact_sheet(
     cell_width, cell_height = cell
     row_height = title_height + cell_height + caption_height + _GAP
     row_titles = [" ".join(title.split())[:_LONGEST_TITLE] for title in row_titles]
+    headings = [_wrap(title, font, cell_width) for title in column_titles]
+    heading_lines = max((heading.count("\n") + 1 for heading in headings), default=0)
+    top_height = _GAP + (heading_lines * _LINE + 2 * _GAP if headings else 0)
     title_width = max(int(font.getlength(title)) for title in row_titles)
     width = max(columns * (cell_width + _GAP), title_width) + 2 * _GAP
-    sheet = Image.new("RGB", (width, len(rows) * row_height + _GAP), _PAPER)
+    sheet = Image.new("RGB", (width, top_height + len(rows) * row_height), _PAPER)
     draw = ImageDraw.Draw(sheet)
+    for c, heading in enumerate(headings):
+        draw.multiline_text((_GAP + c * (cell_width + _GAP), _GAP), heading, fill=_INK, font=font, spacing=2)
     for r, (row, title) in enumerate(zip(rows, row_titles, strict=True)):
-        top = _GAP + r * row_height
+        top = top_height + r * row_height
         draw.text((_GAP, top), title, fill=_INK, font=font)
         top += title_height
         for c, file in enumerate(row):
@@ -57,6 +69,30 @@ def contact_sheet(
                     (left, top + cell_height + 2), captions[r][c], fill=_CHOSEN if framed else _INK, font=font
                 )
     return sheet
+
+
+def _wrap(text: str, font: Any, width: int) -> str:
+    """Break a text into at most `_MOST_LINES` lines of at most `width` pixels; "..." stands for the rest."""
+    lines = [""]
+    for word in text[: _MOST_LINES * width].split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    lines = [_cut(line, font, width) for line in lines if line]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1] = _cut(f"{lines[_MOST_LINES - 1]} {lines[_MOST_LINES]}", font, width)
+    return "\n".join(lines[:_MOST_LINES])
+
+
+def _cut(line: str, font: Any, width: int) -> str:
+    """Cut a line to a width in pixels."""
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line.rstrip(' .')}..."
 
 
 def _fit(image: Image.Image, cell: tuple[int, int]) -> Image.Image:

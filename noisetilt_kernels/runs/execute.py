@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,16 @@ import torch
 
 from ..rewards import WeightedSum
 from ..rewards.checks import is_out_of_memory
-from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions
+from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions, StepRecord
+from ..sampling.methods import Method
 from ..sampling.result import best_index
 from ..sampling.reward_call import call_reward
+from ..sampling.typicality import COLLAPSED
 from .contact_sheet import contact_sheet
 from .errors import OutOfMemoryError
 from .files import write_whole
-from .folder import Outcome, RunFolder, png
+from .folder import Outcome, RunFolder, check_folder, png
+from .lock import locked
 from .settings import ComputeOptions, Settings
 from .statistics import estimate
 from .workers import SINGLE_PROCESS, Workers
@@ -29,29 +31,36 @@ _CELL, _STRIP_CELL = (160, 160), (720, 96)
 """Width and height in pixels of a cell of the contact sheet, for images and for film strips."""
 
 
+@contextmanager
 def open_folder(
     path: Path, settings: Settings, compute: ComputeOptions, workers: Workers, resume: bool
-) -> RunFolder:
-    """Open the folder of a run in each of its processes. The first process creates and checks it.
+) -> Iterator[RunFolder]:
+    """Open the folder of a run in each of its processes, and hold its lock within the block.
+
+    The first process creates and checks the folder. All processes of the run share the lock.
 
     Raises:
-        RunFolderError, OSError: the folder cannot be used, see `RunFolder`.
+        RunFolderError, OSError: the folder cannot be used, see `check_folder`.
         OtherProcessError: another process has ended.
     """
 
     def open_here() -> RunFolder:
         return RunFolder(
-            path, settings.to_json(), resume=resume, compute=asdict(compute), worker=workers.rank
+            path, settings.to_json(), resume=resume, compute=compute.to_json(), worker=workers.rank
         )
 
-    if workers.is_first:
-        folder = open_here()
-    workers.wait()
-    if not workers.is_first:
-        folder = open_here()
-    # every process must know the missing particles before one of them is finished
-    workers.wait()
-    return folder
+    with ExitStack() as stack:
+        if workers.is_first:
+            check_folder(path, settings.to_json(), resume)  # first: a lock does not belong in another folder
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path))
+            folder = open_here()
+        workers.wait()
+        if not workers.is_first:
+            folder = open_here()
+        # every process must know the missing particles before one of them is finished
+        workers.wait()
+        yield folder
 
 
 def execute(
@@ -65,7 +74,8 @@ def execute(
 ) -> dict[str, Any]:
     """Sample the missing particles of a run, then write its contact sheet and its summary.
 
-    Several processes share the particles. All of them return after the first one has written the summary; the
+    A micro-batch with a missing particle is computed as a whole, as in a run in one piece. Several processes
+    share the micro-batches. All of them return after the first one has written the summary; the
     folder of each process then has all outcomes.
 
     Args:
@@ -87,7 +97,11 @@ def execute(
     prompts = settings.particle_prompts
     fps = getattr(model, "fps", 16)  # models of images have no frame rate
 
+    finished = frozenset(folder.outcomes)
+
     def save(one: FinishedParticle) -> None:
+        if one.particle in finished:
+            return
         images = one.image[None].to(model.device)
         parts = reward.parts(images, [one.prompt])  # samplers call this under no_grad
         parts.update(
@@ -100,10 +114,13 @@ def execute(
             Outcome(one.particle, one.prompt, reward_or_nan, scores), one.latent, one.image, fps
         )
 
+    def record(step: StepRecord) -> None:
+        if step.particle not in finished:
+            records.write(step)
+
     with RecordWriter(folder.records_file) as records, out_of_memory_explained(compute):
-        mine = workers.share(
-            folder.missing(len(prompts)), settings.method.particles_at_once(compute.micro_batch)
-        )
+        at_once = settings.method.particles_at_once(compute.micro_batch)
+        mine = workers.share(folder.missing_batches(len(prompts), at_once))
         if compute.offload and mine:
             # all prompts at once; otherwise every new prompt would move the denoiser off the GPU and back
             model.encode(
@@ -116,7 +133,7 @@ def execute(
                 first_particle=particles.start,
                 non_finite=settings.non_finite,
                 on_finished=save,
-                on_record=records.write,
+                on_record=record,
                 progress=compute.progress and workers.is_first,
             )
             settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
@@ -135,7 +152,11 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     """Return mean rewards with confidence intervals, and the best particle of each prompt, of a finished run.
 
     "parts" has the single rewards if the steering reward is a sum of several, and the held-out rewards.
+    "noise_peak" is the mean peak of the steered noise (`sampling.StepRecord`), or None; "warnings" has a
+    sentence if it says that the images have collapsed.
     """
+    peaks = folder.noise_peaks()
+    peak = sum(peaks) / len(peaks) if peaks else None
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     return {
         "method": str(settings.method),
@@ -146,7 +167,27 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
             name: estimate(one.parts[name] for one in outcomes).to_json() for name in settings.score_names
         },
         "best": _best(settings, outcomes),
+        "noise_peak": peak,
+        "warnings": [] if peak is None or peak <= COLLAPSED else [_collapse_warning(settings.method, peak)],
     }
+
+
+_WEAKER = {"ntrk": "a smaller rho", "dps": "a smaller strength", "wgnc": "fewer iterations or a smaller lr"}
+"""Change that weakens the guidance of a sampler."""
+
+
+def _collapse_warning(method: Method, peak: float) -> str:
+    now = ", ".join(
+        f"{name}={method.argument(name)}"
+        for name in ("operator", "rho", "strength", "lr")
+        if name in method.sampler.parameters
+    )
+    weaker = _WEAKER.get(method.name, "weaker guidance")
+    return (
+        f"{method.name} ({now}) has probably destroyed the images: the highest peak in the spectrum of its "
+        f"noise is {peak:.1f} times that of Gaussian noise, and the limit is {COLLAPSED:g}; look at the "
+        f"contact sheet, and try {weaker}"
+    )
 
 
 def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
@@ -155,12 +196,14 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
     best = set(_best(settings, outcomes))
     starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]
     rows = [range(start, start + min(settings.particles, _MOST_COLUMNS)) for start in starts]
+    kind = "video" if folder.has_videos else "image"
     sheet = contact_sheet(
         [[folder.image_file(particle) for particle in row] for row in rows],
         settings.prompts[:_MOST_ROWS],
-        [[f"{outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
+        [[f"{particle:04d}: {outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
         cell=_STRIP_CELL if folder.has_videos else _CELL,
+        column_titles=[f"{kind} {column + 1} of {settings.particles}" for column in range(len(rows[0]))],
     )
     write_whole(folder.path / "contact-sheet.png", png(sheet))
 

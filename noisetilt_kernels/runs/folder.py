@@ -10,29 +10,39 @@
     summary.json              written at the end
 
 A particle's line in results.jsonl is written after its other files, so a particle with a line is complete
-even if the run is killed. If several processes make a run, process 1 writes lines to results-1.jsonl and
-records-1.jsonl, and so on; `RunFolder.merge_lines` merges them.
+even if the run is killed. Files that were damaged later are found on resuming, and their particles are made
+again. If several processes make a run, process 1 writes lines to results-1.jsonl and records-1.jsonl, and so
+on; `RunFolder.merge_lines` merges them. While a run writes, the file .lock names its first process.
 """
 
 import io
 import json
+import logging
 import math
 import platform
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checks import json_fields
+from ..sampling import StepRecord
 from ..sampling.methods import Method
 from ..versions import versions
 from .errors import RunFolderError
-from .files import is_temporary, write_whole
-from .videos import film_strip, mp4
+from .files import append_line, is_temporary, remove_temporary, write_whole
+from .lock import LOCK, check_unlocked
+from .videos import check_mp4, film_strip, mp4
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,18 @@ class Outcome:
         return json.dumps(values, allow_nan=False)
 
     @staticmethod
-    def from_json(line: str) -> "Outcome":
-        """Return the outcome of a line from `to_json`."""
-        values = json.loads(line)
-        parts = {name: _number_or_nan(value) for name, value in values["parts"].items()}
-        return Outcome(
-            values["particle"], values["prompt"], _number_or_nan(values["reward"]), parts, values["video"]
-        )
+    def from_json(line: str | bytes) -> "Outcome":
+        """Return the outcome of a line from `to_json`.
+
+        Raises:
+            ValueError: the line does not describe an outcome.
+        """
+        number = (int, float, type(None))
+        kinds = {"particle": (int,), "prompt": (str,), "reward": number, "parts": (dict,), "video": (bool,)}
+        values = json_fields(line, kinds)
+        parts = json_fields(json.dumps(values["parts"]), dict.fromkeys(values["parts"], number))
+        values["parts"] = {name: _number_or_nan(value) for name, value in parts.items()}
+        return Outcome(**{**values, "reward": _number_or_nan(values["reward"])})
 
 
 class RunFolder:
@@ -81,8 +96,7 @@ class RunFolder:
         worker: number of this process; process 0 creates the folder before the others open it.
 
     Raises:
-        RunFolderError: the folder has finished particles and `resume` is False, or it has other files, or a
-            run with other settings.
+        RunFolderError: the folder cannot be used, see `check_folder`.
         OSError: the folder cannot be written to.
     """
 
@@ -107,59 +121,71 @@ class RunFolder:
     def _open(self, resume: bool, compute: Mapping[str, Any]) -> None:
         """Create the folder, or check that it belongs to this run; drop the lines of unfinished particles."""
         path = self.path
-        run_file = path / "run.json"
-        if run_file.exists():
-            finished = self.count_finished()
-            before = _settings_in(run_file)
-            if resume:
-                self._check_same_settings(before)
-            elif finished:
-                raise RunFolderError(
-                    f"{path} already holds a run with finished images ({finished}); "
-                    "choose another folder, or continue it with --resume"
-                )
-        elif path.exists() and (not path.is_dir() or not all(map(is_temporary, path.iterdir()))):
-            raise RunFolderError(f"{path} is not empty and not the folder of a run; choose another folder")
+        before = _check_content(path, self.settings, resume)
         path.mkdir(parents=True, exist_ok=True)
-        if not (resume and run_file.exists()):  # before all other files: it marks the folder as a run
+        for folder in (path, *(path / name for name in ("images", "latents", "videos"))):
+            remove_temporary(folder)
+        if not resume or before is None:  # before all other files: it marks the folder as a run
             write_whole(
-                run_file,
+                path / "run.json",
                 _pretty({"settings": self.settings, "made_with": _made_with(), "compute": dict(compute)}),
             )
-        for folder in ("images", "latents"):
-            (path / folder).mkdir(exist_ok=True)
-        self.merge_lines()
+        else:
+            _warn_of_other_rounding(path, before, compute)
+        for name in ("images", "latents"):
+            (path / name).mkdir(exist_ok=True)
+        self.merge_lines(self._check_files)
 
-    def merge_lines(self) -> None:
-        """Merge the lines of all processes, drop lines of unfinished particles, and set `outcomes`."""
-        outcomes: dict[int, Outcome] = {}
-        for file in self._line_files("results"):
-            for one in _read_lines(file, Outcome.from_json, "a finished image"):
-                if self._files_exist(one):
-                    outcomes[one.particle] = one
-        records: dict[tuple[int, int], str] = {}
-        for file in self._line_files("records"):
-            for record in _read_lines(file, json.loads, "a step"):
-                if record["particle"] in outcomes:
-                    records[record["particle"], record["step"]] = json.dumps(record)
+    def merge_lines(self, keep: Callable[[Outcome], bool] = lambda one: True) -> None:
+        """Merge the lines of all processes, drop lines of unfinished particles, and set `outcomes`.
+
+        Args:
+            keep: returns False for a particle that counts as unfinished in spite of its line.
+        """
+        outcomes = {
+            one.particle: one
+            for file in _line_files(self.path, "results")
+            for one in _read_outcomes(file, self.settings)
+            if keep(one)
+        }
+        records = {
+            (record.particle, record.step): record
+            for file in _line_files(self.path, "records")
+            for record in _read_records(file)
+            if record.particle in outcomes
+        }
         _rewrite(self.path / "results.jsonl", [outcomes[particle].to_json() for particle in sorted(outcomes)])
-        _rewrite(self.path / "records.jsonl", records.values())
-        for file in (*self._line_files("results")[1:], *self._line_files("records")[1:]):
-            file.unlink()
+        _rewrite(self.path / "records.jsonl", [record.to_json() for record in records.values()])
+        for name in ("results", "records"):
+            for file in _line_files(self.path, name)[1:]:
+                file.unlink()
         self.outcomes = outcomes
+
+    def noise_peaks(self) -> list[float]:
+        """Return the peak of the noise of each steered particle, see `sampling.StepRecord`."""
+        records = _read_records(self.path / "records.jsonl")
+        return [record.noise_peak for record in records if record.noise_peak is not None]
 
     def read_outcomes(self) -> None:
         """Set `outcomes` from the lines of finished particles in results.jsonl."""
-        lines = _read_lines(self.path / "results.jsonl", Outcome.from_json, "a finished image")
-        self.outcomes = {one.particle: one for one in lines if self._files_exist(one)}
+        lines = _read_outcomes(self.path / "results.jsonl", self.settings)
+        self.outcomes = {one.particle: one for one in lines}
 
-    def count_finished(self) -> int:
-        """Return the number of lines of finished particles, over all processes."""
-        return sum(len(_complete_lines(file)) for file in self._line_files("results"))
-
-    def _line_files(self, name: str) -> list[Path]:
-        """Return the files "{name}.jsonl", which may not exist, and "{name}-1.jsonl", ..., which exist."""
-        return [self.path / f"{name}.jsonl", *sorted(self.path.glob(f"{name}-*.jsonl"))]
+    def _check_files(self, one: Outcome) -> bool:
+        """Return True if the files of a particle can be read; otherwise report the first that cannot."""
+        checks = {
+            self.image_file(one.particle): _check_png,
+            self.latent_file(one.particle): _check_latent,
+            **({self.video_file(one.particle): check_mp4} if one.video else {}),
+        }
+        for file, check in checks.items():
+            try:
+                check(file)
+            except Exception as error:  # damaged files cause errors of many classes
+                what = f"is damaged ({error})" if file.exists() else "is missing"
+                _LOG.warning("%s %s; particle %d is made again", file, what, one.particle)
+                return False
+        return True
 
     @property
     def _suffix(self) -> str:
@@ -192,23 +218,16 @@ class RunFolder:
         """True if the run makes videos."""
         return any(one.video for one in self.outcomes.values())
 
-    def _files_exist(self, one: Outcome) -> bool:
-        files = [self.image_file(one.particle), self.latent_file(one.particle)]
-        if one.video:
-            files.append(self.video_file(one.particle))
-        return all(file.is_file() for file in files)
+    def missing_batches(self, particles: int, size: int) -> list[range]:
+        """Return the micro-batches that have an unfinished particle.
 
-    def missing(self, particles: int) -> list[range]:
-        """Return ranges of the unfinished ones among particles 0 to `particles - 1`."""
-        ranges: list[range] = []
-        for particle in range(particles):
-            if particle in self.outcomes:
-                continue
-            if ranges and ranges[-1].stop == particle:
-                ranges[-1] = range(ranges[-1].start, particle + 1)
-            else:
-                ranges.append(range(particle, particle + 1))
-        return ranges
+        Args:
+            particles: number of particles of the run.
+            size: number of particles in a micro-batch. Micro-batches start at multiples of it, as in a run
+                from the first particle; rounding in a network depends on the whole micro-batch.
+        """
+        batches = (range(start, min(start + size, particles)) for start in range(0, particles, size))
+        return [batch for batch in batches if any(particle not in self.outcomes for particle in batch)]
 
     def save_particle(self, one: Outcome, latent: Tensor, image: Tensor, fps: int = 16) -> None:
         """Write the files of a finished particle, its line last.
@@ -229,37 +248,152 @@ class RunFolder:
             write_whole(self.video_file(one.particle), mp4(image, fps))
         picture = film_strip(image) if one.video else to_image(image)
         write_whole(self.image_file(one.particle), png(picture))
-        # buffered: an unbuffered write may write a part only, without an error
-        with self.results_file.open("ab") as file:
-            file.write(one.to_json().encode() + b"\n")
+        append_line(self.results_file, one.to_json())
         self.outcomes[one.particle] = one
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_whole(self.path / "summary.json", _pretty(summary))
 
-    def _check_same_settings(self, before: Mapping[str, Any]) -> None:
-        names = sorted((before.keys() | self.settings.keys()) - _RESUMABLE_SETTINGS)
-        other = [name for name in names if before.get(name) != self.settings.get(name)]
-        if other:
-            name = other[0]
-            raise RunFolderError(
-                f"{self.path} holds a run with {name} {_describe_setting(before.get(name))}, not "
-                f"{_describe_setting(self.settings.get(name))}; "
-                "choose another folder, or give --resume the settings of its run.json"
-            )
+
+def check_folder(path: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Check that a run can use a folder, without writing anything.
+
+    Args:
+        path: the folder, which need not exist.
+        settings: settings of the run in JSON form.
+        resume: True to continue the run in the folder.
+
+    Raises:
+        RunFolderError: another process writes to the folder; the folder has finished particles and `resume`
+            is False; it has other files, a run with other settings, or lines that cannot be read; or it is a
+            link to nothing.
+        OSError: the folder cannot be read.
+    """
+    check_unlocked(path)
+    settings = json.loads(json.dumps(settings))
+    if _check_content(path, settings, resume) is not None:
+        for file in _line_files(path, "results"):
+            _read_outcomes(file, settings)
+        for file in _line_files(path, "records"):
+            _read_records(file)
+
+
+def check_link(path: Path) -> None:
+    """Raise RunFolderError for a symbolic link to nothing, where no folder can be made."""
+    if path.is_symlink() and not path.exists():
+        raise RunFolderError(
+            f"{path} is a symbolic link to {path.readlink()}, which does not exist; "
+            "create that folder, or choose another"
+        )
+
+
+def count_finished(path: Path) -> int:
+    """Return the number of lines of finished particles in the folder of a run, over all processes."""
+    return sum(len(_complete_lines(file)) for file in _line_files(path, "results"))
+
+
+def _check_content(path: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Check the content of a folder for a run, see `check_folder`.
+
+    Returns:
+        Compute options of the run in the folder, in JSON form; None without run.json.
+    """
+    check_link(path)
+    run_file = path / "run.json"
+    if not run_file.exists():
+        if path.exists() and (not path.is_dir() or not all(map(_is_leftover, path.iterdir()))):
+            raise RunFolderError(f"{path} is not empty and not the folder of a run; choose another folder")
+        return None
+    before, compute = read_run(run_file)
+    if resume:
+        _check_same_settings(path, before, settings)
+    elif finished := count_finished(path):
+        raise RunFolderError(
+            f"{path} already holds a run with finished images ({finished}); "
+            "choose another folder, or continue it with --resume"
+        )
+    return compute
+
+
+def _is_leftover(path: Path) -> bool:
+    """Return True for a file that a run may leave in a folder without run.json."""
+    return path.name == LOCK or is_temporary(path)
+
+
+def read_run(run_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and the compute options of a run.json, both in JSON form.
+
+    Raises:
+        RunFolderError: the file was not written by a run of this package.
+    """
+    try:
+        if not run_file.is_file():
+            raise ValueError("it is not a file")
+        kinds = {"settings": (dict,), "made_with": (dict,), "compute": (dict,)}
+        written = json_fields(run_file.read_bytes(), kinds)
+        json_fields(json.dumps(written["made_with"].get("versions")), {"noisetilt_kernels": (str,)})
+    except ValueError as error:
+        raise RunFolderError(
+            f"{run_file} was not written by a run of this package ({error}); choose another folder"
+        ) from None
+    return written["settings"], written["compute"]
 
 
 _RESUMABLE_SETTINGS = {"non_finite"}
 """Settings that may change when a run is resumed: no finished particle depends on them."""
 
 
-def _settings_in(run_file: Path) -> dict[str, Any]:
-    try:
-        written: dict[str, Any] = json.loads(run_file.read_text())
-        return dict(written["settings"])
-    except (ValueError, KeyError, TypeError):
-        raise RunFolderError(f"{run_file} was not written by a run; choose another folder") from None
+def _check_same_settings(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    names = sorted((before.keys() | settings.keys()) - _RESUMABLE_SETTINGS)
+    other = [
+        f"{name} {_describe_setting(before.get(name))}, not {_describe_setting(settings.get(name))}"
+        for name in names
+        if before.get(name) != settings.get(name)
+    ]
+    if other:
+        raise RunFolderError(
+            f"{path} holds a run with {'; with '.join(other)}; choose another folder, or "
+            "leave these options out: --resume takes them from run.json"
+        )
+
+
+_ROUNDING = {
+    "device": "--device",
+    "micro_batch": "--micro-batch",
+    "frames_at_once": "--frames-at-once",
+    "threads": "OMP_NUM_THREADS",
+}
+"""Compute options that change rounding, with their names for the user."""
+
+
+def _warn_of_other_rounding(path: Path, before: Mapping[str, Any], compute: Mapping[str, Any]) -> None:
+    """Report compute options that change the rounding of the images that are still to be made."""
+    other = [
+        f"{option} {before[name]}, not {compute[name]}"
+        for name, option in _ROUNDING.items()
+        if name in before and name in compute and before[name] != compute[name]
+    ]
+    if other:
+        _LOG.warning(
+            "%s was begun with %s; images that are made now may differ from those of a run in one piece, "
+            "because the operator can amplify rounding",
+            path,
+            ", and ".join(other),
+        )
+
+
+def _check_png(file: Path) -> None:
+    """Raise an error unless a PNG file is whole: its checksums are right, up to the last part."""
+    with Image.open(file, formats=["PNG"]) as image:
+        image.verify()
+
+
+def _check_latent(file: Path) -> None:
+    """Raise an error unless a file holds a latent with values."""
+    with safe_open(file, framework="pt") as tensors:
+        if not tensors.get_tensor("latent").numel():
+            raise ValueError("it has no values")
 
 
 def to_image(image: Tensor) -> Image.Image:
@@ -275,31 +409,60 @@ def png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _line_files(path: Path, name: str) -> list[Path]:
+    """Return the files "{name}.jsonl", which may not exist, and "{name}-1.jsonl", ..., which exist."""
+    return [path / f"{name}.jsonl", *sorted(path.glob(f"{name}-*.jsonl"))]
+
+
+def _complete_lines(path: Path) -> list[bytes]:
     """Return the complete lines of a JSON lines file; an empty list if there is no file."""
     if not path.exists():
         return []
-    *lines, _rest = path.read_text().split("\n")
+    *lines, _rest = path.read_bytes().split(b"\n")
     return lines
 
 
-def _read_lines(path: Path, read: Callable[[str], Any], content: str) -> list[Any]:
+_Line = TypeVar("_Line", Outcome, StepRecord)
+
+
+def _read_lines(path: Path, read: Callable[[bytes], _Line], content: str) -> list[_Line]:
     """Read the complete lines of a JSON lines file.
 
     Args:
         path: the file.
-        read: converts a line; raises ValueError, KeyError or TypeError for a wrong line.
+        read: converts a line; raises ValueError for a wrong line.
         content: content of a line, for the error.
 
     Raises:
         RunFolderError: a line is wrong.
     """
-    try:
-        return list(map(read, _complete_lines(path)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{path} has a line that does not describe {content} ({error}); delete that line"
-        ) from None
+    results = []
+    for number, line in enumerate(_complete_lines(path), start=1):
+        try:
+            results.append(read(line))
+        except ValueError as error:
+            raise RunFolderError(
+                f"{path}, line {number}, does not describe {content} ({error}); delete that line"
+            ) from None
+    return results
+
+
+def _read_outcomes(path: Path, settings: Mapping[str, Any]) -> list[Outcome]:
+    """Read a file of results; every line must have all rewards of the settings."""
+    names = [*settings.get("rewards", ()), *settings.get("held_out", ())]
+
+    def read(line: bytes) -> Outcome:
+        one = Outcome.from_json(line)
+        for name in names:
+            if name not in one.parts:
+                raise ValueError(f"its 'parts' has no {name!r}")
+        return one
+
+    return _read_lines(path, read, "a finished image")
+
+
+def _read_records(path: Path) -> list[StepRecord]:
+    return _read_lines(path, StepRecord.from_json, "a step")
 
 
 def _rewrite(path: Path, lines: Iterable[str]) -> None:
@@ -311,8 +474,9 @@ def _rewrite(path: Path, lines: Iterable[str]) -> None:
 def _describe_setting(setting: Any) -> str:
     """Return a setting of run.json for a message; a method in the syntax of `parse_method`."""
     if isinstance(setting, dict) and setting.keys() == {"name", "arguments"}:
-        return repr(str(Method(setting["name"], setting["arguments"])))
-    return repr(setting)
+        with suppress(ValueError, TypeError):  # this version may not have that method
+            return repr(str(Method(setting["name"], setting["arguments"])))
+    return reprlib.repr(setting)
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -320,7 +484,10 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def _number_or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

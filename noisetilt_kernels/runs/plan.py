@@ -1,36 +1,51 @@
 """Plan of a run: sizes, number of function evaluations and memory, before any work."""
 
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..models.memory import plan_memory
+from ..sampling import Reward, SamplerOptions
+from ..sampling.methods import Method
 from . import loading
 from .settings import ComputeOptions, Settings
 
 
-def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
+def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Sequence[Method] = ()) -> str:
     """Return the plan as text: shapes, numbers of images and of function evaluations, memory.
+
+    Args:
+        settings: settings of the run, or of all runs of a comparison.
+        compute: how to compute it.
+        out: its folder.
+        methods: methods of a comparison, in place of `settings.method`.
 
     Raises:
         ModelError: the model does not exist.
         ValueError: the model has no images of that size, or the operator does not take its latents.
     """
+    runs = [replace(settings, method=method) for method in methods] or [settings]
     weightless_reward = loading.load_weightless_reward(settings, compute)
+    # a micro-batch is never larger than the run
+    micro_batch = min(compute.micro_batch, settings.count * max(run.method.entries for run in runs))
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
-        micro_batch=compute.micro_batch,
+        micro_batch=micro_batch,
         offload=compute.offload,
-        gradient=settings.method.needs_gradient,
-        one_step=settings.one_step,
+        gradient=any(run.method.needs_gradient for run in runs),
+        one_step=runs[0].one_step,
         reward=weightless_reward,
         **settings.model_options,
     )
-    settings.method.check_shape(memory.shape)
+    for run in runs:
+        run.method.check_shape(memory.shape)
     shape = " x ".join(map(str, memory.shape))
-    count = len(settings.particle_prompts)
     rewards = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
     held_out = (
         f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
@@ -40,25 +55,88 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path) -> str:
     at_once = ""
     if frames:
         count_at_once = min(compute.frames_at_once, frames[0])
-        pixels = 4 * 3 * compute.micro_batch * count_at_once * height * width
+        pixels = 4 * 3 * micro_batch * count_at_once * height * width
         at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     reward_memory = "; plus the reward model" if weightless_reward is None else ""
     offloaded = " (offloaded)" if compute.offload else ""
-    rows = {
-        "model": f"{settings.model}, {settings.dtype} on {compute.device}",
-        "videos" if frames else "images": f"{count} of {extent}: {settings.particles} for each of "
-        f"{prompts}; latents {shape} (N = {math.prod(memory.shape):,})",
-        "method": str(settings.method),
-        "reward": rewards + held_out + at_once,
-        "NFE": f"{settings.method.nfe} per {'video' if frames else 'image'}, {settings.nfe:,} in total",
-        "memory": f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
-        f"VAE {format_bytes(memory.vae)}, "
-        f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
-        f"activations of {compute.micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
-        "folder": str(out),
-    }
-    return "\n".join(f"{name:<8}{text}" for name, text in rows.items())
+    kind = "video" if frames else "image"
+    rows = [
+        ("model", f"{settings.model}, {settings.dtype} on {compute.device}"),
+        (
+            f"{kind}s",
+            f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "
+            f"latents {shape} (N = {math.prod(memory.shape):,})",
+        ),
+        ("reward", rewards + held_out + at_once),
+    ]
+    for run in runs:
+        rows += [
+            ("method", str(run.method)),
+            ("NFE", f"{run.method.nfe} per {kind}, {run.nfe:,} in total"),
+        ]
+    rows += [
+        (
+            "memory",
+            f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
+            f"VAE {format_bytes(memory.vae)}, "
+            f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
+            f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
+        ),
+        ("folder", str(out)),
+    ]
+    return "\n".join(row(name, text) for name, text in rows)
+
+
+def row(name: str, text: str) -> str:
+    """Return one line of a plan."""
+    return f"{name:<8}{text}"
+
+
+_PROBE_SHARE = 0.05
+"""Largest part of a run's function evaluations that may be spent on measuring its time."""
+
+
+def describe_time(
+    settings: Settings, compute: ComputeOptions, model: Any, reward: Reward, particles: int
+) -> str | None:
+    """Measure a short run of the method and return the line of the plan with the time of the whole run.
+
+    The sampler runs with two steps, or one iteration, on one micro-batch. Its images are thrown away.
+
+    Args:
+        settings: settings of the run.
+        compute: how to compute it.
+        model, reward: the loaded model and the steering reward.
+        particles: number of particles that are still to be sampled.
+
+    Returns:
+        The line, or None if the run is so short that measuring would take a relevant part of it.
+    """
+    shortest = {"steps": 2, "iterations": 1}
+    method = settings.method
+    short = Method(method.name, {name: shortest.get(name, value) for name, value in method.arguments.items()})
+    batch = min(method.particles_at_once(compute.micro_batch), particles)
+    total = method.nfe * particles
+    if short.nfe * batch > _PROBE_SHARE * total:
+        return None
+    options = SamplerOptions(micro_batch=compute.micro_batch, non_finite="plain_noise")
+    start = time.perf_counter()
+    short.sample(model, reward, settings.particle_prompts[:batch], options)
+    each = (time.perf_counter() - start) / (short.nfe * batch)
+    return row(
+        "time",
+        f"about {format_seconds(each * total)}, {format_seconds(each * method.nfe)} per image; measured on "
+        f"{short.nfe * batch} of {total:,} function evaluations",
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration with a readable unit, such as "1.5 min"."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def format_bytes(count: float) -> str:

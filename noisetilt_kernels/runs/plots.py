@@ -1,69 +1,141 @@
 """Plots of a comparison. Needs matplotlib."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from .statistics import Estimate
 from .table import Row
 
 _MARKERS = "osD^vP*X<>"
+_SHIFT = 4
+"""Distance in points between lines that lie on each other."""
+
+_EQUAL = 0.006
+"""Part of an axis below which a difference cannot be seen."""
 
 
 def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -> Figure:
     """Draw the plots of a comparison, with 95 % confidence intervals as bars.
 
-    The first panel shows the reward against NFE with a line for each method. A panel for each held-out reward
-    shows it against the reward, with a point for each row.
+    The first panel shows the reward against NFE with a line for each method. If all rows have the same NFE,
+    it shows a row for each method instead. A panel for each held-out reward shows it against the reward, with
+    a point for each row. A method with the results of an earlier one is drawn beside it, so that both are
+    seen.
     """
-    labels = list(dict.fromkeys(str(row.method) for row in rows))
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(str(row.method), []).append(row)
+    one_nfe = len({row.nfe for row in rows}) == 1
     with default_style():
         figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
-        for index, label in enumerate(labels):
-            rows_of_method = [row for row in rows if str(row.method) == label]
-            # first the ten strong colours of the map, then the ten pale ones
-            style: dict[str, Any] = {
-                "color": matplotlib.colormaps["tab20"](2 * (index % 10) + index // 10 % 2),
-                "marker": _MARKERS[index % len(_MARKERS)],
-                "label": label,
-            }
-            rewards = [row.scores["reward"] for row in rows_of_method]
-            panels[0].errorbar([row.nfe for row in rows_of_method], *_bars(rewards), capsize=3, **style)
-            for panel, name in zip(panels[1:], held_out, strict=True):
-                _trade_off(panel, rewards, [row.scores[name] for row in rows_of_method], style)
-        panels[0].set(
-            xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
-        )
-        if len({row.nfe for row in rows}) > 1:
+        if one_nfe:
+            _draw_rewards(panels[0], by_method)
+            panels[0].set(xlabel=reward, title=f"Reward at {rows[0].nfe} NFE per image")
+        else:
+            panels[0].set(
+                xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
+            )
+            _draw_lines(figure, panels[0], by_method, None, "-")
             panels[0].set_xscale("log", base=2)
+            panels[0].set_xticks(_ticks(row.nfe for row in rows))
+            panels[0].minorticks_off()
             panels[0].xaxis.set_major_formatter(ScalarFormatter())
         for panel, name in zip(panels[1:], held_out, strict=True):
             panel.set(
                 xlabel=reward, ylabel=f"{name} (held out)", title="Trade-off: up and to the right is better"
             )
+            _draw_lines(figure, panel, by_method, name, ":")
         for panel in panels:
             panel.grid(alpha=0.3)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9)
+        if held_out or not one_nfe:
+            handles, names = panels[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9)
     return figure
+
+
+def _draw_rewards(panel: Axes, by_method: Mapping[str, Sequence[Row]]) -> None:
+    """Draw the reward of each method in a row of its own, the first method at the top."""
+    for index, (label, rows) in enumerate(by_method.items()):
+        means, halves = _bars([row.scores["reward"] for row in rows])
+        panel.errorbar(means, [label] * len(rows), xerr=halves, linestyle="none", **_style(index, label))
+    panel.invert_yaxis()
+    panel.margins(y=1 / (1 + len(by_method)))
+
+
+def _draw_lines(
+    figure: Figure, panel: Axes, by_method: Mapping[str, Sequence[Row]], held_out: str | None, linestyle: str
+) -> None:
+    """Draw a line for each method: a held-out reward against the reward, or without one the reward against
+    NFE.
+    """
+    lines = {}
+    for label, rows in by_method.items():
+        y, y_halves = _bars([row.scores[held_out or "reward"] for row in rows])
+        if held_out:
+            x, x_halves = _bars([row.scores["reward"] for row in rows])
+        else:
+            x, x_halves = [float(row.nfe) for row in rows], [0.0] * len(rows)
+        lines[label] = (x, y, x_halves, y_halves)
+    places = _places([np.array([x, y]) for x, y, *_ in lines.values()])
+    for index, (label, (x, y, x_halves, y_halves)) in enumerate(lines.items()):
+        bars: dict[str, Any] = {"yerr": y_halves, "xerr": x_halves if held_out else None}
+        drawn = panel.errorbar(x, y, **bars, linestyle=linestyle, **_style(index, label))
+        shift = places[index] * _SHIFT / 72
+        for artist in drawn.get_children() if shift else ():
+            moved = ScaledTranslation(shift, -shift, figure.dpi_scale_trans)
+            artist.set_transform(artist.get_transform() + moved)
+    if any(places):
+        panel.set_xlabel(f"{panel.get_xlabel()}\n(equal results are drawn beside each other)")
+
+
+def _places(lines: Sequence[np.ndarray]) -> list[int]:
+    """Return a place for each line (2, points), from 0; lines that lie on each other get different ones."""
+    every = np.concatenate(lines, axis=1)
+    visible = _EQUAL * np.ptp(every, axis=1, keepdims=True)
+    places: list[int] = []
+    for index, line in enumerate(lines):
+        taken = {
+            place
+            for place, other in zip(places, lines[:index], strict=True)
+            if line.shape == other.shape and (abs(line - other) <= visible).all()
+        }
+        places.append(next(place for place in range(len(lines)) if place not in taken))
+    return places
 
 
 def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return [one.mean for one in estimates], [one.half_width for one in estimates]
 
 
-def _trade_off(
-    panel: Axes, rewards: Sequence[Estimate], judged: Sequence[Estimate], style: dict[str, Any]
-) -> None:
-    (x, x_halves), (y, y_halves) = _bars(rewards), _bars(judged)
-    panel.errorbar(x, y, xerr=x_halves, yerr=y_halves, capsize=3, linestyle=":", **style)
+def _ticks(values: Iterable[int]) -> list[int]:
+    """Return the values that are far enough apart for their labels on a logarithmic axis."""
+    ticks: list[int] = []
+    for value in sorted(values):
+        if not ticks or value > 1.2 * ticks[-1]:
+            ticks.append(value)
+    return ticks
+
+
+def _style(index: int, label: str) -> dict[str, Any]:
+    """Return the style of a method. Later ones do not cover the markers of earlier ones: they are hollow."""
+    return {
+        # first the ten strong colours of the map, then the ten pale ones
+        "color": matplotlib.colormaps["tab20"](2 * (index % 10) + index // 10 % 2),
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markerfacecolor": "none",
+        "capsize": 3,
+        "label": label,
+    }
 
 
 def figure_png(figure: Figure) -> bytes:

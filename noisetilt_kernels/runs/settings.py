@@ -1,10 +1,12 @@
-"""Settings of a run, and options for computing it that do not change its results."""
+"""Settings of a run, and options for computing it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..model_sources import default_arguments
 from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..sampling.methods import Method
@@ -13,6 +15,9 @@ from ..sampling.methods import Method
 @dataclass(frozen=True)
 class Settings:
     """All settings that the images of a run depend on.
+
+    The method is resolved: it has the value of every argument. A missing one is the default of the bundled
+    model (`model_sources.BUNDLED`), or else of the sampler.
 
     Attributes:
         model: name of a bundled model, a folder, or a hub id.
@@ -54,6 +59,14 @@ class Settings:
     variant: str | None = None
     non_finite: str = "raise"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method.resolved(default_arguments(self.model)))
+
+    @property
+    def count(self) -> int:
+        """Number of particles in the whole run."""
+        return len(self.prompts) * self.particles
+
     @property
     def particle_prompts(self) -> list[str]:
         """Prompt of each particle."""
@@ -62,7 +75,7 @@ class Settings:
     @property
     def nfe(self) -> int:
         """Forward passes of the model in the whole run."""
-        return self.method.nfe * len(self.particle_prompts)
+        return self.method.nfe * self.count
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -95,10 +108,38 @@ class Settings:
             },
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a run.json, see `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values do not describe settings.
+        """
+
+        def spec(name: str, weight: float = 1.0) -> RewardSpec:
+            found = RewardSpec.parse(name, weight)
+            source = values["sources"].get(name)
+            return found if source is None else found.with_source(source)
+
+        others = {field.name: _as_tuple(values[field.name]) for field in fields(cls) if field.name in values}
+        return cls(
+            **{
+                **others,
+                "method": Method(**values["method"]),
+                "rewards": tuple(spec(name, weight) for name, weight in values["rewards"].items()),
+                "held_out": tuple(map(spec, values["held_out"])),
+            }
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a list of JSON as the tuple that it was written from, and any other value unchanged."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Options for computing a run. They change the images by rounding errors at most.
+    """Options for computing a run. They change rounding, which the operator can amplify.
 
     Attributes:
         device: device of the model and the rewards.
@@ -113,6 +154,32 @@ class ComputeOptions:
     offload: bool = False
     frames_at_once: int = FRAMES_AT_ONCE
     progress: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options in the form of run.json, with the number of CPU threads of this process."""
+        return {**asdict(self), "threads": torch.get_num_threads()}
+
+
+_MOST_PARTICLES = 1_000_000
+_LARGEST_BATCH = 10_000
+
+
+def check_limits(settings: Settings, compute: ComputeOptions) -> None:
+    """Raise ValueError for numbers that no run can hold in memory, and for prompts that are not text."""
+    if settings.count > _MOST_PARTICLES:
+        raise ValueError(
+            f"a run has at most {_MOST_PARTICLES:,} images, got {settings.count:,}; "
+            "split them into several runs with other values of --seed"
+        )
+    sizes = {"--micro-batch": compute.micro_batch, "--frames-at-once": compute.frames_at_once}
+    for option, value in sizes.items():
+        if value > _LARGEST_BATCH:
+            raise ValueError(f"{option} must be at most {_LARGEST_BATCH:,}, got {value:,}")
+    for prompt in filter(None, (*settings.prompts, settings.negative_prompt)):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # an argument with other bytes
+            raise ValueError(f"the prompt {prompt!a} is not valid text; write it in UTF-8") from None
 
 
 def default_device() -> str:

@@ -114,8 +114,9 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
     names = list(rows[0].scores)
     header = ["method", "NFE", *names, *(f"{name}, difference" for name in names)]
     lines = [header]
+    shares = {name for name in names if all(row.scores[name].yes_or_no for row in rows)}
     for row in rows:
-        cells = [str(row.scores[name]) for name in names]
+        cells = [row.scores[name].share if name in shares else str(row.scores[name]) for name in names]
         cells += [f"{row.differences[name]:+}" if row.differences else "" for name in names]
         lines.append([row.label, str(row.nfe), *cells])
     return lines

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -38,6 +39,15 @@ def mp4(video: Tensor, fps: int) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
+
+
+def check_mp4(path: Path) -> None:
+    """Raise an error unless an MP4 file has frames. A file that was cut has no table of its frames."""
+    import av
+
+    with av.open(path) as container:
+        if not container.streams.video[0].frames:
+            raise ValueError("it has no frames")
 
 
 def film_strip(video: Tensor) -> Image.Image:

@@ -1,8 +1,8 @@
 """One run by several processes, started with `torchrun`: the processes share the particles.
 
 The first process also writes the files of the whole run. Seeds belong to particles, and micro-batches do not
-depend on the process that computes them, so the images are the same as with a single process. If a process
-fails, torchrun ends the others.
+depend on the process that computes them, so the images are the same as with a single process that has the
+same number of threads. If a process fails, torchrun ends the others.
 """
 
 import os
@@ -37,10 +37,15 @@ class Workers:
         """True in process 0, which does the work that is needed only once."""
         return self.rank == 0
 
-    def share(self, particles: list[range], size: int) -> list[range]:
-        """Return the particles of this process in micro-batches of at most `size`, as in a single process."""
-        pieces = [part[start : start + size] for part in particles for start in range(0, len(part), size)]
-        return pieces[self.rank :: self.count] if self.count > 1 else particles
+    def share(self, batches: list[range]) -> list[range]:
+        """Return the particles of this process: every `count`-th micro-batch, neighbours joined."""
+        joined: list[range] = []
+        for batch in batches[self.rank :: self.count]:
+            if joined and joined[-1].stop == batch.start:
+                joined[-1] = range(joined[-1].start, batch.stop)
+            else:
+                joined.append(batch)
+        return joined
 
     def wait(self) -> None:
         """Wait until all processes have called this.

@@ -15,6 +15,7 @@ from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
 from .steps import advance
+from .typicality import TotalNoise
 
 
 def check_dps(*, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule) -> None:
@@ -60,13 +61,16 @@ def dps(
     with start_particles("dps", model, reward, prompts, options, steps) as particles:
         for batch in particles.batches():
             x = batch.draw()
+            total = TotalNoise(x)
             for step in plan[:-1]:
                 guidance = flow_guidance(batch, model, x, step)
                 scale = strength(step.t) if callable(strength) else strength
-                x = advance(x, guidance.output, step, batch.draw())
-                x = torch.where(guidance.usable, x + scale * guidance.gradient, x)
+                noise = batch.draw()
+                shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
+                x = advance(x, guidance.output, step, noise) + shift
+                total.add(step.sigma * noise + shift, step.sigma)
                 batch.record(
                     step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks
                 )
-            finish_flow(batch, model, x, plan[-1])
+            finish_flow(batch, model, x, plan[-1], noise_peaks=total.peaks())
         return particles.result()

@@ -47,7 +47,12 @@ def velocity_of(batch: Batch, model: FlowModel, x: Tensor, t: float, prompts: Se
 
 
 def finish_flow(
-    batch: Batch, model: FlowModel, x: Tensor, last: Step, velocity: Tensor | None = None
+    batch: Batch,
+    model: FlowModel,
+    x: Tensor,
+    last: Step,
+    velocity: Tensor | None = None,
+    noise_peaks: Sequence[float] | None = None,
 ) -> None:
     """Take the last step, without noise or guidance, and finish the batch.
 
@@ -57,6 +62,7 @@ def finish_flow(
         x: latents (B, *shape) at time last.t.
         last: last step of the plan.
         velocity: velocity at x, if it is already known.
+        noise_peaks: peak of each particle's noise, see `TotalNoise`; None for an unguided sampler.
     """
     if velocity is None:
         velocity = velocity_of(batch, model, x, last.t, batch.prompts)
@@ -64,5 +70,5 @@ def finish_flow(
     with batch.time("reward"):
         images = model.decode(x0)
         rewards = batch.rewards(images, batch.prompts)
-    batch.record(last.index, last.t, rewards.tolist())
+    batch.record(last.index, last.t, rewards.tolist(), noise_peaks=noise_peaks)
     batch.finish(x0, images, rewards)

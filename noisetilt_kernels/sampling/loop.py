@@ -197,6 +197,7 @@ class Batch:
         gradient_norms: Sequence[float] | None = None,
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
+        noise_peaks: Sequence[float] | None = None,
     ) -> None:
         """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
@@ -214,6 +215,7 @@ class Batch:
                     seconds_reward=seconds["reward"],
                     seconds_whitening=seconds["whitening"],
                     fallback=None if fallbacks is None else fallbacks[index],
+                    noise_peak=None if noise_peaks is None else noise_peaks[index],
                 )
             )
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from ..checks import check_choice
+from ..checks import check_choice, did_you_mean
 from .operators import operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
@@ -34,7 +35,10 @@ class Method:
         parameters = self.sampler.parameters
         for name in self.arguments:
             if name not in parameters:
-                raise ValueError(f"{self.name} has no argument {name!r}; it has: {', '.join(parameters)}")
+                raise ValueError(
+                    f"{self.name} has no argument {name!r}{did_you_mean(name, parameters)}; "
+                    f"it has: {', '.join(parameters)}"
+                )
         if "scale" in self.arguments and "schedule" not in self.arguments:
             raise ValueError(
                 f"{self.name}: scale={self.arguments['scale']} needs a schedule; add schedule=NAME"
@@ -44,6 +48,28 @@ class Method:
                 raise ValueError(
                     f"{self.name} needs {name}, which has no default because it depends on the reward"
                 )
+
+    def resolved(self, defaults: Mapping[str, Any] = MappingProxyType({})) -> "Method":
+        """Return the method with a value for every argument: given, by `defaults`, or by the sampler.
+
+        Args:
+            defaults: values by name that take precedence over the sampler's defaults. Names that the sampler
+                does not have are not used.
+
+        Raises:
+            ValueError: the schedule is unknown.
+        """
+        arguments = {
+            **self._all_arguments,
+            **{
+                name: value
+                for name, value in defaults.items()
+                if name in self.sampler.parameters and name not in self.arguments
+            },
+        }
+        if "schedule" in arguments and arguments["scale"] is None:
+            arguments["scale"] = Schedule(arguments["schedule"]).scale
+        return Method(self.name, arguments)
 
     def sample(
         self,
@@ -90,7 +116,12 @@ class Method:
 
     def particles_at_once(self, micro_batch: int) -> int:
         """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
-        return max(1, micro_batch // self.sampler.entries(self._all_arguments))
+        return max(1, micro_batch // self.entries)
+
+    @property
+    def entries(self) -> int:
+        """Number of batch entries that a particle needs at once."""
+        return self.sampler.entries(self._all_arguments)
 
     def argument(self, name: str) -> Any:
         """Return the value of an argument, given or by default."""

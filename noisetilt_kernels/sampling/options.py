@@ -17,7 +17,8 @@ class SamplerOptions:
 
     Args:
         seed: seed of all random numbers, at least 0. Particle p draws from its own stream, made from
-            (seed, p). Its result depends on neither the micro-batches nor the other particles.
+            (seed, p). Its noise depends on nothing else. Its result also depends on rounding in the network,
+            so on the micro-batch and the number of threads; W amplifies rounding near ties.
         micro_batch: number of batch entries in one call of the model, at least 1.
         first_particle: number of the first particle, at least 0. An interrupted run can continue from it.
         non_finite: "raise" stops at a reward or gradient that is not finite. "plain_noise" leaves that step

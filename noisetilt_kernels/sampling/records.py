@@ -5,6 +5,9 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, get_args, get_type_hints
+
+from ..checks import json_fields
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class StepRecord:
     """Seconds in the operator: the particle's equal share."""
     fallback: str | None = None
     """Reason why the particle was left unguided at this step, or None."""
+    noise_peak: float | None = None
+    """Peak of the noise of all steps together, in the last record of a steered particle; see
+    `typicality.spectral_peaks`. About 1 for noise that is not steered."""
 
     def to_json(self) -> str:
         """Return one line of strict JSON, without the newline. NaN and infinity become null."""
@@ -41,6 +47,25 @@ class StepRecord:
             for name, value in asdict(self).items()
         }
         return json.dumps(values, allow_nan=False)
+
+    @staticmethod
+    def from_json(line: str | bytes) -> "StepRecord":
+        """Return the record of a line from `to_json`.
+
+        Raises:
+            ValueError: the line does not describe a record.
+        """
+        return StepRecord(**json_fields(line, _KINDS))
+
+
+def _json_types(hint: Any) -> tuple[type, ...]:
+    """Return the types of a JSON value that stands for a value of a type such as `float | None`."""
+    types = get_args(hint) or (hint,)
+    return (*types, int) if float in types else types
+
+
+_KINDS = {name: _json_types(hint) for name, hint in get_type_hints(StepRecord).items()}
+"""JSON types of the fields of a `StepRecord`."""
 
 
 class RecordWriter:

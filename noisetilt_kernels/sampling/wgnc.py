@@ -12,6 +12,7 @@ from .options import SamplerOptions
 from .protocols import OneStepModel, Reward, check_model
 from .registry import register_sampler
 from .result import Result
+from .typicality import spectral_peaks
 
 
 def check_wgnc(*, iterations: int, lr: float, clip: float, operator: str) -> None:
@@ -99,5 +100,5 @@ def _finish(batch: Batch, model: OneStepModel, x: torch.Tensor, iterations: int)
     images = batch.meter.forward(model.generate, x, batch.prompts)
     with batch.time("reward"):
         rewards = batch.rewards(images, batch.prompts)
-    batch.record(iterations, 1.0, rewards.tolist())
+    batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=spectral_peaks(x))
     batch.finish(x, images, rewards)

@@ -8,7 +8,7 @@ import click
 import torch
 from diffusers import AutoencoderKL
 
-from ..rewards.digits import ASSETS
+from ..model_sources import ASSETS
 from .autoencoder import train_autoencoder
 from .data import load_split
 from .flow import train_flow

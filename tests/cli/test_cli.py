@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import noisetilt_cli
 import noisetilt_kernels as nt
 from noisetilt_kernels.backends import library, table_cache
 from noisetilt_kernels.cli import main
@@ -114,11 +115,12 @@ def test_doctor_measures_the_table_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_module_runs_without_any_library(tmp_path: Path) -> None:
     """Run the package as installed without a compiler, in a separate process."""
-    shutil.copytree(
-        Path(nt.__file__).parent,
-        tmp_path / "noisetilt_kernels",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-    )
+    for package in (nt, noisetilt_cli):
+        shutil.copytree(
+            Path(package.__file__).parent,
+            tmp_path / package.__name__,
+            ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        )
     process = subprocess.run(
         [sys.executable, "-m", "noisetilt_kernels", "doctor", "--json"],
         cwd=tmp_path,
@@ -143,3 +145,64 @@ def test_bad_arguments_are_usage_errors(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "Usage:" in result.output
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert run("--version").split()[-1] == nt.__version__
+
+
+LIBRARIES = ("torch", "scipy", "diffusers", "transformers", "matplotlib")
+
+
+def imported_by(*command_lines: str) -> dict[str, list[str]]:
+    """Run commands in a new process. Return the last line of output of each, and the libraries imported."""
+    program = f"""
+import json, sys
+from click.testing import CliRunner
+from noisetilt_cli import main
+report = {{}}
+for line in sys.argv[1:]:
+    output = CliRunner().invoke(main, line.split()).output.strip().splitlines()[-1]
+    report[line] = [output, *(name for name in {LIBRARIES!r} if name in sys.modules)]
+print(json.dumps(report))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command_lines], capture_output=True, text=True, check=True
+    )
+    report: dict[str, list[str]] = json.loads(done.stdout)
+    return report
+
+
+def test_help_and_wrong_options_do_not_import_torch() -> None:
+    commands = ("sample", "optimize", "compare", "demo", "doctor", "bench", "rewards", "models")
+    lines = ["--help", "--version", *(f"{command} --help" for command in commands)]
+    lines += ["sample --particles 0 --out x", "compare --best-of 3 --method base --out x"]
+    report = imported_by(*lines)
+    assert {line: modules for line, (_, *modules) in report.items() if modules} == {}
+    assert "is not in the range" in report[lines[-2]][0]
+
+
+def test_mistakes_are_found_before_diffusers_is_imported(tmp_path: Path) -> None:
+    run = f"--model digits --prompt a7 --out {tmp_path / 'run'} --reward"
+    lines = {
+        f"sample {run} brightness --rho 1.5": "--rho must be in [0, 1], got 1.5",
+        f"sample {run} beauty": "unknown reward 'beauty'",
+        f"sample {run} brightness --model /nowhere": "there is no folder '/nowhere'",
+        f"sample {run} brightness --held-out beauty": "unknown reward 'beauty'",
+        f"optimize {run} brightness": "'digits' is for `noisetilt sample`",
+        f"compare {run} brightness --method ntrk:rho=2": "rho must be in [0, 1]",
+        f"sample {run} digit": "must name exactly one digit",
+        f"sample {run} /nowhere/mine.py:reward": "there is no file /nowhere/mine.py",
+    }
+    for line, (message, *modules) in imported_by(*lines).items():
+        assert message.startswith("Error: ") and lines[line] in message
+        assert not {"diffusers", "transformers", "matplotlib"} & set(modules)
+
+
+def test_importing_and_loading_small_models_prints_nothing() -> None:
+    program = "from noisetilt_kernels import models; models.load_pipeline('digits')"
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
     assert "2 of 32 x 32" in result.output and "3 per image, 6 in total" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
-    assert run["method"] == {"name": "ntrk", "arguments": {"rho": 0.5, "steps": 3}}
+    resolved = {"rho": 0.5, "operator": "w", "steps": 3, "schedule": "linear", "scale": 2.0}
+    assert run["method"] == {"name": "ntrk", "arguments": resolved}
+    assert "ntrk:rho=0.5,operator=w,steps=3,schedule=linear,scale=2.0" in result.output
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
 
     settings = Settings("digits", ("a handwritten seven",), Method("ntrk"), parse_rewards("brightness"))
@@ -105,8 +108,9 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "stopped: 1 of 3 images are in" in result.output and "--resume to continue" in result.output
 
     assert_one_sentence(invoke(*arguments), "already holds a run with finished images (1)", "--resume")
-    assert_one_sentence(invoke(*arguments, "--resume", "--seed", 1), "holds a run with seed 0, not 1")
-    result = invoke(*arguments, "--resume")
+    result = invoke(*arguments, "--resume", "--seed", 1, "--guidance-scale", 2)
+    assert_one_sentence(result, "guidance_scale None, not 2.0; with seed 0, not 1; choose another folder")
+    result = invoke("sample", "--resume", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "run" / "images").iterdir())) == 3
 
@@ -151,6 +155,14 @@ def test_compare_writes_table_and_pictures(tmp_path: Path) -> None:
     for picture in ("comparison.png", "contact-sheet.png"):
         with Image.open(out / picture) as image:
             assert image.width > 150
+    (out / "base-steps3" / "results.jsonl").unlink()
+    again = invoke("compare", "--resume", "--out", out)
+    assert again.exit_code == 0 and table.strip() in again.output
+    assert (out / "base-steps3" / "results.jsonl").read_text().splitlines() == lines
+    result = invoke("compare", "--resume", "--seed", 1, "--reward", "smoothness", "--out", out)
+    assert_one_sentence(result, "with rewards {'brightness': 1.0}, not", "; with seed 0, not 1;")
+    missing = invoke("compare", "--resume", "--out", tmp_path / "none")
+    assert missing.exit_code == 2 and "has no comparison to resume" in missing.output
 
 
 def test_rewards_are_listed() -> None:
@@ -165,9 +177,14 @@ def test_rewards_are_listed() -> None:
         (["--reward", "digit-judge"], ["no gradient"]),
         (["--reward", "digit", "--prompt", "a cat"], ["exactly one digit", "a cat"]),
         (["--height", "33"], ["height must be a multiple of 4", "33"]),
-        (["--rho", "2"], ["rho must be in [0, 1]"]),
-        (["--method", "base:rho=0.1"], ["base has no argument 'rho'"]),
-        (["--method", "dps"], ["dps needs strength"]),
+        (["--rho", "2"], ["Error: --rho must be in [0, 1], got 2"]),
+        (["--method", "ntrk:rho=2"], ["Error: --method: rho must be in [0, 1], got 2"]),
+        (["--method", "base:rho=0.1"], ["--method: base has no argument 'rho'"]),
+        (["--method", "ntrk:rh=0.1"], ["has no argument 'rh' (did you mean 'rho'?)"]),
+        (["--method", "ntrk:operator=wgn"], ["unknown operator 'wgn' (did you mean 'wgnc'?)"]),
+        (["--reward", "brightnes"], ["--reward: unknown reward 'brightnes' (did you mean 'brightness'?)"]),
+        (["--held-out", "digitjudge"], ["--held-out: unknown reward", "(did you mean 'digit-judge'?)"]),
+        (["--model", "digit"], ["no folder 'digit' (did you mean 'digits'?)", "(digits, digits-turbo)"]),
         (["--reward-source", "brightness=/x"], ["brightness", "no weights"]),
     ],
 )
@@ -202,6 +219,9 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
             "rho is given twice: --rho 0.1 and --method ntrk:rho=0.3",
         ),
         (["--method", "wgnc"], "got 'wgnc'; wgnc is for `noisetilt optimize`"),
+        (["--method", "dps"], "dps needs --strength, which has no default"),
+        (["--method", "ntkr"], "got 'ntkr' (did you mean 'ntrk'?)"),
+        (["--method", "best_of_n"], "for the best of N images give --particles N"),
         (["--method", "nonsense"], "--method must be one of base, dps, ntrk, svdd, got 'nonsense'"),
     ],
 )
@@ -221,7 +241,7 @@ def test_shorthands_are_the_samplers_parameters(command: str) -> None:
         for name, parameter in sampler.parameters.items():
             assert parameter.help in options[name].help
             for default in {parameter.default} - {None, inspect.Parameter.empty}:
-                assert f"default: {default}]" in options[name].help
+                assert f"default: {default}" in options[name].help
             takers = [other.name for other in samplers if name in other.parameters]
             assert (f"{', '.join(takers)} only" in options[name].help) == (len(takers) < len(samplers))
             given = parameter.choices[-1] if parameter.choices else "1"
@@ -248,7 +268,8 @@ def test_every_command_reads_a_method_in_the_same_way(tmp_path: Path) -> None:
     for command in ("sample", "compare"):
         result = invoke(command, *SAMPLE[1:-2], "--method", "ntrk:scale=0.5", "--out", tmp_path / "run")
         assert result.exit_code == 1
-        assert result.output.strip() == "Error: ntrk: scale=0.5 needs a schedule; add schedule=NAME"
+        assert result.output.strip().endswith(": scale=0.5 needs a schedule; add schedule=NAME")
+        assert result.output.startswith("Error: --method")
 
 
 def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
@@ -265,10 +286,85 @@ def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
     result = invoke(
         *arguments, "--method", "wgnc:lr=0.1,iterations=3", "--clip", 1, "--out", tmp_path / "run"
     )
-    assert result.exit_code == 0 and "wgnc:lr=0.1,iterations=3,clip=1.0" in result.output
+    assert result.exit_code == 0 and "wgnc:iterations=3,lr=0.1,clip=1.0,operator=wgnc" in result.output
     assert "4 per image" in result.output
 
 
 def test_a_prompt_is_needed(tmp_path: Path) -> None:
     result = invoke("sample", "--model", "digits", "--reward", "brightness", "--out", tmp_path / "run")
-    assert result.exit_code == 2 and "there is no prompt" in result.output
+    assert result.exit_code == 2 and "give --prompt, or a --prompt-file that is not empty" in result.output
+
+
+def test_prompt_files_have_comments_and_errors_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    arguments = ["sample", "--model", "digits", "--reward", "digit", "--prompt-file", file, "--dry-run"]
+    file.write_text("# handwritten digits\n\na 3\n  # another comment\na cat\n")
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert_one_sentence(
+        result, f"--prompt-file {file}, line 5: prompt must name exactly one digit", "'a cat'"
+    )
+    file.write_bytes(b"a 3\n\xff\n")
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and f"{file}, line 2 must be UTF-8 text" in result.output.replace("\n", " ")
+    file.write_text("# one\na 3\n")
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0 and "1 for each of 1 prompt;" in result.output
+
+
+def test_unknown_words_are_a_warning(tmp_path: Path) -> None:
+    arguments = [*SAMPLE[:-2], "--dry-run", "--out", tmp_path / "run"]
+    result = invoke(*arguments)
+    assert result.exit_code == 0 and "warning" not in result.output
+    result = invoke(*arguments, "--prompt", "A photo of the seven.")
+    assert result.exit_code == 0
+    assert "warning: 'digits' does not know 'photo', 'of' in the prompt" in result.output
+
+
+def test_a_strong_guidance_is_a_warning_and_the_default_of_the_digits_is_not(tmp_path: Path) -> None:
+    arguments = [*SAMPLE[:-2], "--particles", 4, "--micro-batch", 4]
+    results = {}
+    for name, options in {"default": [], "strong": ["--rho", 0.3]}.items():
+        results[name] = invoke(*arguments, *options, "--out", tmp_path / name)
+        assert results[name].exit_code == 0, results[name].output
+    assert "ntrk:rho=0.01," in results["default"].output and "warning" not in results["default"].output
+    last = results["strong"].output.strip().splitlines()[-1]
+    assert last.startswith("warning: ntrk (operator=w, rho=0.3) has probably destroyed the images")
+    assert "the limit is 3" in last and "try a smaller rho" in last
+    peaks = {
+        name: json.loads((tmp_path / name / "summary.json").read_text())["noise_peak"] for name in results
+    }
+    assert peaks["default"] < 2 and peaks["strong"] > 4
+
+
+def test_one_particle_has_no_interval(tmp_path: Path) -> None:
+    result = invoke(*SAMPLE, "--out", tmp_path / "run")
+    assert result.exit_code == 0 and "95 % interval" not in result.output
+    assert "not measured, because the run is short" in result.output
+
+
+def test_a_long_run_tells_its_time(tmp_path: Path) -> None:
+    result = invoke(*SAMPLE[:-2], "--steps", 40, "--method", "base", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"time +about [\d.]+ \w+, [\d.]+ \w+ per image; measured on 2 of 40 function", result.output
+    )
+
+
+def test_a_comparison_has_a_dry_run(tmp_path: Path) -> None:
+    arguments = ["compare", *SAMPLE[1:-2], "--seeds", 3, "--dry-run", "--out", tmp_path / "out"]
+    result = invoke(*arguments, "--method", "base", "--method", "svdd:steps=5")
+    assert result.exit_code == 0, result.output
+    assert "3 of 32 x 32" in result.output and "25 per image, 75 in total" in result.output
+    assert "17 per image, 51 in total" in result.output and "not measured" in result.output
+    assert not (tmp_path / "out").exists()
+    result = invoke(*arguments, "--method", "ntrk", "--method", "ntrk:rho=0.01")
+    assert_one_sentence(result, "methods must differ")
+    result = invoke(*arguments, "--method", "base", "--method", "ntrk:rho=3")
+    assert_one_sentence(result, "--method ntrk:rho=3: rho must be in [0, 1], got 3")
+
+
+def test_models_are_listed() -> None:
+    lines = invoke("models").output.splitlines()
+    starts = {line.split()[0]: line for line in lines if line}
+    assert "default rho 0.01" in starts["digits"] and starts["digits"].endswith("sample, compare")
+    assert starts["digits-turbo"].endswith("optimize") and "FluxPipeline" in starts

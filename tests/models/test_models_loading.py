@@ -117,7 +117,8 @@ def test_too_little_memory_is_one_sentence(saved: Path, monkeypatch: pytest.Monk
 
 def test_no_such_folder() -> None:
     assert raised_by("./nowhere") == (
-        "there is no folder './nowhere'; give one, or an id such as 'black-forest-labs/FLUX.1-dev'"
+        "there is no folder './nowhere'; give a folder, a bundled model (digits, digits-turbo), or an id "
+        "such as 'black-forest-labs/FLUX.1-dev'"
     )
     assert "there is no folder 'flux'" in raised_by("flux")
 

@@ -1,6 +1,7 @@
 """Rewards by CLIP models, compared with Hugging Face's processor and model on PIL images."""
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -415,6 +416,27 @@ def test_a_processor_of_transformers_5(clip: Path, tmp_path: Path) -> None:
 def copy_of(folder: Path, to: Path) -> Path:
     shutil.copytree(folder, to, dirs_exist_ok=True)
     return to
+
+
+def test_loading_a_small_model_prints_nothing(clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_reward("clip", source=str(clip))
+    assert capfd.readouterr() == ("", "")
+
+
+class Evil:
+    """Object that runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps({"a": Evil()}, protocol=2), b"", b"not weights"])
+def test_pickled_weights_that_are_not_tensors(clip: Path, tmp_path: Path, content: bytes) -> None:
+    folder = copy_of(clip, tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(RewardError, match=r"clip: \S+ cannot be loaded: .+; if it is incomplete"):
+        load_reward("clip", source=str(folder))
 
 
 def change_json(file: Path, **values: Any) -> None:

@@ -266,7 +266,9 @@ def test_a_lost_image_is_missing_and_non_finite_may_change(tmp_path: Path) -> No
     for particle in range(2):
         save(folder, particle)
     folder.image_file(0).unlink()
-    assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing(2) == [range(0, 1)]
+    assert RunFolder(tmp_path, {"non_finite": "plain_noise"}, resume=True).missing_batches(2, 1) == [
+        range(0, 1)
+    ]
 
 
 def test_files_are_complete_or_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +311,9 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
     seen = []
     monkeypatch.setattr(loading, "load_model", lambda settings, compute: seen.append((settings, compute)))
     monkeypatch.setattr(
-        execution, "execute", lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": []}
+        execution,
+        "execute",
+        lambda *_: {"reward": {"mean": 1, "half_width": None}, "parts": {}, "best": [], "warnings": []},
     )
     file = tmp_path / "prompts"
     file.write_bytes("\ufeffa 8\r\n\r\na 9".encode())
@@ -350,7 +354,8 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         and settings.dtype == "bfloat16"
         and settings.lora == ("some/lora",)
     )
-    assert settings.method.arguments == {"steps": 1, "schedule": "linear", "scale": 0.5}
+    defaults = {"rho": 0.01, "operator": "w"}
+    assert settings.method.arguments == {**defaults, "steps": 1, "schedule": "linear", "scale": 0.5}
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
     assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
 
@@ -426,6 +431,7 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     from noisetilt_kernels.runs.plan import describe
 
     settings = Settings("digits", ("a 7",), Method("ntrk"), parse_rewards("brightness"), height=40, width=48)
+    settings = replace(settings, particles=3)
 
     def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
         return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).splitlines()}
@@ -440,6 +446,8 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
         rows(settings, ComputeOptions("cuda", offload=True))["memory"].split(":")[0]
         != one["memory"].split(":")[0]
     )
+    svdd = replace(settings, method=Method("svdd", {"candidates": 2}))
+    assert "activations of 6 at once" in rows(svdd, ComputeOptions(micro_batch=50))["memory"]
     assert "plus the reward model" not in one["memory"]
     assert (
         "plus the reward model"

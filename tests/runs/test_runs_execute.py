@@ -88,7 +88,7 @@ def test_a_resumed_run_makes_the_same_images(tmp_path: Path) -> None:
         run(tmp_path / "cut", WeightedSum({"brightness": (1.0, interrupted)}))
     assert 0 < len(lines(tmp_path / "cut" / "results.jsonl")) < 6
     assert not (tmp_path / "cut" / "summary.json").exists()
-    summary = run(tmp_path / "cut", resume=True, micro_batch=3)
+    summary = run(tmp_path / "cut", resume=True)
     assert images(tmp_path / "cut") == images(tmp_path / "whole")
     assert lines(tmp_path / "cut" / "results.jsonl") == lines(tmp_path / "whole" / "results.jsonl")
     assert len(lines(tmp_path / "cut" / "records.jsonl")) == 6 * STEPS

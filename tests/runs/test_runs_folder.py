@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from noisetilt_kernels.runs.errors import RunFolderError
 from noisetilt_kernels.runs.folder import Outcome, RunFolder, to_image
+from noisetilt_kernels.sampling import StepRecord
 
 SETTINGS = {"model": "m", "prompts": ("a", "b"), "seed": 3}
 
@@ -47,11 +48,13 @@ def test_a_particle_is_saved_as_image_latent_and_line(tmp_path: Path) -> None:
 
 def test_resuming_skips_finished_particles(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
-    assert folder.missing(3) == [range(0, 3)]
+    assert folder.missing_batches(3, 2) == [range(0, 2), range(2, 3)]
     for particle in (0, 1, 4):
         save(folder, particle)
     again = RunFolder(tmp_path, SETTINGS, resume=True)
-    assert again.missing(7) == [range(2, 4), range(5, 7)]
+    assert again.missing_batches(7, 1) == [range(p, p + 1) for p in (2, 3, 5, 6)]
+    assert again.missing_batches(7, 2) == [range(2, 4), range(4, 6), range(6, 7)]
+    assert again.missing_batches(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
     assert again.outcomes.keys() == {0, 1, 4}
     assert again.outcomes[4].reward == 0.5
 
@@ -59,15 +62,13 @@ def test_resuming_skips_finished_particles(tmp_path: Path) -> None:
 def test_lines_of_unfinished_particles_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, SETTINGS)
     save(folder, 0)
-    records = [{"particle": particle, "step": 0} for particle in (0, 1)]
-    folder.records_file.write_text(
-        "".join(f"{json.dumps(record)}\n" for record in records) + '{"particle": 0, "st'
-    )
+    records = [StepRecord("base", particle, 0, 1.0).to_json() for particle in (0, 1)]
+    folder.records_file.write_text("".join(f"{record}\n" for record in records) + '{"particle": 0, "st')
     with folder.results_file.open("a") as file:
         file.write('{"particle": 1, "prom')
     again = RunFolder(tmp_path, SETTINGS, resume=True)
-    assert again.missing(2) == [range(1, 2)]
-    assert [json.loads(line) for line in again.records_file.read_text().splitlines()] == records[:1]
+    assert again.missing_batches(2, 1) == [range(1, 2)]
+    assert again.records_file.read_text().splitlines() == records[:1]
     save(again, 1)
     results = [json.loads(line) for line in again.results_file.read_text().splitlines()]
     assert [one["particle"] for one in results] == [0, 1]
@@ -81,14 +82,14 @@ def test_a_particle_without_its_line_is_not_finished(tmp_path: Path, monkeypatch
     )
     with pytest.raises(KeyboardInterrupt):
         save(folder, 0)
-    assert RunFolder(tmp_path, SETTINGS, resume=True).missing(1) == [range(0, 1)]
+    assert RunFolder(tmp_path, SETTINGS, resume=True).missing_batches(1, 1) == [range(0, 1)]
 
 
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     RunFolder(tmp_path, SETTINGS)
     with pytest.raises(
         RunFolderError,
-        match=r"seed 3, not 4; choose another folder, or give --resume the settings of its run\.json",
+        match=r"seed 3, not 4; choose another folder, or leave these options out: --resume takes them",
     ):
         RunFolder(tmp_path, {**SETTINGS, "seed": 4}, resume=True)
     with pytest.raises(RunFolderError, match="operator None, not 'w'"):

@@ -69,7 +69,17 @@ def test_a_lost_video_is_missing(tmp_path: Path) -> None:
         folder.save_particle(Outcome(particle, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
     assert decoded(folder.video_file(1).read_bytes())
     folder.video_file(0).unlink()
-    assert RunFolder(tmp_path, {}, resume=True).missing(2) == [range(0, 1)]
+    assert RunFolder(tmp_path, {}, resume=True).missing_batches(2, 1) == [range(0, 1)]
+
+
+def test_a_damaged_video_is_made_again(tmp_path: Path) -> None:
+    for index, part in enumerate((0.0, 0.1, 0.5, 0.9)):
+        folder = RunFolder(tmp_path / str(index), {})
+        folder.save_particle(Outcome(0, "a", 0.5, {}), torch.zeros(2, 4, 4), gradient_video(), fps=8)
+        assert RunFolder(folder.path, {}, resume=True).missing_batches(1, 1) == []
+        data = folder.video_file(0).read_bytes()
+        folder.video_file(0).write_bytes(data[: int(part * len(data))])
+        assert RunFolder(folder.path, {}, resume=True).missing_batches(1, 1) == [range(0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +151,9 @@ def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-frames", "8"], "num_frames must be 4 k + 1, got 8; 5 and 9 are nearest"),
+        (["--num-frames", "8"], "--num-frames must be 4 k + 1, got 8; 5 and 9 are nearest"),
         (["--height", "40"], "height must be a multiple of 16"),
-        (["--method", "dps"], "dps needs strength"),
+        (["--method", "dps:strength=x"], "--method: strength must be a number"),
     ],
 )
 def test_options_refused_before_any_work(wan: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -157,7 +167,9 @@ def test_a_comparison_refuses_sizes_before_any_work(wan: Path, tmp_path: Path) -
     result = CliRunner().invoke(
         main, list(map(str, [*arguments, "--num-frames", 8, "--out", tmp_path / "out"]))
     )
-    assert result.exit_code == 1 and "num_frames must be 4 k + 1, got 8; 5 and 9 are nearest" in result.output
+    assert (
+        result.exit_code == 1 and "--num-frames must be 4 k + 1, got 8; 5 and 9 are nearest" in result.output
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -20,9 +20,10 @@ from noisetilt_kernels.cli import main
 from noisetilt_kernels.cli.errors import explained, on_interrupt
 from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.runs.execute import execute, open_folder
-from noisetilt_kernels.runs.folder import Outcome, RunFolder
+from noisetilt_kernels.runs.folder import Outcome, RunFolder, count_finished
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 from noisetilt_kernels.runs.workers import Workers, connected, device_of_process
+from noisetilt_kernels.sampling import StepRecord
 from noisetilt_kernels.sampling.methods import Method
 
 MODEL = ["--model", "digits", "--prompt", "a 7", "--prompt", "a 3", "--seed", "3"]
@@ -159,10 +160,11 @@ def test_sampling_starts_after_all_processes_have_read_the_folder(
     missing: dict[int, list[range]] = {}
 
     def process(rank: int) -> None:
-        folder = open_folder(tmp_path / "run", settings, ComputeOptions(), Workers(rank, 2), False)
-        missing[rank] = folder.missing(3)
-        if rank == 0:
-            folder.save_particle(Outcome(0, "a", 0.0, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
+        with open_folder(tmp_path / "run", settings, ComputeOptions(), Workers(rank, 2), False) as folder:
+            missing[rank] = folder.missing_batches(3, 3)
+            if rank == 0:
+                one = Outcome(0, "a", 0.0, {"brightness": 0.0})
+                folder.save_particle(one, torch.zeros(2, 4, 4), torch.zeros(3, 4, 4))
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -203,14 +205,10 @@ def test_one_process_prints(
 
 
 def test_shares_are_whole_micro_batches() -> None:
-    missing = [range(0, 5), range(7, 10)]
-    shares = [Workers(rank, 3).share(missing, 2) for rank in range(3)]
-    assert shares == [
-        [range(0, 2), range(7, 9)],
-        [range(2, 4), range(9, 10)],
-        [range(4, 5)],
-    ]
-    assert Workers().share(missing, 2) == missing
+    missing = [range(0, 2), range(2, 4), range(6, 8), range(8, 9)]
+    shares = [Workers(rank, 3).share(missing) for rank in range(3)]
+    assert shares == [[range(0, 2), range(8, 9)], [range(2, 4)], [range(6, 8)]]
+    assert Workers().share(missing) == [range(0, 4), range(6, 9)]
     assert (
         Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
         and Method("svdd").particles_at_once(2) == 1
@@ -221,7 +219,10 @@ def test_shares_are_whole_micro_batches() -> None:
 def test_a_share_counts_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With svdd, a particle takes one entry of the micro-batch per candidate."""
     sizes: list[int] = []
-    monkeypatch.setattr(Workers, "share", lambda workers, particles, size: sizes.append(size) or particles)
+    batches = RunFolder.missing_batches
+    monkeypatch.setattr(
+        RunFolder, "missing_batches", lambda folder, *given: sizes.append(given[1]) or batches(folder, *given)
+    )
     settings = Settings(
         "none", ("a",), Method("svdd", {"candidates": 2, "steps": 1}), parse_rewards("brightness")
     )
@@ -245,10 +246,10 @@ def test_lines_of_all_processes_are_merged(tmp_path: Path) -> None:
             Outcome(particle, "a", particle / 2, {}), torch.zeros(2, 4, 4), torch.zeros(3, 4, 4)
         )
         with folder.records_file.open("a") as file:
-            file.write(f'{{"particle": {particle}, "step": 0}}\n')
-            file.write(f'{{"particle": {particle + 5}, "step": 0}}\n')  # of an unfinished particle
+            for one in (particle, particle + 5):  # the second one is not finished
+                file.write(f"{StepRecord('base', one, 0, 1.0).to_json()}\n")
     assert second.results_file != first.results_file
-    assert first.count_finished() == second.count_finished() == 3
+    assert count_finished(tmp_path) == 3
     resumed = RunFolder(tmp_path, {}, resume=True)  # as if they had been stopped
     assert sorted(resumed.outcomes) == [0, 1, 2]
     assert [json.loads(line)["particle"] for line in resumed.results_file.read_text().splitlines()] == [

@@ -145,7 +145,8 @@ def test_parameters_come_from_signature_and_docstring(name: str) -> None:
 def test_parameters_of_ntrk_and_dps() -> None:
     parameters = SAMPLERS["ntrk"].parameters
     assert list(parameters) == ["rho", "operator", "steps", "schedule", "scale"]
-    assert parameters["rho"] == (float, 0.3, "Guidance strength in [0, 1].", None)
+    assert parameters["rho"][:2] == (float, 0.3) and parameters["rho"].choices is None
+    assert parameters["rho"].help.startswith("Guidance strength in [0, 1]; ")
     assert parameters["schedule"][:2] == (str, "linear")
     assert parameters["operator"].choices == ("w", "wgnc", "norm", "identity")
     assert parameters["scale"].help.startswith("Factor of the schedule, at least 0")
@@ -201,3 +202,13 @@ def test_parameters_need_simple_types(registry: dict[str, Any]) -> None:
 def test_help_of_flow_model_describes_its_members() -> None:
     members = ("shape:", "device:", "sigmas(n):", "velocity(x, sigma, prompts):", "decode(x0):")
     assert all(f"\n    {member}" in inspect.getdoc(FlowModel) for member in members)
+
+
+def test_a_resolved_method_has_every_argument() -> None:
+    resolved = parse_method("ntrk:steps=4").resolved({"rho": 0.01, "candidates": 9})
+    wanted = {"rho": 0.01, "operator": "w", "steps": 4, "schedule": "linear", "scale": 2.0}
+    assert resolved.arguments == wanted
+    assert resolved.resolved({"rho": 0.5}) == resolved
+    assert parse_method(str(resolved)) == resolved
+    assert parse_method("ntrk:rho=0.2").resolved({"rho": 0.01}).argument("rho") == 0.2
+    assert parse_method("ntrk").resolved().argument("rho") == 0.3

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from noisetilt_kernels import sampling
+from noisetilt_kernels.model_sources import ASSETS
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, load_pipeline
 from noisetilt_kernels.rewards import load_reward, load_rewards
-from noisetilt_kernels.rewards.digits import ASSETS, WORDS
+from noisetilt_kernels.rewards.digits import WORDS
 from noisetilt_kernels.sampling import SamplerOptions, Schedule
 
 PROMPTS = [f"a handwritten {word}" for word in WORDS]

@@ -1,23 +1,18 @@
 """Options that several commands share."""
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-
-from ..rewards import RewardSpec, parse_rewards
-from ..rewards.frames import FRAMES_AT_ONCE
-from ..rewards.spec import check_sources
-from ..runs import workers
-from ..runs.settings import ComputeOptions, Settings, default_device, default_dtype
-from ..sampling import NON_FINITE
-from ..sampling.methods import Method
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
+
+FACTS: dict[str, Any] = json.loads(Path(__file__).with_name("facts.json").read_text(encoding="utf-8"))
+"""Facts of noisetilt_kernels that the options show; see `noisetilt_kernels.cli.facts`, which writes them."""
 
 
 def combine(*options: Decorator) -> Decorator:
@@ -28,9 +23,9 @@ def combine(*options: Decorator) -> Decorator:
 model_options = combine(
     click.option(
         "--model",
-        required=True,
         metavar="NAME|FOLDER|ID",
-        help="A bundled model (digits, digits-turbo), a folder in diffusers format, or a hub id.",
+        help=f"A bundled model ({', '.join(FACTS['bundled_models'])}), a folder in diffusers format, or a "
+        "hub id; `noisetilt models` lists them. Required without --resume.",
     ),
     click.option(
         "--denoiser",
@@ -91,17 +86,18 @@ prompt_options = combine(
     click.option(
         "--prompt-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Text file (UTF-8) with one prompt per line; empty lines are skipped.",
+        help="Text file (UTF-8) with one prompt per line; empty lines and lines that begin with # are "
+        "skipped.",
     ),
 )
 
 reward_options = combine(
     click.option(
         "--reward",
-        required=True,
         metavar="NAME[=WEIGHT],...",
         help="Reward to steer by, or a weighted sum of rewards such as aesthetic=1.0,brightness=-0.5. "
-        "`noisetilt rewards` lists the names; MODULE:NAME or FILE.py:NAME is a custom reward.",
+        "`noisetilt rewards` lists the names; MODULE:NAME or FILE.py:NAME is a custom reward. Required "
+        "without --resume.",
     ),
     click.option(
         "--held-out",
@@ -124,16 +120,20 @@ seed_options = combine(
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Seed of all random numbers; the same seed gives the same images.",
+        help="Seed of all random numbers; the same seed gives the same noise.",
     ),
     click.option(
         "--non-finite",
-        type=click.Choice(NON_FINITE),
+        type=click.Choice(FACTS["non_finite"]),
         default="raise",
         show_default=True,
         help="Action when a reward or gradient is NaN or infinite: stop (raise), or take that step without "
         "guidance (plain_noise).",
     ),
+)
+
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Only check the options and print the plan, with NFE and memory."
 )
 
 run_options = combine(
@@ -151,10 +151,12 @@ run_options = combine(
         required=True,
         help="Folder of the run; created if necessary.",
     ),
-    click.option("--resume", is_flag=True, help="Continue the run in the folder."),
     click.option(
-        "--dry-run", is_flag=True, help="Only check the options and print the plan, with NFE and memory."
+        "--resume",
+        is_flag=True,
+        help="Continue the run in the folder. Options that are not given are those of the run.",
     ),
+    dry_run_option,
 )
 
 compute_options = combine(
@@ -164,13 +166,13 @@ compute_options = combine(
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Images in a forward pass of the model. A larger number is faster and needs more memory; it "
-        "changes the images by rounding errors at most.",
+        help="Images in a forward pass of the model. A larger number is faster and needs more memory. It "
+        "changes rounding, which can change an image visibly.",
     ),
     click.option(
         "--frames-at-once",
         type=click.IntRange(1),
-        default=FRAMES_AT_ONCE,
+        default=FACTS["frames_at_once"],
         show_default=True,
         help="Frames of a video in a forward pass of an image reward. Fewer frames need less memory.",
     ),
@@ -180,77 +182,38 @@ compute_options = combine(
 )
 
 
-def settings_of(
-    method: Method,
-    *,
-    device: str,
-    dtype: str | None,
-    prompts: tuple[str, ...],
-    prompt_file: Path | None,
-    reward: str,
-    held_out: str,
-    sources: tuple[str, ...],
-    **others: Any,
-) -> Settings:
-    """Return the settings of a run from the options of its command.
+def method_options(kind: str, default: str) -> Decorator:
+    """Add --method and a shorthand such as --rho for each parameter of the samplers of one kind.
 
-    Raises:
-        click.UsageError: an option is not written as its help says.
-        ValueError: a reward or a source of weights is not valid.
+    Types, choices, defaults and helps come from the samplers' signatures and docstrings, see `FACTS`.
+
+    Args:
+        kind: "flow" or "one-step".
+        default: name of the default sampler.
     """
-    source_of = dict(map(_parse_source, sources))
-    check_sources(source_of)
-    held_out_names = dict.fromkeys(filter(None, map(str.strip, held_out.split(","))))
-    return Settings(
-        method=method,
-        prompts=_all_prompts(prompts, prompt_file),
-        rewards=parse_rewards(reward, source_of),
-        held_out=tuple(RewardSpec.parse(name, sources=source_of) for name in held_out_names),
-        dtype=dtype or default_dtype(device),
-        **others,
+    facts = FACTS["samplers"][kind]
+    types: dict[str, Any] = {"int": int, "float": float, "str": str}
+    return combine(
+        click.option(
+            "--method",
+            "method_text",
+            default=default,
+            show_default=True,
+            metavar="NAME[:OPTION=VALUE,...]",
+            help=facts["help"],
+        ),
+        *(
+            click.option(
+                flag(name),
+                name,
+                type=click.Choice(option["choices"]) if option["choices"] else types[option["type"]],
+                help=option["help"],
+            )
+            for name, option in facts["options"].items()
+        ),
     )
 
 
-def compute_options_of(
-    device: str | None, micro_batch: int, offload: bool, frames_at_once: int
-) -> ComputeOptions:
-    """Return the compute options from the options of a command.
-
-    Raises:
-        click.UsageError: torch does not know the name of the device.
-        ValueError: the GPU of this process is not known, see `device_of_process`.
-    """
-    try:
-        torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise click.UsageError(
-            f"--device {device} cannot be used here: {str(error).splitlines()[0]}"
-        ) from None
-    return ComputeOptions(
-        device=workers.device_of_process(device or default_device()),
-        micro_batch=micro_batch,
-        offload=offload,
-        frames_at_once=frames_at_once,
-        progress=True,
-    )
-
-
-def _parse_source(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not equals or not name or not source:
-        raise click.UsageError(f"--reward-source must be written NAME=FOLDER or NAME=ID, got {text!r}")
-    return name, source
-
-
-def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> tuple[str, ...]:
-    """Return the prompts of the command line, then the non-empty lines of the file."""
-    collected = list(prompts)
-    if prompt_file is not None:
-        try:
-            text = prompt_file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise click.UsageError(f"--prompt-file {prompt_file} must be UTF-8 text: {error}") from None
-        collected += [line.strip() for line in text.split("\n") if line.strip()]
-    if not collected:
-        raise click.UsageError("there is no prompt; give --prompt, or a --prompt-file that is not empty")
-    return tuple(collected)
+def flag(name: str) -> str:
+    """Return the option of a parameter: "micro_batch" -> "--micro-batch"."""
+    return f"--{name.replace('_', '-')}"

@@ -4,11 +4,14 @@ from typing import Any
 
 import click
 
-from ..sampling.methods import Method
-from .errors import explained
-from .method_options import method_options
-from .options import compute_options, model_options, prompt_options, reward_options, run_options
-from .single_run import run_method
+from .options import (
+    compute_options,
+    method_options,
+    model_options,
+    prompt_options,
+    reward_options,
+    run_options,
+)
 
 
 @click.command()
@@ -18,7 +21,7 @@ from .single_run import run_method
 @method_options("flow", default="ntrk")
 @run_options
 @compute_options
-def sample(method: Method, **options: Any) -> None:
+def sample(**options: Any) -> None:
     """Steer a flow model toward a reward.
 
     Writes the images, their latents, a record of every step and a contact sheet to the folder.
@@ -30,5 +33,6 @@ def sample(method: Method, **options: Any) -> None:
       noisetilt sample --model digits --prompt "a handwritten seven" \\
           --reward brightness --method svdd:candidates=2 --out run-svdd/
     """
-    with explained():
-        run_method(method, **options)
+    from noisetilt_kernels.cli.single_run import run
+
+    run("flow", **options)

@@ -4,11 +4,14 @@ from typing import Any
 
 import click
 
-from ..sampling.methods import Method
-from .errors import explained
-from .method_options import method_options
-from .options import compute_options, model_options, prompt_options, reward_options, run_options
-from .single_run import run_method
+from .options import (
+    compute_options,
+    method_options,
+    model_options,
+    prompt_options,
+    reward_options,
+    run_options,
+)
 
 
 @click.command()
@@ -18,7 +21,7 @@ from .single_run import run_method
 @method_options("one-step", default="wgnc")
 @run_options
 @compute_options
-def optimize(method: Method, **options: Any) -> None:
+def optimize(**options: Any) -> None:
     """Optimise the noise of a one-step model toward a reward (WGNC).
 
     Writes the images, the optimised noise, a record of every iteration and a contact sheet to the folder.
@@ -28,5 +31,6 @@ def optimize(method: Method, **options: Any) -> None:
       noisetilt optimize --model digits-turbo --prompt "a handwritten seven" \\
           --reward brightness --iterations 50 --lr 0.02 --out run/
     """
-    with explained():
-        run_method(method, **options)
+    from noisetilt_kernels.cli.single_run import run
+
+    run("one-step", **options)

@@ -1,0 +1,48 @@
+"""Messages of diffusers and transformers that say nothing about a user's model."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SMALL = 2**30
+"""Size in bytes of the weights of a folder that are loaded without progress bars."""
+
+
+@contextmanager
+def without_import_warnings() -> Iterator[None]:
+    """Hide transformers' warnings about optional packages that are not used here, such as torchvision."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def without_bars_if_small(folder: str | Path) -> Iterator[None]:
+    """Hide the progress bars of diffusers and transformers while a small folder is loaded.
+
+    Args:
+        folder: folder of a pipeline or a network. Anything else, such as a hub id, keeps its bars.
+    """
+    sizes = [file.stat().st_size for file in Path(folder).rglob("*.safetensors")]
+    small = bool(sizes) and sum(sizes) < SMALL
+    # a library that is not imported shows no bars
+    libraries: list[Any] = [
+        sys.modules[name]
+        for name in ("diffusers.utils.logging", "transformers.utils.logging")
+        if small and name in sys.modules
+    ]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

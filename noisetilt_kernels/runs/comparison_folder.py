@@ -1,0 +1,48 @@
+"""Files of a comparison's folder that are needed to continue it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..sampling.methods import Method
+from .errors import RunFolderError
+from .files import write_whole
+
+_FILE = "methods.json"
+
+
+class Comparison(NamedTuple):
+    """Methods and rows of a comparison."""
+
+    methods: tuple[str, ...]
+    """Methods in order, in the syntax of `parse_method`."""
+    best_of: tuple[int, ...]
+    """Numbers n of the rows with the best of n."""
+
+
+def folder_name(method: Method) -> str:
+    """Return the name of the subfolder for a method's run."""
+    return str(method).replace(":", "-").replace(",", "-").replace("=", "")
+
+
+def write_comparison(out: Path, methods: Sequence[Method], best_of: Sequence[int]) -> None:
+    """Write methods.json, from which `read_comparison` reads the comparison."""
+    out.mkdir(parents=True, exist_ok=True)
+    comparison = Comparison(tuple(map(str, methods)), tuple(best_of))
+    write_whole(out / _FILE, json.dumps(comparison._asdict(), indent=2).encode() + b"\n")
+
+
+def read_comparison(out: Path) -> Comparison | None:
+    """Return the comparison that was begun in a folder, or None if there is none.
+
+    Raises:
+        RunFolderError: methods.json has another content.
+    """
+    if not (out / _FILE).exists():
+        return None
+    try:
+        values = json.loads((out / _FILE).read_text())
+        return Comparison(tuple(map(str, values["methods"])), tuple(map(int, values["best_of"])))
+    except (ValueError, KeyError, TypeError):
+        raise RunFolderError(f"{out / _FILE} was not written by a comparison; delete it") from None
