@@ -4,7 +4,7 @@ A source is a folder or the id of a repository on the Hugging Face hub.
 """
 
 import pickle
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     tensors: Mapping[str, Tensor] | None = None,
     strict: bool = False,
+    published_name: Callable[[str], str] = str,
 ) -> AnyModel:
     """Return the model with frozen weights of this dtype, on the CPU.
 
@@ -113,6 +114,8 @@ def load_model(
         wanted: what the source must have, for the error.
         tensors: weights by the names that transformers uses; None reads them from the source.
         strict: refuse tensors that the model does not have.
+        published_name: function from the name of a tensor in transformers to its name in the source, for
+            errors.
 
     Raises:
         RewardError: tensors are missing or have another shape; the message names the first one.
@@ -137,8 +140,9 @@ def load_model(
     }
     for what, names in wrong.items():
         if names:
+            published = sorted(set(map(published_name, names)))
             raise RewardError(
-                f"{reward}: the weights in {source} {what} {first_of(sorted(names))}; name a source that has "
+                f"{reward}: the weights in {source} {what} {first_of(published)}; name a source that has "
                 f"{wanted}"
             )
     frozen: AnyModel = model.eval().requires_grad_(False)

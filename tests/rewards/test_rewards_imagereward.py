@@ -421,11 +421,11 @@ def test_models_of_another_kind(tensors: Tensors, tmp_path: Path) -> None:
     )
     check(
         {"mlp.layers.7.bias": None},
-        r"the weights in \S+ lack mlp.7.bias; name a source that has the whole of ImageReward",
+        r"the weights in \S+ lack mlp.layers.7.bias; name a source that has the whole of ImageReward",
     )
     check(
         {"blip.visual_encoder.blocks.1.attn.qkv.weight": torch.ones(3, 3), "mlp.layers.0.bias": None},
-        r"the weights in \S+ lack mlp.0.bias; name",
+        r"the weights in \S+ lack mlp.layers.0.bias; name",
     )
 
 
@@ -436,7 +436,7 @@ def test_each_tensor(tensors: Tensors, tmp_path: Path) -> None:
         {name: tensor for name, tensor in tensors.items() if "_proj." not in name},
         lambda changed: save_checkpoint(tmp_path, changed),
         unused="position_ids",
-        same_names=False,
+        sizes_are_read=True,
     )
     check_pickle("imagereward", tmp_path, tmp_path / NAME)
 

@@ -22,7 +22,7 @@ from ..preprocessing import Preprocessing
 from ..registry import default_source
 from .checkpoint import find_checkpoint, read_checkpoint
 from .image_text import VIT_H_TOKENIZER, ImageTextModel
-from .open_clip import to_transformers
+from .open_clip import published_name, to_transformers
 from .openai_prompts import clean_prompt
 
 SOURCE = default_source("hpsv2")
@@ -120,7 +120,9 @@ def _load(source: str) -> tuple[Any, str]:
 def _from_open_clip(file: Path) -> Any:
     config, tensors = to_transformers("hpsv2", file, read_checkpoint("hpsv2", file))
     wanted = "a whole CLIP model of open_clip"
-    return load_model("hpsv2", CLIPModel, str(file), config, wanted, tensors=tensors)
+    return load_model(
+        "hpsv2", CLIPModel, str(file), config, wanted, tensors=tensors, published_name=published_name
+    )
 
 
 @click.command()

@@ -102,6 +102,7 @@ class ImageRewardScore:
             config,
             "the whole of ImageReward",
             tensors=dict(_renamed(tensors)),
+            published_name=_published_name,
         )
         self._head = list(model.mlp.to(device).values())
         del model.mlp  # stays float32
@@ -194,3 +195,19 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             number, part, kind = block.groups()
             if part in _IN_BLOCKS:
                 yield f"vision_model.encoder.layers.{number}.{_IN_BLOCKS[part]}.{kind}", tensor
+
+
+def _published_name(name: str) -> str:
+    """Return the name in the published file of a tensor of `ImageRewardModel`."""
+    half, _, rest = name.partition(".")
+    if half == "mlp":
+        return f"mlp.layers.{rest}"
+    if half == "text_encoder":
+        return f"blip.{name}"
+    block = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", rest)
+    if block is None:
+        (published,) = (published for published, own in _IN_VISION.items() if own == rest)
+        return f"blip.visual_encoder.{published}"
+    number, part, kind = block.groups()
+    (published,) = (published for published, own in _IN_BLOCKS.items() if own == part)
+    return f"blip.visual_encoder.blocks.{number}.{published}.{kind}"

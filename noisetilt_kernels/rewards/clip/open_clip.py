@@ -114,3 +114,19 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
                     yield f"{layer_name}.self_attn.{letter}_proj.{kind}", third.contiguous()
             elif part in _IN_LAYERS:
                 yield f"{layer_name}.{_IN_LAYERS[part]}.{kind}", tensor
+
+
+def published_name(name: str) -> str:
+    """Return the name in open_clip of a tensor of the `CLIPModel`."""
+    for published, own in {**_PARTS, **_PROJECTIONS}.items():
+        if own == name:
+            return published
+    layer = re.fullmatch(r"(\w+)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if layer is None:
+        return name
+    half, number, part, kind = layer.groups()
+    (prefix,) = (prefix for prefix, own in _HALVES.items() if own == half)
+    if re.fullmatch(r"self_attn\.[qkv]_proj", part):
+        return f"{prefix}{number}.attn.in_proj_{kind}"
+    (published,) = (published for published, own in _IN_LAYERS.items() if own == part)
+    return f"{prefix}{number}.{published}.{kind}"
