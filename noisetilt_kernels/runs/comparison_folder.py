@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checks import json_fields
 from ..sampling.methods import Method
 from .errors import RunFolderError
 from .files import write_whole
@@ -42,7 +43,7 @@ def read_comparison(out: Path) -> Comparison | None:
     if not (out / _FILE).exists():
         return None
     try:
-        values = json.loads((out / _FILE).read_text())
+        values = json_fields((out / _FILE).read_bytes(), {"methods": (list,), "best_of": (list,)})
         return Comparison(tuple(map(str, values["methods"])), tuple(map(int, values["best_of"])))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, TypeError):
         raise RunFolderError(f"{out / _FILE} was not written by a comparison; delete it") from None
