@@ -88,7 +88,7 @@ def test_ntrk_on_one_screen_steers() -> None:
     result = names["result_of_flow"]
     assert isinstance(result, Result)
     assert result.nfe == 4 * 25
-    assert (result.rewards > 0.05).all()
+    assert (result.rewards > 0.04).all()
     torch.manual_seed(0)
     flow, redness, ntrk = (cast(Callable[..., Any], names[name]) for name in ("Flow", "redness", "ntrk"))
     steered, unguided = (ntrk(flow(), redness, ["red"] * 4, rho=rho) for rho in (0.3, 0.0))
