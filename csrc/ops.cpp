@@ -1,29 +1,71 @@
 // The operator library _C: all schemas, and the operators for the CPU, on PyTorch's stable ABI.
 
+#include <algorithm>
+#include <cstring>
+
 #include "binding.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
-namespace noisetilt {
-
-void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context) {
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
+// Of libraries that PyTorch loads; null in a build of PyTorch without them. Both act on the calling thread.
+extern "C" {
+__attribute__((weak)) void omp_set_num_threads(int threads);
+__attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);  // returns the number before
 }
 
-int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+namespace noisetilt {
+namespace {
+
+// Number of threads that PyTorch had on this thread before `leave_openmp`, and MKL's; 0 outside.
+thread_local int threads_before = 0, mkl_threads_before = 0;
+
+// Makes PyTorch's own operations run on the calling thread alone. Returns false if they did already. The
+// kernels go on to use helpers.
+bool leave_openmp() {
+  if (threads_before > 0) return false;
+  threads_before = static_cast<int>(torch::stable::get_num_threads());
+  if (omp_set_num_threads) omp_set_num_threads(1);
+  if (MKL_Set_Num_Threads_Local) mkl_threads_before = MKL_Set_Num_Threads_Local(1);
+  return true;
+}
+
+void return_to_openmp() {
+  if (omp_set_num_threads) omp_set_num_threads(threads_before);
+  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_threads_before);
+  threads_before = 0;
+}
+
+}  // namespace
+
+int num_threads() {
+  return threads_before > 0 ? threads_before : static_cast<int>(torch::stable::get_num_threads());
+}
 
 namespace {
 
 struct Cpu {
   static constexpr size_t tensors_per_table = 2;
+  static constexpr int64_t most_values = int64_t(1) << 31;  // a place in a chunk has 31 bits
 
   template <class Body>
   static void run(const Tensor& x, const Body& body) {
     require_contiguous(x);
+    require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     for_dtype(x, [&](auto type) { body(kernels<decltype(type)>(), type); });
   }
 };
+
+// Copies with the threads that will work on the parts: their caches then hold the copy.
+Tensor copy(const Tensor& x) {
+  require_contiguous(x);
+  Tensor out = torch::stable::empty_like(x);
+  auto *from = data<char>(x), *to = data<char>(out);
+  const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
+  parallel_for(bytes, 1 << 15, [&](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+  });
+  return out;
+}
 
 void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   Cpu::run(x, [&](const auto& kernels, auto type) {
@@ -67,8 +109,11 @@ STABLE_TORCH_LIBRARY(noisetilt, m) {
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
   noisetilt::Operators<noisetilt::Cpu>::implement(m);
   m.impl("_project_2os_", TORCH_BOX(&noisetilt::project_2os_));
+  m.impl("_copy", TORCH_BOX(&noisetilt::copy));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {
   m.impl("_build_info", TORCH_BOX(&noisetilt::build_info));
+  m.impl("_leave_openmp", TORCH_BOX(&noisetilt::leave_openmp));
+  m.impl("_return_to_openmp", TORCH_BOX(&noisetilt::return_to_openmp));
 }

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace noisetilt {
 
-// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. Computed on
-// first use and kept; the pointer stays valid until the process ends. Thread-safe.
+// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. The tables of
+// the last sizes are kept, up to 16 MB for each type. Thread-safe.
 template <class T>
-const T* twiddles(int64_t size);
+std::shared_ptr<const std::vector<T>> twiddles(int64_t size);
 
 }  // namespace noisetilt
