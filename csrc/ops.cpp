@@ -6,36 +6,10 @@
 #include "binding.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
-
-// Of libraries that PyTorch loads; null in a build of PyTorch without them. Both act on the calling thread.
-extern "C" {
-__attribute__((weak)) void omp_set_num_threads(int threads);
-__attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);  // returns the number before
-}
+#include "half_length_fft.h"
+#include "openmp.h"
 
 namespace noisetilt {
-namespace {
-
-// Number of threads that PyTorch had on this thread before `leave_openmp`, and MKL's; 0 outside.
-thread_local int threads_before = 0, mkl_threads_before = 0;
-
-// Makes PyTorch's own operations run on the calling thread alone. Returns false if they did already. The
-// kernels go on to use helpers.
-bool leave_openmp() {
-  if (threads_before > 0) return false;
-  threads_before = static_cast<int>(torch::stable::get_num_threads());
-  if (omp_set_num_threads) omp_set_num_threads(1);
-  if (MKL_Set_Num_Threads_Local) mkl_threads_before = MKL_Set_Num_Threads_Local(1);
-  return true;
-}
-
-void return_to_openmp() {
-  if (omp_set_num_threads) omp_set_num_threads(threads_before);
-  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_threads_before);
-  threads_before = 0;
-}
-
-}  // namespace
 
 int num_threads() {
   return threads_before > 0 ? threads_before : static_cast<int>(torch::stable::get_num_threads());
@@ -85,6 +59,25 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   });
 }
 
+// FFT of samples (B, N), each read as N/2 complex numbers. Not scaled.
+Tensor half_length_fft(const Tensor& x, bool inverse) {
+  Tensor out = torch::stable::empty_like(x);
+  Cpu::run(x, [&](const auto&, auto type) {
+    using T = decltype(type);
+    require(x.dim() == 2 && x.size(1) % 2 == 0, "expected samples (B, N), N even");
+    const int64_t h = x.size(1) / 2;
+    auto transform = [&](int64_t b) {
+      fft_of_sample(data<const ComplexValue<T>>(x) + b * h, data<ComplexValue<T>>(out) + b * h, h, inverse);
+    };
+    if (h <= kMostOnOwnThread) {
+      for_each_sample(x.size(0), transform);
+    } else {
+      for (int64_t b = 0; b < x.size(0); ++b) transform(b);
+    }
+  });
+  return out;
+}
+
 // Lines "key: value", for library.build_info() in Python.
 std::string build_info() {
 #ifdef __clang__
@@ -110,6 +103,7 @@ STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
   noisetilt::Operators<noisetilt::Cpu>::implement(m);
   m.impl("_project_2os_", TORCH_BOX(&noisetilt::project_2os_));
   m.impl("_copy", TORCH_BOX(&noisetilt::copy));
+  m.impl("_half_length_fft", TORCH_BOX(&noisetilt::half_length_fft));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {

@@ -1,4 +1,5 @@
-// Twiddle factors of the real FFT of half length.
+// Twiddle factors exp(-2 pi i k / size), interleaved, computed in double and rounded once. The tables of the
+// last sizes are kept, up to 16 MB for each function and type. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +8,15 @@
 
 namespace noisetilt {
 
-// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. The tables of
-// the last sizes are kept, up to 16 MB for each type. Thread-safe.
 template <class T>
-std::shared_ptr<const std::vector<T>> twiddles(int64_t size);
+using Twiddles = std::shared_ptr<const std::vector<T>>;
+
+// Of the real FFT of half length: k = 0 .. size/4.
+template <class T>
+Twiddles<T> twiddles(int64_t size);
+
+// Of a FFT of a b values in two steps: k = row column, for b rows and a columns; size = a b.
+template <class T>
+Twiddles<T> grid_twiddles(int64_t a, int64_t b);
 
 }  // namespace noisetilt

@@ -116,22 +116,17 @@ def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
     """Apply an FFT, or its transpose, to samples (B, N), each read as N/2 complex numbers. Returns real
     numbers (B, N). Neither direction is scaled.
 
-    On the CPU each sample gets its own FFT: FFT libraries may round a batch differently, and a sample's
-    result must not depend on the rest of its batch. On CUDA one FFT transforms the batch, otherwise small
-    samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
+    On the CPU a sample has the same bits in every batch. On CUDA one FFT transforms the batch, otherwise
+    small samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
     tolerance of FFTs (DESIGN section 9).
     """
+    if x.device.type == "cpu":
+        return _ops._half_length_fft.default(x, inverse)
     if x.storage_offset() % 2:  # a complex view needs an even offset
         x = x.clone()
     # Flat, because a single sample may have any stride, and a complex view needs an even one.
     z = x.view(-1).view(_COMPLEX_OF[x.dtype]).view(len(x), -1)
-    fft, norm = (torch.fft.ifft, "forward") if inverse else (torch.fft.fft, "backward")
-    if x.device.type == "cpu" and len(z) > 1:
-        result = torch.empty_like(z)
-        for sample, target in zip(z, result, strict=True):
-            fft(sample, norm=norm, out=target)
-    else:
-        result = fft(z, norm=norm)
+    result = torch.fft.ifft(z, norm="forward") if inverse else torch.fft.fft(z)
     return result.view(x.dtype)
 
 

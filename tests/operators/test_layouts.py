@@ -9,6 +9,7 @@ from inputs import tables, values
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from noisetilt_kernels.backends.compiled import half_length_fft
 
 SIZE = 128
 IMAGE = (4, 8, 16)
@@ -113,3 +114,11 @@ def test_an_expanded_table() -> None:
     x = values("normal", (2, SIZE))
     lower, upper = (torch.full((1, 1), bound).expand(SIZE // 4, 4) for bound in (-0.5, 0.5))
     assert_same_bits(nt.project_2os(x, lower, upper), x.clamp(-0.5, 0.5))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_fft_on_other_devices_takes_odd_strides(inverse: bool, offset: int) -> None:
+    """On the meta device the code for GPUs computes shapes and strides only."""
+    x = torch.empty(1, SIZE + 1, device="meta")[:, offset : offset + SIZE]
+    assert half_length_fft(x, inverse).shape == (1, SIZE)
