@@ -1,7 +1,7 @@
 """Calls on a machine with other work: `python -m bench.busy`.
 
-Beside a loop that does nothing for each core, calls on one thread and on all threads alternate. The table gives
-medians and their ratio, then the same without the loops.
+Beside a loop that does nothing for each core, calls on one thread and on all threads alternate. The table
+gives medians and their ratio, then the same without the loops.
 """
 
 import os
