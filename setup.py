@@ -167,7 +167,7 @@ class BuildLibraries(build_ext):
                 for name in FACTS["cpu"]["variant_sources"]
             ]
         objects = self.compile_all(jobs, "cpu", f"objects-{platform.machine()}")
-        self.spawn([*compiler, "-shared", *objects, *TORCH_LIBRARIES, "-o", str(library)])
+        self.spawn([*compiler, "-shared", "-pthread", *objects, *TORCH_LIBRARIES, "-o", str(library)])
 
     def build_cuda(self, library: Path) -> None:
         force = os.environ.get("FORCE_CUDA")

@@ -44,6 +44,12 @@ void for_dtype(const Tensor& x, const Body& body) {
 
 inline void require_contiguous(const Tensor& x) { require(x.is_contiguous(), "expected contiguous samples"); }
 
+// Places in a sample are kept in 32 bits. noisetilt_kernels leaves larger samples to the reference.
+inline void require_countable(int64_t size, int64_t most) {
+  if (size > most)
+    require(false, ("samples and tables may have at most " + std::to_string(most) + " values").c_str());
+}
+
 inline Shape shape_of(const Tensor& x) {
   require(x.dim() == 4, "expected samples (B, C, H, W)");
   return {x.size(1), x.size(2), x.size(3)};

@@ -98,18 +98,14 @@ struct Kernels {
   }
 };
 
-// The kernels keep places in a sample, and some sums and products of them, in 32 bits.
-void require_countable(int64_t size) {
-  require(size <= int64_t(1) << 30, "the CUDA kernels take samples and tables of at most 1073741824 values");
-}
-
 struct Cuda {
   static constexpr size_t tensors_per_table = 3;
+  static constexpr int64_t most_values = int64_t(1) << 30;  // sums and products of places have 32 bits
 
   template <class Body>
   static void run(const Tensor& x, const Body& body) {
     require_contiguous(x);
-    require_countable(x.numel() / std::max<int64_t>(x.size(0), 1));
+    require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     const LaunchScope scope(x);
     for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{scope.launch()}, type); });
   }
@@ -117,7 +113,7 @@ struct Cuda {
 
 std::tuple<Tensor, Tensor> rank_ranges(const Tensor& lower, const Tensor& upper) {
   require(lower.dim() == 2 && lower.numel() > 0, "expected a table (M, D)");
-  require_countable(lower.numel());
+  require_countable(lower.numel(), Cuda::most_values);
   const LaunchScope scope(lower);
   const int64_t buckets = cuda::num_buckets(lower.size(0), lower.size(1));
   Tensor ranges = torch::stable::new_empty(lower, {lower.size(1), buckets, 2}, ScalarType::Int);

@@ -1,29 +1,45 @@
 // The operator library _C: all schemas, and the operators for the CPU, on PyTorch's stable ABI.
 
+#include <algorithm>
+#include <cstring>
+
 #include "binding.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "half_length_fft.h"
+#include "openmp.h"
 
 namespace noisetilt {
 
-void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context) {
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
+int num_threads() {
+  return threads_before > 0 ? threads_before : static_cast<int>(torch::stable::get_num_threads());
 }
-
-int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 namespace {
 
 struct Cpu {
   static constexpr size_t tensors_per_table = 2;
+  static constexpr int64_t most_values = int64_t(1) << 31;  // a place in a chunk has 31 bits
 
   template <class Body>
   static void run(const Tensor& x, const Body& body) {
     require_contiguous(x);
+    require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     for_dtype(x, [&](auto type) { body(kernels<decltype(type)>(), type); });
   }
 };
+
+// Copies with the threads that will work on the parts: their caches then hold the copy.
+Tensor copy(const Tensor& x) {
+  require_contiguous(x);
+  Tensor out = torch::stable::empty_like(x);
+  auto *from = data<char>(x), *to = data<char>(out);
+  const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
+  parallel_for(bytes, 1 << 15, [&](int64_t begin, int64_t end) {
+    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+  });
+  return out;
+}
 
 void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   Cpu::run(x, [&](const auto& kernels, auto type) {
@@ -41,6 +57,25 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
     }
     kernels.project_2os(data<T>(x), x.size(0), table);
   });
+}
+
+// FFT of samples (B, N), each read as N/2 complex numbers. Not scaled.
+Tensor half_length_fft(const Tensor& x, bool inverse) {
+  Tensor out = torch::stable::empty_like(x);
+  Cpu::run(x, [&](const auto&, auto type) {
+    using T = decltype(type);
+    require(x.dim() == 2 && x.size(1) % 2 == 0, "expected samples (B, N), N even");
+    const int64_t h = x.size(1) / 2;
+    auto transform = [&](int64_t b) {
+      fft_of_sample(data<const ComplexValue<T>>(x) + b * h, data<ComplexValue<T>>(out) + b * h, h, inverse);
+    };
+    if (h <= kMostOnOwnThread) {
+      for_each_sample(x.size(0), transform);
+    } else {
+      for (int64_t b = 0; b < x.size(0); ++b) transform(b);
+    }
+  });
+  return out;
 }
 
 // Lines "key: value", for library.build_info() in Python.
@@ -67,8 +102,12 @@ STABLE_TORCH_LIBRARY(noisetilt, m) {
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
   noisetilt::Operators<noisetilt::Cpu>::implement(m);
   m.impl("_project_2os_", TORCH_BOX(&noisetilt::project_2os_));
+  m.impl("_copy", TORCH_BOX(&noisetilt::copy));
+  m.impl("_half_length_fft", TORCH_BOX(&noisetilt::half_length_fft));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {
   m.impl("_build_info", TORCH_BOX(&noisetilt::build_info));
+  m.impl("_leave_openmp", TORCH_BOX(&noisetilt::leave_openmp));
+  m.impl("_return_to_openmp", TORCH_BOX(&noisetilt::return_to_openmp));
 }

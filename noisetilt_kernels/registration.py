@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_shortcut
-from .backends import backend_for
+from .backends import backend_for, cpu
 from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.tables import Extents
 
@@ -146,6 +146,12 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
             result = result.to(x.dtype)
         return result.view_as(x) if reshaped else result
 
+    if (
+        backend is cpu
+        and x.numel() >= cpu.LEAST_FOR_OPENMP
+        and math.prod(sample_shape) <= cpu.MOST_WITHOUT_OPENMP
+    ):
+        return cpu.without_openmp(call)
     return call
 
 

@@ -44,9 +44,22 @@ struct SplitComplex {
 
 enum class HalfFft { to_spectrum, from_spectrum };
 
+// Values are divided by this before they are added. The sums of up to four finite values are then finite.
+constexpr int kGuard = 4;
+
+// Sum and difference of the two real numbers at the ends of a spectrum, times scale.
+template <class T>
+inline std::pair<T, T> turn_ends(T a, T b, T scale) {
+  a /= kGuard;
+  b /= kGuard;
+  return {(a + b) * (kGuard * scale), (a - b) * (kGuard * scale)};
+}
+
 // Replaces one pair: elements k and n = h - k. (c, s) is w^k.
 template <HalfFft direction, class V>
 inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
+  for (V* value : {&k_re, &k_im, &n_re, &n_im}) *value = *value / kGuard;
+  scale = scale * kGuard;
   const V sum_re = k_re + n_re, sum_im = k_im - n_im;
   const V dif_re = k_re - n_re, dif_im = k_im + n_im;
   // The difference times -i w^k; from_spectrum: times i conj(w^k).

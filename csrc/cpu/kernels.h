@@ -26,7 +26,8 @@ struct Kernels {
   void (*project_mixing_domains)(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing,
                                  int64_t num_mixing);
 
-  // transforms.cpp. `spectrum` is the complex FFT of a sample read as N/2 complex numbers.
+  // transforms.cpp. `spectrum` is the complex FFT of a sample read as N/2 complex numbers. No FFT is scaled,
+  // the inverse neither.
   void (*butterfly)(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
   void (*hadamard_transform)(const T* x, T* out, int64_t batch, int64_t size, T scale);
   void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size);

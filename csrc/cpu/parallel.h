@@ -1,6 +1,4 @@
-// Parallel loops of the kernels. The program that contains the kernels defines parallel_ranges and
-// num_threads: the operator library (csrc/ops.cpp) with PyTorch's thread pool, the kernel test with
-// std::thread.
+// Parallel loops of the kernels, on threads of their own (parallel.cpp).
 #pragma once
 
 #include <cstdint>
@@ -11,6 +9,9 @@ using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 
 // Calls `body` in parallel on ranges that cover [0, count). Inside another parallel loop: on the same thread.
 void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context);
+
+// Number of threads for a loop of the calling thread. The program that contains the kernels defines it: the
+// operator library (csrc/ops.cpp) as PyTorch's number, the kernel test as a variable.
 int num_threads();
 
 // Calls body(begin, end) in parallel on ranges of at least `grain` iterations.

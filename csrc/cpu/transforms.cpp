@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "half_fft.h"
 #include "kernels.h"
@@ -134,14 +135,14 @@ void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale
 template <class T>
 void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) {
   const int64_t h = size / 2;
-  const T* w = twiddles<T>(size);
+  const auto factors = twiddles<T>(size);
+  const T* w = factors->data();
   const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
   const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt(2) / sqrt(N) / 2
   for_each_sample(batch, [&](int64_t b) {
     const T* Z = spectrum + b * size;
     T* ends = z + b * size;
-    ends[0] = (Z[0] + Z[1]) * end_scale;
-    ends[1] = (Z[0] - Z[1]) * end_scale;
+    std::tie(ends[0], ends[1]) = turn_ends(Z[0], Z[1], end_scale);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
       turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, InterleavedComplex<const T>{Z},
                                        SplitComplex<T>{ends + 1, ends + h});
@@ -152,15 +153,15 @@ void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) 
 template <class T>
 void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) {
   const int64_t h = size / 2;
-  const T* w = twiddles<T>(size);
-  // torch's inverse FFT divides by h; the orthonormal one divides by sqrt(N).
-  const T end_scale = static_cast<T>(0.5 * std::sqrt(static_cast<double>(size)));
-  const T scale = static_cast<T>(0.5 * std::sqrt(0.5 * static_cast<double>(size)));
+  const auto factors = twiddles<T>(size);
+  const T* w = factors->data();
+  // The inverse is the transpose, so it has the same scales, and the FFT after it none.
+  const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
+  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));
   for_each_sample(batch, [&](int64_t b) {
     T* Z = spectrum + b * size;
     const T* ends = z + b * size;
-    Z[0] = (ends[0] + ends[1]) * end_scale;
-    Z[1] = (ends[0] - ends[1]) * end_scale;
+    std::tie(Z[0], Z[1]) = turn_ends(ends[0], ends[1], end_scale);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
       turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale,
                                          SplitComplex<const T>{ends + 1, ends + h}, InterleavedComplex<T>{Z});

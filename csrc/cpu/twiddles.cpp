@@ -1,31 +1,74 @@
 #include "twiddles.h"
 
 #include <cmath>
-#include <map>
-#include <memory>
+#include <list>
 #include <mutex>
-#include <vector>
+#include <utility>
 
 namespace noisetilt {
+namespace {
+
+constexpr size_t kMostBytes = 16 << 20;  // of the tables of one kind that are kept
 
 template <class T>
-const T* twiddles(int64_t size) {
-  static std::mutex mutex;
-  static auto* kept = new std::map<int64_t, std::vector<T>>();  // never destroyed: threads may outlive main
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::vector<T>& factors = (*kept)[size];
-  if (factors.empty()) {
-    const double pi = 3.14159265358979323846;
-    for (int64_t k = 0; k <= size / 4; ++k) {
-      const double angle = -2 * pi * static_cast<double>(k) / static_cast<double>(size);
-      factors.push_back(static_cast<T>(std::cos(angle)));
-      factors.push_back(static_cast<T>(std::sin(angle)));
-    }
-  }
-  return factors.data();
+void append(std::vector<T>& factors, int64_t k, int64_t size) {
+  const double angle = -2 * 3.14159265358979323846 * static_cast<double>(k) / static_cast<double>(size);
+  factors.push_back(static_cast<T>(std::cos(angle)));
+  factors.push_back(static_cast<T>(std::sin(angle)));
 }
 
-template const float* twiddles<float>(int64_t);
-template const double* twiddles<double>(int64_t);
+// Tables by their key, the last used first.
+template <class Key, class T>
+class LastUsed {
+ public:
+  template <class Compute>
+  Twiddles<T> get(Key key, const Compute& compute) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto it = kept_.begin(); it != kept_.end(); ++it) {
+      if (it->first != key) continue;
+      kept_.splice(kept_.begin(), kept_, it);
+      return it->second;
+    }
+    auto factors = std::make_shared<std::vector<T>>();
+    compute(*factors);
+    kept_.emplace_front(key, std::move(factors));
+    size_t bytes = 0;
+    for (auto it = kept_.begin(); it != kept_.end();) {
+      bytes += it->second->size() * sizeof(T);
+      it = bytes > kMostBytes && it != kept_.begin() ? kept_.erase(it) : std::next(it);
+    }
+    return kept_.front().second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::list<std::pair<Key, Twiddles<T>>> kept_;
+};
+
+}  // namespace
+
+template <class T>
+Twiddles<T> twiddles(int64_t size) {
+  static auto* kept = new LastUsed<int64_t, T>();  // never destroyed: threads may outlive main
+  return kept->get(size, [&](std::vector<T>& factors) {
+    factors.reserve(static_cast<size_t>(size / 4 + 1) * 2);
+    for (int64_t k = 0; k <= size / 4; ++k) append(factors, k, size);
+  });
+}
+
+template <class T>
+Twiddles<T> grid_twiddles(int64_t a, int64_t b) {
+  static auto* kept = new LastUsed<std::pair<int64_t, int64_t>, T>();
+  return kept->get({a, b}, [&](std::vector<T>& factors) {
+    factors.reserve(static_cast<size_t>(a * b) * 2);
+    for (int64_t row = 0; row < b; ++row)
+      for (int64_t column = 0; column < a; ++column) append(factors, row * column, a * b);
+  });
+}
+
+template Twiddles<float> twiddles<float>(int64_t);
+template Twiddles<double> twiddles<double>(int64_t);
+template Twiddles<float> grid_twiddles<float>(int64_t, int64_t);
+template Twiddles<double> grid_twiddles<double>(int64_t, int64_t);
 
 }  // namespace noisetilt

@@ -1,13 +1,22 @@
-// Twiddle factors of the real FFT of half length.
+// Twiddle factors exp(-2 pi i k / size), interleaved, computed in double and rounded once. The tables of the
+// last sizes are kept, up to 16 MB for each function and type. Thread-safe.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace noisetilt {
 
-// exp(-2 pi i k / size) for k = 0 .. size/4, interleaved, computed in double and rounded once. Computed on
-// first use and kept; the pointer stays valid until the process ends. Thread-safe.
 template <class T>
-const T* twiddles(int64_t size);
+using Twiddles = std::shared_ptr<const std::vector<T>>;
+
+// Of the real FFT of half length: k = 0 .. size/4.
+template <class T>
+Twiddles<T> twiddles(int64_t size);
+
+// Of a FFT of a b values in two steps: k = row column, for b rows and a columns; size = a b.
+template <class T>
+Twiddles<T> grid_twiddles(int64_t a, int64_t b);
 
 }  // namespace noisetilt

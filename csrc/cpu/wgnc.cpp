@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "chunk_sort.h"
 #include "half_fft.h"
@@ -197,18 +198,17 @@ void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_s
 template <class T>
 void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
   const int64_t h = size / 2;
-  const T* w = twiddles<T>(size);
+  const auto factors = twiddles<T>(size);
+  const T* w = factors->data();
   const double root = std::sqrt(static_cast<double>(size));
   const T end_scale = static_cast<T>(std::sqrt(0.5) / root), scale = static_cast<T>(0.5 / root);
-  const T end_scale_back = static_cast<T>(std::sqrt(0.5) * root), scale_back = static_cast<T>(0.5 * root);
+  const T end_scale_back = static_cast<T>(std::sqrt(2.0) / root), scale_back = static_cast<T>(1 / root);
   for_each_sample(batch, [&](int64_t b) {
     T* y = spectrum + b * size;
     const InterleavedComplex<T> coefficients{y};
     auto turn_first = [y](T s) {
       // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, in both directions.
-      const T first = y[0], second = y[1];
-      y[0] = (first + second) * s;
-      y[1] = (first - second) * s;
+      std::tie(y[0], y[1]) = turn_ends(y[0], y[1], s);
     };
     turn_first(end_scale);
     parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {

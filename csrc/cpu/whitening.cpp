@@ -1,6 +1,7 @@
 // Whitening, DESIGN section 5, without the FFTs, which are PyTorch's.
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "kernels.h"
@@ -11,6 +12,8 @@
 
 namespace noisetilt::NOISETILT_VARIANT {
 namespace {
+
+constexpr int64_t kGrain = 8192;  // fewest values per thread
 
 template <class T>
 void project_sample(T* x, const Projection<T>& projection) {
@@ -45,12 +48,16 @@ void finite_or_nan(const T* x, T* out, int64_t batch, int64_t size) {
   for_each_sample(batch, [&](int64_t b) {
     const T* sample = x + b * size;
     T* result = out + b * size;
-    bool finite = true;
-    for (int64_t i = 0; i < size; ++i) {
-      finite &= sample[i] - sample[i] == 0;
-      result[i] = sample[i];
-    }
-    if (!finite) std::fill(result, result + size, std::numeric_limits<T>::quiet_NaN());
+    std::atomic<bool> all_finite{true};
+    parallel_for(size, kGrain, [&](int64_t begin, int64_t end) {
+      bool finite = true;
+      for (int64_t i = begin; i < end; ++i) {
+        finite &= sample[i] - sample[i] == 0;
+        result[i] = sample[i];
+      }
+      if (!finite) all_finite = false;
+    });
+    if (!all_finite) std::fill(result, result + size, std::numeric_limits<T>::quiet_NaN());
   });
 }
 

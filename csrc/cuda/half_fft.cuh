@@ -32,10 +32,23 @@ __device__ inline Complex<double> cos_sin_pi(double x) {
   return result;
 }
 
+// Values are divided by this before they are added. The sums of up to four finite values are then finite.
+constexpr int kGuard = 4;
+
+// Sum and difference of the two real numbers at the ends of a spectrum, times scale.
+template <class T>
+__device__ inline Complex<T> turn_ends(T a, T b, T scale) {
+  a *= T(1) / kGuard;
+  b *= T(1) / kGuard;
+  return {(a + b) * (kGuard * scale), (a - b) * (kGuard * scale)};
+}
+
 // Replaces elements a (number k) and b (number h - k), 0 < k < h, by their images times 2*scale.
 template <HalfFft kDirection, class T>
 __device__ inline void turn_pair(Complex<T>& a, Complex<T>& b, int32_t k, int32_t h, T scale) {
   const Complex<T> w = cos_sin_pi(-static_cast<T>(k) / static_cast<T>(h));
+  for (T* value : {&a.re, &a.im, &b.re, &b.im}) *value *= T(1) / kGuard;
+  scale *= kGuard;
   const T sum_re = a.re + b.re, sum_im = a.im - b.im;
   const T dif_re = a.re - b.re, dif_im = a.im + b.im;
   // the difference times -i w^k to the spectrum, times i conj(w^k) from it

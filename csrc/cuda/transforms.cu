@@ -231,8 +231,9 @@ __global__ void __launch_bounds__(kBlockThreads)
     const T* from = in + sample * 2 * h;
     T* to = out + sample * 2 * h;
     if (k == 0) {
-      to[0] = (from[0] + from[1]) * end_scale;
-      to[1] = (from[0] - from[1]) * end_scale;
+      const Complex<T> ends = turn_ends(from[0], from[1], end_scale);
+      to[0] = ends.re;
+      to[1] = ends.im;
       continue;
     }
     const bool packing = kDirection == HalfFft::to_spectrum;
@@ -283,10 +284,10 @@ void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t
 
 template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size) {
-  // torch's inverse FFT divides by h, the orthonormal transform by sqrt(N).
+  // The inverse is the transpose, so it has the same scales, and the FFT after it none.
   const double n = static_cast<double>(size);
-  dispatch_compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, 0.5 * std::sqrt(n),
-                                                      0.5 * std::sqrt(0.5 * n));
+  dispatch_compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, 1 / std::sqrt(n),
+                                                      std::sqrt(0.5 / n));
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                                \

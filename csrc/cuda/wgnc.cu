@@ -217,9 +217,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const auto at_left = [&](int32_t k) -> Complex<T>& { return left[spread(k - range.begin)]; };
   const auto at_right = [&](int32_t n) -> Complex<T>& { return right[spread(n - (h - range.end))]; };
   // Between Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, in both directions.
-  const auto turn_first = [](Complex<T> c, T scale) {
-    return Complex<T>{(c.re + c.im) * scale, (c.re - c.im) * scale};
-  };
+  const auto turn_first = [](Complex<T> c, T scale) { return turn_ends(c.re, c.im, scale); };
 
   for (int32_t k = range.first() + static_cast<int32_t>(threadIdx.x); k <= range.end; k += blockDim.x) {
     Pair<T> pair = range.owns(k) ? load_pair(z, k, h) : beside[range.number_beside(k)];
@@ -346,8 +344,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int32_t k = static_cast<int32_t>(p - sample * pairs);
     auto* y = reinterpret_cast<Complex<T>*>(spectrum) + sample * h;
     if (k == 0) {
-      const Complex<T> c = y[0];
-      y[0] = {(c.re + c.im) * static_cast<T>(end_scale), (c.re - c.im) * static_cast<T>(end_scale)};
+      y[0] = turn_ends(y[0].re, y[0].im, static_cast<T>(end_scale));
       continue;
     }
     Complex<T> a = y[k], b = y[h - k];
@@ -382,7 +379,7 @@ template <class T>
 void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
-  const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(0.5) * root, 0.5 * root};
+  const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(2.0) / root, 1 / root};
   const int threads = block_threads(kBlockThreads);
   if (block_size != kBlock) {
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);

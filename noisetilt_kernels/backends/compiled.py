@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import Tile, WhiteningConfig, flatten_mixing
-from .tables import Projections, Table, TileTables
+from .tables import Extents, Projections, Table, TileTables
 
 _ops = torch.ops.noisetilt
 
@@ -25,13 +25,21 @@ def has_kernels_for(device_type: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", device_type.upper())
 
 
+def refused_size(op: str, extents: Extents, most: int) -> str | None:
+    """Return the reason why a sample has too many values for kernels that serve up to `most`, or None."""
+    values = (2 if op == "project_wgnc_blocks" else 1) * extents.sample_size
+    return (
+        f"samples of {values} values are too large: its kernels serve up to {most}" if values > most else None
+    )
+
+
 # ---- operations ----
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
     if inverse:
-        return half_length_fft(torch.fft.ifft, _ops._compact_fourier_unpack.default(x))
-    return _ops._compact_fourier_pack.default(half_length_fft(torch.fft.fft, x))
+        return half_length_fft(_ops._compact_fourier_unpack.default(x), inverse=True)
+    return _ops._compact_fourier_pack.default(half_length_fft(x))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -49,9 +57,9 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    spectrum = half_length_fft(torch.fft.fft, x)
+    spectrum = half_length_fft(x)
     _ops._wgnc_between_ffts_.default(spectrum, block_size)
-    return half_length_fft(torch.fft.ifft, spectrum)
+    return half_length_fft(spectrum, inverse=True)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
@@ -77,7 +85,7 @@ def project_tile_stats(
     alpha: float,
     projections: Projections[ProjectionArguments],
 ) -> Tensor:
-    result = x.clone()
+    result = copy_of(x)
     _ops._project_.default(result, *projections(x, (), chunk_sizes, (tile,), alpha))
     return result
 
@@ -87,36 +95,38 @@ def whiten(x: Tensor, config: WhiteningConfig, projections: Projections[Projecti
     result = _ops._finite_or_nan.default(x)
     _ops._project_.default(result, *projection)
     # compact_fourier and its inverse, written out here so that at most two batches are in memory
-    result = half_length_fft(torch.fft.fft, result.flatten(1))
+    result = half_length_fft(result.flatten(1))
     result = _ops._compact_fourier_pack.default(result).view(x.shape)
     _ops._project_.default(result, *projection)
     result = _ops._compact_fourier_unpack.default(result.flatten(1))
-    result = half_length_fft(torch.fft.ifft, result).view(x.shape)
+    result = half_length_fft(result, inverse=True).view(x.shape)
     _ops._project_mixing_domains_.default(result, *projection, flatten_mixing(config))
     return result
+
+
+def copy_of(x: Tensor) -> Tensor:
+    """Return a copy of contiguous samples."""
+    return _ops._copy.default(x) if x.device.type == "cpu" else x.clone()
 
 
 # ---- half-length FFT ----
 
 
-def half_length_fft(fft: Callable[..., Tensor], x: Tensor) -> Tensor:
-    """Apply torch.fft.fft or ifft to samples (B, N), each read as N/2 complex numbers. Returns real numbers
-    (B, N).
+def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
+    """Apply an FFT, or its transpose, to samples (B, N), each read as N/2 complex numbers. Returns real
+    numbers (B, N). Neither direction is scaled.
 
-    On the CPU each sample gets its own FFT: FFT libraries may round a batch differently, and a sample's
-    result must not depend on the rest of its batch. On CUDA one FFT transforms the batch, otherwise small
-    samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
+    On the CPU a sample has the same bits in every batch. On CUDA one FFT transforms the batch, otherwise
+    small samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
     tolerance of FFTs (DESIGN section 9).
     """
+    if x.device.type == "cpu":
+        return _ops._half_length_fft.default(x, inverse)
     if x.storage_offset() % 2:  # a complex view needs an even offset
         x = x.clone()
-    z = x.view(_COMPLEX_OF[x.dtype])
-    if x.device.type == "cpu" and len(z) > 1:
-        result = torch.empty_like(z)
-        for sample, target in zip(z, result, strict=True):
-            fft(sample, out=target)
-    else:
-        result = fft(z)
+    # Flat, because a single sample may have any stride, and a complex view needs an even one.
+    z = x.view(-1).view(_COMPLEX_OF[x.dtype]).view(len(x), -1)
+    result = torch.fft.ifft(z, norm="forward") if inverse else torch.fft.fft(z)
     return result.view(x.dtype)
 
 

@@ -1,5 +1,7 @@
 """The compiled C++ kernels as a backend for the CPU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,31 @@ __all__ = [
 
 _ops = torch.ops.noisetilt
 
+MOST_SAMPLE_VALUES = 2**31
+"""Largest number of values in a sample: places in it are 32-bit numbers (csrc/ops.cpp)."""
+LEAST_FOR_OPENMP = 2**13
+"""Fewest values of a call for which PyTorch uses OpenMP."""
+MOST_WITHOUT_OPENMP = 2**18
+"""Most values of a sample whose FFT takes less than a millisecond on one thread."""
+
+
+def without_openmp(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `call` with PyTorch's own operations on the calling thread: FFTs, copies, conversions.
+
+    A region of OpenMP takes 10 to 100 ms while other processes hold the cores, because its threads wait for
+    one another. The kernels use threads that do not (csrc/cpu/parallel.cpp).
+    """
+
+    def wrapped(x: Tensor, *tensors: Tensor) -> Tensor:
+        left = _ops._leave_openmp.default()
+        try:
+            return call(x, *tensors)
+        finally:
+            if left:
+                _ops._return_to_openmp.default()
+
+    return wrapped
+
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
     """Return the reason why the C++ kernels cannot serve the operator on the device, or None if they can."""
@@ -39,7 +66,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
         return f"its kernels are for the CPU, not for {device.type}"
     if library.failure is None and not has_kernels_for("cpu"):
         return "this build has no CPU kernels"
-    return library.failure
+    return library.failure or compiled.refused_size(op, extents, MOST_SAMPLE_VALUES)
 
 
 def describe() -> str:
@@ -48,7 +75,7 @@ def describe() -> str:
 
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    result = x.clone()
+    result = compiled.copy_of(x)
     _ops._project_2os_.default(result, lower, upper)
     return result
 

@@ -34,6 +34,9 @@ __all__ = [
     "whiten",
 ]
 
+MOST_SAMPLE_VALUES = 2**30
+"""Largest number of values in a sample: sums of places in it are 32-bit numbers (csrc/cuda_ops.cpp)."""
+
 _ops = torch.ops.noisetilt
 
 
@@ -45,7 +48,7 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
         return library.cuda_failure
     if not has_kernels_for("cuda"):
         return "this build has no CUDA kernels"
-    return _unserved_gpu()
+    return _unserved_gpu() or compiled.refused_size(op, extents, MOST_SAMPLE_VALUES)
 
 
 def describe() -> str:

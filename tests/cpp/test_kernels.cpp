@@ -3,39 +3,28 @@
 // threads.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/twiddles.h"
 
 namespace noisetilt {
 
 static int threads = 1;
-static thread_local bool inside_loop = false;
 
 int num_threads() { return threads; }
-
-void parallel_ranges(int64_t count, int64_t grain, RangeFunction body, void* context) {
-  const int64_t workers = std::min<int64_t>(threads, (count + grain - 1) / grain);
-  if (count <= 0) return;
-  if (workers <= 1 || inside_loop) return body(0, count, context);
-  std::vector<std::thread> pool;
-  for (int64_t w = 0; w < workers; ++w) {
-    pool.emplace_back([=] {
-      inside_loop = true;
-      body(w * count / workers, (w + 1) * count / workers, context);
-    });
-  }
-  for (auto& thread : pool) thread.join();
-}
 
 }  // namespace noisetilt
 
@@ -252,6 +241,7 @@ static void test_transforms() {
     std::vector<T> z(x.size()), back(x.size());
     tested<T>().compact_fourier_pack(x.data(), z.data(), 2, size);
     tested<T>().compact_fourier_unpack(z.data(), back.data(), 2, size);
+    for (T& value : back) value *= static_cast<T>(size) / 2;  // the FFTs between are not scaled
     expect(distance(x, back) < tolerance, "compact Fourier and back", size);
   }
 }
@@ -286,6 +276,56 @@ static void test_wgnc() {
   }
 }
 
+// Every index is in one range, whoever runs the loop, and whatever runs beside it.
+static void test_loops() {
+  threads = 7;
+  std::vector<std::thread> callers;
+  std::atomic<int> wrong{0};
+  for (int caller = 0; caller < 5; ++caller) {
+    callers.emplace_back([&] {
+      for (int64_t count : {0, 1, 15, 16, 17, 100, 1000, 12345}) {
+        for (int64_t grain : {1, 7, 64, 5000}) {
+          std::vector<std::atomic<int>> seen(static_cast<size_t>(count));
+          parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+          });
+          for (auto& times : seen) wrong += times != 1;
+        }
+      }
+    });
+  }
+  for (auto& thread : callers) thread.join();
+  expect(wrong == 0, "a loop takes every index once", wrong);
+
+  std::atomic<int> inner{0};
+  parallel_for(100, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      parallel_for(10, 1, [&](int64_t first, int64_t last) { inner += static_cast<int>(last - first); });
+  });
+  expect(inner == 1000, "a loop in a loop", inner);
+
+  for (int64_t thrown : {0, 57, 99}) {
+    bool caught = false;
+    try {
+      parallel_for(100, 1, [&](int64_t begin, int64_t end) {
+        if (begin <= thrown && thrown < end) throw std::runtime_error("from the loop");
+      });
+    } catch (const std::runtime_error&) {
+      caught = true;
+    }
+    expect(caught, "the caller gets the exception of a loop", thrown);
+  }
+}
+
+static void test_twiddles() {
+  const std::weak_ptr<const std::vector<float>> first = twiddles<float>(64);
+  expect(first.lock() == twiddles<float>(64), "factors are kept");
+  const auto held = twiddles<float>(1 << 22);
+  for (int64_t size = 1 << 21; size < (1 << 21) + 10; size += 2) twiddles<float>(size);
+  expect(first.expired(), "factors of old sizes are deleted");
+  expect((*held)[0] == 1 && held->size() == (1 << 21) + 2, "factors in use stay");
+}
+
 template <class T>
 static void test_completeness() {
   Kernels<T> kernels = tested<T>();
@@ -304,6 +344,8 @@ static void test_all() {
 }
 
 int main() {
+  test_loops();
+  test_twiddles();
   for (; variant_under_test < num_variants(); ++variant_under_test) {
     test_all<float>();
     test_all<double>();
