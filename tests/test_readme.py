@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 ] + sorted((ROOT / "docs").rglob("*.md"))  # fmt: skip
-EXTERNAL = [page for page in PAGES if page.parent.name in ("models", "rewards")]
+EXTERNAL = [page for page in PAGES if page.parent in (ROOT / "docs" / "models", ROOT / "docs" / "rewards")]
 """Pages whose Python needs weights that are not bundled."""
 MOST_COLUMNS = 100
 
