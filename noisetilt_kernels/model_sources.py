@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import hub
 from .checks import NoisetiltError, did_you_mean
-from .hub import is_hub_id, offline
 
 INDEX = "model_index.json"
 """File that marks the folder of a pipeline in diffusers' layout."""
@@ -35,7 +35,7 @@ class Location(NamedTuple):
     @property
     def local_files_only(self) -> bool:
         """True if only files on this machine can be read: of a folder, or downloaded before."""
-        return self.local or offline()
+        return self.local or hub.offline()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def locate(source: str) -> Location:
         return Location(str(path), local=True)
     if path.exists():
         raise ModelError(f"{source!r} is a file; the folder of a pipeline is needed, with its {INDEX}")
-    if not is_hub_id(source):
+    if not hub.is_hub_id(source):
         raise ModelError(
             f"there is no folder {source!r}{did_you_mean(source, BUNDLED)}; give a folder, a bundled model "
             f"({', '.join(BUNDLED)}), or an id such as 'black-forest-labs/FLUX.1-dev'"

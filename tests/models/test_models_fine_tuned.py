@@ -309,7 +309,7 @@ def test_faults_of_models_by_the_command(tmp_path: Path) -> None:
         ((*size, "--negative-prompt", "a"), "negative_prompt has no effect without guidance"),
         ((*size, "--denoiser", folder / "model.gguf"), "there are no weights"),
         ((*size, "--lora", f"{folder}=strong"), "the weight of a LoRA must be a finite number"),
-        ((*size, "--guidance-scale", -1), "guidance_scale must be finite and at least 0"),
+        ((*size, "--guidance-scale", -1), "--guidance-scale must be finite and at least 0"),
     ):
         result = sample(folder, tmp_path / "run", *options)
         assert result.exit_code == 1 and message in result.output, result.output
