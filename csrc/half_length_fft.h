@@ -73,8 +73,8 @@ void fft_of_sample(const ComplexValue<T>* z, ComplexValue<T>* out, int64_t h, bo
     std::copy_n(data<ComplexValue<T>>(result), h, out);
     return;
   }
-  const auto factors = grid_twiddles<T>(a, b);
-  const T* w = factors->data();
+  const Twiddles<T> factors = grid_twiddles<T>(a, b);
+  const T* w = factors.data();
   const T sign = inverse ? -1 : 1;
   Scratch<ComplexValue<T>> columns(h), between(h);
 

@@ -85,8 +85,7 @@ def _parse_best_of(text: str, seeds: int | None) -> list[int]:
     counts = []
     for part in text.split(","):
         if not part.strip().isdecimal() or not int(part) or (seeds or 0) % int(part):
-            raise click.UsageError(
-                f"--best-of must be numbers that divide the {seeds or ''} seeds, got {part!r}"
-            )
+            number = "number of seeds" if seeds is None else f"{seeds} seeds"
+            raise click.UsageError(f"--best-of must be numbers that divide the {number}, got {part!r}")
         counts.append(int(part))
     return list(dict.fromkeys(counts))

@@ -80,6 +80,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
         "importlib",
         "_frozen_importlib",
+        "noisetilt_cli",
         "noisetilt_kernels",
         "torch",
     ):

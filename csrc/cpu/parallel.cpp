@@ -90,7 +90,8 @@ class Helpers {
     }
     number_ = (number_ + 1) & 0xffffffff;
     state_ = number_ << 32 | static_cast<uint64_t>(threads - 1) * kHelper;
-    if (sleeping_ > 0 && !is_crowded()) {
+    const int64_t unused = num_helpers_ - (threads - 1);  // these sleep on: PyTorch had more threads before
+    if (sleeping_ > std::max<int64_t>(unused, 0) && !is_crowded()) {
       const std::lock_guard<std::mutex> lock(mutex_);
       opened_.notify_all();
     }

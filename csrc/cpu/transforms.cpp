@@ -135,8 +135,8 @@ void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale
 template <class T>
 void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) {
   const int64_t h = size / 2;
-  const auto factors = twiddles<T>(size);
-  const T* w = factors->data();
+  const Twiddles<T> factors = twiddles<T>(size);
+  const T* w = factors.data();
   const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
   const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt(2) / sqrt(N) / 2
   for_each_sample(batch, [&](int64_t b) {
@@ -153,8 +153,8 @@ void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) 
 template <class T>
 void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) {
   const int64_t h = size / 2;
-  const auto factors = twiddles<T>(size);
-  const T* w = factors->data();
+  const Twiddles<T> factors = twiddles<T>(size);
+  const T* w = factors.data();
   // The inverse is the transpose, so it has the same scales, and the FFT after it none.
   const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
   const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));

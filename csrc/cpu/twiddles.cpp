@@ -17,55 +17,76 @@ void append(std::vector<T>& factors, int64_t k, int64_t size) {
   factors.push_back(static_cast<T>(std::sin(angle)));
 }
 
+template <class T>
+using TablePointer = std::shared_ptr<const std::vector<T>>;
+
 // Tables by their key, the last used first.
 template <class Key, class T>
 class LastUsed {
  public:
   template <class Compute>
-  Twiddles<T> get(Key key, const Compute& compute) {
+  TablePointer<T> get(Key key, const Compute& compute) {
+    if (TablePointer<T> factors = find(key)) return factors;
+    auto factors = std::make_shared<std::vector<T>>();
+    compute(*factors);
+    if (factors->size() * sizeof(T) <= kMostBytes) keep(key, factors);
+    return factors;
+  }
+
+ private:
+  TablePointer<T> find(Key key) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto it = kept_.begin(); it != kept_.end(); ++it) {
       if (it->first != key) continue;
       kept_.splice(kept_.begin(), kept_, it);
       return it->second;
     }
-    auto factors = std::make_shared<std::vector<T>>();
-    compute(*factors);
+    return nullptr;
+  }
+
+  void keep(Key key, TablePointer<T> factors) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     kept_.emplace_front(key, std::move(factors));
     size_t bytes = 0;
     for (auto it = kept_.begin(); it != kept_.end();) {
       bytes += it->second->size() * sizeof(T);
-      it = bytes > kMostBytes && it != kept_.begin() ? kept_.erase(it) : std::next(it);
+      it = bytes > kMostBytes ? kept_.erase(it) : std::next(it);
     }
-    return kept_.front().second;
   }
 
- private:
   std::mutex mutex_;
-  std::list<std::pair<Key, Twiddles<T>>> kept_;
+  std::list<std::pair<Key, TablePointer<T>>> kept_;
 };
 
 }  // namespace
 
 template <class T>
+Twiddles<T>::Twiddles(std::shared_ptr<const std::vector<T>> table)
+    : table_(std::move(table)), data_(table_->data()) {}
+template <class T>
+Twiddles<T>::~Twiddles() = default;
+
+template <class T>
 Twiddles<T> twiddles(int64_t size) {
   static auto* kept = new LastUsed<int64_t, T>();  // never destroyed: threads may outlive main
-  return kept->get(size, [&](std::vector<T>& factors) {
+  return Twiddles<T>(kept->get(size, [&](std::vector<T>& factors) {
     factors.reserve(static_cast<size_t>(size / 4 + 1) * 2);
     for (int64_t k = 0; k <= size / 4; ++k) append(factors, k, size);
-  });
+  }));
 }
 
 template <class T>
 Twiddles<T> grid_twiddles(int64_t a, int64_t b) {
   static auto* kept = new LastUsed<std::pair<int64_t, int64_t>, T>();
-  return kept->get({a, b}, [&](std::vector<T>& factors) {
+  return Twiddles<T>(kept->get({a, b}, [&](std::vector<T>& factors) {
     factors.reserve(static_cast<size_t>(a * b) * 2);
     for (int64_t row = 0; row < b; ++row)
       for (int64_t column = 0; column < a; ++column) append(factors, row * column, a * b);
-  });
+  }));
 }
 
+template class Twiddles<float>;
+template class Twiddles<double>;
 template Twiddles<float> twiddles<float>(int64_t);
 template Twiddles<double> twiddles<double>(int64_t);
 template Twiddles<float> grid_twiddles<float>(int64_t, int64_t);

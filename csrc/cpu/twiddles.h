@@ -8,8 +8,22 @@
 
 namespace noisetilt {
 
+// A table, kept as long as this exists. The variants of the kernels use it, so no function of the standard
+// library may be called inline here: the linker would keep one variant's copy for all code.
 template <class T>
-using Twiddles = std::shared_ptr<const std::vector<T>>;
+class Twiddles {
+ public:
+  explicit Twiddles(std::shared_ptr<const std::vector<T>> table);
+  ~Twiddles();
+  Twiddles(const Twiddles&) = delete;
+  Twiddles& operator=(const Twiddles&) = delete;
+
+  const T* data() const { return data_; }
+
+ private:
+  std::shared_ptr<const std::vector<T>> table_;
+  const T* data_;
+};
 
 // Of the real FFT of half length: k = 0 .. size/4.
 template <class T>

@@ -198,8 +198,8 @@ void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_s
 template <class T>
 void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
   const int64_t h = size / 2;
-  const auto factors = twiddles<T>(size);
-  const T* w = factors->data();
+  const Twiddles<T> factors = twiddles<T>(size);
+  const T* w = factors.data();
   const double root = std::sqrt(static_cast<double>(size));
   const T end_scale = static_cast<T>(std::sqrt(0.5) / root), scale = static_cast<T>(0.5 / root);
   const T end_scale_back = static_cast<T>(std::sqrt(2.0) / root), scale_back = static_cast<T>(1 / root);

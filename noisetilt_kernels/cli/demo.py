@@ -24,14 +24,14 @@ def run(out: Path, seed: int) -> None:
             f'the demo needs a package that is not installed ({error}): pip install "noisetilt-kernels[demo]"'
         ) from error
 
-    with _write_errors_explained(out):
-        check_destination(out)
-    comparison = demo_operators.compare(seed)
-    click.echo(demo_operators.table(comparison))
-    with _write_errors_explained(out):
-        write_whole(out, demo_operators.png(demo_operators.draw(comparison)))
-    click.echo(f"\npicture: {out.resolve()}\n")
     with explained(), on_interrupt(lambda: "only finished pictures are kept; run the demo again"):
+        with _write_errors_explained(out):
+            check_destination(out)
+        comparison = demo_operators.compare(seed)
+        click.echo(demo_operators.table(comparison))
+        with _write_errors_explained(out):
+            write_whole(out, demo_operators.png(demo_operators.draw(comparison)))
+        click.echo(f"\npicture: {out.resolve()}\n")
         text, pictures = demo_sampling.run(seed, out)
     click.echo(f"{text}\n\npictures: {', '.join(str(path.resolve()) for path in pictures)}")
 

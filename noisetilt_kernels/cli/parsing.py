@@ -180,11 +180,23 @@ def settings_of(
         settings = Settings(method=method, **given)
     else:
         settings = replace(before.settings, method=method, **given)
+        with of_option("--reward-source"):
+            settings = replace(
+                settings,
+                rewards=_with_sources(settings.rewards, source_of),
+                held_out=_with_sources(settings.held_out, source_of),
+            )
     for one in (*settings.rewards, *settings.held_out):
         for prompt, origin in prompt_origins:
             with of_option(origin):
                 one.check_prompts([prompt])
     return settings
+
+
+def _with_sources(rewards: Iterable[RewardSpec], sources: Mapping[str, str]) -> tuple[RewardSpec, ...]:
+    """Return rewards with the weights at these sources, by the reward's name without argument."""
+    kinds = [(reward, reward.name.partition(":")[0]) for reward in rewards]
+    return tuple(reward.with_source(sources[kind]) if kind in sources else reward for reward, kind in kinds)
 
 
 def compute_options_of(

@@ -89,8 +89,10 @@ def load_pipeline(
             location, source, [name for name in _present(configs.components) if name not in components]
         )
         networks = {name: one for name, one in configs.networks.items() if name not in components}
-        if variant is not None and not any(
-            variant in variants_in(Path(location.name, name)) for name in networks
+        if (
+            variant is not None
+            and denoiser is None  # it may be the one that has the variant
+            and not any(variant in variants_in(Path(location.name, name)) for name in networks)
         ):
             raise ModelError(f"no weights of {source!r} have the variant {variant!r}; leave it out")
         for name, config in networks.items():

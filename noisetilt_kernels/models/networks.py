@@ -50,7 +50,8 @@ def load_network(
         config: content of its config.json.
         dtype: dtype of the weights, except those that the library keeps in float32.
         component: name of the subfolder, "" for none.
-        variant: variant of the files such as "fp16", used if the network has it.
+        variant: variant of the files such as "fp16". A folder without it is read without; a hub repository
+            must have it.
 
     Raises:
         ModelError: a weight is missing, has another shape, or is not a weight of the network. Text encoders

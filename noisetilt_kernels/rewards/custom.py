@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.utils import checkpoint
 
 from ..checks import NoisetiltError
 from ..hub import first_sentence
@@ -120,7 +121,8 @@ def _from_file(name: str, file: Path) -> ModuleType:
 def _errors_explained(what: str, file: str | None = None) -> Iterator[None]:
     """Turn an exception of the user's code, sys.exit included, into a RewardError with its file and line.
 
-    Errors of this package, of memory, and Ctrl-C pass.
+    Errors of this package, of memory, and Ctrl-C pass. So does the exception by which torch.utils.checkpoint
+    stops its second computation early.
 
     Args:
         what: beginning of the message.
@@ -135,7 +137,7 @@ def _errors_explained(what: str, file: str | None = None) -> Iterator[None]:
             f"{what} with sys.exit({error.code!r}){_place(error, file)}; raise an exception instead"
         ) from error
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or type(error).__module__ == checkpoint.__name__:
             raise
         reason = f"{type(error).__name__}: {first_sentence(error)}"
         raise RewardError(f"{what}{_place(error, file)}: {reason}; correct it there") from error

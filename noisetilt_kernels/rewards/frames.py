@@ -48,7 +48,10 @@ class PerFrame:
     def _sum(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the sum of the rewards of frames (B, 3, f, H, W): (B,)."""
         if frames.requires_grad and torch.is_grad_enabled():
-            summed: Tensor = checkpoint(self._of_frames, frames, prompts, use_reentrant=False)
+            # an early stop is an exception within the reward, which custom rewards would see
+            summed: Tensor = checkpoint(
+                self._of_frames, frames, prompts, use_reentrant=False, early_stop=False
+            )
             return summed
         return self._of_frames(frames, prompts)
 

@@ -64,7 +64,7 @@ def _transformers(module: str, class_name: str) -> Callable[..., Reward]:
             reward_class = getattr(import_module(f".{module}", __package__), class_name)
         except ImportError as error:
             raise RewardError(
-                f"load_reward: this reward needs transformers and ftfy ({error}); pip install "
+                f"load_reward: this reward needs {error.name or 'a package'} ({error}); pip install "
                 '"noisetilt-kernels[diffusers]"'
             ) from None
         reward: Reward = reward_class(source, device, *([] if argument is None else [argument]))

@@ -28,8 +28,7 @@ def folder_name(method: Method) -> str:
 
 
 def write_comparison(out: Path, methods: Sequence[Method], best_of: Sequence[int]) -> None:
-    """Write methods.json, from which `read_comparison` reads the comparison."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write methods.json to an existing folder, from which `read_comparison` reads the comparison."""
     comparison = Comparison(tuple(map(str, methods)), tuple(best_of))
     write_whole(out / _FILE, json.dumps(comparison._asdict(), indent=2).encode() + b"\n")
 

@@ -46,7 +46,10 @@ def locked(folder: Path) -> Iterator[None]:
 def check_unlocked(folder: Path) -> None:
     """Raise RunFolderError if a process holds the lock of a folder, which need not exist."""
     try:
-        handle = os.open(folder / LOCK, os.O_RDONLY)
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR)  # NFS locks no file that is open for reading only
+        except PermissionError:
+            handle = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:  # no lock, or no folder, which is an error of its own
         return
     try:

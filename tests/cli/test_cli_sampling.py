@@ -115,6 +115,15 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(list((tmp_path / "run" / "images").iterdir())) == 3
 
 
+def test_resume_refuses_another_source_of_a_reward(tmp_path: Path) -> None:
+    arguments = ["--resume", "--out", tmp_path / "run", "--reward-source"]
+    assert invoke(*SAMPLE, "--held-out", "digit-judge", "--out", tmp_path / "run").exit_code == 0
+    result = invoke("sample", *arguments, "digit-judge=other/judge")
+    assert_one_sentence(result, "holds a run with sources", "other/judge")
+    result = invoke("sample", *arguments, "clip=other/clip")  # the run has no reward of this name
+    assert result.exit_code == 0, result.output
+
+
 def test_optimize_raises_the_reward_of_the_one_step_model(tmp_path: Path) -> None:
     arguments = [
         "optimize",

@@ -318,12 +318,12 @@ static void test_loops() {
 }
 
 static void test_twiddles() {
-  const std::weak_ptr<const std::vector<float>> first = twiddles<float>(64);
-  expect(first.lock() == twiddles<float>(64), "factors are kept");
-  const auto held = twiddles<float>(1 << 22);
+  const Twiddles<float> first = twiddles<float>(64), large = twiddles<float>(1 << 24);
+  expect(first.data() == twiddles<float>(64).data(), "factors are kept");
+  expect(large.data() != twiddles<float>(1 << 24).data(), "a table above the limit is not kept");
   for (int64_t size = 1 << 21; size < (1 << 21) + 10; size += 2) twiddles<float>(size);
-  expect(first.expired(), "factors of old sizes are deleted");
-  expect((*held)[0] == 1 && held->size() == (1 << 21) + 2, "factors in use stay");
+  expect(first.data() != twiddles<float>(64).data(), "factors of old sizes are deleted");
+  expect(first.data()[0] == 1 && first.data()[33] == -1, "factors in use stay");
 }
 
 template <class T>

@@ -318,6 +318,22 @@ def test_a_reward_that_fails(module: str, name: str, place: str, reason: str, fo
         assert result.exit_code == 1 and f"Error: reward '{module}:ends' fails with" in result.output
 
 
+@pytest.mark.parametrize("own_checkpoint", [False, True])
+def test_a_custom_reward_of_images_steers_videos(own_checkpoint: bool, folder: Path) -> None:
+    """Checkpoints stop their second computation by an exception within the reward."""
+    call = "checkpoint(square, images, use_reentrant=False)" if own_checkpoint else "square(images)"
+    (folder / "my_square.py").write_text(
+        "from torch.utils.checkpoint import checkpoint\n"
+        "def square(images):\n    return images.square().mean(dim=(1, 2, 3))\n"
+        f"def reward(images, prompts):\n    return {call}\n"
+    )
+    reward = of_videos(load_reward(f"{folder / 'my_square.py'}:reward"))
+    videos = torch.rand(2, 3, 5, 8, 8, requires_grad=True)
+    reward(videos, ["a", "b"]).sum().backward()
+    assert videos.grad is not None
+    torch.testing.assert_close(videos.grad, 2 * videos.detach() / videos[0].numel())
+
+
 @pytest.mark.parametrize(
     ("name", "signature"), [("alone", "(images)"), ("three", "(images, prompts, more)"), ("net", "(images)")]
 )

@@ -52,6 +52,8 @@ def test_a_lower_held_out_score_is_a_warning(tmp_path: Path) -> None:
         "\N{PLUS-MINUS SIGN} 0.050; try weaker guidance",
     ]
     assert warnings_of(SETTINGS, rows[:2], tmp_path) == ["destroyed"]  # without base
+    several = [replace(one, best_of=best_of) for best_of in (2, 4) for one in rows[:3]]
+    assert warnings_of(SETTINGS, several, tmp_path) == warnings_of(SETTINGS, rows, tmp_path)
 
 
 def test_unknown_words_of_bundled_models() -> None:
@@ -70,8 +72,8 @@ def test_settings_are_read_back() -> None:
 
 def test_a_comparison_is_read_back(tmp_path: Path) -> None:
     assert read_comparison(tmp_path) is None
-    write_comparison(tmp_path / "new", [parse_method("ntrk:rho=0.1"), Method("base")], [1, 4])
-    assert read_comparison(tmp_path / "new") == (("ntrk:rho=0.1", "base"), (1, 4))
+    write_comparison(tmp_path, [parse_method("ntrk:rho=0.1"), Method("base")], [1, 4])
+    assert read_comparison(tmp_path) == (("ntrk:rho=0.1", "base"), (1, 4))
     (tmp_path / "methods.json").write_text("[]")
     with pytest.raises(RunFolderError, match=r"methods\.json was not written by a comparison"):
         read_comparison(tmp_path)
