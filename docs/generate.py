@@ -32,7 +32,7 @@ def output_of(command: str) -> str:
 
 def help_of(names: list[str]) -> str:
     """Return the help of the command, or of the named subcommand."""
-    from noisetilt_kernels.cli import main
+    from noisetilt_cli import main
 
     context = click.Context(main, info_name="noisetilt", max_content_width=90, terminal_width=90)
     command: click.Command = main

@@ -5,15 +5,13 @@ Modules of this package do not import torch, so that help and mistakes in the op
 """
 
 import os
+import signal
 import sys
 from typing import Any
 
 import click
 
 from . import bench, compare, demo, doctor, models, optimize, rewards, sample
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, the same as in shells."""
 
 
 class _Commands(click.Group):
@@ -24,7 +22,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nstopped: run the same command again", err=True)
-            sys.exit(INTERRUPTED)
+            sys.exit(128 + signal.SIGINT)  # as in shells
 
 
 @click.group(cls=_Commands)

@@ -204,7 +204,7 @@ def method_options(kind: str, default: str) -> Decorator:
         ),
         *(
             click.option(
-                flag(name),
+                option["flag"],
                 name,
                 type=click.Choice(option["choices"]) if option["choices"] else types[option["type"]],
                 help=option["help"],
@@ -212,8 +212,3 @@ def method_options(kind: str, default: str) -> Decorator:
             for name, option in facts["options"].items()
         ),
     )
-
-
-def flag(name: str) -> str:
-    """Return the option of a parameter: "micro_batch" -> "--micro-batch"."""
-    return f"--{name.replace('_', '-')}"

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.sampling import Result
 
 ROOT = Path(__file__).parents[1]

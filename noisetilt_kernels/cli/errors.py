@@ -1,14 +1,13 @@
 """Expected errors as one sentence and an exit code."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import click
 from click.core import ParameterSource
-
-from noisetilt_cli import INTERRUPTED
 
 from ..backends import check_forced
 from ..checks import NoisetiltError
@@ -89,4 +88,4 @@ def on_interrupt(describe_state: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         if is_reporting_process():
             click.echo(f"\nstopped: {describe_state()}", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)  # as in shells

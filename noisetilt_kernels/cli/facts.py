@@ -11,6 +11,7 @@ from ..model_sources import BUNDLED
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..sampling import NON_FINITE
 from ..sampling.registry import REQUIRED, SAMPLERS, Parameter, Sampler
+from .parsing import flag
 
 
 def facts() -> dict[str, Any]:
@@ -20,7 +21,7 @@ def facts() -> dict[str, Any]:
         bundled_models: names of the bundled models.
         non_finite: valid values of --non-finite.
         frames_at_once: default of --frames-at-once.
-        samplers: for each kind of sampler, the help of --method, and type, choices and help of each
+        samplers: for each kind of sampler, the help of --method, and flag, type, choices and help of each
             parameter's option by name.
     """
     return {
@@ -49,6 +50,7 @@ def _option(name: str, samplers: Sequence[Sampler]) -> dict[str, Any]:
     notes += [f"{model}: {one.defaults[name]}" for model, one in BUNDLED.items() if name in one.defaults]
     help_text = next((parameter.help for parameter in takers.values() if parameter.help), "")
     return {
+        "flag": flag(name),
         "type": first.type.__name__,
         "choices": list(first.choices) if first.choices else None,
         "help": f"{help_text}  [{'; '.join(notes)}]",

@@ -12,8 +12,6 @@ import click
 import torch
 from click.core import ParameterSource
 
-from noisetilt_cli.options import flag
-
 from ..checks import did_you_mean
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.spec import check_sources
@@ -49,6 +47,11 @@ def run_before(out: Path, resume: bool) -> Before | None:
         return Before(Settings.from_json(settings), compute)
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{out / 'run.json'} does not describe a run ({error})") from None
+
+
+def flag(name: str) -> str:
+    """Return the option of a parameter: "micro_batch" -> "--micro-batch"."""
+    return f"--{name.replace('_', '-')}"
 
 
 def method_of(kind: str, text: str, shorthands: Mapping[str, Any], before: Before | None) -> Method:

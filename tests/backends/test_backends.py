@@ -181,7 +181,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-COMMAND = "from noisetilt_kernels.cli import main; main({})"
+COMMAND = "from noisetilt_cli import main; main({})"
 CALL = "import torch, noisetilt_kernels as nt; nt.whiten(torch.randn(64))"
 
 

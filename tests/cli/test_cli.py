@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import noisetilt_cli
 import noisetilt_kernels as nt
+from noisetilt_cli import main
 from noisetilt_kernels.backends import library, table_cache
-from noisetilt_kernels.cli import main
 
 REASON = "no compiled library is installed"
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
+from noisetilt_cli import main
 from noisetilt_kernels import sampling
-from noisetilt_kernels.cli import main
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model

@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
+from noisetilt_cli import main
 from noisetilt_kernels import cli, python_ref
-from noisetilt_kernels.cli import demo_operators, demo_sampling, main
+from noisetilt_kernels.cli import demo_operators, demo_sampling
 
 OPERATORS = ["input", "norm projection", "WGNC", "W"]
 INPUTS = ["photograph", "Gaussian noise"]

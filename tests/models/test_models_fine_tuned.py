@@ -17,8 +17,8 @@ from tiny_wan import SIZE as WAN_SIZE
 from tiny_wan import tiny_wan
 from torch import Tensor
 
+from noisetilt_cli import main
 from noisetilt_kernels import hub
-from noisetilt_kernels.cli import main
 from noisetilt_kernels.models import FluxFlow, ModelError, WanFlow, load_pipeline
 from noisetilt_kernels.sampling import base
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from reward_checks import check_each_by_itself, check_gradient, some_images
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.rewards import RewardError, check_prompts, load_reward, load_rewards, parse_weights
 from noisetilt_kernels.rewards.custom import is_custom
 from noisetilt_kernels.rewards.frames import of_videos, takes_videos

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.runs import comparison, execute, loading, plan
 from noisetilt_kernels.runs.folder import Outcome
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_flux import tiny_flux
 from torch import Tensor
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.models import Family
 from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
 from noisetilt_kernels.rewards.registry import Entry

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from gaussian_flows import LatentFlow
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import comparison, lock
 from noisetilt_kernels.runs.errors import RunFolderError

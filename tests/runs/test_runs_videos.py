@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_wan import SIZE, tiny_wan
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.models import WanFlow
 from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.rewards.frames import of_videos

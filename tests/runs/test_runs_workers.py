@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from gaussian_flows import LatentFlow, brightness
 from torch import distributed
 
-from noisetilt_kernels.cli import main
+from noisetilt_cli import main
 from noisetilt_kernels.cli.errors import explained, on_interrupt
 from noisetilt_kernels.rewards import WeightedSum, parse_rewards
 from noisetilt_kernels.runs.execute import execute, open_folder
