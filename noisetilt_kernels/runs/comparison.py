@@ -147,7 +147,7 @@ def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]
     held-out score is below that of the method `base`, if their 95 % intervals do not overlap.
     """
     sentences = []
-    fewest = min(row.best_of for row in rows)
+    fewest = min((row.best_of for row in rows), default=1)
     single = [row for row in rows if row.best_of == fewest]
     base = next((row for row in single if row.method.name == "base"), None)
     for row in single:
