@@ -53,6 +53,14 @@ bool spin_until(const Condition& holds) {
   return holds();
 }
 
+// Sleeps until `holds`. std::condition_variable::wait is a newer symbol than a manylinux wheel may need.
+template <class Condition>
+void wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock,
+                const Condition& holds) {
+  while (!changed.wait_for(lock, std::chrono::hours(1), holds)) {
+  }
+}
+
 // Returns true if this thread lost its core to another one lately. A helper that is woken then may take the
 // core from the caller.
 bool is_crowded() {
@@ -103,7 +111,7 @@ class Helpers {
     if (!spin_until(empty)) {
       std::unique_lock<std::mutex> lock(mutex_);
       caller_sleeps_ = true;
-      finished_.wait(lock, empty);
+      wait_until(finished_, lock, empty);
       caller_sleeps_ = false;
     }
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
@@ -140,7 +148,7 @@ class Helpers {
       if (!spin_until(open)) {
         std::unique_lock<std::mutex> lock(mutex_);
         ++sleeping_;
-        opened_.wait(lock, open);
+        wait_until(opened_, lock, open);
         --sleeping_;
       }
       uint64_t state = state_;
