@@ -4,23 +4,11 @@ from typing import Any
 
 import click
 
-from .options import (
-    compute_options,
-    method_options,
-    model_options,
-    prompt_options,
-    reward_options,
-    run_options,
-)
+from .options import single_run_options
 
 
 @click.command()
-@model_options
-@prompt_options
-@reward_options
-@method_options("one-step", default="wgnc")
-@run_options
-@compute_options
+@single_run_options("one-step", default="wgnc")
 def optimize(**options: Any) -> None:
     """Optimise the noise of a one-step model toward a reward (WGNC).
 

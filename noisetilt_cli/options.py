@@ -212,3 +212,18 @@ def method_options(kind: str, default: str) -> Decorator:
             for name, option in facts["options"].items()
         ),
     )
+
+
+def single_run_options(kind: str, default: str) -> Decorator:
+    """Add the options of a command that makes one run: model, prompts, rewards, method, run, compute.
+
+    Arguments: see `method_options`.
+    """
+    return combine(
+        model_options,
+        prompt_options,
+        reward_options,
+        method_options(kind, default),
+        run_options,
+        compute_options,
+    )

@@ -4,23 +4,11 @@ from typing import Any
 
 import click
 
-from .options import (
-    compute_options,
-    method_options,
-    model_options,
-    prompt_options,
-    reward_options,
-    run_options,
-)
+from .options import single_run_options
 
 
 @click.command()
-@model_options
-@prompt_options
-@reward_options
-@method_options("flow", default="ntrk")
-@run_options
-@compute_options
+@single_run_options("flow", default="ntrk")
 def sample(**options: Any) -> None:
     """Steer a flow model toward a reward.
 

@@ -45,6 +45,15 @@ def check_number(function: str, name: str, value: Any, least: float, most: float
         raise ValueError(f"{function}: {name} must be {wanted}, got {value}")
 
 
+def finite_number(text: str) -> float | None:
+    """Return the finite number that a text writes, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def check_choice(function: str, name: str, value: Any, valid: Iterable[str]) -> None:
     """Raise ValueError unless `value` is one of the valid names."""
     valid = list(valid)

@@ -11,16 +11,29 @@ SMALL = 2**30
 
 
 @contextmanager
+def errors_only(*loggings: Any) -> Iterator[None]:
+    """Hide the warnings of libraries.
+
+    Args:
+        loggings: modules `diffusers.utils.logging` and `transformers.utils.logging`, or one of them.
+    """
+    before = [logging.get_verbosity() for logging in loggings]
+    for logging in loggings:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for logging, level in zip(loggings, before, strict=True):
+            logging.set_verbosity(level)
+
+
+@contextmanager
 def without_import_warnings() -> Iterator[None]:
     """Hide transformers' warnings about optional packages that are not used here, such as torchvision."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with errors_only(logging):
         yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager

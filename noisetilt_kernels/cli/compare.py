@@ -11,8 +11,8 @@ from ..runs.early_checks import check_early, warnings_of
 from ..runs.settings import ComputeOptions, Settings, check_device
 from ..runs.workers import connected, is_reporting_process
 from ..sampling.methods import Method
-from .errors import HOW_TO_RESUME, explained, on_interrupt, print_warnings
-from .parsing import compute_options_of, is_given, methods_of, run_before, settings_of
+from .errors import HOW_TO_RESUME, explained, is_given, on_interrupt, print_warnings
+from .parsing import compute_options_of, methods_of, run_before, settings_of
 
 
 def run(

@@ -66,11 +66,16 @@ def _with_option(message: str) -> str:
         return message
     for parameter in context.command.params:
         if parameter.name == argument[1]:
-            source = context.get_parameter_source(argument[1])
-            given = source not in (None, ParameterSource.DEFAULT) or "method_text" not in context.params
-            option = parameter.opts[0] if given else f"--method: {argument[1]}"
+            by_option = is_given(argument[1]) or "method_text" not in context.params
+            option = parameter.opts[0] if by_option else f"--method: {argument[1]}"
             return option + message[argument.end() :]
     return message
+
+
+def is_given(name: str) -> bool:
+    """Return True if an option of the running command was given, by the name of its parameter."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
 
 
 def print_warnings(sentences: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from click.core import ParameterSource
 
 from ..checks import did_you_mean
 from ..rewards import RewardSpec, parse_rewards
@@ -21,7 +20,7 @@ from ..runs.folder import read_run
 from ..runs.settings import ComputeOptions, Settings, default_device, default_dtype
 from ..sampling.methods import Method, parse_method, split_method
 from ..sampling.registry import REQUIRED, SAMPLERS
-from .errors import of_option
+from .errors import is_given, of_option
 
 _COMMANDS = {"flow": "noisetilt sample", "one-step": "noisetilt optimize"}
 
@@ -186,20 +185,14 @@ def settings_of(
         with of_option("--reward-source"):
             settings = replace(
                 settings,
-                rewards=_with_sources(settings.rewards, source_of),
-                held_out=_with_sources(settings.held_out, source_of),
+                rewards=tuple(one.with_sources(source_of) for one in settings.rewards),
+                held_out=tuple(one.with_sources(source_of) for one in settings.held_out),
             )
     for one in (*settings.rewards, *settings.held_out):
         for prompt, origin in prompt_origins:
             with of_option(origin):
                 one.check_prompts([prompt])
     return settings
-
-
-def _with_sources(rewards: Iterable[RewardSpec], sources: Mapping[str, str]) -> tuple[RewardSpec, ...]:
-    """Return rewards with the weights at these sources, by the reward's name without argument."""
-    kinds = [(reward, reward.name.partition(":")[0]) for reward in rewards]
-    return tuple(reward.with_source(sources[kind]) if kind in sources else reward for reward, kind in kinds)
 
 
 def compute_options_of(
@@ -235,12 +228,6 @@ def compute_options_of(
     return ComputeOptions(
         device=workers.device_of_process(device or default_device()), progress=True, **values
     )
-
-
-def is_given(name: str) -> bool:
-    """Return True if an option of the running command was given, by the name of its parameter."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (None, ParameterSource.DEFAULT)
 
 
 def _parse_source(text: str) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """Fine-tuned weights for a pipeline: LoRA, and complete denoisers as MixGRPO and others publish them."""
 
 import importlib.util
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .. import hub
+from ..checks import finite_number
 from ..model_sources import Location
 from .errors import ModelError, as_model_error
 from .files import read_json
@@ -93,11 +93,8 @@ def _split_weight(lora: str) -> tuple[str, float]:
     source, equals, number = lora.rpartition("=")
     if not equals or Path(lora).expanduser().exists():
         return lora, 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
+    weight = finite_number(number)
+    if weight is None:
         raise ModelError(f"the weight of a LoRA must be a finite number, as in {source}=0.8, got {number!r}")
     return source, weight
 

@@ -2,8 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import transformers.utils.logging
 
 from ..hub import first_sentence
 from ..model_sources import Location
+from ..quiet import errors_only
 from .errors import ModelError
 
 LIBRARIES = ("diffusers", "transformers")
@@ -62,7 +62,8 @@ def load_network(
         variant = _variant_of(Path(location.name, component), owner, variant)
     try:
         loaded: torch.nn.Module
-        with _without_reports():
+        # the reports of missing weights become errors below
+        with errors_only(diffusers.utils.logging, transformers.utils.logging):
             loaded, info = network.from_pretrained(
                 location.name,
                 subfolder=component,
@@ -87,20 +88,6 @@ def load_network(
     remedy = "download or save it again" if component else remedy_for(network.__name__)
     check_weights(owner, info["missing_keys"], unexpected, info["mismatched_keys"], remedy)
     return loaded
-
-
-@contextmanager
-def _without_reports() -> Iterator[None]:
-    """Hide the libraries' reports of missing weights, which become errors here."""
-    loggers = diffusers.utils.logging, transformers.utils.logging
-    before = [logger.get_verbosity() for logger in loggers]
-    for logger in loggers:
-        logger.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.set_verbosity(level)
 
 
 def _variant_of(folder: Path, owner: str, variant: str | None) -> str | None:

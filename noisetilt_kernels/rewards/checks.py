@@ -1,7 +1,6 @@
 """Checks of the arguments of rewards, and the error of rewards that cannot be loaded."""
 
 import math
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..checks import NoisetiltError
+from ..checks import NoisetiltError, shown
 
 OVERSHOOT = 0.5
 """Distance from [0, 1] that is allowed for values of images, such as the overshoot of a decoder."""
@@ -55,7 +54,7 @@ def _check(reward: str, name: str, dims: Sequence[str], given: Any, prompts: Any
     ):
         raise TypeError(
             f"{reward}: prompts must be a sequence of strings, one for each of the {name}, got "
-            f"{reprlib.repr(prompts)}"
+            f"{shown(prompts)}"
         )
     if len(prompts) != len(given):
         raise ValueError(

@@ -4,7 +4,6 @@ A name is one of `REWARDS`, with an argument after a colon where the reward take
 `color:#ff8000`, `videoreward:motion`), or the place of a custom reward, MODULE:NAME or FILE.py:NAME.
 """
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checks import check_choice
+from ..checks import check_choice, finite_number
 from ..sampling import Reward
 from .custom import check_custom, is_custom, load_custom
 from .registry import ENTRIES, REWARDS, Entry
@@ -51,10 +50,8 @@ class RewardSpec:
             ValueError: the name is unknown, its argument is not valid, or `sources` has an entry for a reward
                 without weights.
         """
-        kind, entry, argument = _parse_name(name)
-        spec = cls(name, entry, argument, weight, entry.source)
-        source = (sources or {}).get(kind)
-        return spec if source is None or entry.custom else spec.with_source(source)
+        _, entry, argument = _parse_name(name)
+        return cls(name, entry, argument, weight, entry.source).with_sources(sources or {})
 
     @property
     def videos(self) -> bool:
@@ -78,6 +75,15 @@ class RewardSpec:
                 f"{source!r}; leave the source out"
             )
         return replace(self, source=source)
+
+    def with_sources(self, sources: Mapping[str, str]) -> "RewardSpec":
+        """Return the spec with the source of its name without argument, or unchanged if there is none.
+
+        Raises:
+            ValueError: the reward has no weights.
+        """
+        source = None if self.entry.custom else sources.get(self.name.partition(":")[0])
+        return self if source is None else self.with_source(source)
 
     def check_steers(self) -> None:
         """Raise ValueError if the reward has no gradient."""
@@ -214,11 +220,8 @@ def check_sources(sources: Mapping[str, str]) -> None:
 
 
 def _parse_weight(name: str, text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
+    weight = finite_number(text)
+    if weight is None:
         raise ValueError(f"rewards: the weight of {name!r} must be a finite number, got {text!r}")
     return weight
 

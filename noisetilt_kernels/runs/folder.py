@@ -20,7 +20,6 @@ import json
 import logging
 import math
 import platform
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..checks import json_fields
+from ..checks import json_fields, shown
 from ..sampling import StepRecord
 from ..sampling.methods import Method
 from ..versions import versions
@@ -476,7 +475,7 @@ def _describe_setting(setting: Any) -> str:
     if isinstance(setting, dict) and setting.keys() == {"name", "arguments"}:
         with suppress(ValueError, TypeError):  # this version may not have that method
             return repr(str(Method(setting["name"], setting["arguments"])))
-    return reprlib.repr(setting)
+    return shown(setting)
 
 
 def _finite_or_none(value: float) -> float | None:

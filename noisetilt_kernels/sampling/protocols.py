@@ -6,12 +6,13 @@ earlier calls; a model may cache the encoding of a prompt. Batch entries must no
 """
 
 import inspect
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from ..checks import shown
 
 Reward: TypeAlias = Callable[[Tensor, Sequence[str]], Tensor]
 """`reward(images, prompts)`: images (B, 3, H, W) with values in [0, 1] and B prompts -> rewards (B,).
@@ -108,7 +109,7 @@ def check_reward(function: str, reward: Any, name: str = "reward") -> None:
     """
     wanted = f"{function}: {name} must be callable as reward(images, prompts)"
     if not callable(reward):
-        raise TypeError(f"{wanted}, got {reprlib.repr(reward)}")
+        raise TypeError(f"{wanted}, got {shown(reward)}")
     try:
         signature = inspect.signature(reward.forward if isinstance(reward, torch.nn.Module) else reward)
     except (TypeError, ValueError):  # some functions in C have no signature

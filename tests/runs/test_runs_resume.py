@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from gaussian_flows import LatentFlow, brightness
+from run_files import equal_files
 from safetensors.torch import save
 from torch import Tensor
 
@@ -51,15 +52,6 @@ def run(
         execute(settings, compute, folder, BatchFlow(), steering, {}, workers)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    differ = {"run.json", "records.jsonl"}  # they contain times
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name not in differ
-    }
-
-
 @pytest.mark.parametrize("settings", [SETTINGS, SVDD], ids=["ntrk", "svdd"])
 @pytest.mark.parametrize("killed_at", range(8))
 def test_a_run_killed_between_two_particles_continues_to_the_same_images(
@@ -80,7 +72,7 @@ def test_a_run_killed_between_two_particles_continues_to_the_same_images(
             run(tmp_path / "cut", settings)
     kept = (tmp_path / "cut" / "images" / "0000.png").stat() if killed_at else None
     run(tmp_path / "cut", settings, resume=True)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert equal_files(tmp_path / "cut") == equal_files(tmp_path / "whole")
     if kept is not None:
         assert (tmp_path / "cut" / "images" / "0000.png").stat().st_mtime_ns == kept.st_mtime_ns
     records = [json.loads(line) for line in (tmp_path / "cut" / "records.jsonl").read_text().splitlines()]
@@ -91,7 +83,7 @@ def test_a_run_killed_between_two_particles_continues_to_the_same_images(
 
 def test_any_lost_particles_are_made_again(tmp_path: Path) -> None:
     run(tmp_path)
-    whole = files(tmp_path)
+    whole = equal_files(tmp_path)
     for particle in (1, 2, 6):
         (tmp_path / "images" / f"{particle:04d}.png").unlink()
     calls: list[int] = []
@@ -101,7 +93,7 @@ def test_any_lost_particles_are_made_again(tmp_path: Path) -> None:
         return brightness(images, prompts)
 
     run(tmp_path, resume=True, reward=counted)
-    assert files(tmp_path) == whole
+    assert equal_files(tmp_path) == whole
     # the first and the last micro-batch, with steps and last images; then each missing particle by itself
     assert calls == [3, 3, 1, 1, 2, 2, 1]
 
@@ -208,7 +200,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, name: str, line: str, reason: str
     file = tmp_path / f"{name}.jsonl"
     first, *rest = file.read_text().splitlines(keepends=True)
     file.write_text("".join([first, f"{line}\n", *rest]))
-    before = files(tmp_path)
+    before = equal_files(tmp_path)
     for attempt in (
         lambda: RunFolder(tmp_path, SETTINGS.to_json(), resume=True),
         lambda: check_folder(tmp_path, SETTINGS.to_json(), True),
@@ -218,7 +210,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, name: str, line: str, reason: str
         message = str(caught.value)
         assert message.startswith(f"{file}, line 2, does not describe a") and reason in message
         assert "\n" not in message and len(message) < 400
-    assert files(tmp_path) == before
+    assert equal_files(tmp_path) == before
 
 
 def test_bytes_that_are_not_text_are_a_wrong_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from gaussian_flows import LatentFlow, brightness
+from run_files import equal_files
 from torch import distributed
 
 from noisetilt_cli import main
@@ -67,22 +68,12 @@ def torchrun(processes: int, *options: object, check: bool = True) -> subprocess
     return done
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Return the files that are equal in two runs with the same settings."""
-    differ = {"run.json", "records.jsonl"}  # they contain times
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in folder.rglob("*")
-        if file.is_file() and file.name not in differ
-    }
-
-
 @pytest.mark.slow
 def test_two_processes_make_the_same_files_as_one(tmp_path: Path) -> None:
     options = ["--particles", 3, "--micro-batch", 2, "--reward", "brightness", "--held-out", "digit-judge"]
     torchrun(1, *options, "--out", tmp_path / "one")
     printed = torchrun(2, *options, "--out", tmp_path / "two").stdout
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert equal_files(tmp_path / "one") == equal_files(tmp_path / "two")
     assert len(list((tmp_path / "two").glob("*.jsonl"))) == 2
     records = [json.loads(line) for line in (tmp_path / "two" / "records.jsonl").read_text().splitlines()]
     assert sorted((one["particle"], one["step"]) for one in records) == [
