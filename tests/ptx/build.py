@@ -2,17 +2,24 @@
 
 import fcntl
 import importlib.util
+import runpy
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pybind11
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "ptx"
 BUILD = ROOT / "build" / "ptx"
+MODULE_CPP = ROOT / "tests" / "cuda_emulation" / "module.cpp"
+CU = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+setup = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+NVCC = setup.find_nvcc()
+"""Path of nvcc, or None if it is not installed."""
 
 # -fwrapv: integers of a GPU wrap around. -march=native: 32 lanes at once; nothing is fused.
 FLAGS = (
@@ -20,31 +27,32 @@ FLAGS = (
     "-Wno-missing-field-initializers"
 )
 INTERPRETER = ("text", "machine", "instructions")
-# name: sources
-TARGETS = {"interpreter": ("binding", *INTERPRETER)}
+CAPABILITIES = (80, 90)
+TARGETS = ("interpreter", *(f"kernels_sm_{capability}" for capability in CAPABILITIES))
 
 
 def build(target: str) -> Path:
-    """Build one of TARGETS if it is out of date, and return its path.
+    """Build one of TARGETS if it is out of date, and return its path. `kernels_sm_90` needs nvcc.
 
     Raises:
         RuntimeError: the build fails.
     """
-    includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
+    folders = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
+    includes = " ".join(f"-isystem {folder}" for folder in folders)
+    interpreter = " ".join(f"{source}.o" for source in INTERPRETER)
     lines = [
-        f"flags = {FLAGS} -I {HERE} " + " ".join(f"-isystem {path}" for path in includes),
+        f"flags = {FLAGS} {includes}",
         "rule compile",
         "  command = g++ $flags -MD -MF $out.d -c $in -o $out",
         "  deps = gcc",
         "  depfile = $out.d",
         "rule link",
         "  command = g++ -shared $in -o $out",
-        *(f"build {source.stem}.o: compile {source}" for source in HERE.glob("*.cpp")),
-        *(
-            f"build {name}.so: link {' '.join(f'{source}.o' for source in sources)}"
-            for name, sources in TARGETS.items()
-        ),
+        *(f"build {source}.o: compile {HERE / source}.cpp" for source in ("binding", *INTERPRETER)),
+        f"build interpreter.so: link binding.o {interpreter}",
     ]
+    if NVCC is not None:
+        lines += kernel_lines(interpreter, includes)
     BUILD.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ninja", "-C", str(BUILD), f"{target}.so"]
     with (BUILD / "lock").open("w") as lock:
@@ -54,6 +62,31 @@ def build(target: str) -> Path:
     if result.returncode:
         raise RuntimeError(f"building {target} failed:\n{result.stdout}{result.stderr}")
     return BUILD / f"{target}.so"
+
+
+def kernel_lines(interpreter: str, includes: str) -> list[str]:
+    """Lines for ninja: the CUDA kernels, as PTX within their host code, over the stand-in of the runtime."""
+    host_flags = ",".join(setup.NVCC_HOST_FLAGS)
+    lines = [
+        "rule nvcc",
+        f"  command = {NVCC} {' '.join(setup.NVCC_FLAGS)} -Xcompiler={host_flags} --compress-mode=none $more "
+        f"-I {ROOT / 'csrc'} -MD -MF $out.d -c $in -o $out",
+        "  deps = gcc",
+        "  depfile = $out.d",
+        f"build runtime.o: nvcc {HERE / 'cuda' / 'runtime.cpp'}",  # by nvcc, which knows its headers
+    ]
+    for capability in CAPABILITIES:
+        name, arch = f"kernels_sm_{capability}", f"compute_{capability}"
+        objects = [f"{name}.module.o", "runtime.o"]
+        lines += [
+            f"build {objects[0]}: nvcc {MODULE_CPP}",
+            f"  more = -I {HERE / 'cuda'} {includes} -DMODULE={name}",
+        ]
+        for source in CU:
+            objects.append(f"{name}.{source.stem}.o")
+            lines += [f"build {objects[-1]}: nvcc {source}", f"  more = -gencode=arch={arch},code={arch}"]
+        lines.append(f"build {name}.so: link {' '.join(objects)} {interpreter}")
+    return lines
 
 
 def load(name: str) -> ModuleType:

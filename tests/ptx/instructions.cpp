@@ -561,7 +561,7 @@ void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, si
   each_lane(mask & places.shared, [&](unsigned lane) {
     for (size_t k = 0; k < size; k += unit) {
       const uint64_t offset = places.addresses[lane] - kSharedBase + k;
-      Block::Shadow& shadow = block.shadows[offset];
+      Block::Shadow& shadow = block.shadows.data()[offset];
       const bool written = shadow.write_epoch == block.epoch, read = shadow.read_epoch == block.epoch;
       const bool by_other = written && (shadow.writer & ~kAtomic) != me;
       const bool only_atomic = access == Access::atomic && shadow.writer & kAtomic;
@@ -898,7 +898,7 @@ void matrix(Warp& warp, const Instruction& i, uint32_t mask) {
   const unsigned count = i.vector;
   const bool transposed = i.how & 2;
   Places places;
-  unsigned char stored[kLanes][16];
+  unsigned char stored[kLanes][16] = {};
   if (kStore)
     for (unsigned k = 0; k < count; ++k) {
       const auto* from = get<uint32_t>(warp, i.operands[k], mask);

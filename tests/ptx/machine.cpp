@@ -183,21 +183,24 @@ void Machine::start(Block& block, uint32_t index) {
   const uint32_t num_warps = (num_threads + kLanes - 1) / kLanes;
   block.machine = this;
   block.index = index;
-  block.epoch = 1;
+  ++block.epoch;
   block.waiting = 0;
   block.live = num_warps;
   block.grid_barriers = 0;
-  // Memory of a block holds what others have left there.
-  block.shared.resize(shared_bytes);
-  block.thread_memory.resize(num_warps * kLanes * kernel->thread_bytes);
-  for (auto* bytes : {&block.shared, &block.thread_memory})
-    for (size_t k = 0; k < bytes->size(); k += 8) {
-      const uint64_t noise = random_bits() | 0x7ff0'0000'7f80'0000;  // a NaN, also in halves
-      std::memcpy(bytes->data() + k, &noise, std::min<size_t>(8, bytes->size() - k));
+  // Memory of a block holds what others have left there: noise, of which most is NaN.
+  const size_t thread_bytes = num_warps * kLanes * kernel->thread_bytes;
+  block.shared.reserve(shared_bytes);
+  block.thread_memory.reserve(thread_bytes);
+  for (const auto& [memory, size] : {std::pair(block.shared.data(), shared_bytes),
+                                     std::pair(block.thread_memory.data(), thread_bytes)})
+    for (size_t k = 0; k < size; k += 8) {
+      const uint64_t noise = random_bits() | 0x7ff0'0000'7f80'0000;
+      std::memcpy(memory + k, &noise, std::min<size_t>(8, size - k));
     }
-  block.registers.resize(num_warps * kernel->register_bytes);
-  block.written.assign(num_warps * kernel->num_registers, 0);
-  block.shadows.assign(check_races ? shared_bytes : 0, {});
+  block.registers.reserve(num_warps * kernel->register_bytes);
+  block.written.reserve(size_t{num_warps} * kernel->num_registers);
+  std::memset(block.written.data(), 0, size_t{num_warps} * kernel->num_registers * sizeof(uint32_t));
+  if (check_races) block.shadows.reserve(shared_bytes);
   block.warps.resize(num_warps);
   for (uint32_t k = 0; k < num_warps; ++k) {
     Warp& warp = block.warps[k];
@@ -440,22 +443,23 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   if (threads == 0 || threads > static_cast<uint64_t>(kernel->max_threads))
     throw Fault(kernel->name + ": launched with " + std::to_string(threads) + " threads");
 
-  std::vector<Block> running(std::min(blocks, residents));
+  const size_t num_running = std::min(blocks, residents);
+  while (blocks_.size() < num_running) blocks_.push_back(std::make_unique<Block>());
   std::vector<Warp*> ready, polling;
   uint32_t started = 0, finished = 0;
   const auto begin = [&](Block& block) {
     start(block, started++);
     for (Warp& warp : block.warps) ready.push_back(&warp);
   };
-  for (Block& block : running) begin(block);
+  for (size_t k = 0; k < num_running; ++k) begin(*blocks_[k]);
   // Threads that wait for memory to change come back when no other can go on. If this happens again and again
   // and nothing else does, they wait for ever.
   unsigned idle_rounds = 0;
   while (finished < blocks) {
     if (ready.empty()) {
       if (polling.empty()) {
-        for (Block& block : running)
-          for (Warp& warp : block.warps)
+        for (size_t k = 0; k < num_running; ++k)
+          for (Warp& warp : blocks_[k]->warps)
             if (warp.at_barrier) {
               warp.pc = warp.groups[0].pc;
               warp.fail("no thread can go on; some wait at this barrier");

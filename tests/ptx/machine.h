@@ -3,8 +3,10 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -155,21 +157,41 @@ class View {
   std::unordered_map<uint64_t, Sector> sectors_;
 };
 
+// Memory that grows, and keeps what was there. New memory is zero, and costs nothing before it is touched.
+template <class T>
+class Storage {
+ public:
+  void reserve(size_t size) {
+    if (size <= size_) return;
+    memory_.reset(static_cast<T*>(std::calloc(size, sizeof(T))));
+    if (!memory_) throw std::bad_alloc();
+    size_ = size;
+  }
+  T* data() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  size_t size_ = 0;
+};
+
 struct Block {
   Machine* machine;
   uint32_t index = 0;
-  std::vector<unsigned char> shared, registers, thread_memory;
-  std::vector<uint32_t> written;
+  Storage<unsigned char> shared, registers, thread_memory;
+  Storage<uint32_t> written;
   std::vector<Warp> warps;
   unsigned live = 0, waiting = 0;  // warps
-  uint32_t epoch = 1;              // grows at every barrier
+  uint32_t epoch = 0;              // grows at every barrier, and when a block starts here
   // last write and last read of each byte of shared memory, if Machine::check_races
   struct Shadow {
-    uint32_t write_epoch = 0, read_epoch = 0;
-    uint16_t writer = 0, reader = 0;
+    uint32_t write_epoch, read_epoch;
+    uint16_t writer, reader;
   };
   static constexpr uint16_t kSeveral = 0xffff;
-  std::vector<Shadow> shadows;
+  Storage<Shadow> shadows;
   View view;
   uint64_t grid_barriers = 0;  // release operations
 };
@@ -212,6 +234,10 @@ class Memory {
 };
 
 struct Machine {
+  Machine() = default;
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+
   // settings
   uint64_t seed = 0;
   bool stale = false;        // stores become visible, and loads current, only as late as the memory model allows
@@ -239,6 +265,7 @@ struct Machine {
   void count_shared(const uint64_t* addresses, uint32_t mask, size_t size);
 
  private:
+  std::vector<std::unique_ptr<Block>> blocks_;  // resident ones; kept, because their memory is large
   void start(Block& block, uint32_t index);
   bool step(Warp& warp, uint64_t instructions);
   void release_barrier(Block& block, std::vector<Warp*>& ready);
