@@ -617,7 +617,7 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
       warp.fail("an address of lane " + std::to_string(lane) + " is not a multiple of " + std::to_string(size));
     switch (space) {
       case Space::shared:
-        if (address < kSharedBase || address + size > shared_end)
+        if (address < kSharedBase || address > shared_end || size > shared_end - address)
           warp.fail("lane " + std::to_string(lane) + " leaves shared memory: byte " +
                     std::to_string(static_cast<int64_t>(address - kSharedBase)) + " of " +
                     std::to_string(machine.shared_bytes));
@@ -625,13 +625,14 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
         places.at[lane] = warp.block->shared.data() + (address - kSharedBase);
         break;
       case Space::thread:
-        if (address + size > machine.kernel->thread_bytes) warp.fail("outside of local memory");
+        if (address > machine.kernel->thread_bytes || size > machine.kernel->thread_bytes - address) warp.fail("outside of local memory");
         local |= 1u << lane;
         places.at[lane] = warp.thread_memory + lane * machine.kernel->thread_bytes + address;
         break;
       case Space::parameters:
         if (access != Access::read) warp.fail("parameters are read-only");
-        if (address + size > machine.kernel->parameter_bytes) warp.fail("outside of the parameters");
+        if (address > machine.kernel->parameter_bytes || size > machine.kernel->parameter_bytes - address)
+          warp.fail("outside of the parameters");
         places.at[lane] = const_cast<unsigned char*>(machine.parameters) + address;
         break;
       default:

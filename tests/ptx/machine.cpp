@@ -38,9 +38,11 @@ void Memory::remove(const void* begin) {
 }
 
 bool Memory::holds(uint64_t address, size_t size, bool write) const {
-  if (address < begin_ || address + size > end_) {
+  if (address < begin_ || address > end_ || size > end_ - address) {
     auto region = regions_.upper_bound(address);
-    if (region == regions_.begin() || (--region)->second.end < address + size) return false;
+    if (region == regions_.begin()) return false;
+    const uint64_t end = (--region)->second.end;
+    if (address > end || size > end - address) return false;
     begin_ = region->first, end_ = region->second.end, writable_ = region->second.writable;
   }
   return writable_ || !write;
@@ -184,6 +186,7 @@ void Machine::start(Block& block, uint32_t index) {
   block.machine = this;
   block.index = index;
   ++block.epoch;
+  block.view = {};
   block.waiting = 0;
   block.live = num_warps;
   block.grid_barriers = 0;

@@ -73,5 +73,5 @@ inline void bind_device(pybind11::module_& m) {
       py::arg("threads_per_block") = runtime::Device{}.threads_per_block,
       py::arg("shared_bytes_per_block") = runtime::Device{}.shared_bytes_per_block, py::arg("seed") = 0);
   m.def("edit_ptx", &runtime::edit_ptx, py::arg("edit"),
-        "Change the PTX of all modules by edit(text), before their kernels are launched.");
+        "Replace the PTX of every source file by edit(PTX that nvcc made).");
 }

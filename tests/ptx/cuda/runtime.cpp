@@ -19,7 +19,7 @@ namespace {
 
 // The code of one source file.
 struct Binary {
-  std::string text;
+  std::string original, text;  // text: as it is executed
   std::optional<ptx::Module> module;
   std::map<std::string, std::unique_ptr<ptx::Kernel>> kernels;
 };
@@ -38,14 +38,13 @@ std::map<const void*, Function>& functions() {
   static std::map<const void*, Function> all;
   return all;
 }
-std::function<std::string(const std::string&)> edit = [](const std::string& text) { return text; };
 cudaError_t last_error = cudaSuccess;
 
 cudaError_t status(cudaError_t error) { return error ? last_error = error : error; }
 
 const ptx::Kernel& kernel_of(const Function& function) {
   Binary& binary = *function.binary;
-  if (!binary.module) binary.module = ptx::parse(edit(binary.text));
+  if (!binary.module) binary.module = ptx::parse(binary.text);
   auto& kernel = binary.kernels[function.name];
   if (!kernel) kernel = ptx::assemble(*binary.module, function.name);
   return *kernel;
@@ -92,9 +91,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* stub, void** ar
 
 }  // namespace
 
-void edit_ptx(std::function<std::string(const std::string&)> edit_) {
-  edit = std::move(edit_);
+void edit_ptx(const std::function<std::string(const std::string&)>& edit) {
   for (auto& binary : binaries()) {
+    binary->text = edit(binary->original);
     binary->kernels.clear();
     binary->module.reset();
   }
@@ -121,7 +120,8 @@ void** __cudaRegisterFatBinary(void* wrapper) {
   const std::string bytes(data, size);
   const size_t begin = bytes.find(".version");
   auto binary = std::make_unique<Binary>();
-  if (begin != std::string::npos) binary->text = bytes.substr(begin, bytes.find('\0', begin) - begin);
+  if (begin != std::string::npos) binary->original = bytes.substr(begin, bytes.find('\0', begin) - begin);
+  binary->text = binary->original;
   binaries().push_back(std::move(binary));
   return reinterpret_cast<void**>(binaries().back().get());
 }

@@ -23,7 +23,7 @@ struct Device {
 extern Device device;
 extern ptx::Machine machine;
 
-// Changes the PTX of all modules. The default changes nothing.
-void edit_ptx(std::function<std::string(const std::string&)> edit);
+// Replaces the PTX of every source file by edit(PTX that nvcc made).
+void edit_ptx(const std::function<std::string(const std::string&)>& edit);
 
 }  // namespace runtime
