@@ -1083,7 +1083,7 @@ class Assembler {
   // ---- operands ----
 
   [[noreturn]] void fail(const std::string& why) const {
-    throw Fault(kernel_->name + ", line " + std::to_string(statement_->line) + " of the PTX: " + statement_->source + ": " +
+    throw Fault(readable(kernel_->name) + ", line " + std::to_string(statement_->line) + " of the PTX: " + statement_->source + ": " +
                 why);
   }
 

@@ -1,5 +1,7 @@
 #include "machine.h"
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -7,13 +9,24 @@ namespace ptx {
 
 // ---- messages ----
 
+std::string readable(const std::string& name) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status),
+                                                    std::free);
+  if (status) return name;
+  std::string result = text.get();
+  for (const char* noise : {"noisetilt::cuda::", "(anonymous namespace)::", "void "})
+    for (size_t at; (at = result.find(noise)) != std::string::npos;) result.erase(at, std::strlen(noise));
+  return result.substr(0, result.find('('));
+}
+
 void Warp::fail(const std::string& why) {
   const Machine& machine = *block->machine;
   const Instruction& instruction = machine.kernel->code[pc];
   const Statement& statement = *instruction.statement;
-  std::string where = machine.kernel->name;
-  if (machine.kernel->functions[instruction.function] != where)
-    where += ", in " + machine.kernel->functions[instruction.function];
+  std::string where = readable(machine.kernel->name);
+  if (machine.kernel->functions[instruction.function] != machine.kernel->name)
+    where += ", in " + readable(machine.kernel->functions[instruction.function]);
   where += ", line " + std::to_string(statement.line) + " of the PTX";
   if (statement.source_line) where += " (line " + std::to_string(statement.source_line) + " of the source)";
   throw Fault(where + ", block " + std::to_string(block->index) + ", warp " + std::to_string(number) + ": " +
@@ -444,7 +457,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   counters = {};
   atomics.clear();
   if (threads == 0 || threads > static_cast<uint64_t>(kernel->max_threads))
-    throw Fault(kernel->name + ": launched with " + std::to_string(threads) + " threads");
+    throw Fault(readable(kernel->name) + ": launched with " + std::to_string(threads) + " threads");
 
   const size_t num_running = std::min(blocks, residents);
   while (blocks_.size() < num_running) blocks_.push_back(std::make_unique<Block>());
@@ -467,7 +480,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
               warp.pc = warp.groups[0].pc;
               warp.fail("no thread can go on; some wait at this barrier");
             }
-        throw Fault(kernel->name + ": no thread can go on");
+        throw Fault(readable(kernel->name) + ": no thread can go on");
       }
       if (!progress && ++idle_rounds > 1000) polling[0]->fail("no thread can go on; some wait for this memory to change");
       if (progress) idle_rounds = 0;
@@ -497,7 +510,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   for (const auto& [address, count] : atomics)
     counters.most_atomics_on_one_address = std::max(counters.most_atomics_on_one_address, count);
   if (counting)
-    launches.push_back({kernel->name, blocks, threads, shared_bytes, kernel->local_bytes, kernel->code.size(), counters});
+    launches.push_back({readable(kernel->name), blocks, threads, shared_bytes, kernel->local_bytes, kernel->code.size(), counters});
 }
 
 }  // namespace ptx

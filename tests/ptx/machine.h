@@ -93,6 +93,9 @@ struct Kernel {
 // Throws Fault if the kernel does not exist, or if an instruction is unknown.
 std::unique_ptr<Kernel> assemble(const Module& module, const std::string& name);
 
+// Name of a C++ function as in the source, with its template arguments.
+std::string readable(const std::string& name);
+
 // ---- state ----
 
 struct Machine;
