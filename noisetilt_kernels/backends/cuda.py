@@ -126,8 +126,8 @@ def _unserved_gpu() -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Return True if code for `arch` runs on the GPU: binary code within its major version, PTX on all later
-    ones.
+    """Return True if code for `arch` runs on the GPU: binary code within its major version, PTX on every GPU
+    of its capability or a higher one. PTX of 12.0 therefore does not run on 11.0.
     """
     major, minor = map(int, arch.removesuffix("+PTX").split("."))
     return (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX"))
