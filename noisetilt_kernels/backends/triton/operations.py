@@ -1,7 +1,8 @@
 """The operators as Triton kernels: the operations of a backend (see `noisetilt_kernels.backends`).
 
 All work is enqueued on the current stream of x's device. The first call with new arguments makes tables and
-compiles kernels. After it, the same call can be captured in a CUDA graph.
+compiles kernels. After it, a call with the same arguments and the same shape, batch included, can be captured
+in a CUDA graph.
 """
 
 from collections.abc import Callable
