@@ -11,7 +11,7 @@ import pytest
 
 import noisetilt_kernels as nt
 
-SCRIPT = """
+PREAMBLE = """
 import sys
 
 class Absent:
@@ -22,12 +22,32 @@ class Absent:
 sys.meta_path.insert(0, Absent)
 import torch
 import noisetilt_kernels as nt
+"""
+SCRIPT = """
 from noisetilt_kernels.backends import table_cache
 
 x = torch.randn(1, 4, 8, 8)
 for y in (nt.whiten(x), torch.ops.noisetilt.whiten(x), torch.ops.noisetilt.project_wgnc(x.flatten(1))):
     assert y.isfinite().all()
 print(nt.backends()["cpu"].backend, table_cache.directory())
+"""
+WITHOUT_SCIPY = """
+from noisetilt_kernels.backends.table_cache import directory
+
+x, ops = torch.randn(1, 4, 8, 8), torch.ops.noisetilt
+bounds = torch.zeros(64, 4)
+for y in (
+    ops.butterfly(x, [8, 8], 6),
+    ops.hadamard_transform(x),
+    ops.compact_fourier(x.flatten(1)),
+    ops.project_wgnc(x.flatten(1)),
+    ops.project_2os(x.flatten(1), bounds - 1, bounds + 1),
+):
+    assert y.isfinite().all()
+try:
+    print(nt.whiten(x).isfinite().all().item(), directory().is_dir())
+except ModuleNotFoundError as error:
+    print(error.name)
 """
 
 
@@ -62,14 +82,25 @@ def _modules_without(*names: str) -> list[str]:
 def test_the_operators_need_torch_numpy_and_scipy(backend: str, tmp_path: Path) -> None:
     absent = _modules_without("torch", "numpy", "scipy", *(["triton"] if backend == "triton" else []))
     assert {"platformdirs", "safetensors", "click", "tqdm"}.issubset(absent)
+    assert _run(SCRIPT, absent, tmp_path, NOISETILT_BACKEND=backend) == [backend, "None"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_new_tables_need_scipy(tmp_path: Path) -> None:
+    assert _run(WITHOUT_SCIPY, ["scipy"], tmp_path) == ["scipy"]
+    assert _run(WITHOUT_SCIPY, [], tmp_path) == ["True", "True"]  # fills the cache on disk
+    assert _run(WITHOUT_SCIPY, ["scipy"], tmp_path) == ["True", "True"]
+
+
+def _run(script: str, absent: list[str], folder: Path, **variables: str) -> list[str]:
+    """Return the words that a script prints in a process without some modules."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(nt.__file__).parents[1]),
-        "NOISETILT_BACKEND": backend,
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        **variables,
     }
-    command = [sys.executable, "-c", SCRIPT, *absent]
+    command = [sys.executable, "-c", PREAMBLE + script, *absent]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [backend, "None"]
-    assert list(tmp_path.iterdir()) == []
+    return done.stdout.split()
