@@ -1,4 +1,4 @@
-"""What one call covers before a CUDA graph is captured (docs/cuda.md). This file is also the script of a
+"""Captures after one call: what that call covers (docs/cuda.md). This file is also the script of a
 process that makes only these calls: a kernel that an earlier test has loaded would be loaded anyway.
 """
 
