@@ -78,3 +78,29 @@ def test_the_debug_build_is_made_if_it_is_asked_for(build, monkeypatch: pytest.M
         assert (debug in runpy.run_path(SETUP)["NVCC_FLAGS"]) is wanted
     sources = (Path(SETUP).parent / "csrc" / "cuda" / name for name in ("team.cuh", "policy.h"))
     assert all(f"#ifdef {debug.removeprefix('-D')}" in source.read_text() for source in sources)
+
+
+def test_the_debug_flags_reach_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects of the two builds are kept apart, and the library lists the flags that it was built with."""
+    from setuptools import Distribution  # not there where only a wheel is tested
+
+    objects = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("FORCE_CUDA", "1")
+        monkeypatch.setenv("NOISETILT_CUDA_DEBUG", value)
+        build = SimpleNamespace(**runpy.run_path(SETUP))
+        monkeypatch.setitem(build.find_nvcc.__globals__, "find_nvcc", lambda: "/nvcc")
+        monkeypatch.setitem(build.find_nvcc.__globals__, "nvcc_version", lambda nvcc: NVCC_VERSIONS[-1])
+        commands: list[list[str]] = []
+        builder = build.BuildLibraries(Distribution())
+        builder.compiler, builder.force = SimpleNamespace(compiler_cxx=["g++"]), True
+        builder.spawn = commands.append
+        builder.build_cuda(Path("_C_cuda.so"))
+        assert {command[0] for command in commands} == {"/nvcc"}
+        assert all(("-DNOISETILT_CUDA_DEBUG" in command) == (value == "1") for command in commands)
+        (binding,) = (command for command in commands if command[-3].endswith("cuda_ops.cpp"))
+        (listed,) = (option for option in binding if option.startswith("-DNOISETILT_CUDA_FLAGS="))
+        assert ("-DNOISETILT_CUDA_DEBUG" in listed) == (value == "1")
+        objects.append({command[-1] for command in commands if "-c" in command})
+    assert len(objects[0]) == len(objects[1]) > 5
+    assert objects[0].isdisjoint(objects[1])
