@@ -63,7 +63,7 @@ check-cuda-link: .venv-cuda/.installed
 .venv-cuda/.installed:
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 setuptools \
-		numpy scipy safetensors platformdirs click tqdm
+		numpy scipy safetensors click tqdm
 	touch $@
 
 # The documentation site, into build/site.

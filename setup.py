@@ -9,6 +9,7 @@ csrc/build.json.
 CUDA_PATH, the PATH or /usr/local/cuda. No GPU is needed. Environment variables:
     FORCE_CUDA: 1 builds `_C_cuda` against any torch; 0 does not build it.
     TORCH_CUDA_ARCH_LIST: CUDA architectures, as in PyTorch: "8.0;9.0+PTX".
+    NOISETILT_CUDA_DEBUG: 1 makes the debug build of `_C_cuda` (docs/cuda.md).
     NVCC_CCBIN: host compiler of nvcc (default: the C++ compiler that builds `_C`).
     MAX_JOBS: number of files compiled at once (default and maximum: as cores and memory allow).
 """
@@ -59,7 +60,8 @@ VARIANTS = {
     if variant.get("processor", PROCESSOR) == PROCESSOR
 }
 
-NVCC_FLAGS = FACTS["cuda"]["flags"]
+CUDA_DEBUG = os.environ.get("NOISETILT_CUDA_DEBUG") == "1"
+NVCC_FLAGS = FACTS["cuda"]["flags"] + (FACTS["cuda"]["debug_flags"] if CUDA_DEBUG else [])
 NVCC_HOST_FLAGS = FACTS["cuda"]["host_flags"]
 
 
@@ -85,12 +87,12 @@ def architectures(version: tuple[int, ...]) -> list[str]:
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not listed:
-        *known, last = (
+        oldest, *newer = (
             arch["name"]
             for arch in FACTS["cuda"]["architectures"]
             if version >= tuple(map(int, arch.get("nvcc", "0").split(".")))
         )
-        return [*known, f"{last}+PTX"]
+        return [f"{oldest}+PTX", *newer]
     named = FACTS["cuda"]["named_architectures"]
     names = re.split("[ ;,]+", listed.strip(" ;,"))
     found = [arch for name in names for arch in named.get(name, name).split(";")]
@@ -204,7 +206,8 @@ class BuildLibraries(build_ext):
             for source in sorted(CSRC.glob("cuda/*.cu"))
         ]
         jobs.append(("csrc/cuda_ops.cpp", "cuda_ops", [*command, *binding_flags]))
-        kept = "-".join([f"objects-{platform.machine()}-cuda", *map(str, version), *archs])
+        variant = "cuda-debug" if CUDA_DEBUG else "cuda"
+        kept = "-".join([f"objects-{platform.machine()}-{variant}", *map(str, version), *archs])
         objects = self.compile_all(jobs, "cuda", kept)
         linker = "-Xlinker=" + ",".join(FACTS["cuda"]["linker_flags"])
         self.spawn([*command, "-shared", *objects, linker, *TORCH_LIBRARIES, "-o", str(library)])

@@ -1,7 +1,8 @@
 """Compile the CUDA kernels and check their machine code. Needs no GPU. Without nvcc nothing is checked.
 
 For each of ARCHITECTURES: no warning; no spilled register and no local memory; registers within the budget;
-no fused multiply-add, which would change bits; 16-byte loads in the kernels that should have them.
+no fused multiply-add, which would change bits; 16-byte loads in the kernels that should have them. Of the
+debug build one source is compiled, the only one that differs, for one architecture.
 """
 
 import re
@@ -9,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,9 +19,12 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("8.0", "9.0", "10.0")  # one of each generation in csrc/build.json, which saves time
+DEBUG_SOURCE, DEBUG_ARCHITECTURE = "whitening.cu", "9.0"
 
 # Registers of a thread, and exceptions from the rules, by kernel.
 REGISTERS = 128
+REGISTER_FILE = 65_536  # registers of a multiprocessor
+MOST_THREADS = 1024  # of a block
 MORE_REGISTERS = {  # a thread holds a block of coefficients
     "project_wgnc_blocks_of_16_kernel": 255,
     "wgnc_between_ffts_kernel": 255,
@@ -48,6 +53,8 @@ class Kernel:
     called_local: int  # bytes of local memory and spills in functions that it calls
     fused: int  # multiply-adds in the PTX
     wide_loads: int  # loads of 16 bytes in the machine code
+    threads: int  # in the largest block that it is compiled for
+    traps: int  # places in the PTX that end it with an error
 
     @property
     def function(self) -> str:
@@ -64,18 +71,23 @@ class Kernel:
             found.append(f"{self.called_local} bytes of local memory in functions that it calls")
         if self.fused and self.function not in MAY_FUSE:
             found.append("fused multiply-adds")
+        if self.traps:
+            found.append("a check of the debug build")
         if self.function in LOADS_16_BYTES and not self.wide_loads:
             found.append("no 16-byte load")
         return found
 
 
-def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list[Kernel], str]:
+def compile_one(
+    nvcc: str, nvdisasm: str, source: Path, arch: str, flags: Sequence[str] = ()
+) -> tuple[list[Kernel], str]:
     """Return the kernels of a source, and nvcc's output if it failed."""
     with tempfile.TemporaryDirectory() as scratch:
         cubin = Path(scratch) / "kernels.cubin"
         command = [
             nvcc,
             *build.NVCC_FLAGS,
+            *flags,
             f"-Xcompiler={','.join(build.NVCC_HOST_FLAGS)}",
             f"-I{build.CSRC}",
         ]
@@ -86,6 +98,24 @@ def compile_one(nvcc: str, nvdisasm: str, source: Path, arch: str) -> tuple[list
             return [], done.stdout + done.stderr
         (ptx,) = Path(scratch).glob("*.ptx")
         return kernels_of(done.stderr, ptx.read_text(), disassemble(nvdisasm, cubin)), ""
+
+
+def faults_of_debug_build(nvcc: str, nvdisasm: str) -> list[str]:
+    """Return what is wrong with the debug build: its kernels must leave half of the registers free."""
+    what = f"{DEBUG_SOURCE}, {DEBUG_ARCHITECTURE}, debug build"
+    source, flags = build.CSRC / "cuda" / DEBUG_SOURCE, build.FACTS["cuda"]["debug_flags"]
+    kernels, complaint = compile_one(nvcc, nvdisasm, source, DEBUG_ARCHITECTURE, flags)
+    found = [complaint] if complaint else []
+    print(f"\n{what}")
+    for kernel in kernels:
+        print(
+            f"  {kernel.registers:3} registers, {kernel.threads} threads, {kernel.traps} traps  {kernel.name}"
+        )
+        if 2 * kernel.registers * kernel.threads > REGISTER_FILE:
+            found.append(f"{kernel.name}: more than half of the registers of a multiprocessor")
+        if not kernel.traps:
+            found.append(f"{kernel.name}: no barrier gives up")
+    return [f"{what}: {fault}" for fault in found]
 
 
 def disassemble(nvdisasm: str, cubin: Path) -> str:
@@ -113,7 +143,11 @@ def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
             bodies[mangled].count("fma.") + before_all,
             len(re.findall(r"\bLDG\.\S*128", codes[mangled])),
         )
-        found.append(Kernel(name, registers, stack, sum(spilled), sum(map(sum, called)), fused, wide))
+        most = re.search(r"\.maxntid (\d+)", bodies[mangled])
+        threads = int(most[1]) if most else MOST_THREADS
+        traps = len(re.findall(r"\btrap;", bodies[mangled]))
+        local = stack, sum(spilled), sum(map(sum, called))
+        found.append(Kernel(name, registers, *local, fused, wide, threads, traps))
     return sorted(found, key=lambda kernel: kernel.name)
 
 
@@ -139,8 +173,9 @@ def main() -> int:
     nvdisasm = find_nvdisasm(nvcc)
     jobs = [(source, arch) for source in sorted(ROOT.glob("csrc/cuda/*.cu")) for arch in ARCHITECTURES]
     with ThreadPoolExecutor(build.parallel_jobs()) as pool:
+        debug = pool.submit(faults_of_debug_build, nvcc, nvdisasm)
         results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
-    faults = []
+    faults = debug.result()
     for (source, arch), (kernels, complaint) in zip(jobs, results, strict=True):
         print(f"\n{source.name}, {arch}")
         for kernel in kernels:
@@ -152,7 +187,7 @@ def main() -> int:
         what = [complaint] if complaint else []
         what += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
         faults += [f"{source.name}, {arch}: {fault}" for fault in what]
-    print("\n" + ("\n".join(faults) or f"{len(jobs)} compilations, no fault"))
+    print("\n" + ("\n".join(faults) or f"{len(jobs) + 1} compilations, no fault"))
     return int(bool(faults))
 
 

@@ -4,8 +4,9 @@ The functions of the package are called as programs call them, so that Triton co
 each kernel. A stand-in for the driver gives Triton its target. Nothing is launched.
 
 The checks for each of TARGETS: no spilled register and no local memory; shared memory within the budget;
-nothing that changes bits (fused multiply-adds, approximations, denormal numbers flushed to zero); and a limit
-on the compilation time of the first call of `whiten`.
+nothing that changes bits (fused multiply-adds, approximations, denormal numbers flushed to zero); no element
+that two warps hold in a kernel that works in place; and a limit on the compilation time of the first call of
+`whiten`. The names of some targets as arguments check these alone.
 """
 
 import re
@@ -31,7 +32,7 @@ from noisetilt_kernels.backends import tables
 from noisetilt_kernels.backends import triton as operators
 from noisetilt_kernels.backends.tables import Table
 from noisetilt_kernels.backends.triton import MOST_BLOCK_COEFFICIENTS
-from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE
+from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE, shared_by_warps
 from noisetilt_kernels.config import Sample, resolve_preset
 
 TARGETS = {
@@ -44,6 +45,8 @@ IN_FULL = "sm_90"  # for other targets only the kernels of `whiten` and a few mo
 
 MOST_SHARED = {"cuda": 48 * 1024, "hip": 64 * 1024}
 MOST_SECONDS = 30.0  # the goal is 10, but machines differ
+
+IN_PLACE = "HALF_SPECTRUM"  # the constant of calls that work in place
 
 # Exceptions for kernels, by the beginning of their names, with the reason.
 MAY_USE_LOCAL_MEMORY: dict[str, str] = {}
@@ -82,6 +85,7 @@ class Kernel:
     spilled: int  # registers; for NVIDIA, instructions that spill
     instructions: int
     inexact: set[str]  # matches of the patterns that change bits
+    shared_by_warps: str | None  # tensor of which two warps hold the same element, if that is a fault
 
     @property
     def function(self) -> str:
@@ -94,6 +98,8 @@ class Kernel:
             yield f"{self.shared} bytes of shared memory, more than {MOST_SHARED[self.backend]}"
         if self.inexact:
             yield f"changes bits: {', '.join(sorted(self.inexact))}"
+        if self.shared_by_warps:
+            yield f"works in place, but two warps hold the same element of {self.shared_by_warps}"
 
 
 # ---- calls of programs ----
@@ -234,15 +240,17 @@ def examine(
     inexact = LENIENT.findall(path[".llir"].read_text()) + INEXACT[backend].findall(assembly)
     if metadata["enable_fp_fusion"]:
         inexact.append("fusion is enabled")
-    if not IN_STEPS.search(path[".ttgir"].read_text()):
+    ttgir, name = path[".ttgir"].read_text(), name_of(src, metadata["num_warps"])
+    if not IN_STEPS.search(ttgir):
         inexact += FUSED[backend].findall(code)
     return Kernel(
-        name=name_of(src, metadata["num_warps"]),
+        name=name,
         backend=backend,
         seconds=times.total / 1e6,
         shared=metadata["shared"],
         instructions=len(instructions),
         inexact=set(inexact),
+        shared_by_warps=shared_by_warps(ttgir) if IN_PLACE in name else None,
         **resources,
     )
 
@@ -271,7 +279,8 @@ def main() -> int:
     if triton.knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET is set: nothing would be compiled")
     faults = []
-    for label, target in TARGETS.items():
+    for label in sys.argv[1:] or TARGETS:
+        target = TARGETS[label]
         kernels, complaints = compile_for(target, [FIRST_CALL])
         seconds = sum(kernel.seconds for kernel in kernels)
         if seconds > MOST_SECONDS:
@@ -297,6 +306,8 @@ def main() -> int:
         compiled = {kernel.function for kernel in kernels}
         complaints += [f"{name} was not compiled" for name in LAUNCH_TABLE if name not in compiled]
         complaints += [f"{kernel.name}: {fault}" for kernel in kernels for fault in kernel.faults()]
+        if not any(IN_PLACE in kernel.name for kernel in kernels):
+            complaints.append("no kernel that works in place was compiled")
         faults += [f"{label}: {complaint}" for complaint in complaints]
     print("\n" + ("\n".join(faults) or "no fault"))
     return int(bool(faults))

@@ -3,9 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
+from types import ModuleType
 
 import numpy as np
-import scipy  # imports scipy.special at its first use, which takes a quarter of a second
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,17 +16,24 @@ MOST_DF = 2**20
 """Largest number of degrees of freedom, see `ChiSquare`."""
 
 
+def _special() -> ModuleType:
+    """Return scipy.special, which takes a quarter of a second to import. Only new tables need it."""
+    from scipy import special
+
+    return special  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Normal:
     """Standard normal reference distribution N(0, 1)."""
 
     def ppf(self, p: Array) -> Array:
         """Quantile of the lower-tail probability `p`."""
-        return scipy.special.ndtri(p)
+        return _special().ndtri(p)
 
     def isf(self, p: Array) -> Array:
         """Quantile of the upper-tail probability `p`."""
-        return -scipy.special.ndtri(p)
+        return -_special().ndtri(p)
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,11 @@ class ChiSquare:
 
     def ppf(self, p: Array) -> Array:
         """Quantile of the lower-tail probability `p`."""
-        return 2.0 * scipy.special.gammaincinv(self.df / 2, p)
+        return 2.0 * _special().gammaincinv(self.df / 2, p)
 
     def isf(self, p: Array) -> Array:
         """Quantile of the upper-tail probability `p`."""
-        return 2.0 * scipy.special.gammainccinv(self.df / 2, p)
+        return 2.0 * _special().gammainccinv(self.df / 2, p)
 
 
 Reference = Normal | ChiSquare
@@ -86,9 +93,9 @@ def confidence_table(
 
     def fill_probability(start: int) -> None:
         rank = np.arange(start + 1.0, min(start + _ROWS_PER_TASK, num_chunks) + 1)
-        q_lo = scipy.special.betaincinv(rank, num_chunks - rank + 1, alpha / 2)
+        q_lo = _special().betaincinv(rank, num_chunks - rank + 1, alpha / 2)
         rows = slice(start, start + len(rank))
-        probability[rows] = scipy.special.betaincinv(
+        probability[rows] = _special().betaincinv(
             rank_in_chunk, chunk_size - rank_in_chunk + 1, q_lo[:, None]
         )
 

@@ -51,8 +51,14 @@ struct PolicySm80 {
 
   // whitening.cu
   struct Project {
+#ifdef NOISETILT_CUDA_DEBUG
+    // Half of the register file: compute-sanitizer adds code that needs registers too.
+    static constexpr int kBlockThreads = 256;
+    static constexpr int kMinBlocksPerSm = 2;
+#else
     static constexpr int kBlockThreads = 512;
     static constexpr int kMinBlocksPerSm = 1;
+#endif
     // After a unit was found unsettled, it skips the rounds of at most this many projections.
     static constexpr int32_t kMaxPatience = 8;
     // Mixing tiles are divided between blocks if that gives at least this many times as many blocks.

@@ -10,6 +10,10 @@
 
 #include "block_scan.cuh"
 
+#ifdef NOISETILT_CUDA_DEBUG
+#include <cstdio>
+#endif
+
 namespace noisetilt::cuda {
 
 __device__ inline unsigned char* dynamic_shared_memory() {
@@ -20,6 +24,42 @@ __device__ inline unsigned char* dynamic_shared_memory() {
   return emulation::dynamic_shared_memory();
 #endif
 }
+
+#ifdef NOISETILT_CUDA_DEBUG
+// Time that a block waits at a team barrier before it ends the kernel with an error. It is far longer than
+// the work between two barriers, also under compute-sanitizer.
+constexpr uint64_t kMaxWaitNs = 2'000'000'000;
+
+// Time of a clock that all multiprocessors share.
+__device__ inline uint64_t now_ns() {
+#ifdef __CUDACC__
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+#else
+  return emulation::now_ns();
+#endif
+}
+
+// Wait of a thread at a team barrier. It ends the kernel with an error if the barrier takes too long.
+class TeamWait {
+ public:
+  // Called after each look at the count of arrivals.
+  __device__ void check(uint32_t rank, uint32_t num_blocks, uint32_t target, uint32_t count) const {
+    if (now_ns() - begin_ < kMaxWaitNs) return;
+    printf("noisetilt: a team barrier gave up: block %u, rank %u of %u, waits for %u arrivals and saw %u\n",
+           static_cast<unsigned>(blockIdx.x), rank, num_blocks, target, count);
+    __trap();
+  }
+
+ private:
+  uint64_t begin_ = now_ns();
+};
+#else
+struct TeamWait {
+  __device__ void check(uint32_t, uint32_t, uint32_t, uint32_t) const {}
+};
+#endif
 
 struct Team {
   uint32_t* arrivals;  // of blocks at barriers, since the launch
@@ -38,8 +78,11 @@ struct Team {
     if (threadIdx.x == 0) {
       const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> count(*arrivals);
       count.fetch_add(1, ::cuda::memory_order_release);
+      const TeamWait wait;
       // The difference is compared, because the count may wrap around at 2^32.
-      while (static_cast<int32_t>(count.load(::cuda::memory_order_acquire) - target) < 0) {
+      uint32_t seen;
+      while (static_cast<int32_t>((seen = count.load(::cuda::memory_order_acquire)) - target) < 0) {
+        wait.check(rank, num_blocks, target, seen);
       }
     }
     __syncthreads();

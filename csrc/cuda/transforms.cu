@@ -171,6 +171,7 @@ __global__ void __launch_bounds__(kBlockThreads) scale_kernel(const T* in, T* ou
 template <class T, bool kOrthonormal, bool kInverse>
 void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps,
                         T scale) {
+  if (tiles.count == 0) return;
   using Tuning = Policy::Butterfly;
   const int64_t size = tiles.grid.size(), all = tiles.count * size;
   const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, Tuning::kItemsPerBlock / size));

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <stdexcept>
 
 #include "half_fft.cuh"
 #include "keys.cuh"
@@ -354,10 +356,25 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
+// The kernels read and write whole complex numbers.
+template <class T>
+bool is_aligned(const T* y) {
+  return reinterpret_cast<uintptr_t>(y) % alignof(Complex<T>) == 0;
+}
+
 }  // namespace
 
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size) {
+  if (num_blocks == 0) return;
+  if (!is_aligned(y)) {
+    const int64_t count = 2 * num_blocks * block_size;
+    T* copy = allocate<T>(launch, count);
+    check(cudaMemcpyAsync(copy, y, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToDevice,
+                          launch.stream),
+          "copying memory");
+    y = copy;
+  }
   const BlockNorms norms(block_size);
   const int threads = block_threads(kBlockThreads);
   if (block_size == kBlock) {
@@ -377,6 +394,9 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
 
 template <class T>
 void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
+  if (batch == 0) return;
+  if (!is_aligned(spectrum))
+    throw std::invalid_argument("noisetilt: a spectrum must begin at a multiple of a complex number");
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
   const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(2.0) / root, 1 / root};

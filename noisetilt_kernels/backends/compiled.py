@@ -122,7 +122,8 @@ def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
     """
     if x.device.type == "cpu":
         return _ops._half_length_fft.default(x, inverse)
-    if x.storage_offset() % 2:  # a complex view needs an even offset
+    # A complex view needs an even offset, and the FFT an address that is a multiple of a complex number.
+    if x.storage_offset() % 2 or x.data_ptr() % (2 * x.element_size()):
         x = x.clone()
     # Flat, because a single sample may have any stride, and a complex view needs an even one.
     z = x.view(-1).view(_COMPLEX_OF[x.dtype]).view(len(x), -1)

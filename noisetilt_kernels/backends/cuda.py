@@ -1,7 +1,12 @@
 """The compiled CUDA kernels as a backend.
 
 All work is enqueued on the current stream. The host waits for the device only at the first call with a table
-or a configuration. After such a call, the same call can be captured in a CUDA graph.
+or a configuration.
+
+A call can be captured in a CUDA graph after one ordinary call with the same arguments: operator, shape with
+the batch, layout, dtype, device and configuration. That call makes what a capture must not make: tables on
+the device and plans of FFTs. It also loads the kernels, which CUDA does at their first launch. Which of them
+serve other calls too is in docs/cuda.md.
 """
 
 import torch
@@ -126,8 +131,8 @@ def _unserved_gpu() -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Return True if code for `arch` runs on the GPU: binary code within its major version, PTX on all later
-    ones.
+    """Return True if code for `arch` runs on the GPU: binary code within its major version, PTX on every GPU
+    of its capability or a higher one. PTX of 12.0 therefore does not run on 11.0.
     """
     major, minor = map(int, arch.removesuffix("+PTX").split("."))
     return (major, minor) <= capability and (major == capability[0] or arch.endswith("+PTX"))

@@ -1,5 +1,8 @@
 """Confidence tables on disk, in the user's cache directory.
 
+Nothing here is needed to compute: without safetensors, which a machine with little more than torch may lack,
+or without a home directory, tables are kept in memory only.
+
 A file is used only if it is what `write` wrote: its key, shapes, dtype and checksum are compared. Any other
 file is made again. The files that were not used for the longest time are removed when the cache is full.
 """
@@ -14,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import platformdirs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+try:
+    import safetensors.torch
+except ModuleNotFoundError:
+    safetensors = None  # type: ignore[assignment]
 
 MOST_BYTES = 256_000_000
 """Largest size of all files together, in bytes."""
@@ -37,12 +42,14 @@ class Columns(NamedTuple):
 
 
 def directory() -> Path | None:
-    """Directory of the cache. None if the user has no home directory: tables are then not kept on disk."""
-    try:
-        path = Path(platformdirs.user_cache_dir("noisetilt_kernels", appauthor=False))
-    except RuntimeError:  # there is no home directory
-        return None
-    return path if path.is_absolute() else None  # a path below "~", which does not stand for a directory
+    """Directory of the cache: below XDG_CACHE_HOME, or below ~/.cache if the variable is no absolute path.
+
+    None if tables are not kept on disk.
+    """
+    place = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(place):
+        place = os.path.expanduser("~/.cache")  # begins with "~" if there is no home directory
+    return Path(place, "noisetilt_kernels") if safetensors and os.path.isabs(place) else None
 
 
 def files(folder: Path) -> list[tuple[Path, os.stat_result]]:
@@ -69,7 +76,7 @@ def read(key: str, shape: tuple[int, int], dtype: torch.dtype) -> Columns | None
         columns = _load(path, key, shape, dtype)
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         _LOG.warning("making the cached table %s again: %s", path, error)
         return None
     try:
@@ -90,10 +97,12 @@ def write(key: str, columns: Columns) -> None:
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
         os.close(handle)
         metadata = {"key": key, "monotone": str(columns.monotone), "checksum": _checksum(key, columns)}
-        save_file({"lower": columns.lower, "upper": columns.upper}, temporary, metadata=metadata)
+        safetensors.torch.save_file(
+            {"lower": columns.lower, "upper": columns.upper}, temporary, metadata=metadata
+        )
         os.replace(temporary, _path(folder, key))
         _shrink(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         _LOG.info("cannot cache a table in %s: %s", folder, error)
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -105,7 +114,7 @@ def _path(folder: Path, key: str) -> Path:
 
 def _load(path: Path, key: str, shape: tuple[int, int], dtype: torch.dtype) -> Columns:
     """Read a file. Raise ValueError if it was written for another key or has changed since."""
-    with safe_open(path, framework="pt") as file:
+    with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("key") != key:
             raise ValueError(f"its key is {metadata.get('key')!r}, not {key!r}")

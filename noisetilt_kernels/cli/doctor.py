@@ -28,8 +28,9 @@ def examine() -> Report:
         forced_backend: backend named by NOISETILT_BACKEND (or None).
         devices: for each device type: present, the backend that serves it, and for every preferred backend
             the reason why it does not.
-        table_cache: directory of the confidence tables kept on disk (None if there is no home directory),
-            number of files, their bytes, and most_bytes, the limit at which the oldest are removed.
+        table_cache: directory of the confidence tables kept on disk (None if there is no home directory or no
+            safetensors), number of files, their bytes, and most_bytes, the limit at which the oldest are
+            removed.
         verdict: one line of text.
     """
     report: Report = {
@@ -155,7 +156,7 @@ def _render_hardware(report: Report) -> list[tuple[str, str]]:
 
 def _render_cache(cache: dict[str, Any]) -> str:
     if cache["directory"] is None:
-        return "in memory only: there is no home directory"
+        return "in memory only: there is no home directory, or no safetensors"
     size, most = (f"{cache[name] / 1e6:.1f} MB" for name in ("bytes", "most_bytes"))
     return f"{cache['directory']}  ({cache['files']} files, {size} of at most {most})"
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import registration
 from noisetilt_kernels.backends import Extents, backend_for, cpu, cuda, reference, triton
+from noisetilt_kernels.backends.tables import Projections
 from noisetilt_kernels.config import Sample, resolve_preset
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
@@ -239,3 +240,25 @@ def test_an_empty_variable_forces_no_backend() -> None:
 
 def test_other_devices_use_the_reference() -> None:
     assert backend_for("whiten", META, Extents()) is reference
+
+
+def test_the_tables_of_a_projection_serve_every_batch() -> None:
+    """One call before the capture of a CUDA graph puts them on the device for calls of any batch."""
+    made = []
+
+    def make(*tables: object) -> object:
+        made.append(tables)
+        return tables
+
+    projections, x = Projections(make), torch.zeros(1, 4, 8, 8)
+
+    def number_made(x: Tensor, alpha: float = 1e-3, tiles: tuple[tuple[int, int], ...] = ((4, 4),)) -> int:
+        projections(x, (4,), (4,), tiles, alpha)
+        return len(made)
+
+    assert [number_made(y) for y in (x, x.expand(5, 4, 8, 8), x[:0], x.clone())] == [1, 1, 1, 1]
+    assert number_made(x, alpha=0.01) == 2
+    assert number_made(x, tiles=((2, 2),)) == 3
+    assert number_made(x.double()) == 4
+    assert number_made(x.view(1, 1, 16, 16)) == 5
+    assert number_made(x) == 5

@@ -30,6 +30,7 @@ TARGETS = {
     "toys.so": ({HERE / "toys.cu": ""}, "-shared"),
     "toys_races.so": ({HERE / "races.cpp": RACES, HERE / "toys.cu": TRACED}, "-shared"),
     "toys_asan": ({HERE / "toys.cu": "-DTOYS_MAIN -fsanitize=address"}, "-fsanitize=address"),
+    "debug_barrier.so": ({HERE / "debug_barrier.cu": "-DNOISETILT_CUDA_DEBUG"}, "-shared"),
     "kernels.so": (dict.fromkeys([MODULE_CPP, *CU], ""), "-shared"),
     "kernels_asan.so": (dict.fromkeys([MODULE_CPP, *CU], "-fsanitize=address"), "-shared -fsanitize=address"),
     "kernels_races.so": (

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include <cmath>
+#include <set>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -42,6 +43,16 @@ constexpr int warpSize = emulation::kWarpSize;
 
 #define threadIdx (emulation::current->thread)
 #define blockIdx (emulation::current->warp->block->index)
+
+// ---- time ----
+
+namespace emulation {
+// Clock that goes on by 10 us each time it is read.
+inline uint64_t now_ns() {
+  static uint64_t now = 0;
+  return now += 10'000;
+}
+}  // namespace emulation
 
 // ---- barriers and collective operations ----
 
@@ -369,6 +380,7 @@ namespace emulation {
 constexpr int64_t kSharedBytesByDefault = 48 << 10;
 inline std::map<const void*, int64_t> allowed_shared_bytes;  // of kernels that asked for more
 inline cudaError_t last_error = cudaSuccess;
+inline std::set<const void*> launched;  // kernels
 
 inline cudaError_t status(cudaError_t error) { return error ? last_error = error : error; }
 
@@ -411,6 +423,7 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, 
       if (cluster.x * cluster.y * cluster.z > 1) return cudaErrorNotSupported;
     }
   }
+  launched.insert(kernel);
   Grid grid{};
   grid.kernel = kernel;
   grid.body = std::move(body);

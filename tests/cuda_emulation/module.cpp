@@ -30,6 +30,9 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
 
+// Number of values by which the arguments of a call are displaced in their memory, see `displace`.
+int64_t displacement = 0;
+
 // Memory of one call.
 class DeviceMemory {
  public:
@@ -41,7 +44,7 @@ class DeviceMemory {
   }
   template <class T>
   T* copy(const Array<T>& array) {
-    T* values = make<T>(array.size());
+    T* values = make<T>(array.size() + displacement) + displacement;
     std::copy(array.data(), array.data() + array.size(), values);
     return values;
   }
@@ -274,6 +277,13 @@ void bind(py::module_& m) {
 PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("num_buckets", &noisetilt::cuda::num_buckets);
+  m.def("take_launched", [] {  // names of the kernels launched since the last call
+    std::vector<std::string> names;
+    for (const void* kernel : std::exchange(emulation::launched, {}))
+      names.push_back(emulation::kernel_name(kernel));
+    return names;
+  });
+  m.def("displace", [](int64_t num_values) { noisetilt::cuda::displacement = num_values; });
   noisetilt::cuda::bind<float>(m);
   noisetilt::cuda::bind<double>(m);
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mpmath
 import numpy as np
+import platformdirs
 import pytest
 import scipy.stats
 import torch
@@ -339,13 +340,33 @@ print(render(report))
     assert "in memory only: there is no home directory" in done.stdout
 
 
-@pytest.mark.parametrize("place", ["relative/folder", "~/.cache"])
-def test_a_relative_directory_is_not_used(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """platformdirs before 4.9 leaves "~" in a path if there is no home directory."""
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"XDG_CACHE_HOME": "/somewhere/else"},
+        {"XDG_CACHE_HOME": "/somewhere/else/", "HOME": "/home/someone"},
+        {"XDG_CACHE_HOME": "relative", "HOME": "/home/someone"},
+        {"XDG_CACHE_HOME": "~/.cache", "HOME": "/home/someone"},
+        {"XDG_CACHE_HOME": "", "HOME": "/home/someone"},
+        {"HOME": "/home/someone/"},
+        {},
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other places for caches")
+def test_the_directory_is_the_usual_one(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    usual = platformdirs.user_cache_dir("noisetilt_kernels", appauthor=False)
+    assert table_cache.directory() == Path(usual)
+
+
+def test_a_relative_directory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(table_cache.platformdirs, "user_cache_dir", lambda *args, **kwargs: place)
+    monkeypatch.setenv("HOME", "relative")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     check(make())
     assert table_cache.directory() is None
     assert list(tmp_path.iterdir()) == []
@@ -373,7 +394,7 @@ def test_a_write_that_fails_leaves_nothing(fresh_cache: Path, monkeypatch: pytes
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(table_cache, "save_file", disk_full)
+        patch.setattr("safetensors.torch.save_file", disk_full)
         check(make())
     assert files_in(fresh_cache) == []
     check(make())

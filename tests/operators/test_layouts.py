@@ -1,6 +1,7 @@
 """Operators on views: a result depends on the values of a tensor, not on its strides and its offset."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from inputs import tables, values
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from noisetilt_kernels import registration
+from noisetilt_kernels.backends import cpu, reference, triton
 from noisetilt_kernels.backends.compiled import half_length_fft
+from noisetilt_kernels.backends.triton.launch import Launch
+from noisetilt_kernels.config import Sample, resolve_preset
 
 SIZE = 128
 IMAGE = (4, 8, 16)
@@ -21,7 +26,10 @@ FLAT: dict[str, Callable[[Tensor], Tensor]] = {
     "compact_fourier inverse": lambda x: nt.compact_fourier(x, inverse=True),
     "hadamard_transform": nt.hadamard_transform,
     "project_2os": lambda x: nt.project_2os(
-        x, *tables("monotone", SIZE // 4, 4, torch.float64 if x.dtype == torch.float64 else torch.float32)
+        x,
+        *tables(
+            "monotone", x.shape[-1] // 4, 4, torch.float64 if x.dtype == torch.float64 else torch.float32
+        ),
     ),
 }
 OF_IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -116,9 +124,96 @@ def test_an_expanded_table() -> None:
     assert_same_bits(nt.project_2os(x, lower, upper), x.clamp(-0.5, 0.5))
 
 
+# ---- other backends ----
+
+
+@pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.slow)])
+def other_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let another backend serve every call. Triton's launches must get aligned tensors, also of its own.
+
+    Returns a number of values for the samples. It differs for each backend, because a call is prepared once
+    for each shape.
+    """
+    backend, size = {"reference": (reference, SIZE + 32), "triton": (triton, SIZE + 64)}[request.param]
+    monkeypatch.setattr(registration, "backend_for", lambda *args: backend)
+
+    def call(launch: Launch, *tensors: Tensor) -> None:
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        run(launch, *tensors)
+
+    run = Launch.__call__
+    monkeypatch.setattr(Launch, "__call__", call)
+    return size
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [*FLAT, *OF_IMAGES])
+def test_other_backends(name: str, layout: str, other_size: int) -> None:
+    shape = (other_size // 32, 4, 8) if name in OF_IMAGES else (other_size,)
+    check((FLAT | OF_IMAGES)[name], LAYOUTS[layout](values("normal", (2, *shape))))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_spectra_on_other_backends(layout: str, other_size: int) -> None:
+    y = torch.view_as_complex(values("normal", (2, other_size, 2)))
+    check(nt.project_wgnc_blocks, LAYOUTS[layout](y))
+
+
+class OnGpu(Tensor):
+    """Tensor on the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    "layout", ["odd offset", "one sample, odd stride", "one sample, odd stride and offset", "not aligned"]
+)
+def test_the_fft_of_other_devices_gets_aligned_numbers(
+    layout: str, inverse: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their strides are always the same, because cuFFT has another plan for each."""
+
+    def aligned(fft: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(z: Tensor, **options: Any) -> Tensor:
+            assert z.data_ptr() % z.element_size() == 0
+            assert z.stride() == (z.shape[1], 1)
+            return fft(z, **options)
+
+        return call
+
+    for name in ("fft", "ifft"):
+        monkeypatch.setattr(torch.fft, name, aligned(getattr(torch.fft, name)))
+    x = LAYOUTS[layout](values("normal", (2, SIZE), dtype))
+    result = half_length_fft(x.as_subclass(OnGpu), inverse).as_subclass(Tensor)
+    torch.testing.assert_close(result, half_length_fft(x, inverse))
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_fft_on_other_devices_takes_odd_strides(inverse: bool, offset: int) -> None:
     """On the meta device the code for GPUs computes shapes and strides only."""
     x = torch.empty(1, SIZE + 1, device="meta")[:, offset : offset + SIZE]
     assert half_length_fft(x, inverse).shape == (1, SIZE)
+
+
+# ---- empty batches ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_take_an_empty_batch(dtype: torch.dtype) -> None:
+    """The operators return before they reach a backend, but nothing may depend on that."""
+    images, rows = torch.empty(0, *IMAGE, dtype=dtype), torch.empty(0, SIZE, dtype=dtype)
+    spectra = torch.empty(0, SIZE, dtype=dtype.to_complex())
+    results = [
+        cpu.whiten(images, resolve_preset("auto", Sample(*IMAGE), 1e-3)),
+        cpu.project_tile_stats(images, (4, 4), (4,), 1e-3),
+        cpu.butterfly(images, (4, 4), 3, False),
+        cpu.project_2os(rows, *tables("monotone", SIZE // 4, 4, dtype)),
+        cpu.hadamard_transform(rows, 1.0),
+        *(cpu.compact_fourier(rows, inverse) for inverse in (False, True)),
+        *(cpu.project_wgnc(rows, block_size) for block_size in (16, 8)),
+        *(cpu.project_wgnc_blocks(spectra, block_size) for block_size in (16, 8)),
+    ]
+    assert [result.numel() for result in results] == [0] * len(results)

@@ -1,7 +1,8 @@
 """The operators as Triton kernels: the operations of a backend (see `noisetilt_kernels.backends`).
 
 All work is enqueued on the current stream of x's device. The first call with new arguments makes tables and
-compiles kernels. After it, the same call can be captured in a CUDA graph.
+compiles kernels. After it, a call with the same arguments and the same shape, batch included, can be captured
+in a CUDA graph.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,11 @@ from torch import Tensor
 from ...config import Tile, WhiteningConfig
 from ..tables import ExaminedTables, Projections, Table, TileTables, check_table
 from . import tile_stats, transforms, wgnc, whitening
+from .launch import ALIGNMENT
 from .order_stats import FieldTables
 from .order_stats import project_2os as _project_2os
 from .tile_stats import TileProjection
 from .whitening import Projection
-
-_ALIGNMENT = 16  # bytes, see `Launch`
 
 
 def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -29,7 +29,7 @@ def _for_kernels(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(operation)
     def wrapped(x: Tensor, *args: Any) -> Tensor:
-        if x.data_ptr() % _ALIGNMENT:
+        if x.data_ptr() % ALIGNMENT:
             x = x.clone()
         if x.device.type == "cpu" or x.device.index == torch.cuda.current_device():
             return operation(x, *args)
@@ -46,7 +46,7 @@ _examined = ExaminedTables(check_table)
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     if x.device.type == "cpu" or not torch.cuda.is_current_stream_capturing():
         _examined(lower, upper)
-    if lower.data_ptr() % _ALIGNMENT or upper.data_ptr() % _ALIGNMENT:
+    if lower.data_ptr() % ALIGNMENT or upper.data_ptr() % ALIGNMENT:
         lower, upper = (bounds.clone(memory_format=torch.contiguous_format) for bounds in (lower, upper))
     return _project_2os(x, FieldTables(lower[None], upper[None]))
 

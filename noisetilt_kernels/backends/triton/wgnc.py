@@ -50,6 +50,7 @@ def _projection(
         ceil_div(batch * blocks_per_sample, blocks),
         batch * blocks_per_sample,
         blocks_per_sample,
+        in_place=of_half_spectrum,
         SIZE=block_size,
         PADDED=padded,
         BLOCKS=blocks,
