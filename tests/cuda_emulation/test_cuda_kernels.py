@@ -447,7 +447,7 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
 @pytest.mark.slow
 def test_no_races_in_shared_memory() -> None:
     """No kernel has a race in shared memory, on any path, with every access traced."""
-    kernels = load("kernels_races")
+    kernels = load("kernels_traced")
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
         kernels.set_device(**DEVICES["few blocks"], seed=seed)
         for shape in ((4, 16, 16), (5, 4, 6)):
