@@ -12,7 +12,8 @@ import pybind11
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "cuda_emulation"
-KERNELS = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+KERNELS = CSRC / "cuda"
 BUILD = ROOT / "build" / "cuda_emulation"
 
 # Flags of g++, not those of nvcc in csrc/build.json: CUDA code is compiled as C++ here.
@@ -40,9 +41,12 @@ TARGETS = {
     "kernels_asan.so": (dict.fromkeys([MODULE_CPP, *CU], "-fsanitize=address"), "-shared -fsanitize=address"),
     "kernels_traced.so": ({**TRACING, MODULE_CPP: HOOKS, **dict.fromkeys(CU, TRACED)}, "-shared"),
 }
-# Faults of Team::sync. For each of them, the toys and the kernels are also built from a copy of csrc/cuda.
+# Faults of Team::sync. For each of them, the toys and the kernels are also built from a copy of csrc.
 PLANTS = {
-    "no_release": ("fetch_add(1, ::cuda::memory_order_release)", "fetch_add(1, ::cuda::memory_order_relaxed)"),
+    "no_release": (
+        "fetch_add(1, ::cuda::memory_order_release)",
+        "fetch_add(1, ::cuda::memory_order_relaxed)",
+    ),
     "no_acquire": ("load(::cuda::memory_order_acquire)", "load(::cuda::memory_order_relaxed)"),
 }
 for fault in PLANTS:
@@ -55,16 +59,15 @@ for fault in PLANTS:
 
 
 def plant(fault: str) -> None:
-    """Write the copy of csrc/cuda with one of PLANTS."""
+    """Write the copy of csrc with one of PLANTS."""
     original, faulty = PLANTS[fault]
-    folder = BUILD / fault / "cuda"
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in KERNELS.iterdir():
+    (BUILD / fault / "cuda").mkdir(parents=True, exist_ok=True)
+    for source in [*CSRC.glob("*.h"), *KERNELS.iterdir()]:
         text = source.read_text()
         if source.name == "team.cuh":
             assert text.count(original) == 1, f"{source} must contain {original} once"
             text = text.replace(original, faulty)
-        copy = folder / source.name
+        copy = BUILD / fault / source.relative_to(CSRC)
         if not copy.exists() or copy.read_text() != text:  # otherwise it would be compiled again
             copy.write_text(text)
 
@@ -77,7 +80,7 @@ def build(target: str) -> Path:
     """
     includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
     lines = [
-        f"flags = {FLAGS} -I {HERE} -I {ROOT / 'csrc'} " + " ".join(f"-isystem {path}" for path in includes),
+        f"flags = {FLAGS} -I {HERE} -I {CSRC} " + " ".join(f"-isystem {path}" for path in includes),
         "rule compile",
         "  command = g++ $flags $more -MD -MF $out.d -c $in -o $out",
         "  deps = gcc",
