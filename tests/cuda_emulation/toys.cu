@@ -43,6 +43,7 @@ enum Bug {
   kNotAllowed,     // needs more shared memory than cudaFuncSetAttribute allows
   kOverLimit,      // needs more shared memory than the device has
   kOverflow,       // has more threads than a block may have
+  kUnorderedWait,  // in place of __syncthreads: a thread waits for the others, but memory is not ordered
   kRelaxedStore,   // a release is missing
   kRelaxedLoad,    // an acquire is missing
   kBlockScope,     // both are there, but not for other blocks
@@ -135,6 +136,17 @@ __global__ void histogram(const unsigned* in, unsigned* out, Bug bug) {
     atomicAdd(&out[t], counts[t]);
 }
 
+// ---- a sum of every block by atomic operations in global memory, then read by all of its threads ----
+
+__global__ void tally(const unsigned* in, unsigned* out, unsigned* sums, Bug bug) {
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (threadIdx.x == 0) sums[blockIdx.x] = 1;
+  __syncthreads();
+  atomicAdd(&sums[blockIdx.x], in[at]);
+  if (bug != kNoBarrier) __syncthreads();
+  out[at] = sums[blockIdx.x];
+}
+
 // ---- blocks that wait for each other: each adds up the words of all blocks, in every round ----
 
 constexpr unsigned kRounds = 3;
@@ -189,10 +201,19 @@ __device__ void signal_and_wait(unsigned* mine, unsigned* next, unsigned round, 
 __global__ void ring(const unsigned* in, unsigned* out, unsigned* flags, unsigned* rows, Bug bug) {
   const unsigned t = threadIdx.x, n = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + t;
   const unsigned next = (blockIdx.x + 1) % gridDim.x;
+  unsigned* arrived = shared_words();
+  if (t == 0) *arrived = 0;
+  __syncthreads();
   unsigned value = in[at];
   for (unsigned round = 0; round < kRounds; ++round) {
     rows[round * n + at] = value;
-    if (bug != kNoBarrier) __syncthreads();
+    if (bug == kUnorderedWait) {
+      atomicAdd(arrived, 1u);
+      while (t == 0 && atomicAdd(arrived, 0u) < (round + 1) * blockDim.x) {
+      }
+    } else if (bug != kNoBarrier) {
+      __syncthreads();
+    }
     if (t == 0) {
       if (bug == kBlockScope)
         signal_and_wait<cuda::thread_scope_block>(&flags[blockIdx.x], &flags[next], round + 1, bug);
@@ -382,6 +403,16 @@ bool histogram_is_right(Shape shape, Bug bug) {
   return out == expected;
 }
 
+bool tally_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), sums(shape.blocks), expected(shape.blocks, 1);
+  launch(tally, shape, 0, false, in.data(), out.data(), sums.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k) expected[k / shape.threads] += in[k];
+  for (size_t k = 0; k < in.size(); ++k)
+    if (out[k] != expected[k / shape.threads]) return false;
+  return true;
+}
+
 // All blocks that fit at once.
 Shape full(Shape shape) {
   int fits = 0;
@@ -409,7 +440,7 @@ bool ring_is_right(Shape shape, Bug bug) {
   const Words in = numbers(shape);
   const unsigned n = static_cast<unsigned>(in.size());
   Words out(n), expected = in, flags(shape.blocks), rows(kRounds * n);
-  launch(ring, shape, 0, true, in.data(), out.data(), flags.data(), rows.data(), bug);
+  launch(ring, shape, 4, true, in.data(), out.data(), flags.data(), rows.data(), bug);
   for (unsigned round = 0; round < kRounds; ++round) {
     const Words before = expected;
     for (unsigned k = 0; k < n; ++k) expected[k] += before[(k + shape.threads) % n];
@@ -453,6 +484,23 @@ bool collectives_are_right(Shape shape, Bug bug) {
   return true;
 }
 
+constexpr unsigned kPeekStride = 8;  // words in a sector
+
+// Every block stores 1 and reads what all blocks have stored, without waiting for them.
+__global__ void peek(unsigned* words, unsigned* seen) {
+  if (threadIdx.x == 0) words[blockIdx.x * kPeekStride] = 1;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (unsigned k = 0; k < gridDim.x; ++k) seen[blockIdx.x] += words[k * kPeekStride];
+}
+
+// Numbers of stores that each block has seen.
+std::vector<unsigned> peeks(unsigned blocks, unsigned threads) {
+  Words words(blocks * kPeekStride), seen(blocks);
+  launch(peek, {blocks, threads}, 0, false, words.data(), seen.data());
+  return {seen.begin(), seen.end()};
+}
+
 // For measuring the speed of switching: all threads meet at `count` barriers.
 __global__ void barriers(int count) {
   for (int k = 0; k < count; ++k) __syncthreads();
@@ -483,6 +531,7 @@ const std::vector<Toy>& all() {
        {{"no barrier", kNoBarrier},
         {"no second barrier", kNoSecondBarrier},
         {"plain counter", kPlainCounter}}},
+      {"tally", tally_is_right, {{"no barrier", kNoBarrier}}},
       {"exchange",
        exchange_is_right<exchange>,
        {{"no grid barrier", kNoGridBarrier},
@@ -493,6 +542,7 @@ const std::vector<Toy>& all() {
       {"ring",
        ring_is_right,
        {{"no barrier", kNoBarrier},
+        {"unordered wait", kUnorderedWait},
         {"relaxed store", kRelaxedStore},
         {"relaxed load", kRelaxedLoad},
         {"scope of a block", kBlockScope},
@@ -551,6 +601,7 @@ int main(int, char** arguments) try {
 PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("run", &toys::run);
+  m.def("peeks", &toys::peeks);
   m.def("barriers",
         [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
   m.def("bugs", [] {

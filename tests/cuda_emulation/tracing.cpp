@@ -112,12 +112,16 @@ void __tsan_read_range(void* p, size_t n) { TRACE(p, n, false, ordinary); }
 void __tsan_write_range(void* p, size_t n) { TRACE(p, n, true, ordinary); }
 
 // see traced.h
+void* traced_memcpy(void* to, const void* from, size_t n) {
+  TRACE(from, n, false, ordinary);
+  TRACE(to, n, true, ordinary);
+  return std::memcpy(to, from, n);
+}
 void* traced_memmove(void* to, const void* from, size_t n) {
   TRACE(from, n, false, ordinary);
   TRACE(to, n, true, ordinary);
   return std::memmove(to, from, n);
 }
-void* traced_memcpy(void* to, const void* from, size_t n) { return traced_memmove(to, from, n); }
 void* traced_memset(void* to, int value, size_t n) {
   TRACE(to, n, true, ordinary);
   return std::memset(to, value, n);

@@ -15,6 +15,7 @@
 // a sector, the bytes of its view are exchanged with those in memory, which may then be loaded or stored as
 // usual. The exchange is undone before another block accesses memory, and before every release, acquire and
 // strong access. The past of memory is kept for the whole launch.
+#include <optional>
 #include <unordered_map>
 
 #include "tracing.h"
@@ -37,9 +38,13 @@ struct Sector {
   Bytes bytes;         // the view's, or the shared ones while the sector is shown in memory
 };
 
-struct Store {
+struct Range {
   uintptr_t address;
   size_t bytes;
+};
+
+struct Store {
+  Range range;
   Moment moment;
 };
 
@@ -74,8 +79,8 @@ std::array<Answer, 1024> answers;
 // State of the running launch.
 std::vector<std::unique_ptr<View>> all;  // of all blocks that have started
 std::vector<View*> residents;
-View* last;                 // of the block that has accessed memory last
-std::vector<Store> strong;  // the strong access that this block is making: none or one
+View* last;                   // of the block that has accessed memory last
+std::optional<Range> strong;  // of the strong access that this block is making
 std::unordered_map<uintptr_t, std::vector<Version>> past;
 uint64_t now;  // number of acquires
 bool mixed;
@@ -86,11 +91,12 @@ unsigned char* memory(uintptr_t address) { return reinterpret_cast<unsigned char
 
 // Calls f(address of sector, mask) for every sector of the range.
 template <class F>
-void for_each_sector(uintptr_t address, size_t bytes, const F& f) {
+void for_each_sector(Range range, const F& f) {
+  const auto [address, bytes] = range;
   const uintptr_t end = address + bytes;
   for (uintptr_t sector = address / kSectorBytes * kSectorBytes; sector < end; sector += kSectorBytes) {
     const uintptr_t first = std::max(sector, address) - sector,
-                    count = std::min(sector + 32, end) - sector - first;
+                    count = std::min(sector + kSectorBytes, end) - sector - first;
     f(sector, static_cast<Mask>(((uint64_t{1} << count) - 1) << first));
   }
 }
@@ -117,8 +123,9 @@ auto find_region(uintptr_t address) {
 Sector& sector_at(View& view, uintptr_t address) {
   const auto [at, is_new] = view.sectors.try_emplace(address);
   if (is_new && mixed) {
-    const Region& region = *find_region(address);
-    const uint64_t bits = ((region.serial << 32) + address - region.begin) * salt;
+    const auto region = find_region(address);  // none if an access goes on behind its region
+    const uint64_t place = region == regions.end() ? 0 : (region->serial << 32) + address - region->begin;
+    const uint64_t bits = place * salt;
     at->second.early = bits >> 63;
     at->second.fresh = bits >> 62 & 1;
   }
@@ -153,8 +160,8 @@ void keep(uintptr_t address) {
 }
 
 // Lets all blocks see the stores of a block to a range.
-void publish(View& view, uintptr_t address, size_t bytes) {
-  for_each_sector(address, bytes, [&](uintptr_t at, Mask mask) {
+void publish(View& view, Range range) {
+  for_each_sector(range, [&](uintptr_t at, Mask mask) {
     const auto found = view.sectors.find(at);
     if (found == view.sectors.end()) return;
     Sector& sector = found->second;
@@ -171,7 +178,7 @@ void publish(View& view, uintptr_t address, size_t bytes) {
 void hide(View& view) {
   for (const auto& [address, sector] : view.shown) {
     if (sector->shown) exchange(address, *sector);
-    if (sector->unreleased && sector->early) publish(view, address, kSectorBytes);
+    if (sector->unreleased && sector->early) publish(view, {address, kSectorBytes});
   }
   view.shown.clear();
 }
@@ -187,13 +194,13 @@ void forget(View& view) {
 
 // The current block now sees, of the address of its last strong access, what it has read or written.
 void end_strong_access() {
-  for (const Store& access : strong)
-    for_each_sector(access.address, access.bytes, [](uintptr_t at, Mask mask) {
-      Sector& sector = sector_at(*last, at);
-      for_each_byte(mask, [&](unsigned k) { sector.bytes[k] = memory(at)[k]; });
-      sector.held |= mask;
-    });
-  strong.clear();
+  if (!strong) return;
+  for_each_sector(*strong, [](uintptr_t at, Mask mask) {
+    Sector& sector = sector_at(*last, at);
+    for_each_byte(mask, [&](unsigned k) { sector.bytes[k] = memory(at)[k]; });
+    sector.held |= mask;
+  });
+  strong.reset();
 }
 
 // View of the current block. All others are hidden.
@@ -219,7 +226,7 @@ bool is_global(const void* address) {
 
 void load(const void* address, size_t bytes) {
   View& view = current_view();
-  for_each_sector(number(address), bytes, [&](uintptr_t at, Mask mask) {
+  for_each_sector({number(address), bytes}, [&](uintptr_t at, Mask mask) {
     Sector& sector = show(view, at);
     if (sector.fresh || !(mask & ~sector.held)) return;
     const Bytes* const old = version(at, view.acquired);
@@ -233,25 +240,25 @@ void load(const void* address, size_t bytes) {
 
 void store(const void* address, size_t bytes) {
   View& view = current_view();
-  for_each_sector(number(address), bytes, [&](uintptr_t at, Mask mask) {
+  for_each_sector({number(address), bytes}, [&](uintptr_t at, Mask mask) {
     Sector& sector = show(view, at);
     for_each_byte(mask & ~sector.held, [&](unsigned k) { sector.bytes[k] = memory(at)[k]; });
     sector.held |= mask;
     sector.unreleased |= mask;
   });
-  view.stores.push_back({number(address), bytes, order_of(*current->warp->block).now()});
+  view.stores.push_back({{number(address), bytes}, order_of(*current->warp->block).now()});
 }
 
 void strong_access(const void* address, size_t bytes, bool write) {
   View& view = current_view();
-  publish(view, number(address), bytes);
-  for_each_sector(number(address), bytes, [&](uintptr_t at, Mask mask) {
+  publish(view, {number(address), bytes});
+  for_each_sector({number(address), bytes}, [&](uintptr_t at, Mask mask) {
     Sector& sector = sector_at(view, at);
     if (sector.shown) exchange(at, sector);
     sector.held &= ~mask;
     if (write) keep(at);
   });
-  strong.push_back({number(address), bytes, {}});
+  strong = {number(address), bytes};
 }
 
 void start(const Block& block) {
@@ -282,7 +289,7 @@ void launch_finished() {
   last = nullptr;
   for (size_t k = all.size(); k > 0; --k) {  // in random order
     std::swap(all[k - 1], all[below(random_bits(), k)]);
-    for (const auto& [address, sector] : all[k - 1]->sectors) publish(*all[k - 1], address, kSectorBytes);
+    for (const auto& [address, sector] : all[k - 1]->sectors) publish(*all[k - 1], {address, kSectorBytes});
   }
   all.clear();
   residents.clear();
@@ -295,7 +302,7 @@ void release() {
   const Order& order = order_of(*current->warp->block);
   const auto covered = [&](const Store& store) {
     if (!order.is_before(store.moment)) return false;
-    publish(view, store.address, store.bytes);
+    publish(view, store.range);
     return true;
   };
   view.stores.erase(std::remove_if(view.stores.begin(), view.stores.end(), covered), view.stores.end());
@@ -310,7 +317,7 @@ void acquire() {
 
 void load_constant(void* to, const void* from, size_t bytes) {
   hide(current_view());
-  for_each_sector(number(from), bytes, [&](uintptr_t at, Mask mask) {
+  for_each_sector({number(from), bytes}, [&](uintptr_t at, Mask mask) {
     const Bytes* const old = version(at, 0);
     for_each_byte(mask, [&](unsigned k) {
       static_cast<unsigned char*>(to)[at + k - number(from)] = old ? (*old)[k] : memory(at)[k];
