@@ -207,14 +207,22 @@ namespace emulation {
 template <class T, class... Types>
 using OneOf = std::enable_if_t<(std::is_same_v<T, Types> || ...), T>;
 
+// What an atomic operation does to the block's other accesses.
+struct Ordering {
+  bool acquires = false, releases = false;
+};
+
 // An atomic operation that does not change memory may be part of a loop that waits.
 template <class T, class Update>
-__attribute__((noinline, no_sanitize("thread"))) T read_modify_write(T* address, const Update& update) {
+__attribute__((noinline, no_sanitize("thread"))) T read_modify_write(T* address, const Update& update,
+                                                                     Ordering ordering = {}) {
   preempt();
-  atomic_access(address, sizeof *address, __builtin_return_address(0));
+  if (ordering.releases) release();
+  strong_access(address, sizeof *address, true, __builtin_return_address(0));
   const T old = *address;
   const T next = update(old);
-  std::memcpy(address, &next, sizeof next);
+  *address = next;
+  if (ordering.acquires) acquire();
   if (std::memcmp(&next, &old, sizeof old))
     progress();
   else
@@ -222,16 +230,33 @@ __attribute__((noinline, no_sanitize("thread"))) T read_modify_write(T* address,
   return old;
 }
 
+// Load of what all blocks share.
+template <class T>
+__attribute__((noinline, no_sanitize("thread"))) T strong_load(const T* address, Ordering ordering = {}) {
+  strong_access(address, sizeof *address, false, __builtin_return_address(0));
+  const T value = *address;
+  if (ordering.acquires) acquire();
+  return value;
+}
+
 template <class T>
 T cached_load(const T* address) {
   preempt();
-  return *address;
+  return strong_load(address);
 }
 
 template <class T>
 void cached_store(T* address, T value) {
   preempt();
   *address = value;
+}
+
+// Load of memory that does not change during the launch.
+template <class T>
+T constant_load(const T* address) {
+  T value;
+  load_constant(&value, address, sizeof value);
+  return value;
 }
 
 }  // namespace emulation
@@ -256,8 +281,14 @@ emulation::OneOf<T, int, unsigned, unsigned long long, unsigned short> atomicCAS
   return emulation::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
 }
 
+inline void __threadfence() {
+  emulation::release();
+  emulation::acquire();
+  emulation::poll();  // a missing second fence is found only if others run between the first and what follows
+}
+
 // clang-format off
-template <class T> T __ldg(const T* address) { return *address; }
+template <class T> T __ldg(const T* address) { return emulation::constant_load(address); }
 template <class T> T __ldcs(const T* address) { return *address; }
 template <class T> T __ldca(const T* address) { return *address; }
 template <class T> T __ldcg(const T* address) { return emulation::cached_load(address); }

@@ -2,9 +2,10 @@
 // until it must wait; which fiber goes on next is random. A kernel that is right only for some order of its
 // threads is therefore wrong for nearly every seed.
 //
-// A launch throws if threads wait for ever, or pass a wrong warp mask. Not found: missing fences (every
-// write is visible to all threads at once), violations of __launch_bounds__, too many registers. A loop that
-// waits for memory without an atomic operation or a cached load hangs. See README.md.
+// A launch throws if threads wait for ever, or pass a wrong warp mask. Every write is visible to all threads
+// at once, unless the accesses are traced: see tracing.cpp. Not found: violations of __launch_bounds__, too
+// many registers. A loop that waits for memory without an atomic operation or a cached load hangs. See
+// README.md.
 #pragma once
 
 #include <dlfcn.h>
@@ -70,6 +71,38 @@ inline std::string text(uint3 i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
+struct Warp;
+struct Block;
+
+// What tracing.cpp and views.cpp must know. Without them, nothing.
+#ifdef EMULATION_TRACED
+void launch_started();
+void launch_finished();
+void block_started(const Block&);
+void block_finished(const Block&);
+void block_synchronized(const Block&);
+void lanes_synchronized(const Warp&, unsigned mask);
+void memory_added(const void* begin, size_t bytes);
+void memory_removed(const void* begin);
+void strong_access(const void* address, size_t bytes, bool write, const void* code);  // comes next
+void release();  // by the current thread, at the scope of the device
+void acquire();
+void load_constant(void* to, const void* from, size_t bytes);
+#else
+inline void launch_started() {}
+inline void launch_finished() {}
+inline void block_started(const Block&) {}
+inline void block_finished(const Block&) {}
+inline void block_synchronized(const Block&) {}
+inline void lanes_synchronized(const Warp&, unsigned) {}
+inline void memory_added(const void*, size_t) {}
+inline void memory_removed(const void*) {}
+inline void strong_access(const void*, size_t, bool, const void*) {}
+inline void release() {}
+inline void acquire() {}
+inline void load_constant(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+#endif
+
 // Memory of exactly the given size. AddressSanitizer finds accesses outside, intact() finds some writes
 // behind the end. It is filled with noise, or with ones, which are NaN.
 class Memory {
@@ -86,6 +119,7 @@ class Memory {
       std::memcpy(data() + k, &word, std::min<size_t>(8, size - k));
     }
     std::memset(data() + size, kMarginByte, kMargin);
+    memory_added(data(), size);
   }
   unsigned char* data() const { return memory_.get(); }
   size_t size() const { return size_; }
@@ -102,7 +136,10 @@ class Memory {
 #endif
   static constexpr unsigned char kMarginByte = 0xa5;
   struct Free {
-    void operator()(unsigned char* memory) const { std::free(memory); }
+    void operator()(unsigned char* memory) const {
+      memory_removed(memory);
+      std::free(memory);
+    }
   };
   std::unique_ptr<unsigned char, Free> memory_;
   size_t size_ = 0;
@@ -117,9 +154,6 @@ constexpr Site here(const char* file = __builtin_FILE(), const char* function = 
                     int line = __builtin_LINE()) {
   return {file, function, line};
 }
-
-struct Warp;
-struct Block;
 
 struct Fiber {
   Context context;
@@ -194,18 +228,6 @@ struct Grid {
 };
 inline Grid* grid = nullptr;
 inline Fiber* current = nullptr;
-
-#ifdef EMULATION_RACES  // see races.cpp
-void block_started(const Block&);
-void block_synchronized(const Block&);
-void lanes_synchronized(const Warp&, unsigned mask);
-void atomic_access(const void* address, size_t bytes, const void* code);
-#else
-inline void block_started(const Block&) {}
-inline void block_synchronized(const Block&) {}
-inline void lanes_synchronized(const Warp&, unsigned) {}
-inline void atomic_access(const void*, size_t, const void*) {}
-#endif
 
 inline unsigned char* dynamic_shared_memory() { return current->warp->block->shared.data(); }
 
@@ -458,6 +480,7 @@ inline void start(Block& block, size_t slot, size_t linear) {
 }
 
 inline void finish(Block& block) {
+  block_finished(block);
   if (!block.shared.intact())
     grid->error = "block " + text(block.index) + " has written past its shared memory";
   block.shared = {};
@@ -467,11 +490,13 @@ inline void finish(Block& block) {
 inline void run(Grid& g, size_t residents) {
   struct Guard {
     ~Guard() {
+      launch_finished();
       grid = nullptr;
       current = nullptr;
     }
   } guard;
   grid = &g;
+  launch_started();
   constexpr unsigned kKeep[] = {0, 240, 256};
   g.keep_warp = kKeep[random_bits() % 3];
   g.keep_block = kKeep[random_bits() % 3];
@@ -484,7 +509,6 @@ inline void run(Grid& g, size_t residents) {
   g.blocks.resize(residents);
   for (; started < residents; ++started) start(g.blocks[started], started, order[started]);
   while (finished < g.num_blocks && g.error.empty()) {
-    current = nullptr;
     Fiber* next = next_fiber(true);
     if (!next) {
       g.error = "no thread can go on:" + waiting_fibers();
@@ -493,6 +517,7 @@ inline void run(Grid& g, size_t residents) {
     g.finished = nullptr;
     current = next;
     switch_context(g.main, next->context);
+    current = nullptr;
     if (Block* block = g.finished) {
       finish(*block);
       ++finished;

@@ -1,5 +1,6 @@
 """CUDA kernels, emulated on the CPU: they return the bits of the reference, on devices of several sizes."""
 
+import multiprocessing
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
-from cuda_emulation.build import load
+from cuda_emulation.build import PLANTS, build, load
 from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
 
@@ -30,6 +31,12 @@ DEVICES = {
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
     return load("kernels")
+
+
+@pytest.fixture(scope="module")
+def traced_kernels() -> ModuleType:
+    """Module that finds races in shared memory and missing releases and acquires."""
+    return load("kernels_traced")
 
 
 def numpy(*tensors: Tensor) -> Any:
@@ -205,6 +212,10 @@ def project(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def test_tile_statistics_of_many_tiles(kernels: ModuleType, distribution: str, dtype: torch.dtype) -> None:
     """Statistics of more tiles than every block ranks alone."""
     kernels.set_device(num_sms=5, threads_per_block=256, seed=1)
+    check_many_tiles(kernels, distribution, dtype)
+
+
+def check_many_tiles(kernels: ModuleType, distribution: str, dtype: torch.dtype = torch.float32) -> None:
     shape, tile = (6, 64, 64), (2, 2)
     x = values(distribution, (1, *shape), dtype)
     result = kernels.project(x.numpy(), **projection(shape, dtype, (), (4, 16), (tile,)))
@@ -256,18 +267,24 @@ MIXING = {
 def test_project_mixing_domains(
     kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
 ) -> None:
-    arguments = projection(shape, dtype, *SAMPLES[shape])
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
         kernels.set_device(**DEVICES[device], seed=seed)
-        x = values(distribution, (3, *shape), dtype)
-        expected = x
-        for tile, repeats in MIXING[shape]:
-            for _ in range(repeats):
-                expected = project(python_ref.butterfly(expected, tile, 1), shape)
-            expected = python_ref.butterfly_inverse(expected, tile, repeats)
-        mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-        result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=mixing))
-        assert_same_bits(result, expected, distribution)
+        check_project_mixing_domains(kernels, shape, distribution, dtype)
+
+
+def check_project_mixing_domains(
+    kernels: ModuleType, shape: tuple[int, ...], distribution: str, dtype: torch.dtype = torch.float32
+) -> None:
+    x = values(distribution, (3, *shape), dtype)
+    expected = x
+    for tile, repeats in MIXING[shape]:
+        for _ in range(repeats):
+            expected = project(python_ref.butterfly(expected, tile, 1), shape)
+        expected = python_ref.butterfly_inverse(expected, tile, repeats)
+    mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
+    arguments = projection(shape, dtype, *SAMPLES[shape])
+    result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=mixing))
+    assert_same_bits(result, expected, distribution)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -441,24 +458,96 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
             )
 
 
-# ---- races ----
+# ---- races in shared memory, and the memory model of global memory ----
+
+
+@pytest.mark.parametrize("device", ["few blocks", "many blocks"])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (5, 4, 6), pytest.param((4, 16, 16), marks=pytest.mark.slow)])
+def test_traced_project_mixing_domains(
+    traced_kernels: ModuleType, shape: tuple[int, ...], device: str
+) -> None:
+    """Every block sees global memory as late as the memory model allows."""
+    for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
+        traced_kernels.set_device(**DEVICES[device], seed=seed)
+        check_project_mixing_domains(traced_kernels, shape, distribution)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "1/k", "few values"])
+def test_traced_2os(traced_kernels: ModuleType, distribution: str) -> None:
+    """Order statistics by counting, among neighbours and by sorting."""
+    for seed, (num_chunks, chunk_size) in enumerate([(300, 4), (75, 16), (3, 50), (17, 300)]):
+        traced_kernels.set_device(**DEVICES["few blocks"], seed=seed)
+        x = values(distribution, (2, num_chunks * chunk_size), torch.float32, seed)
+        lower, upper = tables("typical", num_chunks, chunk_size)
+        check_2os(traced_kernels, x, lower, upper, f"{num_chunks}x{chunk_size}")
+
+
+@pytest.mark.parametrize("distribution", ["normal", "1/k"])
+def test_traced_tile_statistics(traced_kernels: ModuleType, distribution: str) -> None:
+    for seed in range(2):
+        traced_kernels.set_device(num_sms=5, threads_per_block=256, seed=seed)
+        check_many_tiles(traced_kernels, distribution)
 
 
 @pytest.mark.slow
-def test_no_races_in_shared_memory() -> None:
-    """No kernel has a race in shared memory, on any path, with every access traced."""
-    kernels = load("kernels_races")
-    for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
-        kernels.set_device(**DEVICES["few blocks"], seed=seed)
-        for shape in ((4, 16, 16), (5, 4, 6)):
-            x = values(distribution, (2, *shape))
-            mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-            kernels.project_mixing_domains(
-                x.numpy(), **projection(shape, torch.float32, *SAMPLES[shape]), mixing=mixing
-            )
-        x = values(distribution, (2, 2, 64, 64))
-        kernels.butterfly(x.numpy(), tile=[64, 64], steps=7)
-        kernels.butterfly(x.numpy(), tile=[8, 8], steps=6, inverse=True)
-        for block_size in (16, 5):
-            kernels.project_wgnc_blocks(values(distribution, (1, 32 * 5 * 9)).numpy(), block_size=block_size)
-            kernels.wgnc_between_ffts(values(distribution, (1, 32 * 5 * 9)).numpy(), block_size=block_size)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("device", DEVICES)
+def test_traced_projection_of_every_shape(traced_kernels: ModuleType, device: str, seed: int) -> None:
+    for k, shape in enumerate(MIXING):
+        distribution = list(DISTRIBUTIONS)[(4 * k + seed) % len(DISTRIBUTIONS)]
+        traced_kernels.set_device(**DEVICES[device], seed=seed)
+        check_project_mixing_domains(
+            traced_kernels, shape, distribution, (torch.float32, torch.float64)[seed % 2]
+        )
+
+
+def transformed(kernels: ModuleType, distribution: str) -> list[Tensor]:
+    """Results of all kernels but the projection."""
+    samples, spectra = values(distribution, (2, 2, 64, 64)), values(distribution, (1, 32 * 5 * 9)).numpy()
+    results = [
+        kernels.butterfly(samples.numpy(), tile=[64, 64], steps=7),
+        kernels.butterfly(samples.numpy(), tile=[8, 8], steps=6, inverse=True),
+        kernels.hadamard_transform(samples.flatten(1).numpy()),
+        kernels.compact_fourier_pack(spectra),
+        kernels.compact_fourier_unpack(spectra),
+        kernels.finite_or_nan(samples.numpy()),
+        kernels.rank_ranges(*numpy(*tables("typical", 300, 4)))[0],
+    ]
+    for block_size in (16, 5):
+        results.append(kernels.project_wgnc_blocks(spectra, block_size=block_size))
+        results.append(kernels.wgnc_between_ffts(spectra, block_size=block_size))
+    return [torch.from_numpy(result) for result in results]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["normal", "1/k", "few values", "nans"])
+def test_traced_transforms(kernels: ModuleType, traced_kernels: ModuleType, distribution: str) -> None:
+    """The other kernels give the same bits when they are traced."""
+    kernels.set_device(**DEVICES["few blocks"])
+    expected = transformed(kernels, distribution)
+    for seed in range(2):
+        traced_kernels.set_device(**DEVICES["few blocks"], seed=seed)
+        for k, result in enumerate(transformed(traced_kernels, distribution)):
+            assert_same_bits(result, expected[k], f"result {k}")
+
+
+def mix_in_teams(name: str) -> None:
+    kernels = load(name)
+    kernels.set_device(**DEVICES["many blocks"])
+    check_project_mixing_domains(kernels, (2, 8, 8), "1/k")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["traced", *PLANTS])
+def test_faults_of_team_sync_change_results(name: str) -> None:
+    """The projection fails with a fault in the team barrier, and passes without one.
+
+    A kernel with a fault may access any address, or never end: it runs in a process of its own.
+    """
+    build(f"kernels_{name}.so")
+    process = multiprocessing.get_context("spawn").Process(target=mix_in_teams, args=(f"kernels_{name}",))
+    process.start()
+    process.join(timeout=60)
+    process.kill()
+    process.join()
+    assert (process.exitcode == 0) == (name == "traced")

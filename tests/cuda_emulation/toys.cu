@@ -10,7 +10,10 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "cuda/team.cuh"
 
 namespace toys {
 namespace {
@@ -31,15 +34,22 @@ enum Bug {
   kShuffle,       // in place of __syncwarp: the lanes wait for each other, but memory is not ordered
   kPlainCounter,  // a load and a store in place of an atomic operation
   kNoGridBarrier,
-  kLostBlock,   // one block never arrives at the grid barrier
-  kOrdinary,    // the launch is not cooperative
-  kTooLarge,    // more blocks than fit at once
-  kStale,       // reads what an earlier launch left in shared memory
-  kOverrun,     // reads past shared memory
-  kOverwrite,   // writes past shared memory
-  kNotAllowed,  // needs more shared memory than cudaFuncSetAttribute allows
-  kOverLimit,   // needs more shared memory than the device has
-  kOverflow,    // has more threads than a block may have
+  kLostBlock,      // one block never arrives at the grid barrier
+  kOrdinary,       // the launch is not cooperative
+  kTooLarge,       // more blocks than fit at once
+  kStale,          // reads what an earlier launch left in shared memory
+  kOverrun,        // reads past shared memory
+  kOverwrite,      // writes past shared memory
+  kNotAllowed,     // needs more shared memory than cudaFuncSetAttribute allows
+  kOverLimit,      // needs more shared memory than the device has
+  kOverflow,       // has more threads than a block may have
+  kUnorderedWait,  // in place of __syncthreads: a thread waits for the others, but memory is not ordered
+  kRelaxedStore,   // a release is missing
+  kRelaxedLoad,    // an acquire is missing
+  kBlockScope,     // both are there, but not for other blocks
+  kNoFence,        // a __threadfence before an atomic operation is missing
+  kNoSecondFence,  // a __threadfence behind one is missing
+  kConstantLoad,   // __ldg of memory that the launch changes
 };
 
 struct Shape {
@@ -126,13 +136,26 @@ __global__ void histogram(const unsigned* in, unsigned* out, Bug bug) {
     atomicAdd(&out[t], counts[t]);
 }
 
-// ---- blocks that wait for each other: each adds up the words of all blocks, three times ----
+// ---- a sum of every block by atomic operations in global memory, then read by all of its threads ----
+
+__global__ void tally(const unsigned* in, unsigned* out, unsigned* sums, Bug bug) {
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (threadIdx.x == 0) sums[blockIdx.x] = 1;
+  __syncthreads();
+  atomicAdd(&sums[blockIdx.x], in[at]);
+  if (bug != kNoBarrier) __syncthreads();
+  out[at] = sums[blockIdx.x];
+}
+
+// ---- blocks that wait for each other: each adds up the words of all blocks, in every round ----
+
+constexpr unsigned kRounds = 3;
 
 __global__ void exchange(const unsigned* in, unsigned* out, unsigned* arrivals, unsigned* words, Bug bug) {
   const cuda::atomic_ref<unsigned, cuda::thread_scope_device> count(*arrivals);
   const unsigned t = threadIdx.x, n = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + t;
   unsigned value = in[at], target = 0;
-  for (int round = 0; round < 3; ++round) {
+  for (unsigned round = 0; round < kRounds; ++round) {
     words[round * n + at] = value;
     if (bug != kNoGridBarrier) {
       __syncthreads();
@@ -148,6 +171,97 @@ __global__ void exchange(const unsigned* in, unsigned* out, unsigned* arrivals, 
     value += at;
   }
   out[at] = value;
+}
+
+// The same through the barrier of the real kernels. All rounds use the same two copies of the words.
+__global__ void team(const unsigned* in, unsigned* out, unsigned* arrivals, unsigned* words, Bug) {
+  noisetilt::cuda::Team team{arrivals, gridDim.x, blockIdx.x, 0};
+  const unsigned n = team.num_threads(), at = team.thread();
+  unsigned value = in[at];
+  for (unsigned round = 0; round < kRounds; ++round) {
+    unsigned* copy = words + round % 2 * n;
+    copy[at] = value;
+    team.sync();
+    value = at;
+    for (unsigned k = 0; k < n; ++k) value += copy[k];
+  }
+  out[at] = value;
+}
+
+// ---- messages in a ring: a block writes a row, raises its flag, and reads the row of the next block ----
+
+template <cuda::thread_scope kScope>
+__device__ void signal_and_wait(unsigned* mine, unsigned* next, unsigned round, Bug bug) {
+  const cuda::atomic_ref<unsigned, kScope> my_flag(*mine), next_flag(*next);
+  my_flag.store(round, bug == kRelaxedStore ? cuda::memory_order_relaxed : cuda::memory_order_release);
+  const auto order = bug == kRelaxedLoad ? cuda::memory_order_relaxed : cuda::memory_order_acquire;
+  while (next_flag.load(order) < round) __nanosleep(20);
+}
+
+__global__ void ring(const unsigned* in, unsigned* out, unsigned* flags, unsigned* rows, Bug bug) {
+  const unsigned t = threadIdx.x, n = gridDim.x * blockDim.x, at = blockIdx.x * blockDim.x + t;
+  const unsigned next = (blockIdx.x + 1) % gridDim.x;
+  unsigned* arrived = shared_words();
+  if (t == 0) *arrived = 0;
+  __syncthreads();
+  unsigned value = in[at];
+  for (unsigned round = 0; round < kRounds; ++round) {
+    rows[round * n + at] = value;
+    if (bug == kUnorderedWait) {
+      atomicAdd(arrived, 1u);
+      while (t == 0 && atomicAdd(arrived, 0u) < (round + 1) * blockDim.x) {
+      }
+    } else if (bug != kNoBarrier) {
+      __syncthreads();
+    }
+    if (t == 0) {
+      if (bug == kBlockScope)
+        signal_and_wait<cuda::thread_scope_block>(&flags[blockIdx.x], &flags[next], round + 1, bug);
+      else
+        signal_and_wait<cuda::thread_scope_device>(&flags[blockIdx.x], &flags[next], round + 1, bug);
+    }
+    __syncthreads();
+    const unsigned* row = rows + round * n + next * blockDim.x;
+    value += bug == kConstantLoad ? __ldg(&row[t]) : row[t];
+  }
+  out[at] = value;
+}
+
+// ---- the last block to finish adds up what all blocks have left ----
+
+struct Partial {
+  unsigned sums[12];
+};
+
+// With volatile words, the last block needs no fence.
+template <class Word>
+__global__ void finale(const unsigned* in, unsigned* out, unsigned* finished, Partial* partials, Bug bug) {
+  const unsigned t = threadIdx.x, n = blockDim.x;
+  Word* mine = partials[blockIdx.x].sums;
+  if (t < 12) {
+    unsigned sum = 0;
+    for (unsigned k = t; k < n; k += 12) sum += in[blockIdx.x * n + k];
+    mine[t] = sum;
+  }
+  if (bug != kNoBarrier) __syncthreads();
+  bool last = false;
+  if (t == 0) {
+    if (bug != kNoFence) __threadfence();
+    last = atomicAdd(finished, 1u) == gridDim.x - 1;
+    if (last && bug != kNoSecondFence && !std::is_volatile_v<Word>) __threadfence();
+  }
+  if (!__syncthreads_or(last) || t > 0) return;
+  unsigned sum = 0;
+  for (unsigned k = 0; k < gridDim.x; ++k) {
+    if constexpr (std::is_volatile_v<Word>) {
+      for (Word& word : partials[k].sums) sum += word;
+    } else {
+      Partial partial;
+      memcpy(&partial, &partials[k], sizeof partial);
+      for (unsigned word : partial.sums) sum += word;
+    }
+  }
+  *out = sum;
 }
 
 // ---- shared memory ----
@@ -223,7 +337,24 @@ void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, boo
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-using Words = std::vector<unsigned>;
+// Allocator of global memory.
+template <class T>
+struct GlobalMemory {
+  using value_type = T;
+  T* allocate(size_t count) {
+    constexpr size_t kAlignment = 256;
+    const size_t bytes = count * sizeof(T);
+    void* memory = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    emulation::memory_added(memory, bytes);
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, size_t) {
+    emulation::memory_removed(memory);
+    std::free(memory);
+  }
+  bool operator==(const GlobalMemory&) const { return true; }
+};
+using Words = std::vector<unsigned, GlobalMemory<unsigned>>;
 
 Words numbers(Shape shape) {
   Words words(shape.blocks * shape.threads);
@@ -272,20 +403,58 @@ bool histogram_is_right(Shape shape, Bug bug) {
   return out == expected;
 }
 
-bool exchange_is_right(Shape shape, Bug bug) {
+bool tally_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), sums(shape.blocks), expected(shape.blocks, 1);
+  launch(tally, shape, 0, false, in.data(), out.data(), sums.data(), bug);
+  for (size_t k = 0; k < in.size(); ++k) expected[k / shape.threads] += in[k];
+  for (size_t k = 0; k < in.size(); ++k)
+    if (out[k] != expected[k / shape.threads]) return false;
+  return true;
+}
+
+// All blocks that fit at once.
+Shape full(Shape shape) {
   int fits = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fits, exchange, static_cast<int>(shape.threads), 0));
-  shape.blocks = static_cast<unsigned>(fits * emulation::device.num_sms) + (bug == kTooLarge);
+  return {static_cast<unsigned>(fits * emulation::device.num_sms), shape.threads};
+}
+
+template <auto kKernel>
+bool exchange_is_right(Shape shape, Bug bug) {
+  shape = full(shape);
+  shape.blocks += bug == kTooLarge;
   const Words in = numbers(shape);
   const unsigned n = static_cast<unsigned>(in.size());
-  Words out(n), expected = in, words(3 * n);
-  unsigned arrivals = 0;
-  launch(exchange, shape, 0, bug != kOrdinary, in.data(), out.data(), &arrivals, words.data(), bug);
-  for (int round = 0; round < 3; ++round) {
+  Words out(n), expected = in, arrivals(1), words(kRounds * n);
+  launch(kKernel, shape, 0, bug != kOrdinary, in.data(), out.data(), arrivals.data(), words.data(), bug);
+  for (unsigned round = 0; round < kRounds; ++round) {
     const unsigned sum = std::accumulate(expected.begin(), expected.end(), 0u);
     for (unsigned k = 0; k < n; ++k) expected[k] = sum + k;
   }
   return out == expected;
+}
+
+bool ring_is_right(Shape shape, Bug bug) {
+  shape = full(shape);
+  const Words in = numbers(shape);
+  const unsigned n = static_cast<unsigned>(in.size());
+  Words out(n), expected = in, flags(shape.blocks), rows(kRounds * n);
+  launch(ring, shape, 4, true, in.data(), out.data(), flags.data(), rows.data(), bug);
+  for (unsigned round = 0; round < kRounds; ++round) {
+    const Words before = expected;
+    for (unsigned k = 0; k < n; ++k) expected[k] += before[(k + shape.threads) % n];
+  }
+  return out == expected;
+}
+
+template <class Word>
+bool finale_is_right(Shape shape, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(1), finished(1);
+  std::vector<Partial, GlobalMemory<Partial>> partials(shape.blocks);
+  launch(finale<Word>, shape, 0, false, in.data(), out.data(), finished.data(), partials.data(), bug);
+  return out[0] == std::accumulate(in.begin(), in.end(), 0u);
 }
 
 bool reverse_is_right(Shape shape, Bug bug) {
@@ -313,6 +482,23 @@ bool collectives_are_right(Shape shape, Bug bug) {
   for (unsigned wrong : out)
     if (wrong) throw std::runtime_error("collective operations " + std::to_string(wrong));
   return true;
+}
+
+constexpr unsigned kPeekStride = 8;  // words in a sector
+
+// Every block stores 1 and reads what all blocks have stored, without waiting for them.
+__global__ void peek(unsigned* words, unsigned* seen) {
+  if (threadIdx.x == 0) words[blockIdx.x * kPeekStride] = 1;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (unsigned k = 0; k < gridDim.x; ++k) seen[blockIdx.x] += words[k * kPeekStride];
+}
+
+// Numbers of stores that each block has seen.
+std::vector<unsigned> peeks(unsigned blocks, unsigned threads) {
+  Words words(blocks * kPeekStride), seen(blocks);
+  launch(peek, {blocks, threads}, 0, false, words.data(), seen.data());
+  return {seen.begin(), seen.end()};
 }
 
 // For measuring the speed of switching: all threads meet at `count` barriers.
@@ -345,12 +531,26 @@ const std::vector<Toy>& all() {
        {{"no barrier", kNoBarrier},
         {"no second barrier", kNoSecondBarrier},
         {"plain counter", kPlainCounter}}},
+      {"tally", tally_is_right, {{"no barrier", kNoBarrier}}},
       {"exchange",
-       exchange_is_right,
+       exchange_is_right<exchange>,
        {{"no grid barrier", kNoGridBarrier},
         {"lost block", kLostBlock},
         {"ordinary launch", kOrdinary},
         {"too large", kTooLarge}}},
+      {"team", exchange_is_right<team>, {}},
+      {"ring",
+       ring_is_right,
+       {{"no barrier", kNoBarrier},
+        {"unordered wait", kUnorderedWait},
+        {"relaxed store", kRelaxedStore},
+        {"relaxed load", kRelaxedLoad},
+        {"scope of a block", kBlockScope},
+        {"constant load", kConstantLoad}}},
+      {"finale",
+       finale_is_right<unsigned>,
+       {{"no barrier", kNoBarrier}, {"no fence", kNoFence}, {"no second fence", kNoSecondFence}}},
+      {"volatile finale", finale_is_right<volatile unsigned>, {}},
       {"reverse",
        reverse_is_right,
        {{"stale", kStale},
@@ -401,6 +601,7 @@ int main(int, char** arguments) try {
 PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("run", &toys::run);
+  m.def("peeks", &toys::peeks);
   m.def("barriers",
         [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
   m.def("bugs", [] {
