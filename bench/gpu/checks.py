@@ -220,7 +220,7 @@ def time_barrier(library: ctypes.CDLL, blocks: int) -> str:
     return f"{fine((many - none) / BARRIERS)} a barrier; {blocks * BARRIERS} words seen after barriers"
 
 
-MOST_BLOCKS = "NOISETILT_MOST_BLOCKS"  # read by the library `any_blocks` at every launch (variant.cu)
+MOST_BLOCKS = "NOISETILT_MOST_BLOCKS"  # read by the library `any_blocks` at every launch (any_blocks.cu)
 
 
 def blocks() -> Checks:

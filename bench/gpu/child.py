@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_SECONDS_TO_DIE = 3.0
+SECONDS_TO_DIE = 3.0
 _GIVES_UP = "Timeout ("  # what faulthandler prints before it ends a process that is stuck (facts.py)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
@@ -65,7 +65,7 @@ def run_child(
             for line in lines:
                 text = line.decode(errors="replace")
                 if text.startswith(_GIVES_UP):
-                    deadline = min(deadline, time.monotonic() + _SECONDS_TO_DIE)
+                    deadline = min(deadline, time.monotonic() + SECONDS_TO_DIE)
                 on_line(text)
         if partial:
             on_line(partial.decode(errors="replace"))
@@ -81,6 +81,6 @@ def run_child(
 def _kill(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     try:
-        process.wait(_SECONDS_TO_DIE)
+        process.wait(SECONDS_TO_DIE)
     except subprocess.TimeoutExpired:
         on_line(f"process {process.pid} does not end after SIGKILL; it is left behind")

@@ -42,6 +42,7 @@ SMALL = (4, 16, 16)
 CONFIGS["small"] = WhiteningConfig((4, 16), ((4, 4), (8, 8)), (((16, 16), 8), ((8, 8), 3)))
 
 Compare = Callable[[Tensor, Tensor], str]
+Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # the operator, and the reference
 
 
 # ---- inputs ----
@@ -134,7 +135,7 @@ class Case:
     of_cuda: bool = False
 
 
-def _order_stats(table: str, num_chunks: int, chunk_size: int) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _order_stats(table: str, num_chunks: int, chunk_size: int) -> Pair:
     @cache
     def on(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         return [t.to(device) for t in tables(table, num_chunks, chunk_size, dtype)]
@@ -145,12 +146,12 @@ def _order_stats(table: str, num_chunks: int, chunk_size: int) -> tuple[Callable
     )
 
 
-def _butterfly(tile: tuple[int, int], steps: int, inverse: bool) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _butterfly(tile: tuple[int, int], steps: int, inverse: bool) -> Pair:
     of_reference = python_ref.butterfly_inverse if inverse else python_ref.butterfly
     return lambda x: ops.butterfly(x, tile, steps, inverse), lambda x: of_reference(x, tile, steps)
 
 
-def _hadamard(size: int) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _hadamard(size: int) -> Pair:
     return (
         lambda x: ops.hadamard_transform(x.reshape(len(x), -1, size), 0.3),
         lambda x: python_ref.hadamard_transform(x.reshape(len(x), -1, size), 0.3),
@@ -161,14 +162,14 @@ def _complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.reshape(len(x), -1, 2))
 
 
-def _wgnc_blocks(block_size: int) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _wgnc_blocks(block_size: int) -> Pair:
     return (
         lambda x: torch.view_as_real(ops.project_wgnc_blocks(_complex(x), block_size)),
         lambda x: torch.view_as_real(python_ref.project_wgnc_blocks(_complex(x), block_size)),
     )
 
 
-def _tile_stats(tile: tuple[int, int]) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _tile_stats(tile: tuple[int, int]) -> Pair:
     return (
         lambda x: ops.project_tile_stats(x, tile, [4, 16], ALPHA),
         lambda x: python_ref.project_tile_stats(x, tile, (4, 16), tables_like(x, ALPHA)),
@@ -182,7 +183,7 @@ def _arguments(x: Tensor, config: WhiteningConfig) -> Any:
     return backend._projections(x, sizes, sizes, config.tile_sizes, config.alpha)
 
 
-def _project(config: WhiteningConfig) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _project(config: WhiteningConfig) -> Pair:
     def on_device(x: Tensor) -> Tensor:
         result = x.clone()
         ops._project_(result, *_arguments(x, config))
@@ -194,7 +195,7 @@ def _project(config: WhiteningConfig) -> tuple[Callable[[Tensor], Tensor], ...]:
     return on_device, by_reference
 
 
-def _mixing_domains(config: WhiteningConfig) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _mixing_domains(config: WhiteningConfig) -> Pair:
     def on_device(x: Tensor) -> Tensor:
         result = x.clone()
         ops._project_mixing_domains_(result, *_arguments(x, config), flatten_mixing(config))
@@ -211,7 +212,7 @@ def _mixing_domains(config: WhiteningConfig) -> tuple[Callable[[Tensor], Tensor]
     return on_device, by_reference
 
 
-def _whiten(config: WhiteningConfig) -> tuple[Callable[[Tensor], Tensor], ...]:
+def _whiten(config: WhiteningConfig) -> Pair:
     mixing = flatten_mixing(config)
     tiles = [side for tile in config.tile_sizes for side in tile]
     return (
@@ -243,7 +244,7 @@ VIDEOS: dict[str, Callable[[], Tensor]] = {
 
 def _cases() -> dict[str, Case]:
     """Return the cases. Kernels without a barrier between blocks come first: they cannot hang."""
-    made = {}
+    made: dict[str, Case] = {}
     for input, config, order_stats in (
         ("flux", CONFIGS["flux"], ((16_384, 4), (4096, 16), (128, 512))),
         ("small, float64", CONFIGS["small"], ((256, 4), (64, 16), (2, 512))),

@@ -2,8 +2,7 @@
 
     standard/      the libraries `_C` and `_C_cuda`
     any_blocks/    `_C_cuda` whose projection kernel divides a sample between as many blocks as wanted
-    256_threads/   `_C_cuda` whose projection kernel has 256 threads in a block, for compute-sanitizer, which
-                   needs registers for itself
+    debug/         the debug build of `_C_cuda`, for compute-sanitizer (docs/cuda.md)
     radix_sort.so  CUB's sorts, for comparison
     barrier.so     the barrier between blocks alone
     expected.npz   inputs of the operators, and their results by the reference
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,6 @@ from types import SimpleNamespace
 from . import CARRIED, ROOT
 
 CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
-VARIANTS = {
-    "any_blocks": ("-DNOISETILT_VARIANT_THREADS=512", "-DNOISETILT_VARIANT_BLOCKS"),
-    "256_threads": ("-DNOISETILT_VARIANT_THREADS=256",),
-}
 MANIFEST = "prepared.json"
 MOST_CARRIED = 48 << 20  # with the sources less than 64 MiB
 
@@ -73,41 +69,50 @@ def tree_with(library: str, folder: Path) -> Path:
 def build_libraries() -> None:
     os.environ["FORCE_CUDA"] = "1"
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = [f"--build-{kind}={scratch}" for kind in ("lib", "temp")]
-        _run([sys.executable, "setup.py", "-q", "build_ext", *folders])
-        (CARRIED / "standard").mkdir(parents=True, exist_ok=True)
-        for name in (CPU_LIBRARY, CUDA_LIBRARY):
-            shutil.copy(Path(scratch, "noisetilt_kernels", name), CARRIED / "standard")
+    _build_package(CARRIED / "standard", (CPU_LIBRARY, CUDA_LIBRARY))
 
     setup = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
     nvcc = setup.find_nvcc()
     version = setup.nvcc_version(nvcc)
     archs = setup.architectures(version)
     for_gpu = [option for arch in archs for option in setup.gencode(arch)]
-    kernels = [nvcc, *setup.NVCC_FLAGS, f"-Xcompiler={','.join(setup.NVCC_HOST_FLAGS)}", f"-I{setup.CSRC}"]
-    linker = ["-Xlinker=" + ",".join(setup.FACTS["cuda"]["linker_flags"]), *setup.TORCH_LIBRARIES]
-    kept = "-".join([f"objects-{platform.machine()}-cuda", *map(str, version), *archs])  # by setup.py
-    others = [str(path) for path in (ROOT / "build" / kept).glob("*.o") if path.name != "whitening.o"]
+    alone = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-shared", *for_gpu]
 
-    def build_variant(name: str) -> None:
-        (CARRIED / name).mkdir(parents=True, exist_ok=True)
-        made = str(CARRIED / name / "whitening.o")
-        _run([*kernels, *for_gpu, *VARIANTS[name], "-c", "bench/gpu/variant.cu", "-o", made])
-        _run([*kernels, "-shared", made, *others, *linker, "-o", str(CARRIED / name / CUDA_LIBRARY)])
-        Path(made).unlink()
+    def build_any_blocks() -> None:
+        command = [nvcc, *setup.NVCC_FLAGS, f"-Xcompiler={','.join(setup.NVCC_HOST_FLAGS)}"]
+        linker = ["-Xlinker=" + ",".join(setup.FACTS["cuda"]["linker_flags"]), *setup.TORCH_LIBRARIES]
+        kept = "-".join([f"objects-{platform.machine()}-cuda", *map(str, version), *archs])  # by setup.py
+        others = [str(path) for path in (ROOT / "build" / kept).glob("*.o") if path.name != "whitening.o"]
+        library = CARRIED / "any_blocks" / CUDA_LIBRARY
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            kernel = f"{scratch}/any_blocks.o"
+            _run([*command, *for_gpu, f"-I{setup.CSRC}", "-c", "bench/gpu/any_blocks.cu", "-o", kernel])
+            _run([*command, "-shared", kernel, *others, *linker, "-o", str(library)])
 
     def build_alone(name: str) -> None:
-        command = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-shared", *for_gpu]
-        _run([*command, f"bench/gpu/{name}.cu", "-o", str(CARRIED / f"{name}.so")])
+        _run([*alone, f"bench/gpu/{name}.cu", "-o", str(CARRIED / f"{name}.so")])
 
-    jobs = [*(partial(build_variant, name) for name in VARIANTS)]
-    jobs += [partial(build_alone, name) for name in ("barrier", "radix_sort")]
+    jobs: list[Callable[[], None]] = [
+        build_any_blocks,
+        *(partial(build_alone, name) for name in ("barrier", "radix_sort")),
+    ]
     with ThreadPoolExecutor(setup.parallel_jobs()) as pool:
         for done in [pool.submit(job) for job in jobs]:
             done.result()
+    _build_package(CARRIED / "debug", (CUDA_LIBRARY,), NOISETILT_CUDA_DEBUG="1")
     manifest = {"sources": digest_of_sources(), "architectures": " ".join(archs)}
     (CARRIED / MANIFEST).write_text(json.dumps(manifest) + "\n")
+
+
+def _build_package(folder: Path, libraries: Sequence[str], **environment: str) -> None:
+    """Build the package, and copy libraries of it to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [f"--build-{kind}={scratch}" for kind in ("lib", "temp")]
+        _run([sys.executable, "setup.py", "-q", "build_ext", *folders], ROOT, **environment)
+        for name in libraries:
+            shutil.copy(Path(scratch, "noisetilt_kernels", name), folder)
 
 
 def make_expected() -> None:

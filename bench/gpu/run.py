@@ -22,8 +22,8 @@ TRITON = {"NOISETILT_BACKEND": "triton"}
 PREPARE = ["python", "-m", "bench.gpu.prepare"]
 TESTS = Path("tests", "gpu")
 LAUNCH_TABLE = "launch_table.json"  # what the tuning of the Triton kernels finds
-# What compute-sanitizer prints of a fault
-FAULTS = r"=========\s+(Invalid|Error|Warning|Uninitialized|Barrier error|Potential)"
+# What compute-sanitizer, and a barrier of the debug build, print of a fault
+FAULTS = r"=========\s+(Invalid|Error|Warning|Uninitialized|Barrier error|Potential)|.*barrier gave up"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _sanitizer(tool: str, seconds: float, backend: dict[str, str] = CUDA) -> Ste
     ]
     # Every tensor is a separate allocation, so that accesses beside it are found.
     environment = backend | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Step(tool, command, seconds, "256_threads", environment, faults=FAULTS)
+    return Step(tool, command, seconds, "debug", environment, faults=FAULTS)
 
 
 def find_sanitizer() -> str:

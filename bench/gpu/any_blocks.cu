@@ -1,31 +1,25 @@
-// The projection kernel (csrc/cuda/whitening.cu) with other tuning constants, for measurements and for
-// compute-sanitizer. `python -m bench.gpu.prepare` links it into the CUDA library in place of whitening.cu.
-//
-// NOISETILT_VARIANT_THREADS   threads of a block
-// NOISETILT_VARIANT_BLOCKS    if defined: samples are divided between as many blocks as the environment
-//                             variable NOISETILT_MOST_BLOCKS allows, which is read at every launch
+// The projection kernel (csrc/cuda/whitening.cu) with as many blocks as the environment variable
+// NOISETILT_MOST_BLOCKS allows, which is read at every launch. `python -m bench.gpu.prepare` links this file
+// into the CUDA library in place of whitening.cu, for measurements.
+
+#include <algorithm>
+#include <cstdlib>
 
 #include "../../csrc/cuda/policy.h"
 
 namespace noisetilt::cuda {
 
-struct VariantPolicy : PolicySm80 {
+// Divides samples between as many blocks as there are, even if that divides tiles of the mixing domains.
+struct AnyBlocksPolicy : PolicySm80 {
   struct Project : PolicySm80::Project {
-    static constexpr int kBlockThreads = NOISETILT_VARIANT_THREADS;
-#ifdef NOISETILT_VARIANT_BLOCKS
     static constexpr int64_t kMinBlocksGained = 1;
-#endif
   };
 };
 
 }  // namespace noisetilt::cuda
 
-#define Policy VariantPolicy
+#define Policy AnyBlocksPolicy
 #include "../../csrc/cuda/runtime.h"
-
-#ifdef NOISETILT_VARIANT_BLOCKS
-#include <algorithm>
-#include <cstdlib>
 
 namespace noisetilt::cuda {
 
@@ -39,6 +33,4 @@ inline int limited_attribute(cudaDeviceAttr attribute) {
 }  // namespace noisetilt::cuda
 
 #define device_attribute limited_attribute
-#endif
-
 #include "../../csrc/cuda/whitening.cu"
