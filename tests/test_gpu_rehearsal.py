@@ -3,6 +3,7 @@ what travels to the machine with the GPU and what comes back. In the slow ones t
 """
 
 import base64
+import ctypes
 import json
 import os
 import re
@@ -343,6 +344,37 @@ def test_tables_survive_the_journey(
         assert again.monotone == table.monotone
 
 
+# ---- kernels that only the runs have ----
+
+
+@pytest.mark.parametrize(("old", "seen"), [("", True), ("if (threadIdx.x == 0) turn[team.rank] = k;", False)])
+def test_the_exchange_of_words_tests_the_barrier(old: str, seen: bool, tmp_path: Path) -> None:
+    """In the emulation, every word is seen after a barrier. Without the barrier of blocks, some are not."""
+    source = tmp_path / "barrier.cu"
+    text = (ROOT / "bench" / "gpu" / "barrier.cu").read_text()
+    text = text.replace("../../csrc", str(ROOT / "csrc"))
+    if not seen:
+        text = text.replace(f"{old}\n    team.sync();", f"{old}\n    __syncthreads();")
+    source.write_text(text)
+    options = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{ROOT / 'tests' / 'cuda_emulation'}"]
+    library = tmp_path / "barrier.so"
+    subprocess.run(["g++", *options, source, "-o", library, "-ldl"], check=True)
+    for blocks, threads, barriers in ((4, 64, 50), (3, 32, 50), (1, 32, 5)):
+        arrivals, wrong = ctypes.c_uint32(0), ctypes.c_uint32(0)
+        words = (ctypes.c_uint32 * (2 * blocks))()
+        pointers = ctypes.byref(arrivals), words, ctypes.byref(wrong), None
+        assert ctypes.CDLL(str(library)).noisetilt_exchanges(blocks, threads, barriers, *pointers) == 0
+        assert (wrong.value == 0) == (seen or blocks == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("name", ["any_blocks", "barrier"])
+def test_nvcc_compiles(name: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", "--Werror=all-warnings", f"-I{ROOT / 'csrc'}", "-arch=sm_90", "-cubin"]
+    subprocess.run([*command, ROOT / f"bench/gpu/{name}.cu", "-o", tmp_path / "cubin"], check=True)
+
+
 # ---- the real steps, with the CPU in place of the GPU ----
 
 SMALLER = {  # for a CPU: {file: {text: replacement}}
@@ -407,7 +439,11 @@ ON_A_GPU_ONLY = (  # tests that the stand-in cannot pass: its device is the CPU,
 @pytest.mark.slow
 @pytest.mark.parametrize("run", LENT)
 def test_the_real_steps(run: str, lent: Path, tmp_path: Path) -> None:
-    places = {name: f"{SIMULATED}{os.pathsep}{os.environ.get(name, '')}" for name in ("PATH", "PYTHONPATH")}
+    environment = {
+        name: f"{SIMULATED}{os.pathsep}{os.environ.get(name, '')}" for name in ("PATH", "PYTHONPATH")
+    }
+    file = "tests/gpu/test_gpu_runtime.py"
+    environment["PYTEST_ADDOPTS"] = " ".join(f"--deselect={file}::{name}" for name in ON_A_GPU_ONLY)
     done = subprocess.run(
         [sys.executable, "-c", PATIENT, run, str(tmp_path)],
         cwd=lent,

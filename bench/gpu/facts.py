@@ -17,7 +17,7 @@ FAULT = 70  # exit code after a fault on the GPU
 
 _begun = os.environ.get("NOISETILT_BEGUN")
 IN_A_RUN = bool(_begun)
-"""Whether the driver started this process."""
+"""True if the driver started this process."""
 
 
 def tell(fact: str, ok: bool | None = None) -> None:

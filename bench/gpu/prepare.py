@@ -10,8 +10,8 @@
     prepared.json  what the above was made from
 
 Needs nvcc, but neither a GPU nor a CUDA build of torch: the libraries use PyTorch's stable ABI. They are
-built for compute capability 9.0, or for TORCH_CUDA_ARCH_LIST. `--libraries` makes them alone, on a machine
-where the carried ones do not load.
+built for TORCH_CUDA_ARCH_LIST (default: this machine's GPU, or 9.0). `--libraries` makes them alone, on a
+machine where the carried ones do not load.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def tree_with(library: str, folder: Path) -> Path:
 
 def build_libraries() -> None:
     os.environ["FORCE_CUDA"] = "1"
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", _architecture())
     _build_package(CARRIED / "standard", (CPU_LIBRARY, CUDA_LIBRARY))
 
     setup = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
@@ -103,6 +103,14 @@ def build_libraries() -> None:
     _build_package(CARRIED / "debug", (CUDA_LIBRARY,), NOISETILT_CUDA_DEBUG="1")
     manifest = {"sources": digest_of_sources(), "architectures": " ".join(archs)}
     (CARRIED / MANIFEST).write_text(json.dumps(manifest) + "\n")
+
+
+def _architecture() -> str:
+    """Return the compute capability of this machine's GPU, or 9.0 if it has none."""
+    import torch
+
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    return ".".join(map(str, capability))
 
 
 def _build_package(folder: Path, libraries: Sequence[str], **environment: str) -> None:
