@@ -303,9 +303,6 @@ def travelling() -> list[Path]:
 def test_what_travels_is_small() -> None:
     size = sum((ROOT / path).lstat().st_size for path in travelling())
     assert size + prepare.MOST_CARRIED < 64 * MEBIBYTE
-    if prepare.CARRIED.exists():
-        carried = sum(path.stat().st_size for path in prepare.CARRIED.rglob("*") if path.is_file())
-        assert carried <= prepare.MOST_CARRIED
 
 
 def test_the_head_of_the_script_names_every_run() -> None:

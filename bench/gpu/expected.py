@@ -8,7 +8,7 @@ integers, the same everywhere, and of their results only digests are in the file
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -313,8 +313,9 @@ def _cases() -> dict[str, Case]:
     wan = CONFIGS["wan"]
     for name in VIDEOS:
         made[f"project, {name}"] = Case(name, *_project(wan), same_digests, of_cuda=True)
-    name = "wan walk"
-    made[f"mixing domains, {name}"] = Case(name, *_mixing_domains(wan), same_digests, of_cuda=True)
+    # Fewer steps than the preset has: the reference takes seconds for each.
+    name, few = "wan walk", replace(wan, mixing=tuple((tile, 2) for tile, _ in wan.mixing))
+    made[f"mixing domains, {name}"] = Case(name, *_mixing_domains(few), same_digests, of_cuda=True)
     return made
 
 

@@ -36,6 +36,18 @@ from . import CARRIED, ROOT
 
 CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
 MANIFEST = "prepared.json"
+
+# The one function of a CUDA build of torch that the CUDA library needs. With it, a CPU build can load it.
+FROM_CUDA_TORCH = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }'
+LOAD = """
+import ctypes, sys, torch
+if torch.version.cuda is None:
+    ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+torch.ops.load_library(sys.argv[2])
+torch.ops.load_library(sys.argv[3])
+assert torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", "CUDA")
+print(f"{sys.argv[3]}: loads,", ", ".join(torch.ops.noisetilt._cuda_build_info().splitlines()))
+"""
 MOST_CARRIED = 48 << 20  # with the sources less than 64 MiB
 
 
@@ -123,6 +135,17 @@ def _build_package(folder: Path, libraries: Sequence[str], **environment: str) -
             shutil.copy(Path(scratch, "noisetilt_kernels", name), folder)
 
 
+def load_libraries() -> None:
+    """Load the CUDA libraries, each in a process: a library that does not load must not travel."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, library = Path(scratch, "stream.cpp"), Path(scratch, "stream.so")
+        source.write_text(FROM_CUDA_TORCH)
+        _run(["g++", "-shared", "-fPIC", str(source), "-o", str(library)])
+        for cuda_library in sorted(CARRIED.glob(f"*/{CUDA_LIBRARY}")):
+            libraries = library, CARRIED / "standard" / CPU_LIBRARY, cuda_library
+            _run([sys.executable, "-c", LOAD, *map(str, libraries)])
+
+
 def make_expected() -> None:
     """Compute the expected results in a process whose cache of tables is empty, and keep the tables too."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,8 +172,11 @@ def main() -> int:
     parser.add_argument("--libraries", action="store_true", help="build the libraries alone")
     options = parser.parse_args()
     start = time.monotonic()
+    if not options.libraries:
+        shutil.rmtree(CARRIED, ignore_errors=True)
     CARRIED.mkdir(parents=True, exist_ok=True)
     build_libraries()
+    load_libraries()
     if not options.libraries:
         make_expected()
     files = sorted(path for path in CARRIED.rglob("*") if path.is_file())
