@@ -209,6 +209,7 @@ def test_a_hung_step_is_killed_at_its_limit(tmp_path: Path) -> None:
     succeeded, summary = perform([program("first", ignoring, 2), program("second", FACT)], tmp_path)
     assert not succeeded and time.monotonic() - start < 10
     assert "first: seen" in summary and "first: the process was killed at its time limit" in summary
+    assert "left behind" not in summary
     assert "ok      second: seen" in summary
 
 
@@ -376,7 +377,13 @@ def test_nvcc_compiles(name: str, tmp_path: Path) -> None:
 
 SMALLER = {  # for a CPU: {file: {text: replacement}}
     "bench/inputs.py": {"WAN = (336, 60, 104)": "WAN = (8, 60, 104)"},
-    "bench/gpu/checks.py": {"REPEATS = 20": "REPEATS = 3", "torch.randn(1024, *FLUX": "torch.randn(4, *FLUX"},
+    "bench/gpu/measure.py": {"ROUNDS = 5, 60": "ROUNDS = 2, 3"},
+    "bench/gpu/checks.py": {
+        "REPEATS = 20": "REPEATS = 3",
+        "torch.randn(1024, *FLUX": "torch.randn(4, *FLUX",
+        "for batch in (1, 8, 64)": "for batch in (1, 2, 3)",
+        "for batch in (8, 64)": "for batch in (2, 3)",
+    },
 }
 SIMULATED = HELPERS / "simulated_gpu"
 PATIENT = """
