@@ -434,9 +434,13 @@ def lent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-ON_A_GPU_ONLY = (  # tests that the stand-in cannot pass: its device is the CPU, and captures nothing
+ON_A_GPU_ONLY = (
+    # The stand-in cannot pass them: its device is the CPU, and captures nothing.
     "test_tables_of_another_device_are_an_error",
     "test_tables_are_not_made_during_a_capture",
+    # They would take minutes.
+    "test_results_are_the_same_beside_other_work",
+    "test_results_of_videos_are_the_same_every_time",
 )
 
 
