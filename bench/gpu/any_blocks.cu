@@ -19,18 +19,20 @@ struct AnyBlocksPolicy : PolicySm80 {
 }  // namespace noisetilt::cuda
 
 #define Policy AnyBlocksPolicy
-#include "../../csrc/cuda/runtime.h"
+#include "../../csrc/cuda/whitening_plan.h"
 
 namespace noisetilt::cuda {
 
-// Like device_attribute, but with at most NOISETILT_MOST_BLOCKS multiprocessors.
-inline int limited_attribute(cudaDeviceAttr attribute) {
-  const int value = device_attribute(attribute);
-  const char* most = std::getenv("NOISETILT_MOST_BLOCKS");
-  return attribute == cudaDevAttrMultiProcessorCount && most ? std::min(value, std::atoi(most)) : value;
+// plan_project for at most NOISETILT_MOST_BLOCKS multiprocessors.
+template <class T>
+ProjectPlan plan_limited(const Projection<T>& projection, int64_t batch, const Mixing* mixing,
+                         int64_t num_mixing, DeviceLimits device, size_t fixed_shared_bytes) {
+  if (const char* most = std::getenv("NOISETILT_MOST_BLOCKS"))
+    device.num_sms = std::min<int64_t>(device.num_sms, std::atoi(most));
+  return plan_project(projection, batch, mixing, num_mixing, device, fixed_shared_bytes);
 }
 
 }  // namespace noisetilt::cuda
 
-#define device_attribute limited_attribute
+#define plan_project plan_limited
 #include "../../csrc/cuda/whitening.cu"
