@@ -170,6 +170,18 @@ def test_rows_become_tables(tmp_path: Path) -> None:
     assert "| whiten flux | 1.00 ms |" in (tmp_path / driver.TABLES).read_text()
 
 
+def test_what_a_step_prints_does_not_end_the_run(tmp_path: Path) -> None:
+    """Lines that look like facts, rows without a time, bytes that are no text."""
+    lines = [{"fact": 1}, {"row": {}}, {"machine": {"machine_info": {"gpu": "G"}}}, {"none": 1}, []]
+    text = "".join(f"print({json.dumps(json.dumps(line))});" for line in lines)
+    text += "import sys; print('{'); sys.stdout.flush(); sys.stdout.buffer.write(bytes([255, 10]))"
+    programs = {"load": text, "bits": FACT}
+    printed = rehearse("cuda", tmp_path, programs).communicate(timeout=60)[0]
+    assert (
+        "load: 1\n" in printed and "load: no tables: KeyError" in printed and "ok      bits: seen" in printed
+    )
+
+
 # ---- steps that fail ----
 
 

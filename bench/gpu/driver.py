@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..report import gpu_tables
 from .child import run_child
 
 SUMMARY = "summary.txt"  # a line for each fact
@@ -128,9 +129,12 @@ class Report:
         self._replace(LOGS, archive.getvalue())
         running.unlink(missing_ok=True)
         if self.results["benchmarks"] and self.results["machine_info"]:
-            from .. import report
-
-            self._replace(TABLES, (report.gpu_tables(self._folder / RESULTS) + "\n").encode())
+            try:
+                tables = gpu_tables(self._folder / RESULTS)
+            except Exception as error:  # nothing that a step prints may end the run
+                self.fact(step, f"no tables: {type(error).__name__}: {error}", False)
+            else:
+                self._replace(TABLES, (tables + "\n").encode())
 
     def _replace(self, name: str, content: bytes) -> None:
         """Write a file as a whole: a kill leaves the old one or the new one."""
@@ -224,12 +228,12 @@ class Driver:
         if step.faults and re.match(step.faults, line):
             self._report.fact(step.name, line, False)
         if "fact" in message:
-            self._report.fact(step.name, message["fact"], message["ok"])
+            self._report.fact(step.name, str(message["fact"]), message.get("ok"))
         if "row" in message:
             self._report.results["benchmarks"].append(message["row"])
             self._report.save()
         if "machine" in message:
-            self._report.results |= message["machine"]
+            self._report.results |= dict(message["machine"])
         return "done" in message
 
     def _environment(self, step: Step, begun: Path) -> dict[str, str]:
