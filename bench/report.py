@@ -96,7 +96,7 @@ def _gpu_backends(runs: list[dict[str, Any]]) -> str:
     ]
     for name in times[0]:
         if all(name in others for others in times):
-            lines.append(f"| {name} | {' | '.join(_fine(run[name]) for run in times)} |")
+            lines.append(f"| {name} | {' | '.join(fine(run[name]) for run in times)} |")
     return "\n".join(lines)
 
 
@@ -108,13 +108,13 @@ def _gpu_times(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         times = [
-            _fine(row["seconds"][kind]["p50"]) if kind in row["seconds"] else ""
+            fine(row["seconds"][kind]["p50"]) if kind in row["seconds"] else ""
             for kind in ("warm", "cold", "call")
         ]
         floors = [
-            _fine(row["floors"][kind]) if kind in row["floors"] else "" for kind in ("copy", "copy, cold")
+            fine(row["floors"][kind]) if kind in row["floors"] else "" for kind in ("copy", "copy, cold")
         ]
-        nothing = _fine(row["floors"]["launches"]) if "launches" in row["floors"] else ""
+        nothing = fine(row["floors"]["launches"]) if "launches" in row["floors"] else ""
         lines.append(f"| {' | '.join([row['name'], *times, *floors, str(row['launches'] or ''), nothing])} |")
     return "\n".join(lines)
 
@@ -123,7 +123,7 @@ def _gpu_targets(rows: list[dict[str, Any]]) -> str:
     lines = ["| target | case | measured | wanted | |", "|---|---|---|---|---|"]
     for row in rows:
         for check in row["checks"]:
-            show = _fine if check["unit"] == "s" else "{:.2f}x".format
+            show = fine if check["unit"] == "s" else "{:.2f}x".format
             sign = ">=" if check["at_least"] else "<="
             verdict = "met" if check["met"] else "**missed**"
             value, target = show(check["value"]), show(check["target"])
@@ -132,17 +132,18 @@ def _gpu_targets(rows: list[dict[str, Any]]) -> str:
 
 
 def _notes(row: dict[str, Any]) -> str:
-    notes = [f"{name} {_fine(seconds)}" for name, seconds in row["against"].items()]
+    notes = [f"{name} {fine(seconds)}" for name, seconds in row["against"].items()]
     for name, value in row["notes"].items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key}: {_fine(seconds)}" for key, seconds in value.items())
+            value = ", ".join(f"{key}: {fine(seconds)}" for key, seconds in value.items())
         elif name.endswith("time"):
-            value = _fine(value)
+            value = fine(value)
         notes.append(f"{name} {value}")
     return "; ".join(notes)
 
 
-def _fine(seconds: float) -> str:
+def fine(seconds: float) -> str:
+    """Return a time with three or four digits, from 0.1 us on."""
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-4 else _duration(seconds)
 
 

@@ -10,12 +10,7 @@ ends, costs only the rest of its group.
 import argparse
 import datetime
 import json
-import os
-import platform
 import re
-import selectors
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +23,8 @@ import torch
 import noisetilt_kernels as nt
 
 from .. import report
+from .child import run_child
+from .measure import machine_info
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -50,64 +47,20 @@ def run_group(name: str) -> None:
 
 def collect(name: str, seconds: float) -> list[dict[str, Any]]:
     """Run a group in a process and return its results. If some are missing, the last result says why."""
-    command = [sys.executable, "-u", "-m", "bench.gpu", "--group", name]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    deadline, received = time.monotonic() + seconds, b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        ended = False
-        while not ended and time.monotonic() < deadline:
-            if selector.select(timeout=max(0.0, min(1.0, deadline - time.monotonic()))):
-                piece = process.stdout.read()
-                received, ended = received + (piece or b""), piece == b""
-    if not ended:
-        os.killpg(process.pid, signal.SIGKILL)  # also ends compilers that it started
-    try:
-        code = process.wait(timeout=20)
-    except subprocess.TimeoutExpired:  # a process cannot end before its kernel does
-        code = -signal.SIGKILL
-    lines = received.decode(errors="replace").splitlines()
-    results = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-    if not ended:
+    results: list[dict[str, Any]] = []
+
+    def read(line: str) -> None:
+        if line.startswith("{") and line.endswith("}"):
+            results.append(json.loads(line))
+        else:
+            print(line, flush=True)
+
+    code = run_child([sys.executable, "-u", "-m", "bench.gpu", "--group", name], seconds, read)
+    if code is None:
         results.append({"name": name, "error": f"not finished within {seconds:.0f} s"})
     elif code:
         results.append({"name": name, "error": f"ended with code {code}"})
     return [result | {"group": name} for result in results]
-
-
-def machine_info() -> dict[str, Any]:
-    device = torch.cuda.get_device_properties(0)
-    query = [
-        "nvidia-smi",
-        "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit",
-        "--format=csv,noheader",
-    ]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        driver = ""
-    return {
-        "gpu": device.name,
-        "multiprocessors": device.multi_processor_count,
-        "memory_bytes": device.total_memory,
-        "l2_bytes": getattr(device, "L2_cache_size", None),
-        "driver, clocks, power limit": driver,
-        "cpu": report.cpu_model(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": triton_version(),
-    }
-
-
-def triton_version() -> str | None:
-    try:
-        import triton  # not importlib.metadata: its distributions have several names
-    except ImportError:
-        return None
-    return triton.__version__
 
 
 def commit() -> str | None:
@@ -127,9 +80,6 @@ def main() -> int:
         "--seconds", type=float, default=400, help="time limit of all groups together (default: 400)"
     )
     parser.add_argument("--only", nargs="*", help="names of the groups to run (default: all)")
-    parser.add_argument(
-        "--copy", type=Path, help="folder for a copy of the results: results.json or results-triton.json"
-    )
     parser.add_argument("--group", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -166,8 +116,6 @@ def main() -> int:
             print(f"{name}: {len(results)} results, {time.monotonic() - start:.0f} s", flush=True)
         run["benchmarks"] += results
         path.write_text(json.dumps(run, indent=1) + "\n")
-        if options.copy:
-            shutil.copy(path, options.copy / f"results{other}.json")
     print(f"\n{report.gpu_tables(path)}\n\n{path}")
     return int(any("error" in result for result in run["benchmarks"]))
 

@@ -10,7 +10,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
 
 from .. import baselines
 from ..inputs import FLUX, WAN, gaussian, structured
+from . import CARRIED, ROOT
 from .measure import (
     DEVICE,
     Check,
@@ -44,7 +44,6 @@ ops = torch.ops.noisetilt
 BACKEND = nt.backends()["cuda"].backend
 
 FIELDS = {"1/k": structured, "noise": gaussian}
-ROOT = Path(__file__).parents[2]
 
 
 class Failure(NamedTuple):
@@ -284,7 +283,7 @@ def whiten_wan() -> Rows:
 
 def cub() -> ctypes.CDLL | None:
     """Return the library of radix_sort.cu, or None if it has not been built."""
-    path = ROOT / "build" / "radix_sort.so"
+    path = CARRIED / "radix_sort.so"
     return ctypes.CDLL(str(path)) if path.exists() else None
 
 
@@ -297,7 +296,7 @@ def cub_sort(kind: int, x: Tensor, chunk_size: int) -> Function:
     """Return a function that sorts, by CUB, the columns of x's chunks together with their places."""
     library = cub()
     if library is None:
-        raise RuntimeError("bench/gpu/radix_sort.cu has not been built; run bench/gpu.sh, which builds it")
+        raise RuntimeError("radix_sort.cu has not been built; run `bench/gpu.sh prepare`")
     size, length = x.numel(), x.numel() // chunk_size
     keys = x.view(-1, chunk_size).t().contiguous().flatten()
     if kind == 2:  # the order-preserving bits of the key, below the column

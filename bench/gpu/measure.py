@@ -1,6 +1,8 @@
 """Measurement of times on a GPU: graph replays with a warm or a cold L2 cache, and ordinary calls."""
 
 import ctypes
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import report
 
 DEVICE = torch.device("cuda")
 
@@ -56,7 +60,7 @@ def percentiles(times: list[float]) -> Seconds:
     return {"min": min(times), "p20": fifths[0], "p50": median(times), "p80": fifths[3]}
 
 
-def call_times(function: Function, seconds: float = SECONDS, calls: int = 1) -> Seconds:
+def call_times(function: Function, seconds: float | None = None, calls: int = 1) -> Seconds:
     """Return wall-clock times of a call until its result is available, averaged over `calls` in sequence."""
 
     def once() -> float:
@@ -72,9 +76,9 @@ def call_times(function: Function, seconds: float = SECONDS, calls: int = 1) -> 
     return percentiles([once() / calls for _ in range(_rounds(first, seconds))])
 
 
-def _rounds(each: float, seconds: float = SECONDS) -> int:
+def _rounds(each: float, seconds: float | None = None) -> int:
     least, most = ROUNDS
-    return max(least, min(most, int(seconds / max(each, 1e-7))))
+    return max(least, min(most, int((seconds or SECONDS) / max(each, 1e-7))))
 
 
 class Graph:
@@ -91,7 +95,7 @@ class Graph:
         self.graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(self.graph):
             for _ in range(copies):
-                function()
+                self.result: Any = function()  # every replay writes it
         self.graph.instantiate()
         self.replay()
         torch.cuda.synchronize()
@@ -142,6 +146,21 @@ def replay_times(graph: Graph, cold: bool) -> Seconds:
     return percentiles(seconds([enqueue() for _ in range(_rounds(each))]))
 
 
+def event_times(function: Function) -> Seconds:
+    """Return times between events before and after a call, which include waiting for the host."""
+
+    def once() -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    each = min(once() for _ in range(3))
+    return percentiles([once() for _ in range(_rounds(each))])
+
+
 def gpu_times(function: Function) -> tuple[dict[str, Seconds], int | None]:
     """Return warm and cold times of the GPU, and the number of launches."""
     single = Graph(function)
@@ -189,7 +208,7 @@ def measure(name: str, function: Function, num_bytes: int, call: bool = True) ->
     return row
 
 
-def compare(row: Row, others: Mapping[str, Function], seconds: float = SECONDS) -> float:
+def compare(row: Row, others: Mapping[str, Function], seconds: float | None = None) -> float:
     """Add the call times of other implementations to the row; return the fastest divided by ours.
 
     A failure of another implementation becomes a note of the row.
@@ -201,3 +220,36 @@ def compare(row: Row, others: Mapping[str, Function], seconds: float = SECONDS) 
             row.notes[f"{name} failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     fastest = min((row.against[name] for name in others if name in row.against), default=float("nan"))
     return fastest / row.seconds["call"]["p50"]
+
+
+def machine_info() -> dict[str, Any]:
+    device = torch.cuda.get_device_properties(0)
+    query = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit",
+        "--format=csv,noheader",
+    ]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        driver = ""
+    return {
+        "gpu": device.name,
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "l2_bytes": getattr(device, "L2_cache_size", None),
+        "driver, clocks, power limit": driver,
+        "cpu": report.cpu_model(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton_version(),
+    }
+
+
+def triton_version() -> str | None:
+    try:
+        import triton  # not importlib.metadata: its distributions have several names
+    except ImportError:
+        return None
+    return triton.__version__

@@ -1,6 +1,6 @@
 // CUB's sorts, for comparison: a simple projection onto order statistics would begin with one. Also the
-// number of clusters of 16 blocks that the GPU holds at once. bench/gpu.sh compiles this file into a shared
-// library, which Python opens.
+// number of clusters of 16 blocks that the GPU holds at once. `python -m bench.gpu.prepare` compiles this
+// file into a shared library, which Python opens.
 
 #include <cuda_runtime.h>
 

@@ -1,64 +1,48 @@
 """Tests that need a GPU. Without one, nothing is collected here.
 
-A fault on the GPU makes every later call of the process fail, and a kernel that never ends blocks it. In both
-cases the process ends, and `bench/gpu.sh` starts another one for the remaining tests. NOISETILT_TESTS_BEGUN
-names a file that lists the tests that have begun; they are not run again. Failures are also written to a file
-*.where beside it, because a process that ends early prints no report.
-
-NOISETILT_TESTS_SHARE=2/3 runs the second of three shares of the tests. With the Triton backend, all tests
-together compile about 800 kernels, 0.4 s each.
+In a run of `bench/gpu.sh`, a test that leaves a fault on the GPU, or that never ends, ends the process, and
+the run starts another one for the remaining tests (bench/gpu/facts.py). A failure becomes a fact at once.
 """
 
-import faulthandler
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+
+from bench.gpu import facts
 
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 
 # Time limit of a test. With Triton, a test may have to compile a few dozen kernels.
 SECONDS = 150 if os.environ.get("NOISETILT_BACKEND") == "triton" else 60
-FAULT = 70  # exit code after a fault on the GPU
 
-_begun = os.environ.get("NOISETILT_TESTS_BEGUN")
-_where = open(f"{_begun}.where", "w") if _begun else None  # noqa: SIM115
+ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share, shares = map(int, os.environ.get("NOISETILT_TESTS_SHARE", "1/1").split("/"))
-    begun = set(Path(_begun).read_text().splitlines()) if _begun and Path(_begun).exists() else set()
-    chosen = [item for item in items[share - 1 :: shares] if item.nodeid not in begun]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = chosen
-
-
-def pytest_runtest_logstart(nodeid: str) -> None:
-    if _begun:
-        with open(_begun, "a") as file:
-            file.write(nodeid + "\n")
+    begun = facts.begun_before()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
+    items[:] = [item for item in items if item.nodeid not in begun]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if _where and report.failed:
-        print(f"{report.nodeid}:\n{report.longreprtext[-2000:]}\n", file=_where, flush=True)
+    if facts.IN_A_RUN and report.failed:
+        message = getattr(report.longrepr, "reprcrash", None)
+        facts.tell(f"{report.nodeid}: {message.message if message else report.longreprtext[-300:]}", False)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if facts.IN_A_RUN and exitstatus in ENDED:
+        facts.tell_done()
 
 
 @pytest.fixture(autouse=True)
-def _end_the_process_after_a_fault() -> Iterator[None]:
-    if _where:
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=_where)
+def _end_the_process_after_a_fault(request: pytest.FixtureRequest) -> Iterator[None]:
+    facts.begin(request.node.nodeid, SECONDS)
     yield
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        if _begun:
-            pytest.exit(
-                f"a fault on the GPU, caused by this test or by work that it left running: {error}",
-                returncode=FAULT,
-            )
-        raise
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    fault = facts.end()
+    if fault and facts.IN_A_RUN:
+        facts.tell(f"{request.node.nodeid}: a fault on the GPU, or in work before it: {fault}", False)
+        pytest.exit("a fault on the GPU", returncode=facts.FAULT)
+    assert fault is None, fault

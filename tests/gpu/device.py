@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from bits import assert_same_bits
 from inputs import tables, values
 from torch import Tensor
 
 import noisetilt_kernels as nt
+from bench.gpu.compare import assert_agrees
 from noisetilt_kernels import ops as operators
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import cpu, reference
@@ -30,7 +30,6 @@ only_cuda = pytest.mark.skipif(
 )
 
 REAL = (torch.float32, torch.float64)
-ROUNDED = 1e-12  # float64 against the reference, relative to the norm (DESIGN section 9)
 
 ops = torch.ops.noisetilt
 
@@ -42,25 +41,6 @@ def on_cpu(op: Callable[..., Tensor], x: Tensor, *args: Any, backend: ModuleType
     """Return the operator's result for x on the CPU, for any NOISETILT_BACKEND."""
     plan = getattr(operators, f"_{op.__name__}")(x, *args)
     return plan.run(backend, x.reshape(-1, *plan.sample_shape)).view_as(x)
-
-
-def assert_agrees(actual: Tensor, expected: Tensor, context: str = "") -> None:
-    """Assert equal bits. Finite float64 values need to agree only to 1e-12 of the norm."""
-    actual = actual.cpu()
-    if expected.dtype not in (torch.float64, torch.complex128):
-        return assert_same_bits(actual, expected, context)
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), context
-    if expected.is_complex():
-        actual, expected = torch.view_as_real(actual), torch.view_as_real(expected)
-    finite = expected.isfinite()
-    assert_same_bits(actual.masked_fill(finite, 0), expected.masked_fill(finite, 0), context)
-    actual, expected = actual[finite], expected[finite]
-    scale = float(expected.abs().max()) if len(expected) else 0.0
-    if scale == 0.0:
-        return assert_same_bits(actual, expected, context)
-    error = float(((actual - expected) / scale).norm() / (expected / scale).norm())
-    assert error <= ROUNDED, f"{context}: relative error {error}"
-    return None
 
 
 def check(
