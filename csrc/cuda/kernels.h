@@ -12,17 +12,27 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "device.h"
 #include "rank_range.h"
 
 namespace noisetilt::cuda {
 
-// Stream, and working memory.
+// Limits of the current device.
+DeviceLimits current_device();
+
+// Stream, device, and working memory.
 struct Launch {
   cudaStream_t stream;
+  const Device* device;
   // Returns memory aligned to 256 bytes. It must stay valid until all work that the calling host function
   // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
+  // Memory that clear_for_whiten has cleared, and no launch has taken yet.
+  mutable struct {
+    unsigned char* next;
+    size_t bytes;
+  } cleared{};
 };
 
 // Writes the rank ranges of a table, [D][num_buckets], and its faults. If an entry decreases with the rank,
@@ -40,6 +50,11 @@ void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& pro
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
+// Clears at once the working memory of the launches of W that follow: `project` twice, then
+// `project_mixing_domains`. Without this call each launch clears its own.
+template <class T>
+void clear_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                      const Mixing* mixing, int64_t num_mixing);
 // Copies samples of `size` values. A sample with a non-finite value becomes NaN throughout.
 template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size);

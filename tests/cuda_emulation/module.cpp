@@ -32,7 +32,7 @@ void require(bool condition, const char* what) {
 // Memory of one call.
 class DeviceMemory {
  public:
-  Launch launch() { return {nullptr, &allocate, this}; }
+  Launch launch() { return {nullptr, &device_, &allocate, this}; }
 
   template <class T>
   T* make(int64_t count) {
@@ -59,6 +59,7 @@ class DeviceMemory {
  private:
   static void* allocate(void* memory, size_t bytes) { return static_cast<DeviceMemory*>(memory)->add(bytes); }
   unsigned char* add(size_t bytes) { return memories_.emplace_back(bytes, 256).data(); }
+  const Device device_{current_device()};
   std::deque<emulation::Memory> memories_;
 };
 
