@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bench.inputs import power_law
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import cpu
 from noisetilt_kernels.backends.reference import tables_like
+from noisetilt_kernels.backends.tables import projection_tables
 from noisetilt_kernels.python_ref import Normal
 
 REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
@@ -45,14 +45,14 @@ def projection(
     tile_sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """Arguments of `project` for samples (C, H, W)."""
-    like = torch.empty(1, *shape, dtype=dtype)
-    tables, _, num_values, tiles = cpu._projections(
-        like, tuple(value_chunk_sizes), tuple(chunk_sizes), tuple(tile_sizes), 1e-3
+    values, tiles = projection_tables(
+        shape, value_chunk_sizes, chunk_sizes, tile_sizes, 1e-3, dtype, torch.device("cpu")
     )
+    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
     return {
-        "tables": [numpy(*pair) for pair in zip(tables[::2], tables[1::2], strict=True)],
-        "num_values": num_values,
-        "tiles": tiles,
+        "tables": [numpy(table.lower, table.upper) for table in tables],
+        "num_values": len(values),
+        "tiles": [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))],
     }
 
 
