@@ -79,6 +79,14 @@ Tile tile_of(const Ints& tile) {
   return {tile[0], tile[1]};
 }
 
+std::vector<Mixing> domains_of(const Ints& mixing) {
+  require(mixing.size() % 3 == 0, "expected mixing domains (height, width, repeats)");
+  std::vector<Mixing> domains;
+  for (size_t k = 0; k < mixing.size(); k += 3)
+    domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+  return domains;
+}
+
 template <class T>
 Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
   require(lower.ndim() == 2 && upper.ndim() == 2, "expected tables (M, D)");
@@ -176,13 +184,29 @@ void bind(py::module_& m) {
          const Ints& mixing) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
-        require(mixing.size() % 3 == 0, "expected mixing domains (height, width, repeats)");
-        std::vector<Mixing> domains;
-        for (size_t k = 0; k < mixing.size(); k += 3)
-          domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+        const std::vector<Mixing> domains = domains_of(mixing);
         T* values = memory.copy(x);
         project_mixing_domains(memory.launch(), values, x.shape(0), projection.get(), projection.ranges(),
                                domains.data(), static_cast<int64_t>(domains.size()));
+        return memory.result(values, shape_of(x));
+      },
+      x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));
+  m.def(
+      "projections_of_whiten",  // two projections and the mixing domains, with memory that is cleared at once
+      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
+         const Ints& mixing) {
+        DeviceMemory memory;
+        const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
+        const std::vector<Mixing> domains = domains_of(mixing);
+        const auto num_domains = static_cast<int64_t>(domains.size());
+        T* values = memory.copy(x);
+        const Launch launch = memory.launch();
+        clear_for_whiten(launch, x.shape(0), projection.get(), domains.data(), num_domains);
+        project(launch, values, x.shape(0), projection.get(), projection.ranges());
+        project(launch, values, x.shape(0), projection.get(), projection.ranges());
+        project_mixing_domains(launch, values, x.shape(0), projection.get(), projection.ranges(),
+                               domains.data(), num_domains);
+        if (launch.cleared.bytes != 0) throw std::runtime_error("more memory was cleared than was used");
         return memory.result(values, shape_of(x));
       },
       x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));

@@ -271,6 +271,26 @@ def test_project_mixing_domains(
 
 
 @pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8)])
+def test_the_projections_of_whiten_share_memory_that_is_cleared_at_once(
+    kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
+) -> None:
+    for seed, distribution in enumerate(("1/k", "few values")):
+        kernels.set_device(**DEVICES[device], seed=seed)
+        x = values(distribution, (3, *shape), dtype)
+        expected = project(project(x, shape), shape)
+        for tile, repeats in MIXING[shape]:
+            for _ in range(repeats):
+                expected = project(python_ref.butterfly(expected, tile, 1), shape)
+            expected = python_ref.butterfly_inverse(expected, tile, repeats)
+        mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
+        arguments = projection(shape, dtype, *SAMPLES[shape])
+        result = torch.from_numpy(kernels.projections_of_whiten(x.numpy(), **arguments, mixing=mixing))
+        assert_same_bits(result, expected, distribution)
+
+
+@pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("num_sms", [5, 24])
 def test_project_mixing_domains_with_more_tiles_than_a_block_ranks_alone(
     kernels: ModuleType, num_sms: int, dtype: torch.dtype
