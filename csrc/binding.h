@@ -209,8 +209,8 @@ const Projection& projection_of(const Tensor& handle, const Tensor& x) {
 //   Owned<T>: the OwnedProjection of the device
 //   run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
 //   half_length_fft(values, x, inverse): FFT of samples like x, each read as size/2 complex numbers; not
-//   scaled as_samples(result, x): result of an FFT as a tensor like x clear_for_whiten(kernels, ..): prepares
-//   the memory of the projections of `whiten`.
+//   scaled as_samples(result, x): result of an FFT as a tensor like x reserve_for_whiten(kernels, ..):
+//   prepares the memory of the projections of `whiten`.
 template <class Device>
 struct Operators {
   template <class T>
@@ -233,7 +233,7 @@ struct Operators {
       const std::vector<Mixing> domains = domains_of(mixing, x);
       const auto num_domains = static_cast<int64_t>(domains.size());
       const int64_t batch = x.size(0), size = 2 * half_size_of(x);
-      Device::clear_for_whiten(kernels, batch, owned, domains.data(), num_domains);
+      Device::reserve_for_whiten(kernels, batch, owned, domains.data(), num_domains);
       // Besides x, at most two batches are in memory.
       const auto to_spectrum = [&] {
         const Tensor real = torch::stable::empty_like(x);

@@ -151,9 +151,10 @@ struct Cuda {
   }
 
   template <class T>
-  static void clear_for_whiten(const Kernels<T>& kernels, int64_t batch, const CudaProjection<T>& projection,
-                               const Mixing* mixing, int64_t num_mixing) {
-    cuda::clear_for_whiten<T>(kernels.launch, batch, projection, mixing, num_mixing);
+  static void reserve_for_whiten(const Kernels<T>& kernels, int64_t batch,
+                                 const CudaProjection<T>& projection, const Mixing* mixing,
+                                 int64_t num_mixing) {
+    cuda::reserve_for_whiten<T>(kernels.launch, batch, projection, mixing, num_mixing);
   }
 };
 

@@ -48,7 +48,7 @@ struct Cpu {
   static Tensor as_samples(const Tensor& spectrum, const Tensor&) { return spectrum; }
 
   template <class... Arguments>
-  static void clear_for_whiten(const Arguments&...) {}  // the kernels have memory of their own
+  static void reserve_for_whiten(const Arguments&...) {}  // the kernels have memory of their own
 };
 
 // Copies with the threads that will work on the parts: their caches then hold the copy.

@@ -20,6 +20,11 @@ namespace noisetilt::cuda {
 // Limits of the current device.
 DeviceLimits current_device();
 
+struct Memory {
+  unsigned char* begin;
+  size_t bytes;
+};
+
 // Stream, device, and working memory.
 struct Launch {
   cudaStream_t stream;
@@ -28,11 +33,9 @@ struct Launch {
   // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
-  // Memory that clear_for_whiten has cleared, and no launch has taken yet.
-  mutable struct {
-    unsigned char* next;
-    size_t bytes;
-  } cleared{};
+  // Memory that reserve_for_whiten has cleared and no launch has taken yet, and memory that all launches of
+  // the projection kernel use, one after the other.
+  mutable Memory cleared{}, working{};
 };
 
 // Writes the rank ranges of a table, [D][num_buckets], and its faults. If an entry decreases with the rank,
@@ -50,11 +53,11 @@ void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& pro
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
-// Clears at once the working memory of the launches of W that follow: `project` twice, then
-// `project_mixing_domains`. Without this call each launch clears its own.
+// Allocates the memory of the projections of W that follow, and clears it at once: of `project` twice, then
+// of `project_mixing_domains`. Without this call each of them does so.
 template <class T>
-void clear_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
-                      const Mixing* mixing, int64_t num_mixing);
+void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                        const Mixing* mixing, int64_t num_mixing);
 // Copies samples of `size` values. A sample with a non-finite value becomes NaN throughout.
 template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size);

@@ -38,14 +38,21 @@ T* allocate(const Launch& launch, int64_t count) {
 
 // Memory of zeros.
 inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
-  auto& cleared = launch.cleared;
+  Memory& cleared = launch.cleared;
   if (cleared.bytes < bytes) {
     cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
-    check(cudaMemsetAsync(cleared.next, 0, bytes, launch.stream), "clearing memory");
+    check(cudaMemsetAsync(cleared.begin, 0, bytes, launch.stream), "clearing memory");
   }
-  unsigned char* memory = cleared.next;
+  unsigned char* memory = cleared.begin;
   cleared = {memory + bytes, cleared.bytes - bytes};
   return memory;
+}
+
+// Memory for the work of one kernel. Kernels of a stream follow each other, so the next one may get it too.
+inline unsigned char* working_memory(const Launch& launch, size_t bytes) {
+  Memory& working = launch.working;
+  if (working.bytes < bytes) working = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
+  return working.begin;
 }
 
 // all_at_once: a cooperative launch, which fails unless all blocks are resident together.

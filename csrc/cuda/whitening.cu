@@ -74,7 +74,7 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   params.x = x;
   params.batch = batch;
   params.zeroed_memory = allocate_cleared(launch, plan.zeroed_bytes());
-  params.memory = allocate<unsigned char>(launch, static_cast<int64_t>(plan.rest_bytes()));
+  params.memory = working_memory(launch, plan.rest_bytes());
   enqueue(launch, project_kernel<T>, Residence::all_at_once, plan.num_teams * plan.blocks_per_team,
           plan.block_threads, plan.shared_bytes, params);
 }
@@ -106,19 +106,25 @@ void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Pro
 }
 
 template <class T>
-void clear_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
-                      const Mixing* mixing, int64_t num_mixing) {
+void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                        const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
-  size_t bytes = 2 * plan_launch(launch, batch, projection, nullptr, 0).zeroed_bytes();
-  if (num_mixing > 0) bytes += plan_launch(launch, batch, projection, mixing, num_mixing).zeroed_bytes();
-  launch.cleared = {allocate_cleared(launch, bytes), bytes};
+  const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
+  size_t cleared = 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
+  if (num_mixing > 0) {
+    const ProjectPlan mixed = plan_launch(launch, batch, projection, mixing, num_mixing);
+    cleared += mixed.zeroed_bytes();
+    working = std::max(working, mixed.rest_bytes());
+  }
+  launch.cleared = {allocate_cleared(launch, cleared), cleared};
+  working_memory(launch, working);
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                                       \
   template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankRange* const*); \
   template void project_mixing_domains<T>(const Launch&, T*, int64_t, const Projection<T>&,            \
                                           const RankRange* const*, const Mixing*, int64_t);            \
-  template void clear_for_whiten<T>(const Launch&, int64_t, const Projection<T>&, const Mixing*, int64_t);
+  template void reserve_for_whiten<T>(const Launch&, int64_t, const Projection<T>&, const Mixing*, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
 

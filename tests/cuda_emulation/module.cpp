@@ -192,7 +192,7 @@ void bind(py::module_& m) {
       },
       x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));
   m.def(
-      "projections_of_whiten",  // two projections and the mixing domains, with memory that is cleared at once
+      "projections_of_whiten",  // two projections and the mixing domains, with the same memory
       [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
          const Ints& mixing) {
         DeviceMemory memory;
@@ -201,7 +201,7 @@ void bind(py::module_& m) {
         const auto num_domains = static_cast<int64_t>(domains.size());
         T* values = memory.copy(x);
         const Launch launch = memory.launch();
-        clear_for_whiten(launch, x.shape(0), projection.get(), domains.data(), num_domains);
+        reserve_for_whiten(launch, x.shape(0), projection.get(), domains.data(), num_domains);
         project(launch, values, x.shape(0), projection.get(), projection.ranges());
         project(launch, values, x.shape(0), projection.get(), projection.ranges());
         project_mixing_domains(launch, values, x.shape(0), projection.get(), projection.ranges(),

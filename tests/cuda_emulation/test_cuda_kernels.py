@@ -273,7 +273,7 @@ def test_project_mixing_domains(
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8)])
-def test_the_projections_of_whiten_share_memory_that_is_cleared_at_once(
+def test_the_projections_of_whiten_share_memory(
     kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
 ) -> None:
     for seed, distribution in enumerate(("1/k", "few values")):
