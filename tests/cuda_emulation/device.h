@@ -1,9 +1,16 @@
-// set_device() for Python modules. set_device(num_sms=3, seed=7) resets all other properties to their
+// Device memory, and set_device() for Python modules. set_device(num_sms=3, seed=7) resets all other properties to their
 // defaults.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
+
+using Allocation = emulation::Memory;
+
+// Memory of the host that kernels may read. Emulated ones may read everything.
+struct Borrowed {
+  Borrowed(const void*, size_t) {}
+};
 
 inline void bind_device(pybind11::module_& m) {
   namespace py = pybind11;

@@ -1,5 +1,6 @@
-// Python module of the emulated kernels of csrc/cuda. Arrays are float32 or float64. Arguments are not
-// changed; results are new arrays. The kernels get memory of exactly the size that they asked for.
+// Python module of the kernels of csrc/cuda, emulated here or executed from their PTX (tests/ptx). Arrays are
+// float32 or float64. Arguments are not changed; results are new arrays. The kernels get memory of exactly
+// the size that they asked for.
 #include <cuda_runtime.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,8 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include <device.h>  // of the emulation, or of tests/ptx
+
 #include "cuda/kernels.h"
-#include "device.h"
 
 namespace py = pybind11;
 
@@ -44,10 +46,18 @@ class DeviceMemory {
     std::copy(array.data(), array.data() + array.size(), values);
     return values;
   }
+  // Lets kernels read an array of the host.
+  template <class T>
+  void borrow(const py::array_t<T>& array) {
+    size_t bytes = sizeof(T);
+    for (py::ssize_t k = 0; k < array.ndim(); ++k)
+      bytes += static_cast<size_t>((array.shape(k) - 1) * array.strides(k));
+    tables_.emplace_back(array.data(), bytes);
+  }
   // Array of `shape` with the values. Throws if the kernels wrote past any memory of the call.
   template <class T>
   Array<T> result(const T* values, const Ints& shape) const {
-    for (const emulation::Memory& memory : memories_)
+    for (const Allocation& memory : memories_)
       if (!memory.intact())
         throw std::runtime_error("a kernel has written past memory of " + std::to_string(memory.size()) +
                                  " bytes");
@@ -60,7 +70,8 @@ class DeviceMemory {
   static void* allocate(void* memory, size_t bytes) { return static_cast<DeviceMemory*>(memory)->add(bytes); }
   unsigned char* add(size_t bytes) { return memories_.emplace_back(bytes, 256).data(); }
   const Device device_{current_device()};
-  std::deque<emulation::Memory> memories_;
+  std::deque<Allocation> memories_;
+  std::deque<Borrowed> tables_;
 };
 
 template <class T>
@@ -123,6 +134,8 @@ class OwnedProjection {
   OwnedProjection(DeviceMemory& memory, Shape shape, const Tables<T>& tables, int64_t num_values,
                   const Ints& tiles) {
     for (const auto& [lower, upper] : tables) {
+      memory.borrow(lower);
+      memory.borrow(upper);
       tables_.push_back(table_of<T>(lower, upper));
       ranges_.push_back(ranges_of(memory, tables_.back()).first);
     }
@@ -161,6 +174,8 @@ void bind(py::module_& m) {
       "rank_ranges",
       [](const py::array_t<T>& lower, const py::array_t<T>& upper) {
         DeviceMemory memory;
+        memory.borrow(lower);
+        memory.borrow(upper);
         const Table<T> table = table_of<T>(lower, upper);
         const auto [ranges, faults] = ranges_of(memory, table);
         const int64_t buckets = num_buckets(table.num_chunks, table.chunk_size);
