@@ -53,8 +53,8 @@ void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& pro
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
-// Allocates the memory of the projections of W that follow, and clears it at once: of `project` twice, then
-// of `project_mixing_domains`. Without this call each of them does so.
+// Allocates the memory of the stages of W that follow, and clears it at once: of `finite_or_nan`, of
+// `project` twice, of `project_mixing_domains`. Without this call each of them does so.
 template <class T>
 void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
                         const Mixing* mixing, int64_t num_mixing);

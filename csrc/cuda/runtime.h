@@ -48,6 +48,11 @@ inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
   return memory;
 }
 
+// Bytes of a 32-bit flag for each sample. What lies behind them in cleared memory is aligned.
+inline size_t bytes_of_flags(int64_t batch) {
+  return (static_cast<size_t>(batch) * sizeof(uint32_t) + 255) / 256 * 256;
+}
+
 // Memory for the work of one kernel. Kernels of a stream follow each other, so the next one may get it too.
 inline unsigned char* working_memory(const Launch& launch, size_t bytes) {
   Memory& working = launch.working;

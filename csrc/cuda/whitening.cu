@@ -110,7 +110,7 @@ void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>
                         const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
   const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
-  size_t cleared = 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
+  size_t cleared = bytes_of_flags(batch) + 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
   if (num_mixing > 0) {
     const ProjectPlan mixed = plan_launch(launch, batch, projection, mixing, num_mixing);
     cleared += mixed.zeroed_bytes();

@@ -207,16 +207,18 @@ void bind(py::module_& m) {
       },
       x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));
   m.def(
-      "projections_of_whiten",  // two projections and the mixing domains, with the same memory
+      "stages_of_whiten",  // all but those around its FFTs, with the same memory
       [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
          const Ints& mixing) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
         const std::vector<Mixing> domains = domains_of(mixing);
         const auto num_domains = static_cast<int64_t>(domains.size());
-        T* values = memory.copy(x);
+        T* values = memory.make<T>(x.size());
         const Launch launch = memory.launch();
         reserve_for_whiten(launch, x.shape(0), projection.get(), domains.data(), num_domains);
+        finite_or_nan(launch, static_cast<const T*>(memory.copy(x)), values, x.shape(0),
+                      sample_shape(x).size());
         project(launch, values, x.shape(0), projection.get(), projection.ranges());
         project(launch, values, x.shape(0), projection.get(), projection.ranges());
         project_mixing_domains(launch, values, x.shape(0), projection.get(), projection.ranges(),
