@@ -8,8 +8,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "problem.h"
@@ -27,6 +30,14 @@ inline void require(bool condition, const char* what) {
 template <class T>
 T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
+}
+
+// Half the number of values in a sample, which must be even.
+inline int64_t half_size_of(const Tensor& x) {
+  int64_t size = 1;
+  for (int64_t k = 1; k < x.dim(); ++k) size *= x.size(k);
+  require(x.dim() > 1 && size % 2 == 0, "expected samples with an even number of values");
+  return size / 2;
 }
 
 // Calls body(float{}) or body(double{}), for the dtype of x.
@@ -61,6 +72,15 @@ inline Tile tile_of(int64_t height, int64_t width, Shape shape) {
   return {height, width};
 }
 
+// Mixing domains for samples like x. `mixing` lists height, width and repeats of each.
+inline std::vector<Mixing> domains_of(const Ints& mixing, const Tensor& x) {
+  require(mixing.size() % 3 == 0, "malformed mixing: expected height, width and repeats of each domain");
+  std::vector<Mixing> domains;
+  for (size_t k = 0; k < mixing.size(); k += 3)
+    domains.push_back({tile_of(mixing[k], mixing[k + 1], shape_of(x)), mixing[k + 2]});
+  return domains;
+}
+
 // Table with the entries of lower and upper. Both must have the device and the dtype of `like`.
 template <class T>
 Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& like, bool monotone) {
@@ -75,18 +95,48 @@ Table<T> table_of(const Tensor& lower, const Tensor& upper, const Tensor& like, 
           lower.stride(0), lower.stride(1), monotone};
 }
 
-// A Projection and the arrays that it points to. `tensors` lists `per_table` tensors for each table: lower,
-// upper and, on CUDA, its rank ranges. The tables of the values come first, then for each tile those of means
-// and energies, alternating. `tiles` lists height, width and number of chunk sizes of each tile.
+// PyTorch's FFT of each row of complex numbers, not scaled.
 template <class T>
-class OwnedProjection {
+Tensor fft_of_rows(const T* values, int64_t rows, int64_t length, bool inverse,
+                   const torch::stable::Device& device) {
+  const Tensor x =
+      torch::stable::from_blob(const_cast<T*>(values), {rows, length}, {length, 1}, device,
+                               sizeof(T) == 4 ? ScalarType::ComplexFloat : ScalarType::ComplexDouble);
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(x), torch::stable::detail::from(Ints{1}),
+                                    torch::stable::detail::from(int64_t{0}),
+                                    torch::stable::detail::from(!inverse)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_fft_c2c", "", stack.data(), TORCH_ABI_VERSION));
+  Tensor result = torch::stable::detail::to<Tensor>(stack[0]);
+  require_contiguous(result);
+  return result;
+}
+
+// Samples that a projection is for.
+struct SampleType {
+  Shape shape;
+  ScalarType dtype;
+  torch::stable::Device device;
+
+  explicit SampleType(const Tensor& x) : shape(shape_of(x)), dtype(x.scalar_type()), device(x.device()) {}
+  bool operator==(const SampleType& other) const {
+    return shape.channels == other.shape.channels && shape.height == other.shape.height &&
+           shape.width == other.shape.width && dtype == other.dtype && device == other.device;
+  }
+};
+
+// A Projection, the arrays that it points to, and the tensors that these point to. `tensors` lists
+// kTensorsPerTable tensors for each table: lower, upper and, on CUDA, its rank ranges. The tables of the
+// values come first, then for each tile those of means and energies, alternating. `tiles` lists height, width
+// and number of chunk sizes of each tile.
+template <class T, size_t kTensorsPerTable>
+class OwnedProjection : public SampleType {
  public:
-  OwnedProjection(const Tensor& x, const std::vector<Tensor>& tensors, size_t per_table, const Ints& monotone,
-                  int64_t num_values, const Ints& tiles)
-      : tensors_(tensors), per_table_(per_table) {
-    require(tensors.size() == per_table * monotone.size() && tiles.size() % 3 == 0,
+  // x: any samples of the shape, the dtype and the device that the projection is for.
+  OwnedProjection(const Tensor& x, std::vector<Tensor> tensors, const Ints& monotone, int64_t num_values,
+                  const Ints& tiles)
+      : SampleType(x), tensors_(std::move(tensors)) {
+    require(tensors_.size() == kTensorsPerTable * monotone.size() && tiles.size() % 3 == 0,
             "malformed projection: the numbers of tables and tiles do not agree");
-    const Shape shape = shape_of(x);
     for (size_t k = 0; k < monotone.size(); ++k)
       tables_.push_back(table_of<T>(tensor(k, 0), tensor(k, 1), x, monotone[k] != 0));
     size_t used = static_cast<size_t>(num_values);
@@ -114,7 +164,9 @@ class OwnedProjection {
   operator const Projection<T>&() const { return projection_; }
   const std::vector<Table<T>>& tables() const { return tables_; }
   // Tensor number `which` of a table.
-  const Tensor& tensor(size_t table, size_t which) const { return tensors_[per_table_ * table + which]; }
+  const Tensor& tensor(size_t table, size_t which) const {
+    return tensors_[kTensorsPerTable * table + which];
+  }
 
  private:
   struct MeanAndEnergy {
@@ -124,18 +176,82 @@ class OwnedProjection {
     require(table.num_chunks * table.chunk_size == size,
             "a table must have as many entries as there are values to project");
   }
-  const std::vector<Tensor>& tensors_;
-  size_t per_table_;
+  std::vector<Tensor> tensors_;
   std::vector<Table<T>> tables_;
   std::vector<std::vector<MeanAndEnergy>> pairs_;
   std::vector<TileProjection<T>> tiles_;
   Projection<T> projection_;
 };
 
-// Operators that every device has. Device::run(x, body) calls body(kernels, T{}), with the kernels for the
-// device and the dtype of x.
+// Tensor that stands for an object in arguments of operators. It has the bytes of the object, on the CPU, and
+// deletes the object when it dies.
+template <class Object>
+Tensor handle_of(std::unique_ptr<Object> object) {
+  const Tensor handle =
+      torch::stable::from_blob(object.get(), {static_cast<int64_t>(sizeof(Object))}, {1},
+                               torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
+                               [](void* memory) { delete static_cast<Object*>(memory); });
+  object.release();
+  return handle;
+}
+
+// The projection that a handle stands for, made for samples like x.
+template <class Projection>
+const Projection& projection_of(const Tensor& handle, const Tensor& x) {
+  require(handle.is_cpu() && handle.scalar_type() == ScalarType::Byte &&
+              handle.numel() == static_cast<int64_t>(sizeof(Projection)),
+          "expected a handle from _projection");
+  require(*data<SampleType>(handle) == SampleType(x), "the projection was made for other samples");
+  return *data<Projection>(handle);
+}
+
+// Operators that every device has. `Device` has
+//   Owned<T>: the OwnedProjection of the device
+//   run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
+//   half_length_fft(values, x, inverse): FFT of samples like x, each read as size/2 complex numbers; not
+//   scaled as_samples(result, x): result of an FFT as a tensor like x reserve_for_whiten(kernels, ..):
+//   prepares the memory of the projections of `whiten`.
 template <class Device>
 struct Operators {
+  template <class T>
+  using Owned = typename Device::template Owned<T>;
+
+  static Tensor projection(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
+                           int64_t num_values, const Ints& tiles) {
+    Tensor handle;
+    for_dtype(x, [&](auto type) {
+      handle = handle_of(std::make_unique<Owned<decltype(type)>>(x, tables, monotone, num_values, tiles));
+    });
+    return handle;
+  }
+
+  static Tensor whiten(const Tensor& x, const Tensor& projection, const Ints& mixing) {
+    Tensor result;
+    Device::run(x, [&](const auto& kernels, auto type) {
+      using T = decltype(type);
+      const auto& owned = projection_of<Owned<T>>(projection, x);
+      const std::vector<Mixing> domains = domains_of(mixing, x);
+      const auto num_domains = static_cast<int64_t>(domains.size());
+      const int64_t batch = x.size(0), size = 2 * half_size_of(x);
+      Device::reserve_for_whiten(kernels, batch, owned, domains.data(), num_domains);
+      // Besides x, at most two batches are in memory.
+      const auto to_spectrum = [&] {
+        const Tensor real = torch::stable::empty_like(x);
+        T* values = data<T>(real);
+        kernels.finite_or_nan(data<T>(x), values, batch, size);
+        kernels.project(values, batch, owned);
+        Tensor spectrum = Device::half_length_fft(values, x, false);
+        kernels.compact_fourier_pack(data<T>(spectrum), values, batch, size);
+        kernels.project(values, batch, owned);
+        kernels.compact_fourier_unpack(values, data<T>(spectrum), batch, size);
+        return spectrum;
+      };
+      result = Device::half_length_fft(data<const T>(to_spectrum()), x, true);
+      kernels.project_mixing_domains(data<T>(result), batch, owned, domains.data(), num_domains);
+    });
+    return Device::as_samples(result, x);
+  }
+
   static Tensor finite_or_nan(const Tensor& x) {
     Tensor out = torch::stable::empty_like(x);
     Device::run(x, [&](const auto& kernels, auto type) {
@@ -145,27 +261,19 @@ struct Operators {
     return out;
   }
 
-  static void project_(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
-                       int64_t num_values, const Ints& tiles) {
+  static void project_(const Tensor& x, const Tensor& projection) {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
-      kernels.project(data<T>(x), x.size(0), projection);
+      kernels.project(data<T>(x), x.size(0), projection_of<Owned<T>>(projection, x));
     });
   }
 
-  static void project_mixing_domains_(const Tensor& x, const std::vector<Tensor>& tables,
-                                      const Ints& monotone, int64_t num_values, const Ints& tiles,
-                                      const Ints& mixing) {
+  static void project_mixing_domains_(const Tensor& x, const Tensor& projection, const Ints& mixing) {
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      const OwnedProjection<T> projection(x, tables, Device::tensors_per_table, monotone, num_values, tiles);
-      require(mixing.size() % 3 == 0, "malformed mixing: expected height, width and repeats of each domain");
-      std::vector<Mixing> domains;
-      for (size_t k = 0; k < mixing.size(); k += 3)
-        domains.push_back({tile_of(mixing[k], mixing[k + 1], shape_of(x)), mixing[k + 2]});
-      kernels.project_mixing_domains(data<T>(x), x.size(0), projection, domains.data(),
-                                     static_cast<int64_t>(domains.size()));
+      const std::vector<Mixing> domains = domains_of(mixing, x);
+      kernels.project_mixing_domains(data<T>(x), x.size(0), projection_of<Owned<T>>(projection, x),
+                                     domains.data(), static_cast<int64_t>(domains.size()));
     });
   }
 
@@ -233,6 +341,8 @@ struct Operators {
   }
 
   static void implement(torch::stable::detail::StableLibrary& library) {
+    library.impl("_projection", TORCH_BOX(&projection));
+    library.impl("_whiten", TORCH_BOX(&whiten));
     library.impl("_finite_or_nan", TORCH_BOX(&finite_or_nan));
     library.impl("_project_", TORCH_BOX(&project_));
     library.impl("_project_mixing_domains_", TORCH_BOX(&project_mixing_domains_));

@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 
@@ -31,20 +30,10 @@ struct ComplexValue {
   T re, im;
 };
 
-// PyTorch's FFT of each row, not scaled.
 template <class T>
 Tensor fft_of_rows(const ComplexValue<T>* values, int64_t rows, int64_t length, bool inverse) {
-  const Tensor x =
-      torch::stable::from_blob(const_cast<ComplexValue<T>*>(values), {rows, length}, {length, 1},
-                               torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                               sizeof(T) == 4 ? ScalarType::ComplexFloat : ScalarType::ComplexDouble);
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(x), torch::stable::detail::from(Ints{1}),
-                                    torch::stable::detail::from(int64_t{0}),
-                                    torch::stable::detail::from(!inverse)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_fft_c2c", "", stack.data(), TORCH_ABI_VERSION));
-  Tensor result = torch::stable::detail::to<Tensor>(stack[0]);
-  require_contiguous(result);
-  return result;
+  return fft_of_rows(&values->re, rows, length, inverse,
+                     torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }
 
 // Largest divisor of h of at most its root.

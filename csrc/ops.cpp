@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "binding.h"
 #include "cpu/kernels.h"
@@ -18,7 +19,8 @@ int num_threads() {
 namespace {
 
 struct Cpu {
-  static constexpr size_t tensors_per_table = 2;
+  template <class T>
+  using Owned = OwnedProjection<T, 2>;
   static constexpr int64_t most_values = int64_t(1) << 31;  // a place in a chunk has 31 bits
 
   template <class Body>
@@ -27,6 +29,26 @@ struct Cpu {
     require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     for_dtype(x, [&](auto type) { body(kernels<decltype(type)>(), type); });
   }
+
+  template <class T>
+  static Tensor half_length_fft(const T* values, const Tensor& x, bool inverse) {
+    Tensor out = torch::stable::empty_like(x);
+    const int64_t h = half_size_of(x);
+    auto transform = [&](int64_t b) {
+      fft_of_sample(reinterpret_cast<const ComplexValue<T>*>(values) + b * h,
+                    data<ComplexValue<T>>(out) + b * h, h, inverse);
+    };
+    if (h <= kMostOnOwnThread) {
+      for_each_sample(x.size(0), transform);
+    } else {
+      for (int64_t b = 0; b < x.size(0); ++b) transform(b);
+    }
+    return out;
+  }
+  static Tensor as_samples(const Tensor& spectrum, const Tensor&) { return spectrum; }
+
+  template <class... Arguments>
+  static void reserve_for_whiten(const Arguments&...) {}  // the kernels have memory of their own
 };
 
 // Copies with the threads that will work on the parts: their caches then hold the copy.
@@ -41,7 +63,7 @@ Tensor copy(const Tensor& x) {
   return out;
 }
 
-void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
+void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper, const std::optional<Tensor>&) {
   Cpu::run(x, [&](const auto& kernels, auto type) {
     using T = decltype(type);
     Table<T> table = table_of<T>(lower, upper, x, false);
@@ -59,23 +81,12 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper) {
   });
 }
 
-// FFT of samples (B, N), each read as N/2 complex numbers. Not scaled.
 Tensor half_length_fft(const Tensor& x, bool inverse) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor result;
   Cpu::run(x, [&](const auto&, auto type) {
-    using T = decltype(type);
-    require(x.dim() == 2 && x.size(1) % 2 == 0, "expected samples (B, N), N even");
-    const int64_t h = x.size(1) / 2;
-    auto transform = [&](int64_t b) {
-      fft_of_sample(data<const ComplexValue<T>>(x) + b * h, data<ComplexValue<T>>(out) + b * h, h, inverse);
-    };
-    if (h <= kMostOnOwnThread) {
-      for_each_sample(x.size(0), transform);
-    } else {
-      for (int64_t b = 0; b < x.size(0); ++b) transform(b);
-    }
+    result = Cpu::half_length_fft(data<const decltype(type)>(x), x, inverse);
   });
-  return out;
+  return result;
 }
 
 // Lines "key: value", for library.build_info() in Python.

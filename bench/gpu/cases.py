@@ -21,7 +21,7 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import confidence_table, python_ref
 from noisetilt_kernels.backends import cuda, reference
-from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
+from noisetilt_kernels.config import Sample, WhiteningConfig, flatten_mixing, resolve_preset
 
 from .. import baselines
 from ..inputs import FLUX, WAN, gaussian, structured
@@ -185,17 +185,17 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
         return
     x, config = whitening(preset, shape, field)
     x = x[None]
-    projection = cuda._projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
-    mixing = [n for tile, repeats in config.mixing for n in (*tile, repeats)]
+    sizes = config.chunk_sizes
+    projection = cuda._projections(x, sizes, sizes, config.tile_sizes, config.alpha).handle
 
     def project(y: Tensor) -> Tensor:
         y = y.clone()
-        ops._project_(y, *projection)
+        ops._project_(y, projection)
         return y
 
     def project_mixing_domains(y: Tensor) -> Tensor:
         y = y.clone()
-        ops._project_mixing_domains_(y, *projection, mixing)
+        ops._project_mixing_domains_(y, projection, flatten_mixing(config))
         return y
 
     projected = project(x)

@@ -42,10 +42,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size) {
   if (batch == 0) return;
-  auto* poisoned = allocate<uint32_t>(launch, batch);
-  check(cudaMemsetAsync(poisoned, 0, static_cast<size_t>(batch) * sizeof(uint32_t), launch.stream),
-        "clearing memory");
-  const int threads = block_threads(kBlockThreads);
+  auto* poisoned = reinterpret_cast<uint32_t*>(allocate_cleared(launch, bytes_of_flags(batch)));
+  const int threads = block_threads(launch, kBlockThreads);
   const int64_t blocks_per_sample = (size + kItemsPerBlock - 1) / kItemsPerBlock;
   enqueue(launch, finite_or_nan_copy_kernel<T>, Residence::any, batch * blocks_per_sample, threads, 0, x, out,
           size, blocks_per_sample, poisoned);

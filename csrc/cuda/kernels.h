@@ -12,17 +12,30 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "device.h"
 #include "rank_range.h"
 
 namespace noisetilt::cuda {
 
-// Stream, and working memory.
+// Limits of the current device.
+DeviceLimits current_device();
+
+struct Memory {
+  unsigned char* begin;
+  size_t bytes;
+};
+
+// Stream, device, and working memory.
 struct Launch {
   cudaStream_t stream;
+  const Device* device;
   // Returns memory aligned to 256 bytes. It must stay valid until all work that the calling host function
   // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
+  // Memory that reserve_for_whiten has cleared and no launch has taken yet, and memory that all launches of
+  // the projection kernel use, one after the other.
+  mutable Memory cleared{}, working{};
 };
 
 // Writes the rank ranges of a table, [D][num_buckets], and its faults. If an entry decreases with the rank,
@@ -40,6 +53,11 @@ void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& pro
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
+// Allocates the memory of the stages of W that follow, and clears it at once: of `finite_or_nan`, of
+// `project` twice, of `project_mixing_domains`. Without this call each of them does so.
+template <class T>
+void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                        const Mixing* mixing, int64_t num_mixing);
 // Copies samples of `size` values. A sample with a non-finite value becomes NaN throughout.
 template <class T>
 void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size);

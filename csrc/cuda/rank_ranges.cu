@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T>
 void rank_ranges(const Launch& launch, const Table<T>& table, RankRange* ranges, TableFaults* faults) {
   const DeviceTable<T> on_device = device_table<T>(table, nullptr);
-  const int threads = block_threads(kBlockThreads);
+  const int threads = block_threads(launch, kBlockThreads);
   check(cudaMemsetAsync(faults, 0, sizeof(TableFaults), launch.stream), "clearing memory");
   enqueue(launch, table_faults_kernel<T>, Residence::any,
           blocks_for(table.num_chunks * table.chunk_size, threads), threads, 0, on_device, faults);

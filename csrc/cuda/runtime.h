@@ -20,15 +20,10 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("noisetilt: ") + what + " failed: " + cudaGetErrorString(status));
 }
 
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "finding the current CUDA device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "reading a device attribute");
-  return value;
-}
-
 // Number of threads in a block of a kernel that is compiled for at most `max` threads.
-inline int block_threads(int max) { return std::min(max, device_attribute(cudaDevAttrMaxThreadsPerBlock)); }
+inline int block_threads(const Launch& launch, int max) {
+  return static_cast<int>(std::min<int64_t>(max, launch.device->limits.max_block_threads));
+}
 
 // Blocks of a kernel whose threads stride over `num_items` items: one item a thread, if the grid is not too
 // large.
@@ -41,31 +36,59 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
-// Allows the kernel all the shared memory that a block can have. The limit is always the maximum:
-// otherwise host threads that launch the kernel with different sizes would overwrite each other's setting.
-template <class... Parameters>
-void allow_shared_memory(void (*kernel)(Parameters...)) {
-  const int max = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max),
-        "asking for shared memory");
+// Memory of zeros.
+inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
+  Memory& cleared = launch.cleared;
+  if (cleared.bytes < bytes) {
+    cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
+    check(cudaMemsetAsync(cleared.begin, 0, bytes, launch.stream), "clearing memory");
+  }
+  unsigned char* memory = cleared.begin;
+  cleared = {memory + bytes, cleared.bytes - bytes};
+  return memory;
 }
 
-// Number of blocks of the kernel that a multiprocessor holds at once.
-template <class... Parameters>
-int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
-  int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-        "asking for the occupancy of a kernel");
-  return blocks;
+// Bytes of a 32-bit flag for each sample. What lies behind them in cleared memory is aligned.
+inline size_t bytes_of_flags(int64_t batch) {
+  return (static_cast<size_t>(batch) * sizeof(uint32_t) + 255) / 256 * 256;
+}
+
+// Memory for the work of one kernel. Kernels of a stream follow each other, so the next one may get it too.
+inline unsigned char* working_memory(const Launch& launch, size_t bytes) {
+  Memory& working = launch.working;
+  if (working.bytes < bytes) working = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
+  return working.begin;
 }
 
 // all_at_once: a cooperative launch, which fails unless all blocks are resident together.
 enum class Residence { any, all_at_once };
 
+// Allows the kernel all the shared memory that a block can have. The limit is always the maximum:
+// otherwise host threads that launch the kernel with different sizes would overwrite each other's setting.
+// Throws std::runtime_error if all blocks must be resident, and a multiprocessor cannot even hold one.
+template <class... Parameters>
+void prepare(const Device& device, void (*kernel)(Parameters...), Residence residence, int threads) {
+  const auto shared_bytes = static_cast<int>(device.limits.max_shared_bytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "asking for shared memory");
+  if (residence == Residence::any) return;
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads,
+                                                      static_cast<size_t>(shared_bytes)),
+        "asking for the occupancy of a kernel");
+  if (blocks < 1)
+    throw std::runtime_error("noisetilt: a multiprocessor of this GPU cannot hold a block of " +
+                             std::to_string(threads) + " threads with " + std::to_string(shared_bytes) +
+                             " bytes of shared memory, which the projection kernel needs");
+}
+
 template <class... Parameters, class... Arguments>
 void enqueue(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int64_t blocks,
              int threads, size_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
+  if (shared_bytes > 0)
+    launch.device->prepare_once(reinterpret_cast<const void*>(kernel),
+                                [&] { prepare(*launch.device, kernel, residence, threads); });
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

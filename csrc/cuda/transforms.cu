@@ -176,11 +176,11 @@ void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& t
   const int64_t size = tiles.grid.size(), all = tiles.count * size;
   const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, Tuning::kItemsPerBlock / size));
   const int64_t units = per_block * size / kItemsPerUnit;
-  const int64_t max_threads = block_threads(Tuning::kBlockThreads);
+  const int64_t max_threads = block_threads(launch, Tuning::kBlockThreads);
   constexpr int64_t kMaxUnits = Tuning::kMaxBytesPerThread / (kItemsPerUnit * sizeof(T));  // of a thread
   const int64_t shared_bytes = (units * kItemsPerUnit + units) * static_cast<int64_t>(sizeof(T));
   if (size % kItemsPerUnit == 0 && units <= kMaxUnits * max_threads &&
-      shared_bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) {
+      shared_bytes <= launch.device->limits.max_shared_bytes) {
     const auto kernel = units <= max_threads       ? butterfly_kernel<T, 1, kOrthonormal, kInverse>
                         : units <= 2 * max_threads ? butterfly_kernel<T, 2, kOrthonormal, kInverse>
                                                    : butterfly_kernel<T, kMaxUnits, kOrthonormal, kInverse>;
@@ -190,13 +190,12 @@ void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& t
     const bool by_packs = tiles.grid.width % 4 == 0 &&
                           reinterpret_cast<uintptr_t>(x) % sizeof(Pack4<T>) == 0 &&
                           reinterpret_cast<uintptr_t>(out) % sizeof(Pack4<T>) == 0;
-    allow_shared_memory(kernel);
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
             static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_packs,
             static_cast<int32_t>(steps), scale);
     return;
   }
-  const int threads = block_threads(kBlockThreads);
+  const int threads = block_threads(launch, kBlockThreads);
   const int64_t blocks = blocks_for(all / kItemsPerUnit, threads);
   int32_t rounds = 0;
   for (int64_t left = steps; left > 0; ++rounds)
@@ -252,7 +251,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T, HalfFft kDirection>
 void dispatch_compact_fourier(const Launch& launch, const T* in, T* out, int64_t batch, int64_t size,
                               double end_scale, double scale) {
-  const int threads = block_threads(kBlockThreads);
+  const int threads = block_threads(launch, kBlockThreads);
   const int64_t h = size / 2, blocks = blocks_for(batch * (h / 2 + 1), threads);
   enqueue(launch, compact_fourier_kernel<T, kDirection>, Residence::any, blocks, threads, 0, in, out, batch,
           static_cast<int32_t>(h), static_cast<T>(end_scale), static_cast<T>(scale));

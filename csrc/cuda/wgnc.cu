@@ -376,16 +376,15 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
     y = copy;
   }
   const BlockNorms norms(block_size);
-  const int threads = block_threads(kBlockThreads);
+  const int threads = block_threads(launch, kBlockThreads);
   if (block_size == kBlock) {
     const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
-    allow_shared_memory(project_wgnc_blocks_of_16_kernel<T>);
     enqueue(launch, project_wgnc_blocks_of_16_kernel<T>, Residence::any,
             std::min<int64_t>((num_blocks + threads - 1) / threads, Policy::kMaxGridBlocks), threads,
             shared_bytes, y, out, num_blocks, norms);
   } else {
-    const int64_t blocks = std::min<int64_t>(
-        num_blocks, Tuning::kBlocksPerSm * device_attribute(cudaDevAttrMultiProcessorCount));
+    const int64_t blocks =
+        std::min<int64_t>(num_blocks, Tuning::kBlocksPerSm * launch.device->limits.num_sms);
     double* memory = allocate<double>(launch, blocks * 2 * block_size);
     enqueue(launch, project_wgnc_blocks_kernel<T>, Residence::any, blocks, threads, sizeof(WgncTempStorage),
             y, out, num_blocks, norms, memory);
@@ -400,7 +399,7 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
   const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(2.0) / root, 1 / root};
-  const int threads = block_threads(kBlockThreads);
+  const int threads = block_threads(launch, kBlockThreads);
   if (block_size != kBlock) {
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
     enqueue(launch, wgnc_turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum,
@@ -413,8 +412,7 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   const BlockNorms norms(block_size);
   // Each thread projects one block: those of the range, as many partners, and one more. With 128 threads:
   // 63 + 63 + 1. A small batch is spread over all multiprocessors.
-  const int64_t all = h / 2 / kBlock + 1,
-                spread_out = device_attribute(cudaDevAttrMultiProcessorCount) / batch;
+  const int64_t all = h / 2 / kBlock + 1, spread_out = launch.device->limits.num_sms / batch;
   const int64_t blocks = std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads - 1) / 2);
   const int64_t ranges = (all + blocks - 1) / blocks;
   auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMaxBeside);
@@ -423,7 +421,6 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
           beside);
   const size_t shared_bytes =
       static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
-  allow_shared_memory(wgnc_between_ffts_kernel<T>);
   enqueue(launch, wgnc_between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes,
           spectrum, h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges),
           static_cast<const Pair<T>*>(beside), norms, scales);

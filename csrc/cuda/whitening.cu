@@ -11,7 +11,6 @@
 //   whitening_agent.cuh    work of a block
 
 #include <cmath>
-#include <stdexcept>
 
 #include "runtime.h"
 #include "whitening_agent.cuh"
@@ -27,9 +26,11 @@ __global__ void __launch_bounds__(Tuning::kBlockThreads, Tuning::kMinBlocksPerSm
   AgentProject<T>(params).run();
 }
 
-DeviceLimits current_device() {
-  return {device_attribute(cudaDevAttrMultiProcessorCount), device_attribute(cudaDevAttrMaxThreadsPerBlock),
-          device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+// Plan of a launch for `batch` > 0 samples.
+template <class T>
+ProjectPlan plan_launch(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                        const Mixing* mixing, int64_t num_mixing) {
+  return plan_project(projection, batch, mixing, num_mixing, launch.device->limits, kSlicesOffset<T>);
 }
 
 template <class T>
@@ -68,28 +69,29 @@ template <class T>
 void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                       const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
-  const ProjectPlan plan =
-      plan_project(projection, batch, mixing, num_mixing, current_device(), kSlicesOffset<T>);
+  const ProjectPlan plan = plan_launch(launch, batch, projection, mixing, num_mixing);
   ProjectParams<T> params = params_of(plan, projection, ranges);
   params.x = x;
   params.batch = batch;
-  const size_t zeroed_bytes = plan.layout.zeroed_bytes * static_cast<size_t>(plan.num_teams);
-  params.zeroed_memory = allocate<unsigned char>(launch, static_cast<int64_t>(zeroed_bytes));
-  params.memory =
-      allocate<unsigned char>(launch, static_cast<int64_t>(plan.layout.rest_bytes) * plan.num_teams);
-  check(cudaMemsetAsync(params.zeroed_memory, 0, zeroed_bytes, launch.stream), "clearing memory");
-
-  allow_shared_memory(project_kernel<T>);
-  if (resident_blocks(project_kernel<T>, plan.block_threads, plan.shared_bytes) < 1)
-    throw std::runtime_error("noisetilt: a multiprocessor of this GPU cannot hold a block of " +
-                             std::to_string(plan.block_threads) + " threads with " +
-                             std::to_string(plan.shared_bytes) +
-                             " bytes of shared memory, which the projection kernel needs");
+  params.zeroed_memory = allocate_cleared(launch, plan.zeroed_bytes());
+  params.memory = working_memory(launch, plan.rest_bytes());
   enqueue(launch, project_kernel<T>, Residence::all_at_once, plan.num_teams * plan.blocks_per_team,
           plan.block_threads, plan.shared_bytes, params);
 }
 
 }  // namespace
+
+DeviceLimits current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "finding the current CUDA device");
+  const auto attribute = [device](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "reading a device attribute");
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxThreadsPerBlock),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+}
 
 template <class T>
 void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
@@ -103,10 +105,26 @@ void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Pro
   if (num_mixing > 0) dispatch_project(launch, x, batch, projection, ranges, mixing, num_mixing);
 }
 
+template <class T>
+void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
+                        const Mixing* mixing, int64_t num_mixing) {
+  if (batch == 0) return;
+  const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
+  size_t cleared = bytes_of_flags(batch) + 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
+  if (num_mixing > 0) {
+    const ProjectPlan mixed = plan_launch(launch, batch, projection, mixing, num_mixing);
+    cleared += mixed.zeroed_bytes();
+    working = std::max(working, mixed.rest_bytes());
+  }
+  launch.cleared = {allocate_cleared(launch, cleared), cleared};
+  working_memory(launch, working);
+}
+
 #define NOISETILT_INSTANTIATE(T)                                                                       \
   template void project<T>(const Launch&, T*, int64_t, const Projection<T>&, const RankRange* const*); \
   template void project_mixing_domains<T>(const Launch&, T*, int64_t, const Projection<T>&,            \
-                                          const RankRange* const*, const Mixing*, int64_t);
+                                          const RankRange* const*, const Mixing*, int64_t);            \
+  template void reserve_for_whiten<T>(const Launch&, int64_t, const Projection<T>&, const Mixing*, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
 

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "../problem.h"
+#include "device.h"
 #include "policy.h"
 #include "rank_range.h"
 #include "tile_grid.h"
@@ -24,13 +25,6 @@ namespace noisetilt::cuda {
 // Capacity of the kernel's parameters.
 constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxUnits = 16, kMaxMixing = 8;
 constexpr int kMaxChunkSizes = kMaxUnits - kMaxTiles;  // of the values
-
-// Properties of a device that the plan depends on.
-struct DeviceLimits {
-  int64_t num_sms;
-  int64_t max_block_threads;
-  int64_t max_shared_bytes;  // of a block
-};
 
 struct TablePlan {
   int32_t first_counter;  // number of counters of the tables before
@@ -67,6 +61,10 @@ struct ProjectPlan {
   int block_threads;
   size_t shared_bytes;  // of a block
   BufferLayout layout;
+
+  // Memory of all teams.
+  size_t zeroed_bytes() const { return layout.zeroed_bytes * static_cast<size_t>(num_teams); }
+  size_t rest_bytes() const { return layout.rest_bytes * static_cast<size_t>(num_teams); }
 };
 
 constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }

@@ -69,13 +69,13 @@ def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
 # ---- operations with the tables of a device ----
 
 
-class ProjectionArguments(NamedTuple):
-    """The arguments of the operator `_project_` after x."""
+class Projection(NamedTuple):
+    """Tables of project(x) for samples of one shape and dtype on one device."""
 
-    tables: list[Tensor]
-    monotone: list[int]
-    num_values: int
-    tiles: list[int]
+    handle: Tensor
+    """Stands for the tables in arguments of the operators, which then need not take them apart."""
+    tensors: list[Tensor]
+    """Tensors that the handle keeps and the kernels read."""
 
 
 def project_tile_stats(
@@ -83,25 +83,16 @@ def project_tile_stats(
     tile: Tile,
     chunk_sizes: tuple[int, ...],
     alpha: float,
-    projections: Projections[ProjectionArguments],
+    projections: Projections[Projection],
 ) -> Tensor:
     result = copy_of(x)
-    _ops._project_.default(result, *projections(x, (), chunk_sizes, (tile,), alpha))
+    _ops._project_.default(result, projections(x, (), chunk_sizes, (tile,), alpha).handle)
     return result
 
 
-def whiten(x: Tensor, config: WhiteningConfig, projections: Projections[ProjectionArguments]) -> Tensor:
+def whiten(x: Tensor, config: WhiteningConfig, projections: Projections[Projection]) -> Tensor:
     projection = projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
-    result = _ops._finite_or_nan.default(x)
-    _ops._project_.default(result, *projection)
-    # compact_fourier and its inverse, written out here so that at most two batches are in memory
-    result = half_length_fft(result.flatten(1))
-    result = _ops._compact_fourier_pack.default(result).view(x.shape)
-    _ops._project_.default(result, *projection)
-    result = _ops._compact_fourier_unpack.default(result.flatten(1))
-    result = half_length_fft(result, inverse=True).view(x.shape)
-    _ops._project_mixing_domains_.default(result, *projection, flatten_mixing(config))
-    return result
+    return _ops._whiten.default(x, projection.handle, flatten_mixing(config))
 
 
 def copy_of(x: Tensor) -> Tensor:
@@ -131,30 +122,25 @@ def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
     return result.view(x.dtype)
 
 
-# ---- arguments of the projection kernels ----
+# ---- tables of the projection kernels ----
 
 
-def projection_arguments(
-    values: list[Table], tiles: list[TileTables], tensors_of: Callable[[Table], tuple[Tensor, ...]]
-) -> ProjectionArguments:
-    """Return the tables of project(x) in the order in which the kernels use them.
+def make_projection(
+    samples: Tensor,
+    values: list[Table],
+    tiles: list[TileTables],
+    tensors_of: Callable[[Table], tuple[Tensor, ...]],
+) -> Projection:
+    """Return the tables of project(x), in the order in which the kernels use them.
 
     Args:
+        samples: an empty batch with the shape, dtype and device of the samples.
         values: tables of the values.
         tiles: tables of the tile statistics.
         tensors_of: returns the tensors that the device's kernels need of a table.
     """
-    arguments = ProjectionArguments([], [], len(values), [])
-
-    def add(table: Table) -> None:
-        arguments.tables.extend(tensors_of(table))
-        arguments.monotone.append(table.monotone)
-
-    for table in values:
-        add(table)
-    for (th, tw), statistics in tiles:
-        for mean, energy in statistics:
-            add(mean)
-            add(energy)
-        arguments.tiles.extend((th, tw, len(statistics)))
-    return arguments
+    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
+    tensors = [tensor for table in tables for tensor in tensors_of(table)]
+    sizes = [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))]
+    monotone = [table.monotone for table in tables]
+    return Projection(_ops._projection.default(samples, tensors, monotone, len(values), sizes), tensors)

@@ -8,14 +8,14 @@ from torch import Tensor
 from ..config import Tile, WhiteningConfig
 from . import compiled, library
 from .compiled import (
-    ProjectionArguments,
+    Projection,
     butterfly,
     compact_fourier,
     hadamard_transform,
     has_kernels_for,
+    make_projection,
     project_wgnc,
     project_wgnc_blocks,
-    projection_arguments,
 )
 from .tables import Extents, Projections, Table, TileTables
 
@@ -88,8 +88,8 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     return compiled.whiten(x, config, _projections)
 
 
-def _make_projection(values: list[Table], tiles: list[TileTables]) -> ProjectionArguments:
-    return projection_arguments(values, tiles, lambda table: (table.lower, table.upper))
+def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTables]) -> Projection:
+    return make_projection(samples, values, tiles, lambda table: (table.lower, table.upper))
 
 
 _projections = Projections(_make_projection)

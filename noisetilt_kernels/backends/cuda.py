@@ -15,14 +15,14 @@ from torch import Tensor
 from ..config import Tile, WhiteningConfig
 from . import compiled, library
 from .compiled import (
-    ProjectionArguments,
+    Projection,
     butterfly,
     compact_fourier,
     hadamard_transform,
     has_kernels_for,
+    make_projection,
     project_wgnc,
     project_wgnc_blocks,
-    projection_arguments,
 )
 from .tables import ExaminedTables, Extents, Projections, Table, TileTables, raise_for_faults
 
@@ -63,8 +63,7 @@ def describe() -> str:
 
 def project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     result = x.clone()
-    table = [lower, upper, _rank_ranges_of(lower, upper)]
-    _ops._project_.default(result.view(len(x), 1, 1, -1), table, [False], 1, [])
+    _ops._project_2os_.default(result, lower, upper, _rank_ranges_of(lower, upper))
     return result
 
 
@@ -76,12 +75,12 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     return compiled.whiten(x, config, _projections)
 
 
-def _make_projection(values: list[Table], tiles: list[TileTables]) -> ProjectionArguments:
+def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTables]) -> Projection:
     def tensors_of(table: Table) -> tuple[Tensor, ...]:
         rank_ranges, _ = _ops._rank_ranges.default(table.lower, table.upper)
         return table.lower, table.upper, rank_ranges
 
-    return projection_arguments(values, tiles, tensors_of)
+    return make_projection(samples, values, tiles, tensors_of)
 
 
 _projections = Projections(_make_projection)

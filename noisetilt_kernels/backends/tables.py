@@ -1,18 +1,19 @@
 """Confidence tables: made once, kept in memory and on disk, and arranged for the projections of a backend.
 
-The sections are: one table; all tables of a projection; tables passed by the user; sizes that decide which
-backend can serve a call. `table_cache` keeps tables on disk.
+The sections are: lifetime on a GPU; one table; all tables of a projection; tables passed by the user; sizes
+that decide which backend can serve a call. `table_cache` keeps tables on disk.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, update_wrapper
 from operator import index
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..checks import shown
@@ -21,6 +22,74 @@ from ..python_ref import NORMAL, ChiSquare, Normal, Reference
 from ..python_ref import confidence_table as compute_table
 from . import table_cache
 from .table_cache import Columns
+
+_Made = TypeVar("_Made")
+
+# ---- lifetime on a GPU ----
+
+
+class Kept(Generic[_Made]):
+    """Value that is kept for later calls. Its tensors are complete, and calls on every stream may read them.
+
+    A kept value can be dropped at any time, while kernels that read it wait on some stream: another value
+    takes its place in a cache, or the user deletes the table that it belongs to. PyTorch's allocator gives
+    the memory of a tensor without owner to the stream that made the tensor, at once. It waits only for other
+    streams that are recorded. A CUDA graph is not recorded: it may be replayed at any time. So this is the
+    rule for every tensor that is kept here: `read` is called before each use, and the caller owns the value
+    until its kernels are enqueued.
+    """
+
+    def __init__(self, value: _Made) -> None:
+        self._value = value
+        self._on_gpu = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.is_cuda]
+        self._recorded: set[int] = set()  # identifiers of streams
+
+    def read(self) -> _Made:
+        """Return the value, for kernels on the current stream of the tensors' device."""
+        if self._on_gpu:
+            if torch.cuda.is_current_stream_capturing():
+                _in_graphs.add(self)
+            else:
+                stream = torch.cuda.current_stream(self._on_gpu[0].device)
+                if stream.stream_id not in self._recorded:
+                    for tensor in self._on_gpu:
+                        tensor.record_stream(stream)
+                    self._recorded.add(stream.stream_id)
+        return self._value
+
+
+_in_graphs: set[Kept[Any]] = set()  # read by a CUDA graph: never dropped
+
+
+class KeptResults(Generic[_Made]):
+    """Function of hashable arguments, the last one a device, whose results are kept for later calls.
+
+    The function returns what `make` returns, and raises RuntimeError if a CUDA graph is being captured and
+    the result is not there yet. The result that was not used for the longest time is dropped if there are
+    more than `most`.
+    """
+
+    def __init__(self, make: Callable[..., _Made], most: int) -> None:
+        @lru_cache(maxsize=most)
+        def kept(*args: Any) -> Kept[_Made]:
+            on_gpu = args[-1].type == "cuda"
+            if on_gpu and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "noisetilt: a CUDA graph is being captured, and the tables are not on the device yet; "
+                    "call the operator once with the same arguments before the capture"
+                )
+            made = make(*args)
+            if on_gpu:
+                torch.cuda.current_stream(args[-1]).synchronize()
+            return Kept(made)
+
+        self._kept = kept
+        self.cache_clear = kept.cache_clear
+        update_wrapper(self, make)
+
+    def __call__(self, *args: Any) -> _Made:
+        return self._kept(*args).read()
+
 
 # ---- one table ----
 
@@ -78,8 +147,7 @@ def confidence_table(
     return table.lower.clone(), table.upper.clone()
 
 
-@lru_cache(maxsize=64)
-def cached_table(
+def _make_table(
     num_chunks: int,
     chunk_size: int,
     alpha: float,
@@ -87,7 +155,7 @@ def cached_table(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Table:
-    """Return a table from memory, from disk, or computed now. Tables are shared: never write to one."""
+    """Return a table from disk, or computed now."""
     key = f"{num_chunks}x{chunk_size}, alpha {alpha!r}, {reference!r}, {dtype}"
     columns = table_cache.read(key, (chunk_size, num_chunks), dtype)
     if columns is None:
@@ -104,12 +172,16 @@ def cached_table(
     return Table(columns.lower.to(device).t(), columns.upper.to(device).t(), columns.monotone)
 
 
+cached_table = KeptResults(_make_table, most=64)
+"""Function that returns a table from memory, from disk, or computed now. Tables are shared: never write to
+one.
+"""
+
+
 # ---- all tables of a projection ----
 
 TileTables = tuple[Tile, list[tuple[Table, Table]]]
 """Tile size, and the tables of mean and energy for each of its chunk sizes."""
-
-_Made = TypeVar("_Made")
 
 
 def projection_tables(
@@ -143,16 +215,15 @@ def projection_tables(
 
 
 class Projections(Generic[_Made]):
-    """Results of `make(values, tiles)`, where the arguments are the tables of a projection
-    (`projection_tables`).
+    """Results of `make(samples, values, tiles)`, kept for later calls.
 
-    A result is kept for later calls. All streams and CUDA graphs may read it.
+    `samples` is an empty batch with the shape, dtype and device of the samples. `values` and `tiles` are the
+    tables of their projection (`projection_tables`).
     """
 
-    def __init__(self, make: Callable[[list[Table], list[TileTables]], _Made]) -> None:
+    def __init__(self, make: Callable[[Tensor, list[Table], list[TileTables]], _Made]) -> None:
         self._make = make
-        self._kept = lru_cache(maxsize=32)(self._made)
-        self._captured: dict[int, _Made] = {}  # read by a CUDA graph: must outlive their place in the cache
+        self._kept = KeptResults(self._made, most=32)
 
     def __call__(
         self,
@@ -167,10 +238,7 @@ class Projections(Generic[_Made]):
         Raises:
             RuntimeError: a CUDA graph is being captured, and the tables are not on the device yet.
         """
-        made = self._kept(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            self._captured[id(made)] = made
-        return made
+        return self._kept(x.shape[1:], value_chunk_sizes, chunk_sizes, tile_sizes, alpha, x.dtype, x.device)
 
     def _made(
         self,
@@ -182,17 +250,11 @@ class Projections(Generic[_Made]):
         dtype: torch.dtype,
         device: torch.device,
     ) -> _Made:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "noisetilt: a CUDA graph is being captured, and the tables are not on the device yet; "
-                "call the operator once with the same arguments before the capture"
-            )
-        made = self._make(
-            *projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device)
+        samples = torch.empty((0, *shape), dtype=dtype, device=device)
+        return self._make(
+            samples,
+            *projection_tables(shape, value_chunk_sizes, chunk_sizes, tile_sizes, alpha, dtype, device),
         )
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # now every stream may read the result
-        return made
 
 
 # ---- tables passed by the user ----
@@ -220,11 +282,14 @@ class _Known(Generic[_Finding]):
 
     upper: TensorWeakRef
     versions: tuple[int, int]
-    finding: _Finding
+    finding: Kept[_Finding]
 
 
 class ExaminedTables(Generic[_Finding]):
-    """Results of `examine(lower, upper)`, kept until one of the tensors is changed in place or deleted."""
+    """Results of `examine(lower, upper)`, kept until one of the tensors is changed in place or deleted.
+
+    `examine` waits until its result is complete. The lifetime of `lower` and `upper` is the user's concern.
+    """
 
     def __init__(self, examine: Callable[[Tensor, Tensor], _Finding]) -> None:
         self._examine = examine
@@ -236,9 +301,9 @@ class ExaminedTables(Generic[_Finding]):
         versions = lower._version, upper._version
         known: _Known[_Finding] | None = self._known.get(lower)
         if known is None or known.versions != versions or known.upper() is not upper:
-            known = _Known(TensorWeakRef(upper), versions, self._examine(lower, upper))
+            known = _Known(TensorWeakRef(upper), versions, Kept(self._examine(lower, upper)))
             self._known[lower] = known
-        return known.finding
+        return known.finding.read()
 
 
 # ---- sizes that decide which backend can serve a call ----

@@ -1,5 +1,6 @@
-// Python module of the kernels of csrc/cuda, emulated here or executed from their PTX (tests/ptx). Arrays are float32 or float64. Arguments are not
-// changed; results are new arrays. The kernels get memory of exactly the size that they asked for.
+// Python module of the kernels of csrc/cuda, emulated here or executed from their PTX (tests/ptx). Arrays are
+// float32 or float64. Arguments are not changed; results are new arrays. The kernels get memory of exactly
+// the size that they asked for.
 #include <cuda_runtime.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -36,7 +37,7 @@ int64_t displacement = 0;
 // Memory of one call.
 class DeviceMemory {
  public:
-  Launch launch() { return {nullptr, &allocate, this}; }
+  Launch launch() { return {nullptr, &device_, &allocate, this}; }
 
   template <class T>
   T* make(int64_t count) {
@@ -71,6 +72,7 @@ class DeviceMemory {
  private:
   static void* allocate(void* memory, size_t bytes) { return static_cast<DeviceMemory*>(memory)->add(bytes); }
   unsigned char* add(size_t bytes) { return memories_.emplace_back(bytes, 256).data(); }
+  const Device device_{current_device()};
   std::deque<Allocation> memories_;
   std::deque<Borrowed> tables_;
 };
@@ -89,6 +91,14 @@ Shape sample_shape(const Array<T>& x) {
 Tile tile_of(const Ints& tile) {
   require(tile.size() == 2, "expected a tile (height, width)");
   return {tile[0], tile[1]};
+}
+
+std::vector<Mixing> domains_of(const Ints& mixing) {
+  require(mixing.size() % 3 == 0, "expected mixing domains (height, width, repeats)");
+  std::vector<Mixing> domains;
+  for (size_t k = 0; k < mixing.size(); k += 3)
+    domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+  return domains;
 }
 
 template <class T>
@@ -192,13 +202,31 @@ void bind(py::module_& m) {
          const Ints& mixing) {
         DeviceMemory memory;
         const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
-        require(mixing.size() % 3 == 0, "expected mixing domains (height, width, repeats)");
-        std::vector<Mixing> domains;
-        for (size_t k = 0; k < mixing.size(); k += 3)
-          domains.push_back({{mixing[k], mixing[k + 1]}, mixing[k + 2]});
+        const std::vector<Mixing> domains = domains_of(mixing);
         T* values = memory.copy(x);
         project_mixing_domains(memory.launch(), values, x.shape(0), projection.get(), projection.ranges(),
                                domains.data(), static_cast<int64_t>(domains.size()));
+        return memory.result(values, shape_of(x));
+      },
+      x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));
+  m.def(
+      "stages_of_whiten",  // all but those around its FFTs, with the same memory
+      [](const Array<T>& x, const Tables<T>& tables, int64_t num_values, const Ints& tiles,
+         const Ints& mixing) {
+        DeviceMemory memory;
+        const OwnedProjection<T> projection(memory, sample_shape(x), tables, num_values, tiles);
+        const std::vector<Mixing> domains = domains_of(mixing);
+        const auto num_domains = static_cast<int64_t>(domains.size());
+        T* values = memory.make<T>(x.size());
+        const Launch launch = memory.launch();
+        reserve_for_whiten(launch, x.shape(0), projection.get(), domains.data(), num_domains);
+        finite_or_nan(launch, static_cast<const T*>(memory.copy(x)), values, x.shape(0),
+                      sample_shape(x).size());
+        project(launch, values, x.shape(0), projection.get(), projection.ranges());
+        project(launch, values, x.shape(0), projection.get(), projection.ranges());
+        project_mixing_domains(launch, values, x.shape(0), projection.get(), projection.ranges(),
+                               domains.data(), num_domains);
+        if (launch.cleared.bytes != 0) throw std::runtime_error("more memory was cleared than was used");
         return memory.result(values, shape_of(x));
       },
       x, tables, py::arg("num_values"), py::arg("tiles"), py::arg("mixing"));

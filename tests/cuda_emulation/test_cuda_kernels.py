@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bench.inputs import power_law
 from noisetilt_kernels import python_ref
-from noisetilt_kernels.backends import cpu
 from noisetilt_kernels.backends.reference import tables_like
+from noisetilt_kernels.backends.tables import projection_tables
 from noisetilt_kernels.python_ref import Normal
 
 REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
@@ -52,14 +52,14 @@ def projection(
     tile_sizes: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """Arguments of `project` for samples (C, H, W)."""
-    like = torch.empty(1, *shape, dtype=dtype)
-    tables, _, num_values, tiles = cpu._projections(
-        like, tuple(value_chunk_sizes), tuple(chunk_sizes), tuple(tile_sizes), 1e-3
+    values, tiles = projection_tables(
+        shape, value_chunk_sizes, chunk_sizes, tile_sizes, 1e-3, dtype, torch.device("cpu")
     )
+    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
     return {
-        "tables": [numpy(*pair) for pair in zip(tables[::2], tables[1::2], strict=True)],
-        "num_values": num_values,
-        "tiles": tiles,
+        "tables": [numpy(table.lower, table.upper) for table in tables],
+        "num_values": len(values),
+        "tiles": [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))],
     }
 
 
@@ -285,6 +285,29 @@ def check_project_mixing_domains(
     arguments = projection(shape, dtype, *SAMPLES[shape])
     result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=mixing))
     assert_same_bits(result, expected, distribution)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8)])
+def test_the_stages_of_whiten_share_memory(
+    kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
+) -> None:
+    for seed, distribution in enumerate(("1/k", "few values")):
+        kernels.set_device(**DEVICES[device], seed=seed)
+        x = values(distribution, (3, *shape), dtype)
+        x[1, 0, 0, 0] = torch.nan
+        expected = x.clone()
+        expected[1] = torch.nan
+        expected = project(project(expected, shape), shape)
+        for tile, repeats in MIXING[shape]:
+            for _ in range(repeats):
+                expected = project(python_ref.butterfly(expected, tile, 1), shape)
+            expected = python_ref.butterfly_inverse(expected, tile, repeats)
+        mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
+        arguments = projection(shape, dtype, *SAMPLES[shape])
+        result = torch.from_numpy(kernels.stages_of_whiten(x.numpy(), **arguments, mixing=mixing))
+        assert_same_bits(result, expected, distribution)
 
 
 @pytest.mark.parametrize("dtype", REAL)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.inputs import STRUCTURED, power_law
 from noisetilt_kernels.backends import cuda
-from noisetilt_kernels.config import WhiteningConfig
+from noisetilt_kernels.config import WhiteningConfig, flatten_mixing
 
 NAMES = tuple(DISTRIBUTIONS)
 SOME = ("normal", "1/k", "few values", "everything")
@@ -28,23 +28,21 @@ SOME = ("normal", "1/k", "few values", "everything")
 pytestmark = only_cuda
 
 
-def arguments(x: Tensor, config: WhiteningConfig, values: bool = True) -> tuple:
-    """Return the arguments of `_project_` after x."""
+def tables(x: Tensor, config: WhiteningConfig) -> Tensor:
+    """Return the argument of `_project_` after x."""
     sizes = config.chunk_sizes
-    return cuda._projections(x, sizes if values else (), sizes, config.tile_sizes, config.alpha)
+    return cuda._projections(x, sizes, sizes, config.tile_sizes, config.alpha).handle
 
 
 def project(x: Tensor, config: WhiteningConfig) -> Tensor:
     result = x.clone()
-    ops._project_(result, *arguments(x, config))
+    ops._project_(result, tables(x, config))
     return result
 
 
 def project_mixing_domains(x: Tensor, config: WhiteningConfig) -> Tensor:
     result = x.clone()
-    ops._project_mixing_domains_(
-        result, *arguments(x, config), [n for tile, repeats in config.mixing for n in (*tile, repeats)]
-    )
+    ops._project_mixing_domains_(result, tables(x, config), flatten_mixing(config))
     return result
 
 

@@ -76,7 +76,7 @@ def _stacked(*tables: Table) -> FieldTables:
     return FieldTables(lower, upper)
 
 
-def _make_projection(values: list[Table], tiles: list[TileTables]) -> Projection:
+def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTables]) -> Projection:
     """Return the tables as the kernels read them. Mean and energy are the two fields of one `FieldTables`."""
     return Projection(
         tuple(_stacked(table) for table in values),

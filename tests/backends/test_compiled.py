@@ -1,0 +1,94 @@
+"""Operators below the public ones: the handle of a projection, and W and its stages."""
+
+import gc
+
+import pytest
+import torch
+from bits import assert_same_bits
+from inputs import values
+from torch import Tensor
+
+from noisetilt_kernels.backends import compiled, cpu, library
+from noisetilt_kernels.backends.compiled import Projection
+from noisetilt_kernels.config import Sample, WhiteningConfig, flatten_mixing, resolve_preset
+
+pytestmark = pytest.mark.skipif(library.failure is not None, reason="needs the compiled library")
+
+SHAPE = (4, 16, 16)
+CONFIG = resolve_preset("auto", Sample(*SHAPE), 1e-3)
+REAL = (torch.float32, torch.float64)
+ops = torch.ops.noisetilt
+
+
+def projection(x: Tensor, config: WhiteningConfig = CONFIG) -> Projection:
+    return cpu._projections(x, config.chunk_sizes, config.chunk_sizes, config.tile_sizes, config.alpha)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("config", [CONFIG, WhiteningConfig((4,), (), ())], ids=["auto", "no mixing"])
+def test_whiten_is_its_stages(config: WhiteningConfig, dtype: torch.dtype) -> None:
+    x = torch.cat([values(name, (2, *SHAPE), dtype) for name in ("normal", "1/k", "nans")])
+    handle = projection(x, config).handle
+    y = ops._finite_or_nan(x)
+    ops._project_(y, handle)
+    y = ops._compact_fourier_pack(compiled.half_length_fft(y.flatten(1))).view(x.shape)
+    ops._project_(y, handle)
+    y = compiled.half_length_fft(ops._compact_fourier_unpack(y.flatten(1)), inverse=True).view(x.shape)
+    ops._project_mixing_domains_(y, handle, flatten_mixing(config))
+    assert_same_bits(ops._whiten(x, handle, flatten_mixing(config)), y)
+
+
+def test_a_handle_keeps_its_tables() -> None:
+    x = values("1/k", (2, *SHAPE))
+    expected, kept = x.clone(), projection(x, WhiteningConfig((4, 16), (), ()))
+    ops._project_(expected, kept.handle)
+    tables = [table.clone() for table in kept.tensors]
+    handle = ops._projection(x[:0], tables, [1, 1], 2, [])
+    del tables
+    gc.collect()
+    other = [torch.full_like(table, torch.nan) for table in kept.tensors for _ in range(4)]
+    ops._project_(x, handle)
+    assert_same_bits(x, expected)
+    assert other
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        values("normal", (2, *SHAPE), torch.float64),
+        values("normal", (2, *SHAPE)).view(2, 16, 16, 4),
+        values("normal", (2, 2, 16, 16)),
+    ],
+    ids=["dtype", "shape", "size"],
+)
+def test_a_projection_is_not_used_for_other_samples(x: Tensor) -> None:
+    handle = projection(values("normal", (1, *SHAPE))).handle
+    for call in (
+        lambda: ops._whiten(x, handle, []),
+        lambda: ops._project_(x, handle),
+        lambda: ops._project_mixing_domains_(x, handle, []),
+    ):
+        with pytest.raises(ValueError, match="the projection was made for other samples"):
+            call()
+
+
+def test_a_tensor_that_is_no_handle_is_refused() -> None:
+    x = values("normal", (2, *SHAPE))
+    handle = projection(x).handle
+    for tensor in (x, handle[:-1], handle.float(), torch.zeros(3, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="expected a handle"):
+            ops._project_(x, tensor)
+
+
+def test_malformed_projections_are_refused() -> None:
+    x, table = values("normal", (0, *SHAPE)), [torch.zeros(256, 4)] * 2
+    for arguments, reason in (
+        ((table[:1], [1], 1, []), "the numbers of tables and tiles do not agree"),
+        ((table, [1], 1, [4]), "the numbers of tables and tiles do not agree"),
+        ((table, [1], 0, []), "the numbers of tables and tiles do not agree"),
+        (([t[:2] for t in table], [1], 1, []), "as many entries as there are values"),
+        ((table * 2, [1, 1], 0, [3, 4, 1]), "tile does not divide"),
+        (([t.double() for t in table], [1], 1, []), "the dtype and the device of the samples"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            ops._projection(x, *arguments)
