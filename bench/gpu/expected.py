@@ -176,17 +176,17 @@ def _tile_stats(tile: tuple[int, int]) -> Pair:
     )
 
 
-def _arguments(x: Tensor, config: WhiteningConfig) -> Any:
-    """Return the arguments of the operator `_project_` after x."""
+def _projection(x: Tensor, config: WhiteningConfig) -> Tensor:
+    """Return the handle of the tables of project(x), which the kernels need."""
     backend = cpu if x.device.type == "cpu" else cuda
     sizes = config.chunk_sizes
-    return backend._projections(x, sizes, sizes, config.tile_sizes, config.alpha)
+    return backend._projections(x, sizes, sizes, config.tile_sizes, config.alpha).handle
 
 
 def _project(config: WhiteningConfig) -> Pair:
     def on_device(x: Tensor) -> Tensor:
         result = x.clone()
-        ops._project_(result, *_arguments(x, config))
+        ops._project_(result, _projection(x, config))
         return result
 
     def by_reference(x: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _project(config: WhiteningConfig) -> Pair:
 def _mixing_domains(config: WhiteningConfig) -> Pair:
     def on_device(x: Tensor) -> Tensor:
         result = x.clone()
-        ops._project_mixing_domains_(result, *_arguments(x, config), flatten_mixing(config))
+        ops._project_mixing_domains_(result, _projection(x, config), flatten_mixing(config))
         return result
 
     def by_reference(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-// Device memory, and set_device() for Python modules. set_device(num_sms=3, seed=7) resets all other properties to their
-// defaults.
+// Device memory, and functions of Python modules. set_device(num_sms=3, seed=7) resets all other properties to
+// their defaults.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 using Allocation = emulation::Memory;
 
@@ -34,4 +35,10 @@ inline void bind_device(pybind11::module_& m) {
       py::arg("threads_per_sm") = usual.threads_per_sm,
       py::arg("shared_bytes_per_block") = usual.shared_bytes_per_block,
       py::arg("shared_bytes_per_sm") = usual.shared_bytes_per_sm, py::arg("seed") = usual.seed);
+  m.def("take_launched", [] {  // names of the kernels launched since the last call
+    std::vector<std::string> names;
+    for (const void* kernel : std::exchange(emulation::launched, {}))
+      names.push_back(emulation::kernel_name(kernel));
+    return names;
+  });
 }

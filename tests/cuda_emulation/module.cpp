@@ -305,12 +305,6 @@ void bind(py::module_& m) {
 PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("num_buckets", &noisetilt::cuda::num_buckets);
-  m.def("take_launched", [] {  // names of the kernels launched since the last call
-    std::vector<std::string> names;
-    for (const void* kernel : std::exchange(emulation::launched, {}))
-      names.push_back(emulation::kernel_name(kernel));
-    return names;
-  });
   m.def("displace", [](int64_t num_values) { noisetilt::cuda::displacement = num_values; });
   noisetilt::cuda::bind<float>(m);
   noisetilt::cuda::bind<double>(m);
