@@ -1,5 +1,5 @@
-// Device memory, and functions of Python modules. set_device(num_sms=3, seed=7) resets all other properties to
-// their defaults.
+// Device memory, and functions of Python modules. set_device(num_sms=3, seed=7) resets all other properties
+// to their defaults.
 #pragma once
 
 #include <cuda_runtime.h>

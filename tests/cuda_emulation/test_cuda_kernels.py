@@ -1,14 +1,12 @@
 """CUDA kernels, emulated on the CPU: they return the bits of the reference, on devices of several sizes."""
 
 import multiprocessing
-from collections.abc import Sequence
-from functools import partial
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from bits import assert_same_bits
+from cuda_emulation.arguments import arrays, half_length_fft, projection
 from cuda_emulation.build import PLANTS, build, load
 from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
@@ -16,7 +14,6 @@ from torch import Tensor
 from bench.inputs import power_law
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends.reference import tables_like
-from noisetilt_kernels.backends.tables import projection_tables
 from noisetilt_kernels.python_ref import Normal
 
 REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
@@ -39,36 +36,12 @@ def traced_kernels() -> ModuleType:
     return load("kernels_traced")
 
 
-def numpy(*tensors: Tensor) -> Any:
-    arrays = tuple(tensor.numpy() for tensor in tensors)
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
-def projection(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    value_chunk_sizes: Sequence[int],
-    chunk_sizes: Sequence[int],
-    tile_sizes: Sequence[tuple[int, int]],
-) -> dict[str, Any]:
-    """Arguments of `project` for samples (C, H, W)."""
-    values, tiles = projection_tables(
-        shape, value_chunk_sizes, chunk_sizes, tile_sizes, 1e-3, dtype, torch.device("cpu")
-    )
-    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
-    return {
-        "tables": [numpy(table.lower, table.upper) for table in tables],
-        "num_values": len(values),
-        "tiles": [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))],
-    }
-
-
 # ---- two-level order statistics ----
 
 
 def project_2os(kernels: ModuleType, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     samples = x.view(len(x), 1, 1, -1).numpy()
-    result = kernels.project(samples, tables=[numpy(lower, upper)], num_values=1, tiles=[])
+    result = kernels.project(samples, tables=[arrays(lower, upper)], num_values=1, tiles=[])
     return torch.from_numpy(result).view(x.shape)
 
 
@@ -131,7 +104,7 @@ def test_rank_ranges_report_the_faults_of_a_table(kernels: ModuleType) -> None:
     faults = {"nan": 0, "crossed": 1, "falling": 2}
 
     def found(lower: Tensor, upper: Tensor) -> set[str]:
-        _, flags = kernels.rank_ranges(*numpy(lower, upper))
+        _, flags = kernels.rank_ranges(*arrays(lower, upper))
         return {name for name, k in faults.items() if flags[k]}
 
     assert found(lower, upper) == set()
@@ -154,9 +127,9 @@ def test_rank_ranges_are_complete_and_empty_for_unsorted_tables(kernels: ModuleT
     kernels.set_device(**DEVICES["few blocks"])
     for name in ("typical", "monotone", "pinned"):
         lower, upper = tables(name, 500, 4)
-        ranges, _ = kernels.rank_ranges(*numpy(lower, upper))
+        ranges, _ = kernels.rank_ranges(*arrays(lower, upper))
         assert ranges.shape == (4, kernels.num_buckets(500, 4), 2)
-    ranges, _ = kernels.rank_ranges(*numpy(*tables("unsorted", 500, 4)))
+    ranges, _ = kernels.rank_ranges(*arrays(*tables("unsorted", 500, 4)))
     assert (ranges[..., 0] > ranges[..., 1]).all()
 
 
@@ -429,12 +402,6 @@ def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dty
     assert_same_bits(result, python_ref.hadamard_transform(x, 0.3))
 
 
-def half_fft(fft: Any, x: Tensor) -> Tensor:
-    return torch.view_as_real(fft(torch.view_as_complex(x.unflatten(1, (-1, 2))))).flatten(1).contiguous()
-
-
-unscaled_ifft = partial(torch.fft.ifft, norm="forward")
-
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
@@ -443,10 +410,10 @@ ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}
 def test_compact_fourier(kernels: ModuleType, size: int, dtype: torch.dtype) -> None:
     kernels.set_device(**DEVICES["few blocks"])
     x = values("normal", (3, size), dtype)
-    z = torch.from_numpy(kernels.compact_fourier_pack(half_fft(torch.fft.fft, x).numpy()))
+    z = torch.from_numpy(kernels.compact_fourier_pack(half_length_fft(x).numpy()))
     expected = python_ref.compact_fourier(x)
     assert float((z - expected).norm()) <= ROUNDING[dtype] * float(expected.norm())
-    back = half_fft(unscaled_ifft, torch.from_numpy(kernels.compact_fourier_unpack(z.numpy())))
+    back = half_length_fft(torch.from_numpy(kernels.compact_fourier_unpack(z.numpy())), inverse=True)
     assert float((back - x).norm()) <= ROUNDING[dtype] * float(x.norm())
 
 
@@ -473,8 +440,8 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
         kernels.set_device(**DEVICES[device], seed=num_blocks)
         for distribution in ("normal", "1/k"):
             x = values(distribution, (2, 2 * block_size * num_blocks), dtype)
-            spectrum = kernels.wgnc_between_ffts(half_fft(torch.fft.fft, x).numpy(), block_size=block_size)
-            result = half_fft(unscaled_ifft, torch.from_numpy(spectrum))
+            spectrum = kernels.wgnc_between_ffts(half_length_fft(x).numpy(), block_size=block_size)
+            result = half_length_fft(torch.from_numpy(spectrum), inverse=True)
             expected = python_ref.project_wgnc(x, block_size)
             assert float((result - expected).norm()) <= 10 * ROUNDING[dtype] * float(expected.norm()), (
                 distribution
@@ -534,7 +501,7 @@ def transformed(kernels: ModuleType, distribution: str) -> list[Tensor]:
         kernels.compact_fourier_pack(spectra),
         kernels.compact_fourier_unpack(spectra),
         kernels.finite_or_nan(samples.numpy()),
-        kernels.rank_ranges(*numpy(*tables("typical", 300, 4)))[0],
+        kernels.rank_ranges(*arrays(*tables("typical", 300, 4)))[0],
     ]
     for block_size in (16, 5):
         results.append(kernels.project_wgnc_blocks(spectra, block_size=block_size))

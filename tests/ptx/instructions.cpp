@@ -15,7 +15,8 @@ namespace ptx {
 namespace {
 
 template <class T>
-using Unsigned = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+using Unsigned =
+    std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 template <class T>
 constexpr bool is_float = std::is_floating_point_v<T>;
 template <class T>
@@ -260,7 +261,7 @@ void unary(Warp& warp, const Instruction& i, uint32_t mask) {
 template <class F, class T>
 void binary(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = get<T>(warp, i.operands[1], mask), *b = get<T>(warp, i.operands[2], mask);
-  if constexpr ((std::is_same_v<F, Div> || std::is_same_v<F, Rem>)&&!is_float<T>) {
+  if constexpr ((std::is_same_v<F, Div> || std::is_same_v<F, Rem>) && !is_float<T>) {
     // only the lanes in the mask have a divisor
     T* to = warp.values<T>(i.operands[0]);
     each_lane(mask, [&](unsigned lane) { to[lane] = F::of(a[lane], b[lane]); });
@@ -289,9 +290,8 @@ void add_halves(Warp& warp, const Instruction& i, uint32_t mask) {
 }
 
 template <class T>
-using Wide = std::conditional_t<
-    std::is_signed_v<T>, std::conditional_t<sizeof(T) == 2, int32_t, int64_t>,
-    std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>>;
+using Wide = std::conditional_t<std::is_signed_v<T>, std::conditional_t<sizeof(T) == 2, int32_t, int64_t>,
+                                std::conditional_t<sizeof(T) == 2, uint32_t, uint64_t>>;
 
 template <class T>
 void mul_wide(Warp& warp, const Instruction& i, uint32_t mask) {
@@ -311,7 +311,8 @@ template <class F, class T>
 void mad(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = get<T>(warp, i.operands[1], mask), *b = get<T>(warp, i.operands[2], mask);
   const T* c = get<T>(warp, i.operands[3], mask);
-  set<T>(warp, i.operands[0], mask, [=](unsigned lane) { return static_cast<T>(F::of(a[lane], b[lane]) + c[lane]); });
+  set<T>(warp, i.operands[0], mask,
+         [=](unsigned lane) { return static_cast<T>(F::of(a[lane], b[lane]) + c[lane]); });
 }
 
 template <class T>
@@ -327,8 +328,9 @@ template <class T>
 void shift_left(Warp& warp, const Instruction& i, uint32_t mask) {
   const T* a = get<T>(warp, i.operands[1], mask);
   const auto* n = get<uint32_t>(warp, i.operands[2], mask);
-  set<T>(warp, i.operands[0], mask,
-         [=](unsigned lane) { return static_cast<T>(n[lane] < bits_of<T> ? uint64_t{a[lane]} << n[lane] : 0); });
+  set<T>(warp, i.operands[0], mask, [=](unsigned lane) {
+    return static_cast<T>(n[lane] < bits_of<T> ? uint64_t{a[lane]} << n[lane] : 0);
+  });
 }
 
 template <class T>
@@ -344,7 +346,8 @@ void shift_right(Warp& warp, const Instruction& i, uint32_t mask) {
 // 64 bits hi:lo, shifted; the upper (left) or lower (right) word of it.
 template <bool kLeft>
 void funnel_shift(Warp& warp, const Instruction& i, uint32_t mask) {
-  const auto *low = get<uint32_t>(warp, i.operands[1], mask), *high = get<uint32_t>(warp, i.operands[2], mask);
+  const auto *low = get<uint32_t>(warp, i.operands[1], mask),
+             *high = get<uint32_t>(warp, i.operands[2], mask);
   const auto* amount = get<uint32_t>(warp, i.operands[3], mask);
   const bool clamp = i.how;
   set<uint32_t>(warp, i.operands[0], mask, [=](unsigned lane) {
@@ -357,7 +360,8 @@ void funnel_shift(Warp& warp, const Instruction& i, uint32_t mask) {
 template <class T>
 void bit_field_extract(Warp& warp, const Instruction& i, uint32_t mask) {
   const T* a = get<T>(warp, i.operands[1], mask);
-  const auto *begin = get<uint32_t>(warp, i.operands[2], mask), *count = get<uint32_t>(warp, i.operands[3], mask);
+  const auto *begin = get<uint32_t>(warp, i.operands[2], mask),
+             *count = get<uint32_t>(warp, i.operands[3], mask);
   set<T>(warp, i.operands[0], mask, [=](unsigned lane) {
     const unsigned first = begin[lane] & 255, length = count[lane] & 255;
     const auto bit = [&](unsigned k) { return static_cast<T>(a[lane] >> k & 1); };
@@ -375,7 +379,8 @@ void bit_field_extract(Warp& warp, const Instruction& i, uint32_t mask) {
 template <class T>
 void bit_field_insert(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = get<T>(warp, i.operands[1], mask), *b = get<T>(warp, i.operands[2], mask);
-  const auto *begin = get<uint32_t>(warp, i.operands[3], mask), *count = get<uint32_t>(warp, i.operands[4], mask);
+  const auto *begin = get<uint32_t>(warp, i.operands[3], mask),
+             *count = get<uint32_t>(warp, i.operands[4], mask);
   set<T>(warp, i.operands[0], mask, [=](unsigned lane) {
     T result = b[lane];
     const unsigned first = begin[lane] & 255, length = count[lane] & 255;
@@ -415,32 +420,66 @@ void lookup_3(Warp& warp, const Instruction& i, uint32_t mask) {
 
 // ---- comparison and selection ----
 
-const char* const kComparisons[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ", "neu", "ltu",
-                                    "leu", "gtu", "geu", "num", "nan", "lo",  "ls",  "hi",  "hs"};
+const char* const kComparisons[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge", "equ", "neu", "ltu",
+                                    "leu", "gtu", "geu", "num", "nan", "lo", "ls",  "hi",  "hs"};
 enum Combination { kAlone = 0, kAnd = 32, kOr = 64, kXor = 96 };
 
 template <class T>
 void set_comparison(Warp& warp, const Instruction& i, uint32_t mask) {
-  const T *a = get<T>(warp, i.operands[i.num_operands > 3 && i.operands[1].bits == 1 ? 2 : 1], mask);
+  const T* a = get<T>(warp, i.operands[i.num_operands > 3 && i.operands[1].bits == 1 ? 2 : 1], mask);
   const T* b = get<T>(warp, i.operands[2], mask);
-  const auto of = [&](const auto& compare) { return mask_of([&](unsigned lane) { return compare(a[lane], b[lane]); }); };
+  const auto of = [&](const auto& compare) {
+    return mask_of([&](unsigned lane) { return compare(a[lane], b[lane]); });
+  };
   const auto unordered = [](T x, T y) { return x != x || y != y; };
   uint32_t result = 0;
   switch (i.how & 31) {
-    case 0: result = of([](T x, T y) { return x == y; }); break;
-    case 1: result = of([&](T x, T y) { return x != y && !unordered(x, y); }); break;
-    case 2: case 14: result = of([](T x, T y) { return x < y; }); break;
-    case 3: case 15: result = of([](T x, T y) { return x <= y; }); break;
-    case 4: case 16: result = of([](T x, T y) { return x > y; }); break;
-    case 5: case 17: result = of([](T x, T y) { return x >= y; }); break;
-    case 6: result = of([&](T x, T y) { return x == y || unordered(x, y); }); break;
-    case 7: result = of([](T x, T y) { return x != y; }); break;
-    case 8: result = of([](T x, T y) { return !(x >= y); }); break;
-    case 9: result = of([](T x, T y) { return !(x > y); }); break;
-    case 10: result = of([](T x, T y) { return !(x <= y); }); break;
-    case 11: result = of([](T x, T y) { return !(x < y); }); break;
-    case 12: result = of([&](T x, T y) { return !unordered(x, y); }); break;
-    case 13: result = of([&](T x, T y) { return unordered(x, y); }); break;
+    case 0:
+      result = of([](T x, T y) { return x == y; });
+      break;
+    case 1:
+      result = of([&](T x, T y) { return x != y && !unordered(x, y); });
+      break;
+    case 2:
+    case 14:
+      result = of([](T x, T y) { return x < y; });
+      break;
+    case 3:
+    case 15:
+      result = of([](T x, T y) { return x <= y; });
+      break;
+    case 4:
+    case 16:
+      result = of([](T x, T y) { return x > y; });
+      break;
+    case 5:
+    case 17:
+      result = of([](T x, T y) { return x >= y; });
+      break;
+    case 6:
+      result = of([&](T x, T y) { return x == y || unordered(x, y); });
+      break;
+    case 7:
+      result = of([](T x, T y) { return x != y; });
+      break;
+    case 8:
+      result = of([](T x, T y) { return !(x >= y); });
+      break;
+    case 9:
+      result = of([](T x, T y) { return !(x > y); });
+      break;
+    case 10:
+      result = of([](T x, T y) { return !(x <= y); });
+      break;
+    case 11:
+      result = of([](T x, T y) { return !(x < y); });
+      break;
+    case 12:
+      result = of([&](T x, T y) { return !unordered(x, y); });
+      break;
+    case 13:
+      result = of([&](T x, T y) { return unordered(x, y); });
+      break;
   }
   if (const int combination = i.how & ~31) {
     const uint32_t other = get_predicate(warp, i.operands[3], mask);
@@ -491,7 +530,8 @@ void unpack(Warp& warp, const Instruction& i, uint32_t mask) {
   Whole whole[kLanes];
   std::memcpy(whole, get<Whole>(warp, i.operands[parts], mask), sizeof whole);
   for (unsigned k = 0; k < parts; ++k)
-    set<Part>(warp, i.operands[k], mask, [&](unsigned lane) { return static_cast<Part>(whole[lane] >> k * bits_of<Part>); });
+    set<Part>(warp, i.operands[k], mask,
+              [&](unsigned lane) { return static_cast<Part>(whole[lane] >> k * bits_of<Part>); });
 }
 
 // To and from generic addresses. how: 1 if to a window; offset: the window
@@ -502,7 +542,8 @@ void convert_address(Warp& warp, const Instruction& i, uint32_t mask) {
     each_lane(mask, [&](unsigned lane) {
       if (a[lane] >> 56 != window >> 56) warp.fail("the generic address is not in this state space");
     });
-  set<uint64_t>(warp, i.operands[0], mask, [=](unsigned lane) { return i.how ? a[lane] + window : a[lane] - window; });
+  set<uint64_t>(warp, i.operands[0], mask,
+                [=](unsigned lane) { return i.how ? a[lane] + window : a[lane] - window; });
 }
 
 enum Rounding { kNone, kNearest, kZero, kDown, kUp, kIntegral = 8 };
@@ -510,17 +551,22 @@ enum Rounding { kNone, kNearest, kZero, kDown, kUp, kIntegral = 8 };
 template <class T>
 T round_to_integer(T x, int rounding) {
   switch (rounding & 7) {
-    case kNearest: return std::nearbyint(x);
-    case kZero: return std::trunc(x);
-    case kDown: return std::floor(x);
-    default: return std::ceil(x);
+    case kNearest:
+      return std::nearbyint(x);
+    case kZero:
+      return std::trunc(x);
+    case kDown:
+      return std::floor(x);
+    default:
+      return std::ceil(x);
   }
 }
 
 template <class D, class S>
 D converted(S x, int rounding) {
   if constexpr (is_float<S> && std::is_integral_v<D>) {
-    if (x != x) return sizeof(S) < 8 && sizeof(D) < 8 ? D{0} : static_cast<D>(uint64_t{1} << (bits_of<D> - 1));
+    if (x != x)
+      return sizeof(S) < 8 && sizeof(D) < 8 ? D{0} : static_cast<D>(uint64_t{1} << (bits_of<D> - 1));
     const S whole = round_to_integer(x, rounding);
     if (whole < static_cast<S>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
     if (whole >= std::ldexp(S{1}, bits_of<D> - std::is_signed_v<D>)) return std::numeric_limits<D>::max();
@@ -566,7 +612,8 @@ void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, si
       const bool by_other = written && (shadow.writer & ~kAtomic) != me;
       const bool only_atomic = access == Access::atomic && shadow.writer & kAtomic;
       // Threads may store the same value.
-      const bool same = access == Access::write && std::memcmp(stored + lane * size + k, places.at[lane] + k, unit) == 0;
+      const bool same =
+          access == Access::write && std::memcmp(stored + lane * size + k, places.at[lane] + k, unit) == 0;
       if (by_other && !only_atomic && !same)
         warp.fail("a race: warp " + std::to_string(shadow.writer & ~kAtomic) + " has written byte " +
                   std::to_string(offset) + " of shared memory since the last barrier");
@@ -578,7 +625,8 @@ void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, si
         shadow.read_epoch = block.epoch;
       } else {
         const bool others = access == Access::atomic && by_other;
-        shadow.writer = others ? Block::kSeveral : static_cast<uint16_t>(me | (access == Access::atomic ? kAtomic : 0));
+        shadow.writer =
+            others ? Block::kSeveral : static_cast<uint16_t>(me | (access == Access::atomic ? kAtomic : 0));
         shadow.write_epoch = block.epoch;
       }
     }
@@ -594,10 +642,12 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
   uint64_t* addresses = places.addresses;
   if (base.bits == 64) {
     const auto* values = warp.values<uint64_t>(base);
-    for (unsigned lane = 0; lane < kLanes; ++lane) addresses[lane] = values[lane] + static_cast<uint64_t>(i.offset);
+    for (unsigned lane = 0; lane < kLanes; ++lane)
+      addresses[lane] = values[lane] + static_cast<uint64_t>(i.offset);
   } else {
     const auto* values = warp.values<uint32_t>(base);
-    for (unsigned lane = 0; lane < kLanes; ++lane) addresses[lane] = uint32_t(values[lane] + static_cast<uint32_t>(i.offset));
+    for (unsigned lane = 0; lane < kLanes; ++lane)
+      addresses[lane] = uint32_t(values[lane] + static_cast<uint32_t>(i.offset));
   }
   uint32_t local = 0;
   const uint64_t shared_end = kSharedBase + machine.shared_bytes;
@@ -614,7 +664,8 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
       if (space != Space::global) address -= window;
     }
     if (address % size)
-      warp.fail("an address of lane " + std::to_string(lane) + " is not a multiple of " + std::to_string(size));
+      warp.fail("an address of lane " + std::to_string(lane) + " is not a multiple of " +
+                std::to_string(size));
     switch (space) {
       case Space::shared:
         if (address < kSharedBase || address > shared_end || size > shared_end - address)
@@ -625,7 +676,8 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
         places.at[lane] = warp.block->shared.data() + (address - kSharedBase);
         break;
       case Space::thread:
-        if (address > machine.kernel->thread_bytes || size > machine.kernel->thread_bytes - address) warp.fail("outside of local memory");
+        if (address > machine.kernel->thread_bytes || size > machine.kernel->thread_bytes - address)
+          warp.fail("outside of local memory");
         local |= 1u << lane;
         places.at[lane] = warp.thread_memory + lane * machine.kernel->thread_bytes + address;
         break;
@@ -647,11 +699,11 @@ void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size, Access
     if (!machine.memory.holds(least, most - least + size, write))
       each_lane(places.global, [&](unsigned lane) {
         if (!machine.memory.holds(addresses[lane], size, write))
-          warp.fail("lane " + std::to_string(lane) + " accesses memory that does not belong to the launch, or is read-only");
+          warp.fail("lane " + std::to_string(lane) +
+                    " accesses memory that does not belong to the launch, or is read-only");
       });
   }
-  if (places.shared && machine.check_races)
-    check_race(warp, places, mask, size, i.item, access, stored);
+  if (places.shared && machine.check_races) check_race(warp, places, mask, size, i.item, access, stored);
   if (machine.counting) {
     if (places.global) machine.count_global(addresses, places.global, size, access != Access::read);
     if (places.shared) machine.count_shared(addresses, places.shared, size);
@@ -672,7 +724,8 @@ void changed(Warp& warp) {
   warp.last_poll = 0;
 }
 
-void before_strong_access(Warp& warp, const Instruction& i, const Places& places, uint32_t mask, size_t size) {
+void before_strong_access(Warp& warp, const Instruction& i, const Places& places, uint32_t mask,
+                          size_t size) {
   Block& block = *warp.block;
   const bool releases = i.order == Order::release || i.order == Order::acq_rel;
   if (!i.block_scope && releases) {
@@ -752,19 +805,29 @@ template <class T>
 T updated(int how, T old, T value, T other) {
   if constexpr (!is_float<T>) {
     switch (how) {
-      case 3: return old & value;
-      case 4: return old | value;
-      case 5: return old ^ value;
-      case 7: return old == value ? other : old;
-      case 8: return old >= value ? 0 : old + 1;
-      case 9: return old == 0 || old > value ? value : old - 1;
+      case 3:
+        return old & value;
+      case 4:
+        return old | value;
+      case 5:
+        return old ^ value;
+      case 7:
+        return old == value ? other : old;
+      case 8:
+        return old >= value ? 0 : old + 1;
+      case 9:
+        return old == 0 || old > value ? value : old - 1;
     }
   }
   switch (how) {
-    case 0: return old + value;
-    case 1: return Min::of(old, value);
-    case 2: return Max::of(old, value);
-    default: return value;
+    case 0:
+      return old + value;
+    case 1:
+      return Min::of(old, value);
+    case 2:
+      return Max::of(old, value);
+    default:
+      return value;
   }
 }
 
@@ -831,7 +894,8 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
   const unsigned first = has_predicate ? 2 : 1;
   uint32_t a[kLanes];
   std::memcpy(a, get<uint32_t>(warp, i.operands[first], mask), sizeof a);
-  const auto *b = get<uint32_t>(warp, i.operands[first + 1], mask), *c = get<uint32_t>(warp, i.operands[first + 2], mask);
+  const auto *b = get<uint32_t>(warp, i.operands[first + 1], mask),
+             *c = get<uint32_t>(warp, i.operands[first + 2], mask);
   uint32_t inside = 0, source[kLanes];
   each_lane(mask, [&](unsigned lane) {
     const int me = static_cast<int>(lane), distance = static_cast<int>(b[lane] & 31);
@@ -840,13 +904,25 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
     int from = me;
     bool valid = false;
     switch (i.how & ~1) {
-      case kShuffleUp: from = me - distance; valid = from >= most; break;
-      case kShuffleDown: from = me + distance; valid = from <= most; break;
-      case kButterfly: from = me ^ distance; valid = from <= most; break;
-      default: from = least | (distance & ~segments); valid = from <= most;
+      case kShuffleUp:
+        from = me - distance;
+        valid = from >= most;
+        break;
+      case kShuffleDown:
+        from = me + distance;
+        valid = from <= most;
+        break;
+      case kButterfly:
+        from = me ^ distance;
+        valid = from <= most;
+        break;
+      default:
+        from = least | (distance & ~segments);
+        valid = from <= most;
     }
     if (!valid) from = me;
-    if (!(mask >> from & 1)) warp.fail("a lane reads from lane " + std::to_string(from) + ", which takes no part");
+    if (!(mask >> from & 1))
+      warp.fail("a lane reads from lane " + std::to_string(from) + ", which takes no part");
     source[lane] = a[from];
     inside |= uint32_t{valid} << lane;
   });
@@ -861,10 +937,14 @@ void vote(Warp& warp, const Instruction& i, uint32_t mask) {
   const uint32_t set_lanes = get_predicate(warp, i.operands[1], mask) & mask;
   const bool all = set_lanes == mask, any = set_lanes != 0;
   switch (i.how & ~1) {
-    case kBallot: return set<uint32_t>(warp, i.operands[0], mask, [=](unsigned) { return set_lanes; });
-    case kAll: return set_predicate(warp, i.operands[0], mask, all ? kAllLanes : 0);
-    case kAny: return set_predicate(warp, i.operands[0], mask, any ? kAllLanes : 0);
-    default: return set_predicate(warp, i.operands[0], mask, all || !any ? kAllLanes : 0);
+    case kBallot:
+      return set<uint32_t>(warp, i.operands[0], mask, [=](unsigned) { return set_lanes; });
+    case kAll:
+      return set_predicate(warp, i.operands[0], mask, all ? kAllLanes : 0);
+    case kAny:
+      return set_predicate(warp, i.operands[0], mask, any ? kAllLanes : 0);
+    default:
+      return set_predicate(warp, i.operands[0], mask, all || !any ? kAllLanes : 0);
   }
 }
 
@@ -891,8 +971,8 @@ void reduce(Warp& warp, const Instruction& i, uint32_t mask) {
   set<T>(warp, i.operands[0], mask, [=](unsigned) { return result; });
 }
 
-// Matrices of 8 rows of 16 bytes. Lanes 8k .. 8k + 7 have the addresses of the rows of matrix k. Lane l holds two
-// neighbouring halves: of row l / 4, or, transposed, of column l / 4.
+// Matrices of 8 rows of 16 bytes. Lanes 8k .. 8k + 7 have the addresses of the rows of matrix k. Lane l holds
+// two neighbouring halves: of row l / 4, or, transposed, of column l / 4.
 template <bool kStore>
 void matrix(Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) warp.fail("a part of the warp is missing");
@@ -951,14 +1031,20 @@ Type type_of(const std::string& word) {
 template <class Choose>
 Run by_type(Type type, const Choose& choose) {
   const bool is_signed = type.kind == 's';
-  if (type.kind == 'f') return type.bits == 32 ? choose(float{}) : type.bits == 64 ? choose(double{}) : nullptr;
+  if (type.kind == 'f')
+    return type.bits == 32 ? choose(float{}) : type.bits == 64 ? choose(double{}) : nullptr;
   if (type.kind != 'u' && type.kind != 'b' && type.kind != 's') return nullptr;
   switch (type.bits) {
-    case 8: return is_signed ? choose(int8_t{}) : choose(uint8_t{});
-    case 16: return is_signed ? choose(int16_t{}) : choose(uint16_t{});
-    case 32: return is_signed ? choose(int32_t{}) : choose(uint32_t{});
-    case 64: return is_signed ? choose(int64_t{}) : choose(uint64_t{});
-    default: return nullptr;
+    case 8:
+      return is_signed ? choose(int8_t{}) : choose(uint8_t{});
+    case 16:
+      return is_signed ? choose(int16_t{}) : choose(uint16_t{});
+    case 32:
+      return is_signed ? choose(int32_t{}) : choose(uint32_t{});
+    case 64:
+      return is_signed ? choose(int64_t{}) : choose(uint64_t{});
+    default:
+      return nullptr;
   }
 }
 
@@ -991,13 +1077,13 @@ Run unary_of(Type type) {
   });
 }
 
-#define BY_TYPE(function, kinds)                                  \
-  [](Type type) {                                                 \
-    return by_type(type, [](auto zero) -> Run {                   \
-      using T = decltype(zero);                                   \
-      if constexpr (admits<T>(kinds)) return &function<T>;        \
-      return nullptr;                                             \
-    });                                                           \
+#define BY_TYPE(function, kinds)                           \
+  [](Type type) {                                          \
+    return by_type(type, [](auto zero) -> Run {            \
+      using T = decltype(zero);                            \
+      if constexpr (admits<T>(kinds)) return &function<T>; \
+      return nullptr;                                      \
+    });                                                    \
   }
 
 // ---- assembly ----
@@ -1008,7 +1094,8 @@ bool contains(const std::vector<std::string>& words, const char* word) {
 
 class Assembler {
  public:
-  Assembler(const Module& module, const std::string& name) : module_(module), kernel_(std::make_unique<Kernel>()) {
+  Assembler(const Module& module, const std::string& name)
+      : module_(module), kernel_(std::make_unique<Kernel>()) {
     kernel_->name = name;
     const Function& entry = function(name);
     if (!entry.is_entry) throw Fault(name + " is no kernel");
@@ -1031,7 +1118,8 @@ class Assembler {
     // The dynamic shared memory lies behind the static one.
     kernel_->static_shared_bytes = aligned(kernel_->static_shared_bytes, 16);
     for (const Variable& shared : module.shared)
-      if (!shared.size) symbols_["/" + shared.name] = {Space::shared, kSharedBase + kernel_->static_shared_bytes};
+      if (!shared.size)
+        symbols_["/" + shared.name] = {Space::shared, kSharedBase + kernel_->static_shared_bytes};
     for (const std::string& needed : needed_) assemble(function(needed));
     for (const auto& [instruction, callee] : calls_) kernel_->code[instruction].target = begins_.at(callee);
   }
@@ -1039,7 +1127,9 @@ class Assembler {
   std::unique_ptr<Kernel> take() { return std::move(kernel_); }
 
  private:
-  static size_t aligned(size_t size, size_t alignment) { return (size + alignment - 1) / alignment * alignment; }
+  static size_t aligned(size_t size, size_t alignment) {
+    return (size + alignment - 1) / alignment * alignment;
+  }
 
   const Function& function(const std::string& name) const {
     const auto found = module_.functions.find(name);
@@ -1083,8 +1173,8 @@ class Assembler {
   // ---- operands ----
 
   [[noreturn]] void fail(const std::string& why) const {
-    throw Fault(readable(kernel_->name) + ", line " + std::to_string(statement_->line) + " of the PTX: " + statement_->source + ": " +
-                why);
+    throw Fault(readable(kernel_->name) + ", line " + std::to_string(statement_->line) +
+                " of the PTX: " + statement_->source + ": " + why);
   }
 
   Operand new_register(int bits) {
@@ -1112,8 +1202,8 @@ class Assembler {
   Operand register_of(const std::string& name) {
     if (name == "_") return new_register(64);
     static const std::set<std::string> specials = {
-        "%tid.x",    "%tid.y",    "%tid.z",    "%ntid.x",      "%ntid.y",      "%ntid.z",      "%ctaid.x",
-        "%ctaid.y",  "%ctaid.z",  "%nctaid.x", "%nctaid.y",    "%nctaid.z",    "%laneid",      "%warpid",
+        "%tid.x",       "%tid.y",       "%tid.z",       "%ntid.x",      "%ntid.y",     "%ntid.z", "%ctaid.x",
+        "%ctaid.y",     "%ctaid.z",     "%nctaid.x",    "%nctaid.y",    "%nctaid.z",   "%laneid", "%warpid",
         "%lanemask_lt", "%lanemask_le", "%lanemask_eq", "%lanemask_ge", "%lanemask_gt"};
     if (specials.count(name)) {
       auto [place, is_new] = kernel_->special.try_emplace(name);
@@ -1140,7 +1230,8 @@ class Assembler {
       result.at = static_cast<uint32_t>(bytes.size());
       const size_t size = bits == 1 ? 4 : static_cast<size_t>(bits) / 8;
       for (unsigned lane = 0; lane < (bits == 1 ? 1 : kLanes); ++lane)
-        bytes.insert(bytes.end(), reinterpret_cast<unsigned char*>(&value), reinterpret_cast<unsigned char*>(&value) + size);
+        bytes.insert(bytes.end(), reinterpret_cast<unsigned char*>(&value),
+                     reinterpret_cast<unsigned char*>(&value) + size);
     }
     return place->second;
   }
@@ -1157,8 +1248,10 @@ class Assembler {
   Operand operand(const Text& text, int bits) {
     if (text.kind == Text::number || (text.kind == Text::name && text.word[0] == '-')) {
       const std::string& word = text.word;
-      if (word.size() > 2 && (word[1] == 'f' || word[1] == 'F')) return constant(std::stoull(word.substr(2), nullptr, 16), 32);
-      if (word.size() > 2 && (word[1] == 'd' || word[1] == 'D')) return constant(std::stoull(word.substr(2), nullptr, 16), 64);
+      if (word.size() > 2 && (word[1] == 'f' || word[1] == 'F'))
+        return constant(std::stoull(word.substr(2), nullptr, 16), 32);
+      if (word.size() > 2 && (word[1] == 'd' || word[1] == 'D'))
+        return constant(std::stoull(word.substr(2), nullptr, 16), 64);
       const bool negative = word[0] == '-';
       uint64_t value = std::stoull(word.substr(negative), nullptr, 0);
       if (negative) value = 0 - value;
@@ -1198,7 +1291,8 @@ class Assembler {
     const Operand base = register_of(text.word);
     if (base.bits < 32) fail("an address has 32 or 64 bits");
     // The parameters of a kernel and of a function are different memories.
-    if (i.space == Space::thread && contains(words_, "param") && function_->is_entry) i.space = Space::parameters;
+    if (i.space == Space::thread && contains(words_, "param") && function_->is_entry)
+      i.space = Space::parameters;
     add(i, base);
   }
 
@@ -1279,9 +1373,10 @@ class Assembler {
       i.run = BY_TYPE(select, kIntegers | kFloats)(type);
       return;
     }
-    if (name == "bra" || name == "call" || name == "ret" || name == "exit" || name == "bar" || name == "barrier" ||
-        name == "membar" || name == "fence" || name == "trap" || name == "nanosleep" || name == "shfl" || name == "vote" ||
-        name == "match" || name == "redux" || name == "ldmatrix" || name == "stmatrix" || name == "activemask")
+    if (name == "bra" || name == "call" || name == "ret" || name == "exit" || name == "bar" ||
+        name == "barrier" || name == "membar" || name == "fence" || name == "trap" || name == "nanosleep" ||
+        name == "shfl" || name == "vote" || name == "match" || name == "redux" || name == "ldmatrix" ||
+        name == "stmatrix" || name == "activemask")
       return control(i, type);
     arithmetic(i, type);
   }
@@ -1320,7 +1415,8 @@ class Assembler {
     } else if (name == "add" || name == "sub") {
       rounded();
       operands({bits, bits, bits});
-      i.run = name == "add" ? binary_of<Add, kIntegers | kFloats>(type) : binary_of<Sub, kIntegers | kFloats>(type);
+      i.run = name == "add" ? binary_of<Add, kIntegers | kFloats>(type)
+                            : binary_of<Sub, kIntegers | kFloats>(type);
     } else if (name == "mul" && is_f) {
       rounded();
       operands({bits, bits, bits});
@@ -1355,7 +1451,8 @@ class Assembler {
     } else if (name == "shl" || name == "shr") {
       only({});
       operands({bits, bits, 32});
-      i.run = name == "shl" ? BY_TYPE(shift_left, kIntegers | kUnsignedOnly)(type) : BY_TYPE(shift_right, kIntegers)(type);
+      i.run = name == "shl" ? BY_TYPE(shift_left, kIntegers | kUnsignedOnly)(type)
+                            : BY_TYPE(shift_right, kIntegers)(type);
     } else if (name == "shf") {
       only({"l", "r", "wrap", "clamp"});
       operands({32, 32, 32, 32});
@@ -1449,15 +1546,17 @@ class Assembler {
       if (packs) add(i, exact(to, type.bits));
       for (const Text& item : items) add(i, exact(item, part));
       if (unpacks) add(i, exact(from, type.bits));
-      i.run = type.bits == 64 && part == 32   ? packs ? &pack<uint64_t, uint32_t> : &unpack<uint64_t, uint32_t>
-              : type.bits == 64 && part == 16 ? packs ? &pack<uint64_t, uint16_t> : &unpack<uint64_t, uint16_t>
-              : type.bits == 32 && part == 16 ? packs ? &pack<uint32_t, uint16_t> : &unpack<uint32_t, uint16_t>
-                                              : nullptr;
+      i.run =
+          type.bits == 64 && part == 32   ? packs ? &pack<uint64_t, uint32_t> : &unpack<uint64_t, uint32_t>
+          : type.bits == 64 && part == 16 ? packs ? &pack<uint64_t, uint16_t> : &unpack<uint64_t, uint16_t>
+          : type.bits == 32 && part == 16 ? packs ? &pack<uint32_t, uint16_t> : &unpack<uint32_t, uint16_t>
+                                          : nullptr;
       return;
     }
     add(i, exact(to, type.bits));
     add(i, exact(from, type.bits));
-    i.run = type.kind == 'p' ? &move_predicate : BY_TYPE(move, kIntegers | kUnsignedOnly)(Type{'b', type.bits});
+    i.run =
+        type.kind == 'p' ? &move_predicate : BY_TYPE(move, kIntegers | kUnsignedOnly)(Type{'b', type.bits});
   }
 
   void address_conversion(Instruction& i) {
@@ -1482,9 +1581,11 @@ class Assembler {
     if (!to.kind || words_.size() > 4) unknown();
     const bool to_f = to.kind == 'f', from_f = from.kind == 'f';
     if (words_.size() == 4) {
-      const std::map<std::string, int> roundings = {
-          {"rn", kNearest},          {"rni", kNearest | kIntegral}, {"rzi", kZero | kIntegral},
-          {"rmi", kDown | kIntegral}, {"rpi", kUp | kIntegral}};
+      const std::map<std::string, int> roundings = {{"rn", kNearest},
+                                                    {"rni", kNearest | kIntegral},
+                                                    {"rzi", kZero | kIntegral},
+                                                    {"rmi", kDown | kIntegral},
+                                                    {"rpi", kUp | kIntegral}};
       const auto found = roundings.find(words_[1]);
       if (found == roundings.end()) unknown();
       i.how = found->second;
@@ -1497,7 +1598,8 @@ class Assembler {
     for (const size_t k : {0, 1}) {
       const Type type = k == 0 ? to : from;
       const Operand found = operand(given()[k], std::max(type.bits, 16));
-      if (found.bits < type.bits || (type.kind == 'f' && found.bits != type.bits)) fail("an operand has the wrong size");
+      if (found.bits < type.bits || (type.kind == 'f' && found.bits != type.bits))
+        fail("an operand has the wrong size");
       add(i, found);
     }
     i.run = by_type(to, [&](auto d) -> Run {
@@ -1510,14 +1612,16 @@ class Assembler {
   }
 
   void order_and_space(Instruction& i, bool is_atomic) {
-    static const std::set<std::string> hints = {"ca", "cg", "cs", "lu", "wb", "wt", "gpu", "sys", "cta", "v2", "v4", "v8",
-                                                "weak"};
+    static const std::set<std::string> hints = {"ca",  "cg",  "cs", "lu", "wb", "wt",  "gpu",
+                                                "sys", "cta", "v2", "v4", "v8", "weak"};
     if (is_atomic) i.order = Order::relaxed;
     bool has_space = false;
     for (size_t k = 1; k + 1 < words_.size(); ++k) {
       const std::string& word = words_[k];
-      const std::map<std::string, Space> spaces = {
-          {"global", Space::global}, {"shared", Space::shared}, {"local", Space::thread}, {"param", Space::thread}};
+      const std::map<std::string, Space> spaces = {{"global", Space::global},
+                                                   {"shared", Space::shared},
+                                                   {"local", Space::thread},
+                                                   {"param", Space::thread}};
       const std::string space = word.substr(0, word.find("::"));
       if (const auto found = spaces.find(space); found != spaces.end())
         i.space = found->second, has_space = true;
@@ -1532,7 +1636,8 @@ class Assembler {
       else if (word == "nc")
         i.order = Order::constant;
       else if (!hints.count(word) && word.rfind("L1::", 0) != 0 && word.rfind("L2::", 0) != 0 &&
-               !(is_atomic && std::find(std::begin(kAtomics), std::end(kAtomics), word) != std::end(kAtomics)))
+               !(is_atomic &&
+                 std::find(std::begin(kAtomics), std::end(kAtomics), word) != std::end(kAtomics)))
         unknown();
     }
     (void)has_space;
@@ -1602,7 +1707,8 @@ class Assembler {
       i.run = &nothing;
     } else if (name == "bar" || name == "barrier") {
       only({"sync", "cta", "aligned"}, 0);
-      if (!contains(words_, "sync") || given().size() > 1 || (given().size() == 1 && given()[0].word != "0")) unknown();
+      if (!contains(words_, "sync") || given().size() > 1 || (given().size() == 1 && given()[0].word != "0"))
+        unknown();
       i.flow = Flow::barrier;
     } else if (name == "membar" || name == "fence") {
       only({"gl", "cta", "sys", "gpu", "acq_rel", "sc"}, 0);
@@ -1630,8 +1736,8 @@ class Assembler {
         callee = operand.word;
     const bool returns = given()[0].kind == Text::list;
     const Function& called = function(callee);
-    const auto pass = [&](const std::vector<Text>& passed, const std::vector<Variable>& formal, std::vector<Copy>& copies,
-                          bool back) {
+    const auto pass = [&](const std::vector<Text>& passed, const std::vector<Variable>& formal,
+                          std::vector<Copy>& copies, bool back) {
       if (passed.size() != formal.size()) fail("the number of parameters does not fit");
       for (size_t k = 0; k < passed.size(); ++k) {
         const auto here = static_cast<uint32_t>(symbols_.at(function_->name + "/" + passed[k].word).second);
@@ -1651,7 +1757,10 @@ class Assembler {
       only({"sync", "up", "down", "bfly", "idx"});
       require_operands(5);
       const std::string& mode = words_.at(2);
-      i.how = 1 | (mode == "up" ? kShuffleUp : mode == "down" ? kShuffleDown : mode == "bfly" ? kButterfly : kIndex);
+      i.how = 1 | (mode == "up"     ? kShuffleUp
+                   : mode == "down" ? kShuffleDown
+                   : mode == "bfly" ? kButterfly
+                                    : kIndex);
       add(i, exact(given()[0], 32));
       if (!given()[0].second.empty()) add(i, register_of(given()[0].second));
       for (size_t k = 1; k < 5; ++k) add(i, exact(given()[k], 32));
@@ -1685,7 +1794,8 @@ class Assembler {
               : mode == "or"  ? &reduce<Or, uint32_t>
               : mode == "xor" ? &reduce<Xor, uint32_t>
               : mode == "min" ? is_signed ? &reduce<Min, int32_t> : &reduce<Min, uint32_t>
-                              : is_signed ? &reduce<Max, int32_t> : &reduce<Max, uint32_t>;
+              : is_signed     ? &reduce<Max, int32_t>
+                              : &reduce<Max, uint32_t>;
     } else {
       only({"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta"});
       require_operands(2);
@@ -1718,6 +1828,8 @@ class Assembler {
 
 }  // namespace
 
-std::unique_ptr<Kernel> assemble(const Module& module, const std::string& name) { return Assembler(module, name).take(); }
+std::unique_ptr<Kernel> assemble(const Module& module, const std::string& name) {
+  return Assembler(module, name).take();
+}
 
 }  // namespace ptx

@@ -11,8 +11,8 @@ namespace ptx {
 
 std::string readable(const std::string& name) {
   int status = 0;
-  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status),
-                                                    std::free);
+  const std::unique_ptr<char, void (*)(void*)> text(
+      abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status), std::free);
   if (status) return name;
   std::string result = text.get();
   for (const char* noise : {"noisetilt::cuda::", "(anonymous namespace)::", "void "})
@@ -207,8 +207,8 @@ void Machine::start(Block& block, uint32_t index) {
   const size_t thread_bytes = num_warps * kLanes * kernel->thread_bytes;
   block.shared.reserve(shared_bytes);
   block.thread_memory.reserve(thread_bytes);
-  for (const auto& [memory, size] : {std::pair(block.shared.data(), shared_bytes),
-                                     std::pair(block.thread_memory.data(), thread_bytes)})
+  for (const auto& [memory, size] :
+       {std::pair(block.shared.data(), shared_bytes), std::pair(block.thread_memory.data(), thread_bytes)})
     for (size_t k = 0; k < size; k += 8) {
       const uint64_t noise = random_bits() | 0x7ff0'0000'7f80'0000;
       std::memcpy(memory + k, &noise, std::min<size_t>(8, size - k));
@@ -235,20 +235,20 @@ void Machine::start(Block& block, uint32_t index) {
       auto* values = warp.values<uint32_t>(place);
       for (uint32_t lane = 0; lane < kLanes; ++lane) {
         const auto is = [&n = name](const char* other) { return n == other; };
-        values[lane] = is("%tid.x")                                    ? k * kLanes + lane
-                       : is("%ctaid.x")                                ? index
-                       : is("%ntid.x")                                 ? num_threads
-                       : is("%nctaid.x")                               ? num_blocks
-                       : is("%ntid.y") || is("%ntid.z")                ? 1
-                       : is("%nctaid.y") || is("%nctaid.z")            ? 1
-                       : is("%laneid")                                 ? lane
-                       : is("%warpid")                                 ? k
-                       : is("%lanemask_lt")                            ? (1u << lane) - 1
-                       : is("%lanemask_le")                            ? (2u << lane) - 1
-                       : is("%lanemask_eq")                            ? 1u << lane
-                       : is("%lanemask_ge")                            ? ~((1u << lane) - 1)
-                       : is("%lanemask_gt")                            ? ~((2u << lane) - 1)
-                                                                       : 0;
+        values[lane] = is("%tid.x")                         ? k * kLanes + lane
+                       : is("%ctaid.x")                     ? index
+                       : is("%ntid.x")                      ? num_threads
+                       : is("%nctaid.x")                    ? num_blocks
+                       : is("%ntid.y") || is("%ntid.z")     ? 1
+                       : is("%nctaid.y") || is("%nctaid.z") ? 1
+                       : is("%laneid")                      ? lane
+                       : is("%warpid")                      ? k
+                       : is("%lanemask_lt")                 ? (1u << lane) - 1
+                       : is("%lanemask_le")                 ? (2u << lane) - 1
+                       : is("%lanemask_eq")                 ? 1u << lane
+                       : is("%lanemask_ge")                 ? ~((1u << lane) - 1)
+                       : is("%lanemask_gt")                 ? ~((2u << lane) - 1)
+                                                            : 0;
       }
     }
   }
@@ -299,8 +299,8 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
       warp.pc = groups[0].pc;
       if (groups.size() == 1) warp.fail("the other lanes of the operation have exited");
       const Statement& elsewhere = *kernel->code[groups[1].pc].statement;
-      warp.fail("only a part of the warp is here; another waits at line " + std::to_string(elsewhere.line) + ": " +
-                elsewhere.source);
+      warp.fail("only a part of the warp is here; another waits at line " + std::to_string(elsewhere.line) +
+                ": " + elsewhere.source);
     }
     const auto at = static_cast<size_t>(chosen);
     // The group goes on alone up to the place where another one is.
@@ -346,7 +346,8 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           break;
         case Flow::collective:
           // Lanes wait until all lanes that the operation names are here.
-          if (mask != group.mask) warp.fail("a collective operation under a predicate that differs in the warp");
+          if (mask != group.mask)
+            warp.fail("a collective operation under a predicate that differs in the warp");
           {
             uint32_t members = group.mask;
             if (instruction.how & 1) {  // the last operand is the mask of members
@@ -385,8 +386,10 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           if (mask != group.mask) warp.fail("a call under a predicate that differs in the warp");
           if (group.depth == Group::kMaxDepth) warp.fail("too many nested calls");
           for (uint32_t rest = mask; rest; rest &= rest - 1) {
-            unsigned char* memory = warp.thread_memory + static_cast<unsigned>(__builtin_ctz(rest)) * kernel->thread_bytes;
-            for (const Copy& copy : instruction.arguments) std::memcpy(memory + copy.to, memory + copy.from, copy.size);
+            unsigned char* memory =
+                warp.thread_memory + static_cast<unsigned>(__builtin_ctz(rest)) * kernel->thread_bytes;
+            for (const Copy& copy : instruction.arguments)
+              std::memcpy(memory + copy.to, memory + copy.from, copy.size);
           }
           group.returns[group.depth++] = group.pc;
           group.pc = instruction.target;
@@ -421,8 +424,10 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
             leaving.pc = leaving.returns[leaving.depth] + 1;
             leaving.returns[leaving.depth] = 0;
             for (uint32_t rest = mask; rest; rest &= rest - 1) {
-              unsigned char* memory = warp.thread_memory + static_cast<unsigned>(__builtin_ctz(rest)) * kernel->thread_bytes;
-              for (const Copy& copy : call.results) std::memcpy(memory + copy.to, memory + copy.from, copy.size);
+              unsigned char* memory =
+                  warp.thread_memory + static_cast<unsigned>(__builtin_ctz(rest)) * kernel->thread_bytes;
+              for (const Copy& copy : call.results)
+                std::memcpy(memory + copy.to, memory + copy.from, copy.size);
             }
           }
           break;
@@ -447,8 +452,8 @@ void Machine::release_barrier(Block& block, std::vector<Warp*>& ready) {
   }
 }
 
-void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size_t dynamic_shared, uint32_t residents,
-                  const unsigned char* parameters_) {
+void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size_t dynamic_shared,
+                  uint32_t residents, const unsigned char* parameters_) {
   kernel = &kernel_;
   parameters = parameters_;
   num_blocks = blocks;
@@ -482,7 +487,8 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
             }
         throw Fault(readable(kernel->name) + ": no thread can go on");
       }
-      if (!progress && ++idle_rounds > 1000) polling[0]->fail("no thread can go on; some wait for this memory to change");
+      if (!progress && ++idle_rounds > 1000)
+        polling[0]->fail("no thread can go on; some wait for this memory to change");
       if (progress) idle_rounds = 0;
       progress = false;
       std::swap(ready, polling);
@@ -510,7 +516,8 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   for (const auto& [address, count] : atomics)
     counters.most_atomics_on_one_address = std::max(counters.most_atomics_on_one_address, count);
   if (counting)
-    launches.push_back({readable(kernel->name), blocks, threads, shared_bytes, kernel->local_bytes, kernel->code.size(), counters});
+    launches.push_back({readable(kernel->name), blocks, threads, shared_bytes, kernel->local_bytes,
+                        kernel->code.size(), counters});
 }
 
 }  // namespace ptx

@@ -60,7 +60,7 @@ struct Instruction {
   // of memory accesses; the last operand is the base of the address
   Space space = Space::generic;
   Order order = Order::weak;
-  bool block_scope = false;  // of the order
+  bool block_scope = false;      // of the order
   uint8_t item = 0, vector = 1;  // bytes of an item, items
   bool is_signed = false;
   int64_t offset = 0;
@@ -124,8 +124,8 @@ struct Warp {
   uint32_t* written = nullptr;
   unsigned char* thread_memory = nullptr;  // thread_bytes of lane 0, then of lane 1, ...
   bool at_barrier = false;
-  uint32_t pc = 0;  // of the instruction that is executed
-  bool polled = false;  // the instruction has read memory that another thread may change
+  uint32_t pc = 0;         // of the instruction that is executed
+  bool polled = false;     // the instruction has read memory that another thread may change
   uint64_t last_poll = 0;  // what the last poll has found
 
   template <class T>
@@ -143,7 +143,7 @@ class View {
  public:
   void read(const unsigned char* from, size_t size, unsigned char* to);
   void write(uint32_t epoch, unsigned warp, unsigned char* to, size_t size, const unsigned char* from);
-  void forget();                             // an acquire
+  void forget();                              // an acquire
   void publish(Block& block, unsigned warp);  // a release by a warp
   void publish_all();
   // Before an access that goes past the view: publishes own stores to the place, and forgets it.
@@ -243,13 +243,13 @@ struct Machine {
 
   // settings
   uint64_t seed = 0;
-  bool stale = false;        // stores become visible, and loads current, only as late as the memory model allows
-  bool check_races = true;   // in shared memory
+  bool stale = false;  // stores become visible, and loads current, only as late as the memory model allows
+  bool check_races = true;  // in shared memory
   bool counting = false;
   Memory memory;
 
-  // Runs a kernel to its end. `residents`: number of blocks that run at the same time. `parameters`: the bytes
-  // of the kernel's parameters. Throws Fault.
+  // Runs a kernel to its end. `residents`: number of blocks that run at the same time. `parameters`: the
+  // bytes of the kernel's parameters. Throws Fault.
   void run(const Kernel& kernel, uint32_t blocks, uint32_t threads, size_t dynamic_shared, uint32_t residents,
            const unsigned char* parameters);
 

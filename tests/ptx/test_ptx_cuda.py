@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from cuda_emulation import test_cuda_kernels as emulation
+from cuda_emulation.arguments import projection
 from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_2os,
     test_2os_of_longer_samples,
@@ -26,6 +27,7 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_rank_ranges_are_complete_and_empty_for_unsorted_tables,
     test_rank_ranges_report_the_faults_of_a_table,
     test_slices_that_do_not_fit_into_shared_memory,
+    test_the_stages_of_whiten_share_memory,
     test_tile_statistics_in_long_chunks,
     test_tile_statistics_of_many_tiles,
     test_wgnc_between_ffts,
@@ -84,7 +86,7 @@ def check_mixing(kernels: ModuleType, seed: int = 1) -> None:
     shape = (4, 16, 16)
     kernels.set_device(**SEVERAL_BLOCKS, seed=seed)
     x = emulation.values("1/k", (1, *shape), torch.float32)
-    arguments = emulation.projection(shape, torch.float32, *emulation.SAMPLES[shape])
+    arguments = projection(shape, torch.float32, *emulation.SAMPLES[shape])
     expected = x
     for _ in range(4):
         expected = emulation.project(emulation.python_ref.butterfly(expected, (16, 16), 1), shape)
@@ -153,7 +155,9 @@ def test_planted_faults_are_found(
     check_is_found(kernels)
 
 
-@pytest.mark.parametrize(("pattern", "opcode"), [(r"add\.rn\.f32", "add.rz.f32"), (r"add\.rn\.f32", "add.f32")])
+@pytest.mark.parametrize(
+    ("pattern", "opcode"), [(r"add\.rn\.f32", "add.rz.f32"), (r"add\.rn\.f32", "add.f32")]
+)
 def test_unknown_opcodes_are_named(
     kernels: ModuleType, edited: Callable[..., None], pattern: str, opcode: str
 ) -> None:

@@ -33,7 +33,12 @@ slow = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "capability_and_dtype",
-    ["90 float32", "80 float32", pytest.param("90 float64", marks=slow), pytest.param("80 float64", marks=slow)],
+    [
+        "90 float32",
+        "80 float32",
+        pytest.param("90 float64", marks=slow),
+        pytest.param("80 float64", marks=slow),
+    ],
 )
 def test_every_operator(capability_and_dtype: str) -> None:
     found = run(*capability_and_dtype.split())
@@ -49,7 +54,9 @@ def test_samples_of_full_size(capability_and_dtype: str) -> None:
     assert not {case: difference for case, difference in found.items() if difference}
 
 
-@pytest.mark.parametrize("plant", [p if p in ("barrier", "vector", "predicate") else pytest.param(p, marks=slow) for p in PLANTS])
+@pytest.mark.parametrize(
+    "plant", [p if p in ("barrier", "vector", "predicate") else pytest.param(p, marks=slow) for p in PLANTS]
+)
 def test_planted_faults_are_found(plant: str) -> None:
     found = run("90", "float32", "--plant", plant)
     *_, last = found.values()

@@ -10,7 +10,9 @@ struct Token {
   int line;
 };
 
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.'; }
+bool is_word(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%' || c == '.';
+}
 
 // Words and punctuation. `.loc` stays, with its numbers; other directives of debugging go.
 std::vector<Token> tokens_of(const std::string& text) {
@@ -39,7 +41,8 @@ std::vector<Token> tokens_of(const std::string& text) {
     } else if (is_word(c)) {
       const size_t begin = k;
       // L1::no_allocate is part of an opcode
-      while (k < text.size() && (is_word(text[k]) || text.compare(k, 2, "::") == 0)) k += text[k] == ':' ? 2 : 1;
+      while (k < text.size() && (is_word(text[k]) || text.compare(k, 2, "::") == 0))
+        k += text[k] == ':' ? 2 : 1;
       const std::string word = text.substr(begin, k - begin);
       if (word == ".loc") {
         int file = 0, source_line = 0;
@@ -91,7 +94,8 @@ class Parser {
         expect(";");
       } else if (word == ".loc") {
         next();
-      } else if (word != ".visible" && word != ".extern" && word != ".weak" && word != ".common" && word != ";") {
+      } else if (word != ".visible" && word != ".extern" && word != ".weak" && word != ".common" &&
+                 word != ";") {
         fail("unexpected " + word);
       }
     }
@@ -152,7 +156,8 @@ class Parser {
       if (braces) next();
       do {
         const auto value = static_cast<uint64_t>(number());
-        for (size_t k = 0; k < item; ++k) result.content.push_back(static_cast<unsigned char>(value >> 8 * k));
+        for (size_t k = 0; k < item; ++k)
+          result.content.push_back(static_cast<unsigned char>(value >> 8 * k));
         if (peek(",")) next();
       } while (braces && !peek("}"));
       if (braces) next();
@@ -319,8 +324,9 @@ class Parser {
     next();
     for (size_t k = begin; k + 1 < at_; ++k) {
       const std::string& word = tokens_[k].word;
-      const bool glued = k == begin || word == "," || word == "]" || tokens_[k - 1].word == "[" || tokens_[k - 1].word == "@" ||
-                         word == "+" || tokens_[k - 1].word == "+" || tokens_[k - 1].word == "-" || tokens_[k - 1].word == "!";
+      const bool glued = k == begin || word == "," || word == "]" || tokens_[k - 1].word == "[" ||
+                         tokens_[k - 1].word == "@" || word == "+" || tokens_[k - 1].word == "+" ||
+                         tokens_[k - 1].word == "-" || tokens_[k - 1].word == "!";
       result.source += (glued ? "" : " ") + word;
     }
     return result;

@@ -18,11 +18,11 @@ struct Fault : std::runtime_error {
 struct Text {
   enum Kind { name, number, vector, address, list };
   Kind kind = name;
-  std::string word;          // of a name or a number; the base of an address
-  bool negated = false;      // !%p1
-  int64_t offset = 0;        // of an address
-  std::vector<Text> items;   // of a vector or a list
-  std::string second;        // %r1|%p1: the name behind the bar
+  std::string word;         // of a name or a number; the base of an address
+  bool negated = false;     // !%p1
+  int64_t offset = 0;       // of an address
+  std::vector<Text> items;  // of a vector or a list
+  std::string second;       // %r1|%p1: the name behind the bar
 };
 
 struct Statement {
@@ -54,7 +54,7 @@ struct Function {
   std::vector<Variable> parameters, results, locals, shared, call_parameters;
   std::vector<Register> registers;
   std::vector<Statement> statements;
-  std::map<std::string, size_t> labels;  // number of the statement that follows
+  std::map<std::string, size_t> labels;   // number of the statement that follows
   std::map<std::string, int64_t> limits;  // .maxntid, .reqntid, .minnctapersm: their first number
 };
 

@@ -2,8 +2,8 @@
 
     python -m ptx.triton_cases CAPABILITY DTYPE [--full] [--stale] [--plant NAME]
 
-Prints a line of JSON for every case: its name, and the difference, fault or null. It is a program, because tests
-set TRITON_INTERPRET, after which no kernel is compiled.
+Prints a line of JSON for every case: its name, and the difference, a fault, or null. It is a program of its own,
+because tests set TRITON_INTERPRET, after which no kernel is compiled.
 """
 
 import argparse
@@ -42,21 +42,27 @@ PLANTS = {
 """Faults to plant into the PTX of every kernel."""
 
 
-def same(name: str, operator: Callable[..., Tensor], expected: Callable[..., Tensor], x: Tensor, *rest: object) -> Case:
+def same(
+    name: str, operator: Callable[..., Tensor], expected: Callable[..., Tensor], x: Tensor, *rest: object
+) -> Case:
     return name, lambda: operator(x.clone(), *rest), lambda: expected(x, *rest)
 
 
 def whiten(shape: tuple[int, int, int], preset: str, dtype: torch.dtype) -> Iterator[Case]:
     config = resolve_preset(preset, Sample(*shape), 1e-3)
     for name, field in (("noise", gaussian(shape)), ("1/k", power_law(1.0, shape))):
-        yield same(f"whiten {shape}, {name}", operators.whiten, reference.whiten, field.to(dtype)[None], config)
+        yield same(
+            f"whiten {shape}, {name}", operators.whiten, reference.whiten, field.to(dtype)[None], config
+        )
 
 
 def project_2os(num_chunks: int, chunk_size: int, dtype: torch.dtype) -> Iterator[Case]:
     for name in ("normal", "few values", "everything"):
         x = values(name, (1, num_chunks * chunk_size), dtype)
         pair = tables("typical", num_chunks, chunk_size, dtype)
-        yield same(f"2OS {num_chunks}x{chunk_size}, {name}", operators.project_2os, python_ref.project_2os, x, *pair)
+        yield same(
+            f"2OS {num_chunks}x{chunk_size}, {name}", operators.project_2os, python_ref.project_2os, x, *pair
+        )
 
 
 def small_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -81,7 +87,11 @@ def small_cases(dtype: torch.dtype) -> Iterator[Case]:
             values("normal", (3, 1000), dtype),
             inverse,
         )
-        for shape, tile, steps in (((2, 64, 64), (64, 64), 12), ((3, 16, 16), (8, 8), 6), ((2, 60, 104), (60, 104), 13)):
+        for shape, tile, steps in (
+            ((2, 64, 64), (64, 64), 12),
+            ((3, 16, 16), (8, 8), 6),
+            ((2, 60, 104), (60, 104), 13),
+        ):
             yield same(
                 f"butterfly {tile}, {steps} steps, inverse {inverse}",
                 operators.butterfly,
@@ -96,7 +106,9 @@ def small_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield same(f"Hadamard {size}", operators.hadamard_transform, reference.hadamard_transform, x, 0.3)
     for block_size in (16, 5, 100):
         x = values("normal", (2, 2 * block_size * 9), dtype)
-        yield same(f"WGNC, blocks of {block_size}", operators.project_wgnc, reference.project_wgnc, x, block_size)
+        yield same(
+            f"WGNC, blocks of {block_size}", operators.project_wgnc, reference.project_wgnc, x, block_size
+        )
         y = torch.view_as_complex(values("few values", (1, block_size * 21, 2), dtype))
         yield same(
             f"WGNC blocks of {block_size}",
@@ -123,7 +135,9 @@ def planted(name: str, ptx: str) -> str:
     return ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
 
 
-def difference(operator: Callable[[], Tensor], expected: Callable[[], Tensor], fault: type[Exception]) -> str | None:
+def difference(
+    operator: Callable[[], Tensor], expected: Callable[[], Tensor], fault: type[Exception]
+) -> str | None:
     try:
         assert_same_bits(operator(), expected())
     except (AssertionError, fault) as error:

@@ -1,4 +1,4 @@
-"""A stand-in for Triton's driver: kernels are compiled to PTX for a GPU, and their PTX is executed on CPU tensors."""
+"""A stand-in for Triton's driver: kernels are compiled to PTX, which is executed on CPU tensors."""
 
 import struct
 from collections.abc import Iterator
@@ -107,7 +107,12 @@ def ptx_as_binary(*of: Any) -> tuple[str, str] | None:
 
 @contextmanager
 def triton_device(capability: int, cache: str) -> Iterator[Device]:
-    """Make a device of a compute capability, such as 90, Triton's active one. `cache`: folder of compiled kernels."""
+    """Make a device Triton's active one.
+
+    Args:
+        capability: compute capability, such as 90.
+        cache: folder of compiled kernels.
+    """
     device = Device(capability)
     active = triton.runtime.driver._active
     triton.runtime.driver.set_active(device.driver())

@@ -44,7 +44,9 @@ class Allocation {
 // Memory of the host that kernels may read.
 class Borrowed {
  public:
-  Borrowed(const void* memory, size_t size) : memory_(memory) { runtime::machine.memory.add(memory, size, false); }
+  Borrowed(const void* memory, size_t size) : memory_(memory) {
+    runtime::machine.memory.add(memory, size, false);
+  }
   Borrowed(const Borrowed&) = delete;
   Borrowed& operator=(const Borrowed&) = delete;
   ~Borrowed() { runtime::machine.memory.remove(memory_); }
@@ -55,8 +57,8 @@ class Borrowed {
 
 inline void bind_device(pybind11::module_& m) {
   namespace py = pybind11;
-  py::register_exception<ptx::Fault>(m, "Fault", PyExc_RuntimeError);
-  py::class_<ptx::Machine> machine(m, "Machine");
+  py::register_local_exception<ptx::Fault>(m, "Fault", PyExc_RuntimeError);
+  py::class_<ptx::Machine> machine(m, "Machine", py::module_local());
   bind_settings(machine);
   m.attr("machine") = py::cast(&runtime::machine, py::return_value_policy::reference);
   m.def(

@@ -53,11 +53,13 @@ const ptx::Kernel& kernel_of(const Function& function) {
 // As many blocks as fit, if a thread uses as many registers as the launch bounds of the kernel allow.
 int64_t blocks_per_sm(const Function& function, int64_t threads, int64_t shared_bytes) {
   const ptx::Kernel& kernel = kernel_of(function);
-  if (threads <= 0 || threads > std::min<int64_t>(kernel.max_threads, device.threads_per_block) || shared_bytes < 0 ||
+  if (threads <= 0 || threads > std::min<int64_t>(kernel.max_threads, device.threads_per_block) ||
+      shared_bytes < 0 ||
       shared_bytes > std::min(function.allowed_shared_bytes, device.shared_bytes_per_block))
     return 0;
   const int64_t padded = (threads + 31) / 32 * 32;
-  const int64_t registers = std::min<int64_t>(255, device.registers_per_sm / (kernel.max_threads * kernel.min_blocks));
+  const int64_t registers =
+      std::min<int64_t>(255, device.registers_per_sm / (kernel.max_threads * kernel.min_blocks));
   return std::min({static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
                    device.registers_per_sm / (registers * padded),
                    device.shared_bytes_per_sm / (shared_bytes + device.reserved_shared_bytes)});
@@ -68,7 +70,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* stub, void** ar
   if (found == functions().end()) return cudaErrorInvalidDeviceFunction;
   const Function& function = found->second;
   const dim3 blocks = config.gridDim, threads = config.blockDim;
-  if (blocks.x == 0 || blocks.x > 0x7fffffff || threads.x == 0 || blocks.y * blocks.z * threads.y * threads.z != 1)
+  if (blocks.x == 0 || blocks.x > 0x7fffffff || threads.x == 0 ||
+      blocks.y * blocks.z * threads.y * threads.z != 1)
     return cudaErrorInvalidConfiguration;
   const auto shared_bytes = static_cast<int64_t>(config.dynamicSmemBytes);
   const int64_t at_once = blocks_per_sm(function, threads.x, shared_bytes) * device.num_sms;
@@ -127,8 +130,8 @@ void** __cudaRegisterFatBinary(void* wrapper) {
 }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void** binary, const char* stub, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
-                            int*) {
+void __cudaRegisterFunction(void** binary, const char* stub, char*, const char* name, int, uint3*, uint3*,
+                            dim3*, dim3*, int*) {
   functions()[stub] = {reinterpret_cast<Binary*>(binary), name};
 }
 
@@ -137,7 +140,9 @@ void __cudaRegisterFunction(void** binary, const char* stub, char*, const char* 
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 1; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorNotSupported; }
 cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorNotSupported; }
-cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) {
+  return cudaErrorNotSupported;
+}
 
 // ---- functions of the runtime ----
 
@@ -148,14 +153,15 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, int value) {
   const auto found = functions().find(stub);
   if (found == functions().end()) return status(cudaErrorInvalidDeviceFunction);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > device.shared_bytes_per_block)
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+      value > device.shared_bytes_per_block)
     return status(cudaErrorInvalidValue);
   found->second.allowed_shared_bytes = value;
   return cudaSuccess;
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* stub, int threads,
-                                                                  size_t shared_bytes, unsigned) {
+                                                                   size_t shared_bytes, unsigned) {
   const auto found = functions().find(stub);
   if (found == functions().end()) return status(cudaErrorInvalidDeviceFunction);
   *blocks = static_cast<int>(blocks_per_sm(found->second, threads, static_cast<int64_t>(shared_bytes)));
@@ -164,11 +170,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: return *value = device.threads_per_block, cudaSuccess;
-    case cudaDevAttrMultiProcessorCount: return *value = device.num_sms, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerBlock:
+      return *value = device.threads_per_block, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      return *value = device.num_sms, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = static_cast<int>(device.shared_bytes_per_block), cudaSuccess;
-    default: return status(cudaErrorInvalidValue);
+    default:
+      return status(cudaErrorInvalidValue);
   }
 }
 
@@ -176,11 +185,16 @@ cudaError_t cudaGetDevice(int* number) { return *number = 0, cudaSuccess; }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInvalidDeviceFunction: return "invalid device function";
-    case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
-    default: return "operation not supported";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+    default:
+      return "operation not supported";
   }
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
@@ -191,7 +205,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  if (bytes && !machine.memory.holds(reinterpret_cast<uint64_t>(to), bytes, true)) return status(cudaErrorInvalidValue);
+  if (bytes && !machine.memory.holds(reinterpret_cast<uint64_t>(to), bytes, true))
+    return status(cudaErrorInvalidValue);
   if (bytes) std::memset(to, value, bytes);
   return cudaSuccess;
 }

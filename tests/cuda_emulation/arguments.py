@@ -1,0 +1,41 @@
+"""Arguments of the functions of module.cpp, from tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisetilt_kernels.backends.tables import projection_tables
+
+
+def arrays(*tensors: Tensor) -> Any:
+    """Return the tensors as a tuple of NumPy arrays, or the only one as an array."""
+    converted = tuple(tensor.numpy() for tensor in tensors)
+    return converted if len(converted) > 1 else converted[0]
+
+
+def projection(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    value_chunk_sizes: Sequence[int],
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """Return the arguments of `project` for samples (C, H, W)."""
+    values, tiles = projection_tables(
+        shape, value_chunk_sizes, chunk_sizes, tile_sizes, 1e-3, dtype, torch.device("cpu")
+    )
+    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
+    return {
+        "tables": [arrays(table.lower, table.upper) for table in tables],
+        "num_values": len(values),
+        "tiles": [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))],
+    }
+
+
+def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
+    """Return the unscaled FFT of samples (B, N), each read as N/2 complex numbers, as real numbers (B, N)."""
+    z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
+    result = torch.fft.ifft(z, norm="forward") if inverse else torch.fft.fft(z)
+    return torch.view_as_real(result).flatten(1).contiguous()
