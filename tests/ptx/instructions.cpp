@@ -31,16 +31,32 @@ D as(S value) {
 }
 
 // ---- reading and writing registers ----
+//
+// A result is undefined, in each lane, if an operand is. Compilers compute with undefined values in lanes
+// whose results nobody uses. It is a fault if such a value is stored, is an address, or decides what a warp
+// does.
 
 template <class T>
 const T* get(Warp& warp, const Operand& operand, uint32_t mask) {
-  warp.check_written(operand, mask);
+  warp.defined &= warp.written[operand.index] | ~mask;
   return warp.values<T>(operand);
 }
 
 uint32_t get_predicate(Warp& warp, const Operand& operand, uint32_t mask) {
-  warp.check_written(operand, mask);
+  warp.defined &= warp.written[operand.index] | ~mask;
   return warp.predicate(operand);
+}
+
+// Operand that must be defined.
+template <class T>
+const T* get_defined(Warp& warp, const Operand& operand, uint32_t mask) {
+  warp.check_written(operand, mask);
+  return warp.values<T>(operand);
+}
+
+void mark_written(Warp& warp, const Operand& operand, uint32_t mask) {
+  uint32_t& written = warp.written[operand.index];
+  written = (written & ~mask) | (warp.defined & mask);
 }
 
 template <class Body>
@@ -59,13 +75,13 @@ void set(Warp& warp, const Operand& operand, uint32_t mask, const Of& of) {
   } else {
     each_lane(mask, [&](unsigned lane) { to[lane] = of(lane); });
   }
-  warp.written[operand.index] |= mask;
+  mark_written(warp, operand, mask);
 }
 
 void set_predicate(Warp& warp, const Operand& operand, uint32_t mask, uint32_t value) {
   uint32_t& old = *warp.values<uint32_t>(operand);
   old = (old & ~mask) | (value & mask);
-  warp.written[operand.index] |= mask;
+  mark_written(warp, operand, mask);
 }
 
 template <class Of>
@@ -262,10 +278,10 @@ template <class F, class T>
 void binary(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = get<T>(warp, i.operands[1], mask), *b = get<T>(warp, i.operands[2], mask);
   if constexpr ((std::is_same_v<F, Div> || std::is_same_v<F, Rem>) && !is_float<T>) {
-    // only the lanes in the mask have a divisor
+    // only these lanes have a divisor
     T* to = warp.values<T>(i.operands[0]);
-    each_lane(mask, [&](unsigned lane) { to[lane] = F::of(a[lane], b[lane]); });
-    warp.written[i.operands[0].index] |= mask;
+    each_lane(mask & warp.defined, [&](unsigned lane) { to[lane] = F::of(a[lane], b[lane]); });
+    mark_written(warp, i.operands[0], mask);
   } else {
     set<T>(warp, i.operands[0], mask, [=](unsigned lane) { return F::of(a[lane], b[lane]); });
   }
@@ -497,19 +513,14 @@ void select(Warp& warp, const Instruction& i, uint32_t mask) {
 
 // ---- moves and conversions ----
 
-// A copy of what was never written counts as never written.
 template <class T>
 void move(Warp& warp, const Instruction& i, uint32_t mask) {
-  const T* a = warp.values<T>(i.operands[1]);
-  const uint32_t written = warp.written[i.operands[1].index];
+  const T* a = get<T>(warp, i.operands[1], mask);
   set<T>(warp, i.operands[0], mask, [=](unsigned lane) { return a[lane]; });
-  warp.written[i.operands[0].index] &= ~mask | written;
 }
 
 void move_predicate(Warp& warp, const Instruction& i, uint32_t mask) {
-  const uint32_t written = warp.written[i.operands[1].index];
-  set_predicate(warp, i.operands[0], mask, warp.predicate(i.operands[1]));
-  warp.written[i.operands[0].index] &= ~mask | written;
+  set_predicate(warp, i.operands[0], mask, get_predicate(warp, i.operands[1], mask));
 }
 
 template <class Whole, class Part>
@@ -781,7 +792,7 @@ void store(Warp& warp, const Instruction& i, uint32_t mask) {
   const size_t size = sizeof(T) * i.vector;
   alignas(16) unsigned char bytes[kLanes * 32];
   for (unsigned k = 0; k < i.vector; ++k) {
-    const void* from = get<unsigned char>(warp, i.operands[k], mask);
+    const void* from = get_defined<unsigned char>(warp, i.operands[k], mask);
     each_lane(mask, [&](unsigned lane) {
       const T value = narrow<T>(from, i.operands[k].bits, lane);
       std::memcpy(bytes + lane * size + k * sizeof(T), &value, sizeof value);
@@ -841,8 +852,8 @@ void atomic(Warp& warp, const Instruction& i, uint32_t mask) {
   const bool wanted = i.how & 16;
   const int how = i.how & 15;
   const unsigned first = wanted ? 1 : 0;
-  const T* value = get<T>(warp, i.operands[first], mask);
-  const T* other = how == 7 ? get<T>(warp, i.operands[first + 1], mask) : value;
+  const T* value = get_defined<T>(warp, i.operands[first], mask);
+  const T* other = how == 7 ? get_defined<T>(warp, i.operands[first + 1], mask) : value;
   T olds[kLanes] = {};
   bool any = false;
   uint64_t found = 0;
@@ -893,10 +904,11 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
   const bool has_predicate = i.operands[1].bits == 1;
   const unsigned first = has_predicate ? 2 : 1;
   uint32_t a[kLanes];
-  std::memcpy(a, get<uint32_t>(warp, i.operands[first], mask), sizeof a);
-  const auto *b = get<uint32_t>(warp, i.operands[first + 1], mask),
-             *c = get<uint32_t>(warp, i.operands[first + 2], mask);
-  uint32_t inside = 0, source[kLanes];
+  std::memcpy(a, warp.values<uint32_t>(i.operands[first]), sizeof a);
+  const auto *b = get_defined<uint32_t>(warp, i.operands[first + 1], mask),
+             *c = get_defined<uint32_t>(warp, i.operands[first + 2], mask);
+  const uint32_t written = warp.written[i.operands[first].index];
+  uint32_t inside = 0, defined = 0, result[kLanes];
   each_lane(mask, [&](unsigned lane) {
     const int me = static_cast<int>(lane), distance = static_cast<int>(b[lane] & 31);
     const int clamp = static_cast<int>(c[lane] & 31), segments = static_cast<int>(c[lane] >> 8 & 31);
@@ -923,18 +935,20 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
     if (!valid) from = me;
     if (!(mask >> from & 1))
       warp.fail("a lane reads from lane " + std::to_string(from) + ", which takes no part");
-    source[lane] = a[from];
+    result[lane] = a[from];
+    defined |= (written >> from & 1) << lane;
     inside |= uint32_t{valid} << lane;
   });
-  each_lane(mask, [&](unsigned lane) { warp.values<uint32_t>(i.operands[0])[lane] = source[lane]; });
-  warp.written[i.operands[0].index] |= mask;
   if (has_predicate) set_predicate(warp, i.operands[1], mask, inside);
+  warp.defined = defined;
+  set<uint32_t>(warp, i.operands[0], mask, [&](unsigned lane) { return result[lane]; });
 }
 
 enum Vote { kAll = 2, kAny = 4, kUniform = 6, kBallot = 8 };
 
 void vote(Warp& warp, const Instruction& i, uint32_t mask) {
-  const uint32_t set_lanes = get_predicate(warp, i.operands[1], mask) & mask;
+  warp.check_written(i.operands[1], mask);
+  const uint32_t set_lanes = warp.predicate(i.operands[1]) & mask;
   const bool all = set_lanes == mask, any = set_lanes != 0;
   switch (i.how & ~1) {
     case kBallot:
@@ -951,7 +965,7 @@ void vote(Warp& warp, const Instruction& i, uint32_t mask) {
 template <class T>
 void match_any(Warp& warp, const Instruction& i, uint32_t mask) {
   T a[kLanes];
-  std::memcpy(a, get<T>(warp, i.operands[1], mask), sizeof a);
+  std::memcpy(a, get_defined<T>(warp, i.operands[1], mask), sizeof a);
   set<uint32_t>(warp, i.operands[0], mask, [&](unsigned lane) {
     uint32_t same = 0;
     each_lane(mask, [&](unsigned other) { same |= uint32_t{a[other] == a[lane]} << other; });
@@ -961,7 +975,7 @@ void match_any(Warp& warp, const Instruction& i, uint32_t mask) {
 
 template <class F, class T>
 void reduce(Warp& warp, const Instruction& i, uint32_t mask) {
-  const T* a = get<T>(warp, i.operands[1], mask);
+  const T* a = get_defined<T>(warp, i.operands[1], mask);
   bool first = true;
   T result{};
   each_lane(mask, [&](unsigned lane) {
@@ -982,7 +996,7 @@ void matrix(Warp& warp, const Instruction& i, uint32_t mask) {
   unsigned char stored[kLanes][16] = {};
   if (kStore)
     for (unsigned k = 0; k < count; ++k) {
-      const auto* from = get<uint32_t>(warp, i.operands[k], mask);
+      const auto* from = get_defined<uint32_t>(warp, i.operands[k], mask);
       for (unsigned lane = 0; lane < kLanes; ++lane)
         for (unsigned half = 0; half < 2; ++half) {
           unsigned row = lane / 4, column = lane % 4 * 2 + half;

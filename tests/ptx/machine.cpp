@@ -35,7 +35,7 @@ void Warp::fail(const std::string& why) {
 
 void Warp::fail_unwritten(const Operand& operand, uint32_t mask) {
   const unsigned lane = static_cast<unsigned>(__builtin_ctz(~written[operand.index] & mask));
-  fail("an operand is read before it is written, in lane " + std::to_string(lane));
+  fail("the result depends on a register that was never written, in lane " + std::to_string(lane));
 }
 
 // ---- memory that a launch may access ----
@@ -314,6 +314,7 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
       if (instructions-- == 0 || warp.polled) return true;
       const Instruction& instruction = kernel->code[group.pc];
       warp.pc = group.pc;
+      warp.defined = kAllLanes;
       uint32_t mask = group.mask;
       if (instruction.guarded) {
         warp.check_written(instruction.guard, mask);

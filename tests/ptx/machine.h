@@ -124,9 +124,10 @@ struct Warp {
   uint32_t* written = nullptr;
   unsigned char* thread_memory = nullptr;  // thread_bytes of lane 0, then of lane 1, ...
   bool at_barrier = false;
-  uint32_t pc = 0;         // of the instruction that is executed
-  bool polled = false;     // the instruction has read memory that another thread may change
-  uint64_t last_poll = 0;  // what the last poll has found
+  uint32_t pc = 0;               // of the instruction that is executed
+  uint32_t defined = kAllLanes;  // lanes whose operands of this instruction have been written
+  bool polled = false;           // the instruction has read memory that another thread may change
+  uint64_t last_poll = 0;        // what the last poll has found
 
   template <class T>
   T* values(const Operand& operand);
