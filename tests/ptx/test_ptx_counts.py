@@ -1,4 +1,4 @@
-"""What the kernels do must not grow: counts of their PTX, against those in bench/gpu/counts.json."""
+"""Counts of the PTX of the kernels do not grow beyond those in bench/gpu/counts.json."""
 
 import json
 import os

@@ -2,8 +2,8 @@
 
     python -m ptx.triton_cases CAPABILITY DTYPE [--full] [--stale] [--plant NAME]
 
-Prints a line of JSON for every case: its name, and the difference, a fault, or null. It is a program of its own,
-because tests set TRITON_INTERPRET, after which no kernel is compiled.
+Prints a line of JSON for every case: its name, and the difference, a fault, or null. It is a program of its
+own, because tests set TRITON_INTERPRET, after which no kernel is compiled.
 """
 
 import argparse
