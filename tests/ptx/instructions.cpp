@@ -1501,6 +1501,8 @@ class Assembler {
               : name == "abs" ? unary_of<Abs, kIntegers | kFloats>(type)
                               : unary_of<Reverse, kIntegers | kUnsignedOnly | kWords>(type);
     } else {
+      static const std::set<std::string> known = {"min", "max", "and", "or", "xor", "rem", "copysign"};
+      if (!known.count(name)) unknown();
       only({});
       operands({bits, bits, bits});
       i.run = name == "min"        ? binary_of<Min, kIntegers | kFloats>(type)

@@ -462,6 +462,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   shared_bytes = (kernel->static_shared_bytes + 15) / 16 * 16 + dynamic_shared;
   counters = {};
   atomics.clear();
+  unpublished_.clear();
   if (threads == 0 || threads > static_cast<uint64_t>(kernel->max_threads))
     throw Fault(readable(kernel->name) + ": launched with " + std::to_string(threads) + " threads");
 
@@ -506,7 +507,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
       continue;
     }
     if (warp.groups.empty() && --block.live == 0) {
-      if (stale) block.view.publish_all();
+      if (stale) unpublished_.push_back(std::move(block.view));
       counters.grid_barriers = std::max(counters.grid_barriers, block.grid_barriers);
       ++finished;
       if (started < blocks) begin(block);
@@ -514,6 +515,8 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
       release_barrier(block, ready);
     }
   }
+  for (View& view : unpublished_) view.publish_all();
+  unpublished_.clear();
   for (const auto& [address, count] : atomics)
     counters.most_atomics_on_one_address = std::max(counters.most_atomics_on_one_address, count);
   if (counting)

@@ -270,6 +270,7 @@ struct Machine {
 
  private:
   std::vector<std::unique_ptr<Block>> blocks_;  // resident ones; kept, because their memory is large
+  std::vector<View> unpublished_;               // views of blocks that have ended
   void start(Block& block, uint32_t index);
   bool step(Warp& warp, uint64_t instructions);
   void release_barrier(Block& block, std::vector<Warp*>& ready);
