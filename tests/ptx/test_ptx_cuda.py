@@ -33,17 +33,14 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_wgnc_between_ffts,
     test_wgnc_blocks,
 )
-from ptx.build import CAPABILITIES, NVCC, load
+from ptx.build import NVCC, load
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[f"sm_{c}" if c == 90 else pytest.param(f"sm_{c}", marks=pytest.mark.slow) for c in CAPABILITIES],
-)
-def kernels(request: pytest.FixtureRequest) -> ModuleType:
-    return load(f"kernels_{request.param}")
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    return load("kernels_sm_90")
 
 
 @pytest.fixture
@@ -163,3 +160,25 @@ def test_unknown_opcodes_are_named(
 ) -> None:
     edited(pattern, opcode, 0)
     assert f"the opcode {opcode} is unknown" in check_is_found(kernels)
+
+
+# ---- the other architecture ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_code_for_sm_80(dtype: torch.dtype) -> None:
+    kernels = load("kernels_sm_80")
+    for distribution in ("normal", "everything"):
+        test_2os(kernels, distribution, "many blocks", dtype)
+        test_2os_of_longer_samples(kernels, 3000, 3, distribution, dtype)
+        test_wgnc_blocks(kernels, distribution, 16, dtype)
+        test_wgnc_blocks(kernels, distribution, 17, dtype)
+    test_project(kernels, (4, 16, 16), "many blocks", dtype)
+    test_project_mixing_domains(kernels, (4, 16, 16), "few blocks", dtype)
+    test_wgnc_between_ffts(kernels, 129, 16, dtype)
+    test_hadamard_transform(kernels, 14, dtype)
+    test_compact_fourier(kernels, 1000, dtype)
+    test_a_sample_that_is_not_finite_is_nan_throughout(kernels, dtype)
+    for inverse in (False, True):
+        test_butterfly(kernels, (2, 64, 64), (64, 64), 12, inverse, dtype)
