@@ -15,7 +15,7 @@ atomics       of threads, in global memory, and the most on one address
 moved         bytes of all sectors, divided by the bytes of input and result
 local         requests to local memory
 code          instructions of PTX
-estimate      largest of the four bounds in `Count.bounds`: no measurement
+estimate      largest of the five bounds in `Count.bounds`: no measurement
 """
 
 import argparse
@@ -64,6 +64,8 @@ SMS, CLOCK = 132, 1.755e9
 """Multiprocessors of an H200, and their clock in Hz (NVIDIA's data sheets)."""
 BARRIER_SECONDS = 1.5e-6
 """Time of a barrier of the grid: an assumption, two round trips to the second-level cache."""
+LAUNCH_SECONDS = 1.5e-6
+"""Time from one kernel to the next in a CUDA graph: an assumption."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Count:
         instructions: 4 warps of a multiprocessor issue one in each cycle.
         shared memory: a multiprocessor serves one wavefront in each cycle.
         global memory: a multiprocessor gets 64 bytes in each cycle from the second-level cache.
-        barriers: BARRIER_SECONDS each.
+        barriers: BARRIER_SECONDS each. launches: LAUNCH_SECONDS each.
 
         A launch with fewer blocks than multiprocessors leaves the others idle.
         """
@@ -97,6 +99,7 @@ class Count:
             "shared memory": self.sums["shared_wavefronts"] / cycles,
             "global memory": (self.sums["bytes_read"] + self.sums["bytes_written"]) / (64 * cycles),
             "barriers": self.barriers * BARRIER_SECONDS,
+            "launches": self.launches * LAUNCH_SECONDS,
         }
 
 

@@ -26,7 +26,7 @@ FLAGS = (
     "-std=c++17 -O3 -march=native -ffp-contract=off -fwrapv -fPIC -fvisibility=hidden -Wall -Wextra "
     "-Wno-missing-field-initializers"
 )
-INTERPRETER = ("text", "machine", "instructions")
+INTERPRETER = ("text", "assembly", "machine")
 CAPABILITIES = (80, 90)
 TARGETS = ("interpreter", *(f"kernels_sm_{capability}" for capability in CAPABILITIES))
 

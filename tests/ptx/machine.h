@@ -62,7 +62,6 @@ struct Instruction {
   Order order = Order::weak;
   bool block_scope = false;      // of the order
   uint8_t item = 0, vector = 1;  // bytes of an item, items
-  bool is_signed = false;
   int64_t offset = 0;
   int how = 0;          // variant: a comparison, a rounding, an operation
   uint32_t target = 0;  // of a branch or a call

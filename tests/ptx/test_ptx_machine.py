@@ -276,6 +276,7 @@ def test_late_visibility(run: Run) -> None:
     assert 0 in sent(run, "relaxed", "acquire", stale=True)
     assert 0 in sent(run, "release", "relaxed", stale=True)
     assert 0 in sent(run, "relaxed", "relaxed", "fence.acq_rel.cta;", stale=True)
+    assert 0 in sent(run, "relaxed", "relaxed", "", stale=True)
     assert sent(run, "relaxed", "relaxed") == {7}
 
 

@@ -82,13 +82,13 @@ class Parser {
     while (!at_end()) {
       const std::string word = next();
       if (word == ".target") {
-        result.target = next();
+        next();
         while (peek(",")) next(), next();
       } else if (word == ".entry" || word == ".func") {
         function(word == ".entry", result);
       } else if (word == ".global" || word == ".const") {
-        result.globals.push_back(variable());
-        expect(";");
+        while (next() != ";") {  // no instruction here uses one
+        }
       } else if (word == ".shared") {
         result.shared.push_back(variable());
         expect(";");
@@ -149,18 +149,6 @@ class Parser {
       next();
       result.size = peek("]") ? 0 : item * static_cast<size_t>(number());
       expect("]");
-    }
-    if (peek("=")) {
-      next();
-      const bool braces = peek("{");
-      if (braces) next();
-      do {
-        const auto value = static_cast<uint64_t>(number());
-        for (size_t k = 0; k < item; ++k)
-          result.content.push_back(static_cast<unsigned char>(value >> 8 * k));
-        if (peek(",")) next();
-      } while (braces && !peek("}"));
-      if (braces) next();
     }
     return result;
   }

@@ -35,11 +35,10 @@ struct Statement {
   std::string source;   // the statement, for messages
 };
 
-// Variable in the state space .local, .shared, .param or .global.
+// Variable in the state space .local, .shared or .param.
 struct Variable {
   std::string name;
   size_t size = 0, alignment = 1;
-  std::vector<unsigned char> content;  // of an initialised one
 };
 
 struct Register {
@@ -59,10 +58,8 @@ struct Function {
 };
 
 struct Module {
-  std::string target;  // sm_90
   std::map<std::string, Function> functions;
   std::vector<Variable> shared;  // outside of functions; size 0: the dynamic shared memory of a launch
-  std::vector<Variable> globals;
 };
 
 // Throws Fault if the text is no PTX.
