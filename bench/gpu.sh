@@ -13,8 +13,8 @@
 #   1. On any x86-64 Linux machine with nvcc, run `bench/gpu.sh prepare`. It takes minutes.
 #   2. Take the sources and the folder build/carried to the machine with the GPU: one folder beside what git
 #      knows, together less than 64 MiB. Nothing is built or downloaded there, and no reference is computed.
-#      It needs Python 3.10 or newer, a CUDA build of torch 2.11 or newer, numpy and scipy, and for `sanitize`
-#      also pytest and compute-sanitizer. If the libraries do not load there, they are built there once, which
+#      It needs Python 3.10 or newer, a CUDA build of torch 2.11 or newer, numpy, scipy and safetensors; for
+#      `sanitize` also pytest and compute-sanitizer, for `triton` a C compiler and Python's headers. If the libraries do not load there, they are built there once, which
 #      needs nvcc, and takes a minute or two of that run.
 #   3. Call `OUT=folder bench/gpu.sh cuda` there, allow it 250 s, then the same with `sanitize` and `triton`.
 #   4. Bring the folder back. It has at most these files, none larger than 16 MiB:

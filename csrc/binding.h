@@ -184,7 +184,8 @@ class OwnedProjection : public SampleType {
 };
 
 // Tensor that stands for an object in arguments of operators. It has the bytes of the object, on the CPU, and
-// deletes the object when it dies.
+// deletes the object when it dies. A copy of the tensor must not be used: its pointers would be to an object
+// that may be gone.
 template <class Object>
 Tensor handle_of(std::unique_ptr<Object> object) {
   const Tensor handle =
@@ -205,12 +206,12 @@ const Projection& projection_of(const Tensor& handle, const Tensor& x) {
   return *data<Projection>(handle);
 }
 
-// Operators that every device has. `Device` has
-//   Owned<T>: the OwnedProjection of the device
-//   run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
-//   half_length_fft(values, x, inverse): FFT of samples like x, each read as size/2 complex numbers; not
-//   scaled as_samples(result, x): result of an FFT as a tensor like x reserve_for_whiten(kernels, ..):
-//   prepares the memory of the projections of `whiten`.
+// Operators that every device has. `Device` has:
+// - Owned<T>: the OwnedProjection of the device
+// - run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
+// - half_length_fft(values, x, inverse): FFT of samples like x as size/2 complex numbers, not scaled
+// - as_samples(result, x): result of an FFT as a tensor like x
+// - reserve_for_whiten(kernels, ..): memory for the projections of whiten
 template <class Device>
 struct Operators {
   template <class T>

@@ -7,13 +7,13 @@ Counts do not depend on the load of the machine. They are those of PTX for compu
 with the 132 multiprocessors of an H200. ptxas may still remove or add instructions. FFTs are left out.
 
 launches      of kernels
-barriers      of the whole grid: the most of a block, summed over the launches
+barriers      of the whole grid: releases of a block (the most of one), summed over the launches
 instructions  of warps, in millions
-sectors       of 32 bytes, in global memory, divided by the fewest that could hold what each request asks for
-wavefronts    in shared memory, divided by the fewest
+sectors       of 32 bytes in global memory, for a request of a warp, and the fewest that could hold its bytes
+wavefronts    in shared memory, for a request of a warp, and the fewest
 atomics       of threads, in global memory, and the most on one address
 moved         bytes of all sectors, divided by the bytes of input and result
-local         requests to local memory
+local         requests to local memory, and its bytes of a thread; ptxas may keep a part of it in registers
 code          instructions of PTX
 estimate      largest of the five bounds in `Count.bounds`: no measurement
 """
@@ -48,8 +48,10 @@ from ptx.build import load
 FIELDS = {"noise": gaussian, "1/k": structured}
 SUMMED = (
     "warp_instructions",
+    "global_requests",
     "global_sectors",
     "ideal_sectors",
+    "shared_requests",
     "shared_wavefronts",
     "ideal_wavefronts",
     "global_atomics",
@@ -78,17 +80,19 @@ class Count:
     barriers: int
     blocks: int
     code: int
+    local_bytes: int
     most_on_one_address: int
     needed_bytes: int
     sums: dict[str, int]
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that each resource needs at least, if nothing else limits the kernels (an estimate).
+        """Estimates of the seconds that the kernels would take if only one resource limited them.
 
-        instructions: 4 warps of a multiprocessor issue one in each cycle.
+        instructions: 4 warps of a multiprocessor issue one in each cycle. Loops that wait are counted, too.
         shared memory: a multiprocessor serves one wavefront in each cycle.
-        global memory: a multiprocessor gets 64 bytes in each cycle from the second-level cache.
+        global memory: a multiprocessor gets 64 bytes in each cycle from the second-level cache. What the
+        first-level cache serves is counted, too.
         barriers: BARRIER_SECONDS each. launches: LAUNCH_SECONDS each.
 
         A launch with fewer blocks than multiprocessors leaves the others idle.
@@ -109,9 +113,10 @@ def count_of(name: str, backend: str, launches: list[dict[str, Any]], needed_byt
         name,
         backend,
         launches=len(kept),
-        barriers=sum(launch["grid_barriers"] for launch in kept),
+        barriers=sum(launch["releases"] for launch in kept),
         blocks=max(launch["blocks"] for launch in kept),
         code=sum({launch["kernel"]: launch["instructions"] for launch in kept}.values()),
+        local_bytes=max(launch["local_bytes"] for launch in kept),
         most_on_one_address=max(launch["most_atomics_on_one_address"] for launch in kept),
         needed_bytes=needed_bytes,
         sums={what: sum(launch[what] for launch in kept) for what in SUMMED},
@@ -299,20 +304,22 @@ def row_of(count: Count) -> str:
     sums, bounds = count.sums, count.bounds
     bound = max(bounds, key=bounds.__getitem__)
 
-    def ratio(a: float, b: float) -> str:
-        return f"{a / b:.1f}x" if b else "-"
+    def per_request(memory: str, what: str) -> str:
+        requests = sums[f"{memory}_requests"]
+        found, ideal = (sums[f"{kind}_{what}"] for kind in (memory, "ideal"))
+        return f"{found / requests:.1f} of {ideal / requests:.1f}" if requests else "-"
 
     cells = [
         count.name,
         count.launches,
         count.barriers,
         f"{sums['warp_instructions'] / 1e6:.2f}",
-        ratio(sums["global_sectors"], sums["ideal_sectors"]),
-        ratio(sums["shared_wavefronts"], sums["ideal_wavefronts"]),
+        per_request("global", "sectors"),
+        per_request("shared", "wavefronts"),
         sums["global_atomics"],
         count.most_on_one_address,
-        ratio(sums["bytes_read"] + sums["bytes_written"], count.needed_bytes),
-        sums["local_requests"],
+        f"{(sums['bytes_read'] + sums['bytes_written']) / count.needed_bytes:.1f}x",
+        f"{sums['local_requests']} ({count.local_bytes})" if count.local_bytes else "-",
         count.code,
         f"{1e6 * bounds[bound]:.0f} us",
         bound,

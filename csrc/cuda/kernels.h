@@ -53,8 +53,8 @@ void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& pro
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing);
-// Allocates the memory of the stages of W that follow, and clears it at once: of `finite_or_nan`, of
-// `project` twice, of `project_mixing_domains`. Without this call each of them does so.
+// Allocates the memory of the stages of W that follow: `finite_or_nan`, `project` twice,
+// `project_mixing_domains`. Clears the part that must be zero. Without this call each stage does so itself.
 template <class T>
 void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
                         const Mixing* mixing, int64_t num_mixing);
@@ -74,7 +74,7 @@ void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t
 template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size);
 
-// Interleaved complex numbers. y and out may be the same.
+// Interleaved complex numbers. y and out may be the same. out begins at a multiple of a complex number.
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
 // Unpacks half-length FFTs into spectra, projects their blocks, and packs them again, in place.

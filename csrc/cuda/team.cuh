@@ -26,8 +26,8 @@ __device__ inline unsigned char* dynamic_shared_memory() {
 }
 
 #ifdef NOISETILT_CUDA_DEBUG
-// Time that a block waits at a team barrier before it ends the kernel with an error. It is far longer than
-// the work between two barriers, also under compute-sanitizer.
+// Time that a block waits at a team barrier before it ends the kernel with an error. It is meant to be
+// far longer than the work between two barriers, also under compute-sanitizer.
 constexpr uint64_t kMaxWaitNs = 2'000'000'000;
 
 // Time of a clock that all multiprocessors share.

@@ -44,7 +44,7 @@ class Columns(NamedTuple):
 def directory() -> Path | None:
     """Directory of the cache: below XDG_CACHE_HOME, or below ~/.cache if the variable is no absolute path.
 
-    None if tables are not kept on disk.
+    None without safetensors or a home directory. Tables are then kept in memory only.
     """
     place = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(place):

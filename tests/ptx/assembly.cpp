@@ -112,7 +112,7 @@ class Assembler {
     kernel_->max_threads = limit(".maxntid", limit(".reqntid", 1024));
     kernel_->min_blocks = limit(".minnctapersm", 1);
     need(name);
-    for (size_t k = 0; k < needed_.size(); ++k) place_variables(function(needed_[k]));
+    place_variables();
     // The dynamic shared memory lies behind the static one.
     kernel_->static_shared_bytes = aligned(kernel_->static_shared_bytes, 16);
     for (const Variable& shared : module.shared)
@@ -150,21 +150,25 @@ class Assembler {
     kernel_->static_shared_bytes = at + variable.size;
   }
 
-  void place_variables(const Function& function) {
-    for (const Variable& shared : function.shared) place_shared(shared);
-    const auto place = [&](const Variable& variable) {
-      const size_t at = aligned(kernel_->thread_bytes, variable.alignment);
-      symbols_[function.name + "/" + variable.name] = {Space::thread, at};
-      kernel_->thread_bytes = at + variable.size;
-    };
-    for (const Variable& variable : function.locals) {
-      place(variable);
-      kernel_->local_bytes += variable.size;
+  void place(const Function& function, const Variable& variable) {
+    const size_t at = aligned(kernel_->thread_bytes, variable.alignment);
+    symbols_[function.name + "/" + variable.name] = {Space::thread, at};
+    kernel_->thread_bytes = at + variable.size;
+  }
+
+  // Variables of a thread: .local of all functions, then .param of all functions.
+  void place_variables() {
+    for (const std::string& name : needed_)
+      for (const Variable& variable : function(name).locals) place(function(name), variable);
+    kernel_->local_bytes = kernel_->thread_bytes;
+    for (const std::string& name : needed_) {
+      const Function& needed = function(name);
+      for (const Variable& variable : needed.shared) place_shared(variable);
+      for (const Variable& variable : needed.call_parameters) place(needed, variable);
+      if (needed.is_entry) continue;
+      for (const auto* list : {&needed.parameters, &needed.results})
+        for (const Variable& variable : *list) place(needed, variable);
     }
-    for (const Variable& variable : function.call_parameters) place(variable);
-    if (!function.is_entry)
-      for (const auto* list : {&function.parameters, &function.results})
-        for (const Variable& variable : *list) place(variable);
     kernel_->thread_bytes = aligned(kernel_->thread_bytes, 16);
   }
 
@@ -374,7 +378,7 @@ class Assembler {
     if (name == "bra" || name == "call" || name == "ret" || name == "exit" || name == "bar" ||
         name == "barrier" || name == "membar" || name == "fence" || name == "trap" || name == "nanosleep" ||
         name == "shfl" || name == "vote" || name == "match" || name == "redux" || name == "ldmatrix" ||
-        name == "stmatrix" || name == "activemask")
+        name == "stmatrix")
       return control(i, type);
     arithmetic(i, type);
   }
@@ -716,8 +720,6 @@ class Assembler {
       i.run = &trap;
     } else if (name == "nanosleep") {
       i.run = &nothing;
-    } else if (name == "activemask") {
-      unknown();
     } else {
       collective(i, type);
     }
@@ -787,6 +789,7 @@ class Assembler {
       for (const Text& text : given()) add(i, exact(text, 32));
       const std::string& mode = words_.at(2);
       const bool is_signed = type.kind == 's';
+      if (type.kind == 'f') unknown();
       i.run = mode == "add"   ? &reduce<Add, uint32_t>
               : mode == "and" ? &reduce<And, uint32_t>
               : mode == "or"  ? &reduce<Or, uint32_t>

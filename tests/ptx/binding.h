@@ -20,7 +20,7 @@ inline pybind11::dict dict_of(const ptx::Launch& launch) {
       {"warp_instructions", c.warp_instructions},
       {"thread_instructions", c.thread_instructions},
       {"block_barriers", c.block_barriers},
-      {"grid_barriers", c.grid_barriers},
+      {"releases", c.releases},
       {"global_requests", c.global_requests},
       {"global_sectors", c.global_sectors},
       {"ideal_sectors", c.ideal_sectors},

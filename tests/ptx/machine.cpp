@@ -202,7 +202,7 @@ void Machine::start(Block& block, uint32_t index) {
   block.view = {};
   block.waiting = 0;
   block.live = num_warps;
-  block.grid_barriers = 0;
+  block.releases = 0;
   // Memory of a block holds what others have left there: noise, of which most is NaN.
   const size_t thread_bytes = num_warps * kLanes * kernel->thread_bytes;
   block.shared.reserve(shared_bytes);
@@ -347,6 +347,10 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           break;
         case Flow::collective:
           // Lanes wait until all lanes that the operation names are here.
+          if (mask == 0) {
+            ++group.pc;
+            break;
+          }
           if (mask != group.mask)
             warp.fail("a collective operation under a predicate that differs in the warp");
           {
@@ -374,6 +378,10 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           ++group.pc;
           break;
         case Flow::barrier:
+          if (mask == 0) {
+            ++group.pc;
+            break;
+          }
           if (mask != group.mask) warp.fail("a barrier under a predicate that differs in the warp");
           if (group.mask != warp.live) {
             group.state = Group::waits;
@@ -384,6 +392,10 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           ++warp.block->waiting;
           return false;
         case Flow::call: {
+          if (mask == 0) {
+            ++group.pc;
+            break;
+          }
           if (mask != group.mask) warp.fail("a call under a predicate that differs in the warp");
           if (group.depth == Group::kMaxDepth) warp.fail("too many nested calls");
           for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -508,7 +520,7 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
     }
     if (warp.groups.empty() && --block.live == 0) {
       if (stale) unpublished_.push_back(std::move(block.view));
-      counters.grid_barriers = std::max(counters.grid_barriers, block.grid_barriers);
+      counters.releases = std::max(counters.releases, block.releases);
       ++finished;
       if (started < blocks) begin(block);
     } else if (block.waiting == block.live) {

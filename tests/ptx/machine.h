@@ -34,7 +34,7 @@ enum class Order : uint8_t { weak, constant, relaxed, acquire, release, acq_rel 
 struct Operand {
   uint32_t at = 0;     // in bytes, in the registers of a warp or in the constants of the kernel
   uint32_t index = 0;  // of its mask of written lanes; 0 for constants and special registers
-  uint8_t bits = 0;    // 1 for a predicate, which is a mask of lanes; 0 for the sink _
+  uint8_t bits = 0;    // 1 for a predicate, which is a mask of lanes
   bool constant = false;
   bool negated = false;  // of a predicate
 };
@@ -77,8 +77,8 @@ struct Kernel {
   std::vector<unsigned char> constants;
   size_t register_bytes = 0;   // of a warp
   uint32_t num_registers = 1;  // masks of written lanes
-  size_t thread_bytes = 0;     // .local and .param of a thread, all functions
-  size_t local_bytes = 0;      // .local of them
+  size_t thread_bytes = 0;     // of the variables of a thread, all functions
+  size_t local_bytes = 0;      // of those in .local, which come first
   struct Parameter {
     size_t offset, size;
   };
@@ -160,12 +160,14 @@ class View {
   std::unordered_map<uint64_t, Sector> sectors_;
 };
 
-// Memory that grows, and keeps what was there. New memory is zero, and costs nothing before it is touched.
+// Memory that is used again and again. If it must grow, its content is lost. New memory is zero, and costs
+// nothing before it is touched.
 template <class T>
 class Storage {
  public:
   void reserve(size_t size) {
     if (size <= size_) return;
+    size_ = 0;
     memory_.reset(static_cast<T*>(std::calloc(size, sizeof(T))));
     if (!memory_) throw std::bad_alloc();
     size_ = size;
@@ -192,17 +194,18 @@ struct Block {
   struct Shadow {
     uint32_t write_epoch, read_epoch;
     uint16_t writer, reader;
+    bool only_atomic;  // the writes
   };
   static constexpr uint16_t kSeveral = 0xffff;
   Storage<Shadow> shadows;
   View view;
-  uint64_t grid_barriers = 0;  // release operations
+  uint64_t releases = 0;  // release operations and fences
 };
 
 struct Counters {
   uint64_t warp_instructions = 0, thread_instructions = 0;
   uint64_t block_barriers = 0;  // of all blocks
-  uint64_t grid_barriers = 0;   // largest number of release operations of a block
+  uint64_t releases = 0;        // the most release operations and fences of a block
   uint64_t global_requests = 0, global_sectors = 0, ideal_sectors = 0;
   uint64_t bytes_read = 0, bytes_written = 0;  // sectors of loads and of stores
   uint64_t shared_requests = 0, shared_wavefronts = 0, ideal_wavefronts = 0;
@@ -243,7 +246,9 @@ struct Machine {
 
   // settings
   uint64_t seed = 0;
-  bool stale = false;  // stores become visible, and loads current, only as late as the memory model allows
+  // Stores appear to other blocks only after a release. Loads return what their block has read there before,
+  // until it performs an acquire.
+  bool stale = false;
   bool check_races = true;  // in shared memory
   bool counting = false;
   Memory memory;

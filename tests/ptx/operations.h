@@ -14,20 +14,9 @@
 namespace ptx {
 
 template <class T>
-using Unsigned =
-    std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
-template <class T>
 constexpr bool is_float = std::is_floating_point_v<T>;
 template <class T>
 constexpr int bits_of = static_cast<int>(sizeof(T)) * 8;
-
-template <class D, class S>
-D as(S value) {
-  static_assert(sizeof(D) == sizeof(S));
-  D result;
-  std::memcpy(&result, &value, sizeof result);
-  return result;
-}
 
 // ---- reading and writing registers ----
 //
@@ -548,7 +537,7 @@ inline void convert_address(Warp& warp, const Instruction& i, uint32_t mask) {
   const auto* a = get<uint64_t>(warp, i.operands[1], mask);
   const auto window = static_cast<uint64_t>(i.offset);
   if (!i.how && window)
-    each_lane(mask, [&](unsigned lane) {
+    each_lane(mask & warp.defined, [&](unsigned lane) {
       if (a[lane] >> 56 != window >> 56) warp.fail("the generic address is not in this state space");
     });
   set<uint64_t>(warp, i.operands[0], mask,
@@ -607,35 +596,33 @@ struct Places {
 
 enum class Access { read, write, atomic };
 
-inline void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, size_t item,
-                       Access access, const unsigned char* stored) {
+inline void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, Access access,
+                       const unsigned char* stored) {
   Block& block = *warp.block;
   const auto me = static_cast<uint16_t>(warp.number);
-  constexpr uint16_t kAtomic = 0x8000;
-  const size_t unit = std::min<size_t>(item, 4);
   each_lane(mask & places.shared, [&](unsigned lane) {
-    for (size_t k = 0; k < size; k += unit) {
+    // Threads may store the same value.
+    const bool same =
+        access == Access::write && std::memcmp(stored + lane * size, places.at[lane], size) == 0;
+    for (size_t k = 0; k < size; ++k) {
       const uint64_t offset = places.addresses[lane] - kSharedBase + k;
       Block::Shadow& shadow = block.shadows.data()[offset];
       const bool written = shadow.write_epoch == block.epoch, read = shadow.read_epoch == block.epoch;
-      const bool by_other = written && (shadow.writer & ~kAtomic) != me;
-      const bool only_atomic = access == Access::atomic && shadow.writer & kAtomic;
-      // Threads may store the same value.
-      const bool same =
-          access == Access::write && std::memcmp(stored + lane * size + k, places.at[lane] + k, unit) == 0;
-      if (by_other && !only_atomic && !same)
-        warp.fail("a race: warp " + std::to_string(shadow.writer & ~kAtomic) + " has written byte " +
-                  std::to_string(offset) + " of shared memory since the last barrier");
-      if (access != Access::read && read && shadow.reader != me && !same)
-        warp.fail("a race: another warp has read byte " + std::to_string(offset) +
+      const bool written_by_other = written && shadow.writer != me,
+                 read_by_other = read && shadow.reader != me;
+      const bool only_atomic = access == Access::atomic && written && shadow.only_atomic;
+      const char* other = written_by_other && !only_atomic && !same          ? "written"
+                          : access != Access::read && read_by_other && !same ? "read"
+                                                                             : nullptr;
+      if (other)
+        warp.fail("a race: another warp has " + std::string(other) + " byte " + std::to_string(offset) +
                   " of shared memory since the last barrier");
       if (access == Access::read) {
-        shadow.reader = read && shadow.reader != me ? Block::kSeveral : me;
+        shadow.reader = read_by_other ? Block::kSeveral : me;
         shadow.read_epoch = block.epoch;
       } else {
-        const bool others = access == Access::atomic && by_other;
-        shadow.writer =
-            others ? Block::kSeveral : static_cast<uint16_t>(me | (access == Access::atomic ? kAtomic : 0));
+        shadow.only_atomic = access == Access::atomic && (!written || shadow.only_atomic);
+        shadow.writer = written_by_other ? Block::kSeveral : me;
         shadow.write_epoch = block.epoch;
       }
     }
@@ -687,7 +674,7 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
       case Space::thread:
         if (address > machine.kernel->thread_bytes || size > machine.kernel->thread_bytes - address)
           warp.fail("outside of local memory");
-        local |= 1u << lane;
+        if (address < machine.kernel->local_bytes) local |= 1u << lane;
         places.at[lane] = warp.thread_memory + lane * machine.kernel->thread_bytes + address;
         break;
       case Space::parameters:
@@ -712,7 +699,7 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
                     " accesses memory that does not belong to the launch, or is read-only");
       });
   }
-  if (places.shared && machine.check_races) check_race(warp, places, mask, size, i.item, access, stored);
+  if (places.shared && machine.check_races) check_race(warp, places, mask, size, access, stored);
   if (machine.counting) {
     if (places.global) machine.count_global(addresses, places.global, size, access != Access::read);
     if (places.shared) machine.count_shared(addresses, places.shared, size);
@@ -738,7 +725,7 @@ inline void before_strong_access(Warp& warp, const Instruction& i, const Places&
   Block& block = *warp.block;
   const bool releases = i.order == Order::release || i.order == Order::acq_rel;
   if (!i.block_scope && releases) {
-    ++block.grid_barriers;
+    ++block.releases;
     if (block.machine->stale) block.view.publish(block, warp.number);
   }
   if (block.machine->stale)
@@ -885,7 +872,7 @@ void atomic(Warp& warp, const Instruction& i, uint32_t mask) {
 inline void fence(Warp& warp, const Instruction& i, uint32_t) {
   Block& block = *warp.block;
   if (i.block_scope) return;
-  ++block.grid_barriers;
+  ++block.releases;
   if (!block.machine->stale) return;
   block.view.publish(block, warp.number);
   block.view.forget();

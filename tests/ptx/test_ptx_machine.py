@@ -181,6 +181,33 @@ def test_blocks_and_shared_memory(run: Run) -> None:
         run((body + STORE).replace("bar.sync 0;", ""), blocks=3, threads=64)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "@%p1 st.shared.u32 [shared], %r0; @!%p1 ld.shared.u8 %h1, [shared+3];",
+        "@%p1 ld.shared.u32 %r5, [shared]; @!%p1 st.shared.u8 [shared+3], %r0;",
+        "@%p1 st.shared.u32 [shared], %r0; @%p1 atom.shared.add.u32 %r5, [shared], 1; "
+        "@!%p1 atom.shared.add.u32 %r5, [shared], 1;",
+    ],
+)
+def test_races(run: Run, body: str) -> None:
+    for seed in range(10):
+        with pytest.raises(RuntimeError, match=r"a race: another warp has (read|written) byte"):
+            run(f"setp.lt.u32 %p1, %r0, 32; {body}", threads=64, seed=seed)
+
+
+def test_accesses_that_are_no_race(run: Run) -> None:
+    for body in (
+        "atom.shared.add.u32 %r5, [shared], 1;",
+        "st.shared.u32 [shared], 7;",  # every thread stores the same
+        "@%p1 st.shared.u32 [shared], %r0; bar.sync 0; ld.shared.u32 %r5, [shared];",
+        "@%p1 st.shared.u16 [shared], %r0; @!%p1 st.shared.u16 [shared+2], %r0;",
+        # predicates that are false in a whole warp
+        "@%p1 shfl.sync.idx.b32 %r5, %r4, 5, 31, -1; setp.gt.u32 %p2, %r0, 100; @%p2 bar.sync 0;",
+    ):
+        run(f"setp.lt.u32 %p1, %r0, 32; {body}", threads=64)
+
+
 def test_matrices_are_stored_as_they_are_loaded(run: Run) -> None:
     body = """
       mov.u32 %r6, shared;

@@ -30,7 +30,7 @@ Case = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]  # name, operator,
 
 PLANTS = {
     # number of the match that is changed, pattern, replacement
-    "rounding": (0, r"add\.rn\.f32", "add.rz.f32"),
+    "unknown rounding": (0, r"add\.rn\.f32", "add.rz.f32"),
     "unknown opcode": (0, r"add\.rn\.f32", "wadd.rn.f32"),
     "other operation": (0, r"sub\.rn\.f32", "add.rn.f32"),
     "barrier": (1, r"bar\.sync\s+0;", ""),

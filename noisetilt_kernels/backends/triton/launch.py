@@ -23,7 +23,7 @@ _plans: list[Any] = []
 
 
 ALIGNMENT = 16
-"""Bytes of which most tensors' addresses are a multiple. Triton compiles another kernel where one is not."""
+"""Most tensors begin at a multiple of this many bytes. For others Triton compiles another kernel."""
 
 
 class Launch:

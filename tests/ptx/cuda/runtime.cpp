@@ -53,16 +53,18 @@ const ptx::Kernel& kernel_of(const Function& function) {
 // As many blocks as fit, if a thread uses as many registers as the launch bounds of the kernel allow.
 int64_t blocks_per_sm(const Function& function, int64_t threads, int64_t shared_bytes) {
   const ptx::Kernel& kernel = kernel_of(function);
+  const auto static_bytes = static_cast<int64_t>(kernel.static_shared_bytes);
   if (threads <= 0 || threads > std::min<int64_t>(kernel.max_threads, device.threads_per_block) ||
       shared_bytes < 0 ||
-      shared_bytes > std::min(function.allowed_shared_bytes, device.shared_bytes_per_block))
+      shared_bytes > std::min(function.allowed_shared_bytes, device.shared_bytes_per_block - static_bytes))
     return 0;
   const int64_t padded = (threads + 31) / 32 * 32;
   const int64_t registers =
       std::min<int64_t>(255, device.registers_per_sm / (kernel.max_threads * kernel.min_blocks));
-  return std::min({static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
-                   device.registers_per_sm / (registers * padded),
-                   device.shared_bytes_per_sm / (shared_bytes + device.reserved_shared_bytes)});
+  return std::min(
+      {static_cast<int64_t>(device.blocks_per_sm), device.threads_per_sm / padded,
+       device.registers_per_sm / (registers * padded),
+       device.shared_bytes_per_sm / (static_bytes + shared_bytes + device.reserved_shared_bytes)});
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* stub, void** arguments) {
@@ -153,8 +155,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, int value) {
   const auto found = functions().find(stub);
   if (found == functions().end()) return status(cudaErrorInvalidDeviceFunction);
+  const auto static_bytes = static_cast<int64_t>(kernel_of(found->second).static_shared_bytes);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-      value > device.shared_bytes_per_block)
+      value > device.shared_bytes_per_block - static_bytes)
     return status(cudaErrorInvalidValue);
   found->second.allowed_shared_bytes = value;
   return cudaSuccess;
