@@ -63,8 +63,8 @@ def sources() -> str:
     """Compare the sources with those that the carried libraries were built from."""
     prepared = json.loads((CARRIED / "prepared.json").read_text())
     if prepared["sources"] != prepare.digest_of_sources():
-        # No error: the libraries that load are tested all the same.
-        tell("the carried libraries were built from other sources; run `bench/gpu.sh prepare`", False)
+        # No error, after which they would be built here: libraries that load are tested all the same.
+        tell("the carried libraries were built from OTHER SOURCES; run `bench/gpu.sh prepare`")
     return f"the libraries were built for {prepared['architectures']}"
 
 

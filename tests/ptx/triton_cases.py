@@ -37,7 +37,7 @@ PLANTS = {
     "vector": (0, r"(ld\.global\.v4\.b32\s+\{ )(%r\d+), (%r\d+)", r"\1\3, \2"),
     "predicate": (0, r"@%p\d+ (st\.global)", r"\1"),
     "comparison": (0, r"setp\.lt\.", "setp.le."),
-    "address": (0, r"(st\.global\S*\s+\[ )(%rd\d+)( \])", r"\1\2+4\3"),
+    "address": (0, r"(st\.global\S*\s+\[ %rd\d+ \+ )0( \])", r"\g<1>4\2"),
 }
 """Faults to plant into the PTX of every kernel."""
 
