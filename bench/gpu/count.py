@@ -1,6 +1,6 @@
 """Count what the kernels do, without a GPU: their PTX is executed on the CPU (tests/ptx).
 
-    python -m bench.gpu.count                                # half an hour on 2 cores
+    python -m bench.gpu.count
     python -m bench.gpu.count --only "whiten flux" --full
 
 Counts do not depend on the load of the machine. They are those of PTX for compute capability 9.0, on a device
@@ -24,7 +24,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -125,8 +124,6 @@ def count_of(name: str, backend: str, launches: list[dict[str, Any]], needed_byt
 
 # ---- cases ----
 
-Run = Callable[[Any], None]
-
 
 @dataclass
 class Case:
@@ -170,9 +167,7 @@ def project_2os(chunk_size: int, field: str, size: int = 65_536) -> Case:
     lower, upper = (bound.float() for bound in confidence_table(size // chunk_size, chunk_size))
     return Case(
         f"project_2os, N = {size}, D = {chunk_size}, {field}",
-        lambda: (
-            FIELDS[field]((1, 1, size)).flatten(1) if field == "noise" else structured(FLUX).reshape(1, size)
-        ),
+        lambda: FIELDS[field](FLUX).reshape(1, -1)[:, :size],
         lambda kernels, x: kernels.project(
             x.view(1, 1, 1, -1).numpy(), tables=[(lower.numpy(), upper.numpy())], num_values=1, tiles=[]
         ),
@@ -258,23 +253,16 @@ def count_cuda(case: Case) -> Count:
     return count_of(case.name, "cuda", kernels.machine.take_launches(), 2 * x.nbytes)
 
 
-@contextmanager
-def triton_kernels() -> Iterator[tuple[Any, Any]]:
-    """Yield the operators of the Triton backend, and the machine that executes their kernels."""
-    from ptx.triton_device import triton_device
+def count_triton(case: Case) -> Count:
+    from ptx.triton_device import triton_device  # here, because importing Triton takes a while
 
     from noisetilt_kernels.backends import triton
 
+    x = case.make().contiguous()
     with tempfile.TemporaryDirectory() as cache, triton_device(90, cache) as device:
         device.machine.counting, device.machine.check_races = True, False
-        yield triton, device.machine
-
-
-def count_triton(case: Case) -> Count:
-    x = case.make().contiguous()
-    with triton_kernels() as (operators, machine):
-        case.triton(operators, x)
-        return count_of(case.name, "triton", machine.take_launches(), 2 * x.nbytes)
+        case.triton(triton, x)
+        return count_of(case.name, "triton", device.machine.take_launches(), 2 * x.nbytes)
 
 
 def count_case(place: tuple[str, int, str]) -> Count:

@@ -1,13 +1,10 @@
 """Build of the emulated kernels and of the toys with g++ and ninja, in build/cuda_emulation."""
 
-import fcntl
-import importlib.util
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
 
+import native_build
 import pybind11
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +56,12 @@ for fault in PLANTS:
     TARGETS[f"kernels_{fault}.so"] = ({**TRACING, MODULE_CPP: HOOKS, **copied}, "-shared")
 
 
+def plant_all() -> None:
+    """Write a copy of csrc for each of PLANTS."""
+    for fault in PLANTS:
+        plant(fault)
+
+
 def plant(fault: str) -> None:
     """Write the copy of csrc with one of PLANTS."""
     original, faulty = PLANTS[fault]
@@ -97,23 +100,9 @@ def build(target: str) -> Path:
                 f"  more = {more} -DMODULE={Path(name).stem}",
             ]
         lines += [f"build {name}: link {' '.join(objects.values())}", f"  more = {linker_flags}"]
-    BUILD.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ninja", "-C", str(BUILD), target]
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want to build
-        for fault in PLANTS:
-            plant(fault)
-        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"building {target} failed:\n{result.stdout}{result.stderr}")
-    return BUILD / target
+    return native_build.build(BUILD, lines, target, plant_all)
 
 
 def load(name: str) -> ModuleType:
     """Return the module of one of TARGETS; it is built if it is out of date. Same errors as `build`."""
-    spec = importlib.util.spec_from_file_location(name, build(f"{name}.so"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return native_build.load(build(f"{name}.so"))

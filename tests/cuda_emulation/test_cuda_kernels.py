@@ -1,7 +1,9 @@
 """CUDA kernels, emulated on the CPU: they return the bits of the reference, on devices of several sizes."""
 
 import multiprocessing
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -249,15 +251,26 @@ def check_project_mixing_domains(
     kernels: ModuleType, shape: tuple[int, ...], distribution: str, dtype: torch.dtype = torch.float32
 ) -> None:
     x = values(distribution, (3, *shape), dtype)
-    expected = x
-    for tile, repeats in MIXING[shape]:
+    check_mixing(kernels.project_mixing_domains, x, x, MIXING[shape], distribution)
+
+
+def check_mixing(
+    kernel: Callable[..., Any],
+    x: Tensor,
+    before: Tensor,
+    mixing: Sequence[tuple[tuple[int, int], int]],
+    context: str = "",
+) -> None:
+    """Compare what a kernel makes of x with the projections of mixing domains of `before`."""
+    shape = tuple(x.shape[1:])
+    expected = before
+    for tile, repeats in mixing:
         for _ in range(repeats):
             expected = project(python_ref.butterfly(expected, tile, 1), shape)
         expected = python_ref.butterfly_inverse(expected, tile, repeats)
-    mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-    arguments = projection(shape, dtype, *SAMPLES[shape])
-    result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=mixing))
-    assert_same_bits(result, expected, distribution)
+    numbers = [n for tile, repeats in mixing for n in (*tile, repeats)]
+    result = kernel(x.numpy(), **projection(shape, x.dtype, *SAMPLES[shape]), mixing=numbers)
+    assert_same_bits(torch.from_numpy(result), expected, context)
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -270,17 +283,10 @@ def test_the_stages_of_whiten_share_memory(
         kernels.set_device(**DEVICES[device], seed=seed)
         x = values(distribution, (3, *shape), dtype)
         x[1, 0, 0, 0] = torch.nan
-        expected = x.clone()
-        expected[1] = torch.nan
-        expected = project(project(expected, shape), shape)
-        for tile, repeats in MIXING[shape]:
-            for _ in range(repeats):
-                expected = project(python_ref.butterfly(expected, tile, 1), shape)
-            expected = python_ref.butterfly_inverse(expected, tile, repeats)
-        mixing = [n for tile, repeats in MIXING[shape] for n in (*tile, repeats)]
-        arguments = projection(shape, dtype, *SAMPLES[shape])
-        result = torch.from_numpy(kernels.stages_of_whiten(x.numpy(), **arguments, mixing=mixing))
-        assert_same_bits(result, expected, distribution)
+        finite = x.clone()
+        finite[1] = torch.nan
+        before = project(project(finite, shape), shape)
+        check_mixing(kernels.stages_of_whiten, x, before, MIXING[shape], distribution)
 
 
 @pytest.mark.parametrize("dtype", REAL)

@@ -1,10 +1,9 @@
 """Build of the CUDA library's host code with g++ and ninja, in build/cuda_host."""
 
-import fcntl
 import runpy
-import subprocess
-import sys
 from pathlib import Path
+
+import native_build
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "cuda_host"
@@ -40,12 +39,4 @@ def build() -> Path:
         *(f"build {source.stem}.o: compile {source}" for source in sources),
         f"build {LIBRARY.name}: link {' '.join(f'{source.stem}.o' for source in sources)}",
     ]
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want to build
-        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
-        command = [sys.executable, "-m", "ninja", "-C", str(BUILD)]
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"building {LIBRARY.name} failed:\n{result.stdout}{result.stderr}")
-    return LIBRARY
+    return native_build.build(BUILD, lines, LIBRARY.name)

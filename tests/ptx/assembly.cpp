@@ -704,7 +704,7 @@ class Assembler {
     } else if (name == "bar" && words_.at(1) == "warp") {
       require_operands(1);
       i.flow = Flow::collective;
-      i.how = 1;
+      i.names_members = true;
       add(i, exact(given()[0], 32));
       i.run = &nothing;
     } else if (name == "bar" || name == "barrier") {
@@ -757,10 +757,11 @@ class Assembler {
       only({"sync", "up", "down", "bfly", "idx"});
       require_operands(5);
       const std::string& mode = words_.at(2);
-      i.how = 1 | (mode == "up"     ? kShuffleUp
-                   : mode == "down" ? kShuffleDown
-                   : mode == "bfly" ? kButterfly
-                                    : kIndex);
+      i.names_members = true;
+      i.how = mode == "up"     ? kShuffleUp
+              : mode == "down" ? kShuffleDown
+              : mode == "bfly" ? kButterfly
+                               : kIndex;
       add(i, exact(given()[0], 32));
       if (!given()[0].second.empty()) add(i, register_of(given()[0].second));
       for (size_t k = 1; k < 5; ++k) add(i, exact(given()[k], 32));
@@ -769,7 +770,8 @@ class Assembler {
       only({"sync", "all", "any", "uni", "ballot"});
       require_operands(3);
       const std::string& mode = words_.at(2);
-      i.how = 1 | (mode == "ballot" ? kBallot : mode == "all" ? kAll : mode == "any" ? kAny : kUniform);
+      i.names_members = true;
+      i.how = mode == "ballot" ? kBallot : mode == "all" ? kAll : mode == "any" ? kAny : kUniform;
       add(i, exact(given()[0], mode == "ballot" ? 32 : 1));
       add(i, exact(given()[1], 1));
       add(i, exact(given()[2], 32));
@@ -777,7 +779,7 @@ class Assembler {
     } else if (name == "match") {
       only({"any", "sync"});
       require_operands(3);
-      i.how = 1;
+      i.names_members = true;
       add(i, exact(given()[0], 32));
       add(i, exact(given()[1], type.bits));
       add(i, exact(given()[2], 32));
@@ -785,7 +787,7 @@ class Assembler {
     } else if (name == "redux") {
       only({"sync", "add", "min", "max", "and", "or", "xor"});
       require_operands(3);
-      i.how = 1;
+      i.names_members = true;
       for (const Text& text : given()) add(i, exact(text, 32));
       const std::string& mode = words_.at(2);
       const bool is_signed = type.kind == 's';
@@ -804,7 +806,7 @@ class Assembler {
       if (!contains(words_, "m8n8") || type.bits != 16) unknown();
       i.space = Space::shared;
       i.item = 16;
-      i.how = contains(words_, "trans") ? 2 : 0;
+      i.how = contains(words_, "trans");
       i.vector = contains(words_, "x4") ? 4 : contains(words_, "x2") ? 2 : 1;
       const Text& values = given()[is_store ? 1 : 0];
       if (values.items.size() != i.vector) fail("the number of matrices does not fit");

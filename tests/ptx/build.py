@@ -1,14 +1,11 @@
 """Build of the interpreter with g++ and ninja, and of the CUDA kernels to PTX with nvcc, in build/ptx."""
 
-import fcntl
-import importlib.util
 import runpy
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import native_build
 import pybind11
 
 ROOT = Path(__file__).parents[2]
@@ -53,15 +50,7 @@ def build(target: str) -> Path:
     ]
     if NVCC is not None:
         lines += kernel_lines(interpreter, includes)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ninja", "-C", str(BUILD), f"{target}.so"]
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want to build
-        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
-        result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"building {target} failed:\n{result.stdout}{result.stderr}")
-    return BUILD / f"{target}.so"
+    return native_build.build(BUILD, lines, f"{target}.so")
 
 
 def kernel_lines(interpreter: str, includes: str) -> list[str]:
@@ -91,8 +80,4 @@ def kernel_lines(interpreter: str, includes: str) -> list[str]:
 
 def load(name: str) -> ModuleType:
     """Return the module of one of TARGETS; it is built if it is out of date. Same errors as `build`."""
-    spec = importlib.util.spec_from_file_location(name, build(name))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return native_build.load(build(name))

@@ -355,7 +355,7 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
             warp.fail("a collective operation under a predicate that differs in the warp");
           {
             uint32_t members = group.mask;
-            if (instruction.how & 1) {  // the last operand is the mask of members
+            if (instruction.names_members) {
               const Operand& operand = instruction.operands[instruction.num_operands - 1u];
               warp.check_written(operand, mask);
               const auto* named = warp.values<uint32_t>(operand);

@@ -9,7 +9,6 @@
 #include <new>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "text.h"
@@ -63,8 +62,9 @@ struct Instruction {
   bool block_scope = false;      // of the order
   uint8_t item = 0, vector = 1;  // bytes of an item, items
   int64_t offset = 0;
-  int how = 0;          // variant: a comparison, a rounding, an operation
-  uint32_t target = 0;  // of a branch or a call
+  int how = 0;                 // variant: a comparison, a rounding, an operation
+  bool names_members = false;  // of a collective operation: the last operand is the mask of lanes
+  uint32_t target = 0;         // of a branch or a call
   std::vector<Copy> arguments, results;
   const Statement* statement = nullptr;
   uint32_t function = 0;  // number in Kernel::functions

@@ -884,7 +884,7 @@ inline void trap(Warp& warp, const Instruction&, uint32_t) { warp.fail("the prog
 
 // ---- collective operations ----
 
-enum Shuffle { kShuffleUp = 2, kShuffleDown = 4, kButterfly = 6, kIndex = 8 };
+enum Shuffle { kShuffleUp, kShuffleDown, kButterfly, kIndex };
 
 inline void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
   const bool has_predicate = i.operands[1].bits == 1;
@@ -901,7 +901,7 @@ inline void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
     const int most = (me & segments) | (clamp & ~segments), least = me & segments;
     int from = me;
     bool valid = false;
-    switch (i.how & ~1) {
+    switch (i.how) {
       case kShuffleUp:
         from = me - distance;
         valid = from >= most;
@@ -930,13 +930,13 @@ inline void shuffle(Warp& warp, const Instruction& i, uint32_t mask) {
   set<uint32_t>(warp, i.operands[0], mask, [&](unsigned lane) { return result[lane]; });
 }
 
-enum Vote { kAll = 2, kAny = 4, kUniform = 6, kBallot = 8 };
+enum Vote { kAll, kAny, kUniform, kBallot };
 
 inline void vote(Warp& warp, const Instruction& i, uint32_t mask) {
   warp.check_written(i.operands[1], mask);
   const uint32_t set_lanes = warp.predicate(i.operands[1]) & mask;
   const bool all = set_lanes == mask, any = set_lanes != 0;
-  switch (i.how & ~1) {
+  switch (i.how) {
     case kBallot:
       return set<uint32_t>(warp, i.operands[0], mask, [=](unsigned) { return set_lanes; });
     case kAll:
@@ -977,7 +977,7 @@ template <bool kStore>
 void matrix(Warp& warp, const Instruction& i, uint32_t mask) {
   if (mask != kAllLanes) warp.fail("a part of the warp is missing");
   const unsigned count = i.vector;
-  const bool transposed = i.how & 2;
+  const bool transposed = i.how;
   Places places;
   unsigned char stored[kLanes][16] = {};
   if (kStore)

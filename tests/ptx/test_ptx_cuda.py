@@ -3,14 +3,12 @@
 The tests are those of the emulation (tests/cuda_emulation/test_cuda_kernels.py), with other kernels.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from cuda_emulation import test_cuda_kernels as emulation
-from cuda_emulation.arguments import projection
 from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_2os,
     test_2os_of_longer_samples,
@@ -34,6 +32,7 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_wgnc_blocks,
 )
 from ptx.build import NVCC, load
+from ptx.plants import replaced
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
@@ -47,21 +46,19 @@ def kernels() -> ModuleType:
 def edited(kernels: ModuleType) -> Iterator[Callable[[str, str, int], None]]:
     """Return a function that replaces one match of a pattern in the PTX of the projection kernel."""
 
-    def edit(pattern: str, replacement: str, number: int = -1) -> None:
-        """number: of the match in the kernel, or -1 for all matches."""
-        changed = []
+    def edit(pattern: str, replacement: str, number: int | None = None) -> None:
+        """number: of the match, or None for all matches."""
+        texts = []
 
         def new(ptx: str) -> str:
             if "project_kernel" not in ptx:
                 return ptx
-            found = list(re.finditer(pattern, ptx))
-            for match in reversed(found if number < 0 else [found[number]]):
-                ptx = ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
-                changed.append(match[0])
-            return ptx
+            texts.append(replaced(ptx, pattern, replacement, number))
+            assert texts[-1] != ptx, f"the PTX has no {pattern}"
+            return texts[-1]
 
         kernels.edit_ptx(new)
-        assert changed, f"the PTX has no {pattern}"
+        assert len(texts) == 1
 
     yield edit
     kernels.edit_ptx(lambda ptx: ptx)
@@ -80,16 +77,10 @@ SEVERAL_BLOCKS = {"num_sms": 16, "threads_per_block": 128}
 
 def check_mixing(kernels: ModuleType, seed: int = 1) -> None:
     """Project mixing domains with several blocks on one sample."""
-    shape = (4, 16, 16)
+    shape, mixing = (4, 16, 16), (((16, 16), 4),)
     kernels.set_device(**SEVERAL_BLOCKS, seed=seed)
     x = emulation.values("1/k", (1, *shape), torch.float32)
-    arguments = projection(shape, torch.float32, *emulation.SAMPLES[shape])
-    expected = x
-    for _ in range(4):
-        expected = emulation.project(emulation.python_ref.butterfly(expected, (16, 16), 1), shape)
-    expected = emulation.python_ref.butterfly_inverse(expected, (16, 16), 4)
-    result = kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[16, 16, 4])
-    emulation.assert_same_bits(torch.from_numpy(result), expected)
+    emulation.check_mixing(kernels.project_mixing_domains, x, x, mixing)
 
 
 def check_is_found(kernels: ModuleType) -> str:

@@ -1,6 +1,9 @@
 #include "text.h"
 
+#include <algorithm>
 #include <cctype>
+#include <cstdio>
+#include <cstdlib>
 
 namespace ptx {
 namespace {

@@ -1,6 +1,6 @@
 """Run Triton's kernels from their PTX, and compare them with the reference bit by bit.
 
-    python -m ptx.triton_cases CAPABILITY DTYPE [--full] [--stale] [--plant NAME]
+    python -m ptx.triton_cases CAPABILITY DTYPE [--full] [--plant NAME]
 
 Prints a line of JSON for every case: its name, and the difference, a fault, or null. It is a program of its
 own, because tests set TRITON_INTERPRET, after which no kernel is compiled.
@@ -8,10 +8,8 @@ own, because tests set TRITON_INTERPRET, after which no kernel is compiled.
 
 import argparse
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from bits import assert_same_bits
@@ -24,20 +22,21 @@ from noisetilt_kernels.backends import reference
 from noisetilt_kernels.backends import triton as operators
 from noisetilt_kernels.config import Sample, resolve_preset
 
+from .plants import replaced
 from .triton_device import triton_device
 
 Case = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]  # name, operator, reference
 
 PLANTS = {
-    # number of the match that is changed, pattern, replacement
-    "unknown rounding": (0, r"add\.rn\.f32", "add.rz.f32"),
-    "unknown opcode": (0, r"add\.rn\.f32", "wadd.rn.f32"),
-    "other operation": (0, r"sub\.rn\.f32", "add.rn.f32"),
-    "barrier": (1, r"bar\.sync\s+0;", ""),
-    "vector": (0, r"(ld\.global\.v4\.b32\s+\{ )(%r\d+), (%r\d+)", r"\1\3, \2"),
-    "predicate": (0, r"@%p\d+ (st\.global)", r"\1"),
-    "comparison": (0, r"setp\.lt\.", "setp.le."),
-    "address": (0, r"(st\.global\S*\s+\[ %rd\d+ \+ )0( \])", r"\g<1>4\2"),
+    # pattern, replacement, number of the match that is changed
+    "unknown rounding": (r"add\.rn\.f32", "add.rz.f32", 0),
+    "unknown opcode": (r"add\.rn\.f32", "wadd.rn.f32", 0),
+    "other operation": (r"sub\.rn\.f32", "add.rn.f32", 0),
+    "barrier": (r"bar\.sync\s+0;", "", 1),
+    "vector": (r"(ld\.global\.v4\.b32\s+\{ )(%r\d+), (%r\d+)", r"\1\3, \2", 0),
+    "predicate": (r"@%p\d+ (st\.global)", r"\1", 0),
+    "comparison": (r"setp\.lt\.", "setp.le.", 0),
+    "address": (r"(st\.global\S*\s+\[ %rd\d+ \+ )0( \])", r"\g<1>4\2", 0),
 }
 """Faults to plant into the PTX of every kernel."""
 
@@ -125,16 +124,6 @@ def full_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield from project_2os(num_chunks, chunk_size, dtype)
 
 
-def planted(name: str, ptx: str) -> str:
-    """Return the PTX of a kernel with a fault, or unchanged if it has no place for it."""
-    number, pattern, replacement = PLANTS[name]
-    found = list(re.finditer(pattern, ptx))
-    if len(found) <= number:
-        return ptx
-    match = found[number]
-    return ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
-
-
 def difference(
     operator: Callable[[], Tensor], expected: Callable[[], Tensor], fault: type[Exception]
 ) -> str | None:
@@ -150,15 +139,14 @@ def main() -> None:
     parser.add_argument("capability", type=int)
     parser.add_argument("dtype", choices=["float32", "float64"])
     parser.add_argument("--full", action="store_true", help="samples of full size, which take minutes")
-    parser.add_argument("--stale", action="store_true", help="stores become visible as late as possible")
-    parser.add_argument("--plant", choices=PLANTS)
+    parser.add_argument("--plant", choices=PLANTS, help="fault to plant; ends when it is found")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     cases = full_cases if arguments.full else small_cases
     with tempfile.TemporaryDirectory() as cache, triton_device(arguments.capability, cache) as device:
-        device.machine.stale = arguments.stale
         if arguments.plant:
-            device.edit = partial(planted, arguments.plant)
+            pattern, replacement, number = PLANTS[arguments.plant]
+            device.edit = lambda ptx: replaced(ptx, pattern, replacement, number)
         for name, operator, expected in cases(dtype):
             found = difference(operator, expected, device.interpreter.Fault)
             print(json.dumps({"case": name, "difference": found}), flush=True)
