@@ -2,7 +2,7 @@
 
 Each module defines one operation and is meant to be read beside the papers: NoiseTilt (arXiv 2606.18066) and
 White Gaussian Noise Constraints, WGNC (arXiv 2602.08646). The kernels of `noisetilt_kernels` return the same
-bits as these functions, except for the rounding of FFTs.
+bits as these functions, except for FFTs of sizes that are no power of two.
 
 All functions take float32 or float64 tensors of any layout and device, batch first. They do not check
 arguments: `noisetilt_kernels` does.
@@ -10,13 +10,12 @@ arguments: `noisetilt_kernels` does.
 
 from .arithmetic import sqrt_rn, tree_sum
 from .confidence_table import DEFAULT_ALPHA, MOST_DF, NORMAL, ChiSquare, Normal, Reference, confidence_table
+from .fourier import compact_fourier, compact_fourier_inverse, has_defined_fft, twiddle_factors
 from .order_stats import project_2os
 from .tile_stats import MakeTable, merge_tiles, project_tile_stats, split_tiles
 from .transforms import (
     butterfly,
     butterfly_inverse,
-    compact_fourier,
-    compact_fourier_inverse,
     hadamard_transform,
 )
 from .wgnc import from_wgnc_spectrum, project_wgnc, project_wgnc_blocks, to_wgnc_spectrum
@@ -37,6 +36,7 @@ __all__ = [
     "confidence_table",
     "from_wgnc_spectrum",
     "hadamard_transform",
+    "has_defined_fft",
     "identity",
     "merge_tiles",
     "norm_projection",
@@ -49,5 +49,6 @@ __all__ = [
     "sqrt_rn",
     "to_wgnc_spectrum",
     "tree_sum",
+    "twiddle_factors",
     "whiten",
 ]

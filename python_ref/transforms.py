@@ -1,4 +1,5 @@
-"""Orthogonal transforms: compact Fourier, butterfly mixing and Walsh-Hadamard."""
+"""Orthogonal transforms without multiplications by other numbers than 1/sqrt2: butterfly mixing and
+Walsh-Hadamard."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +10,6 @@ from torch import Tensor
 from .tile_stats import merge_tiles, split_tiles
 
 SQRT_HALF = math.sqrt(0.5)
-
-
-def compact_fourier(x: Tensor) -> Tensor:
-    """Compact orthogonal Fourier transform of every sample, (B, N) -> (B, N), N even (DESIGN section 4).
-
-    With X = rfft(x, norm="ortho"), z = [X_0, X_{N/2}, sqrt2 Re X_1.., sqrt2 Im X_1..] (paper eq. 112).
-    z ~ N(0, I) if and only if x ~ N(0, I).
-    """
-    spectrum = torch.fft.rfft(x, norm="ortho")
-    interior = math.sqrt(2.0) * spectrum[:, 1:-1]
-    return torch.cat([spectrum[:, :1].real, spectrum[:, -1:].real, interior.real, interior.imag], dim=1)
-
-
-def compact_fourier_inverse(z: Tensor) -> Tensor:
-    """Inverse (and transpose) of `compact_fourier`."""
-    half = z.shape[1] // 2
-    interior = torch.complex(z[:, 2 : half + 1], z[:, half + 1 :]) * SQRT_HALF
-    ends = torch.complex(z[:, :2], torch.zeros_like(z[:, :2]))
-    spectrum = torch.cat([ends[:, :1], interior, ends[:, 1:]], dim=1)
-    return torch.fft.irfft(spectrum, n=z.shape[1], norm="ortho")
 
 
 def butterfly(x: Tensor, tile: Sequence[int], steps: int) -> Tensor:

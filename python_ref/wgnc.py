@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .arithmetic import sqrt_rn
-
-SQRT_HALF = math.sqrt(0.5)
+from .fourier import SQRT_HALF, has_defined_fft, samples, spectrum
 
 
 def to_wgnc_spectrum(x: Tensor) -> Tensor:
@@ -15,17 +14,25 @@ def to_wgnc_spectrum(x: Tensor) -> Tensor:
 
     y_0 = (X_0 + i X_{N/2}) / sqrt2 and y_k = X_k, with X = rfft(x, norm="ortho").
     """
-    spectrum = torch.fft.rfft(x, norm="ortho")
-    first = torch.complex(spectrum[:, :1].real, spectrum[:, -1:].real) * SQRT_HALF
-    return torch.cat([first, spectrum[:, 1:-1]], dim=1)
+    size = x.shape[1]
+    if has_defined_fft(size):
+        root = math.sqrt(size)
+        return torch.complex(*spectrum(x, end_scale=SQRT_HALF / root, scale=0.5 / root))
+    half_spectrum = torch.fft.rfft(x, norm="ortho")
+    first = torch.complex(half_spectrum[:, :1].real, half_spectrum[:, -1:].real) * SQRT_HALF
+    return torch.cat([first, half_spectrum[:, 1:-1]], dim=1)
 
 
 def from_wgnc_spectrum(y: Tensor) -> Tensor:
     """Inverse of `to_wgnc_spectrum`: complex (B, N/2) -> (B, N)."""
+    size = 2 * y.shape[1]
+    if has_defined_fft(size):
+        root = math.sqrt(size)
+        return samples(y.real, y.imag, end_scale=math.sqrt(2.0) / root, scale=1 / root)
     ends = torch.view_as_real(y[:, :1]) * math.sqrt(2.0)  # [B, 1, 2]: X_0, X_{N/2}
     ends = torch.complex(ends, torch.zeros_like(ends))
-    spectrum = torch.cat([ends[..., 0], y[:, 1:], ends[..., 1]], dim=1)
-    return torch.fft.irfft(spectrum, n=2 * y.shape[1], norm="ortho")
+    half_spectrum = torch.cat([ends[..., 0], y[:, 1:], ends[..., 1]], dim=1)
+    return torch.fft.irfft(half_spectrum, n=size, norm="ortho")
 
 
 def project_wgnc(x: Tensor, block_size: int = 16) -> Tensor:

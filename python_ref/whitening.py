@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .confidence_table import Normal
+from .fourier import compact_fourier, compact_fourier_inverse
 from .order_stats import project_2os
 from .tile_stats import MakeTable, project_tile_stats
-from .transforms import butterfly, butterfly_inverse, compact_fourier, compact_fourier_inverse
+from .transforms import butterfly, butterfly_inverse
 
 
 def project(

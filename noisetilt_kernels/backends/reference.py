@@ -7,6 +7,7 @@ from ..config import WhiteningConfig
 from ..python_ref import (
     MakeTable,
     Reference,
+    fourier,
     order_stats,
     project_wgnc,
     project_wgnc_blocks,
@@ -48,7 +49,7 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    return transforms.compact_fourier_inverse(x) if inverse else transforms.compact_fourier(x)
+    return fourier.compact_fourier_inverse(x) if inverse else fourier.compact_fourier(x)
 
 
 def butterfly(x: Tensor, tile: tuple[int, int], steps: int, inverse: bool) -> Tensor:
