@@ -51,6 +51,22 @@ struct Mixing {
   int64_t repeats;
 };
 
+// Factors of the FFT of a sample of `size` values, as python_ref/fourier.py defines them.
+template <class T>
+struct Twiddles {
+  const T* re;
+  const T* im;
+};
+
+// Number of the factors of `size` values: those of the stages, if size is a power of two, and then
+// exp(-2 pi i k/size), k = 0 .. size/4.
+inline int64_t num_twiddles(int64_t size) {
+  int64_t stages = 0;
+  if ((size & (size - 1)) == 0)
+    for (int64_t left = size / 2; left > 4; left /= 4) stages += left / 4 * 3;
+  return stages + size / 4 + 1;
+}
+
 enum class TableFault { none, nan, crossed };
 
 }  // namespace noisetilt
