@@ -110,17 +110,24 @@ struct Kernels {
   void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) const {
     cuda::hadamard_transform(launch, x, out, batch, size, scale);
   }
-  void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) const {
-    cuda::compact_fourier_pack(launch, spectrum, z, batch, size);
+  void compact_fourier(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, bool inverse) const {
+    cuda::compact_fourier(launch, x, out, batch, size, w, inverse);
   }
-  void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) const {
-    cuda::compact_fourier_unpack(launch, z, spectrum, batch, size);
+  void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size, Twiddles<T> w) const {
+    cuda::compact_fourier_pack(launch, spectrum, z, batch, size, w);
+  }
+  void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size, Twiddles<T> w) const {
+    cuda::compact_fourier_unpack(launch, z, spectrum, batch, size, w);
+  }
+  void project_wgnc(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w,
+                    int64_t block_size) const {
+    cuda::project_wgnc(launch, x, out, batch, size, w, block_size);
   }
   void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size) const {
     cuda::project_wgnc_blocks(launch, y, out, num_blocks, block_size);
   }
-  void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) const {
-    cuda::wgnc_between_ffts(launch, spectrum, batch, size, block_size);
+  void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size) const {
+    cuda::wgnc_between_ffts(launch, spectrum, batch, size, w, block_size);
   }
 };
 
@@ -137,17 +144,14 @@ struct Cuda {
     for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{scope.launch()}, type); });
   }
 
-  // One FFT transforms the batch: single samples would leave the device idle. The result is complex.
+  // One FFT transforms the batch: single samples would leave the device idle.
   template <class T>
-  static Tensor half_length_fft(const T* x, const Tensor& like, bool inverse) {
-    return fft_of_rows(x, like.size(0), half_size_of(like), inverse, like.device());
-  }
-
-  static Tensor as_samples(const Tensor& spectrum, const Tensor& like) {
+  static Tensor half_length_fft(const Tensor& x, bool inverse) {
+    const Tensor spectrum = fft_of_rows(data<const T>(x), x.size(0), half_size_of(x), inverse, x.device());
     std::array<StableIValue, 2> stack{torch::stable::detail::from(spectrum),
-                                      torch::stable::detail::from(like.scalar_type())};
+                                      torch::stable::detail::from(x.scalar_type())};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::view", "dtype", stack.data(), TORCH_ABI_VERSION));
-    return torch::stable::view(torch::stable::detail::to<Tensor>(stack[0]), like.sizes());
+    return torch::stable::view(torch::stable::detail::to<Tensor>(stack[0]), x.sizes());
   }
 
   template <class T>

@@ -167,7 +167,7 @@ class Fft {
       : launch_(launch), numbers_(batch * size / 2) {
     FftPass<T> pass{};
     pass.factors = factors;
-    const int64_t first_turn = num_twiddles(size) - (size / 4 + 1);
+    const int64_t first_turn = num_stage_twiddles(size / 2);
     pass.turns = {factors.re + first_turn, factors.im + first_turn};
     pass.batch = batch;
     pass.size = pass.length = pass.radix = {log2_of(size / 2)};
