@@ -16,10 +16,6 @@ namespace {
 using Tuning = Policy::Fourier;
 constexpr int kBlockThreads = Tuning::kBlockThreads;
 
-// Two runs of neighbouring columns fill sectors of 32 bytes.
-template <class T>
-constexpr int32_t kLogFewestColumns = sizeof(T) == 4 ? 3 : 2;
-
 // Coefficient k of a sample's spectrum. Packed, real parts begin at 1 and imaginary parts at h. Unpacked,
 // they are interleaved. Coefficient 0 has the two real ends of the spectrum.
 template <bool kPacked, class T>
@@ -55,7 +51,7 @@ template <class T>
 struct SharedArrays {
   Complex<T>*from, *to;
   __device__ explicit SharedArrays(const FftPass<T>& pass)
-      : from(reinterpret_cast<Complex<T>*>(dynamic_shared_memory())), to(from + numbers_in_shared(pass)) {}
+      : from(reinterpret_cast<Complex<T>*>(dynamic_shared_memory())), to(from + pass.numbers_in_shared()) {}
   // Takes steps until `done` is `end`. The result is in `from`.
   __device__ void steps(const BlockFft<T>& fft, PowerOfTwo& done, PowerOfTwo end) {
     while (done.log < end.log) {
@@ -66,22 +62,23 @@ struct SharedArrays {
     }
   }
   // Takes all steps, the last of them to global memory.
+  template <bool kExchange>
   __device__ void steps_to_global(const BlockFft<T>& fft, const FftPass<T>& pass, Complex<T>* out) {
     PowerOfTwo done{0};
     steps(fft, done, before_last_step(pass.radix));
-    fft.step(done, fft.from_shared(from), fft.to_global(out), true);
+    fft.step(done, fft.from_shared(from), fft.template to_global<kExchange>(out), true);
   }
 };
 
 // A pass that is not next to the spectrum: at most two steps.
-template <class T>
+template <class T, bool kExchange>
 __global__ void __launch_bounds__(kBlockThreads)
     fft_columns_kernel(const Complex<T>* in, Complex<T>* out, const __grid_constant__ FftPass<T> pass) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   const BlockFft<T> fft(pass);
   const PowerOfTwo done = fft.step({0}, fft.from_global(in), fft.to_shared(shared));
   const bool first = pass.length.log == pass.size.log;
-  fft.step(done, fft.from_shared(shared), fft.to_global(out), first);
+  fft.step(done, fft.from_shared(shared), fft.template to_global<kExchange>(out), first);
 }
 
 // The last pass of an FFT, and the step to the spectrum.
@@ -104,7 +101,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // The step from the spectrum, and the first pass of an inverse FFT.
-template <class T, bool kPacked>
+template <class T, bool kPacked, bool kExchange>
 __global__ void __launch_bounds__(kBlockThreads)
     fft_from_spectrum_kernel(const T* in, Complex<T>* out, const __grid_constant__ FftPass<T> pass,
                              TurnScales<T> scales) {
@@ -119,7 +116,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     arrays.from[at_k] = exchanged(a);
     if (k > 0) arrays.from[at_n] = exchanged(b);
   });
-  arrays.steps_to_global(fft, pass, out);
+  arrays.template steps_to_global<kExchange>(fft, pass, out);
 }
 
 // WGNC of samples that fit into a block, in blocks of 16 coefficients.
@@ -148,7 +145,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     y[at_k] = exchanged(a);
     if (k > 0) y[at_n] = exchanged(b);
   });
-  arrays.steps_to_global(fft, pass, out);
+  arrays.template steps_to_global<true>(fft, pass, out);
 }
 
 // ---- host ----
@@ -191,7 +188,7 @@ class Fft {
   template <bool kPacked>
   void to_spectrum(const Complex<T>* x, T* spectrum, const TurnScales<T>& scales) {
     for (size_t k = 0; k + 1 < passes_.size(); ++k) {
-      run(fft_columns_kernel<T>, passes_[k], 1, x, buffer(k));
+      run(fft_columns_kernel<T, false>, passes_[k], 1, x, buffer(k));
       x = buffer(k);
     }
     FftPass<T> last = passes_.back();
@@ -200,31 +197,24 @@ class Fft {
   }
   template <bool kPacked>
   void from_spectrum(const T* spectrum, Complex<T>* x, const TurnScales<T>& scales) {
-    const Complex<T>* from = nullptr;
-    for (size_t k = 0; k < passes_.size(); ++k) {
-      FftPass<T> pass = passes_[k];
-      pass.exchange = k + 1 == passes_.size();
-      Complex<T>* to = pass.exchange ? x : buffer(k);
-      if (k == 0) {
-        pass.mirrored = !is_one_pass();
-        run(fft_from_spectrum_kernel<T, kPacked>, pass, 2, spectrum, to, scales);
-      } else {
-        run(fft_columns_kernel<T>, pass, 1, from, to);
-      }
-      from = to;
-    }
+    FftPass<T> first = passes_.front();
+    first.mirrored = !is_one_pass();
+    if (is_one_pass()) return run(fft_from_spectrum_kernel<T, kPacked, true>, first, 2, spectrum, x, scales);
+    const size_t last = passes_.size() - 1;
+    run(fft_from_spectrum_kernel<T, kPacked, false>, first, 2, spectrum, buffer(0), scales);
+    for (size_t k = 1; k < last; ++k)
+      run(fft_columns_kernel<T, false>, passes_[k], 1, buffer(k - 1), buffer(k));
+    run(fft_columns_kernel<T, true>, passes_[last], 1, buffer(last - 1), x);
   }
   // Needs samples that fit into a block.
   void project_wgnc(const Complex<T>* x, Complex<T>* out, const TurnScales<T>& forth,
                     const TurnScales<T>& back, const BlockNorms& norms) {
-    FftPass<T> pass = passes_.front();
-    pass.exchange = true;
-    run(project_wgnc_kernel<T>, pass, 2, x, out, forth, back, norms);
+    run(project_wgnc_kernel<T>, passes_.front(), 2, x, out, forth, back, norms);
   }
 
  private:
   bool fits(const FftPass<T>& pass, int arrays) const {
-    return arrays * numbers_in_shared(pass) * int64_t(sizeof(Complex<T>)) <=
+    return arrays * pass.numbers_in_shared() * int64_t(sizeof(Complex<T>)) <=
            launch_.device->limits.max_shared_bytes;
   }
 
@@ -234,24 +224,15 @@ class Fft {
            const Arguments&... rest) const {
     const PowerOfTwo across = pass.size / pass.radix;
     const int64_t groups = (pass.batch + pass.samples.value() - 1) / pass.samples.value();
-    // Fewer columns make more blocks. Neighbouring columns fill sectors.
-    pass.columns = {std::min(across.log, Tuning::kLogMostColumns)};
-    const auto narrower = [&](int32_t least) {
-      if (pass.columns.log <= std::min(across.log, least)) return false;
-      --pass.columns.log;
-      return true;
-    };
-    const auto blocks = [&] { return groups << (across / pass.columns).log; };
-    while (blocks() < launch_.device->limits.num_sms && narrower(kLogFewestColumns<T>)) {
-    }
-    while (!fits(pass, arrays) && narrower(1)) {
-    }
+    pass.columns = {std::min(across.log, Tuning::kLogColumns + (pass.mirrored ? 1 : 0))};
+    while (!fits(pass, arrays) && pass.columns.log > 1) --pass.columns.log;
     const int64_t numbers = pass.samples.value() * (int64_t(1) << (pass.radix * pass.columns).log);
-    const int64_t threads = (numbers / (1 << kLogMostRadix) + kWarpThreads - 1) / kWarpThreads * kWarpThreads;
-    enqueue(
-        launch_, kernel, Residence::any, blocks(),
-        static_cast<int>(std::clamp<int64_t>(threads, kWarpThreads, block_threads(launch_, kBlockThreads))),
-        static_cast<size_t>(arrays * numbers_in_shared(pass)) * sizeof(Complex<T>), in, out, pass, rest...);
+    const int64_t threads =
+        std::clamp<int64_t>(numbers >> kLogMostRadix, 1, block_threads(launch_, kBlockThreads));
+    enqueue(launch_, kernel, Residence::any, groups << (across / pass.columns).log,
+            static_cast<int>((threads + kWarpThreads - 1) / kWarpThreads * kWarpThreads),
+            static_cast<size_t>(arrays * pass.numbers_in_shared()) * sizeof(Complex<T>), in, out, pass,
+            rest...);
   }
 
   Complex<T>* buffer(size_t k) {
@@ -275,19 +256,6 @@ Complex<T>* as_complex(T* values) {
   return reinterpret_cast<Complex<T>*>(values);
 }
 
-// Calls body with x and out, or copies of them, that are aligned to complex numbers.
-template <class T, class Body>
-void with_aligned(const Launch& launch, const T* x, T* out, int64_t count, const Body& body) {
-  if (!is_aligned(x)) {
-    T* aligned = allocate<T>(launch, count);
-    copy_memory(launch, x, aligned, count);
-    x = aligned;
-  }
-  T* result = is_aligned(out) ? out : allocate<T>(launch, count);
-  body(x, result);
-  if (result != out) copy_memory(launch, result, out, count);
-}
-
 template <class T>
 TurnScales<T> scales_of(double ends, double pairs) {
   return {static_cast<T>(ends), static_cast<T>(pairs)};
@@ -299,35 +267,34 @@ template <class T>
 void compact_fourier(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size,
                      Twiddles<T> factors, bool inverse) {
   if (batch == 0) return;
+  require_complex(inverse ? out : x);
   const double n = static_cast<double>(size);
   // The inverse is the transpose, so it has the same scales.
   const auto scales = scales_of<T>(1 / std::sqrt(n), std::sqrt(0.5 / n));
-  with_aligned(launch, x, out, batch * size, [&](const T* from, T* to) {
-    Fft<T> fft(launch, batch, size, factors);
-    if (inverse)
-      fft.template from_spectrum<true>(from, as_complex(to), scales);
-    else
-      fft.template to_spectrum<true>(as_complex(from), to, scales);
-  });
+  Fft<T> fft(launch, batch, size, factors);
+  if (inverse)
+    fft.template from_spectrum<true>(x, as_complex(out), scales);
+  else
+    fft.template to_spectrum<true>(as_complex(x), out, scales);
 }
 
 template <class T>
 void project_wgnc(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> factors,
                   int64_t block_size) {
   if (batch == 0) return;
+  require_complex(x);
+  require_complex(out);
   const double root = std::sqrt(static_cast<double>(size));
   const auto forth = scales_of<T>(std::sqrt(0.5) / root, 0.5 / root);
   const auto back = scales_of<T>(std::sqrt(2.0) / root, 1 / root);
-  with_aligned(launch, x, out, batch * size, [&](const T* from, T* to) {
-    Fft<T> fft(launch, batch, size, factors);
-    if (fft.is_one_pass() && block_size == kWgncBlock) {
-      fft.project_wgnc(as_complex(from), as_complex(to), forth, back, BlockNorms(block_size));
-      return;
-    }
-    fft.template to_spectrum<false>(as_complex(from), to, forth);
-    project_wgnc_blocks<T>(launch, to, to, batch * size / 2 / block_size, block_size);
-    fft.template from_spectrum<false>(to, as_complex(to), back);
-  });
+  Fft<T> fft(launch, batch, size, factors);
+  if (fft.is_one_pass() && block_size == kWgncBlock) {
+    fft.project_wgnc(as_complex(x), as_complex(out), forth, back, BlockNorms(block_size));
+    return;
+  }
+  fft.template to_spectrum<false>(as_complex(x), out, forth);
+  project_wgnc_blocks<T>(launch, out, out, batch * size / 2 / block_size, block_size);
+  fft.template from_spectrum<false>(out, as_complex(out), back);
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                                      \

@@ -120,22 +120,16 @@ struct FftPass {
   PowerOfTwo samples;        // of a block; more than one only if R = h
   PowerOfTwo columns;        // of a block
   bool mirrored;             // the second half of a block's columns are mirror images of the first
-  bool exchange;             // the results of the pass are those of an inverse FFT
+
+  // Row of a column in shared memory. A gap after every 16 rows puts those that steps read and write together
+  // into different banks. In shorter columns, the rows of a step would not be equally far apart.
+  __host__ __device__ int32_t shared_row(int32_t row) const {
+    return radix.log < 2 * kLogMostRadix ? row : row + (row >> kLogMostRadix);
+  }
+  // Numbers of a sample in shared memory. The last row is a gap between samples.
+  __host__ __device__ int32_t shared_size() const { return (shared_row(radix.value()) + 1) << columns.log; }
+  __host__ __device__ int32_t numbers_in_shared() const { return samples.value() * shared_size(); }
 };
-
-// Place of number i of a sample in shared memory. A gap after every 16 puts numbers that are a power of two
-// apart into different banks.
-__host__ __device__ constexpr int32_t padded(int32_t i) { return i + i / 16; }
-
-// Numbers of a sample in shared memory, with their gaps. The gap of a small sample is behind it.
-__host__ __device__ constexpr int32_t shared_size(PowerOfTwo numbers) {
-  return numbers.log < 4 ? numbers.value() + 1 : padded(numbers.value());
-}
-
-template <class T>
-__host__ __device__ inline int32_t numbers_in_shared(const FftPass<T>& pass) {
-  return pass.samples.value() * shared_size(pass.radix * pass.columns);
-}
 
 // Work of a block on its columns. A place in shared memory belongs to a sample, a column and a row.
 template <class T>
@@ -157,41 +151,39 @@ class BlockFft {
   __device__ int32_t samples() const { return samples_; }
   // Place of a sample's first value in an array of samples.
   __device__ int64_t begin_of(int32_t sample) const { return (first_sample_ + sample) << pass_.size.log; }
-  __device__ int32_t begin_in_shared(int32_t sample) const {
-    return sample * shared_size(pass_.radix * pass_.columns);
-  }
   __device__ int32_t place(int32_t sample, int32_t column, int32_t row) const {
-    return begin_in_shared(sample) + padded(pass_.columns.times(row) + column);
+    return sample * pass_.shared_size() + pass_.columns.times(pass_.shared_row(row)) + column;
   }
 
-  // Sources and sinks of a step: each returns a function that reads or writes value t of a column, at
+  // Sources and sinks of a step: each returns a function that reads or writes value t of a column, at row
   // `row` + t `stride`.
   __device__ auto from_global(const Value* in) const {
     return [this, in](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
       const Value* first = in + begin_of(sample) + number_of(column) + across_.times(row);
-      return [first, apart = across_ * stride](int32_t t) { return first[apart.times(t)]; };
+      return [first, apart = (across_ * stride).value()](int32_t t) { return first[t * apart]; };
     };
   }
   __device__ auto from_shared(const Value* in) const {
     return [this, in](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
       const Value* first = in + place(sample, column, row);
-      return [first, apart = pass_.columns * stride](int32_t t) { return first[padded(apart.times(t))]; };
+      return [first, apart = place(0, 0, stride.value())](int32_t t) { return first[t * apart]; };
     };
   }
   __device__ auto to_shared(Value* out) const {
     return [this, out](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
       Value* first = out + place(sample, column, row);
-      return
-          [first, apart = pass_.columns * stride](int32_t t, Value v) { first[padded(apart.times(t))] = v; };
+      return [first, apart = place(0, 0, stride.value())](int32_t t, Value v) { first[t * apart] = v; };
     };
   }
+  // `kExchange`: the results are those of an inverse FFT.
+  template <bool kExchange>
   __device__ auto to_global(Value* out) const {
     return [this, out](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
       const PowerOfTwo spread = pass_.size / pass_.length;
       const int32_t g = number_of(column), q = spread.remainder(g), p = spread.quotient(g);
       Value* first = out + begin_of(sample) + q + spread.times(pass_.radix.times(p) + row);
-      return [first, apart = spread * stride, exchange = pass_.exchange](int32_t t, Value v) {
-        first[apart.times(t)] = exchange ? exchanged(v) : v;
+      return [first, apart = (spread * stride).value()](int32_t t, Value v) {
+        first[t * apart] = kExchange ? exchanged(v) : v;
       };
     };
   }

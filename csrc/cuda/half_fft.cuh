@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <stdexcept>
 
 #include "../problem.h"
 
@@ -20,10 +21,15 @@ struct alignas(2 * sizeof(T)) Complex {
   T re, im;
 };
 
-// Most kernels read and write whole complex numbers.
 template <class T>
-bool is_aligned(const T* values) {
+bool is_complex(const T* values) {
   return reinterpret_cast<uintptr_t>(values) % alignof(Complex<T>) == 0;
+}
+// Throws std::invalid_argument unless kernels can read and write whole complex numbers.
+template <class T>
+void require_complex(const T* values) {
+  if (!is_complex(values))
+    throw std::invalid_argument("noisetilt: complex numbers must begin at a multiple of their size");
 }
 
 enum class HalfFft { to_spectrum, from_spectrum };

@@ -69,7 +69,7 @@ void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape sh
 template <class T>
 void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale);
 // Compact Fourier transform of samples of `size` values, a power of two, or its inverse. x and out may be the
-// same.
+// same. The samples that are not transformed begin at a multiple of a complex number.
 template <class T>
 void compact_fourier(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size,
                      Twiddles<T> factors, bool inverse);
@@ -85,7 +85,8 @@ void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64
 // Interleaved complex numbers. y and out may be the same. out begins at a multiple of a complex number.
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
-// WGNC of samples of `size` values, a power of two. x and out may be the same.
+// WGNC of samples of `size` values, a power of two. x and out may be the same. They begin at a multiple of a
+// complex number.
 template <class T>
 void project_wgnc(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> factors,
                   int64_t block_size);

@@ -80,7 +80,7 @@ struct PolicySm80 {
     static constexpr int32_t kLogMostInBlock = 13;           // h of a sample in one block
     static constexpr int32_t kLogNumbersOfSmallSamples = 9;  // smaller samples share a block
     static constexpr int32_t kLogMostPass = 8;               // radix of a pass
-    static constexpr int32_t kLogMostColumns = 4;
+    static constexpr int32_t kLogColumns = 3;  // neighbours of a block: they fill sectors of 32 bytes
   };
 
   // The kernels of transforms.cu whose threads stride over global memory.

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
 
 #include "runtime.h"
 #include "team.cuh"
@@ -261,7 +260,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   if (num_blocks == 0) return;
-  if (!is_aligned(y)) {
+  if (!is_complex(y)) {
     const int64_t count = 2 * num_blocks * block_size;
     T* copy = allocate<T>(launch, count);
     copy_memory(launch, y, copy, count);
@@ -287,8 +286,7 @@ template <class T>
 void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, Twiddles<T> turns,
                        int64_t block_size) {
   if (batch == 0) return;
-  if (!is_aligned(spectrum))
-    throw std::invalid_argument("noisetilt: a spectrum must begin at a multiple of a complex number");
+  require_complex(spectrum);
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
   const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(2.0) / root, 1 / root};
