@@ -16,6 +16,10 @@ namespace {
 using Tuning = Policy::Fourier;
 constexpr int kBlockThreads = Tuning::kBlockThreads;
 
+// Neighbouring rows of a column that fill a sector of 32 bytes. In the first pass, the results of a column
+// follow each other in memory.
+constexpr PowerOfTwo kRowsOfSector{2};
+
 // Coefficient k of a sample's spectrum. Packed, real parts begin at 1 and imaginary parts at h. Unpacked,
 // they are interleaved. Coefficient 0 has the two real ends of the spectrum.
 template <bool kPacked, class T>
@@ -33,16 +37,16 @@ __device__ inline void store_coefficient(T* spectrum, int32_t k, int32_t h, Comp
   }
 }
 
-// Turns Z_k and Z_{h-k} into the spectrum or back, times scales. Coefficient 0 has no partner b.
+// Turns Z_k and its partner Z_n into the spectrum or back, times scales. n is h - k. The partner of 0 is the
+// middle, which is turned with itself.
 template <class T>
 struct TurnScales {
   T ends, pairs;
   template <HalfFft kDirection>
-  __device__ void turn(Complex<T>& a, Complex<T>& b, int32_t k, const Twiddles<T>& turns) const {
-    if (k == 0)
-      a = turn_ends(a.re, a.im, ends);
-    else
-      turn_pair<kDirection>(a, b, factor(turns, k), pairs);
+  __device__ void turn(Complex<T>& a, Complex<T>& b, int32_t k, int32_t n, const Twiddles<T>& turns) const {
+    Complex<T> c = k > 0 ? a : b;
+    turn_pair<kDirection>(c, b, factor(turns, k > 0 ? k : n), pairs);
+    a = k > 0 ? c : turn_ends(a.re, a.im, ends);
   }
 };
 
@@ -66,7 +70,7 @@ struct SharedArrays {
   __device__ void steps_to_global(const BlockFft<T>& fft, const FftPass<T>& pass, Complex<T>* out) {
     PowerOfTwo done{0};
     steps(fft, done, before_last_step(pass.radix));
-    fft.step(done, fft.from_shared(from), fft.template to_global<kExchange>(out), true);
+    fft.step(done, fft.from_shared(from), fft.template to_global<kExchange>(out), kRowsOfSector);
   }
 };
 
@@ -78,7 +82,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   const BlockFft<T> fft(pass);
   const PowerOfTwo done = fft.step({0}, fft.from_global(in), fft.to_shared(shared));
   const bool first = pass.length.log == pass.size.log;
-  fft.step(done, fft.from_shared(shared), fft.template to_global<kExchange>(out), first);
+  fft.step(done, fft.from_shared(shared), fft.template to_global<kExchange>(out),
+           first ? kRowsOfSector : PowerOfTwo{0});
 }
 
 // The last pass of an FFT, and the step to the spectrum.
@@ -91,12 +96,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   PowerOfTwo done = fft.step({0}, fft.from_global(in), fft.to_shared(arrays.from));
   arrays.steps(fft, done, pass.radix);
   const int32_t h = pass.size.value();
-  fft.for_each_pair([&](int32_t sample, int32_t k, int32_t at_k, int32_t at_n) {
-    T* spectrum = out + 2 * fft.begin_of(sample);
+  fft.for_each_pair([&](int32_t slab, int32_t k, int32_t n, int32_t at_k, int32_t at_n) {
+    T* spectrum = out + 2 * fft.begin_of(slab);
     Complex<T> a = arrays.from[at_k], b = arrays.from[at_n];
-    scales.template turn<HalfFft::to_spectrum>(a, b, k, pass.turns);
+    scales.template turn<HalfFft::to_spectrum>(a, b, k, n, pass.turns);
+    store_coefficient<kPacked>(spectrum, n, h, b);
     store_coefficient<kPacked>(spectrum, k, h, a);
-    if (k > 0) store_coefficient<kPacked>(spectrum, h - k, h, b);
   });
 }
 
@@ -108,13 +113,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   SharedArrays<T> arrays(pass);
   const BlockFft<T> fft(pass);
   const int32_t h = pass.size.value();
-  fft.for_each_pair([&](int32_t sample, int32_t k, int32_t at_k, int32_t at_n) {
-    const T* spectrum = in + 2 * fft.begin_of(sample);
-    Complex<T> a = load_coefficient<kPacked>(spectrum, k, h), b = a;
-    if (k > 0) b = load_coefficient<kPacked>(spectrum, h - k, h);
-    scales.template turn<HalfFft::from_spectrum>(a, b, k, pass.turns);
+  fft.for_each_pair([&](int32_t slab, int32_t k, int32_t n, int32_t at_k, int32_t at_n) {
+    const T* spectrum = in + 2 * fft.begin_of(slab);
+    Complex<T> a = load_coefficient<kPacked>(spectrum, k, h), b = load_coefficient<kPacked>(spectrum, n, h);
+    scales.template turn<HalfFft::from_spectrum>(a, b, k, n, pass.turns);
+    arrays.from[at_n] = exchanged(b);
     arrays.from[at_k] = exchanged(a);
-    if (k > 0) arrays.from[at_n] = exchanged(b);
   });
   arrays.template steps_to_global<kExchange>(fft, pass, out);
 }
@@ -129,21 +133,21 @@ __global__ void __launch_bounds__(kBlockThreads)
   PowerOfTwo done = fft.step({0}, fft.from_global(in), fft.to_shared(arrays.from));
   arrays.steps(fft, done, pass.radix);
   Complex<T>* y = arrays.from;
-  fft.for_each_pair([&](int32_t, int32_t k, int32_t at_k, int32_t at_n) {
+  fft.for_each_pair([&](int32_t, int32_t k, int32_t n, int32_t at_k, int32_t at_n) {
     Complex<T> a = y[at_k], b = y[at_n];
-    forth.template turn<HalfFft::to_spectrum>(a, b, k, pass.turns);
+    forth.template turn<HalfFft::to_spectrum>(a, b, k, n, pass.turns);
+    y[at_n] = b;
     y[at_k] = a;
-    if (k > 0) y[at_n] = b;
   });
   const PowerOfTwo blocks = pass.size / PowerOfTwo{4};  // of a sample
-  for (int32_t b = threadIdx.x; b < blocks.times(fft.samples()); b += blockDim.x)
+  for (int32_t b = threadIdx.x; b < blocks.times(fft.slabs()); b += blockDim.x)
     thread_project_wgnc_block(y + fft.place(blocks.quotient(b), 0, blocks.remainder(b) * kWgncBlock), norms);
   __syncthreads();
-  fft.for_each_pair([&](int32_t, int32_t k, int32_t at_k, int32_t at_n) {
+  fft.for_each_pair([&](int32_t, int32_t k, int32_t n, int32_t at_k, int32_t at_n) {
     Complex<T> a = y[at_k], b = y[at_n];
-    back.template turn<HalfFft::from_spectrum>(a, b, k, pass.turns);
+    back.template turn<HalfFft::from_spectrum>(a, b, k, n, pass.turns);
+    y[at_n] = exchanged(b);
     y[at_k] = exchanged(a);
-    if (k > 0) y[at_n] = exchanged(b);
   });
   arrays.template steps_to_global<true>(fft, pass, out);
 }
@@ -170,7 +174,7 @@ class Fft {
     pass.size = pass.length = pass.radix = {log2_of(size / 2)};
     if (pass.size.log <= Tuning::kLogMostInBlock && fits(pass, 2)) {
       // Small samples share a block.
-      pass.samples = {std::max(0, Tuning::kLogNumbersOfSmallSamples - pass.size.log)};
+      pass.slabs = {std::max(0, Tuning::kLogNumbersOfSmallSamples - pass.size.log)};
       passes_.push_back(pass);
       return;
     }
@@ -191,14 +195,11 @@ class Fft {
       run(fft_columns_kernel<T, false>, passes_[k], 1, x, buffer(k));
       x = buffer(k);
     }
-    FftPass<T> last = passes_.back();
-    last.mirrored = !is_one_pass();
-    run(fft_to_spectrum_kernel<T, kPacked>, last, 2, x, spectrum, scales);
+    run(fft_to_spectrum_kernel<T, kPacked>, next_to_spectrum(passes_.back()), 2, x, spectrum, scales);
   }
   template <bool kPacked>
   void from_spectrum(const T* spectrum, Complex<T>* x, const TurnScales<T>& scales) {
-    FftPass<T> first = passes_.front();
-    first.mirrored = !is_one_pass();
+    const FftPass<T> first = without_gaps_if_short(next_to_spectrum(passes_.front()));
     if (is_one_pass()) return run(fft_from_spectrum_kernel<T, kPacked, true>, first, 2, spectrum, x, scales);
     const size_t last = passes_.size() - 1;
     run(fft_from_spectrum_kernel<T, kPacked, false>, first, 2, spectrum, buffer(0), scales);
@@ -209,7 +210,7 @@ class Fft {
   // Needs samples that fit into a block.
   void project_wgnc(const Complex<T>* x, Complex<T>* out, const TurnScales<T>& forth,
                     const TurnScales<T>& back, const BlockNorms& norms) {
-    run(project_wgnc_kernel<T>, passes_.front(), 2, x, out, forth, back, norms);
+    run(project_wgnc_kernel<T>, without_gaps_if_short(passes_.front()), 2, x, out, forth, back, norms);
   }
 
  private:
@@ -218,19 +219,30 @@ class Fft {
            launch_.device->limits.max_shared_bytes;
   }
 
+  FftPass<T> next_to_spectrum(FftPass<T> pass) const {
+    if (!is_one_pass()) pass.slabs = {1};
+    return pass;
+  }
+  // The first step reads rows that are R/16 apart, which must be a multiple of rows_together.
+  static FftPass<T> without_gaps_if_short(FftPass<T> pass) {
+    if (pass.radix.log < 2 * kLogMostRadix) pass.rows_together = pass.size;
+    return pass;
+  }
+
   // Launches the kernel of a pass, whose blocks have `arrays` arrays in shared memory.
   template <class Kernel, class In, class Out, class... Arguments>
   void run(Kernel kernel, FftPass<T> pass, int arrays, const In* in, Out* out,
            const Arguments&... rest) const {
     const PowerOfTwo across = pass.size / pass.radix;
-    const int64_t groups = (pass.batch + pass.samples.value() - 1) / pass.samples.value();
-    pass.columns = {std::min(across.log, Tuning::kLogColumns + (pass.mirrored ? 1 : 0))};
-    while (!fits(pass, arrays) && pass.columns.log > 1) --pass.columns.log;
-    const int64_t numbers = pass.samples.value() * (int64_t(1) << (pass.radix * pass.columns).log);
-    const int64_t threads =
-        std::clamp<int64_t>(numbers >> kLogMostRadix, 1, block_threads(launch_, kBlockThreads));
-    enqueue(launch_, kernel, Residence::any, groups << (across / pass.columns).log,
-            static_cast<int>((threads + kWarpThreads - 1) / kWarpThreads * kWarpThreads),
+    int64_t blocks = (pass.batch + pass.slabs.value() - 1) >> pass.slabs.log;
+    if (across.log > 0) {
+      pass.columns = {std::min(across.log - pass.slabs.log, Tuning::kLogColumns)};
+      while (!fits(pass, arrays) && pass.columns.log > 0) --pass.columns.log;
+      blocks = pass.batch << (across / (pass.columns * pass.slabs)).log;
+    }
+    const int64_t numbers = int64_t(1) << (pass.radix * pass.columns * pass.slabs).log;
+    const int threads = static_cast<int>(std::max<int64_t>(numbers >> kLogMostRadix, kWarpThreads));
+    enqueue(launch_, kernel, Residence::any, blocks, std::min(threads, block_threads(launch_, kBlockThreads)),
             static_cast<size_t>(arrays * pass.numbers_in_shared()) * sizeof(Complex<T>), in, out, pass,
             rest...);
   }
@@ -242,7 +254,7 @@ class Fft {
   }
 
   const Launch& launch_;
-  const int64_t numbers_;
+  const int64_t numbers_;  // of the batch
   std::vector<FftPass<T>> passes_;
   Complex<T>* buffers_[2] = {};
 };

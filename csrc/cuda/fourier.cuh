@@ -117,71 +117,75 @@ struct FftPass {
   int64_t batch;
   PowerOfTwo size;           // h
   PowerOfTwo length, radix;  // L, R
-  PowerOfTwo samples;        // of a block; more than one only if R = h
-  PowerOfTwo columns;        // of a block
-  bool mirrored;             // the second half of a block's columns are mirror images of the first
+  // A block has one slab of neighbouring columns. Or it has several: if R < h, a second one with the mirror
+  // images of these columns; if R = h, and a sample has one column, those of other samples.
+  PowerOfTwo columns, slabs;
+  // Rows of shared memory without a gap. A gap puts rows that threads access together into different banks.
+  PowerOfTwo rows_together{kLogMostRadix};
 
-  // Row of a column in shared memory. A gap after every 16 rows puts those that steps read and write together
-  // into different banks. In shorter columns, the rows of a step would not be equally far apart.
-  __host__ __device__ int32_t shared_row(int32_t row) const {
-    return radix.log < 2 * kLogMostRadix ? row : row + (row >> kLogMostRadix);
-  }
-  // Numbers of a sample in shared memory. The last row is a gap between samples.
+  __host__ __device__ int32_t shared_row(int32_t row) const { return row + (row >> rows_together.log); }
+  // Numbers of a slab in shared memory. Its last row is a gap.
   __host__ __device__ int32_t shared_size() const { return (shared_row(radix.value()) + 1) << columns.log; }
-  __host__ __device__ int32_t numbers_in_shared() const { return samples.value() * shared_size(); }
+  __host__ __device__ int32_t numbers_in_shared() const { return slabs.value() * shared_size(); }
+  __device__ bool mirrored() const { return radix.log < size.log && slabs.log > 0; }
 };
 
-// Work of a block on its columns. A place in shared memory belongs to a sample, a column and a row.
+// Work of a block on its columns. A place in shared memory belongs to a slab, a column of it and a row.
 template <class T>
 class BlockFft {
  public:
   using Value = Complex<T>;
 
   __device__ explicit BlockFft(const FftPass<T>& pass)
-      : pass_(pass),
-        factors_{pass.factors, pass.size.value()},
-        across_(pass.size / pass.radix),
-        half_(pass.mirrored ? pass.columns / PowerOfTwo{1} : pass.columns) {
-    const PowerOfTwo blocks = across_ / pass.columns;  // of a sample
-    first_sample_ = static_cast<int64_t>(blockIdx.x >> blocks.log) << pass.samples.log;
-    samples_ = static_cast<int32_t>(min(int64_t(pass.samples.value()), pass.batch - first_sample_));
-    first_column_ = half_.times(blocks.remainder(blockIdx.x));
+      : pass_(pass), factors_{pass.factors, pass.size.value()}, across_(pass.size / pass.radix) {
+    if (pass.radix.log == pass.size.log) {
+      first_sample_ = static_cast<int64_t>(blockIdx.x) << pass.slabs.log;
+      slabs_ = static_cast<int32_t>(min(int64_t(pass.slabs.value()), pass.batch - first_sample_));
+      first_column_ = 0;
+    } else {
+      const PowerOfTwo blocks = across_ / (pass.columns * pass.slabs);  // of a sample
+      first_sample_ = blockIdx.x >> blocks.log;
+      slabs_ = pass.slabs.value();
+      first_column_ = pass.columns.times(blocks.remainder(blockIdx.x));
+    }
   }
 
-  __device__ int32_t samples() const { return samples_; }
-  // Place of a sample's first value in an array of samples.
-  __device__ int64_t begin_of(int32_t sample) const { return (first_sample_ + sample) << pass_.size.log; }
-  __device__ int32_t place(int32_t sample, int32_t column, int32_t row) const {
-    return sample * pass_.shared_size() + pass_.columns.times(pass_.shared_row(row)) + column;
+  __device__ int32_t slabs() const { return slabs_; }
+  // Place of the first value of a slab's sample in an array of samples.
+  __device__ int64_t begin_of(int32_t slab) const {
+    return (first_sample_ + (pass_.mirrored() ? 0 : slab)) << pass_.size.log;
+  }
+  __device__ int32_t place(int32_t slab, int32_t column, int32_t row) const {
+    return slab * pass_.shared_size() + pass_.columns.times(pass_.shared_row(row)) + column;
   }
 
   // Sources and sinks of a step: each returns a function that reads or writes value t of a column, at row
   // `row` + t `stride`.
   __device__ auto from_global(const Value* in) const {
-    return [this, in](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
-      const Value* first = in + begin_of(sample) + number_of(column) + across_.times(row);
+    return [this, in](int32_t slab, int32_t column, int32_t row, PowerOfTwo stride) {
+      const Value* first = in + begin_of(slab) + number_of(slab, column) + across_.times(row);
       return [first, apart = (across_ * stride).value()](int32_t t) { return first[t * apart]; };
     };
   }
   __device__ auto from_shared(const Value* in) const {
-    return [this, in](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
-      const Value* first = in + place(sample, column, row);
+    return [this, in](int32_t slab, int32_t column, int32_t row, PowerOfTwo stride) {
+      const Value* first = in + place(slab, column, row);
       return [first, apart = place(0, 0, stride.value())](int32_t t) { return first[t * apart]; };
     };
   }
   __device__ auto to_shared(Value* out) const {
-    return [this, out](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
-      Value* first = out + place(sample, column, row);
+    return [this, out](int32_t slab, int32_t column, int32_t row, PowerOfTwo stride) {
+      Value* first = out + place(slab, column, row);
       return [first, apart = place(0, 0, stride.value())](int32_t t, Value v) { first[t * apart] = v; };
     };
   }
   // `kExchange`: the results are those of an inverse FFT.
   template <bool kExchange>
   __device__ auto to_global(Value* out) const {
-    return [this, out](int32_t sample, int32_t column, int32_t row, PowerOfTwo stride) {
+    return [this, out](int32_t slab, int32_t column, int32_t row, PowerOfTwo stride) {
       const PowerOfTwo spread = pass_.size / pass_.length;
-      const int32_t g = number_of(column), q = spread.remainder(g), p = spread.quotient(g);
-      Value* first = out + begin_of(sample) + q + spread.times(pass_.radix.times(p) + row);
+      const int32_t g = number_of(slab, column), q = spread.remainder(g), p = spread.quotient(g);
+      Value* first = out + begin_of(slab) + q + spread.times(pass_.radix.times(p) + row);
       return [first, apart = (spread * stride).value()](int32_t t, Value v) {
         first[t * apart] = kExchange ? exchanged(v) : v;
       };
@@ -189,85 +193,87 @@ class BlockFft {
   }
 
   // The next step, after steps of radix `done` together. Returns done times its radix. Neighbouring threads
-  // take neighbouring columns, or, `by_rows`, neighbouring rows.
+  // take `together` neighbouring rows, then the columns of a slab, then other rows.
   template <class Source, class Sink>
   __device__ PowerOfTwo step(PowerOfTwo done, const Source& source, const Sink& sink,
-                             bool by_rows = false) const {
+                             PowerOfTwo together = {0}) const {
     const PowerOfTwo radix = step_radix(pass_.radix / done);
     switch (radix.log) {
       case 0:
-        step_of<0>(done, source, sink, by_rows);
+        step_of<0>(done, source, sink, together);
         break;
       case 1:
-        step_of<1>(done, source, sink, by_rows);
+        step_of<1>(done, source, sink, together);
         break;
       case 2:
-        step_of<2>(done, source, sink, by_rows);
+        step_of<2>(done, source, sink, together);
         break;
       case 3:
-        step_of<3>(done, source, sink, by_rows);
+        step_of<3>(done, source, sink, together);
         break;
       default:
-        step_of<4>(done, source, sink, by_rows);
+        step_of<4>(done, source, sink, together);
     }
     __syncthreads();
     return done * radix;
   }
 
-  // Calls body(sample, k, a, b) for all pairs of coefficients k and h - k, 0 <= k <= h/2, of the block's
-  // columns. a and b are their places. Coefficient 0 has no partner.
+  // Calls body(slab, k, n, at_k, at_n) for all pairs of coefficients k <= h/2 and n = h - k of the block's
+  // columns, with their places. The pair of 0 is the middle, h/2.
   template <class Body>
   __device__ void for_each_pair(const Body& body) const {
-    const int32_t R = pass_.radix.value(), half = half_.value();
-    const PowerOfTwo pairs{max(0, pass_.radix.log + pass_.columns.log - 1)};  // of a sample
-    for (int32_t item = threadIdx.x; item < pairs.times(samples_); item += blockDim.x) {
-      const int32_t sample = pairs.quotient(item), left = half_.remainder(pairs.remainder(item));
-      const int32_t row = half_.quotient(pairs.remainder(item));
-      const auto pair = [&](int32_t column, int32_t row, int32_t other_column, int32_t other_row) {
-        const int32_t k = number_of(column) + across_.times(row), n = pass_.size.value() - k;
-        const int32_t a = place(sample, column, row), b = place(sample, other_column, other_row);
-        k <= n ? body(sample, k, a, b) : body(sample, n, b, a);
-      };
-      if (first_column_ + left > 0) {
-        pair(left, row, left + half, R - 1 - row);
-      } else if (row == 0) {
-        pair(0, 0, 0, 0);
-        if (R > 1) pair(0, R / 2, 0, R / 2);
-      } else if (row < R / 2) {
-        pair(0, row, 0, R - row);
-      } else {
-        pair(half, row - R / 2, half, R - 1 - (row - R / 2));
+    const PowerOfTwo half{max(0, pass_.radix.log - 1)};
+    const PowerOfTwo pairs = pass_.mirrored() ? pass_.radix * pass_.columns : half;  // of a sample
+    const int32_t samples = pass_.mirrored() ? 1 : slabs_;
+    for (int32_t item = threadIdx.x; item < pairs.times(samples); item += blockDim.x) {
+      const int32_t sample = pairs.quotient(item), column = pass_.columns.remainder(pairs.remainder(item));
+      int32_t slab = sample, other_slab = 1, row = pass_.columns.quotient(pairs.remainder(item));
+      int32_t other_row = pass_.radix.value() - 1 - row;
+      if (first_column_ + column == 0) {
+        // Column 0 is its own mirror image. So is the column in its mirror image's place.
+        const bool other = row >= half.value() && pass_.mirrored();
+        row -= other ? half.value() : 0;
+        slab = other_slab = other ? 1 : sample;
+        other_row = other      ? pass_.radix.value() - 1 - row
+                    : row == 0 ? pass_.radix.value() / 2
+                               : pass_.radix.value() - row;
       }
+      const int32_t k = number_of(slab, column) + across_.times(row);
+      const int32_t n = k == 0 ? pass_.size.value() / 2 : pass_.size.value() - k;
+      const int32_t at_k = place(slab, column, row), at_n = place(other_slab, column, other_row);
+      body(slab, min(k, n), max(k, n), k < n ? at_k : at_n, k < n ? at_n : at_k);
     }
     __syncthreads();
   }
 
  private:
-  // Number g of a column of the block. The mirror image of column g is h/R - g. Column 0 is its own, so is
-  // h/(2R), which takes the free place.
-  __device__ int32_t number_of(int32_t column) const {
-    if (column < half_.value()) return first_column_ + column;
-    const int32_t g = first_column_ + column - half_.value();
-    return g == 0 ? across_.value() / 2 : across_.value() - g;
+  // Number g of a column. The mirror image of column g is h/R - g. Column 0 is its own; h/(2R), which is its
+  // own as well, takes the free place.
+  __device__ int32_t number_of(int32_t slab, int32_t column) const {
+    const int32_t g = first_column_ + column;
+    if (!pass_.mirrored() || slab == 0) return g;
+    return g == 0 ? across_.value() >> 1 : across_.value() - g;
   }
 
   template <int32_t kLogRadix, class Source, class Sink>
-  __device__ void step_of(PowerOfTwo done, const Source& source, const Sink& sink, bool by_rows) const {
+  __device__ void step_of(PowerOfTwo done, const Source& source, const Sink& sink,
+                          PowerOfTwo together) const {
     constexpr int32_t kRadix = 1 << kLogRadix;
-    const PowerOfTwo groups = pass_.radix / PowerOfTwo{kLogRadix}, columns = pass_.columns;  // of a column
-    const PowerOfTwo inner = by_rows ? groups : columns, spread = pass_.size / pass_.length;
-    for (int32_t item = threadIdx.x; item < (groups * columns).times(samples_); item += blockDim.x) {
-      const int32_t sample = (groups * columns).quotient(item), rest = (groups * columns).remainder(item);
-      const int32_t fast = inner.remainder(rest), slow = inner.quotient(rest);
-      const int32_t column = by_rows ? slow : fast, group = by_rows ? fast : slow;
+    const PowerOfTwo columns = pass_.columns, groups = pass_.radix / PowerOfTwo{kLogRadix};  // of a column
+    const PowerOfTwo all = groups * columns, spread = pass_.size / pass_.length;
+    for (int32_t item = threadIdx.x; item < all.times(slabs_); item += blockDim.x) {
+      const int32_t slab = all.quotient(item), in_slab = all.remainder(item);
+      const int32_t column = columns.remainder(together.quotient(in_slab));
+      const int32_t group =
+          together.remainder(in_slab) + together.times((together * columns).quotient(in_slab));
       const int32_t q = done.remainder(group), p = done.quotient(group);
       Value v[kRadix];
-      const auto load = source(sample, column, group, groups);
+      const auto load = source(slab, column, group, groups);
 #pragma unroll
       for (int32_t t = 0; t < kRadix; ++t) v[t] = load(t);
       stages<kRadix>(v, factors_, (pass_.length / done).value(),
-                     spread.quotient(number_of(column)) + (pass_.length / pass_.radix).times(p));
-      const auto store = sink(sample, column, q + done.times(p << kLogRadix), done);
+                     spread.quotient(number_of(slab, column)) + (pass_.length / pass_.radix).times(p));
+      const auto store = sink(slab, column, q + done.times(p << kLogRadix), done);
 #pragma unroll
       for (int32_t t = 0; t < kRadix; ++t) store(t, v[t]);
     }
@@ -276,9 +282,8 @@ class BlockFft {
   const FftPass<T>& pass_;
   const StageFactors<T> factors_;
   const PowerOfTwo across_;  // h/R columns of a sample
-  const PowerOfTwo half_;    // columns of a block that are no mirror images
   int64_t first_sample_;
-  int32_t samples_, first_column_;
+  int32_t slabs_, first_column_;
 };
 
 }  // namespace noisetilt::cuda
