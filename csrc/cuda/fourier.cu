@@ -225,7 +225,7 @@ class Fft {
   }
   // The first step reads rows that are R/16 apart, which must be a multiple of rows_together.
   static FftPass<T> without_gaps_if_short(FftPass<T> pass) {
-    if (pass.radix.log < 2 * kLogMostRadix) pass.rows_together = pass.size;
+    if (pass.radix.log < 2 * kLogMostRadix) pass.rows_together = {31};
     return pass;
   }
 
