@@ -438,7 +438,7 @@ def test_compact_fourier(kernels: ModuleType, exponent: int, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("size", [64, 1024, 4096])
+@pytest.mark.parametrize("size", [64, 2048, 8192])
 @pytest.mark.parametrize(
     "distribution", ["everything", "infinities", "nans", "signed zeros", "largest", "denormal"]
 )
