@@ -10,6 +10,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -111,6 +112,16 @@ Tensor fft_of_rows(const T* values, int64_t rows, int64_t length, bool inverse,
   return result;
 }
 
+// Factors of the FFT of N = `size` real values, from a tensor like twiddle_factors() in Python makes.
+template <class T>
+Twiddles<T> twiddles_of(const Tensor& factors, int64_t size, const Tensor& like) {
+  const int64_t count = num_twiddles(size);
+  require(factors.dim() == 2 && factors.size(0) == 2 && factors.size(1) == count && factors.is_contiguous() &&
+              factors.scalar_type() == like.scalar_type() && factors.device() == like.device(),
+          "the factors of the FFT do not belong to the samples");
+  return {data<const T>(factors), data<const T>(factors) + count};
+}
+
 // Samples that a projection is for.
 struct SampleType {
   Shape shape;
@@ -133,8 +144,8 @@ class OwnedProjection : public SampleType {
  public:
   // x: any samples of the shape, the dtype and the device that the projection is for.
   OwnedProjection(const Tensor& x, std::vector<Tensor> tensors, const Ints& monotone, int64_t num_values,
-                  const Ints& tiles)
-      : SampleType(x), tensors_(std::move(tensors)) {
+                  const Ints& tiles, std::optional<Tensor> factors)
+      : SampleType(x), tensors_(std::move(tensors)), factors_(std::move(factors)) {
     require(tensors_.size() == kTensorsPerTable * monotone.size() && tiles.size() % 3 == 0,
             "malformed projection: the numbers of tables and tiles do not agree");
     for (size_t k = 0; k < monotone.size(); ++k)
@@ -163,6 +174,11 @@ class OwnedProjection : public SampleType {
 
   operator const Projection<T>&() const { return projection_; }
   const std::vector<Table<T>>& tables() const { return tables_; }
+  // Factors of the FFT of a sample, for whiten.
+  const Tensor& factors() const {
+    require(factors_.has_value(), "the projection has no factors for the FFT of whiten");
+    return *factors_;
+  }
   // Tensor number `which` of a table.
   const Tensor& tensor(size_t table, size_t which) const {
     return tensors_[kTensorsPerTable * table + which];
@@ -177,6 +193,7 @@ class OwnedProjection : public SampleType {
             "a table must have as many entries as there are values to project");
   }
   std::vector<Tensor> tensors_;
+  std::optional<Tensor> factors_;
   std::vector<Table<T>> tables_;
   std::vector<std::vector<MeanAndEnergy>> pairs_;
   std::vector<TileProjection<T>> tiles_;
@@ -209,8 +226,7 @@ const Projection& projection_of(const Tensor& handle, const Tensor& x) {
 // Operators that every device has. `Device` has:
 // - Owned<T>: the OwnedProjection of the device
 // - run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
-// - half_length_fft(values, x, inverse): FFT of samples like x as size/2 complex numbers, not scaled
-// - as_samples(result, x): result of an FFT as a tensor like x
+// - half_length_fft<T>(x, inverse): PyTorch's FFT of samples read as complex numbers, not scaled, as samples
 // - reserve_for_whiten(kernels, ..): memory for the projections of whiten
 template <class Device>
 struct Operators {
@@ -218,10 +234,11 @@ struct Operators {
   using Owned = typename Device::template Owned<T>;
 
   static Tensor projection(const Tensor& x, const std::vector<Tensor>& tables, const Ints& monotone,
-                           int64_t num_values, const Ints& tiles) {
+                           int64_t num_values, const Ints& tiles, const std::optional<Tensor>& factors) {
     Tensor handle;
     for_dtype(x, [&](auto type) {
-      handle = handle_of(std::make_unique<Owned<decltype(type)>>(x, tables, monotone, num_values, tiles));
+      handle = handle_of(
+          std::make_unique<Owned<decltype(type)>>(x, tables, monotone, num_values, tiles, factors));
     });
     return handle;
   }
@@ -234,23 +251,17 @@ struct Operators {
       const std::vector<Mixing> domains = domains_of(mixing, x);
       const auto num_domains = static_cast<int64_t>(domains.size());
       const int64_t batch = x.size(0), size = 2 * half_size_of(x);
+      const auto w = twiddles_of<T>(owned.factors(), size, x);
       Device::reserve_for_whiten(kernels, batch, owned, domains.data(), num_domains);
-      // Besides x, at most two batches are in memory.
-      const auto to_spectrum = [&] {
-        const Tensor real = torch::stable::empty_like(x);
-        T* values = data<T>(real);
-        kernels.finite_or_nan(data<T>(x), values, batch, size);
-        kernels.project(values, batch, owned);
-        Tensor spectrum = Device::half_length_fft(values, x, false);
-        kernels.compact_fourier_pack(data<T>(spectrum), values, batch, size);
-        kernels.project(values, batch, owned);
-        kernels.compact_fourier_unpack(values, data<T>(spectrum), batch, size);
-        return spectrum;
-      };
-      result = Device::half_length_fft(data<const T>(to_spectrum()), x, true);
+      result = torch::stable::empty_like(x);
+      kernels.finite_or_nan(data<T>(x), data<T>(result), batch, size);
+      kernels.project(data<T>(result), batch, owned);
+      result = fourier<T>(kernels, std::move(result), w, false);
+      kernels.project(data<T>(result), batch, owned);
+      result = fourier<T>(kernels, std::move(result), w, true);
       kernels.project_mixing_domains(data<T>(result), batch, owned, domains.data(), num_domains);
     });
-    return Device::as_samples(result, x);
+    return result;
   }
 
   static Tensor finite_or_nan(const Tensor& x) {
@@ -301,24 +312,33 @@ struct Operators {
     return out;
   }
 
-  static Tensor compact_fourier_pack(const Tensor& spectrum) {
-    Tensor z = torch::stable::empty_like(spectrum);
-    Device::run(spectrum, [&](const auto& kernels, auto type) {
+  static Tensor compact_fourier(const Tensor& x, const Tensor& factors, bool inverse) {
+    Tensor result;
+    Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(spectrum.dim() == 2 && spectrum.size(1) % 2 == 0, "expected samples (B, N), N even");
-      kernels.compact_fourier_pack(data<T>(spectrum), data<T>(z), spectrum.size(0), spectrum.size(1));
+      result = fourier<T>(kernels, x, twiddles_of<T>(factors, 2 * half_size_of(x), x), inverse);
     });
-    return z;
+    return result;
   }
 
-  static Tensor compact_fourier_unpack(const Tensor& z) {
-    Tensor spectrum = torch::stable::empty_like(z);
-    Device::run(z, [&](const auto& kernels, auto type) {
+  static Tensor project_wgnc(const Tensor& x, const Tensor& factors, int64_t block_size) {
+    Tensor result;
+    Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      require(z.dim() == 2 && z.size(1) % 2 == 0, "expected samples (B, N), N even");
-      kernels.compact_fourier_unpack(data<T>(z), data<T>(spectrum), z.size(0), z.size(1));
+      const int64_t batch = x.size(0), size = 2 * half_size_of(x);
+      require(block_size >= 2 && size % (2 * block_size) == 0,
+              "block size does not divide the number of coefficients");
+      const auto w = twiddles_of<T>(factors, size, x);
+      if (has_defined_fft(size)) {
+        result = torch::stable::empty_like(x);
+        kernels.project_wgnc(data<T>(x), data<T>(result), batch, size, w, block_size);
+        return;
+      }
+      const Tensor spectrum = Device::template half_length_fft<T>(x, false);
+      kernels.wgnc_between_ffts(data<T>(spectrum), batch, size, w, block_size);
+      result = Device::template half_length_fft<T>(spectrum, true);
     });
-    return spectrum;
+    return result;
   }
 
   static Tensor project_wgnc_blocks(const Tensor& y, int64_t block_size) {
@@ -332,15 +352,6 @@ struct Operators {
     return out;
   }
 
-  static void wgnc_between_ffts_(const Tensor& spectrum, int64_t block_size) {
-    Device::run(spectrum, [&](const auto& kernels, auto type) {
-      using T = decltype(type);
-      require(spectrum.dim() == 2 && block_size >= 2 && spectrum.size(1) % (2 * block_size) == 0,
-              "block size does not divide the number of coefficients");
-      kernels.wgnc_between_ffts(data<T>(spectrum), spectrum.size(0), spectrum.size(1), block_size);
-    });
-  }
-
   static void implement(torch::stable::detail::StableLibrary& library) {
     library.impl("_projection", TORCH_BOX(&projection));
     library.impl("_whiten", TORCH_BOX(&whiten));
@@ -349,10 +360,33 @@ struct Operators {
     library.impl("_project_mixing_domains_", TORCH_BOX(&project_mixing_domains_));
     library.impl("_butterfly", TORCH_BOX(&butterfly));
     library.impl("_hadamard_transform", TORCH_BOX(&hadamard_transform));
-    library.impl("_compact_fourier_pack", TORCH_BOX(&compact_fourier_pack));
-    library.impl("_compact_fourier_unpack", TORCH_BOX(&compact_fourier_unpack));
+    library.impl("_compact_fourier", TORCH_BOX(&compact_fourier));
+    library.impl("_project_wgnc", TORCH_BOX(&project_wgnc));
     library.impl("_project_wgnc_blocks", TORCH_BOX(&project_wgnc_blocks));
-    library.impl("_wgnc_between_ffts_", TORCH_BOX(&wgnc_between_ffts_));
+  }
+
+ private:
+  // Compact Fourier transform of x, or its inverse. x is freed as early as possible, if the caller moves it
+  // here: then at most two batches are in memory.
+  template <class T, class DeviceKernels>
+  static Tensor fourier(const DeviceKernels& kernels, Tensor x, Twiddles<T> w, bool inverse) {
+    const int64_t batch = x.size(0), size = 2 * half_size_of(x);
+    if (has_defined_fft(size)) {
+      Tensor result = torch::stable::empty_like(x);
+      kernels.compact_fourier(data<T>(x), data<T>(result), batch, size, w, inverse);
+      return result;
+    }
+    if (inverse) {
+      const Tensor spectrum = torch::stable::empty_like(x);
+      kernels.compact_fourier_unpack(data<T>(x), data<T>(spectrum), batch, size, w);
+      x = Tensor();
+      return Device::template half_length_fft<T>(spectrum, true);
+    }
+    const Tensor spectrum = Device::template half_length_fft<T>(x, false);
+    x = Tensor();
+    Tensor result = torch::stable::empty_like(spectrum);
+    kernels.compact_fourier_pack(data<T>(spectrum), data<T>(result), batch, size, w);
+    return result;
   }
 };
 

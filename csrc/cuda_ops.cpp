@@ -137,17 +137,14 @@ struct Cuda {
     for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{scope.launch()}, type); });
   }
 
-  // One FFT transforms the batch: single samples would leave the device idle. The result is complex.
+  // One FFT transforms the batch: single samples would leave the device idle.
   template <class T>
-  static Tensor half_length_fft(const T* x, const Tensor& like, bool inverse) {
-    return fft_of_rows(x, like.size(0), half_size_of(like), inverse, like.device());
-  }
-
-  static Tensor as_samples(const Tensor& spectrum, const Tensor& like) {
+  static Tensor half_length_fft(const Tensor& x, bool inverse) {
+    const Tensor spectrum = fft_of_rows(data<const T>(x), x.size(0), half_size_of(x), inverse, x.device());
     std::array<StableIValue, 2> stack{torch::stable::detail::from(spectrum),
-                                      torch::stable::detail::from(like.scalar_type())};
+                                      torch::stable::detail::from(x.scalar_type())};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::view", "dtype", stack.data(), TORCH_ABI_VERSION));
-    return torch::stable::view(torch::stable::detail::to<Tensor>(stack[0]), like.sizes());
+    return torch::stable::view(torch::stable::detail::to<Tensor>(stack[0]), x.sizes());
   }
 
   template <class T>

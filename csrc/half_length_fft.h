@@ -15,8 +15,8 @@
 #include <type_traits>
 
 #include "binding.h"
+#include "cpu/grid_twiddles.h"
 #include "cpu/scratch.h"
-#include "cpu/twiddles.h"
 #include "openmp.h"
 
 namespace noisetilt {
@@ -62,8 +62,8 @@ void fft_of_sample(const ComplexValue<T>* z, ComplexValue<T>* out, int64_t h, bo
     std::copy_n(data<ComplexValue<T>>(result), h, out);
     return;
   }
-  const Twiddles<T> factors = grid_twiddles<T>(a, b);
-  const T* w = factors.data();
+  const auto factors = grid_twiddles<T>(a, b);
+  const T* w = factors->data();
   const T sign = inverse ? -1 : 1;
   Scratch<ComplexValue<T>> columns(h), between(h);
 

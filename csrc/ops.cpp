@@ -31,12 +31,11 @@ struct Cpu {
   }
 
   template <class T>
-  static Tensor half_length_fft(const T* values, const Tensor& x, bool inverse) {
+  static Tensor half_length_fft(const Tensor& x, bool inverse) {
     Tensor out = torch::stable::empty_like(x);
     const int64_t h = half_size_of(x);
     auto transform = [&](int64_t b) {
-      fft_of_sample(reinterpret_cast<const ComplexValue<T>*>(values) + b * h,
-                    data<ComplexValue<T>>(out) + b * h, h, inverse);
+      fft_of_sample(data<const ComplexValue<T>>(x) + b * h, data<ComplexValue<T>>(out) + b * h, h, inverse);
     };
     if (h <= kMostOnOwnThread) {
       for_each_sample(x.size(0), transform);
@@ -45,7 +44,6 @@ struct Cpu {
     }
     return out;
   }
-  static Tensor as_samples(const Tensor& spectrum, const Tensor&) { return spectrum; }
 
   template <class... Arguments>
   static void reserve_for_whiten(const Arguments&...) {}  // the kernels have memory of their own
@@ -81,14 +79,6 @@ void project_2os_(const Tensor& x, const Tensor& lower, const Tensor& upper, con
   });
 }
 
-Tensor half_length_fft(const Tensor& x, bool inverse) {
-  Tensor result;
-  Cpu::run(x, [&](const auto&, auto type) {
-    result = Cpu::half_length_fft(data<const decltype(type)>(x), x, inverse);
-  });
-  return result;
-}
-
 // Lines "key: value", for library.build_info() in Python.
 std::string build_info() {
 #ifdef __clang__
@@ -114,7 +104,6 @@ STABLE_TORCH_LIBRARY_IMPL(noisetilt, CPU, m) {
   noisetilt::Operators<noisetilt::Cpu>::implement(m);
   m.impl("_project_2os_", TORCH_BOX(&noisetilt::project_2os_));
   m.impl("_copy", TORCH_BOX(&noisetilt::copy));
-  m.impl("_half_length_fft", TORCH_BOX(&noisetilt::half_length_fft));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(noisetilt, CompositeExplicitAutograd, m) {

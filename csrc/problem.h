@@ -51,6 +51,28 @@ struct Mixing {
   int64_t repeats;
 };
 
+// Factors of the FFT of N real values, as `twiddle_factors` in python_ref/fourier.py makes them: cosines and
+// sines. Only N = 2^k has factors of its complex FFT. The last N/4 + 1 factors are those of every even N.
+template <class T>
+struct Twiddles {
+  const T *re, *im;
+};
+
+// True if the package defines the rounding of the FFT of N = `size` values.
+inline bool has_defined_fft(int64_t size) { return size >= 2 && (size & (size - 1)) == 0; }
+
+// Number of factors of the stages of a complex FFT of length h.
+inline int64_t num_stage_twiddles(int64_t h) {
+  int64_t count = 0;
+  for (int64_t left = h; left > 4; left /= 4) count += left / 4 * 3;
+  return count;
+}
+
+// Number of factors of the FFT of N = `size` real values.
+inline int64_t num_twiddles(int64_t size) {
+  return (has_defined_fft(size) ? num_stage_twiddles(size / 2) : 0) + size / 4 + 1;
+}
+
 enum class TableFault { none, nan, crossed };
 
 }  // namespace noisetilt

@@ -150,20 +150,19 @@ def _turn(re: Tensor, im: Tensor, factors: Tensor, end_scale: float, scale: floa
 
 @lru_cache(maxsize=8)
 def twiddle_factors(size: int, dtype: torch.dtype) -> Tensor:
-    """Factors of the FFT of N = `size` real values, a power of two: cosines and sines (2, K).
+    """Factors of the FFT of N = `size` real values, N even: cosines and sines (2, K), float64 rounded once.
 
-    First the factors of each stage of `complex_fft` that has some. For transforms of length L they are
-    exp(-2 pi i ip/L), i = 1 .. 3, p = 0 .. L/4 - 1, p fastest. Then exp(-2 pi i k/N), k = 0 ..
-    N/4, for the step between the complex FFT and the spectrum. They are computed in float64 and rounded once.
+    If N is a power of two, first the factors of each stage of `complex_fft` that has some. For transforms of
+    length L they are exp(-2 pi i ip/L), i = 1 .. 3, p = 0 .. L/4 - 1, p fastest. Then, for every N, exp(-2 pi
+    i k/N), k = 0 .. N/4, for the step between the complex FFT and the spectrum.
     """
-    half = size // 2
-    angles = []
-    left = half
+    turns = []  # k of exp(-2 pi i k/N)
+    left = size // 2 if has_defined_fft(size) else 0
     while left > 4:
-        angles.append(np.outer(np.arange(1, 4), np.arange(left // 4)).ravel() * (size // left))
+        turns.append(np.outer(np.arange(1, 4), np.arange(left // 4)).ravel() * (size // left))
         left //= 4
-    turns = np.concatenate([*angles, np.arange(half // 2 + 1)])
-    return torch.from_numpy(_unit_roots(turns, size)).to(dtype)
+    turns.append(np.arange(size // 4 + 1))
+    return torch.from_numpy(_unit_roots(np.concatenate(turns), size)).to(dtype)
 
 
 def _unit_roots(turns: np.ndarray, size: int) -> np.ndarray:

@@ -5,42 +5,17 @@
 //     X_k = (Z_k + conj Z_{h-k}) / 2 - i w^k (Z_k - conj Z_{h-k}) / 2,
 //
 // so Z_k and Z_{h-k} determine X_k and X_{h-k}, and conversely. X_0 and X_h are the sum and the difference of
-// the real and imaginary part of Z_0; the callers compute these.
+// the real and imaginary part of Z_0; number 0 of a spectrum has both.
 #pragma once
 
-#include "simd.h"
-#include "twiddles.h"
+#include <tuple>
+#include <utility>
+
+#include "../problem.h"
+#include "complex_array.h"
+#include "parallel.h"
 
 namespace noisetilt::NOISETILT_VARIANT {
-
-// Array of complex numbers, real and imaginary parts interleaved. Vectors begin with number k.
-template <class T>
-struct InterleavedComplex {
-  T* v;
-  Pair<std::remove_const_t<T>> load_vector(int64_t k) const {
-    return unzip<std::remove_const_t<T>>(load(v + 2 * k), load(v + 2 * k + kLanes<T>));
-  }
-  void store_vector(int64_t k, Vector<T> re, Vector<T> im) const {
-    auto [first, second] = zip<T>(re, im);
-    store<T>(v + 2 * k, first);
-    store<T>(v + 2 * k + kLanes<T>, second);
-  }
-  T& re(int64_t k) const { return v[2 * k]; }
-  T& im(int64_t k) const { return v[2 * k + 1]; }
-};
-
-// Array of complex numbers, real and imaginary parts in two arrays.
-template <class T>
-struct SplitComplex {
-  T *real, *imaginary;
-  Pair<std::remove_const_t<T>> load_vector(int64_t k) const { return {load(real + k), load(imaginary + k)}; }
-  void store_vector(int64_t k, Vector<T> re, Vector<T> im) const {
-    store<T>(real + k, re);
-    store<T>(imaginary + k, im);
-  }
-  T& re(int64_t k) const { return real[k]; }
-  T& im(int64_t k) const { return imaginary[k]; }
-};
 
 enum class HalfFft { to_spectrum, from_spectrum };
 
@@ -71,34 +46,40 @@ inline void turn_pair(V& k_re, V& k_im, V& n_re, V& n_im, V c, V s, V scale) {
   n_im = (odd_im - sum_im) * scale;
 }
 
-// Replaces the pairs k in [begin, end), a part of 1 .. h/2, and multiplies them by 2*scale. Reads `in` and
-// writes `out`, which may be the same.
+// Replaces the pairs k in [begin, end), a part of 1 .. h/2, and multiplies them by 2*scale. `w` has the
+// factors w^k. Reads `in` and writes `out`, which may be the same.
 template <HalfFft direction, class T, class In, class Out>
-inline void turn_pairs(int64_t begin, int64_t end, int64_t h, const T* w, T scale, const In& in,
+inline void turn_pairs(int64_t begin, int64_t end, int64_t h, Twiddles<T> w, T scale, const In& in,
                        const Out& out) {
   constexpr int W = kLanes<T>;
-  const InterleavedComplex<const T> twiddle{w};
   int64_t k = begin;
   for (; k + W <= end && 2 * (k + W - 1) < h; k += W) {  // while the two vectors do not overlap
     const int64_t n = h - k - (W - 1);
-    auto [k_re, k_im] = in.load_vector(k);
-    auto [n_re, n_im] = in.load_vector(n);
-    auto [c, s] = twiddle.load_vector(k);
-    n_re = reverse_lanes<T>(n_re);
-    n_im = reverse_lanes<T>(n_im);
-    turn_pair<direction, Vector<T>>(k_re, k_im, n_re, n_im, c, s, broadcast(scale));
-    out.store_vector(k, k_re, k_im);
-    out.store_vector(n, reverse_lanes<T>(n_re), reverse_lanes<T>(n_im));
+    Complex<Vector<T>> a = in.load_vector(k), b = in.load_vector(n);
+    b = {reverse_lanes<T>(b.re), reverse_lanes<T>(b.im)};
+    turn_pair<direction, Vector<T>>(a.re, a.im, b.re, b.im, load(w.re + k), load(w.im + k), broadcast(scale));
+    out.store_vector(k, a);
+    out.store_vector(n, {reverse_lanes<T>(b.re), reverse_lanes<T>(b.im)});
   }
   for (; k < end; ++k) {
     const int64_t n = h - k;
-    T k_re = in.re(k), k_im = in.im(k), n_re = in.re(n), n_im = in.im(n);
-    turn_pair<direction, T>(k_re, k_im, n_re, n_im, w[2 * k], w[2 * k + 1], scale);
-    out.re(k) = k_re;
-    out.im(k) = k_im;
-    out.re(n) = n_re;
-    out.im(n) = n_im;
+    Complex<T> a{in.re(k), in.im(k)}, b{in.re(n), in.im(n)};
+    turn_pair<direction, T>(a.re, a.im, b.re, b.im, w.re[k], w.im[k], scale);
+    put(out, k, a);
+    put(out, n, b);
   }
+}
+
+// Turns half-length FFTs into spectra of h numbers, or back. Number 0 of a spectrum has X_0 and X_h. `w`:
+// factors of the FFT of N = 2h real values.
+template <HalfFft direction, class T, class In, class Out>
+void turn(int64_t h, Twiddles<T> w, T end_scale, T scale, const In& in, const Out& out) {
+  constexpr int64_t kGrain = 8192;  // fewest pairs per thread
+  const int64_t first = num_twiddles(2 * h) - (h / 2 + 1);
+  std::tie(out.re(0), out.im(0)) = turn_ends<T>(in.re(0), in.im(0), end_scale);
+  parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
+    turn_pairs<direction>(begin + 1, end + 1, h, {w.re + first, w.im + first}, scale, in, out);
+  });
 }
 
 }  // namespace noisetilt::NOISETILT_VARIANT

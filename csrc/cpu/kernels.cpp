@@ -6,6 +6,8 @@ namespace noisetilt::NOISETILT_VARIANT {
 
 // Each function sets the members that its file implements: add_wgnc_kernels is in wgnc.cpp.
 template <class T>
+void add_fourier_kernels(Kernels<T>& kernels);
+template <class T>
 void add_order_stats_kernels(Kernels<T>& kernels);
 template <class T>
 void add_transforms_kernels(Kernels<T>& kernels);
@@ -18,6 +20,7 @@ template <class T>
 const Kernels<T>& kernels_of_variant() {
   static const Kernels<T> collected = [] {
     Kernels<T> kernels{};
+    add_fourier_kernels(kernels);
     add_order_stats_kernels(kernels);
     add_transforms_kernels(kernels);
     add_wgnc_kernels(kernels);

@@ -26,16 +26,21 @@ struct Kernels {
   void (*project_mixing_domains)(T* x, int64_t batch, const Projection<T>& projection, const Mixing* mixing,
                                  int64_t num_mixing);
 
-  // transforms.cpp. `spectrum` is the complex FFT of a sample read as N/2 complex numbers. No FFT is scaled,
-  // the inverse neither.
+  // transforms.cpp
   void (*butterfly)(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse);
   void (*hadamard_transform)(const T* x, T* out, int64_t batch, int64_t size, T scale);
-  void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size);
-  void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size);
 
-  // wgnc.cpp. wgnc_between_ffts replaces the `spectrum` of a sample by the spectrum of its projection.
+  // fourier.cpp. compact_fourier is for samples of 2^k values. The two kernels after it are for other sizes:
+  // `spectrum` is the complex FFT of a sample read as N/2 complex numbers, not scaled, the inverse neither.
+  void (*compact_fourier)(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, bool inverse);
+  void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size, Twiddles<T> w);
+  void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size, Twiddles<T> w);
+
+  // wgnc.cpp. project_wgnc is for samples of 2^k values. wgnc_between_ffts is for other sizes: it replaces the
+  // `spectrum` of a sample by the spectrum of its projection.
   void (*project_wgnc_blocks)(const T* y, T* out, int64_t num_blocks, int64_t block_size);
-  void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, int64_t block_size);
+  void (*project_wgnc)(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size);
+  void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size);
 };
 
 // Number of variants that this processor runs: 0 is the portable one, num_variants() - 1 the best.

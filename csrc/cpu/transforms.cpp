@@ -1,13 +1,9 @@
-// Orthogonal transforms, DESIGN section 4: butterfly, Walsh-Hadamard, and the steps that turn a half-length
-// complex FFT into the compact Fourier transform.
+// Orthogonal transforms, DESIGN section 4: butterfly and Walsh-Hadamard.
 
 #include "transforms.h"
 
 #include <algorithm>
-#include <cmath>
-#include <tuple>
 
-#include "half_fft.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -132,51 +128,12 @@ void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale
   });
 }
 
-template <class T>
-void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) {
-  const int64_t h = size / 2;
-  const Twiddles<T> factors = twiddles<T>(size);
-  const T* w = factors.data();
-  const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
-  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));  // sqrt(2) / sqrt(N) / 2
-  for_each_sample(batch, [&](int64_t b) {
-    const T* Z = spectrum + b * size;
-    T* ends = z + b * size;
-    std::tie(ends[0], ends[1]) = turn_ends(Z[0], Z[1], end_scale);
-    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, InterleavedComplex<const T>{Z},
-                                       SplitComplex<T>{ends + 1, ends + h});
-    });
-  });
-}
-
-template <class T>
-void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) {
-  const int64_t h = size / 2;
-  const Twiddles<T> factors = twiddles<T>(size);
-  const T* w = factors.data();
-  // The inverse is the transpose, so it has the same scales, and the FFT after it none.
-  const T end_scale = static_cast<T>(1 / std::sqrt(static_cast<double>(size)));
-  const T scale = static_cast<T>(std::sqrt(0.5 / static_cast<double>(size)));
-  for_each_sample(batch, [&](int64_t b) {
-    T* Z = spectrum + b * size;
-    const T* ends = z + b * size;
-    std::tie(Z[0], Z[1]) = turn_ends(ends[0], ends[1], end_scale);
-    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale,
-                                         SplitComplex<const T>{ends + 1, ends + h}, InterleavedComplex<T>{Z});
-    });
-  });
-}
-
 }  // namespace
 
 template <class T>
 void add_transforms_kernels(Kernels<T>& kernels) {
   kernels.butterfly = butterfly<T>;
   kernels.hadamard_transform = hadamard_transform<T>;
-  kernels.compact_fourier_pack = compact_fourier_pack<T>;
-  kernels.compact_fourier_unpack = compact_fourier_unpack<T>;
 }
 template void add_transforms_kernels<float>(Kernels<float>&);
 template void add_transforms_kernels<double>(Kernels<double>&);

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <tuple>
 
 #include "chunk_sort.h"
+#include "complex_fft.h"
 #include "half_fft.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -195,36 +195,46 @@ void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_s
   });
 }
 
+// Replaces the FFT of a sample, read as h complex numbers, by that of its projection: `in` by `out`. `y` holds
+// the spectrum in between.
+template <class T, class In, class Out>
+void project_spectrum(const In& in, T* y, const Out& out, int64_t h, Twiddles<T> w, int64_t block_size) {
+  const double root = std::sqrt(2 * static_cast<double>(h));
+  const InterleavedComplex<T> coefficients{y};
+  // y_0 = (X_0 + i X_h)/sqrt2 and y_k = X_k.
+  turn<HalfFft::to_spectrum>(h, w, static_cast<T>(std::sqrt(0.5) / root), static_cast<T>(0.5 / root), in,
+                             coefficients);
+  project_wgnc_blocks(y, y, h / block_size, block_size);
+  turn<HalfFft::from_spectrum>(h, w, static_cast<T>(std::sqrt(2.0) / root), static_cast<T>(1 / root),
+                               coefficients, out);
+}
+
 template <class T>
-void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
-  const int64_t h = size / 2;
-  const Twiddles<T> factors = twiddles<T>(size);
-  const T* w = factors.data();
-  const double root = std::sqrt(static_cast<double>(size));
-  const T end_scale = static_cast<T>(std::sqrt(0.5) / root), scale = static_cast<T>(0.5 / root);
-  const T end_scale_back = static_cast<T>(std::sqrt(2.0) / root), scale_back = static_cast<T>(1 / root);
+void project_wgnc(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size) {
+  for_each_sample(batch, [&](int64_t b) {
+    T* result = out + b * size;
+    ComplexFft<T> fft(size / 2, w);
+    fft.begin(InterleavedComplex<const T>{x + b * size});
+    fft.end();
+    // The inverse FFT is the FFT with real and imaginary parts exchanged.
+    project_spectrum(fft.held(), result, Exchanged<SplitComplex<T>>{fft.held()}, size / 2, w, block_size);
+    fft.begin(fft.held());
+    fft.end(Exchanged<InterleavedComplex<T>>{{result}});
+  });
+}
+
+template <class T>
+void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size) {
   for_each_sample(batch, [&](int64_t b) {
     T* y = spectrum + b * size;
-    const InterleavedComplex<T> coefficients{y};
-    auto turn_first = [y](T s) {
-      // Z_0 = (X_0 + X_h, X_0 - X_h)/2 and y_0 = (X_0, X_h)/sqrt2, in both directions.
-      std::tie(y[0], y[1]) = turn_ends(y[0], y[1], s);
-    };
-    turn_first(end_scale);
-    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      turn_pairs<HalfFft::to_spectrum>(begin + 1, end + 1, h, w, scale, coefficients, coefficients);
-    });
-    project_wgnc_blocks(y, y, h / block_size, block_size);
-    turn_first(end_scale_back);
-    parallel_for(h / 2, kGrain, [&](int64_t begin, int64_t end) {
-      turn_pairs<HalfFft::from_spectrum>(begin + 1, end + 1, h, w, scale_back, coefficients, coefficients);
-    });
+    project_spectrum(InterleavedComplex<T>{y}, y, InterleavedComplex<T>{y}, size / 2, w, block_size);
   });
 }
 
 template <class T>
 void add_wgnc_kernels(Kernels<T>& kernels) {
   kernels.project_wgnc_blocks = project_wgnc_blocks<T>;
+  kernels.project_wgnc = project_wgnc<T>;
   kernels.wgnc_between_ffts = wgnc_between_ffts<T>;
 }
 template void add_wgnc_kernels<float>(Kernels<float>&);

@@ -1,8 +1,7 @@
 """Parts that the compiled CPU and CUDA backends share: calls of the C++ and CUDA kernels through PyTorch's
 dispatcher.
 
-Operations that differ between the devices are in `cpu` and `cuda`. The FFTs are torch's: a sample of N real
-values is transformed by a complex FFT of length N/2.
+Operations that differ between the devices are in `cpu` and `cuda`.
 """
 
 from collections.abc import Callable
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ..config import Tile, WhiteningConfig, flatten_mixing
-from .tables import Extents, Projections, Table, TileTables
+from .tables import Extents, Projections, Table, TileTables, fft_factors
 
 _ops = torch.ops.noisetilt
 
-_COMPLEX_OF = {torch.float32: torch.complex64, torch.float64: torch.complex128}
-_REAL_OF = {complex_dtype: dtype for dtype, complex_dtype in _COMPLEX_OF.items()}
+_REAL_OF = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def has_kernels_for(device_type: str) -> bool:
@@ -37,9 +35,7 @@ def refused_size(op: str, extents: Extents, most: int) -> str | None:
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    if inverse:
-        return half_length_fft(_ops._compact_fourier_unpack.default(x), inverse=True)
-    return _ops._compact_fourier_pack.default(half_length_fft(x))
+    return _ops._compact_fourier.default(_readable_as_complex(x), _factors_for(x), inverse)
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -57,13 +53,20 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    spectrum = half_length_fft(x)
-    _ops._wgnc_between_ffts_.default(spectrum, block_size)
-    return half_length_fft(spectrum, inverse=True)
+    return _ops._project_wgnc.default(_readable_as_complex(x), _factors_for(x), block_size)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     return _ops._project_wgnc_blocks.default(y.view(_REAL_OF[y.dtype]), block_size).view(y.dtype)
+
+
+def _factors_for(x: Tensor) -> Tensor:
+    return fft_factors(x.shape[1], x.dtype, x.device)
+
+
+def _readable_as_complex(x: Tensor) -> Tensor:
+    """Return x, or a copy if its address on a GPU is no multiple of a complex number."""
+    return x.clone() if x.is_cuda and x.data_ptr() % (2 * x.element_size()) else x
 
 
 # ---- operations with the tables of a device ----
@@ -100,28 +103,6 @@ def copy_of(x: Tensor) -> Tensor:
     return _ops._copy.default(x) if x.device.type == "cpu" else x.clone()
 
 
-# ---- half-length FFT ----
-
-
-def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
-    """Apply an FFT, or its transpose, to samples (B, N), each read as N/2 complex numbers. Returns real
-    numbers (B, N). Neither direction is scaled.
-
-    On the CPU a sample has the same bits in every batch. On CUDA one FFT transforms the batch, otherwise
-    small samples would leave the device idle. cuFFT may round a sample differently in each batch, within the
-    tolerance of FFTs (DESIGN section 9).
-    """
-    if x.device.type == "cpu":
-        return _ops._half_length_fft.default(x, inverse)
-    # A complex view needs an even offset, and the FFT an address that is a multiple of a complex number.
-    if x.storage_offset() % 2 or x.data_ptr() % (2 * x.element_size()):
-        x = x.clone()
-    # Flat, because a single sample may have any stride, and a complex view needs an even one.
-    z = x.view(-1).view(_COMPLEX_OF[x.dtype]).view(len(x), -1)
-    result = torch.fft.ifft(z, norm="forward") if inverse else torch.fft.fft(z)
-    return result.view(x.dtype)
-
-
 # ---- tables of the projection kernels ----
 
 
@@ -143,4 +124,8 @@ def make_projection(
     tensors = [tensor for table in tables for tensor in tensors_of(table)]
     sizes = [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))]
     monotone = [table.monotone for table in tables]
-    return Projection(_ops._projection.default(samples, tensors, monotone, len(values), sizes), tensors)
+    factors = None  # only `whiten` projects values, and needs the FFT
+    if values:
+        factors = fft_factors(samples.shape[1:].numel(), samples.dtype, samples.device)
+    handle = _ops._projection.default(samples, tensors, monotone, len(values), sizes, factors)
+    return Projection(handle, tensors if factors is None else [*tensors, factors])

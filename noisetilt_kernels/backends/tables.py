@@ -1,6 +1,6 @@
 """Confidence tables: made once, kept in memory and on disk, and arranged for the projections of a backend.
 
-The sections are: lifetime on a GPU; one table; all tables of a projection; tables passed by the user; sizes
+The sections are: lifetime on a GPU; one table; factors of FFTs; all tables of a projection; tables passed by the user; sizes
 that decide which backend can serve a call. `table_cache` keeps tables on disk.
 """
 
@@ -18,7 +18,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..checks import shown
 from ..config import DEFAULT_ALPHA, Tile, check_alpha, check_chunks
-from ..python_ref import NORMAL, ChiSquare, Normal, Reference
+from ..python_ref import NORMAL, ChiSquare, Normal, Reference, twiddle_factors
 from ..python_ref import confidence_table as compute_table
 from . import table_cache
 from .table_cache import Columns
@@ -175,6 +175,19 @@ def _make_table(
 cached_table = KeptResults(_make_table, most=64)
 """Function that returns a table from memory, from disk, or computed now. Tables are shared: never write to
 one.
+"""
+
+
+# ---- factors of FFTs ----
+
+
+def _make_factors(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return twiddle_factors(size, dtype).to(device)
+
+
+fft_factors = KeptResults(_make_factors, most=16)
+"""Function that returns the factors of the FFT of N real values (`python_ref.twiddle_factors`) on a device. They
+are shared: never write to them.
 """
 
 

@@ -18,7 +18,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "cpu/twiddles.h"
+#include "cpu/grid_twiddles.h"
 
 namespace noisetilt {
 
@@ -317,13 +317,13 @@ static void test_loops() {
   }
 }
 
-static void test_twiddles() {
-  const Twiddles<float> first = twiddles<float>(64), large = twiddles<float>(1 << 24);
-  expect(first.data() == twiddles<float>(64).data(), "factors are kept");
-  expect(large.data() != twiddles<float>(1 << 24).data(), "a table above the limit is not kept");
-  for (int64_t size = 1 << 21; size < (1 << 21) + 10; size += 2) twiddles<float>(size);
-  expect(first.data() != twiddles<float>(64).data(), "factors of old sizes are deleted");
-  expect(first.data()[0] == 1 && first.data()[33] == -1, "factors in use stay");
+static void test_grid_twiddles() {
+  const auto first = grid_twiddles<float>(8, 8), large = grid_twiddles<float>(1 << 11, 1 << 11);
+  expect(first == grid_twiddles<float>(8, 8), "factors are kept");
+  expect(large != grid_twiddles<float>(1 << 11, 1 << 11), "a table above the limit is not kept");
+  for (int64_t size = 1000; size < 1010; ++size) grid_twiddles<float>(500, size);
+  expect(first != grid_twiddles<float>(8, 8), "factors of old sizes are deleted");
+  expect((*first)[0] == 1 && (*first)[2 * 8 * 4 + 2 * 8 - 2] != 1, "factors in use stay");
 }
 
 template <class T>
@@ -345,7 +345,7 @@ static void test_all() {
 
 int main() {
   test_loops();
-  test_twiddles();
+  test_grid_twiddles();
   for (; variant_under_test < num_variants(); ++variant_under_test) {
     test_all<float>();
     test_all<double>();

@@ -1,4 +1,4 @@
-#include "twiddles.h"
+#include "grid_twiddles.h"
 
 #include <cmath>
 #include <list>
@@ -8,7 +8,7 @@
 namespace noisetilt {
 namespace {
 
-constexpr size_t kMostBytes = 16 << 20;  // of the tables of one kind that are kept
+constexpr size_t kMostBytes = 16 << 20;  // of the tables of one type that are kept
 
 template <class T>
 void append(std::vector<T>& factors, int64_t k, int64_t size) {
@@ -20,10 +20,12 @@ void append(std::vector<T>& factors, int64_t k, int64_t size) {
 template <class T>
 using TablePointer = std::shared_ptr<const std::vector<T>>;
 
-// Tables by their key, the last used first.
-template <class Key, class T>
+// Tables by a and b, the last used first.
+template <class T>
 class LastUsed {
  public:
+  using Key = std::pair<int64_t, int64_t>;
+
   template <class Compute>
   TablePointer<T> get(Key key, const Compute& compute) {
     if (TablePointer<T> factors = find(key)) return factors;
@@ -61,35 +63,16 @@ class LastUsed {
 }  // namespace
 
 template <class T>
-Twiddles<T>::Twiddles(std::shared_ptr<const std::vector<T>> table)
-    : table_(std::move(table)), data_(table_->data()) {}
-template <class T>
-Twiddles<T>::~Twiddles() = default;
-
-template <class T>
-Twiddles<T> twiddles(int64_t size) {
-  static auto* kept = new LastUsed<int64_t, T>();  // never destroyed: threads may outlive main
-  return Twiddles<T>(kept->get(size, [&](std::vector<T>& factors) {
-    factors.reserve(static_cast<size_t>(size / 4 + 1) * 2);
-    for (int64_t k = 0; k <= size / 4; ++k) append(factors, k, size);
-  }));
-}
-
-template <class T>
-Twiddles<T> grid_twiddles(int64_t a, int64_t b) {
-  static auto* kept = new LastUsed<std::pair<int64_t, int64_t>, T>();
-  return Twiddles<T>(kept->get({a, b}, [&](std::vector<T>& factors) {
+TablePointer<T> grid_twiddles(int64_t a, int64_t b) {
+  static auto* kept = new LastUsed<T>();  // never destroyed: threads may outlive main
+  return kept->get({a, b}, [&](std::vector<T>& factors) {
     factors.reserve(static_cast<size_t>(a * b) * 2);
     for (int64_t row = 0; row < b; ++row)
       for (int64_t column = 0; column < a; ++column) append(factors, row * column, a * b);
-  }));
+  });
 }
 
-template class Twiddles<float>;
-template class Twiddles<double>;
-template Twiddles<float> twiddles<float>(int64_t);
-template Twiddles<double> twiddles<double>(int64_t);
-template Twiddles<float> grid_twiddles<float>(int64_t, int64_t);
-template Twiddles<double> grid_twiddles<double>(int64_t, int64_t);
+template TablePointer<float> grid_twiddles<float>(int64_t, int64_t);
+template TablePointer<double> grid_twiddles<double>(int64_t, int64_t);
 
 }  // namespace noisetilt
