@@ -40,6 +40,8 @@ GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # kernels that take most of th
     "tile_stats_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
     "butterfly_kernel": {"values": (4096, 8192), "warps": (4, 8, 16)},
     "project_wgnc_blocks_kernel": {"blocks": (32, 64, 128, 256), "warps": (1, 2, 4, 8)},
+    "fft_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
+    "compact_spectrum_kernel": {"coefficients": (256, 512, 1024), "warps": (2, 4, 8)},
     "compact_fourier_kernel": {"coefficients": (512, 1024, 2048), "warps": (4, 8)},
     "find_non_finite_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
     "finite_or_nan_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
@@ -115,6 +117,10 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
     many = torch.randn(1024, *FLUX, device=DEVICE)  # 256 MiB
     flat, spectra = many.view(1024, -1), torch.view_as_complex(many.view(1024, -1, 2))
     whiten = [lambda: ops.whiten(flux, "flux"), lambda: ops.whiten(wan, "wan")]
+
+    def compact_fourier(x: Tensor) -> list[Callable[[], Tensor]]:
+        return [partial(ops.compact_fourier, x, inverse) for inverse in (False, True)]
+
     finite = [lambda: finite_or_nan(flux[None]), lambda: finite_or_nan(many)]
     return {
         "sort_runs_kernel": whiten,
@@ -124,11 +130,14 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
             partial(ops.butterfly, many, tile, steps)
             for tile, steps in (([64, 64], 12), ([64, 64], 1), ([8, 8], 6))
         ],
-        "compact_fourier_kernel": [partial(ops.compact_fourier, flat, inverse) for inverse in (False, True)],
+        "fft_kernel": compact_fourier(flat),
+        "compact_spectrum_kernel": compact_fourier(flat),
+        "compact_fourier_kernel": compact_fourier(flat[:, :65_520].contiguous()),
         "project_wgnc_blocks_kernel": [
             lambda: ops.project_wgnc_blocks(spectra),
             lambda: ops.project_wgnc_blocks(spectra, 64),
             lambda: ops.project_wgnc(flat[:1]),
+            lambda: ops.project_wgnc(flat[:1, :65_504]),
         ],
         "find_non_finite_kernel": finite,
         "finite_or_nan_kernel": finite,

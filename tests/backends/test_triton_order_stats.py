@@ -101,7 +101,7 @@ def test_runs_smaller_than_a_program(set_blocks: Callable[..., None]) -> None:
 
 
 def test_new_blocks_are_used_at_once(set_blocks: Callable[..., None]) -> None:
-    arguments = 64, torch.float32, 64, 1, False, (64, 1, 64), 1
+    arguments = 64, torch.float32, 64, 1, 0, (64, 1, 64), 1
     assert not order_stats._plan(*arguments).ranks
     set_blocks("sort_runs_kernel", values=16, entries=4)
     assert order_stats._plan(*arguments).ranks

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import Tile, WhiteningConfig
 from ..tables import ExaminedTables, Projections, Table, TileTables, check_table
-from . import tile_stats, transforms, wgnc, whitening
+from . import fourier, tile_stats, transforms, wgnc, whitening
 from .launch import ALIGNMENT
 from .order_stats import FieldTables
 from .order_stats import project_2os as _project_2os
@@ -63,7 +63,7 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     return whitening.whiten(x, projection, config.mixing)
 
 
-compact_fourier = _for_kernels(transforms.compact_fourier)
+compact_fourier = _for_kernels(fourier.compact_fourier)
 butterfly = _for_kernels(transforms.butterfly)
 hadamard_transform = _for_kernels(transforms.hadamard_transform)
 project_wgnc = _for_kernels(wgnc.project_wgnc)

@@ -1,6 +1,4 @@
-"""Orthogonal transforms (DESIGN section 4): butterfly mixing, Walsh-Hadamard, and compact Fourier with
-torch's FFT.
-"""
+"""Orthogonal transforms (DESIGN section 4): butterfly mixing and Walsh-Hadamard."""
 
 import math
 
@@ -14,7 +12,6 @@ from .arithmetic import pairs, rounded, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
-SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -200,66 +197,3 @@ def _offsets(
 def _common_power_of_two(a, b):
     """Largest power of two that divides both."""
     return (a | b) & -(a | b)
-
-
-def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    """Apply the compact orthogonal Fourier transform, or its inverse, to samples x (B, N), N even. Returns
-    (B, N).
-    """
-    batch, size = x.shape
-    rearrange = _rearrangement(batch, size, x.dtype, inverse)
-    if inverse:
-        spectrum = x.new_empty(batch, size // 2 + 1, 2)
-        rearrange(spectrum, x)
-        return torch.fft.irfft(torch.view_as_complex(spectrum), n=size, norm="ortho")
-    result = torch.empty_like(x)
-    rearrange(torch.view_as_real(torch.fft.rfft(x, norm="ortho")), result)
-    return result
-
-
-@planned
-def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> Launch:
-    """Return the launch that rearranges spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
-    coefficients = LAUNCH_TABLE["compact_fourier_kernel"]["coefficients"]
-    programs = ceil_div(size // 2, coefficients)
-    return Launch(
-        compact_fourier_kernel,
-        batch * programs,
-        size // 2,
-        programs,
-        COEFFICIENTS=coefficients,
-        INVERSE=inverse,
-    )
-
-
-@triton.jit
-def compact_fourier_kernel(
-    spectrum, z, half: tl.int64, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
-):
-    """Rearrange X_0 .. X_half to z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..], or the inverse."""
-    dtype: tl.constexpr = z.dtype.element_ty
-    sample = tl.program_id(0) // programs_per_sample
-    program = tl.program_id(0) % programs_per_sample
-    spectrum += sample * (2 * half + 2)
-    z += sample * (2 * half)
-    k = program.to(tl.int64) * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
-    there = (k > 0) & (k < half)
-    parts = spectrum + 2 * k[:, None] + tl.arange(0, 2)[None, :]
-    if INVERSE:
-        c = rounded(SQRT_HALF, dtype)
-        re = tl.load(z + 1 + k, mask=there) * c
-        im = tl.load(z + half + k, mask=there) * c
-        tl.store(parts, tl.join(re, im), mask=there[:, None])
-    else:
-        c = rounded(SQRT_TWO, dtype)
-        re, im = tl.split(tl.load(parts, mask=there[:, None]))
-        tl.store(z + 1 + k, re * c, mask=there)
-        tl.store(z + half + k, im * c, mask=there)
-    if program == 0:  # X_0 and X_half, which are real
-        end = tl.arange(0, 2)
-        ends = spectrum + end * (2 * half)
-        if INVERSE:
-            tl.store(ends, tl.load(z + end))
-            tl.store(ends + 1, tl.zeros([2], dtype))
-        else:
-            tl.store(z + end, tl.load(ends))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...config import Tile
 from .arithmetic import is_finite
+from .fourier import compact_fourier
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned
 from .order_stats import FieldTables, project_2os
 from .tile_stats import TileProjection, project_tile_stats
-from .transforms import butterfly, compact_fourier
+from .transforms import butterfly
 
 
 class Projection(NamedTuple):
