@@ -37,6 +37,7 @@ BETTER = 0.98
 GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # kernels that take most of the time come first
     "sort_runs_kernel": {"values": (2048, 4096, 8192), "entries": (512, 1024, 2048), "warps": (4, 8, 16)},
     "rank_in_runs_kernel": {"lookups": (1024, 2048, 4096), "runs": (16, 32), "warps": (2, 4, 8)},
+    "project_vectors_kernel": {"entries": (512, 1024, 2048), "warps": (4, 8, 16)},
     "tile_stats_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
     "butterfly_kernel": {"values": (4096, 8192), "warps": (4, 8, 16)},
     "project_wgnc_blocks_kernel": {"blocks": (32, 64, 128, 256), "warps": (1, 2, 4, 8)},
@@ -125,6 +126,7 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
     return {
         "sort_runs_kernel": whiten,
         "rank_in_runs_kernel": whiten,
+        "project_vectors_kernel": whiten,
         "tile_stats_kernel": whiten,
         "butterfly_kernel": [
             partial(ops.butterfly, many, tile, steps)

@@ -27,6 +27,16 @@ class FieldTables(NamedTuple):
     upper: Tensor
 
 
+class TablesInTurn(NamedTuple):
+    """Tables of several chunk sizes, for 2OS projections in turn. `each` are views of `lower` and `upper`,
+    (chunk sizes, F, N), column-major.
+    """
+
+    each: tuple[FieldTables, ...]
+    lower: Tensor
+    upper: Tensor
+
+
 @triton.jit
 def clip_entries(
     x_ptr, out_ptr, lower_ptr, upper_ptr, field_stride, row_stride, column_stride, vector, num_fields, base,
@@ -200,6 +210,45 @@ def _advanced(found, limit, STEP: tl.constexpr):
     return tl.where(tl.load(found + (STEP - 1)) < limit, found + STEP, found)
 
 
+@triton.jit
+def project_vectors_kernel(
+    x_ptr, out_ptr, lower_ptr, upper_ptr, num_fields, SIZE: tl.constexpr, CHUNK_SIZES: tl.constexpr
+):
+    """Project a vector of SIZE values, with one chunk size after the other."""
+    vector = tl.program_id(0).to(tl.int64)
+    for k in tl.static_range(len(CHUNK_SIZES)):
+        if k > 0:
+            tl.debug_barrier()  # the result of the last projection is in memory
+        _project_vector(
+            out_ptr if k > 0 else x_ptr, out_ptr, lower_ptr + k * num_fields * SIZE,
+            upper_ptr + k * num_fields * SIZE, vector, num_fields, SIZE, CHUNK_SIZES[k],
+        )  # fmt: skip
+
+
+@triton.jit
+def _project_vector(
+    x_ptr, out_ptr, lower_ptr, upper_ptr, vector, num_fields, SIZE: tl.constexpr, CHUNK_SIZE: tl.constexpr
+):
+    """Sort, clip and unsort a vector that one program holds."""
+    WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
+    NUM_CHUNKS: tl.constexpr = SIZE // CHUNK_SIZE
+    ROWS: tl.constexpr = triton.next_power_of_2(NUM_CHUNKS)
+    COLUMNS: tl.constexpr = triton.next_power_of_2(CHUNK_SIZE)
+    i = tl.arange(0, ROWS * COLUMNS)
+    row, column = i // COLUMNS, i % COLUMNS
+    present = (row < NUM_CHUNKS) & (column < CHUNK_SIZE)
+    position = row * CHUNK_SIZE + column
+    x = tl.load(x_ptr + vector * SIZE + position, mask=present, other=0)
+    key, index = entry_of(key_of(x), position, WIDE)
+    key, index = sort_entries(tl.where(present, key, LAST), index, 1, COLUMNS, WIDE)
+    key, index = sort_entries(key, index, COLUMNS, ROWS, WIDE)
+    key, index = parts_of(key, index, WIDE)
+    clip_entries(
+        x_ptr, out_ptr, lower_ptr, upper_ptr, SIZE, 1, NUM_CHUNKS, vector, num_fields, vector * SIZE, index,
+        row, column, present,
+    )  # fmt: skip
+
+
 class _Entries(NamedTuple):
     """Sorted entries of columns, (columns, places): keys, and indices of the values in their vectors."""
 
@@ -211,6 +260,33 @@ class _Entries(NamedTuple):
         """Uninitialised entries of the values x."""
         keys = x.new_empty(columns, places, dtype=KEYS[x.dtype])
         return _Entries(keys, torch.empty_like(keys, dtype=torch.int32))
+
+
+def project_in_turn(x: Tensor, tables: TablesInTurn) -> Tensor:
+    """Project contiguous vectors (V, N) with one chunk size after the other."""
+    vectors, size = x.shape
+    launch = _in_one_launch(vectors, size, x.dtype, *(t.lower.shape for t in tables.each))
+    if launch is not None:
+        out = torch.empty_like(x)
+        launch(x, out, tables.lower, tables.upper)
+        return out
+    for field_tables in tables.each:
+        x = project_2os(x, field_tables)
+    return x
+
+
+@planned
+def _in_one_launch(
+    vectors: int, size: int, dtype: torch.dtype, *shapes: tuple[int, int, int]
+) -> Launch | None:
+    """Return the launch for vectors that are sorted by one program each with tables of these shapes, or None
+    if they are too long.
+    """
+    most = LAUNCH_TABLE["project_vectors_kernel"]["entries"]
+    if not shapes or any(power_of_two(m) * power_of_two(d) > most for _, m, d in shapes):
+        return None
+    chunk_sizes = tuple(chunk_size for _, _, chunk_size in shapes)
+    return Launch(project_vectors_kernel, vectors, shapes[0][0], SIZE=size, CHUNK_SIZES=chunk_sizes)
 
 
 def project_2os(x: Tensor, tables: FieldTables) -> Tensor:

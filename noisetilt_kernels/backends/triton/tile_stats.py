@@ -16,16 +16,16 @@ from ...config import Tile
 from ...python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
-from .order_stats import FieldTables, project_2os
+from .order_stats import TablesInTurn, project_in_turn
 
 _HUGE = 2**31 - 2**15  # leaves room for the padding of the last program
 
 
 class TileProjection(NamedTuple):
-    """Tables of one tile size: for every chunk size the tables of two fields, mean and energy."""
+    """Tables of one tile size, of two fields: mean and energy."""
 
     tile: Tile
-    tables: tuple[FieldTables, ...]
+    tables: TablesInTurn
 
 
 class _Statistics(NamedTuple):
@@ -176,9 +176,7 @@ def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tens
     statistics = None
     for projection in projections:
         x, statistics = _measure(x, statistics, projection.tile)
-        projected = statistics.measured.view(-1, statistics.measured.shape[-1])
-        for tables in projection.tables:
-            projected = project_2os(projected, tables)
+        projected = project_in_turn(statistics.measured.flatten(0, 1), projection.tables)
         statistics = statistics._replace(projected=projected)
     return x if statistics is None else _rescale(x, statistics)
 

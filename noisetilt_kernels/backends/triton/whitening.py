@@ -12,15 +12,15 @@ from ...config import Tile
 from .arithmetic import is_finite
 from .fourier import compact_fourier
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned
-from .order_stats import FieldTables, project_2os
+from .order_stats import TablesInTurn, project_in_turn
 from .tile_stats import TileProjection, project_tile_stats
 from .transforms import butterfly
 
 
 class Projection(NamedTuple):
-    """Tables of project(x): one of the values for every chunk size, then the tables of every tile size."""
+    """Tables of project(x): those of the values, then those of every tile size."""
 
-    values: tuple[FieldTables, ...]
+    values: TablesInTurn
     tiles: tuple[TileProjection, ...]
 
 
@@ -28,9 +28,7 @@ def project(x: Tensor, projection: Projection) -> Tensor:
     """Apply 2OS to the values of samples (B, C, H, W) for each chunk size, then project tile statistics for
     each tile size.
     """
-    values = x.flatten(1)
-    for tables in projection.values:
-        values = project_2os(values, tables)
+    values = project_in_turn(x.flatten(1), projection.values)
     return project_tile_stats(values.view(x.shape), projection.tiles)
 
 
