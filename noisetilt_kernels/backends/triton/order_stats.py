@@ -357,7 +357,13 @@ def _plan(
     table, rank_table = LAUNCH_TABLE["sort_runs_kernel"], LAUNCH_TABLE["rank_in_runs_kernel"]
     rows, columns = power_of_two(num_chunks), power_of_two(chunk_size)
     run_size = min(rows, table["entries"], rows if chunk_stride else table["values"] // columns)
+    num_vectors = size // (num_chunks * chunk_size)
     columns_at_once = min(columns, max(1, table["entries"] // run_size))
+    # Programs that take other columns of the same chunks sort these again. So a program takes more columns,
+    # if there are enough programs.
+    programs = num_vectors * ceil_div(num_chunks, run_size) * ceil_div(columns, columns_at_once)
+    while not chunk_stride and columns_at_once < columns and programs >= 2 * table["programs"]:
+        columns_at_once, programs = 2 * columns_at_once, programs // 2
     bits = (ceil_div(num_chunks, run_size) - 1).bit_length()  # bits of the number of a run
     levels = []  # size of the runs, and bits of the number of runs in a group
     left, merged_size = bits, run_size
@@ -367,7 +373,6 @@ def _plan(
     longest = levels[-1][0] if levels else run_size
     places = ceil_div(num_chunks, longest) * longest
 
-    num_vectors = size // (num_chunks * chunk_size)
     scalars = (*(strides or (0, 0, 0)), num_fields, num_chunks, chunk_size)
     sort = Launch(
         sort_runs_kernel,
