@@ -10,7 +10,13 @@ arguments: `noisetilt_kernels` does.
 
 from .arithmetic import sqrt_rn, tree_sum
 from .confidence_table import DEFAULT_ALPHA, MOST_DF, NORMAL, ChiSquare, Normal, Reference, confidence_table
-from .fourier import compact_fourier, compact_fourier_inverse, has_defined_fft, twiddle_factors
+from .fourier import (
+    compact_fourier,
+    compact_fourier_inverse,
+    complex_fft,
+    has_defined_fft,
+    twiddle_factors,
+)
 from .order_stats import project_2os
 from .tile_stats import MakeTable, merge_tiles, project_tile_stats, split_tiles
 from .transforms import (
@@ -33,6 +39,7 @@ __all__ = [
     "butterfly_inverse",
     "compact_fourier",
     "compact_fourier_inverse",
+    "complex_fft",
     "confidence_table",
     "from_wgnc_spectrum",
     "hadamard_transform",

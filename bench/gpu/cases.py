@@ -202,15 +202,12 @@ def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
     z = ops.compact_fourier(projected.flatten(1)).view_as(x)
     projected_z = project(z)
     mixed = ops.compact_fourier(projected_z.flatten(1), True).view_as(x)
-    half_length = torch.view_as_complex(projected.view(1, -1, 2))
     parts: dict[str, tuple[Function, bool]] = {
         "finite_or_nan": (lambda: ops._finite_or_nan(x), False),
         "project, values": (lambda: project(x), True),
         "project, Fourier": (lambda: project(z), True),
-        "FFT": (lambda: torch.fft.fft(half_length), False),
-        "inverse FFT": (lambda: torch.fft.ifft(half_length), False),
-        "pack": (lambda: ops._compact_fourier_pack(projected.flatten(1)), False),
-        "unpack": (lambda: ops._compact_fourier_unpack(projected_z.flatten(1)), False),
+        "Fourier": (lambda: ops.compact_fourier(projected.flatten(1)), False),
+        "inverse Fourier": (lambda: ops.compact_fourier(projected_z.flatten(1), True), False),
         "mixing domains": (lambda: project_mixing_domains(mixed), True),
     }
     copy = copy_floor(num_bytes(x))
@@ -431,15 +428,9 @@ def compact_fourier(batch: int, inverse: bool) -> Row:
         call=batch == 1,
     )
     half_length = torch.view_as_complex(x.view(batch, -1, 2))
-    row.notes["FFT alone, GPU time"] = gpu_times(lambda: torch.fft.fft(half_length))[0]["warm"]["p50"]
-    if BACKEND == "cuda":
-        kernel = ops._compact_fourier_unpack if inverse else ops._compact_fourier_pack
-        alone = gpu_times(lambda: kernel(x))[0]["warm"]["p50"]
-        direction = "unpack" if inverse else "pack"
-        row.notes |= {
-            f"{direction} alone, GPU time": alone,
-            f"{direction} alone, of a copy's bandwidth": round(row.floors["copy"] / alone, 2),
-        }
+    row.notes["complex FFT by torch, GPU time"] = gpu_times(lambda: torch.fft.fft(half_length))[0]["warm"][
+        "p50"
+    ]
     return row
 
 

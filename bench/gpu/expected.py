@@ -7,7 +7,7 @@ integers, the same everywhere, and of their results only digests are in the file
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from inputs import tables, values
-from tolerances import FFT, ORTHOGONAL, cosine, relative_error
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
@@ -73,31 +72,6 @@ def same_bits(actual: Tensor, expected: Tensor) -> str:
     """Assert equal bits; float64 may differ by rounding."""
     assert_agrees(actual, expected)
     return "same bits" if torch.equal(actual, expected) or expected.isnan().any() else "equal to 1e-12"
-
-
-def near(tolerances: dict[torch.dtype, float], factor: float = 1, samples: int = 3) -> Compare:
-    """Compare with a tolerance. `samples`: number of samples to compare."""
-
-    def compare(actual: Tensor, expected: Tensor) -> str:
-        most = factor * tolerances[expected.dtype]
-        error = relative_error(actual[:samples], expected[:samples])
-        assert error < most, f"relative error {error:.1e}, more than {most:.0e}"
-        return f"relative error {error:.1e}"
-
-    return compare
-
-
-def similar(least: Sequence[float]) -> Compare:
-    """Compare by a cosine for each sample."""
-
-    def compare(actual: Tensor, expected: Tensor) -> str:
-        assert bool(actual.isfinite().all()), "not finite"
-        found = cosine(actual, expected).tolist()
-        text = ", ".join(f"1 - {max(0.0, 1 - value):.1e}" for value in found)
-        assert all(value >= wanted for value, wanted in zip(found, least, strict=True)), f"cosines {text}"
-        return f"cosines {text}"
-
-    return compare
 
 
 def digests(x: Tensor, parts: int = 64) -> Tensor:
@@ -221,10 +195,6 @@ def _whiten(config: WhiteningConfig) -> Pair:
     )
 
 
-def _half_fft(x: Tensor) -> Tensor:
-    return torch.view_as_real(torch.fft.fft(_complex(x))).flatten(1).contiguous()
-
-
 def _fourier_of_projected(x: Tensor, config: WhiteningConfig) -> Tensor:
     return python_ref.compact_fourier(_project(config)[1](x).flatten(1)).view(x.shape)
 
@@ -262,35 +232,16 @@ def _cases() -> dict[str, Case]:
                 input,
                 lambda x: ops.compact_fourier(x.flatten(1)),
                 lambda x: python_ref.compact_fourier(x.flatten(1)),
-                near(FFT),
             ),
             f"compact_fourier inverse, {input}": Case(
                 input,
                 lambda x: ops.compact_fourier(x.flatten(1), True),
                 lambda x: python_ref.compact_fourier_inverse(x.flatten(1)),
-                near(FFT),
-            ),
-            f"pack, {input}": Case(
-                input,
-                lambda x: ops._compact_fourier_pack(x.flatten(1)),
-                lambda x: ops._compact_fourier_pack(x.flatten(1)),
-                near(ORTHOGONAL),
-                of_cuda=True,
-            ),
-            f"unpack, {input}": Case(
-                input,
-                lambda x: ops._compact_fourier_unpack(x.flatten(1)),
-                lambda x: ops._compact_fourier_unpack(x.flatten(1)),
-                near(ORTHOGONAL),
-                of_cuda=True,
             ),
             f"project_wgnc, {input}": Case(
                 input,
                 lambda x: ops.project_wgnc(x.flatten(1)),
                 lambda x: python_ref.project_wgnc(x.flatten(1)),
-                # The small coefficients of 1/k fields, which the projection enlarges, have fewer digits. Of
-                # ties the rounding of the FFT decides.
-                near(FFT, 10, samples=2),
             ),
             f"finite_or_nan, {input}": Case(input, ops._finite_or_nan, torch.clone, of_cuda=True),
         }
@@ -308,7 +259,7 @@ def _cases() -> dict[str, Case]:
             f"project, {input}": Case(input, *_project(config), of_cuda=True),
             f"project, {spectrum}": Case(spectrum, *_project(config), of_cuda=True),
             f"mixing domains, {input}": Case(input, *_mixing_domains(config), of_cuda=True),
-            f"whiten, {input}": Case(input, *_whiten(config), similar((0.999999, 0.999, 0.98))),
+            f"whiten, {input}": Case(input, *_whiten(config)),
         }
     wan = CONFIGS["wan"]
     for name in VIDEOS:

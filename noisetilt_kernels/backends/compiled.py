@@ -35,7 +35,7 @@ def refused_size(op: str, extents: Extents, most: int) -> str | None:
 
 
 def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    return _ops._compact_fourier.default(_readable_as_complex(x), _factors_for(x), inverse)
+    return _ops._compact_fourier.default(readable_as_complex(x), _factors_for(x), inverse)
 
 
 def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
@@ -53,7 +53,7 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
 
 
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
-    return _ops._project_wgnc.default(_readable_as_complex(x), _factors_for(x), block_size)
+    return _ops._project_wgnc.default(readable_as_complex(x), _factors_for(x), block_size)
 
 
 def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
@@ -64,9 +64,9 @@ def _factors_for(x: Tensor) -> Tensor:
     return fft_factors(x.shape[1], x.dtype, x.device)
 
 
-def _readable_as_complex(x: Tensor) -> Tensor:
-    """Return x, or a copy if its address on a GPU is no multiple of a complex number."""
-    return x.clone() if x.is_cuda and x.data_ptr() % (2 * x.element_size()) else x
+def readable_as_complex(x: Tensor) -> Tensor:
+    """Return x, or a copy if it is on a GPU and its address is no multiple of a complex number's size."""
+    return x.clone() if x.device.type != "cpu" and x.data_ptr() % (2 * x.element_size()) else x
 
 
 # ---- operations with the tables of a device ----

@@ -1,7 +1,8 @@
-"""Confidence tables: made once, kept in memory and on disk, and arranged for the projections of a backend.
+"""Confidence tables and factors of FFTs: made once, kept in memory (tables on disk too), and arranged for the
+projections of a backend.
 
-The sections are: lifetime on a GPU; one table; factors of FFTs; all tables of a projection; tables passed by the user; sizes
-that decide which backend can serve a call. `table_cache` keeps tables on disk.
+The sections are: lifetime on a GPU; one table; factors of FFTs; all tables of a projection; tables passed by
+the user; sizes that decide which backend can serve a call. `table_cache` keeps tables on disk.
 """
 
 import math
@@ -186,8 +187,8 @@ def _make_factors(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 fft_factors = KeptResults(_make_factors, most=16)
-"""Function that returns the factors of the FFT of N real values (`python_ref.twiddle_factors`) on a device. They
-are shared: never write to them.
+"""Function that returns the factors of the FFT of N real values (`python_ref.twiddle_factors`) on a device.
+They are shared: never write to them.
 """
 
 

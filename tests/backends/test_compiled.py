@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisetilt_kernels.backends import compiled, cpu, library
 from noisetilt_kernels.backends.compiled import Projection
+from noisetilt_kernels.backends.tables import fft_factors
 from noisetilt_kernels.config import Sample, WhiteningConfig, flatten_mixing, resolve_preset
 
 pytestmark = pytest.mark.skipif(library.failure is not None, reason="needs the compiled library")
@@ -31,9 +32,9 @@ def test_whiten_is_its_stages(config: WhiteningConfig, dtype: torch.dtype) -> No
     handle = projection(x, config).handle
     y = ops._finite_or_nan(x)
     ops._project_(y, handle)
-    y = ops._compact_fourier_pack(compiled.half_length_fft(y.flatten(1))).view(x.shape)
+    y = compiled.compact_fourier(y.flatten(1), inverse=False).view(x.shape)
     ops._project_(y, handle)
-    y = compiled.half_length_fft(ops._compact_fourier_unpack(y.flatten(1)), inverse=True).view(x.shape)
+    y = compiled.compact_fourier(y.flatten(1), inverse=True).view(x.shape)
     ops._project_mixing_domains_(y, handle, flatten_mixing(config))
     assert_same_bits(ops._whiten(x, handle, flatten_mixing(config)), y)
 
@@ -42,9 +43,9 @@ def test_a_handle_keeps_its_tables() -> None:
     x = values("1/k", (2, *SHAPE))
     expected, kept = x.clone(), projection(x, WhiteningConfig((4, 16), (), ()))
     ops._project_(expected, kept.handle)
-    tables = [table.clone() for table in kept.tensors]
-    handle = ops._projection(x[:0], tables, [1, 1], 2, [])
-    del tables
+    *tables, factors = [tensor.clone() for tensor in kept.tensors]
+    handle = ops._projection(x[:0], tables, [1, 1], 2, [], factors)
+    del tables, factors
     gc.collect()
     other = [torch.full_like(table, torch.nan) for table in kept.tensors for _ in range(4)]
     ops._project_(x, handle)
@@ -91,4 +92,24 @@ def test_malformed_projections_are_refused() -> None:
         (([t.double() for t in table], [1], 1, []), "the dtype and the device of the samples"),
     ):
         with pytest.raises(ValueError, match=reason):
-            ops._projection(x, *arguments)
+            ops._projection(x, *arguments, None)
+
+
+def test_factors_of_other_samples_are_refused() -> None:
+    x = values("normal", (2, 1024))
+    factors = fft_factors(1024, x.dtype, x.device)
+    for other in (factors[:, 1:], factors[:1], factors.double(), fft_factors(1000, x.dtype, x.device)):
+        for call in (
+            lambda other=other: ops._compact_fourier(x, other, False),
+            lambda other=other: ops._project_wgnc(x, other, 16),
+        ):
+            with pytest.raises(ValueError, match="do not belong to the samples"):
+                call()
+
+
+def test_whiten_needs_the_factors_of_its_fft() -> None:
+    x = values("normal", (2, *SHAPE))
+    *tables, _ = projection(x, WhiteningConfig((4, 16), (), ())).tensors
+    handle = ops._projection(x[:0], tables, [1, 1], 2, [], None)
+    with pytest.raises(ValueError, match="no factors for the FFT"):
+        ops._whiten(x, handle, [])

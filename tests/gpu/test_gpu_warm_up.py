@@ -59,7 +59,7 @@ def main() -> None:
         case = CASES[name]
         # Tables and kernels of the CUDA library serve every batch. Plans of FFTs, copies of PyTorch and
         # Triton's kernels do not.
-        batch = 3 if case.has_fft or "padded" in name or BACKEND != "cuda" else 1
+        batch = 3 if case.has_cufft or "padded" in name or BACKEND != "cuda" else 1
         case(case.input(batch))
         x = case.input(3, seed=1)
         torch.cuda.synchronize()

@@ -1,5 +1,5 @@
-"""W on the GPU as a whole: it has the reference's bits around the GPU's FFTs, and agrees with W on the CPU
-within the tolerances of DESIGN section 9.
+"""W on the GPU as a whole: it has the bits of W on the CPU for samples of 2^k values. For others it has the
+reference's bits around torch's FFTs, and agrees with W on the CPU within the tolerances of DESIGN section 9.
 """
 
 import math
@@ -26,6 +26,7 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from bench.inputs import FLUX, STRUCTURED, power_law
 from noisetilt_kernels.config import WhiteningConfig
+from noisetilt_kernels.python_ref import has_defined_fft
 
 whiten = ops.whiten
 
@@ -50,8 +51,17 @@ def on_gpu(x: Tensor, *args: object) -> Tensor:
     return whiten(x.to(DEVICE), *args).cpu()
 
 
+def check_w(result: Tensor, x: Tensor, least: float) -> None:
+    """Compare with W of x on the CPU: bits where the FFT is defined, else the cosine of every sample."""
+    expected = on_cpu(whiten, x)
+    if has_defined_fft(x[0].numel()):
+        assert_agrees(result, expected)
+    else:
+        assert float(cosine(result, expected).min()) >= least
+
+
 def check_stages(x: Tensor, config: WhiteningConfig) -> None:
-    """Assert that W has the bits of the reference around the GPU's FFTs."""
+    """Assert that W has the bits of the reference around the operator's FFTs."""
     y = ops.compact_fourier(expected_project(x, config).flatten(1).to(DEVICE)).cpu().view_as(x)
     y = ops.compact_fourier(expected_project(y, config).flatten(1).to(DEVICE), True).cpu().view_as(x)
     assert_agrees(nt.whiten(x.to(DEVICE), config), expected_mixing_domains(y, config))
@@ -84,40 +94,36 @@ def test_latents_of_models(shape: tuple[int, ...]) -> None:
 def test_noise(dtype: torch.dtype) -> None:
     x = noise(32, dtype=dtype)
     result = on_gpu(x)
-    assert float(cosine(result, on_cpu(whiten, x)).min()) >= 0.999999
+    check_w(result, x, 0.999999)
     assert float(cosine(result, x).min()) > 0.99999
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_noise_of_other_shapes(shape: tuple[int, ...]) -> None:
     x = noise(2, shape)
-    assert float(cosine(on_gpu(x), on_cpu(whiten, x)).min()) >= (
-        0.999999 if math.prod(shape) > 1000 else 0.9999
-    )
+    check_w(on_gpu(x), x, 0.999999 if math.prod(shape) > 1000 else 0.9999)
 
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5, 2.0])
 def test_power_laws(beta: float, dtype: torch.dtype) -> None:
     x = torch.stack([power_law(beta, seed=seed) for seed in range(4)]).to(dtype)
-    assert float(cosine(on_gpu(x), on_cpu(whiten, x)).min()) >= 0.999
+    check_w(on_gpu(x), x, 0.999)
 
 
 @pytest.mark.parametrize("shape", [(16, 96, 170), (4, 128, 128), (336, 60, 104)])
 def test_power_laws_of_other_shapes(shape: tuple[int, ...]) -> None:
     x = power_law(1.0, shape).float()[None]
-    assert float(cosine(on_gpu(x), on_cpu(whiten, x))) >= 0.999
+    check_w(on_gpu(x), x, 0.999)
 
 
 @pytest.mark.parametrize("name", ["sinusoids", "repeated channel", "sparse spikes"])
 def test_tied_and_sparse_inputs(name: str) -> None:
-    """The tolerance is wide: results depend on the order of ties, which the rounding of the FFT decides."""
     x = torch.stack([STRUCTURED[name](seed) for seed in range(2)]).float()
-    result, expected = on_gpu(x), on_cpu(whiten, x)
-    assert float(cosine(result, expected).min()) >= 0.98
-    for k in range(2):
-        assert float(result[k].norm()) == pytest.approx(float(expected[k].norm()), rel=0.01)
-        assert peak(result[k]) < 60
+    result = on_gpu(x)
+    check_w(result, x, 1)
+    for sample in result:
+        assert peak(sample) < 60
 
 
 @pytest.mark.parametrize("fill", [0.0, -0.0, 1.0, -1e30, 1e-40])
@@ -144,13 +150,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert_same_bits(on_gpu(x), on_gpu(x.float()).to(dtype))
 
 
-def test_samples_of_a_batch_are_near_single_samples() -> None:
-    """The bits are not compared: the rounding of cuFFT alone may depend on the batch size."""
+def test_samples_of_a_batch_are_single_samples() -> None:
     x = torch.cat([noise(8), power_law(1.0).float()[None]])
-    together, alone = on_gpu(x), torch.cat([on_gpu(sample[None]) for sample in x])
-    similarity = cosine(together, alone)
-    assert float(similarity[:8].min()) >= 0.999999
-    assert float(similarity[8]) >= 0.999
+    assert_same_bits(on_gpu(x), torch.cat([on_gpu(sample[None]) for sample in x]))
 
 
 def test_strided_input() -> None:
@@ -183,6 +185,6 @@ def test_wgnc_keeps_most_of_noise() -> None:
 
 def test_many_tiny_samples() -> None:
     x = values("normal", (100_000, 1, 4, 4))
-    result, expected = on_gpu(x), on_cpu(whiten, x[:2000])
+    result = on_gpu(x)
     assert bool(result.isfinite().all())
-    assert float((cosine(result[:2000], expected) > 0.999).double().mean()) > 0.99
+    assert_same_bits(result[:2000], on_cpu(whiten, x[:2000]))

@@ -123,26 +123,30 @@ def test_a_sample_that_is_not_finite_is_nan_throughout(special: float, dtype: to
 # ---- against the reference ----
 
 
-def test_whitened_noise_is_the_reference() -> None:
-    x = noise(2)
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("name", ["noise", *STRUCTURED])
+def test_whitened_latents_of_2_to_the_k_values_have_the_bits_of_the_reference(
+    name: str, dtype: torch.dtype
+) -> None:
+    """The rounding of their FFT is defined. W amplifies it where values nearly tie."""
+    x = noise(2, dtype=dtype) if name == "noise" else STRUCTURED[name](0)[None].to(dtype)
+    assert_same_bits(whiten(x), by_reference(x))
+
+
+OTHER = (6, 24, 40)
+"""Shape of a latent whose FFT is torch's."""
+
+
+def test_whitened_noise_of_other_sizes_is_the_reference() -> None:
+    x = noise(2, OTHER)
     assert float(cosine(whiten(x), by_reference(x)).min()) >= 0.999999
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", REAL)
-def test_whitened_power_laws_are_the_reference(beta: float, dtype: torch.dtype) -> None:
-    x = power_law(beta, (8, 32, 32))[None].to(dtype)
+def test_whitened_power_laws_of_other_sizes_are_the_reference(beta: float, dtype: torch.dtype) -> None:
+    x = power_law(beta, (6, 24, 40))[None].to(dtype)
     assert float(cosine(whiten(x), by_reference(x))) >= 0.999
-
-
-@pytest.mark.parametrize("name", ["repeated channel", "sparse spikes"])
-def test_whitened_ties_and_spikes_are_near_the_reference(name: str) -> None:
-    """The result depends on the order of ties, which the rounding of the FFT decides."""
-    x = STRUCTURED[name](0)[None].float()
-    result, expected = whiten(x), by_reference(x)
-    assert float(cosine(result, expected)) >= 0.98
-    assert float(result.norm()) == pytest.approx(float(expected.norm()), rel=0.01)
-    assert peak(result) < 60
 
 
 @pytest.mark.parametrize("distribution", ["normal", "1/k", "few values", "spikes", "everything"])
