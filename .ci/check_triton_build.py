@@ -158,6 +158,7 @@ ALL_CALLS = [
         for dtype in (torch.float32, torch.float64)
         for call in (
             *((project_2os, FLUX.size // size, size) for size in (1, 4, 16, 64)),
+            *((project_2os, 16 * FLUX.size // size, size) for size in (4, 16)),  # many columns in a program
             (project_2os, 10, 5000),
             (project_2os, 100, 500),
             (project_tile_stats, (4, 4), 64, 64),

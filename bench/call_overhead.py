@@ -181,7 +181,7 @@ def triton_rows() -> None:
     except ImportError:
         return
     shape, table = (1, 16, 64, 64), (65536, torch.float32, 16384, 4, 0, (65536, 1, 16384), 1)
-    butterfly = shape, torch.float32, (64, 64), 12, False, None
+    butterfly = shape, torch.float32, (64, 64), 12, False, None, None
     for name, plan, arguments in (
         ("butterfly", transforms._plan, butterfly),
         ("2OS", order_stats._plan, table),

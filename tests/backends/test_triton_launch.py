@@ -59,7 +59,7 @@ triton.runtime.driver.set_active(
     )
 )
 launches = {
-    transforms._plan((1, 1, 1, 8), torch.float64, (1, 8), 3, False, (0.3).hex())[0]: 2,
+    transforms._plan((1, 1, 1, 8), torch.float64, (1, 8), 3, False, (0.3).hex(), None)[0]: 5,
     order_stats._plan(64, torch.float32, 16, 4, 0, (64, 1, 16), 1).sort: 8,
     tile_stats._plan((1, 2, 8, 8), torch.float32, None, (4, 4)): 7,
     wgnc._projection(1, 4, 2, torch.complex64, False): 3,
@@ -67,7 +67,7 @@ launches = {
 }
 with mock.patch("torch.cuda.current_device", lambda: 0):
     for launch, num_tensors in launches.items():
-        dtype = torch.float64 if num_tensors == 2 and "scale" in launch._kernel.arg_names else torch.float32
+        dtype = torch.float64 if "scale" in launch._kernel.arg_names else torch.float32
         tensors = [torch.zeros(256, dtype=dtype).as_subclass(OnGpu) for _ in range(num_tensors)]
         launch(*tensors)
         assert len(launch._compiled) == 1, "not kept"

@@ -5,7 +5,7 @@ compiles kernels. After it, a call with the same arguments and the same shape, b
 in a CUDA graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...config import Tile, WhiteningConfig
 from ..tables import ExaminedTables, Projections, Table, TileTables, check_table
 from . import fourier, tile_stats, transforms, wgnc, whitening
 from .launch import ALIGNMENT
-from .order_stats import FieldTables, TablesInTurn
+from .order_stats import FieldTables, tables_in_turn
 from .order_stats import project_2os as _project_2os
 from .tile_stats import TileProjection
 from .whitening import Projection
@@ -70,28 +70,11 @@ project_wgnc = _for_kernels(wgnc.project_wgnc)
 project_wgnc_blocks = _for_kernels(wgnc.project_wgnc_blocks)
 
 
-def _in_turn(sizes: Sequence[Sequence[Table]]) -> TablesInTurn:
-    """Arrange the tables of all fields, for several chunk sizes."""
-    lower, upper = (
-        [torch.stack([getattr(table, side).t() for table in fields]) for fields in sizes]
-        for side in ("lower", "upper")
-    )
-    shapes = [bounds.shape for bounds in lower]
-    lower, upper = (
-        torch.stack([b.flatten(1) for b in side]) if side else torch.empty(0) for side in (lower, upper)
-    )
-    each = (
-        FieldTables(low.view(shape).transpose(1, 2), up.view(shape).transpose(1, 2))
-        for low, up, shape in zip(lower, upper, shapes, strict=True)
-    )
-    return TablesInTurn(tuple(each), lower, upper)
-
-
 def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTables]) -> Projection:
     """Return the tables as the kernels read them. Mean and energy are two fields."""
     return Projection(
-        _in_turn([[table] for table in values]),
-        tuple(TileProjection(tile, _in_turn(statistics)) for tile, statistics in tiles),
+        tables_in_turn([[table] for table in values]),
+        tuple(TileProjection(tile, tables_in_turn(statistics)) for tile, statistics in tiles),
     )
 
 

@@ -7,6 +7,7 @@ by binary search. If there are more runs than one program searches, groups of ru
 first, in the same way. Chunks too long for a block are sorted beforehand, each like a column.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tables import Table
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import KEYS, LAST, entry_of, key_of, parts_of, sort_entries
 
@@ -35,6 +37,22 @@ class TablesInTurn(NamedTuple):
     each: tuple[FieldTables, ...]
     lower: Tensor
     upper: Tensor
+
+
+def tables_in_turn(tables: Sequence[Sequence[Table]]) -> TablesInTurn:
+    """Arrange tables for the kernels. For each chunk size, `tables` has those of all fields."""
+    if not tables:
+        return TablesInTurn((), torch.empty(0), torch.empty(0))
+    shapes = [fields[0].lower.t().shape for fields in tables]
+
+    def stacked(sides: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """One tensor of all sides, and a view of it for each chunk size."""
+        every = torch.stack([torch.stack([bounds.t().flatten() for bounds in fields]) for fields in sides])
+        return every, [part.view(-1, *shape).mT for part, shape in zip(every, shapes, strict=True)]
+
+    lower, each_lower = stacked([[table.lower for table in fields] for fields in tables])
+    upper, each_upper = stacked([[table.upper for table in fields] for fields in tables])
+    return TablesInTurn(tuple(map(FieldTables, each_lower, each_upper)), lower, upper)
 
 
 @triton.jit
@@ -265,7 +283,7 @@ class _Entries(NamedTuple):
 def project_in_turn(x: Tensor, tables: TablesInTurn) -> Tensor:
     """Project contiguous vectors (V, N) with one chunk size after the other."""
     vectors, size = x.shape
-    launch = _in_one_launch(vectors, size, x.dtype, *(t.lower.shape for t in tables.each))
+    launch = _in_one_launch(vectors, size, x.dtype, *(tuple(t.lower.shape) for t in tables.each))
     if launch is not None:
         out = torch.empty_like(x)
         launch(x, out, tables.lower, tables.upper)
@@ -276,9 +294,7 @@ def project_in_turn(x: Tensor, tables: TablesInTurn) -> Tensor:
 
 
 @planned
-def _in_one_launch(
-    vectors: int, size: int, dtype: torch.dtype, *shapes: tuple[int, int, int]
-) -> Launch | None:
+def _in_one_launch(vectors: int, size: int, dtype: torch.dtype, *shapes: tuple[int, ...]) -> Launch | None:
     """Return the launch for vectors that are sorted by one program each with tables of these shapes, or None
     if they are too long.
     """
@@ -386,7 +402,7 @@ def _plan(
         SORTED_CHUNKS=chunk_stride > 0,
         COMPLETE=strides is not None and bits == 0,
     )
-    ranks = []
+    ranks: list[Launch] = []
     for longest, group_bits in levels:
         entries = min(longest, rank_table["lookups"] >> group_bits)
         rank = Launch(

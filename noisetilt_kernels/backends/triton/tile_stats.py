@@ -5,7 +5,7 @@ One pass over the values rescales the tiles of one size and measures the tiles o
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -198,7 +198,7 @@ def _measure(x: Tensor, statistics: Statistics | None, tile: Tile) -> tuple[Tens
     return out, Statistics(tile, means, measured, measured)
 
 
-def rescaling_constants(tile: Tile, dtype: torch.dtype) -> dict[str, float]:
+def rescaling_constants(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
     """Return the constants of a kernel that may call `rescaled` for tiles of this size."""
     return {
         "OLD_HEIGHT": tile[0],
