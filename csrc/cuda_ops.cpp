@@ -110,17 +110,24 @@ struct Kernels {
   void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) const {
     cuda::hadamard_transform(launch, x, out, batch, size, scale);
   }
-  void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size) const {
-    cuda::compact_fourier_pack(launch, spectrum, z, batch, size);
+  void compact_fourier(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, bool inverse) const {
+    cuda::compact_fourier(launch, x, out, batch, size, w, inverse);
   }
-  void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size) const {
-    cuda::compact_fourier_unpack(launch, z, spectrum, batch, size);
+  void compact_fourier_pack(const T* spectrum, T* z, int64_t batch, int64_t size, Twiddles<T> w) const {
+    cuda::compact_fourier_pack(launch, spectrum, z, batch, size, w);
+  }
+  void compact_fourier_unpack(const T* z, T* spectrum, int64_t batch, int64_t size, Twiddles<T> w) const {
+    cuda::compact_fourier_unpack(launch, z, spectrum, batch, size, w);
+  }
+  void project_wgnc(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w,
+                    int64_t block_size) const {
+    cuda::project_wgnc(launch, x, out, batch, size, w, block_size);
   }
   void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_size) const {
     cuda::project_wgnc_blocks(launch, y, out, num_blocks, block_size);
   }
-  void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, int64_t block_size) const {
-    cuda::wgnc_between_ffts(launch, spectrum, batch, size, block_size);
+  void wgnc_between_ffts(T* spectrum, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size) const {
+    cuda::wgnc_between_ffts(launch, spectrum, batch, size, w, block_size);
   }
 };
 

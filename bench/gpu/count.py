@@ -4,7 +4,8 @@
     python -m bench.gpu.count --only "whiten flux" --full
 
 Counts do not depend on the load of the machine. They are those of PTX for compute capability 9.0, on a device
-with the 132 multiprocessors of an H200. ptxas may still remove or add instructions. FFTs are left out.
+with the 132 multiprocessors of an H200. ptxas may still remove or add instructions. PyTorch's FFTs are left
+out.
 
 launches      of kernels
 barriers      of the whole grid: releases of a block (the most of one), summed over the launches
@@ -36,12 +37,13 @@ from torch import Tensor
 
 from noisetilt_kernels import confidence_table
 from noisetilt_kernels.config import Sample, WhiteningConfig, flatten_mixing, resolve_preset
+from noisetilt_kernels.python_ref.fourier import has_defined_fft
 
 from ..inputs import FLUX, WAN, gaussian, structured
 from . import ROOT
 
 sys.path.append(str(ROOT / "tests"))
-from cuda_emulation.arguments import half_length_fft, projection
+from cuda_emulation.arguments import half_length_fft, projection, turns, twiddles
 from ptx.build import load
 
 FIELDS = {"noise": gaussian, "1/k": structured}
@@ -140,11 +142,19 @@ def whiten_by_cuda(config: WhiteningConfig, kernels: ModuleType, x: Tensor) -> N
     shape = x.shape[1:]
     arguments = projection(shape, x.dtype, config.chunk_sizes, config.chunk_sizes, config.tile_sizes)
     y = kernels.project(kernels.finite_or_nan(x.numpy()), **arguments)
-    z = kernels.compact_fourier_pack(half_length_fft(torch.from_numpy(y).flatten(1)).numpy())
-    z = kernels.project(z.reshape(x.shape), **arguments)
-    spectrum = torch.from_numpy(kernels.compact_fourier_unpack(z.reshape(len(x), -1)))
-    y = half_length_fft(spectrum, inverse=True).view(x.shape)
-    kernels.project_mixing_domains(y.numpy(), **arguments, mixing=flatten_mixing(config))
+    z = compact_fourier_by_cuda(kernels, torch.from_numpy(y).flatten(1), False)
+    z = kernels.project(z.view(x.shape).numpy(), **arguments)
+    y = compact_fourier_by_cuda(kernels, torch.from_numpy(z).flatten(1), True)
+    kernels.project_mixing_domains(y.view(x.shape).numpy(), **arguments, mixing=flatten_mixing(config))
+
+
+def compact_fourier_by_cuda(kernels: ModuleType, x: Tensor, inverse: bool) -> Tensor:
+    if has_defined_fft(x.shape[1]):
+        return torch.from_numpy(kernels.compact_fourier(x.numpy(), twiddles(x), inverse=inverse))
+    if inverse:
+        spectrum = kernels.compact_fourier_unpack(x.numpy(), turns(x))
+        return half_length_fft(torch.from_numpy(spectrum), inverse=True)
+    return torch.from_numpy(kernels.compact_fourier_pack(half_length_fft(x).numpy(), turns(x)))
 
 
 def whiten(preset: str, shape: tuple[int, int, int], field: str, batch: int, minutes: float) -> Case:
@@ -196,11 +206,21 @@ def hadamard_transform(size: int, rows: int = 16) -> Case:
     )
 
 
+def compact_fourier(size: int, inverse: bool, batch: int = 1) -> Case:
+    return Case(
+        f"compact_fourier{'_inverse' * inverse}, N = {size}, batch {batch}",
+        lambda: gaussian((batch, size)),
+        lambda kernels, x: compact_fourier_by_cuda(kernels, x, inverse),
+        lambda operators, x: operators.compact_fourier(x, inverse),
+        0.1,
+    )
+
+
 def project_wgnc(size: int, batch: int = 1) -> Case:
     return Case(
         f"project_wgnc, N = {size}, batch {batch}",
         lambda: gaussian((batch, size)),
-        lambda kernels, x: kernels.wgnc_between_ffts(half_length_fft(x).numpy(), block_size=16),
+        lambda kernels, x: kernels.project_wgnc(x.numpy(), twiddles(x), block_size=16),
         lambda operators, x: operators.project_wgnc(x, 16),
         0.1,
     )
@@ -225,6 +245,7 @@ CASES = [
     butterfly((64, 64), 12),
     butterfly((8, 8), 6),
     hadamard_transform(4096),
+    *(compact_fourier(65_536, inverse) for inverse in (False, True)),
     project_wgnc(65_536),
     project_wgnc_blocks(65_536),
 ]
@@ -233,6 +254,7 @@ SMALL_CASES = [
     project_2os(4, "noise", 4096),
     butterfly((16, 16), 8, (4, 16, 16)),
     hadamard_transform(1024, 2),
+    *(compact_fourier(32_768, inverse) for inverse in (False, True)),
     project_wgnc(4096),
     project_wgnc_blocks(4096),
 ]

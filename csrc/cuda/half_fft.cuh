@@ -10,6 +10,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <stdexcept>
+
+#include "../problem.h"
 
 namespace noisetilt::cuda {
 
@@ -18,18 +21,23 @@ struct alignas(2 * sizeof(T)) Complex {
   T re, im;
 };
 
+template <class T>
+bool is_complex(const T* values) {
+  return reinterpret_cast<uintptr_t>(values) % alignof(Complex<T>) == 0;
+}
+// Throws std::invalid_argument unless kernels can read and write whole complex numbers.
+template <class T>
+void require_complex(const T* values) {
+  if (!is_complex(values))
+    throw std::invalid_argument("noisetilt: complex numbers must begin at a multiple of their size");
+}
+
 enum class HalfFft { to_spectrum, from_spectrum };
 
-// cos and sin of pi x
-__device__ inline Complex<float> cos_sin_pi(float x) {
-  Complex<float> result;
-  sincospif(x, &result.im, &result.re);
-  return result;
-}
-__device__ inline Complex<double> cos_sin_pi(double x) {
-  Complex<double> result;
-  sincospi(x, &result.im, &result.re);
-  return result;
+// Factor number k of a table.
+template <class T>
+__device__ inline Complex<T> factor(const Twiddles<T>& table, int32_t k) {
+  return {__ldg(table.re + k), __ldg(table.im + k)};
 }
 
 // Values are divided by this before they are added. The sums of up to four finite values are then finite.
@@ -43,10 +51,10 @@ __device__ inline Complex<T> turn_ends(T a, T b, T scale) {
   return {(a + b) * (kGuard * scale), (a - b) * (kGuard * scale)};
 }
 
-// Replaces elements a (number k) and b (number h - k), 0 < k < h, by their images times 2*scale.
+// Replaces elements a (number k) and b (number h - k), 0 < k <= h/2, by their images times 2*scale. w is
+// exp(-2 pi i k/N).
 template <HalfFft kDirection, class T>
-__device__ inline void turn_pair(Complex<T>& a, Complex<T>& b, int32_t k, int32_t h, T scale) {
-  const Complex<T> w = cos_sin_pi(-static_cast<T>(k) / static_cast<T>(h));
+__device__ inline void turn_pair(Complex<T>& a, Complex<T>& b, Complex<T> w, T scale) {
   for (T* value : {&a.re, &a.im, &b.re, &b.im}) *value *= T(1) / kGuard;
   scale *= kGuard;
   const T sum_re = a.re + b.re, sum_im = a.im - b.im;

@@ -68,17 +68,32 @@ void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape sh
 // Rows of `size` values, a power of two.
 template <class T>
 void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale);
-// `spectrum` is the half-length complex FFT of a sample that is read as size/2 complex numbers.
+// Compact Fourier transform of samples of `size` values, a power of two, or its inverse. x and out may be the
+// same. The samples that are not transformed begin at a multiple of a complex number.
 template <class T>
-void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size);
+void compact_fourier(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size,
+                     Twiddles<T> factors, bool inverse);
+// For other sizes. `spectrum` is the half-length complex FFT of a sample that is read as size/2 complex
+// numbers.
 template <class T>
-void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size);
+void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size,
+                          Twiddles<T> factors);
+template <class T>
+void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size,
+                            Twiddles<T> factors);
 
 // Interleaved complex numbers. y and out may be the same. out begins at a multiple of a complex number.
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
-// Unpacks half-length FFTs into spectra, projects their blocks, and packs them again, in place.
+// WGNC of samples of `size` values, a power of two. x and out may be the same. They begin at a multiple of a
+// complex number.
 template <class T>
-void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size);
+void project_wgnc(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> factors,
+                  int64_t block_size);
+// For other sizes: unpacks half-length FFTs into spectra, projects their blocks, and packs them again, in
+// place.
+template <class T>
+void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, Twiddles<T> factors,
+                       int64_t block_size);
 
 }  // namespace noisetilt::cuda

@@ -74,6 +74,15 @@ struct PolicySm80 {
     static constexpr int64_t kItemsPerBlock = 4096;     // smaller tiles share a block
   };
 
+  // fourier.cu
+  struct Fourier {
+    static constexpr int kBlockThreads = 256;
+    static constexpr int32_t kLogMostInBlock = 13;           // h of a sample in one block
+    static constexpr int32_t kLogNumbersOfSmallSamples = 9;  // smaller samples share a block
+    static constexpr int32_t kLogMostPass = 8;               // radix of a pass
+    static constexpr int32_t kLogColumns = 3;  // neighbours of a block: they fill sectors of 32 bytes
+  };
+
   // The kernels of transforms.cu whose threads stride over global memory.
   struct Strided {
     static constexpr int kBlockThreads = 256;

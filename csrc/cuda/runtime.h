@@ -36,6 +36,13 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
+template <class T>
+void copy_memory(const Launch& launch, const T* from, T* to, int64_t count) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToDevice,
+                        launch.stream),
+        "copying memory");
+}
+
 // Memory of zeros.
 inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
   Memory& cleared = launch.cleared;

@@ -214,16 +214,15 @@ void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& t
   if (!kOrthonormal)
     enqueue(launch, scale_kernel<T>, Residence::any, blocks, threads, 0, from, out, all, scale);
   else if (from != out)
-    check(cudaMemcpyAsync(out, from, static_cast<size_t>(all) * sizeof(T), cudaMemcpyDeviceToDevice,
-                          launch.stream),
-          "copying memory");
+    copy_memory(launch, from, out, all);
 }
 
 // Compact Fourier transform of samples of 2h values from half-length FFTs, or back. A thread takes
 // coefficients k and h - k, 1 <= k <= h/2, or coefficient 0.
 template <class T, HalfFft kDirection>
 __global__ void __launch_bounds__(kBlockThreads)
-    compact_fourier_kernel(const T* in, T* out, int64_t batch, int32_t h, T end_scale, T scale) {
+    compact_fourier_kernel(const T* in, T* out, int64_t batch, int32_t h, Twiddles<T> turns, T end_scale,
+                           T scale) {
   const int64_t pairs = h / 2 + 1;
   for (int64_t p = grid_thread(); p < batch * pairs; p += grid_threads()) {
     const int64_t sample = p / pairs;
@@ -240,7 +239,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     // Packed, real parts begin at 1 and imaginary parts at h. Unpacked, they are interleaved.
     Complex<T> a = packing ? Complex<T>{from[2 * k], from[2 * k + 1]} : Complex<T>{from[1 + k], from[h + k]};
     Complex<T> b = packing ? Complex<T>{from[2 * n], from[2 * n + 1]} : Complex<T>{from[1 + n], from[h + n]};
-    turn_pair<kDirection>(a, b, k, h, scale);
+    turn_pair<kDirection>(a, b, factor(turns, k), scale);
     to[packing ? 1 + k : 2 * k] = a.re;
     to[packing ? h + k : 2 * k + 1] = a.im;
     to[packing ? 1 + n : 2 * n] = b.re;
@@ -250,11 +249,11 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 template <class T, HalfFft kDirection>
 void dispatch_compact_fourier(const Launch& launch, const T* in, T* out, int64_t batch, int64_t size,
-                              double end_scale, double scale) {
+                              const Twiddles<T>& turns, double end_scale, double scale) {
   const int threads = block_threads(launch, kBlockThreads);
   const int64_t h = size / 2, blocks = blocks_for(batch * (h / 2 + 1), threads);
   enqueue(launch, compact_fourier_kernel<T, kDirection>, Residence::any, blocks, threads, 0, in, out, batch,
-          static_cast<int32_t>(h), static_cast<T>(end_scale), static_cast<T>(scale));
+          static_cast<int32_t>(h), turns, static_cast<T>(end_scale), static_cast<T>(scale));
 }
 
 }  // namespace
@@ -276,25 +275,27 @@ void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch,
 }
 
 template <class T>
-void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size) {
+void compact_fourier_pack(const Launch& launch, const T* spectrum, T* z, int64_t batch, int64_t size,
+                          Twiddles<T> turns) {
   const double n = static_cast<double>(size);
-  dispatch_compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, 1 / std::sqrt(n),
+  dispatch_compact_fourier<T, HalfFft::to_spectrum>(launch, spectrum, z, batch, size, turns, 1 / std::sqrt(n),
                                                     std::sqrt(0.5 / n));
 }
 
 template <class T>
-void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size) {
+void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size,
+                            Twiddles<T> turns) {
   // The inverse is the transpose, so it has the same scales, and the FFT after it none.
   const double n = static_cast<double>(size);
-  dispatch_compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, 1 / std::sqrt(n),
-                                                      std::sqrt(0.5 / n));
+  dispatch_compact_fourier<T, HalfFft::from_spectrum>(launch, z, spectrum, batch, size, turns,
+                                                      1 / std::sqrt(n), std::sqrt(0.5 / n));
 }
 
-#define NOISETILT_INSTANTIATE(T)                                                                \
-  template void butterfly<T>(const Launch&, const T*, T*, int64_t, Shape, Tile, int64_t, bool); \
-  template void hadamard_transform<T>(const Launch&, const T*, T*, int64_t, int64_t, T);        \
-  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t);         \
-  template void compact_fourier_unpack<T>(const Launch&, const T*, T*, int64_t, int64_t);
+#define NOISETILT_INSTANTIATE(T)                                                                     \
+  template void butterfly<T>(const Launch&, const T*, T*, int64_t, Shape, Tile, int64_t, bool);      \
+  template void hadamard_transform<T>(const Launch&, const T*, T*, int64_t, int64_t, T);             \
+  template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t, Twiddles<T>); \
+  template void compact_fourier_unpack<T>(const Launch&, const T*, T*, int64_t, int64_t, Twiddles<T>);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
 

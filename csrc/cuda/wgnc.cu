@@ -5,132 +5,21 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
 
-#include "half_fft.cuh"
-#include "keys.cuh"
 #include "runtime.h"
 #include "team.cuh"
+#include "wgnc_block.cuh"
 
 namespace noisetilt::cuda {
 namespace {
 
-// Norms onto which every block of B coefficients is projected.
-struct BlockNorms {
-  explicit BlockNorms(int64_t block_size)
-      : size(static_cast<int32_t>(block_size)),
-        min_support(0),
-        t(3.14159265358979323846 * static_cast<double>(block_size) / 4),
-        l1(std::sqrt(3.14159265358979323846) / 2 * static_cast<double>(block_size)) {
-    min_support = static_cast<int32_t>(std::floor(t)) + 1;
-  }
-  int32_t size;
-  int32_t min_support;  // fewer non-zero coefficients cannot have both norms
-  double t;             // |.|_1^2 = t |.|_2^2
-  double l1;            // a = |.|_1
-};
-
-__device__ inline double positive_part(double x) { return x > 0 ? x : 0.0; }
-
-// Soft threshold if exactly n magnitudes exceed it. d1, d2: sum of the n largest, and of their squares.
-__device__ inline double threshold(double d1, double d2, int32_t n, double t) {
-  const double count = n;
-  return (d1 - sqrt(t * (count * d2 - d1 * d1) / (count - t))) / count;
-}
-
-// Radii of a block in which `ties` > t magnitudes are equal to the maximum: `first` for the first of them,
-// `other` for the rest.
-__device__ inline void tied_radii(const BlockNorms& norms, int32_t ties, double& first, double& other) {
-  const double k = ties;
-  first = (norms.l1 + sqrt((k - 1) * (k * norms.size - norms.l1 * norms.l1))) / k;
-  other = (norms.l1 - first) / (k - 1);
-}
-
-// Coefficient of magnitude r, rescaled to `radius`. The phase of 0 is 1.
-template <class T>
-__device__ inline Complex<T> with_radius(double re, double im, double r, double radius) {
-  if (r == 0) return {static_cast<T>(radius), T(0)};
-  const double factor = radius / r;
-  return {static_cast<T>(factor * re), static_cast<T>(factor * im)};
-}
-
-// Divisor of a block before it is squared. Squares of doubles may overflow or underflow, those of widened
-// floats cannot. The projection does not depend on the scale.
-template <class T>
-__device__ inline double divisor_of(double largest) {
-  return sizeof(T) == 8 && largest > 0 ? largest : 1.0;
-}
-
-// ---- blocks of 16 coefficients ----
-
-constexpr int32_t kBlock = 16;
+using Tuning = Policy::Wgnc;
+constexpr int kBlockThreads = Tuning::kBlockThreads;
+constexpr int32_t kBlock = kWgncBlock;
 
 // Place of coefficient k in shared memory. A gap after every block lets neighbouring blocks begin in
 // different banks.
 __host__ __device__ constexpr int32_t spread(int32_t k) { return k + k / kBlock; }
-
-// Projects a block of 16 in place, by one thread.
-template <class T>
-__device__ void thread_project_wgnc_block(Complex<T>* y, const BlockNorms& norms) {
-  double largest = 0;
-  bool finite = true;
-#pragma unroll
-  for (int32_t j = 0; j < kBlock; ++j) {
-    finite &= is_finite(y[j].re) && is_finite(y[j].im);
-    if constexpr (sizeof(T) == 8) largest = fmax(largest, fmax(fabs(y[j].re), fabs(y[j].im)));
-  }
-  if (!finite) {
-    for (int32_t j = 0; j < kBlock; ++j) y[j] = {quiet_nan<T>(), quiet_nan<T>()};
-    return;
-  }
-  const double divisor = divisor_of<T>(largest);
-  double r[kBlock], ascending[kBlock], d[kBlock];
-#pragma unroll
-  for (int32_t j = 0; j < kBlock; ++j) {
-    const double re = y[j].re / divisor, im = y[j].im / divisor;
-    ascending[j] = r[j] = sqrt(re * re + im * im);
-  }
-  thread_sort(ascending);
-  const double greatest = ascending[kBlock - 1];
-#pragma unroll
-  for (int32_t j = 0; j < kBlock; ++j) d[j] = ascending[kBlock - 1 - j] - greatest;
-  constexpr int32_t kMinSupport = 13;  // floor(16 pi / 4) + 1
-  double d1 = 0, d2 = 0, delta = 0;
-  bool found = false;
-#pragma unroll
-  for (int32_t n = 1; n <= kBlock; ++n) {
-    d1 = d1 + d[n - 1];
-    d2 = d2 + d[n - 1] * d[n - 1];
-    if (n < kMinSupport) continue;
-    const double candidate = threshold(d1, d2, n, norms.t);
-    const bool fits = !found && (n == kBlock || d[n % kBlock] <= candidate);
-    delta = fits ? candidate : delta;
-    found |= fits;
-  }
-  double total = 0;
-#pragma unroll
-  for (int32_t j = 0; j < kBlock; ++j) total = total + positive_part(d[j] - delta);
-  const double gain = norms.l1 / total;
-  const bool tied = d[kMinSupport - 1] == 0;
-  double first = 0, other = 0;
-  if (tied) {
-    int32_t ties = 0;
-    for (int32_t j = 0; j < kBlock; ++j) ties += r[j] == greatest;
-    tied_radii(norms, ties, first, other);
-  }
-#pragma unroll
-  for (int32_t j = 0; j < kBlock; ++j) {
-    double radius = gain * positive_part((r[j] - greatest) - delta);
-    if (tied) {
-      radius = r[j] == greatest ? first : 0.0;
-      first = r[j] == greatest ? other : first;
-    }
-    y[j] = with_radius<T>(y[j].re / divisor, y[j].im / divisor, r[j], radius);
-  }
-}
-
-using Tuning = Policy::Wgnc;
-constexpr int kBlockThreads = Tuning::kBlockThreads;
 
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
@@ -187,6 +76,15 @@ __device__ inline Pair<T> load_pair(const Complex<T>* z, int32_t k, int32_t h) {
   return {z[k == h ? 0 : k], z[k == 0 ? 0 : h - k]};
 }
 
+// A range has a few pairs whose k is more than h/2. They are turned as h - k and k.
+template <HalfFft kDirection, class T>
+__device__ inline void turn(Pair<T>& pair, int32_t k, int32_t h, const Twiddles<T>& turns, T scale) {
+  if (k <= h - k)
+    turn_pair<kDirection>(pair.a, pair.b, factor(turns, k), scale);
+  else
+    turn_pair<kDirection>(pair.b, pair.a, factor(turns, h - k), scale);
+}
+
 template <class T>
 __global__ void wgnc_set_aside_kernel(const T* spectrum, int32_t h, int32_t blocks, int32_t ranges,
                                       Pair<T>* beside) {
@@ -206,7 +104,7 @@ struct Scales {
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     wgnc_between_ffts_kernel(T* spectrum, int32_t h, int32_t blocks, int32_t ranges, const Pair<T>* beside,
-                             const __grid_constant__ BlockNorms norms,
+                             Twiddles<T> turns, const __grid_constant__ BlockNorms norms,
                              const __grid_constant__ Scales scales) {
   const int64_t sample = blockIdx.x / ranges;
   const Range range(static_cast<int32_t>(blockIdx.x % ranges), blocks, h);
@@ -228,7 +126,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       (k == 0 ? at_left(0) : at_right(0)) = y;
       continue;
     }
-    turn_pair<HalfFft::to_spectrum>(pair.a, pair.b, k, h, static_cast<T>(scales.pairs));
+    turn<HalfFft::to_spectrum>(pair, k, h, turns, static_cast<T>(scales.pairs));
     if (k >= range.begin && k < range.end) at_left(k) = pair.a;
     at_right(h - k) = pair.b;
   }
@@ -243,10 +141,10 @@ __global__ void __launch_bounds__(kBlockThreads)
       z[0] = turn_first(at_left(0), static_cast<T>(scales.ends_back));
       continue;
     }
-    Complex<T> a = at_left(k), b = at_right(h - k);
-    turn_pair<HalfFft::from_spectrum>(a, b, k, h, static_cast<T>(scales.pairs_back));
-    z[k] = a;
-    if (h - k != k) z[h - k] = b;
+    Pair<T> pair{at_left(k), at_right(h - k)};
+    turn<HalfFft::from_spectrum>(pair, k, h, turns, static_cast<T>(scales.pairs_back));
+    z[k] = pair.a;
+    z[h - k] = pair.b;  // the middle has two images, and this one counts
   }
 }
 
@@ -339,7 +237,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 // The steps between half-length FFT and spectrum, without the projection.
 template <class T, HalfFft kDirection>
 __global__ void __launch_bounds__(kBlockThreads)
-    wgnc_turn_kernel(T* spectrum, int64_t batch, int32_t h, double end_scale, double scale) {
+    wgnc_turn_kernel(T* spectrum, int64_t batch, int32_t h, Twiddles<T> turns, double end_scale,
+                     double scale) {
   const int64_t pairs = h / 2 + 1;
   for (int64_t p = grid_thread(); p < batch * pairs; p += grid_threads()) {
     const int64_t sample = p / pairs;
@@ -350,16 +249,10 @@ __global__ void __launch_bounds__(kBlockThreads)
       continue;
     }
     Complex<T> a = y[k], b = y[h - k];
-    turn_pair<kDirection>(a, b, k, h, static_cast<T>(scale));
-    y[h - k] = b;
+    turn_pair<kDirection>(a, b, factor(turns, k), static_cast<T>(scale));
     y[k] = a;
+    y[h - k] = b;
   }
-}
-
-// The kernels read and write whole complex numbers.
-template <class T>
-bool is_aligned(const T* y) {
-  return reinterpret_cast<uintptr_t>(y) % alignof(Complex<T>) == 0;
 }
 
 }  // namespace
@@ -367,12 +260,10 @@ bool is_aligned(const T* y) {
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size) {
   if (num_blocks == 0) return;
-  if (!is_aligned(y)) {
+  if (!is_complex(y)) {
     const int64_t count = 2 * num_blocks * block_size;
     T* copy = allocate<T>(launch, count);
-    check(cudaMemcpyAsync(copy, y, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToDevice,
-                          launch.stream),
-          "copying memory");
+    copy_memory(launch, y, copy, count);
     y = copy;
   }
   const BlockNorms norms(block_size);
@@ -392,10 +283,10 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
 }
 
 template <class T>
-void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, int64_t block_size) {
+void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t size, Twiddles<T> turns,
+                       int64_t block_size) {
   if (batch == 0) return;
-  if (!is_aligned(spectrum))
-    throw std::invalid_argument("noisetilt: a spectrum must begin at a multiple of a complex number");
+  require_complex(spectrum);
   const int32_t h = static_cast<int32_t>(size / 2);
   const double root = std::sqrt(static_cast<double>(size));
   const Scales scales{std::sqrt(0.5) / root, 0.5 / root, std::sqrt(2.0) / root, 1 / root};
@@ -403,10 +294,10 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
   if (block_size != kBlock) {
     const int64_t blocks = blocks_for(batch * (h / 2 + 1), threads);
     enqueue(launch, wgnc_turn_kernel<T, HalfFft::to_spectrum>, Residence::any, blocks, threads, 0, spectrum,
-            batch, h, scales.ends, scales.pairs);
+            batch, h, turns, scales.ends, scales.pairs);
     project_wgnc_blocks<T>(launch, spectrum, spectrum, batch * h / block_size, block_size);
     enqueue(launch, wgnc_turn_kernel<T, HalfFft::from_spectrum>, Residence::any, blocks, threads, 0, spectrum,
-            batch, h, scales.ends_back, scales.pairs_back);
+            batch, h, turns, scales.ends_back, scales.pairs_back);
     return;
   }
   const BlockNorms norms(block_size);
@@ -423,12 +314,12 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
       static_cast<size_t>(spread(static_cast<int32_t>(2 * blocks + 1) * kBlock)) * sizeof(Complex<T>);
   enqueue(launch, wgnc_between_ffts_kernel<T>, Residence::any, batch * ranges, threads, shared_bytes,
           spectrum, h, static_cast<int32_t>(blocks), static_cast<int32_t>(ranges),
-          static_cast<const Pair<T>*>(beside), norms, scales);
+          static_cast<const Pair<T>*>(beside), turns, norms, scales);
 }
 
 #define NOISETILT_INSTANTIATE(T)                                                       \
   template void project_wgnc_blocks<T>(const Launch&, const T*, T*, int64_t, int64_t); \
-  template void wgnc_between_ffts<T>(const Launch&, T*, int64_t, int64_t, int64_t);
+  template void wgnc_between_ffts<T>(const Launch&, T*, int64_t, int64_t, Twiddles<T>, int64_t);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from noisetilt_kernels.backends.tables import projection_tables
+from noisetilt_kernels.python_ref.fourier import twiddle_factors
 
 
 def arrays(*tensors: Tensor) -> Any:
@@ -39,3 +40,13 @@ def half_length_fft(x: Tensor, inverse: bool = False) -> Tensor:
     z = torch.view_as_complex(x.unflatten(1, (-1, 2)))
     result = torch.fft.ifft(z, norm="forward") if inverse else torch.fft.fft(z)
     return torch.view_as_real(result).flatten(1).contiguous()
+
+
+def twiddles(x: Tensor) -> Any:
+    """Return the factors of the FFT of samples (B, N)."""
+    return arrays(twiddle_factors(x.shape[1], x.dtype))
+
+
+def turns(x: Tensor) -> Any:
+    """Return the last of the factors, which the steps between half-length FFT and spectrum need."""
+    return arrays(twiddle_factors(x.shape[1], x.dtype)[:, -(x.shape[1] // 4 + 1) :].contiguous())

@@ -121,6 +121,14 @@ Table<T> table_of(const py::array_t<T>& lower, const py::array_t<T>& upper) {
           monotone};
 }
 
+// Cosines and sines (2, K).
+template <class T>
+Twiddles<T> twiddles_of(DeviceMemory& memory, const Array<T>& factors) {
+  require(factors.ndim() == 2 && factors.shape(0) == 2, "expected factors (2, K)");
+  const T* re = memory.copy(factors);
+  return {re, re + factors.shape(1)};
+}
+
 // Rank ranges of a table, and its faults.
 template <class T>
 std::pair<RankRange*, TableFaults*> ranges_of(DeviceMemory& memory, const Table<T>& table) {
@@ -171,7 +179,7 @@ class OwnedProjection {
 template <class T>
 void bind(py::module_& m) {
   const auto x = py::arg("x").noconvert();
-  const auto tables = py::arg("tables").noconvert();
+  const auto tables = py::arg("tables").noconvert(), factors = py::arg("factors").noconvert();
 
   m.def(
       "rank_ranges",
@@ -262,18 +270,29 @@ void bind(py::module_& m) {
         return memory.result(out, shape_of(x));
       },
       x, py::arg("scale") = 1.0);
-  const auto bind_repacking = [&](const char* name,
-                                  void (*repack)(const Launch&, const T*, T*, int64_t, int64_t)) {
+  m.def(
+      "compact_fourier",
+      [](const Array<T>& x, const Array<T>& factors, bool inverse, bool in_place) {
+        require(x.ndim() == 2, "expected (B, N)");
+        DeviceMemory memory;
+        T* values = memory.copy(x);
+        T* out = in_place ? values : memory.make<T>(x.size());
+        compact_fourier<T>(memory.launch(), values, out, x.shape(0), x.shape(1), twiddles_of(memory, factors),
+                           inverse);
+        return memory.result(out, shape_of(x));
+      },
+      x, factors, py::arg("inverse") = false, py::arg("in_place") = false);
+  const auto bind_repacking = [&](const char* name, auto repack) {
     m.def(
         name,
-        [repack](const Array<T>& x) {
+        [repack](const Array<T>& x, const Array<T>& factors) {
           require(x.ndim() == 2, "expected (B, N)");
           DeviceMemory memory;
           T* out = memory.make<T>(x.size());
-          repack(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1));
+          repack(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1), twiddles_of(memory, factors));
           return memory.result(out, shape_of(x));
         },
-        x);
+        x, factors);
   };
   bind_repacking("compact_fourier_pack", &compact_fourier_pack<T>);
   bind_repacking("compact_fourier_unpack", &compact_fourier_unpack<T>);
@@ -289,14 +308,27 @@ void bind(py::module_& m) {
       x, py::arg("block_size"));
   m.def(
       "wgnc_between_ffts",
-      [](const Array<T>& spectrum, int64_t block_size) {
+      [](const Array<T>& spectrum, const Array<T>& factors, int64_t block_size) {
         require(spectrum.ndim() == 2, "expected (B, N)");
         DeviceMemory memory;
         T* values = memory.copy(spectrum);
-        wgnc_between_ffts(memory.launch(), values, spectrum.shape(0), spectrum.shape(1), block_size);
+        wgnc_between_ffts(memory.launch(), values, spectrum.shape(0), spectrum.shape(1),
+                          twiddles_of(memory, factors), block_size);
         return memory.result(values, shape_of(spectrum));
       },
-      x, py::arg("block_size"));
+      x, factors, py::arg("block_size"));
+  m.def(
+      "project_wgnc",
+      [](const Array<T>& x, const Array<T>& factors, int64_t block_size, bool in_place) {
+        require(x.ndim() == 2, "expected (B, N)");
+        DeviceMemory memory;
+        T* values = memory.copy(x);
+        T* out = in_place ? values : memory.make<T>(x.size());
+        project_wgnc<T>(memory.launch(), values, out, x.shape(0), x.shape(1), twiddles_of(memory, factors),
+                        block_size);
+        return memory.result(out, shape_of(x));
+      },
+      x, factors, py::arg("block_size"), py::arg("in_place") = false);
 }
 
 }  // namespace

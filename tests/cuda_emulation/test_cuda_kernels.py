@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
-from cuda_emulation.arguments import arrays, half_length_fft, projection
+from cuda_emulation.arguments import arrays, half_length_fft, projection, turns, twiddles
 from cuda_emulation.build import PLANTS, build, load
 from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
@@ -408,18 +408,64 @@ def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dty
     assert_same_bits(result, python_ref.hadamard_transform(x, 0.3))
 
 
+# ---- compact Fourier transform ----
+
+
+FFT_DEVICES = [
+    *DEVICES.values(),
+    {"num_sms": 4, "threads_per_block": 1024, "shared_bytes_per_block": 20 << 10},
+]
+
+
+def check_fourier(kernels: ModuleType, x: Tensor) -> None:
+    """Compact Fourier transform and its inverse, for N a power of two."""
+    for inverse in (False, True):
+        expected = (python_ref.compact_fourier_inverse if inverse else python_ref.compact_fourier)(x)
+        for in_place in (False, True):
+            result = kernels.compact_fourier(x.numpy(), twiddles(x), inverse=inverse, in_place=in_place)
+            context = f"{'inverse' * inverse} {'in place' * in_place}"
+            assert_same_bits(torch.from_numpy(result), expected, context)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize(
+    "exponent", [*range(1, 17), *(pytest.param(k, marks=pytest.mark.slow) for k in (18, 20))]
+)
+def test_compact_fourier(kernels: ModuleType, exponent: int, dtype: torch.dtype) -> None:
+    for k, device in enumerate(FFT_DEVICES if exponent < 14 else FFT_DEVICES[-1:]):
+        kernels.set_device(**device, seed=k)
+        check_fourier(kernels, values("normal", (5 if exponent < 10 else 2, 2**exponent), dtype))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("size", [64, 2048, 8192])
+@pytest.mark.parametrize(
+    "distribution", ["everything", "infinities", "nans", "signed zeros", "largest", "denormal"]
+)
+def test_compact_fourier_of_unusual_values(
+    kernels: ModuleType, distribution: str, size: int, dtype: torch.dtype
+) -> None:
+    """Samples with one infinity or NaN, and with many."""
+    kernels.set_device(**FFT_DEVICES[-1])
+    x = values(distribution, (3, size), dtype)
+    x[0] = x[0].where(x[0].isfinite(), 1.0)
+    x[0, size // 3] = x[1, size // 5]
+    check_fourier(kernels, x)
+
+
 ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("size", [2, 4, 6, 64, 100, 1000, 4096])
-def test_compact_fourier(kernels: ModuleType, size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [6, 64, 100, 1000])
+def test_compact_fourier_by_other_ffts(kernels: ModuleType, size: int, dtype: torch.dtype) -> None:
     kernels.set_device(**DEVICES["few blocks"])
     x = values("normal", (3, size), dtype)
-    z = torch.from_numpy(kernels.compact_fourier_pack(half_length_fft(x).numpy()))
+    z = torch.from_numpy(kernels.compact_fourier_pack(half_length_fft(x).numpy(), turns(x)))
     expected = python_ref.compact_fourier(x)
     assert float((z - expected).norm()) <= ROUNDING[dtype] * float(expected.norm())
-    back = half_length_fft(torch.from_numpy(kernels.compact_fourier_unpack(z.numpy())), inverse=True)
+    spectrum = torch.from_numpy(kernels.compact_fourier_unpack(z.numpy(), turns(x)))
+    back = half_length_fft(spectrum, inverse=True)
     assert float((back - x).norm()) <= ROUNDING[dtype] * float(x.norm())
 
 
@@ -439,6 +485,21 @@ def test_wgnc_blocks(kernels: ModuleType, distribution: str, block_size: int, dt
 
 
 @pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("block_size", [16, 2, 64])
+@pytest.mark.parametrize("exponent", [*range(2, 17), pytest.param(18, marks=pytest.mark.slow)])
+def test_wgnc(kernels: ModuleType, exponent: int, block_size: int, dtype: torch.dtype) -> None:
+    if 2**exponent < 2 * block_size:
+        return
+    for k, device in enumerate(FFT_DEVICES[::2] if exponent < 14 else FFT_DEVICES[-1:]):
+        kernels.set_device(**device, seed=k)
+        x = values("1/k", (5 if exponent < 10 else 2, 2**exponent), dtype)
+        expected = python_ref.project_wgnc(x, block_size)
+        for in_place in (False, True):
+            result = kernels.project_wgnc(x.numpy(), twiddles(x), block_size=block_size, in_place=in_place)
+            assert_same_bits(torch.from_numpy(result), expected)
+
+
+@pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("block_size", [16, 2, 17])
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7, 64, 129, 301])
 def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
@@ -446,7 +507,7 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
         kernels.set_device(**DEVICES[device], seed=num_blocks)
         for distribution in ("normal", "1/k"):
             x = values(distribution, (2, 2 * block_size * num_blocks), dtype)
-            spectrum = kernels.wgnc_between_ffts(half_length_fft(x).numpy(), block_size=block_size)
+            spectrum = kernels.wgnc_between_ffts(half_length_fft(x).numpy(), turns(x), block_size=block_size)
             result = half_length_fft(torch.from_numpy(spectrum), inverse=True)
             expected = python_ref.project_wgnc(x, block_size)
             assert float((result - expected).norm()) <= 10 * ROUNDING[dtype] * float(expected.norm()), (
@@ -499,19 +560,30 @@ def test_traced_projection_of_every_shape(traced_kernels: ModuleType, device: st
 
 def transformed(kernels: ModuleType, distribution: str) -> list[Tensor]:
     """Results of all kernels but the projection."""
-    samples, spectra = values(distribution, (2, 2, 64, 64)), values(distribution, (1, 32 * 5 * 9)).numpy()
+    samples, rows = values(distribution, (2, 2, 64, 64)), values(distribution, (2, 16384))
+    spectra = values(distribution, (1, 32 * 5 * 9))
+    factors, spectra = turns(spectra), spectra.numpy()
     results = [
         kernels.butterfly(samples.numpy(), tile=[64, 64], steps=7),
         kernels.butterfly(samples.numpy(), tile=[8, 8], steps=6, inverse=True),
         kernels.hadamard_transform(samples.flatten(1).numpy()),
-        kernels.compact_fourier_pack(spectra),
-        kernels.compact_fourier_unpack(spectra),
+        *(
+            kernels.compact_fourier(x.numpy(), twiddles(x), inverse=inverse)
+            for x in (rows, rows[:, :512].contiguous())
+            for inverse in (False, True)
+        ),
+        *(
+            kernels.project_wgnc(x.numpy(), twiddles(x), block_size=16)
+            for x in (rows, rows[:, :512].contiguous())
+        ),
+        kernels.compact_fourier_pack(spectra, factors),
+        kernels.compact_fourier_unpack(spectra, factors),
         kernels.finite_or_nan(samples.numpy()),
         kernels.rank_ranges(*arrays(*tables("typical", 300, 4)))[0],
     ]
     for block_size in (16, 5):
         results.append(kernels.project_wgnc_blocks(spectra, block_size=block_size))
-        results.append(kernels.wgnc_between_ffts(spectra, block_size=block_size))
+        results.append(kernels.wgnc_between_ffts(spectra, factors, block_size=block_size))
     return [torch.from_numpy(result) for result in results]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
+from cuda_emulation.arguments import turns, twiddles
 from cuda_emulation.build import load
 from cuda_emulation.test_cuda_kernels import projection
 from inputs import values
@@ -22,6 +23,7 @@ def kernels() -> ModuleType:
 def calls(kernels: ModuleType, x: Tensor) -> list[Callable[[], Any]]:
     """Calls of all kernels on samples x (B, 2, 8, 16), also with blocks of another size than 16."""
     samples, rows = x.numpy(), x.flatten(1).numpy()
+    factors, all_factors = turns(x.flatten(1)), twiddles(x.flatten(1))
     problem = projection((2, 8, 16), x.dtype, (4,), (4,), [(4, 4)])
     return [
         partial(kernels.project, samples, **problem),
@@ -30,10 +32,12 @@ def calls(kernels: ModuleType, x: Tensor) -> list[Callable[[], Any]]:
         partial(kernels.butterfly, samples, tile=[8, 16], steps=3),
         partial(kernels.butterfly, samples, tile=[2, 2], steps=2, inverse=True),
         partial(kernels.hadamard_transform, rows, scale=0.5),
-        partial(kernels.compact_fourier_pack, rows),
-        partial(kernels.compact_fourier_unpack, rows),
+        partial(kernels.compact_fourier_pack, rows, factors),
+        partial(kernels.compact_fourier_unpack, rows, factors),
+        *(partial(kernels.compact_fourier, rows, all_factors, inverse=back) for back in (False, True)),
         *(partial(kernels.project_wgnc_blocks, rows, block_size=size) for size in (16, 8)),
-        *(partial(kernels.wgnc_between_ffts, rows, block_size=size) for size in (16, 8)),
+        *(partial(kernels.wgnc_between_ffts, rows, factors, block_size=size) for size in (16, 8)),
+        *(partial(kernels.project_wgnc, rows, all_factors, block_size=size) for size in (16, 8)),
     ]
 
 
@@ -49,13 +53,13 @@ def test_empty_batches(kernels: ModuleType, dtype: torch.dtype) -> None:
 def test_samples_at_any_address(kernels: ModuleType, num_values: int, dtype: torch.dtype) -> None:
     """Samples begin at a multiple of their type, not of a complex number or of 16 bytes."""
     kernels.set_device(num_sms=4, threads_per_block=128)
-    every_call = calls(kernels, values("normal", (2, 2, 8, 16), dtype))
-    for call in every_call:
+    needing_complex = (kernels.compact_fourier, kernels.project_wgnc, kernels.wgnc_between_ffts)
+    for call in calls(kernels, values("normal", (2, 2, 8, 16), dtype)):
         expected = torch.from_numpy(call())
         kernels.displace(num_values)
         try:
-            if call.func is kernels.wgnc_between_ffts and num_values % 2:
-                with pytest.raises(ValueError, match="a spectrum must begin at a multiple"):
+            if call.func in needing_complex and num_values % 2 and not call.keywords.get("inverse"):
+                with pytest.raises(ValueError, match="complex numbers must begin at a multiple"):
                     call()
             else:
                 assert_same_bits(torch.from_numpy(call()), expected)
@@ -72,6 +76,7 @@ def test_the_batch_changes_no_kernel(kernels: ModuleType, shape: tuple[int, int,
 
     def launched(batch: int) -> list[set[str]]:
         samples, rows = x[:batch].numpy(), x[:batch].flatten(1).numpy()
+        factors, all_factors = turns(x.flatten(1)), twiddles(x.flatten(1))
         found = []
         for call in (
             partial(kernels.finite_or_nan, samples),
@@ -81,10 +86,12 @@ def test_the_batch_changes_no_kernel(kernels: ModuleType, shape: tuple[int, int,
             ),
             partial(kernels.butterfly, samples, tile=[2, 2], steps=2),
             partial(kernels.hadamard_transform, rows, scale=0.5),
-            partial(kernels.compact_fourier_pack, rows),
-            partial(kernels.compact_fourier_unpack, rows),
+            partial(kernels.compact_fourier_pack, rows, factors),
+            partial(kernels.compact_fourier_unpack, rows, factors),
+            *(partial(kernels.compact_fourier, rows, all_factors, inverse=back) for back in (False, True)),
             *(partial(kernels.project_wgnc_blocks, rows, block_size=size) for size in (16, 8)),
-            *(partial(kernels.wgnc_between_ffts, rows, block_size=size) for size in (16, 8)),
+            *(partial(kernels.wgnc_between_ffts, rows, factors, block_size=size) for size in (16, 8)),
+            *(partial(kernels.project_wgnc, rows, all_factors, block_size=size) for size in (16, 8)),
         ):
             kernels.take_launched()
             call()

@@ -26,16 +26,10 @@ def report() -> dict[str, Any]:
 def test_the_first_call_asks_for_the_attributes_of_the_device(report: dict[str, Any]) -> None:
     """Without these calls, the counts below would prove nothing."""
     first, other_kernels = report["whiten, flux"]["first"], report["whiten, flux, float64"]["first"]
-    assert {name: first.get(name) for name in QUESTIONS} == {
-        "get_device": 1,
-        "get_attribute": 3,
-        "set_attribute": 1,
-        "occupancy": 1,
-    }
-    assert {name: other_kernels[name] for name in QUESTIONS & set(other_kernels)} == {
-        "set_attribute": 1,
-        "occupancy": 1,
-    }
+    of_kernels = {"set_attribute": 5, "occupancy": 1}  # the projection kernel, and four of FFTs
+    asked = {name: first.get(name) for name in QUESTIONS}
+    assert asked == {"get_device": 1, "get_attribute": 3, **of_kernels}
+    assert {name: other_kernels[name] for name in QUESTIONS & set(other_kernels)} == of_kernels
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,9 +38,13 @@ def test_a_later_call_asks_nothing(name: str, report: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", WHITEN)
-def test_whiten_is_one_operator_with_seven_launches(name: str, report: dict[str, Any]) -> None:
-    """Launches: two of finite_or_nan, one before, between and after the FFTs, packing and unpacking."""
-    assert report[name]["later"] == {"launch": 7, "memset": 1}
+def test_whiten_is_one_operator_with_few_launches(name: str, report: dict[str, Any]) -> None:
+    """Launches: two of finite_or_nan, one before, between and after the FFTs, and those of the FFTs.
+
+    An FFT of 65,536 values takes two. The WAN latent has FFTs by PyTorch, and one launch next to each.
+    """
+    launches = 7 if "wan" in name else 9
+    assert report[name]["later"] == {"launch": launches, "memset": 1}
     called = [operator for operator in report[name]["operators"] if operator.startswith("noisetilt.")]
     assert called == ["noisetilt._whiten.default"]
 

@@ -17,6 +17,8 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_a_tile_at_the_limit_of_constant,
     test_butterfly,
     test_compact_fourier,
+    test_compact_fourier_by_other_ffts,
+    test_compact_fourier_of_unusual_values,
     test_hadamard_transform,
     test_one_latent_of_full_size,
     test_project,
@@ -28,6 +30,7 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_the_stages_of_whiten_share_memory,
     test_tile_statistics_in_long_chunks,
     test_tile_statistics_of_many_tiles,
+    test_wgnc,
     test_wgnc_between_ffts,
     test_wgnc_blocks,
 )
@@ -169,7 +172,9 @@ def test_the_code_for_sm_80(dtype: torch.dtype) -> None:
     test_project_mixing_domains(kernels, (4, 16, 16), "few blocks", dtype)
     test_wgnc_between_ffts(kernels, 129, 16, dtype)
     test_hadamard_transform(kernels, 14, dtype)
-    test_compact_fourier(kernels, 1000, dtype)
+    test_compact_fourier(kernels, 15, dtype)
+    test_wgnc(kernels, 15, 16, dtype)
+    test_compact_fourier_by_other_ffts(kernels, 1000, dtype)
     test_a_sample_that_is_not_finite_is_nan_throughout(kernels, dtype)
     for inverse in (False, True):
         test_butterfly(kernels, (2, 64, 64), (64, 64), 12, inverse, dtype)
