@@ -49,22 +49,35 @@ struct Network {  // Batcher's odd-even mergesort
   }
 };
 
-// Loads the keys of kLanes chunks: lane l of v[j] is element j of chunk l.
-template <class T, int D>
-inline void load_block(const T* x, Vector<Integer<T>>* v) {
-  using V = Vector<Integer<T>>;
-  constexpr int W = kLanes<T>;
-  for (int i = 0; i < D; ++i) v[i] = to_keys<T>(load<T>(x + i * W));
-  // log2(D) rounds of unzipping bring element j of every chunk to vector j, with the chunks in order.
+// Reads kLanes chunks: lane l of v[j] is element j of chunk l. log2(D) rounds of unzipping bring the elements
+// of all chunks together, with the chunks in order.
+template <class E, int D>
+inline void load_block(const E* x, Vector<E>* v) {
+  for (int i = 0; i < D; ++i) v[i] = load(x + i * kLanes<E>);
   for (int round = 1; round < D; round *= 2) {
-    V unzipped[D];
+    Vector<E> unzipped[D];
     for (int i = 0; i < D / 2; ++i) {
-      auto [even, odd] = unzip<Integer<T>>(v[2 * i], v[2 * i + 1]);
+      auto [even, odd] = unzip<E>(v[2 * i], v[2 * i + 1]);
       unzipped[i] = even;
       unzipped[D / 2 + i] = odd;
     }
     for (int i = 0; i < D; ++i) v[i] = unzipped[i];
   }
+}
+
+// Inverse of load_block.
+template <class E, int D>
+inline void store_block(E* x, Vector<E>* v) {
+  for (int round = 1; round < D; round *= 2) {
+    Vector<E> zipped[D];
+    for (int i = 0; i < D / 2; ++i) {
+      auto [first, second] = zip<E>(v[i], v[D / 2 + i]);
+      zipped[2 * i] = first;
+      zipped[2 * i + 1] = second;
+    }
+    for (int i = 0; i < D; ++i) v[i] = zipped[i];
+  }
+  for (int i = 0; i < D; ++i) store(x + i * kLanes<E>, v[i]);
 }
 
 // Calls block(chunks, number of the first chunk, count) for the chunks [begin, end) of x, kLanes at a time.
@@ -88,8 +101,10 @@ template <class T, int D>
 void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   constexpr int W = kLanes<T>;
   for_blocks<T, D>(x, begin, end, [&](const T* chunks, int64_t m, int64_t count) {
+    Vector<T> values[D];
+    load_block<T, D>(chunks, values);
     Vector<Integer<T>> v[D];
-    load_block<T, D>(chunks, v);
+    for (int i = 0; i < D; ++i) v[i] = to_keys<T>(values[i]);
     Network<D>::sort(v);
     for (int j = 0; j < D; ++j) {
       Integer<T>* column = columns + j * num_chunks + m;
@@ -107,26 +122,26 @@ void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, i
 template <class T, int D>
 void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t begin, int64_t end) {
   using V = Vector<Integer<T>>;
-  constexpr int W = kLanes<T>;
   for_blocks<T, D>(x, begin, end, [&](T* chunks, int64_t m, int64_t count) {
-    V v[D], rank[D] = {};
-    load_block<T, D>(chunks, v);
+    Vector<T> values[D];
+    load_block<T, D>(chunks, values);
+    V keys[D], rank[D] = {}, at_rank[D] = {};
+    for (int i = 0; i < D; ++i) keys[i] = to_keys<T>(values[i]);
     for (int i = 0; i < D; ++i) {
       for (int k = i + 1; k < D; ++k) {
-        const V after = v[i] > v[k];  // -1 where element i sorts after element k
+        const V after = keys[i] > keys[k];  // -1 where element i sorts after element k
         rank[i] -= after;
         rank[k] += after + 1;
       }
     }
-    Integer<T> at_rank[D][W];
     for (int j = 0; j < D; ++j)
-      std::memcpy(at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
+      std::memcpy(&at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
     for (int i = 0; i < D; ++i) {
-      for (int lane = 0; lane < count; ++lane) {
-        const Integer<T> key = at_rank[rank[i][lane]][lane];
-        if (key != v[i][lane]) chunks[lane * D + i] = from_key<T>(key);
-      }
+      V key = at_rank[0];
+      for (int j = 1; j < D; ++j) key = rank[i] == j ? at_rank[j] : key;
+      values[i] = key != keys[i] ? from_keys<T>(key) : values[i];
     }
+    store_block<T, D>(chunks, values);
   });
 }
 

@@ -38,6 +38,14 @@ inline Integer<T> to_key(T x) {
 }
 
 template <class T>
+inline Vector<T> from_keys(Vector<Integer<T>> keys) {
+  keys ^= (keys >> kSignShift<T>)&kNanKey<T>;
+  Vector<T> x;
+  std::memcpy(&x, &keys, sizeof x);
+  return x;
+}
+
+template <class T>
 inline T from_key(Integer<T> key) {
   key ^= (key >> kSignShift<T>)&kNanKey<T>;
   T x;
