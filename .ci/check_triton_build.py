@@ -127,6 +127,11 @@ def hadamard_transform(size: int, dtype: torch.dtype) -> None:
     operators.hadamard_transform(torch.zeros(16, size, dtype=dtype), size**-0.5)
 
 
+def compact_fourier(size: int, dtype: torch.dtype) -> None:
+    for inverse in (False, True):
+        operators.compact_fourier(torch.zeros(1, size, dtype=dtype), inverse)
+
+
 def project_wgnc(size: int, block_size: int, dtype: torch.dtype) -> None:
     operators.project_wgnc(torch.zeros(1, size, dtype=dtype), block_size)
     operators.project_wgnc_blocks(torch.zeros(1, size // 2, dtype=dtype.to_complex()), block_size)
@@ -136,7 +141,12 @@ FLUX, WAN = Sample(16, 64, 64), Sample(16 * 21, 60, 104)
 FIRST_CALL = partial(whiten, "flux", FLUX, torch.float32)
 FEW_CALLS = [
     partial(whiten, "flux", FLUX, torch.float64),
-    *(partial(project_wgnc, FLUX.size, 16, dtype) for dtype in (torch.float32, torch.float64)),
+    partial(compact_fourier, WAN.size, torch.float32),
+    *(
+        partial(project_wgnc, size, 16, dtype)
+        for size in (FLUX.size, WAN.size)
+        for dtype in (torch.float32, torch.float64)
+    ),
 ]
 ALL_CALLS = [
     *FEW_CALLS,
@@ -148,6 +158,7 @@ ALL_CALLS = [
         for dtype in (torch.float32, torch.float64)
         for call in (
             *((project_2os, FLUX.size // size, size) for size in (1, 4, 16, 64)),
+            *((project_2os, 16 * FLUX.size // size, size) for size in (4, 16)),  # many columns in a program
             (project_2os, 10, 5000),
             (project_2os, 100, 500),
             (project_tile_stats, (4, 4), 64, 64),

@@ -180,8 +180,8 @@ def triton_rows() -> None:
         from noisetilt_kernels.backends.triton import order_stats, transforms
     except ImportError:
         return
-    shape, table = (1, 16, 64, 64), (65536, torch.float32, 16384, 4, False, (65536, 1, 16384), 1)
-    butterfly = shape, torch.float32, (64, 64), 12, False, None
+    shape, table = (1, 16, 64, 64), (65536, torch.float32, 16384, 4, 0, (65536, 1, 16384), 1)
+    butterfly = shape, torch.float32, (64, 64), 12, False, None, None
     for name, plan, arguments in (
         ("butterfly", transforms._plan, butterfly),
         ("2OS", order_stats._plan, table),

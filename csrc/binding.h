@@ -237,8 +237,8 @@ struct Operators {
                            int64_t num_values, const Ints& tiles, const std::optional<Tensor>& factors) {
     Tensor handle;
     for_dtype(x, [&](auto type) {
-      handle = handle_of(
-          std::make_unique<Owned<decltype(type)>>(x, tables, monotone, num_values, tiles, factors));
+      handle =
+          handle_of(std::make_unique<Owned<decltype(type)>>(x, tables, monotone, num_values, tiles, factors));
     });
     return handle;
   }

@@ -36,10 +36,13 @@ BETTER = 0.98
 
 GRIDS: dict[str, dict[str, tuple[int, ...]]] = {  # kernels that take most of the time come first
     "sort_runs_kernel": {"values": (2048, 4096, 8192), "entries": (512, 1024, 2048), "warps": (4, 8, 16)},
-    "rank_in_runs_kernel": {"lookups": (512, 1024, 2048, 4096), "runs": (16, 32), "warps": (2, 4, 8)},
+    "rank_in_runs_kernel": {"lookups": (1024, 2048, 4096), "runs": (16, 32), "warps": (2, 4, 8)},
+    "project_vectors_kernel": {"entries": (512, 1024, 2048), "warps": (4, 8, 16)},
     "tile_stats_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
     "butterfly_kernel": {"values": (4096, 8192), "warps": (4, 8, 16)},
     "project_wgnc_blocks_kernel": {"blocks": (32, 64, 128, 256), "warps": (1, 2, 4, 8)},
+    "fft_kernel": {"values": (512, 1024, 2048, 4096), "warps": (2, 4, 8)},
+    "compact_spectrum_kernel": {"coefficients": (256, 512, 1024), "warps": (2, 4, 8)},
     "compact_fourier_kernel": {"coefficients": (512, 1024, 2048), "warps": (4, 8)},
     "find_non_finite_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
     "finite_or_nan_kernel": {"values": (1024, 2048, 4096), "warps": (4, 8)},
@@ -115,20 +118,28 @@ def problems() -> dict[str, list[Callable[[], Tensor]]]:
     many = torch.randn(1024, *FLUX, device=DEVICE)  # 256 MiB
     flat, spectra = many.view(1024, -1), torch.view_as_complex(many.view(1024, -1, 2))
     whiten = [lambda: ops.whiten(flux, "flux"), lambda: ops.whiten(wan, "wan")]
+
+    def compact_fourier(x: Tensor) -> list[Callable[[], Tensor]]:
+        return [partial(ops.compact_fourier, x, inverse) for inverse in (False, True)]
+
     finite = [lambda: finite_or_nan(flux[None]), lambda: finite_or_nan(many)]
     return {
         "sort_runs_kernel": whiten,
         "rank_in_runs_kernel": whiten,
+        "project_vectors_kernel": whiten,
         "tile_stats_kernel": whiten,
         "butterfly_kernel": [
             partial(ops.butterfly, many, tile, steps)
             for tile, steps in (([64, 64], 12), ([64, 64], 1), ([8, 8], 6))
         ],
-        "compact_fourier_kernel": [partial(ops.compact_fourier, flat, inverse) for inverse in (False, True)],
+        "fft_kernel": compact_fourier(flat),
+        "compact_spectrum_kernel": compact_fourier(flat),
+        "compact_fourier_kernel": compact_fourier(flat[:, :65_520].contiguous()),
         "project_wgnc_blocks_kernel": [
             lambda: ops.project_wgnc_blocks(spectra),
             lambda: ops.project_wgnc_blocks(spectra, 64),
             lambda: ops.project_wgnc(flat[:1]),
+            lambda: ops.project_wgnc(flat[:1, :65_504]),
         ],
         "find_non_finite_kernel": finite,
         "finite_or_nan_kernel": finite,

@@ -57,22 +57,15 @@ struct Exchanged {
   auto& im(int64_t k) const { return array.re(k); }
 };
 
-// Number k, or a vector of numbers that begins with it.
-template <class V, class Array>
-inline Complex<V> get(const Array& array, int64_t k) {
-  if constexpr (std::is_floating_point_v<V>)
-    return {array.re(k), array.im(k)};
-  else
-    return array.load_vector(k);
+// Number k.
+template <class Array>
+inline auto get(const Array& array, int64_t k) {
+  return Complex<typename Array::Value>{array.re(k), array.im(k)};
 }
-template <class V, class Array>
-inline void put(const Array& array, int64_t k, const Complex<V>& z) {
-  if constexpr (std::is_floating_point_v<V>) {
-    array.re(k) = z.re;
-    array.im(k) = z.im;
-  } else {
-    array.store_vector(k, z);
-  }
+template <class Array>
+inline void put(const Array& array, int64_t k, const Complex<typename Array::Value>& z) {
+  array.re(k) = z.re;
+  array.im(k) = z.im;
 }
 
 }  // namespace noisetilt::NOISETILT_VARIANT

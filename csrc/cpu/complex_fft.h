@@ -1,9 +1,9 @@
 // FFT of h = 2^k complex numbers with defined rounding (python_ref/fourier.py, `complex_fft`): radix 4,
 // decimation in frequency, self-sorting.
 //
-// A pass over memory does two stages, on up to 16 numbers in registers, which lie h/16 apart. In the first pass
-// each of the 16 is a vector of neighbours, and the results are transposed. Later the results of neighbours
-// are neighbours too.
+// A pass over memory does up to eight binary digits of the length. It works on blocks of up to 256 vectors,
+// which fit into the first-level cache, in one or two steps of up to two stages on up to 16 vectors in
+// registers.
 #pragma once
 
 #include <algorithm>
@@ -47,10 +47,25 @@ inline void transform_few(Complex<V>* z) {
   }
 }
 
-// A stage that splits transforms in kFirst, and one that splits these in kSecond, or no second stage (1). With
-// kLast they leave transforms of length 1. `first(i, j)` and `second(j)` are the factors.
-template <int kFirst, int kSecond, bool kLast, class V, class FirstFactor, class SecondFactor>
-inline void two_stages(Complex<V>* z, const FirstFactor& first, const SecondFactor& second) {
+// Binary digits of the two stages of a step: a stage does two, or one if there is no second.
+template <int kBits>
+constexpr int kFirstBits = kBits < 2 ? kBits : 2;
+template <int kBits>
+constexpr int kSecondBits = kBits - kFirstBits<kBits>;
+
+// Where the step leaves number e of its result: part i of the first stage and j of the second, e = i + radix
+// j.
+template <int kBits>
+constexpr int place_of_result(int e) {
+  return ((e & ((1 << kFirstBits<kBits>)-1)) << kSecondBits<kBits>)+(e >> kFirstBits<kBits>);
+}
+
+// Step: a stage, and perhaps a second one, of transforms of 2^kBits numbers. With kLast they leave transforms
+// of length 1. `first(i, j)` and `second(j)` are the factors of part i of the first stage and part j of
+// the second.
+template <int kBits, bool kLast, class V, class FirstFactor, class SecondFactor>
+inline void step(Complex<V>* z, const FirstFactor& first, const SecondFactor& second) {
+  constexpr int kFirst = 1 << kFirstBits<kBits>, kSecond = 1 << kSecondBits<kBits>;
 #pragma GCC unroll 4
   for (int j = 0; j < kSecond; ++j) {
     transform_few<kFirst, kSecond>(z + j);
@@ -71,96 +86,130 @@ inline void two_stages(Complex<V>* z, const FirstFactor& first, const SecondFact
 
 constexpr int64_t kFftGrain = 2048;  // fewest numbers per thread
 
-// Pass over transforms of length `left`, of which there are `spread`. Part i of stage one and j of stage two
-// goes to place kFirst * j + i of each result. V: type of a register.
-template <int kFirst, int kSecond, bool kLast, class V, class T, class In, class Out>
-void pass(const In& in, const Out& out, int64_t left, int64_t spread, Twiddles<T> w) {
-  constexpr int kPoints = kFirst * kSecond;
-  constexpr int64_t W = sizeof(V) / sizeof(T);
-  const int64_t m = left / kPoints, across = spread / W;
-  const T *re2 = w.re + 3 * (left / 4), *im2 = w.im + 3 * (left / 4);
-  parallel_for(m * across, std::max<int64_t>(1, kFftGrain / (W * kPoints)), [&](int64_t begin, int64_t end) {
-    int64_t p = begin / across, q = begin % across;
-    for (int64_t k = begin; k < end; ++k) {
-      Complex<V> z[kPoints];
-#pragma GCC unroll 16
-      for (int e = 0; e < kPoints; ++e) z[e] = get<V>(in, q * W + spread * (p + e * m));
-      two_stages<kFirst, kSecond, kLast>(
-          z,
-          [&](int i, int j) {
-            const int64_t at = (i - 1) * kSecond * m + p + j * m;
-            return Complex<T>{w.re[at], w.im[at]};
-          },
-          [&](int j) {
-            return Complex<T>{re2[(j - 1) * m + p], im2[(j - 1) * m + p]};
-          });
-#pragma GCC unroll 16
-      for (int e = 0; e < kPoints; ++e)
-        put(out, q * W + spread * (kPoints * p + e), z[e % kFirst * kSecond + e / kFirst]);
-      if (++q == across) {
-        q = 0;
-        ++p;
-      }
-    }
-  });
-}
-
-// Interleaves kCount vectors: lane l of vector e goes to place kCount * l + e.
-template <class T, int kCount>
+// Interleaves 16 vectors: lane l of vector e goes to place 16 * l + e.
+template <class T>
 inline void interleave(Vector<T>* v) {
 #pragma GCC unroll 4
-  for (int step = 1; step < kCount; step *= 2) {
-    Vector<T> next[kCount];
+  for (int round = 0; round < 4; ++round) {
+    Vector<T> next[16];
 #pragma GCC unroll 8
-    for (int e = 0; e < kCount / 2; ++e) {
-      const auto [low, high] = zip<T>(v[e], v[e + kCount / 2]);
+    for (int e = 0; e < 8; ++e) {
+      const auto [low, high] = zip<T>(v[e], v[e + 8]);
       next[2 * e] = low;
       next[2 * e + 1] = high;
     }
 #pragma GCC unroll 16
-    for (int e = 0; e < kCount; ++e) v[e] = next[e];
+    for (int e = 0; e < 16; ++e) v[e] = next[e];
   }
 }
 
-// First pass over one transform of length h, a multiple of 16 vectors.
-template <class T, class In>
-void first_pass(const In& in, const SplitComplex<T>& out, int64_t h, Twiddles<T> w) {
+// Transforms of length `left`, of which there are `spread`, and the factors of their stages.
+template <class T>
+struct Remaining {
+  int64_t left, spread;
+  Twiddles<T> w;
+
+  // What remains after stages that do `bits` binary digits.
+  Remaining after(int bits) const {
+    Remaining rest = *this;
+    for (; bits > 0; bits -= 2) {
+      const int64_t quarter = rest.left / 4;
+      rest = {quarter, rest.spread * 4, {rest.w.re + 3 * quarter, rest.w.im + 3 * quarter}};
+    }
+    return rest;
+  }
+};
+
+// Pass that does four binary digits, and kBits more in a second step. The lanes of a vector are neighbouring
+// numbers. In the first pass, with spread 1, these belong to one transform, and the pass transposes its
+// result. In later passes they belong to different transforms, which have the same factors.
+template <int kBits, bool kFirst, bool kLast, class T, class In, class Out>
+void pass(const In& in, const Out& out, const Remaining<T>& now) {
   using V = Vector<T>;
-  constexpr int W = kLanes<T>;
-  const int64_t m = h / 16;
-  const T *re2 = w.re + 12 * m, *im2 = w.im + 12 * m;
-  parallel_for(m / W, std::max<int64_t>(1, kFftGrain / (W * 16)), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin * W; p < end * W; p += W) {
-      Complex<V> z[16];
+  constexpr int W = kLanes<T>, A = 16, B = 1 << kBits, kPoints = A * B;
+  const int64_t m = now.left / kPoints, across = kFirst ? 1 : now.spread / W;
+  const int64_t num_blocks = (kFirst ? m / W : m) * across;
+  const Remaining<T> second = now.after(2), third = now.after(4), fourth = now.after(6);
+  auto factor = [](const Remaining<T>& stage, int64_t part, int64_t p) {
+    const int64_t at = (part - 1) * (stage.left / 4) + p;
+    if constexpr (kFirst)
+      return Complex<V>{load(stage.w.re + at), load(stage.w.im + at)};
+    else
+      return Complex<T>{stage.w.re[at], stage.w.im[at]};
+  };
+  parallel_for(num_blocks, std::max<int64_t>(1, kFftGrain / (W * kPoints)), [&](int64_t begin, int64_t end) {
+    V re[kPoints], im[kPoints];
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t p = kFirst ? block * W : block / across, q = kFirst ? 0 : block % across * W;
+      for (int b = 0; b < B; ++b) {
+        Complex<V> z[A];
 #pragma GCC unroll 16
-      for (int e = 0; e < 16; ++e) z[e] = in.load_vector(p + e * m);
-      two_stages<4, 4, false>(
-          z,
-          [&](int i, int j) {
-            const int64_t at = (i - 1) * 4 * m + p + j * m;
-            return Complex<V>{load(w.re + at), load(w.im + at)};
-          },
-          [&](int j) {
-            return Complex<V>{load(re2 + (j - 1) * m + p), load(im2 + (j - 1) * m + p)};
-          });
-      V re[16], im[16];
+        for (int e = 0; e < A; ++e) z[e] = in.load_vector(q + now.spread * (p + m * (b + e * B)));
+        step<4, kLast && B == 1>(
+            z, [&](int i, int j) { return factor(now, i, p + m * (b + j * B)); },
+            [&](int j) { return factor(second, j, p + m * b); });
 #pragma GCC unroll 16
-      for (int e = 0; e < 16; ++e) {
-        re[e] = z[e % 4 * 4 + e / 4].re;
-        im[e] = z[e % 4 * 4 + e / 4].im;
+        for (int e = 0; e < A; ++e) {
+          const Complex<V>& result = z[place_of_result<4>(e)];
+          if constexpr (B == 1 && !kFirst) {
+            out.store_vector(q + now.spread * (kPoints * p + e), result);
+          } else {
+            re[A * b + e] = result.re;
+            im[A * b + e] = result.im;
+          }
+        }
       }
-      interleave<T, 16>(re);
+      for (int a = 0; B > 1 && a < A; ++a) {
+        Complex<V> z[B];
 #pragma GCC unroll 16
-      for (int e = 0; e < 16; ++e) store<T>(out.real + 16 * p + e * W, re[e]);
-      interleave<T, 16>(im);
+        for (int e = 0; e < B; ++e) z[e] = {re[A * e + a], im[A * e + a]};
+        step<kBits, kLast>(
+            z, [&](int i, int j) { return factor(third, i, p + m * j); },
+            [&](int j) { return factor(fourth, j, p); });
 #pragma GCC unroll 16
-      for (int e = 0; e < 16; ++e) store<T>(out.imaginary + 16 * p + e * W, im[e]);
+        for (int e = 0; e < B; ++e) {
+          const Complex<V>& result = z[place_of_result<kBits>(e)];
+          if constexpr (kFirst) {
+            re[A * e + a] = result.re;
+            im[A * e + a] = result.im;
+          } else {
+            out.store_vector(q + now.spread * (kPoints * p + A * e + a), result);
+          }
+        }
+      }
+      if constexpr (kFirst) {
+        for (int e = 0; e < kPoints; e += 16) {
+          interleave<T>(re + e);
+          interleave<T>(im + e);
+#pragma GCC unroll 16
+          for (int k = 0; k < 16; ++k)  // run of W values, of which lane k * W / 16 has 16
+            out.store_vector(kPoints * (p + k * W / 16) + e + k * W % 16, {re[e + k], im[e + k]});
+        }
+      }
     }
   });
 }
 
-// FFT of h numbers, not scaled, with working memory. begin(in) does all passes but the last one, end(out) does
-// this one.
+// A stage of one number at a time.
+template <class T>
+void stage(const SplitComplex<T>& in, const SplitComplex<T>& out, const Remaining<T>& now) {
+  const int radix = now.left % 4 == 0 ? 4 : 2;
+  const int64_t m = now.left / radix;
+  for (int64_t p = 0; p < m; ++p) {
+    for (int64_t q = 0; q < now.spread; ++q) {
+      Complex<T> z[4];
+      for (int i = 0; i < radix; ++i) z[i] = get(in, q + now.spread * (p + i * m));
+      radix == 4 ? transform_few<4, 1>(z) : transform_few<2, 1>(z);
+      for (int i = 0; i < radix; ++i) {
+        const int64_t at = (i - 1) * m + p;
+        if (m > 1 && i > 0) z[i] = z[i] * Complex<T>{now.w.re[at], now.w.im[at]};
+        put(out, q + now.spread * (radix * p + i), z[i]);
+      }
+    }
+  }
+}
+
+// FFT of h numbers, not scaled, with working memory. begin(in), then end(out) or end().
 template <class T>
 class ComplexFft {
  public:
@@ -169,87 +218,78 @@ class ComplexFft {
   // Working memory for `in`. After end() it has the result.
   SplitComplex<T> held() { return half(held_); }
 
+  // Does all passes but the last, or all stages of a short transform.
   template <class In>
   void begin(const In& in) {
-    left_ = h_;
-    spread_ = 1;
-    w_ = twiddles_;
-    if (h_ <= 16) {
-      for (int64_t k = 0; k < h_; ++k) put(half(held_), k, get<T>(in, k));
+    now_ = {h_, 1, twiddles_};
+    if (h_ <= kShort) {
+      for (int64_t k = 0; k < h_; ++k) put(held(), k, get(in, k));
+      for (; now_.left > 1; advance(2)) stage(held(), free(), now_);
       return;
     }
-    if (h_ >= 16 * kLanes<T>) {
-      first_pass(in, half(held_ ^ 1), h_, w_);
-      advance(4, 4);
+    if (h_ >= kTwoSteps) {
+      pass<4, true, false>(in, free(), now_);
+      advance(8);
     } else {
-      middle_pass<T>(in);
+      pass<0, true, false>(in, free(), now_);
+      advance(4);
     }
-    while (left_ > 16) {
-      if (spread_ >= kLanes<T>)
-        middle_pass<Vector<T>>(held());
-      else
-        middle_pass<T>(held());
+    while (now_.left > 256) {
+      if (now_.left >= kTwoSteps) {
+        pass<4, false, false>(held(), free(), now_);
+        advance(8);
+      } else {
+        pass<0, false, false>(held(), free(), now_);
+        advance(4);
+      }
     }
   }
 
+  // Does the last pass.
   template <class Out>
   void end(const Out& out) {
-    if (spread_ >= kLanes<T>)
-      last_pass<Vector<T>>(out);
-    else
-      last_pass<T>(out);
+    if (h_ <= kShort) {
+      for (int64_t k = 0; k < h_; ++k) put(out, k, get(held(), k));
+      return;
+    }
+    switch (now_.left) {
+      case 256:
+        return pass<4, false, true>(held(), out, now_);
+      case 128:
+        return pass<3, false, true>(held(), out, now_);
+      case 64:
+        return pass<2, false, true>(held(), out, now_);
+      default:
+        return pass<1, false, true>(held(), out, now_);
+    }
   }
   void end() {
-    end(half(held_ ^ 1));
+    if (h_ <= kShort) return;
+    end(free());
     held_ ^= 1;
   }
 
  private:
+  // Up to kShort the stages take one number at a time. From kTwoSteps on a pass has two steps, and leaves
+  // transforms of 32 or more.
+  static constexpr int64_t kShort = 256, kTwoSteps = 8192;
+
   SplitComplex<T> half(int which) {
     T* begin = memory_.data() + 2 * h_ * which;
     return {begin, begin + h_};
   }
-  // Counts a pass whose result is in the other half of the working memory.
-  void advance(int first, int second) {
+  SplitComplex<T> free() { return half(held_ ^ 1); }
+  // Counts `bits` binary digits, whose result is in the free half of the working memory.
+  void advance(int bits) {
+    now_ = now_.after(bits);
     held_ ^= 1;
-    for (int radix : {first, second}) {
-      if (radix == 1) continue;
-      w_ = {w_.re + left_ / 4 * 3, w_.im + left_ / 4 * 3};
-      left_ /= radix;
-      spread_ *= radix;
-    }
-  }
-  template <class V, class In>
-  void middle_pass(const In& in) {
-    const SplitComplex<T> out = half(held_ ^ 1);
-    if (left_ == 32) {  // leaves 8, not 2
-      pass<4, 1, false, V>(in, out, left_, spread_, w_);
-      advance(4, 1);
-    } else {
-      pass<4, 4, false, V>(in, out, left_, spread_, w_);
-      advance(4, 4);
-    }
-  }
-  template <class V, class Out>
-  void last_pass(const Out& out) {
-    switch (left_) {
-      case 16:
-        return pass<4, 4, true, V>(held(), out, left_, spread_, w_);
-      case 8:
-        return pass<4, 2, true, V>(held(), out, left_, spread_, w_);
-      case 4:
-        return pass<4, 1, true, V>(held(), out, left_, spread_, w_);
-      case 2:
-        return pass<2, 1, true, V>(held(), out, left_, spread_, w_);
-      default:
-        put(out, 0, get<T>(held(), 0));
-    }
   }
 
-  int64_t h_, left_ = 0, spread_ = 0;
-  Twiddles<T> twiddles_, w_{};  // of all stages, of the stages from the next pass on
+  int64_t h_;
+  Twiddles<T> twiddles_;
   Scratch<T> memory_;
-  int held_ = 0;  // which half of the memory holds numbers
+  Remaining<T> now_{};
+  int held_ = 0;  // which half of the working memory holds numbers
 };
 
 }  // namespace noisetilt::NOISETILT_VARIANT

@@ -18,8 +18,8 @@ struct Scales {
   T ends, others;
 };
 
-// The compact spectrum as h complex numbers: their real parts begin at 1, their imaginary parts at h. Number 0
-// has the places 0 and 1.
+// The compact spectrum as h complex numbers: their real parts begin at 1, their imaginary parts at h. Number
+// 0 has the places 0 and 1.
 template <class T>
 struct PackedComplex : SplitComplex<T> {
   PackedComplex(T* z, int64_t h) : SplitComplex<T>{z + 1, z + h}, ends(z) {}

@@ -7,8 +7,8 @@
 
 namespace noisetilt {
 
-// Factors exp(-2 pi i row column / (a b)) of b rows and a columns, interleaved, computed in double and rounded
-// once. The tables of the last sizes are kept, up to 16 MB for each type. Thread-safe.
+// Factors exp(-2 pi i row column / (a b)) of b rows and a columns, interleaved, computed in double and
+// rounded once. The tables of the last sizes are kept, up to 16 MB for each type. Thread-safe.
 template <class T>
 std::shared_ptr<const std::vector<T>> grid_twiddles(int64_t a, int64_t b);
 

@@ -36,8 +36,8 @@ struct Kernels {
   void (*compact_fourier_pack)(const T* spectrum, T* z, int64_t batch, int64_t size, Twiddles<T> w);
   void (*compact_fourier_unpack)(const T* z, T* spectrum, int64_t batch, int64_t size, Twiddles<T> w);
 
-  // wgnc.cpp. project_wgnc is for samples of 2^k values. wgnc_between_ffts is for other sizes: it replaces the
-  // `spectrum` of a sample by the spectrum of its projection.
+  // wgnc.cpp. project_wgnc is for samples of 2^k values. wgnc_between_ffts is for other sizes: it replaces
+  // the `spectrum` of a sample by the spectrum of its projection.
   void (*project_wgnc_blocks)(const T* y, T* out, int64_t num_blocks, int64_t block_size);
   void (*project_wgnc)(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size);
   void (*wgnc_between_ffts)(T* spectrum, int64_t batch, int64_t size, Twiddles<T> w, int64_t block_size);

@@ -195,8 +195,8 @@ void project_wgnc_blocks(const T* y, T* out, int64_t num_blocks, int64_t block_s
   });
 }
 
-// Replaces the FFT of a sample, read as h complex numbers, by that of its projection: `in` by `out`. `y` holds
-// the spectrum in between.
+// Replaces the FFT of a sample, read as h complex numbers, by that of its projection: `in` by `out`. `y`
+// holds the spectrum in between.
 template <class T, class In, class Out>
 void project_spectrum(const In& in, T* y, const Out& out, int64_t h, Twiddles<T> w, int64_t block_size) {
   const double root = std::sqrt(2 * static_cast<double>(h));

@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 
 from bench.gpu import tune
-from noisetilt_kernels.backends.triton import order_stats, tile_stats, transforms, wgnc, whitening
+from noisetilt_kernels.backends.triton import fourier, order_stats, tile_stats, transforms, wgnc, whitening
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE_PATH
 
-MODULES = (order_stats, tile_stats, transforms, wgnc, whitening)
+MODULES = (fourier, order_stats, tile_stats, transforms, wgnc, whitening)
 TABLE: tune.Table = json.loads(LAUNCH_TABLE_PATH.read_text())
 
 

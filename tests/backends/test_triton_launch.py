@@ -59,15 +59,15 @@ triton.runtime.driver.set_active(
     )
 )
 launches = {
-    transforms._plan((1, 1, 1, 8), torch.float64, (1, 8), 3, False, (0.3).hex())[0]: 2,
-    order_stats._plan(64, torch.float32, 16, 4, False, (64, 1, 16), 1).sort: 8,
+    transforms._plan((1, 1, 1, 8), torch.float64, (1, 8), 3, False, (0.3).hex(), None)[0]: 5,
+    order_stats._plan(64, torch.float32, 16, 4, 0, (64, 1, 16), 1).sort: 8,
     tile_stats._plan((1, 2, 8, 8), torch.float32, None, (4, 4)): 7,
-    wgnc._projection(1, 4, 2, torch.complex64, False): 2,
-    wgnc._projection(1, 4, 2, torch.float32, True): 2,
+    wgnc._projection(1, 4, 2, torch.complex64, False): 3,
+    wgnc._projection(1, 4, 2, torch.float32, True): 3,
 }
 with mock.patch("torch.cuda.current_device", lambda: 0):
     for launch, num_tensors in launches.items():
-        dtype = torch.float64 if num_tensors == 2 and "scale" in launch._kernel.arg_names else torch.float32
+        dtype = torch.float64 if "scale" in launch._kernel.arg_names else torch.float32
         tensors = [torch.zeros(256, dtype=dtype).as_subclass(OnGpu) for _ in range(num_tensors)]
         launch(*tensors)
         assert len(launch._compiled) == 1, "not kept"
@@ -80,7 +80,7 @@ with mock.patch("torch.cuda.current_device", lambda: 0):
     x = torch.zeros(2 * size + 2).as_subclass(OnGpu)
     before = len(launched)
     try:
-        wgnc._projection(1, size, 2, torch.float32, True)(x, x)
+        wgnc._projection(1, size, 2, torch.float32, True)(x, x, x)
     except RuntimeError as error:
         message = str(error)
     assert "project_wgnc_blocks_kernel works in place, but two of its 4 warps hold the same" in message

@@ -9,10 +9,11 @@ from inputs import DISTRIBUTIONS, TABLES, tables, values
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
+from noisetilt_kernels.backends.tables import Table
 from noisetilt_kernels.backends.triton import operations as kernels
 from noisetilt_kernels.backends.triton import order_stats
 from noisetilt_kernels.backends.triton.launch import Launch
-from noisetilt_kernels.backends.triton.order_stats import FieldTables
+from noisetilt_kernels.backends.triton.order_stats import FieldTables, TablesInTurn, tables_in_turn
 
 REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 SHORT = [(1, 1), (7, 1), (16, 4), (300, 4), (75, 16), (40, 5), (33, 33), (1, 64), (9, 33)]
@@ -24,6 +25,7 @@ def small_blocks(set_blocks: Callable[..., None]) -> None:
     """Set small blocks: columns have many runs, runs are merged repeatedly, chunks are sorted first."""
     set_blocks("sort_runs_kernel", values=128, entries=32, chunk=8)
     set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
+    set_blocks("project_vectors_kernel", entries=16)
 
 
 def check(x: Tensor, lower: Tensor, upper: Tensor, context: str = "") -> None:
@@ -67,6 +69,54 @@ def test_groups_of_any_number_of_runs(runs: int, set_blocks: Callable[..., None]
         check(values("bf16-quantised", (1, 2 * num_chunks)), *tables("unsorted", num_chunks, 2))
 
 
+@pytest.mark.parametrize("dtype", REAL)
+def test_programs_of_many_columns(dtype: torch.dtype, set_blocks: Callable[..., None]) -> None:
+    """If there are enough programs, one takes several columns, or all."""
+    for programs in (1, 4):
+        set_blocks("sort_runs_kernel", values=128, entries=32, programs=programs)
+        for num_chunks, chunk_size in ((70, 8), (75, 6), (33, 16)):
+            sort = order_stats._plan(
+                num_chunks * chunk_size, dtype, num_chunks, chunk_size, 0, (1, 1, 1), 1
+            ).sort._constants
+            assert sort["ROWS"] * sort["COLUMNS"] > 32
+            check(
+                values("everything", (1, num_chunks * chunk_size), dtype),
+                *tables("unsorted", num_chunks, chunk_size, dtype),
+            )
+
+
+def in_turn(size: int, chunk_sizes: tuple[int, ...], fields: int, dtype: torch.dtype) -> TablesInTurn:
+    every = [
+        [Table(*tables("unsorted", size // d, d, dtype, seed=d + f), False) for f in range(fields)]
+        for d in chunk_sizes
+    ]
+    return tables_in_turn(every)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_vectors_are_projected_with_every_chunk_size(
+    dtype: torch.dtype, set_blocks: Callable[..., None]
+) -> None:
+    """The result is the same in one launch, where a program holds a vector, and in many."""
+    for size, chunk_sizes in ((48, (4, 16)), (60, (5, 4, 12)), (64, (64,)), (36, (6,)), (7, ())):
+        turn = in_turn(size, chunk_sizes, 2, dtype)
+        x = values("everything", (4, size), dtype)
+        expected = x
+        for each in turn.each:
+            expected = torch.cat(
+                [
+                    python_ref.project_2os(expected[v : v + 1], each.lower[v % 2], each.upper[v % 2])
+                    for v in range(4)
+                ]
+            )
+        shapes = [each.lower.shape for each in turn.each]
+        for entries in (128, 16):
+            set_blocks("project_vectors_kernel", entries=entries)
+            one = order_stats._in_one_launch(4, size, dtype, *shapes) is not None
+            assert one == (entries == 128 and size != 7)
+            assert_same_bits(order_stats.project_in_turn(x, turn), expected, f"{size}, {chunk_sizes}")
+
+
 @pytest.mark.slow
 def test_flux_sized_columns() -> None:
     """Blocks have the sizes of the launch table."""
@@ -101,7 +151,7 @@ def test_runs_smaller_than_a_program(set_blocks: Callable[..., None]) -> None:
 
 
 def test_new_blocks_are_used_at_once(set_blocks: Callable[..., None]) -> None:
-    arguments = 64, torch.float32, 64, 1, False, (64, 1, 64), 1
+    arguments = 64, torch.float32, 64, 1, 0, (64, 1, 64), 1
     assert not order_stats._plan(*arguments).ranks
     set_blocks("sort_runs_kernel", values=16, entries=4)
     assert order_stats._plan(*arguments).ranks

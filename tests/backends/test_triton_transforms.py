@@ -1,4 +1,4 @@
-"""The Triton kernels of the orthogonal transforms, interpreted, have the bits of the reference."""
+"""The Triton kernels of butterfly mixing and Walsh-Hadamard, interpreted, have the bits of the reference."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 from bits import assert_same_bits
 from inputs import DISTRIBUTIONS, values
-from tolerances import FFT, relative_error
 from torch import Tensor
 
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends.triton import transforms
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE
-from noisetilt_kernels.backends.triton.transforms import butterfly, compact_fourier, hadamard_transform
+from noisetilt_kernels.backends.triton.transforms import butterfly, hadamard_transform
 
 REAL = (torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow))
 
@@ -164,46 +163,3 @@ def test_hadamard_transform_of_rows_longer_than_a_block() -> None:
     """Blocks have the sizes of the launch table."""
     size = 4 * LAUNCH_TABLE["butterfly_kernel"]["values"]
     check_hadamard(values("normal", (1, size)))
-
-
-# ---- compact Fourier ----
-
-
-def check_compact_fourier(x: Tensor, context: str) -> None:
-    """The reference uses the same FFT, but multiplies by complex numbers: zeros may have another sign."""
-    for inverse, reference in (
-        (False, python_ref.compact_fourier),
-        (True, python_ref.compact_fourier_inverse),
-    ):
-        assert_same_bits(compact_fourier(x, inverse) + 0.0, reference(x) + 0.0, f"{context}, {inverse=}")
-
-
-@pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("size", [2, 4, 6, 30, 64, 510, 2100])
-def test_compact_fourier(size: int, dtype: torch.dtype) -> None:
-    for name in ("normal", "1/k", "zero", "huge", "denormal", "shifted"):
-        check_compact_fourier(values(name, (3, size), dtype), name)
-
-
-@pytest.mark.parametrize("dtype", REAL)
-def test_compact_fourier_in_small_blocks(dtype: torch.dtype, set_blocks: Callable[..., None]) -> None:
-    set_blocks("compact_fourier_kernel", coefficients=4)
-    for size in (2, 8, 10, 16, 18, 54):
-        check_compact_fourier(values("normal", (3, size), dtype), f"{size}")
-
-
-def test_every_place_of_a_spectrum_is_written() -> None:
-    """This includes the imaginary parts of X_0 and X_{N/2}, which not every FFT ignores."""
-    z = values("normal", (3, 20))
-    spectrum = torch.full((3, 11, 2), torch.nan)
-    transforms._rearrangement(3, 20, z.dtype, True)(spectrum, z)
-    assert bool(spectrum.isfinite().all())
-    assert not spectrum[:, [0, -1], 1].any()
-
-
-@pytest.mark.parametrize("dtype", REAL)
-def test_compact_fourier_round_trip(dtype: torch.dtype) -> None:
-    x = values("1/k", (2, 1000), dtype)
-    before = x.clone()
-    assert relative_error(compact_fourier(compact_fourier(x, False), True), x) < FFT[dtype]
-    assert_same_bits(x, before)

@@ -1,7 +1,4 @@
-"""The Triton kernels of tile statistics and W, interpreted, have the bits of the reference.
-
-This includes W: on the CPU both use torch's rfft, so not even the FFT differs.
-"""
+"""The Triton kernels of tile statistics and W, interpreted, have the bits of the reference."""
 
 import math
 from collections.abc import Callable
@@ -141,8 +138,11 @@ def test_whiten_of_other_configurations(shape: tuple[int, ...], changes: dict) -
 def test_whiten_in_many_blocks(set_blocks: Callable[..., None]) -> None:
     set_blocks("sort_runs_kernel", values=128, entries=32)
     set_blocks("rank_in_runs_kernel", lookups=128, runs=4)
+    set_blocks("project_vectors_kernel", entries=16)
     set_blocks("tile_stats_kernel", values=64)
     set_blocks("butterfly_kernel", values=16)
+    set_blocks("fft_kernel", values=16)
+    set_blocks("compact_spectrum_kernel", coefficients=16)
     set_blocks("find_non_finite_kernel", values=32)
     set_blocks("finite_or_nan_kernel", values=32)
     x = values("1/k", (1, 2, 8, 8))

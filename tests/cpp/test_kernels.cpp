@@ -16,9 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/grid_twiddles.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "cpu/grid_twiddles.h"
 
 namespace noisetilt {
 
@@ -214,6 +214,30 @@ static double distance(const std::vector<T>& a, const std::vector<T>& b) {
   return std::sqrt(sum / static_cast<double>(a.size()));
 }
 
+// Factors in the order of twiddle_factors in python_ref/fourier.py.
+template <class T>
+class FftFactors {
+ public:
+  explicit FftFactors(int64_t size) {
+    if (has_defined_fft(size)) {
+      for (int64_t left = size / 2; left > 4; left /= 4)
+        for (int64_t i = 1; i < 4; ++i)
+          for (int64_t p = 0; p < left / 4; ++p) add(i * p, left);
+    }
+    for (int64_t k = 0; k <= size / 4; ++k) add(k, size);
+    expect(static_cast<int64_t>(re_.size()) == num_twiddles(size), "number of factors", size);
+  }
+  Twiddles<T> twiddles() const { return {re_.data(), im_.data()}; }
+
+ private:
+  void add(int64_t k, int64_t size) {
+    const double angle = -2 * 3.14159265358979323846 * static_cast<double>(k) / static_cast<double>(size);
+    re_.push_back(static_cast<T>(std::cos(angle)));
+    im_.push_back(static_cast<T>(std::sin(angle)));
+  }
+  std::vector<T> re_, im_;
+};
+
 template <class T>
 static void test_transforms() {
   const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
@@ -236,18 +260,36 @@ static void test_transforms() {
     tested<T>().hadamard_transform(y.data(), y.data(), 3, size, T(1) / static_cast<T>(size));
     expect(distance(x, y) < tolerance, "Hadamard twice", size);
   }
-  for (int64_t size : {2, 4, 6, 10, 64, 66, 1000, 4096}) {
+  for (int64_t size : {2, 4, 6, 10, 64, 66, 1000, 4096, 65536}) {
     const std::vector<T> x = make_input<T>(2 * size, Input::normal, 6);
     std::vector<T> z(x.size()), back(x.size());
-    tested<T>().compact_fourier_pack(x.data(), z.data(), 2, size);
-    tested<T>().compact_fourier_unpack(z.data(), back.data(), 2, size);
-    for (T& value : back) value *= static_cast<T>(size) / 2;  // the FFTs between are not scaled
+    const FftFactors<T> factors(size);
+    if (has_defined_fft(size)) {
+      z = on_all_threads<T>("compact Fourier over threads", x.size(), [&](std::vector<T>& out) {
+        tested<T>().compact_fourier(x.data(), out.data(), 2, size, factors.twiddles(), false);
+      });
+      tested<T>().compact_fourier(z.data(), back.data(), 2, size, factors.twiddles(), true);
+    } else {
+      tested<T>().compact_fourier_pack(x.data(), z.data(), 2, size, factors.twiddles());
+      tested<T>().compact_fourier_unpack(z.data(), back.data(), 2, size, factors.twiddles());
+      for (T& value : back) value *= static_cast<T>(size) / 2;  // the FFTs between are not scaled
+    }
     expect(distance(x, back) < tolerance, "compact Fourier and back", size);
   }
 }
 
 template <class T>
 static void test_wgnc() {
+  for (int64_t size : {64, 1024, 65536}) {
+    const std::vector<T> x = make_input<T>(2 * size, Input::normal, 10);
+    const FftFactors<T> factors(size);
+    const auto y = on_all_threads<T>("WGNC of samples over threads", x.size(), [&](std::vector<T>& out) {
+      tested<T>().project_wgnc(x.data(), out.data(), 2, size, factors.twiddles(), 16);
+    });
+    double energy = 0;
+    for (T value : y) energy += static_cast<double>(value) * static_cast<double>(value);
+    expect(std::abs(energy / static_cast<double>(2 * size) - 1) < 1e-5, "WGNC: energy of samples", size);
+  }
   for (int64_t block : {2, 3, 5, 16, 40}) {
     for (Input kind : {Input::normal, Input::few}) {
       const int64_t blocks = 13;
@@ -272,7 +314,8 @@ static void test_wgnc() {
     std::vector<T> special = make_input<T>(2 * block * 9, Input::special, 9);
     tested<T>().project_wgnc_blocks(special.data(), special.data(), 9, block);
     std::vector<T> spectrum = make_input<T>(2 * 2 * block * 6, Input::normal, 10);
-    tested<T>().wgnc_between_ffts(spectrum.data(), 2, 2 * block * 6, block);
+    const FftFactors<T> factors(2 * block * 6);
+    tested<T>().wgnc_between_ffts(spectrum.data(), 2, 2 * block * 6, factors.twiddles(), block);
   }
 }
 

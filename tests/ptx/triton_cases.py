@@ -79,13 +79,14 @@ def small_cases(dtype: torch.dtype) -> Iterator[Case]:
             1e-3,
         )
     for inverse in (False, True):
-        yield same(
-            f"compact Fourier, inverse {inverse}",
-            operators.compact_fourier,
-            reference.compact_fourier,
-            values("normal", (3, 1000), dtype),
-            inverse,
-        )
+        for size in (1000, 4096):
+            yield same(
+                f"compact Fourier {size}, inverse {inverse}",
+                operators.compact_fourier,
+                reference.compact_fourier,
+                values("normal", (3, size), dtype),
+                inverse,
+            )
         for shape, tile, steps in (
             ((2, 64, 64), (64, 64), 12),
             ((3, 16, 16), (8, 8), 6),
@@ -104,10 +105,14 @@ def small_cases(dtype: torch.dtype) -> Iterator[Case]:
         x = values("normal", (3, size), dtype)
         yield same(f"Hadamard {size}", operators.hadamard_transform, reference.hadamard_transform, x, 0.3)
     for block_size in (16, 5, 100):
-        x = values("normal", (2, 2 * block_size * 9), dtype)
-        yield same(
-            f"WGNC, blocks of {block_size}", operators.project_wgnc, reference.project_wgnc, x, block_size
-        )
+        for size in (2 * block_size * 9, *([2048] if block_size == 16 else [])):
+            yield same(
+                f"WGNC {size}, blocks of {block_size}",
+                operators.project_wgnc,
+                reference.project_wgnc,
+                values("normal", (2, size), dtype),
+                block_size,
+            )
         y = torch.view_as_complex(values("few values", (1, block_size * 21, 2), dtype))
         yield same(
             f"WGNC blocks of {block_size}",

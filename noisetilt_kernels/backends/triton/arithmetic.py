@@ -43,6 +43,8 @@ def pairs(x, DISTANCE: tl.constexpr):
 
 @triton.jit
 def unpaired(first, second, DISTANCE: tl.constexpr):
-    """Inverse of `pairs`."""
-    SIZE: tl.constexpr = first.numel * 2
-    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [SIZE])
+    """Inverse of `pairs`, for tensors of any shape."""
+    HALF: tl.constexpr = first.numel
+    first = tl.reshape(first, [HALF // DISTANCE, DISTANCE])
+    second = tl.reshape(second, [HALF // DISTANCE, DISTANCE])
+    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [2 * HALF])

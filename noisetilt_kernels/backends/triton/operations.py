@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...config import Tile, WhiteningConfig
 from ..tables import ExaminedTables, Projections, Table, TileTables, check_table
-from . import tile_stats, transforms, wgnc, whitening
+from . import fourier, tile_stats, transforms, wgnc, whitening
 from .launch import ALIGNMENT
-from .order_stats import FieldTables
+from .order_stats import FieldTables, tables_in_turn
 from .order_stats import project_2os as _project_2os
 from .tile_stats import TileProjection
 from .whitening import Projection
@@ -63,27 +63,18 @@ def whiten(x: Tensor, config: WhiteningConfig) -> Tensor:
     return whitening.whiten(x, projection, config.mixing)
 
 
-compact_fourier = _for_kernels(transforms.compact_fourier)
+compact_fourier = _for_kernels(fourier.compact_fourier)
 butterfly = _for_kernels(transforms.butterfly)
 hadamard_transform = _for_kernels(transforms.hadamard_transform)
 project_wgnc = _for_kernels(wgnc.project_wgnc)
 project_wgnc_blocks = _for_kernels(wgnc.project_wgnc_blocks)
 
 
-def _stacked(*tables: Table) -> FieldTables:
-    lower = torch.stack([table.lower.t() for table in tables]).transpose(1, 2)  # column-major
-    upper = torch.stack([table.upper.t() for table in tables]).transpose(1, 2)
-    return FieldTables(lower, upper)
-
-
 def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTables]) -> Projection:
-    """Return the tables as the kernels read them. Mean and energy are the two fields of one `FieldTables`."""
+    """Return the tables as the kernels read them. Mean and energy are two fields."""
     return Projection(
-        tuple(_stacked(table) for table in values),
-        tuple(
-            TileProjection(tile, tuple(_stacked(*mean_and_energy) for mean_and_energy in statistics))
-            for tile, statistics in tiles
-        ),
+        tables_in_turn([[table] for table in values]),
+        tuple(TileProjection(tile, tables_in_turn(statistics)) for tile, statistics in tiles),
     )
 
 

@@ -8,6 +8,7 @@ ignore the indices, and get the keys in their place.
 After a compile-time `if` with `return`, an `else` is needed: Triton compiles the code that follows.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -15,34 +16,43 @@ from .arithmetic import pairs, unpaired
 
 LAST = tl.constexpr(2**63 - 1)
 """Key of padding. It sorts after every other key, NaN included."""
+KEYS = {torch.float32: torch.int32, torch.float64: torch.int64}
+"""Types of the keys of values."""
 
 
 @triton.jit
-def entry_of(x, index):
-    """Entries (keys, indices) of values x, float32 or float64, with these indices.
+def key_of(x):
+    """Keys of values x: int32 for float32, int64 for float64, in the order of the values.
 
-    Keys are integers in the order of the values: -0 equals +0, and all NaN are equal and last (DESIGN section
-    2).
+    -0 equals +0, and all NaN are equal and last (DESIGN section 2).
     """
     if x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
         bits = tl.where(x != x, 0x7FC00000, tl.where(x == 0, 0, bits))
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        entry = (key.to(tl.int64) << 32) | index
-        return entry, entry
+        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
     else:
         bits = x.to(tl.int64, bitcast=True)
         bits = tl.where(x != x, 0x7FF8000000000000, tl.where(x == 0, 0, bits))
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF), index
+        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def index_of(key, index, WIDE: tl.constexpr):
-    """Index of an entry, int32."""
+def entry_of(key, index, WIDE: tl.constexpr):
+    """Entries (keys, indices) of keys of values, with these indices."""
     if WIDE:
-        return index
+        return key, index
     else:
-        return key.to(tl.int32)
+        entry = (key.to(tl.int64) << 32) | index
+        return entry, entry
+
+
+@triton.jit
+def parts_of(key, index, WIDE: tl.constexpr):
+    """Inverse of `entry_of`: keys of values, and int32 indices."""
+    if WIDE:
+        return key, index
+    else:
+        return (key >> 32).to(tl.int32), key.to(tl.int32)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ One pass over the values rescales the tiles of one size and measures the tiles o
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,19 +16,19 @@ from ...config import Tile
 from ...python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
-from .order_stats import FieldTables, project_2os
+from .order_stats import TablesInTurn, project_in_turn
 
 _HUGE = 2**31 - 2**15  # leaves room for the padding of the last program
 
 
 class TileProjection(NamedTuple):
-    """Tables of one tile size: for every chunk size the tables of two fields, mean and energy."""
+    """Tables of one tile size, of two fields: mean and energy."""
 
     tile: Tile
-    tables: tuple[FieldTables, ...]
+    tables: TablesInTurn
 
 
-class _Statistics(NamedTuple):
+class Statistics(NamedTuple):
     """Means (B, P) of all tiles; sqrt(K) * mean and energy (B, 2, P) before and after projection."""
 
     tile: Tile
@@ -65,8 +65,6 @@ def tile_stats_kernel(
     channels,
     height,
     width,
-    OLD_HEIGHT: tl.constexpr,
-    OLD_WIDTH: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
@@ -74,10 +72,12 @@ def tile_stats_kernel(
     RESCALE: tl.constexpr,
     MEASURE: tl.constexpr,
     ROOT: tl.constexpr,
+    HUGE: tl.constexpr,
+    OLD_HEIGHT: tl.constexpr,
+    OLD_WIDTH: tl.constexpr,
     OLD_ROOT: tl.constexpr,
     RATIO: tl.constexpr,
     ENERGY: tl.constexpr,
-    HUGE: tl.constexpr,
 ):
     """Rescale tiles of OLD_HEIGHT x OLD_WIDTH to their projected statistics (if RESCALE), then measure tiles
     of HEIGHT x WIDTH (if MEASURE).
@@ -102,27 +102,10 @@ def tile_stats_kernel(
     value = tl.load(x_ptr + place, mask=present, other=0)
 
     if RESCALE:
-        old_across = width // OLD_WIDTH
-        old_in_plane = old_across * (height // OLD_HEIGHT)
-        old_in_sample = channels * old_in_plane
-        sample = plane // channels
-        old = plane % channels * old_in_plane + y // OLD_HEIGHT * old_across + x // OLD_WIDTH
-        old_k = y % OLD_HEIGHT * OLD_WIDTH + x % OLD_WIDTH
-        begin = sample.to(tl.int64) * old_in_sample
-        first, mean_at, energy_at = begin + old, 2 * begin + old, 2 * begin + old_in_sample + old
-        value = _rescaled(
-            value,
-            old_k,
-            tl.load(old_means_ptr + first, mask=present, other=0),
-            tl.load(old_measured_ptr + mean_at, mask=present, other=0),
-            tl.load(old_measured_ptr + energy_at, mask=present, other=0),
-            tl.load(old_projected_ptr + mean_at, mask=present, other=0),
-            tl.load(old_projected_ptr + energy_at, mask=present, other=0),
-            OLD_HEIGHT * OLD_WIDTH,
-            OLD_ROOT,
-            RATIO,
-            ENERGY,
-        )
+        value = rescaled(
+            value, present, plane, y, x, old_means_ptr, old_measured_ptr, old_projected_ptr, channels, height,
+            width, OLD_HEIGHT, OLD_WIDTH, OLD_ROOT, RATIO, ENERGY,
+        )  # fmt: skip
         tl.store(out_ptr + place, value, mask=present)
 
     if MEASURE:  # padding is 0, also after rescaling, because its statistics are 0
@@ -140,31 +123,37 @@ def tile_stats_kernel(
 
 
 @triton.jit
-def _rescaled(
-    x,
-    k,
-    mean,
-    m,
-    e,
-    new_m,
-    new_e,
-    COUNT: tl.constexpr,
-    ROOT: tl.constexpr,
-    RATIO: tl.constexpr,
-    ENERGY: tl.constexpr,
-):
-    """Rescale values x to the projected mean and energy of their tiles. Each is the k-th of COUNT values of
-    its tile.
+def rescaled(
+    value, present, plane, row, column, means_ptr, measured_ptr, projected_ptr, channels, height, width,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROOT: tl.constexpr, RATIO: tl.constexpr, ENERGY: tl.constexpr,
+):  # fmt: skip
+    """Rescale values to the projected statistics of their tiles of HEIGHT x WIDTH.
+
+    plane, row, column: places of the values in planes of height x width, `channels` for each sample.
     """
-    dtype: tl.constexpr = x.dtype
+    dtype: tl.constexpr = value.dtype
+    COUNT: tl.constexpr = HEIGHT * WIDTH
     EVEN: tl.constexpr = COUNT - COUNT % 2
+    across = width // WIDTH
+    in_plane = across * (height // HEIGHT)
+    in_sample = channels * in_plane
+    tile = plane % channels * in_plane + row // HEIGHT * across + column // WIDTH
+    k = row % HEIGHT * WIDTH + column % WIDTH
+    begin = (plane // channels).to(tl.int64) * in_sample
+    mean_at, energy_at = 2 * begin + tile, 2 * begin + in_sample + tile
+    mean = tl.load(means_ptr + begin + tile, mask=present, other=0)
+    m = tl.load(measured_ptr + mean_at, mask=present, other=0)
+    e = tl.load(measured_ptr + energy_at, mask=present, other=0)
+    new_m = tl.load(projected_ptr + mean_at, mask=present, other=0)
+    new_e = tl.load(projected_ptr + energy_at, mask=present, other=0)
+
     offset = rounded(RATIO, dtype) * mean
     constant = (e <= rounded(COUNT, dtype) * (offset * offset)) | (e < rounded(ENERGY, dtype))
     alternating = tl.where(k < EVEN, 1 - k % 2 * 2, 0).to(dtype)
-    direction = tl.where(constant, alternating, x - mean)
+    direction = tl.where(constant, alternating, value - mean)
     scale = sqrt_rn(div_rn(new_e, tl.where(constant, rounded(EVEN, dtype), e)))
     result = div_rn(new_m, rounded(ROOT, dtype)) + scale * direction
-    result = tl.where((new_m == m) & (new_e == e), x, result)
+    result = tl.where((new_m == m) & (new_e == e), value, result)
     return tl.where(is_finite(e), result, float("nan"))
 
 
@@ -173,17 +162,32 @@ def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tens
 
     Tiles have at most MOST_TILE_VALUES values (see `backends.triton`).
     """
+    return rescale(*project_statistics(x, projections))
+
+
+def project_statistics(x: Tensor, projections: Sequence[TileProjection]) -> tuple[Tensor, Statistics | None]:
+    """Do `project_tile_stats`, but for the last rescaling. Return the samples, and the statistics to which
+    they still have to be rescaled, if any.
+    """
     statistics = None
     for projection in projections:
         x, statistics = _measure(x, statistics, projection.tile)
-        projected = statistics.measured.view(-1, statistics.measured.shape[-1])
-        for tables in projection.tables:
-            projected = project_2os(projected, tables)
+        projected = project_in_turn(statistics.measured.flatten(0, 1), projection.tables)
         statistics = statistics._replace(projected=projected)
-    return x if statistics is None else _rescale(x, statistics)
+    return x, statistics
 
 
-def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Tensor, _Statistics]:
+def rescale(x: Tensor, statistics: Statistics | None) -> Tensor:
+    """Rescale tiles to their projected statistics, if there are any."""
+    if statistics is None:
+        return x
+    tile, *old = statistics
+    out = torch.empty_like(x)
+    _plan(x.shape, x.dtype, tile, None)(x, out, *old, x, x)
+    return out
+
+
+def _measure(x: Tensor, statistics: Statistics | None, tile: Tile) -> tuple[Tensor, Statistics]:
     """Rescale tiles to their projected statistics, if there are any, and measure tiles of the given size."""
     batch, size = len(x), x[0].numel()
     num_tiles = size // (tile[0] * tile[1])
@@ -191,23 +195,25 @@ def _measure(x: Tensor, statistics: _Statistics | None, tile: Tile) -> tuple[Ten
     means, measured = x.new_empty(batch, num_tiles), x.new_empty(batch, 2, num_tiles)
     old_tile, *old = statistics or (None, x, x, x)
     _plan(x.shape, x.dtype, old_tile, tile)(x, out, *old, means, measured)
-    return out, _Statistics(tile, means, measured, measured)
+    return out, Statistics(tile, means, measured, measured)
 
 
-def _rescale(x: Tensor, statistics: _Statistics) -> Tensor:
-    """Rescale tiles to their projected statistics."""
-    tile, *old = statistics
-    out = torch.empty_like(x)
-    _plan(x.shape, x.dtype, tile, None)(x, out, *old, x, x)
-    return out
+def rescaling_constants(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the constants of a kernel that may call `rescaled` for tiles of this size."""
+    return {
+        "OLD_HEIGHT": tile[0],
+        "OLD_WIDTH": tile[1],
+        "OLD_ROOT": math.sqrt(tile[0] * tile[1]),
+        "RATIO": CONSTANT_RATIO[dtype],
+        "ENERGY": CONSTANT_ENERGY[dtype],
+    }
 
 
 @planned
 def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, tile: Tile | None) -> Launch:
     """Return the launch for samples of `shape`: rescale tiles of the old size, measure the new size."""
     _, channels, height, width = shape
-    old_th, old_tw = old_tile or tile or (1, 1)
-    th, tw = tile or (1, old_tw)  # if nothing is measured, the shape is arbitrary
+    th, tw = tile or (1, width)  # if nothing is measured, the shape is arbitrary
     num_tiles = math.prod(shape) // (th * tw)
     size = power_of_two(th * tw)
     tiles_at_once = max(1, LAUNCH_TABLE["tile_stats_kernel"]["values"] // size)
@@ -218,8 +224,6 @@ def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, til
         channels,
         height,
         width,
-        OLD_HEIGHT=old_th,
-        OLD_WIDTH=old_tw,
         HEIGHT=th,
         WIDTH=tw,
         SIZE=size,
@@ -227,8 +231,6 @@ def _plan(shape: tuple[int, ...], dtype: torch.dtype, old_tile: Tile | None, til
         RESCALE=old_tile is not None,
         MEASURE=tile is not None,
         ROOT=math.sqrt(th * tw),
-        OLD_ROOT=math.sqrt(old_th * old_tw),
-        RATIO=CONSTANT_RATIO[dtype],
-        ENERGY=CONSTANT_ENERGY[dtype],
         HUGE=math.prod(shape) >= _HUGE,
+        **rescaling_constants(old_tile or tile or (1, 1), dtype),
     )

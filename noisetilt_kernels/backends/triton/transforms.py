@@ -1,6 +1,4 @@
-"""Orthogonal transforms (DESIGN section 4): butterfly mixing, Walsh-Hadamard, and compact Fourier with
-torch's FFT.
-"""
+"""Orthogonal transforms (DESIGN section 4): butterfly mixing and Walsh-Hadamard."""
 
 import math
 
@@ -12,16 +10,20 @@ from torch import Tensor
 from ...config import Tile
 from .arithmetic import pairs, rounded, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
+from .tile_stats import Statistics, rescaled, rescaling_constants
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
-SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 
 
-def butterfly(x: Tensor, tile: Tile, steps: int, inverse: bool) -> Tensor:
+def butterfly(
+    x: Tensor, tile: Tile, steps: int, inverse: bool, statistics: Statistics | None = None
+) -> Tensor:
     """Apply `steps` butterfly steps, or their inverse, to every tile of samples x (B, C, H, W). Returns (B,
     C, H, W).
+
+    statistics: those to which the samples are rescaled before, if any.
     """
-    return _take_steps(x, tile, steps, inverse, None)
+    return _take_steps(x, tile, steps, inverse, None, statistics)
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:
@@ -39,21 +41,35 @@ def hadamard_transform(x: Tensor, scale: float) -> Tensor:
     return result.view(rows, padded)[:, :size].contiguous()
 
 
-def _take_steps(x: Tensor, tile: Tile, steps: int, inverse: bool, scale: float | None) -> Tensor:
+def _take_steps(
+    x: Tensor,
+    tile: Tile,
+    steps: int,
+    inverse: bool,
+    scale: float | None,
+    statistics: Statistics | None = None,
+) -> Tensor:
     """Apply butterfly steps. With a `scale`, add and subtract only, and multiply the result by it."""
     if steps == 0:
         return x.clone()
     # Text as cache key: unlike numbers, it distinguishes -0 from 0.
     text = None if scale is None else float(scale).hex()
-    for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text):
+    stats_tile, *stats = statistics or (None, x, x, x)
+    for launch_steps in _plan(x.shape, x.dtype, tile, steps, inverse, text, stats_tile):
         x, before = torch.empty_like(x), x
-        launch_steps(before, x)
+        launch_steps(before, x, *stats)
     return x
 
 
 @planned
 def _plan(
-    shape: tuple[int, ...], dtype: torch.dtype, tile: Tile, steps: int, inverse: bool, scale: str | None
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    tile: Tile,
+    steps: int,
+    inverse: bool,
+    scale: str | None,
+    stats_tile: Tile | None,
 ) -> list[Launch]:
     """Return as few launches as possible, with evenly distributed steps."""
     num_values, size = math.prod(shape), tile[0] * tile[1]
@@ -78,8 +94,12 @@ def _plan(
             TILES_ACROSS=shape[3] // tile[1],
             INVERSE=inverse,
             ORTHONORMAL=scale is None,
+            RESCALE=stats_tile is not None and number == 0,
+            CHANNELS=shape[1],
+            HEIGHT=shape[2],
+            **rescaling_constants(stats_tile or (1, 1), dtype),
         )
-        for length, launch_scale in zip(lengths, scales, strict=True)
+        for number, (length, launch_scale) in enumerate(zip(lengths, scales, strict=True))
     ]
 
 
@@ -87,6 +107,9 @@ def _plan(
 def butterfly_kernel(
     x,
     out,
+    means_ptr,
+    measured_ptr,
+    projected_ptr,
     scale: tl.float64,
     num_sequences,
     SIZE: tl.constexpr,
@@ -96,12 +119,20 @@ def butterfly_kernel(
     TILES_ACROSS: tl.constexpr,
     INVERSE: tl.constexpr,
     ORTHONORMAL: tl.constexpr,
+    RESCALE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    OLD_HEIGHT: tl.constexpr,
+    OLD_WIDTH: tl.constexpr,
+    OLD_ROOT: tl.constexpr,
+    RATIO: tl.constexpr,
+    ENERGY: tl.constexpr,
 ):
     """Apply log2(LENGTH) butterfly steps, or their inverse, to all tiles of SIZE values.
 
     The steps mix each sequence of LENGTH consecutive values of a tile and spread it over the tile: value k of
     sequence q moves to place k * SIZE / LENGTH + q. A program takes VALUES / LENGTH consecutive sequences,
-    possibly from several tiles.
+    possibly from several tiles. RESCALE: rescale the tiles of the statistics before.
     """
     STEPS: tl.constexpr = LENGTH.bit_length() - 1
     SEQUENCES: tl.constexpr = VALUES // LENGTH
@@ -128,12 +159,19 @@ def butterfly_kernel(
         )
         is_spread = tl.max_constancy(sequence // UNIT, UNIT) < units_left
 
+    source, is_there = (spread, is_spread) if INVERSE else (together, is_together)
+    values = tl.load(x + source, mask=is_there)
+    if RESCALE:
+        WIDTH: tl.constexpr = TILE_WIDTH * TILES_ACROSS
+        in_plane = (source % (HEIGHT * WIDTH)).to(tl.int32)
+        values = rescaled(
+            values, is_there, source // (HEIGHT * WIDTH), in_plane // WIDTH, in_plane % WIDTH, means_ptr,
+            measured_ptr, projected_ptr, CHANNELS, HEIGHT, WIDTH, OLD_HEIGHT, OLD_WIDTH, OLD_ROOT, RATIO,
+            ENERGY,
+        )  # fmt: skip
     if INVERSE:
-        values = tl.load(x + spread, mask=is_spread)
         values = tl.reshape(values, [SEQUENCES // ROWS, LENGTH, ROWS])
         values = tl.reshape(tl.permute(values, (0, 2, 1)), [VALUES])
-    else:
-        values = tl.load(x + together, mask=is_together)
     for step in tl.static_range(STEPS):
         values = _step(values, 2 ** (STEPS - 1 - step if INVERSE else step), ORTHONORMAL)
     if not ORTHONORMAL:
@@ -200,66 +238,3 @@ def _offsets(
 def _common_power_of_two(a, b):
     """Largest power of two that divides both."""
     return (a | b) & -(a | b)
-
-
-def compact_fourier(x: Tensor, inverse: bool) -> Tensor:
-    """Apply the compact orthogonal Fourier transform, or its inverse, to samples x (B, N), N even. Returns
-    (B, N).
-    """
-    batch, size = x.shape
-    rearrange = _rearrangement(batch, size, x.dtype, inverse)
-    if inverse:
-        spectrum = x.new_empty(batch, size // 2 + 1, 2)
-        rearrange(spectrum, x)
-        return torch.fft.irfft(torch.view_as_complex(spectrum), n=size, norm="ortho")
-    result = torch.empty_like(x)
-    rearrange(torch.view_as_real(torch.fft.rfft(x, norm="ortho")), result)
-    return result
-
-
-@planned
-def _rearrangement(batch: int, size: int, dtype: torch.dtype, inverse: bool) -> Launch:
-    """Return the launch that rearranges spectra (B, N/2 + 1, 2) to z (B, N), or the inverse."""
-    coefficients = LAUNCH_TABLE["compact_fourier_kernel"]["coefficients"]
-    programs = ceil_div(size // 2, coefficients)
-    return Launch(
-        compact_fourier_kernel,
-        batch * programs,
-        size // 2,
-        programs,
-        COEFFICIENTS=coefficients,
-        INVERSE=inverse,
-    )
-
-
-@triton.jit
-def compact_fourier_kernel(
-    spectrum, z, half: tl.int64, programs_per_sample, COEFFICIENTS: tl.constexpr, INVERSE: tl.constexpr
-):
-    """Rearrange X_0 .. X_half to z = [X_0, X_half, sqrt2 Re X_1.., sqrt2 Im X_1..], or the inverse."""
-    dtype: tl.constexpr = z.dtype.element_ty
-    sample = tl.program_id(0) // programs_per_sample
-    program = tl.program_id(0) % programs_per_sample
-    spectrum += sample * (2 * half + 2)
-    z += sample * (2 * half)
-    k = program.to(tl.int64) * COEFFICIENTS + tl.arange(0, COEFFICIENTS)
-    there = (k > 0) & (k < half)
-    parts = spectrum + 2 * k[:, None] + tl.arange(0, 2)[None, :]
-    if INVERSE:
-        c = rounded(SQRT_HALF, dtype)
-        re = tl.load(z + 1 + k, mask=there) * c
-        im = tl.load(z + half + k, mask=there) * c
-        tl.store(parts, tl.join(re, im), mask=there[:, None])
-    else:
-        c = rounded(SQRT_TWO, dtype)
-        re, im = tl.split(tl.load(parts, mask=there[:, None]))
-        tl.store(z + 1 + k, re * c, mask=there)
-        tl.store(z + half + k, im * c, mask=there)
-    if program == 0:  # X_0 and X_half, which are real
-        end = tl.arange(0, 2)
-        ends = spectrum + end * (2 * half)
-        if INVERSE:
-            tl.store(ends, tl.load(z + end))
-            tl.store(ends + 1, tl.zeros([2], dtype))
-        else:
-            tl.store(z + end, tl.load(ends))

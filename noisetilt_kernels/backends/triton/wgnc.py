@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...python_ref.fourier import GUARD, has_defined_fft
+from ..tables import fft_factors
 from .arithmetic import div_rn, is_finite, rounded, sqrt_rn
+from .fourier import fft, num_factors, samples, turned
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
 from .sorting import LAST, sort_entries
 
@@ -20,9 +23,17 @@ SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 def project_wgnc(x: Tensor, block_size: int) -> Tensor:
     """Project every sample of x (B, N) onto the white Gaussian noise constraints. Returns (B, N)."""
     batch, size = x.shape
+    blocks_per_sample = size // (2 * block_size)
+    if has_defined_fft(size):
+        root = math.sqrt(size)
+        scales = math.sqrt(0.5) / root, 0.5 / root
+        project = _projection(batch, blocks_per_sample, block_size, x.dtype, False, scales)
+        spectrum = torch.empty_like(x)
+        project(fft(x), spectrum, fft_factors(size, x.dtype, x.device))
+        return samples(spectrum, math.sqrt(2.0) / root, 1 / root, compact=False)
     spectrum = torch.fft.rfft(x, norm="ortho")
     parts = torch.view_as_real(spectrum)
-    _projection(batch, size // (2 * block_size), block_size, x.dtype, True)(parts, parts)
+    _projection(batch, blocks_per_sample, block_size, x.dtype, True)(parts, parts, parts)
     return torch.fft.irfft(spectrum, n=size, norm="ortho")
 
 
@@ -31,15 +42,23 @@ def project_wgnc_blocks(y: Tensor, block_size: int) -> Tensor:
     batch, size = y.shape
     result = torch.empty_like(y)
     project = _projection(batch, size // block_size, block_size, y.dtype, False)
-    project(torch.view_as_real(y), torch.view_as_real(result))
+    parts = torch.view_as_real(y)
+    project(parts, torch.view_as_real(result), parts)
     return result
 
 
 @planned
 def _projection(
-    batch: int, blocks_per_sample: int, block_size: int, dtype: torch.dtype, of_half_spectrum: bool
+    batch: int,
+    blocks_per_sample: int,
+    block_size: int,
+    dtype: torch.dtype,
+    of_half_spectrum: bool,
+    fft_scales: tuple[float, float] | None = None,
 ) -> Launch:
-    """Return the launch for parts (real, imaginary) of spectra (B, n, 2) or half spectra (B, n + 1, 2)."""
+    """Return the launch for parts (real, imaginary) of spectra (B, n, 2) or half spectra (B, n + 1, 2), or of
+    FFTs (B, n, 2) with the scales of their spectra.
+    """
     padded = power_of_two(block_size)
     sizes = LAUNCH_TABLE["project_wgnc_blocks_kernel"]
     # One thread holds a small block. Larger blocks are spread over threads and take more registers.
@@ -58,6 +77,10 @@ def _projection(
         A=math.sqrt(math.pi) / 2 * block_size,
         FEWEST=math.floor(t) + 1,
         HALF_SPECTRUM=of_half_spectrum,
+        FFT_SIZE=blocks_per_sample * block_size if fft_scales else 0,
+        NUM_FACTORS=num_factors(2 * blocks_per_sample * block_size) if fft_scales else 0,
+        END_SCALE=fft_scales[0] * GUARD if fft_scales else 0.0,
+        SCALE=fft_scales[1] * GUARD if fft_scales else 0.0,
     )
 
 
@@ -65,6 +88,7 @@ def _projection(
 def project_wgnc_blocks_kernel(
     y,
     out,
+    factors,
     num_blocks,
     blocks_per_sample: tl.int64,
     SIZE: tl.constexpr,
@@ -74,18 +98,28 @@ def project_wgnc_blocks_kernel(
     A: tl.constexpr,
     FEWEST: tl.constexpr,
     HALF_SPECTRUM: tl.constexpr,
+    FFT_SIZE: tl.constexpr,
+    NUM_FACTORS: tl.constexpr,
+    END_SCALE: tl.constexpr,
+    SCALE: tl.constexpr,
 ):
     """Project blocks of SIZE coefficients onto {|y|_1 = A, |y|_1^2 = T |y|_2^2}. A program projects BLOCKS
     blocks.
 
     HALF_SPECTRUM: the input is X_0 .. X_n of real samples. Their first coefficient is (X_0 + i X_n) / sqrt2.
+    FFT_SIZE: the input is an FFT of so many numbers for each sample, from which the spectrum is made, or 0.
     """
     dtype: tl.constexpr = y.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * BLOCKS
-    y += 2 * first * SIZE
-    out += 2 * first * SIZE
     block = tl.arange(0, BLOCKS)[:, None]
     j = tl.arange(0, PADDED)[None, :]
+    if FFT_SIZE > 0:
+        number = tl.minimum(first + block, num_blocks - 1)
+        z = y + number // blocks_per_sample * (2 * FFT_SIZE)
+        k = (number % blocks_per_sample).to(tl.int32) * SIZE + j
+        parts = tl.join(*turned(z, factors, k, FFT_SIZE, NUM_FACTORS, END_SCALE, SCALE, False, False))
+    y += 2 * first * SIZE
+    out += 2 * first * SIZE
     there = (block < num_blocks - first) & (j < SIZE)
     places = 2 * (block * SIZE + j)
     if HALF_SPECTRUM:
@@ -97,7 +131,8 @@ def project_wgnc_blocks_kernel(
         is_first = there & (block % blocks_per_sample == 0) & (j == 0)
         to_last = 2 * blocks_per_sample * SIZE
     all_places = places[:, :, None] + tl.arange(0, 2)[None, None, :]
-    parts = tl.load(y + all_places, mask=there[:, :, None], other=0.0)
+    if FFT_SIZE == 0:
+        parts = tl.load(y + all_places, mask=there[:, :, None], other=0.0)
     if HALF_SPECTRUM:
         re, im = tl.split(parts)
         c = rounded(SQRT_HALF, dtype)

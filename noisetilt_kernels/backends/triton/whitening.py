@@ -10,27 +10,26 @@ from torch import Tensor
 
 from ...config import Tile
 from .arithmetic import is_finite
+from .fourier import compact_fourier
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned
-from .order_stats import FieldTables, project_2os
-from .tile_stats import TileProjection, project_tile_stats
-from .transforms import butterfly, compact_fourier
+from .order_stats import TablesInTurn, project_in_turn
+from .tile_stats import Statistics, TileProjection, project_statistics, rescale
+from .transforms import butterfly
 
 
 class Projection(NamedTuple):
-    """Tables of project(x): one of the values for every chunk size, then the tables of every tile size."""
+    """Tables of project(x): those of the values, then those of every tile size."""
 
-    values: tuple[FieldTables, ...]
+    values: TablesInTurn
     tiles: tuple[TileProjection, ...]
 
 
-def project(x: Tensor, projection: Projection) -> Tensor:
+def project(x: Tensor, projection: Projection) -> tuple[Tensor, Statistics | None]:
     """Apply 2OS to the values of samples (B, C, H, W) for each chunk size, then project tile statistics for
-    each tile size.
+    each tile size, but for the last rescaling. It is part of the kernel that reads the result.
     """
-    values = x.flatten(1)
-    for tables in projection.values:
-        values = project_2os(values, tables)
-    return project_tile_stats(values.view(x.shape), projection.tiles)
+    values = project_in_turn(x.flatten(1), projection.values)
+    return project_statistics(values.view(x.shape), projection.tiles)
 
 
 def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]) -> Tensor:
@@ -38,14 +37,17 @@ def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]
 
     mixing: mixing domains, each a tile size and a number of butterfly steps.
     """
-    x = project(finite_or_nan(x), projection)
-    x = compact_fourier(x.flatten(1), inverse=False).view(x.shape)
-    x = project(x, projection)
-    x = compact_fourier(x.flatten(1), inverse=True).view(x.shape)
+    shape = x.shape
+    x = rescale(*project(finite_or_nan(x), projection))
+    x = compact_fourier(x.flatten(1), inverse=False).view(shape)
+    x = rescale(*project(x, projection))
+    x = compact_fourier(x.flatten(1), inverse=True).view(shape)
     for tile, repeats in mixing:
+        statistics = None
         for _ in range(repeats):
-            x = project(butterfly(x, tile, 1, inverse=False), projection)
-        x = butterfly(x, tile, repeats, inverse=True)
+            x = butterfly(x, tile, 1, False, statistics)
+            x, statistics = project(x, projection)
+        x = butterfly(x, tile, repeats, True, statistics)
     return x
 
 
