@@ -29,7 +29,7 @@ struct Tiles {
 
 // Place of value i in shared memory. A gap after every 32 values puts values that are 16 apart into different
 // banks.
-__host__ __device__ constexpr int32_t padded(int32_t i) { return i + i / 32; }
+__host__ __device__ constexpr int32_t padded(int32_t i) { return i + (i >> 5); }
 
 // Units of a thread, in registers.
 template <class T, int32_t kUnits>
