@@ -226,6 +226,7 @@ const Projection& projection_of(const Tensor& handle, const Tensor& x) {
 // Operators that every device has. `Device` has:
 // - Owned<T>: the OwnedProjection of the device
 // - run(x, body): calls body(kernels, T{}), with the kernels for the device and the dtype of x
+// - run_on_stored(x, body): the same, also for dtypes that are only stored, if the device has such kernels
 // - half_length_fft<T>(x, inverse): PyTorch's FFT of samples read as complex numbers, not scaled, as samples
 // - reserve_for_whiten(kernels, ..): memory for the projections of whiten
 template <class Device>
@@ -303,11 +304,11 @@ struct Operators {
 
   static Tensor hadamard_transform(const Tensor& x, double scale) {
     Tensor out = torch::stable::empty_like(x);
-    Device::run(x, [&](const auto& kernels, auto type) {
+    Device::run_on_stored(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
       require(x.dim() == 2 && (x.size(1) & (x.size(1) - 1)) == 0 && x.size(1) > 0,
               "expected samples (B, N), N a power of two");
-      kernels.hadamard_transform(data<T>(x), data<T>(out), x.size(0), x.size(1), static_cast<T>(scale));
+      kernels.hadamard_transform(data<T>(x), data<T>(out), x.size(0), x.size(1), scale);
     });
     return out;
   }

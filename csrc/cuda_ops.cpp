@@ -107,7 +107,7 @@ struct Kernels {
                  bool inverse) const {
     cuda::butterfly(launch, x, out, batch, shape, tile, steps, inverse);
   }
-  void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, T scale) const {
+  void hadamard_transform(const T* x, T* out, int64_t batch, int64_t size, double scale) const {
     cuda::hadamard_transform(launch, x, out, batch, size, scale);
   }
   void compact_fourier(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w, bool inverse) const {
@@ -138,10 +138,26 @@ struct Cuda {
 
   template <class Body>
   static void run(const Tensor& x, const Body& body) {
+    for_launch(x, [&](const Launch& launch) {
+      for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{launch}, type); });
+    });
+  }
+  // Also for float16 and bfloat16.
+  template <class Body>
+  static void run_on_stored(const Tensor& x, const Body& body) {
+    for_launch(x, [&](const Launch& launch) {
+      if (x.scalar_type() == ScalarType::Half) return body(Kernels<cuda::Half>{launch}, cuda::Half{});
+      if (x.scalar_type() == ScalarType::BFloat16)
+        return body(Kernels<cuda::BFloat16>{launch}, cuda::BFloat16{});
+      for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{launch}, type); });
+    });
+  }
+  template <class Body>
+  static void for_launch(const Tensor& x, const Body& body) {
     require_contiguous(x);
     require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     const LaunchScope scope(x);
-    for_dtype(x, [&](auto type) { body(Kernels<decltype(type)>{scope.launch()}, type); });
+    body(scope.launch());
   }
 
   // One FFT transforms the batch: single samples would leave the device idle.

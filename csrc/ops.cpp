@@ -29,6 +29,10 @@ struct Cpu {
     require_countable(x.numel() / std::max<int64_t>(x.size(0), 1), most_values);
     for_dtype(x, [&](auto type) { body(kernels<decltype(type)>(), type); });
   }
+  template <class Body>
+  static void run_on_stored(const Tensor& x, const Body& body) {
+    run(x, body);
+  }
 
   template <class T>
   static Tensor half_length_fft(const Tensor& x, bool inverse) {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_shortcut
-from .backends import backend_for, cpu
+from .backends import backend_for, cpu, cuda
 from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.tables import Extents
 
@@ -126,7 +126,8 @@ def register_gradient(name: str, backward: Callable[..., Tensor]) -> None:
 def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
     """Return the plan as a function of any tensor of x's shape, dtype and device, and the other tensors.
 
-    The function converts x to contiguous float32 or float64 samples. Its result has x's dtype and shape.
+    The function converts x to contiguous float32 or float64 samples, unless the kernels read and write
+    float16 and bfloat16. Its result has x's dtype and shape.
     """
     if x.numel() == 0:
         return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -134,6 +135,7 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
     backend = backend_for(op, x.device, Extents(math.prod(sample_shape), tile_size, block_size))
     reshaped = x.shape[1:] != sample_shape
     half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
+    half &= not (backend is cuda and op in cuda.SERVES_HALF)
 
     def call(x: Tensor, *tensors: Tensor) -> Tensor:
         samples = x.float() if half else x.resolve_conj() if lazy else x

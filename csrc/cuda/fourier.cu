@@ -140,8 +140,10 @@ __global__ void __launch_bounds__(kBlockThreads)
     y[at_k] = a;
   });
   const PowerOfTwo blocks = pass.size / PowerOfTwo{4};  // of a sample
-  for (int32_t b = threadIdx.x; b < blocks.times(fft.slabs()); b += blockDim.x)
-    thread_project_wgnc_block(y + fft.place(blocks.quotient(b), 0, blocks.remainder(b) * kWgncBlock), norms);
+  project_wgnc_blocks_of_16(
+      blocks.times(fft.slabs()),
+      [&](int32_t b) { return y + fft.place(blocks.quotient(b), 0, blocks.remainder(b) * kWgncBlock); },
+      norms);
   __syncthreads();
   fft.for_each_pair([&](int32_t, int32_t k, int32_t n, int32_t at_k, int32_t at_n) {
     Complex<T> a = y[at_k], b = y[at_n];

@@ -65,9 +65,17 @@ void finite_or_nan(const Launch& launch, const T* x, T* out, int64_t batch, int6
 template <class T>
 void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
                bool inverse);
-// Rows of `size` values, a power of two.
-template <class T>
-void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale);
+// Bits of a float16 and of a bfloat16.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+// Rows of `size` values, a power of two. S is float, double, Half or BFloat16. The latter are computed in
+// float and rounded once.
+template <class S>
+void hadamard_transform(const Launch& launch, const S* x, S* out, int64_t batch, int64_t size, double scale);
 // Compact Fourier transform of samples of `size` values, a power of two, or its inverse. x and out may be the
 // same. The samples that are not transformed begin at a multiple of a complex number.
 template <class T>

@@ -92,7 +92,7 @@ struct PolicySm80 {
   struct Wgnc {
     static constexpr int kBlockThreads = 128;
     static constexpr int kSetAsideThreads = 32;
-    static constexpr int kBlocksPerSm = 8;  // of the kernel for any block size
+    static constexpr int kBlocksPerSm = 8;  // registers allow as many
   };
 };
 

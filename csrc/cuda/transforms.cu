@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "butterfly.cuh"
+#include "half.cuh"
 #include "half_fft.cuh"
 #include "keys.cuh"
 #include "runtime.h"
@@ -27,7 +29,7 @@ struct Tiles {
 
 // Place of value i in shared memory. A gap after every 32 values puts values that are 16 apart into different
 // banks.
-__host__ __device__ constexpr int32_t padded(int32_t i) { return i + i / 32; }
+__host__ __device__ constexpr int32_t padded(int32_t i) { return i + (i >> 5); }
 
 // Units of a thread, in registers.
 template <class T, int32_t kUnits>
@@ -98,12 +100,19 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
   }
 }
 
+// Four neighbouring values, which are loaded and stored at once.
+template <class S>
+struct alignas(4 * sizeof(S) < 16 ? 4 * sizeof(S) : 16) Pack {
+  S v[4];
+};
+
 // Steps on tiles in shared memory, `per_block` tiles in each block. `by_packs`: x and out can be accessed by
 // four values at once.
-template <class T, int32_t kUnits, bool kOrthonormal, bool kInverse>
+template <class S, int32_t kUnits, bool kOrthonormal, bool kInverse>
 __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
-    butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block,
-                     bool by_packs, int32_t steps, T scale) {
+    butterfly_kernel(const S* x, S* out, const __grid_constant__ Tiles tiles, int32_t per_block,
+                     bool by_packs, int32_t steps, Computed<S> scale) {
+  using T = Computed<S>;
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
@@ -111,10 +120,10 @@ __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
       static_cast<int32_t>(min(static_cast<int64_t>(per_block), tiles.count - first)) * size;
   for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
     if (by_packs) {
-      const Pack4<T> pack = *reinterpret_cast<const Pack4<T>*>(x + place);
-      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = pack.v[i];
+      const Pack<S> pack = *reinterpret_cast<const Pack<S>*>(x + place);
+      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = computed(pack.v[i]);
     } else {
-      shared[padded(k)] = x[place];
+      shared[padded(k)] = computed(x[place]);
     }
   });
   __syncthreads();
@@ -136,12 +145,12 @@ __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
         steps_in_place<4, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
     }
   }
-  const auto result = [&](int32_t at) { return kOrthonormal ? shared[at] : shared[at] * scale; };
+  const auto result = [&](int32_t at) { return rounded<S>(kOrthonormal ? shared[at] : shared[at] * scale); };
   for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
     if (by_packs) {
-      Pack4<T> pack;
+      Pack<S> pack;
       for (int32_t i = 0; i < 4; ++i) pack.v[i] = result(padded(k) + i);
-      *reinterpret_cast<Pack4<T>*>(out + place) = pack;
+      *reinterpret_cast<Pack<S>*>(out + place) = pack;
     } else {
       out[place] = result(padded(k));
     }
@@ -149,28 +158,31 @@ __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
 }
 
 // Up to kMaxStepsAtOnce steps on tiles of any size, from one array to another.
-template <class T, bool kOrthonormal, bool kInverse>
+template <class In, class T, bool kOrthonormal, bool kInverse>
 __global__ void __launch_bounds__(kBlockThreads)
-    butterfly_long_kernel(const T* in, T* out, const __grid_constant__ Tiles tiles, int32_t steps) {
+    butterfly_long_kernel(const In* in, T* out, const __grid_constant__ Tiles tiles, int32_t steps) {
   const int32_t size = tiles.grid.size(), groups = size >> steps;
   const int64_t all = tiles.count * groups;
   for (int64_t k = grid_thread(); k < all; k += grid_threads()) {
     const int64_t tile = k / groups, place = tiles.first_of(tile);
     butterfly_group<kOrthonormal, kInverse, T>(
         steps, static_cast<int32_t>(k - tile * groups), size,
-        [&](int32_t i) { return in[place + tiles.grid.offset_of(i)]; },
+        [&](int32_t i) { return computed(in[place + tiles.grid.offset_of(i)]); },
         [&](int32_t i, T value) { out[place + tiles.grid.offset_of(i)] = value; });
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlockThreads) scale_kernel(const T* in, T* out, int64_t count, T scale) {
-  for (int64_t i = grid_thread(); i < count; i += grid_threads()) out[i] = in[i] * scale;
+template <class In, class S>
+__global__ void __launch_bounds__(kBlockThreads)
+    scale_kernel(const In* in, S* out, int64_t count, Computed<S> scale) {
+  for (int64_t i = grid_thread(); i < count; i += grid_threads())
+    out[i] = rounded<S>(computed(in[i]) * scale);
 }
 
-template <class T, bool kOrthonormal, bool kInverse>
-void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps,
-                        T scale) {
+template <class S, bool kOrthonormal, bool kInverse>
+void dispatch_butterfly(const Launch& launch, const S* x, S* out, const Tiles& tiles, int64_t steps,
+                        Computed<S> scale) {
+  using T = Computed<S>;
   if (tiles.count == 0) return;
   using Tuning = Policy::Butterfly;
   const int64_t size = tiles.grid.size(), all = tiles.count * size;
@@ -181,15 +193,15 @@ void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& t
   const int64_t shared_bytes = (units * kItemsPerUnit + units) * static_cast<int64_t>(sizeof(T));
   if (size % kItemsPerUnit == 0 && units <= kMaxUnits * max_threads &&
       shared_bytes <= launch.device->limits.max_shared_bytes) {
-    const auto kernel = units <= max_threads       ? butterfly_kernel<T, 1, kOrthonormal, kInverse>
-                        : units <= 2 * max_threads ? butterfly_kernel<T, 2, kOrthonormal, kInverse>
-                                                   : butterfly_kernel<T, kMaxUnits, kOrthonormal, kInverse>;
+    const auto kernel = units <= max_threads       ? butterfly_kernel<S, 1, kOrthonormal, kInverse>
+                        : units <= 2 * max_threads ? butterfly_kernel<S, 2, kOrthonormal, kInverse>
+                                                   : butterfly_kernel<S, kMaxUnits, kOrthonormal, kInverse>;
     const int64_t each = units <= max_threads ? 1 : units <= 2 * max_threads ? 2 : kMaxUnits;
     const int threads =
         static_cast<int>((units + each * kWarpThreads - 1) / (each * kWarpThreads) * kWarpThreads);
     const bool by_packs = tiles.grid.width % 4 == 0 &&
-                          reinterpret_cast<uintptr_t>(x) % sizeof(Pack4<T>) == 0 &&
-                          reinterpret_cast<uintptr_t>(out) % sizeof(Pack4<T>) == 0;
+                          reinterpret_cast<uintptr_t>(x) % sizeof(Pack<S>) == 0 &&
+                          reinterpret_cast<uintptr_t>(out) % sizeof(Pack<S>) == 0;
     enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
             static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_packs,
             static_cast<int32_t>(steps), scale);
@@ -197,24 +209,38 @@ void dispatch_butterfly(const Launch& launch, const T* x, T* out, const Tiles& t
   }
   const int threads = block_threads(launch, kBlockThreads);
   const int64_t blocks = blocks_for(all / kItemsPerUnit, threads);
+  if (steps == 0) {
+    if (kOrthonormal)
+      copy_memory(launch, x, out, all);
+    else
+      enqueue(launch, scale_kernel<S, S>, Residence::any, blocks, threads, 0, x, out, all, scale);
+    return;
+  }
   int32_t rounds = 0;
   for (int64_t left = steps; left > 0; ++rounds)
     left -= steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
-  // The rounds alternate between two arrays such that the last one ends in `out`.
-  T* spare = rounds > 1 ? allocate<T>(launch, all) : nullptr;
-  const T* from = x;
+  // The rounds alternate between two arrays such that the last one ends in `last`. Values of 16 bits need two
+  // arrays of floats.
+  T *spare = rounds > 1 ? allocate<T>(launch, all) : nullptr, *last = nullptr;
+  if constexpr (std::is_same_v<S, T>)
+    last = out;
+  else
+    last = allocate<T>(launch, all);
+  const T* from = nullptr;
   for (int64_t left = steps; left > 0; --rounds) {
     const int32_t at_once = steps_at_once(static_cast<int32_t>(left), static_cast<int32_t>(size));
-    T* to = rounds % 2 == 1 ? out : spare;
-    enqueue(launch, butterfly_long_kernel<T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
-            from, to, tiles, at_once);
+    T* to = rounds % 2 == 1 ? last : spare;
+    if (left == steps)
+      enqueue(launch, butterfly_long_kernel<S, T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
+              x, to, tiles, at_once);
+    else
+      enqueue(launch, butterfly_long_kernel<T, T, kOrthonormal, kInverse>, Residence::any, blocks, threads, 0,
+              from, to, tiles, at_once);
     from = to;
     left -= at_once;
   }
   if (!kOrthonormal)
-    enqueue(launch, scale_kernel<T>, Residence::any, blocks, threads, 0, from, out, all, scale);
-  else if (from != out)
-    copy_memory(launch, from, out, all);
+    enqueue(launch, scale_kernel<T, S>, Residence::any, blocks, threads, 0, from, out, all, scale);
 }
 
 // Compact Fourier transform of samples of 2h values from half-length FFTs, or back. A thread takes
@@ -266,12 +292,12 @@ void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape sh
                                                                                      steps, T(1));
 }
 
-template <class T>
-void hadamard_transform(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size, T scale) {
+template <class S>
+void hadamard_transform(const Launch& launch, const S* x, S* out, int64_t batch, int64_t size, double scale) {
   int64_t steps = 0;
   while ((int64_t(1) << steps) < size) ++steps;
-  dispatch_butterfly<T, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps,
-                                      scale);
+  dispatch_butterfly<S, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps,
+                                      static_cast<Computed<S>>(scale));
 }
 
 template <class T>
@@ -293,10 +319,13 @@ void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64
 
 #define NOISETILT_INSTANTIATE(T)                                                                     \
   template void butterfly<T>(const Launch&, const T*, T*, int64_t, Shape, Tile, int64_t, bool);      \
-  template void hadamard_transform<T>(const Launch&, const T*, T*, int64_t, int64_t, T);             \
+  template void hadamard_transform<T>(const Launch&, const T*, T*, int64_t, int64_t, double);        \
   template void compact_fourier_pack<T>(const Launch&, const T*, T*, int64_t, int64_t, Twiddles<T>); \
   template void compact_fourier_unpack<T>(const Launch&, const T*, T*, int64_t, int64_t, Twiddles<T>);
 NOISETILT_INSTANTIATE(float)
 NOISETILT_INSTANTIATE(double)
+template void hadamard_transform<Half>(const Launch&, const Half*, Half*, int64_t, int64_t, double);
+template void hadamard_transform<BFloat16>(const Launch&, const BFloat16*, BFloat16*, int64_t, int64_t,
+                                           double);
 
 }  // namespace noisetilt::cuda

@@ -1,5 +1,5 @@
-// WGNC (DESIGN section 6): blockwise projection of the compact complex spectrum, in float64. A thread
-// projects a block of 16 coefficients. For any other block size a thread block projects a block; this path is
+// WGNC (DESIGN section 6): blockwise projection of the compact complex spectrum, in float64. Four lanes
+// project a block of 16 coefficients. For any other block size a thread block projects a block; this path is
 // not optimised.
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace noisetilt::cuda {
 namespace {
 
 using Tuning = Policy::Wgnc;
-constexpr int kBlockThreads = Tuning::kBlockThreads;
+constexpr int kBlockThreads = Tuning::kBlockThreads, kBlocksPerSm = Tuning::kBlocksPerSm;
 constexpr int32_t kBlock = kWgncBlock;
 
 // Place of coefficient k in shared memory. A gap after every block lets neighbouring blocks begin in
@@ -22,20 +22,19 @@ constexpr int32_t kBlock = kWgncBlock;
 __host__ __device__ constexpr int32_t spread(int32_t k) { return k + k / kBlock; }
 
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerSm)
     project_wgnc_blocks_of_16_kernel(const T* y, T* out, int64_t num_blocks,
                                      const __grid_constant__ BlockNorms norms) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   const int32_t threads = blockDim.x;
-  for (int64_t first = blockIdx.x * int64_t(threads); first < num_blocks;
-       first += gridDim.x * int64_t(threads)) {
-    const int32_t blocks = static_cast<int32_t>(min(static_cast<int64_t>(threads), num_blocks - first));
+  const int64_t at_once = threads / kLanes;
+  for (int64_t first = blockIdx.x * at_once; first < num_blocks; first += gridDim.x * at_once) {
+    const int32_t blocks = static_cast<int32_t>(min(at_once, num_blocks - first));
     const auto* from = reinterpret_cast<const Complex<T>*>(y) + first * kBlock;
     auto* to = reinterpret_cast<Complex<T>*>(out) + first * kBlock;
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) shared[spread(k)] = from[k];
     __syncthreads();
-    if (static_cast<int32_t>(threadIdx.x) < blocks)
-      thread_project_wgnc_block(shared + spread(threadIdx.x * kBlock), norms);
+    project_wgnc_blocks_of_16(blocks, [&](int32_t b) { return shared + spread(b * kBlock); }, norms);
     __syncthreads();
     for (int32_t k = threadIdx.x; k < blocks * kBlock; k += threads) to[k] = shared[spread(k)];
     __syncthreads();
@@ -132,9 +131,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   __syncthreads();
   const int32_t own = (range.end - range.begin) / kBlock, extra = range.begin == 0 ? 0 : 1;
-  for (int32_t b = threadIdx.x; b < 2 * own + extra; b += blockDim.x)
-    thread_project_wgnc_block(b < own ? left + spread(b * kBlock) : right + spread((b - own) * kBlock),
-                              norms);
+  project_wgnc_blocks_of_16(
+      2 * own + extra,
+      [&](int32_t b) { return b < own ? left + spread(b * kBlock) : right + spread((b - own) * kBlock); },
+      norms);
   __syncthreads();
   for (int32_t k = range.begin + static_cast<int32_t>(threadIdx.x); k <= range.last; k += blockDim.x) {
     if (k == 0) {
@@ -269,13 +269,11 @@ void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_b
   const BlockNorms norms(block_size);
   const int threads = block_threads(launch, kBlockThreads);
   if (block_size == kBlock) {
-    const size_t shared_bytes = static_cast<size_t>(spread(threads * kBlock)) * sizeof(Complex<T>);
+    const size_t shared_bytes = static_cast<size_t>(spread(threads / kLanes * kBlock)) * sizeof(Complex<T>);
     enqueue(launch, project_wgnc_blocks_of_16_kernel<T>, Residence::any,
-            std::min<int64_t>((num_blocks + threads - 1) / threads, Policy::kMaxGridBlocks), threads,
-            shared_bytes, y, out, num_blocks, norms);
+            blocks_for(num_blocks, threads / kLanes), threads, shared_bytes, y, out, num_blocks, norms);
   } else {
-    const int64_t blocks =
-        std::min<int64_t>(num_blocks, Tuning::kBlocksPerSm * launch.device->limits.num_sms);
+    const int64_t blocks = std::min<int64_t>(num_blocks, kBlocksPerSm * launch.device->limits.num_sms);
     double* memory = allocate<double>(launch, blocks * 2 * block_size);
     enqueue(launch, project_wgnc_blocks_kernel<T>, Residence::any, blocks, threads, sizeof(WgncTempStorage),
             y, out, num_blocks, norms, memory);
@@ -301,10 +299,11 @@ void wgnc_between_ffts(const Launch& launch, T* spectrum, int64_t batch, int64_t
     return;
   }
   const BlockNorms norms(block_size);
-  // Each thread projects one block: those of the range, as many partners, and one more. With 128 threads:
-  // 63 + 63 + 1. A small batch is spread over all multiprocessors.
+  // All blocks are projected at once: those of the range, as many partners, and one more. With 128 threads:
+  // 15 + 15 + 1. A small batch is spread over all multiprocessors.
   const int64_t all = h / 2 / kBlock + 1, spread_out = launch.device->limits.num_sms / batch;
-  const int64_t blocks = std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads - 1) / 2);
+  const int64_t blocks =
+      std::clamp<int64_t>(all / std::max<int64_t>(spread_out, 1), 1, (threads / kLanes - 1) / 2);
   const int64_t ranges = (all + blocks - 1) / blocks;
   auto* beside = allocate<Pair<T>>(launch, batch * ranges * kMaxBeside);
   enqueue(launch, wgnc_set_aside_kernel<T>, Residence::any, batch * ranges, Tuning::kSetAsideThreads, 0,

@@ -39,6 +39,9 @@ __all__ = [
     "whiten",
 ]
 
+SERVES_HALF = ("hadamard_transform",)
+"""Operators whose kernels read and write float16 and bfloat16. They compute in float32 and round once."""
+
 MOST_SAMPLE_VALUES = 2**30
 """Largest number of values in a sample: sums of places in it are 32-bit numbers (csrc/cuda_ops.cpp)."""
 

@@ -265,8 +265,7 @@ void bind(py::module_& m) {
         require(x.ndim() == 2, "expected (B, N)");
         DeviceMemory memory;
         T* out = memory.make<T>(x.size());
-        hadamard_transform<T>(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1),
-                              static_cast<T>(scale));
+        hadamard_transform<T>(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1), scale);
         return memory.result(out, shape_of(x));
       },
       x, py::arg("scale") = 1.0);
@@ -331,6 +330,22 @@ void bind(py::module_& m) {
       x, factors, py::arg("block_size"), py::arg("in_place") = false);
 }
 
+// S: Half or BFloat16, as uint16.
+template <class S>
+void bind_hadamard_transform(py::module_& m, const char* name) {
+  m.def(
+      name,
+      [](const Array<uint16_t>& x, double scale) {
+        require(x.ndim() == 2, "expected (B, N)");
+        DeviceMemory memory;
+        auto* out = memory.make<uint16_t>(x.size());
+        hadamard_transform<S>(memory.launch(), reinterpret_cast<const S*>(memory.copy(x)),
+                              reinterpret_cast<S*>(out), x.shape(0), x.shape(1), scale);
+        return memory.result(out, shape_of(x));
+      },
+      py::arg("x").noconvert(), py::arg("scale") = 1.0);
+}
+
 }  // namespace
 }  // namespace noisetilt::cuda
 
@@ -340,4 +355,6 @@ PYBIND11_MODULE(MODULE, m) {
   m.def("displace", [](int64_t num_values) { noisetilt::cuda::displacement = num_values; });
   noisetilt::cuda::bind<float>(m);
   noisetilt::cuda::bind<double>(m);
+  noisetilt::cuda::bind_hadamard_transform<noisetilt::cuda::Half>(m, "hadamard_transform_float16");
+  noisetilt::cuda::bind_hadamard_transform<noisetilt::cuda::BFloat16>(m, "hadamard_transform_bfloat16");
 }

@@ -408,6 +408,19 @@ def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dty
     assert_same_bits(result, python_ref.hadamard_transform(x, 0.3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("distribution", ["normal", "everything"])
+@pytest.mark.parametrize("exponent", [0, 1, 3, 4, 5, 9, 12, 15])
+def test_hadamard_transform_of_16_bits(
+    kernels: ModuleType, exponent: int, distribution: str, dtype: torch.dtype
+) -> None:
+    kernels.set_device(num_sms=3, threads_per_block=512, seed=exponent)
+    x = values(distribution, (3, 2**exponent)).to(dtype)
+    transform = getattr(kernels, f"hadamard_transform_{str(dtype).removeprefix('torch.')}")
+    result = torch.from_numpy(transform(x.view(torch.uint16).numpy(), scale=0.3)).view(dtype)
+    assert_same_bits(result, python_ref.hadamard_transform(x.float(), 0.3).to(dtype))
+
+
 # ---- compact Fourier transform ----
 
 

@@ -42,6 +42,7 @@ CASES: dict[str, tuple[Any, ...]] = {  # function of nt, and its arguments
     "project_tile_stats": ("project_tile_stats", torch.zeros(FLUX), [4, 4], [4, 16]),
     "butterfly": ("butterfly", torch.zeros(FLUX), [64, 64], 12),
     "hadamard_transform": ("hadamard_transform", torch.zeros(4096)),
+    "hadamard_transform, bfloat16": ("hadamard_transform", torch.zeros(4096, dtype=torch.bfloat16)),
     "project_wgnc_blocks": ("project_wgnc_blocks", torch.zeros(4096, dtype=torch.complex64)),
 }
 ROUNDS, CALLS = 40, 50

@@ -12,13 +12,14 @@ namespace {
 // ---- choice of a function by type ----
 
 struct Type {
-  char kind = 0;  // u, s, b, f; p: predicate; x: two halves
+  char kind = 0;  // u, s, b, f; h: bfloat16; p: predicate; x: two halves
   int bits = 0;
 };
 
 Type type_of(const std::string& word) {
   if (word == "pred") return {'p', 1};
   if (word == "s16x2" || word == "u16x2") return {'x', 32};
+  if (word == "bf16") return {'h', 16};
   if (word.size() < 2 || !std::strchr("usbf", word[0])) return {};
   const int bits = std::atoi(word.c_str() + 1);
   if (word != std::string(1, word[0]) + std::to_string(bits)) return {};
@@ -583,7 +584,8 @@ class Assembler {
     require_operands(2);
     const Type to = type_of(words_[words_.size() - 2]);
     if (!to.kind || words_.size() > 4) unknown();
-    const bool to_f = to.kind == 'f', from_f = from.kind == 'f';
+    const auto floating = [](Type type) { return type.kind == 'f' || type.kind == 'h'; };
+    const bool to_f = floating(to), from_f = floating(from);
     if (words_.size() == 4) {
       const std::map<std::string, int> roundings = {{"rn", kNearest},
                                                     {"rni", kNearest | kIntegral},
@@ -602,9 +604,17 @@ class Assembler {
     for (const size_t k : {0, 1}) {
       const Type type = k == 0 ? to : from;
       const Operand found = operand(given()[k], std::max(type.bits, 16));
-      if (found.bits < type.bits || (type.kind == 'f' && found.bits != type.bits))
+      if (found.bits < type.bits || (floating(type) && found.bits != type.bits))
         fail("an operand has the wrong size");
       add(i, found);
+    }
+    if (to_f && to.bits == 16 && from.kind == 'f' && from.bits == 32) {
+      i.run = to.kind == 'f' ? &convert<_Float16, float> : &convert<BFloat16, float>;
+      return;
+    }
+    if (from.kind == 'f' && from.bits == 16 && to.kind == 'f' && to.bits == 32) {
+      i.run = &convert<float, _Float16>;
+      return;
     }
     i.run = by_type(to, [&](auto d) -> Run {
       using D = decltype(d);

@@ -544,6 +544,17 @@ inline void convert_address(Warp& warp, const Instruction& i, uint32_t mask) {
                 [=](unsigned lane) { return i.how ? a[lane] + window : a[lane] - window; });
 }
 
+// The upper 16 bits of a float.
+struct BFloat16 {
+  BFloat16() = default;
+  explicit BFloat16(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    bits = x != x ? 0x7fff : static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
+  }
+  uint16_t bits;
+};
+
 enum Rounding { kNone, kNearest, kZero, kDown, kUp, kIntegral = 8 };
 
 template <class T>

@@ -20,6 +20,7 @@ from cuda_emulation.test_cuda_kernels import (  # noqa: F401
     test_compact_fourier_by_other_ffts,
     test_compact_fourier_of_unusual_values,
     test_hadamard_transform,
+    test_hadamard_transform_of_16_bits,
     test_one_latent_of_full_size,
     test_project,
     test_project_mixing_domains,

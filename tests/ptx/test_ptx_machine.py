@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ptx.build import load
 
 HEAD = """
@@ -134,6 +135,9 @@ FLOATS = np.array([0.0, -0.0, 1.5, -2.5, 3.5, 1e30, np.inf, np.nan] * 4, dtype=n
         ("cvt.rzi.s32.f32 %r6, %f1; cvt.rn.f32.s32 %f2, %r6;",
          np.array([0, 0, 1, -2, 3, 2**31 - 1, 2**31 - 1, 0] * 4, dtype=np.float32)),
         ("cvt.f64.f32 %fd1, %f1; cvt.rn.f32.f64 %f2, %fd1;", FLOATS),
+        ("cvt.rn.f16.f32 %h1, %f1; cvt.f32.f16 %f2, %h1;", torch.from_numpy(FLOATS).half().float().numpy()),
+        ("cvt.rn.bf16.f32 %h1, %f1; mov.u16 %h2, 0; mov.b32 %f2, {%h2, %h1};",
+         torch.from_numpy(FLOATS).bfloat16().float().numpy()),
         ("fma.rn.f32 %f2, %f1, 0f40000000, 0f3F800000;", FLOATS * 2 + np.float32(1)),
         ("setp.neu.f32 %p1, %f1, %f1; selp.f32 %f2, 0f3F800000, 0f00000000, %p1;", np.isnan(FLOATS)),
         # a NaN is neither equal nor unequal to itself
