@@ -36,16 +36,13 @@ void compact_fourier(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T
     const T* from = x + b * size;
     T* to = out + b * size;
     ComplexFft<T> fft(h, w);
-    if (!inverse) {
-      fft.begin(InterleavedComplex<const T>{from});
-      fft.end();
-      turn<HalfFft::to_spectrum>(h, w, scales.ends, scales.others, fft.held(), PackedComplex<T>(to, h));
-    } else {
-      // An inverse FFT, not scaled, is the FFT with real and imaginary parts exchanged.
+    if (inverse) {
       turn<HalfFft::from_spectrum>(h, w, scales.ends, scales.others, PackedComplex<const T>(from, h),
-                                   Exchanged<SplitComplex<T>>{fft.held()});
-      fft.begin(fft.held());
-      fft.end(Exchanged<InterleavedComplex<T>>{{to}});
+                                   fft.spectrum());
+      fft.inverse(to);
+    } else {
+      turn<HalfFft::to_spectrum>(h, w, scales.ends, scales.others, fft.forward(from),
+                                 PackedComplex<T>(to, h));
     }
   });
 }

@@ -214,12 +214,8 @@ void project_wgnc(const T* x, T* out, int64_t batch, int64_t size, Twiddles<T> w
   for_each_sample(batch, [&](int64_t b) {
     T* result = out + b * size;
     ComplexFft<T> fft(size / 2, w);
-    fft.begin(InterleavedComplex<const T>{x + b * size});
-    fft.end();
-    // The inverse FFT is the FFT with real and imaginary parts exchanged.
-    project_spectrum(fft.held(), result, Exchanged<SplitComplex<T>>{fft.held()}, size / 2, w, block_size);
-    fft.begin(fft.held());
-    fft.end(Exchanged<InterleavedComplex<T>>{{result}});
+    project_spectrum(fft.forward(x + b * size), result, fft.spectrum(), size / 2, w, block_size);
+    fft.inverse(result);
   });
 }
 
