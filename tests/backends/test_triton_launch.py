@@ -24,7 +24,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from noisetilt_kernels.backends.triton import order_stats, tile_stats, transforms, wgnc
+from noisetilt_kernels.backends.triton import fourier, order_stats, tile_stats, transforms, wgnc
 from noisetilt_kernels.backends.triton.launch import LAUNCH_TABLE, set_blocks
 
 launched = []
@@ -61,7 +61,9 @@ triton.runtime.driver.set_active(
 launches = {
     transforms._plan((1, 1, 1, 8), torch.float64, (1, 8), 3, False, (0.3).hex(), None)[0]: 5,
     order_stats._plan(64, torch.float32, 16, 4, 0, (64, 1, 16), 1).sort: 8,
+    order_stats._in_one_launch(2, 64, torch.float32, (2, 16, 4), (2, 4, 16)): 4,
     tile_stats._plan((1, 2, 8, 8), torch.float32, None, (4, 4)): 7,
+    fourier._fft_plan(1, 64, torch.float32, (1.0, 2.0), True)[0]: 3,
     wgnc._projection(1, 4, 2, torch.complex64, False): 3,
     wgnc._projection(1, 4, 2, torch.float32, True): 3,
 }
@@ -100,7 +102,7 @@ def test_a_compiled_kernel_gets_the_same_arguments(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 10
+    assert int(done.stdout) == 14
 
 
 class OnGpu(Tensor):
