@@ -177,6 +177,7 @@ class Fft {
     if (pass.size.log <= Tuning::kLogMostInBlock && fits(pass, 2)) {
       // Small samples share a block.
       pass.slabs = {std::max(0, Tuning::kLogNumbersOfSmallSamples - pass.size.log)};
+      while (!fits(pass, 2) && pass.slabs.log > 0) --pass.slabs.log;
       passes_.push_back(pass);
       return;
     }
