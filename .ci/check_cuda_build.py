@@ -25,18 +25,21 @@ DEBUG_SOURCE, DEBUG_ARCHITECTURE = "whitening.cu", "9.0"
 REGISTERS = 128
 REGISTER_FILE = 65_536  # registers of a multiprocessor
 MOST_THREADS = 1024  # of a block
-MORE_REGISTERS = {  # a thread holds a block of coefficients
-    "project_wgnc_blocks_of_16_kernel": 255,
-    "wgnc_between_ffts_kernel": 255,
+MORE_REGISTERS = {  # a thread holds 16 complex numbers
+    "fft_columns_kernel": 255,
+    "fft_to_spectrum_kernel": 255,
+    "fft_from_spectrum_kernel": 255,
+    "project_wgnc_kernel": 255,
 }
 MAY_USE_LOCAL_MEMORY = {
     "project_kernel": "state kept between phases; the phases are functions without local memory",
     "butterfly_kernel<float, 4": "rows of 32,768 values",
+    "butterfly_kernel<Half, 4": "rows of 32,768 values",
+    "butterfly_kernel<BFloat16, 4": "rows of 32,768 values",
     "butterfly_kernel<double": "a few bytes in one instantiation",
     "project_wgnc_blocks_kernel": "not meant to be fast",
 }
-MAY_FUSE = ("wgnc_between_ffts_kernel", "compact_fourier_kernel", "wgnc_turn_kernel")  # in CUDA's sincospi
-LOADS_16_BYTES = ("butterfly_kernel",)
+LOADS_16_BYTES = ("butterfly_kernel<float", "butterfly_kernel<double")
 
 build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
 assert {arch["name"] for arch in build.FACTS["cuda"]["architectures"]}.issuperset(ARCHITECTURES)
@@ -69,11 +72,11 @@ class Kernel:
             found.append(f"{self.stack} bytes of local memory, {self.spilled} bytes spilled")
         if self.called_local:
             found.append(f"{self.called_local} bytes of local memory in functions that it calls")
-        if self.fused and self.function not in MAY_FUSE:
+        if self.fused:
             found.append("fused multiply-adds")
         if self.traps:
             found.append("a check of the debug build")
-        if self.function in LOADS_16_BYTES and not self.wide_loads:
+        if self.name.startswith(LOADS_16_BYTES) and not self.wide_loads:
             found.append("no 16-byte load")
         return found
 

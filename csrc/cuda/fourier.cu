@@ -14,7 +14,7 @@ namespace noisetilt::cuda {
 namespace {
 
 using Tuning = Policy::Fourier;
-constexpr int kBlockThreads = Tuning::kBlockThreads;
+constexpr int kBlockThreads = Tuning::kBlockThreads, kBlocksPerSm = Tuning::kBlocksPerSm;
 
 // Neighbouring rows of a column that fill a sector of 32 bytes. In the first pass, the results of a column
 // follow each other in memory.
@@ -76,7 +76,7 @@ struct SharedArrays {
 
 // A pass that is not next to the spectrum: at most two steps.
 template <class T, bool kExchange>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerSm)
     fft_columns_kernel(const Complex<T>* in, Complex<T>* out, const __grid_constant__ FftPass<T> pass) {
   auto* shared = reinterpret_cast<Complex<T>*>(dynamic_shared_memory());
   const BlockFft<T> fft(pass);
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // The last pass of an FFT, and the step to the spectrum.
 template <class T, bool kPacked>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerSm)
     fft_to_spectrum_kernel(const Complex<T>* in, T* out, const __grid_constant__ FftPass<T> pass,
                            TurnScales<T> scales) {
   SharedArrays<T> arrays(pass);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // The step from the spectrum, and the first pass of an inverse FFT.
 template <class T, bool kPacked, bool kExchange>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerSm)
     fft_from_spectrum_kernel(const T* in, Complex<T>* out, const __grid_constant__ FftPass<T> pass,
                              TurnScales<T> scales) {
   SharedArrays<T> arrays(pass);
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // WGNC of samples that fit into a block, in blocks of 16 coefficients.
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksPerSm)
     project_wgnc_kernel(const Complex<T>* in, Complex<T>* out, const __grid_constant__ FftPass<T> pass,
                         TurnScales<T> forth, TurnScales<T> back, const __grid_constant__ BlockNorms norms) {
   SharedArrays<T> arrays(pass);
@@ -177,6 +177,7 @@ class Fft {
     if (pass.size.log <= Tuning::kLogMostInBlock && fits(pass, 2)) {
       // Small samples share a block.
       pass.slabs = {std::max(0, Tuning::kLogNumbersOfSmallSamples - pass.size.log)};
+      while (!fits(pass, 2) && pass.slabs.log > 0) --pass.slabs.log;
       passes_.push_back(pass);
       return;
     }

@@ -77,6 +77,7 @@ struct PolicySm80 {
   // fourier.cu
   struct Fourier {
     static constexpr int kBlockThreads = 256;
+    static constexpr int kBlocksPerSm = 1;                   // if not given, ptxas may spill to fit two
     static constexpr int32_t kLogMostInBlock = 13;           // h of a sample in one block
     static constexpr int32_t kLogNumbersOfSmallSamples = 9;  // smaller samples share a block
     static constexpr int32_t kLogMostPass = 8;               // radix of a pass
