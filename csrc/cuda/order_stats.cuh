@@ -26,11 +26,15 @@ struct DeviceTable {
   int64_t row_stride, column_stride;
   int32_t num_chunks, chunk_size, num_buckets;
   int32_t first_counter;  // of [column][bucket], in the buffers of the team
+  int32_t first_column;   // number of columns of the tables before
   int32_t unit;           // see whitening_plan.h
 
   // Long chunks are sorted, and have no buckets.
   __device__ bool is_counted() const { return chunk_size <= Policy::OrderStats::kMaxCountedChunk; }
-  __device__ int32_t num_counters() const { return chunk_size * num_buckets; }
+  // Index of a counter in [column][bucket]. `buckets`: of every column.
+  __device__ int32_t counter_of(T x, int32_t column, const Buckets* buckets) const {
+    return column * num_buckets + buckets[column].of(x, static_cast<uint32_t>(num_buckets) / 2);
+  }
 
   __device__ int32_t size() const { return num_chunks * chunk_size; }
   __device__ bool is_small() const {
@@ -47,7 +51,7 @@ struct DeviceTable {
 
 template <class T>
 DeviceTable<T> device_table(const Table<T>& table, const RankRange* ranges, int32_t first_counter = 0,
-                            int32_t unit = 0) {
+                            int32_t first_column = 0, int32_t unit = 0) {
   return {table.lower,
           table.upper,
           ranges,
@@ -57,28 +61,27 @@ DeviceTable<T> device_table(const Table<T>& table, const RankRange* ranges, int3
           static_cast<int32_t>(table.chunk_size),
           num_buckets(table.num_chunks, table.chunk_size),
           first_counter,
+          first_column,
           unit};
 }
 
-// Buckets for values that are typical for the table. Their centre is the middle of the entries of the middle
-// rank. The typical distance from it is an eighth of the table's extent, rounded down to a power of two.
+// Buckets of a column for values that are typical for the table. Centre and deviation are those of the
+// middles between lower and upper entries: the middle rank, and half the distance of the ranks at a sixth of
+// the column from its ends. In columns of few values, whose middle ranks say little, the deviation is larger.
 template <class T>
-__device__ inline Buckets buckets_of(const DeviceTable<T>& table) {
-  const int64_t middle = table.num_chunks / 2 * table.row_stride,
-                last = (table.num_chunks - 1) * table.row_stride;
-  const auto column = [&](int32_t j) { return j * table.column_stride; };
-  float centre = 0;
-  for (const int32_t j : {(table.chunk_size - 1) / 2, table.chunk_size / 2})
-    centre += (static_cast<float>(table.lower[middle + column(j)]) +
-               static_cast<float>(table.upper[middle + column(j)])) /
-              4;
-  if (!is_finite(centre)) centre = 0;
-  const float widest = (static_cast<float>(table.upper[last + column(table.chunk_size - 1)]) -
-                        static_cast<float>(table.lower[0])) /
-                       2;
-  const int32_t exponent = static_cast<int32_t>((__float_as_uint(widest) >> 23) & 255u) - 127 - 2;
-  const int32_t inverse = 2 - exponent + 127;
-  return {centre, __uint_as_float(static_cast<uint32_t>(min(max(inverse, 1), 254)) << 23), table.num_buckets};
+__device__ inline Buckets buckets_of(const DeviceTable<T>& table, int32_t column) {
+  const auto entry = [&](const T* bound, int32_t rank) {
+    return static_cast<float>(bound[rank * table.row_stride + column * table.column_stride]);
+  };
+  const auto middle = [&](int32_t rank) {
+    return entry(table.lower, rank) / 2 + entry(table.upper, rank) / 2;
+  };
+  const int32_t last = table.num_chunks - 1, half = table.num_chunks / 2, low = last / 6;
+  const float centre = middle(half),
+              two_deviations = fmaxf(middle(last - low) - middle(low),
+                                     (entry(table.upper, half) - entry(table.lower, half)) / 4);
+  const float deviations = 2 / two_deviations;
+  return {is_finite(centre) ? centre : 0, is_finite(deviations) && deviations > 0 ? deviations : 1};
 }
 
 // Rank of chunk[i] among the values of the chunk. Ties are ordered by index.
@@ -124,8 +127,8 @@ class TeamOrderStats {
 
   // Storage of a team in global memory, see whitening_buffers.h.
   struct GlobalStorage {
-    uint32_t* counters[2];  // of every table; zero unless in use
-    Verdict* verdicts[2];   // of every unit; zero unless in use
+    uint32_t* counters;    // of every table; zero unless in use
+    Verdict* verdicts[2];  // of every unit; zero unless in use
     int32_t num_units;
     // First rank in each bucket of every table, with the flag kUnsettled. Gathering advances it to the rank
     // of the next value in the bucket.
@@ -136,6 +139,7 @@ class TeamOrderStats {
   };
   // Storage of a block in shared memory.
   union TempStorage {
+    uint32_t sums[2][kMaxBlockWarps];  // of the counters of each warp
     // Two small vectors by columns, with a gap behind every column.
     Key<T> columns[2 * (Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk)];
     typename Sort::TempStorage sort;
@@ -149,19 +153,21 @@ class TeamOrderStats {
   // tables, a team barrier; then verdict() of their units, and end_round().
 
   // Counts the block's own values. They must be written before a __syncthreads, and values of other blocks in
-  // chunks that cross the border before a team barrier.
+  // chunks that cross the border before a team barrier. `buckets`: of the columns of all tables.
   __device__ __noinline__ void count(const Vectors<T>& v, const DeviceTable<T>* tables,
                                      const Buckets* buckets, BlockRotation& rotation) {
     const int32_t D = tables[0].chunk_size, own = v.end - v.begin;
     for (int32_t f = 0; f < v.count; ++f) {
-      uint32_t* counters = storage_.counters[parity_] + tables[f].first_counter;
+      const DeviceTable<T>& table = tables[f];
+      uint32_t* counters = storage_.counters + table.first_counter;
+      const Buckets* columns = buckets + table.first_column;
       if (D == 4 && worth_a_thread_a_chunk(v, f, D)) {
-        count_chunks<4>(v, f, counters, buckets[f]);
+        count_chunks<4>(v, f, counters, table, columns);
       } else if (D == 16 && worth_a_thread_a_chunk(v, f, D)) {
-        count_chunks<16>(v, f, counters, buckets[f]);
+        count_chunks<16>(v, f, counters, table, columns);
       } else {
         for (int32_t i = v.begin + rotation.thread(); i < v.end; i += blockDim.x)
-          atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
+          atomicAdd(&counters[place_of(v.in(f), i, table, columns)], 1u);
         rotation.advance(own);
       }
     }
@@ -170,25 +176,30 @@ class TeamOrderStats {
   __device__ void declare_unsettled(int32_t unit) { storage_.verdicts[parity_][unit].unsettled = 1; }
 
   // Turns the counts of every column into first ranks, and writes the verdicts. `settle`: true if
-  // the buckets are the same as for the rank ranges. If false, no bucket is settled.
+  // the buckets are the same as for the rank ranges. If false, no bucket is settled. Leaves the counters
+  // zero.
   __device__ __noinline__ void sum_up(const DeviceTable<T>* begin, const DeviceTable<T>* end, bool settle) {
-    int32_t segment = static_cast<int32_t>(team_.thread() / kWarpThreads);
-    const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarpThreads);
+    const int32_t num_warps = static_cast<int32_t>(blockDim.x / kWarpThreads),
+                  warp = static_cast<int32_t>(threadIdx.x / kWarpThreads);
+    // A job of a block are as many whole columns as its warps can sum up at once.
+    int32_t job = static_cast<int32_t>(team_.rank);
+    uint32_t parity = 0;
     for (const DeviceTable<T>* table = begin; table != end; ++table) {
-      const int32_t length = min(table->num_buckets, Tuning::kCountersPerWarp),
-                    per_column = table->num_buckets / length;
-      const int32_t num_segments = table->chunk_size * per_column;
-      for (; segment < num_segments; segment += num_warps) sum_up_segment(*table, segment, length, settle);
-      segment -= num_segments;
+      const int32_t num_rows = (table->num_buckets + kRow - 1) / kRow, sharing = min(num_rows, num_warps);
+      const int32_t at_once = num_warps / sharing, part = warp % sharing;
+      const int32_t per_warp = (num_rows + sharing - 1) / sharing * kRow;
+      for (; job * at_once < table->chunk_size; job += static_cast<int32_t>(team_.num_blocks)) {
+        const int32_t column = job * at_once + warp / sharing;
+        const bool valid = warp < at_once * sharing && column < table->chunk_size;
+        const int32_t first = valid ? part * per_warp : table->num_buckets;
+        sum_up_counters(*table, column, first, min(first + per_warp, table->num_buckets), part, sharing > 1,
+                        temp_storage_.sums[parity], settle);
+        parity ^= 1;
+      }
+      job -= (table->chunk_size + at_once - 1) / at_once;
     }
-    // No block still reads the counters and verdicts of the round before: all have passed the first barrier
-    // of this one.
-    uint32_t* others = storage_.counters[parity_ ^ 1];
-    for (uint32_t i = used_begin_ + team_.thread(); i < used_end_; i += team_.num_threads()) others[i] = 0;
     for (uint32_t i = team_.thread(); i < static_cast<uint32_t>(storage_.num_units); i += team_.num_threads())
       storage_.verdicts[parity_ ^ 1][i] = {0, 0};
-    used_begin_ = begin == end ? 0 : static_cast<uint32_t>(begin->first_counter);
-    used_end_ = begin == end ? 0 : static_cast<uint32_t>(end[-1].first_counter + end[-1].num_counters());
   }
 
   __device__ Verdict verdict(int32_t unit) const { return storage_.verdicts[parity_][unit]; }
@@ -270,7 +281,8 @@ class TeamOrderStats {
   }
 
   template <int32_t D>
-  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters, Buckets buckets) {
+  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters,
+                                      const DeviceTable<T>& table, const Buckets* buckets) {
     for (int32_t chunk = v.begin / D + threadIdx.x; chunk < v.end / D; chunk += blockDim.x) {
       const auto* packs = reinterpret_cast<const Pack4<T>*>(v.in(f) + chunk * D);
       Key<T> keys[D];
@@ -283,7 +295,7 @@ class TeamOrderStats {
       thread_sort(keys);
 #pragma unroll
       for (int32_t j = 0; j < D; ++j)
-        atomicAdd(&counters[j * buckets.count + buckets.of(from_key<T>(keys[j]))], 1u);
+        atomicAdd(&counters[table.counter_of(from_key<T>(keys[j]), j, buckets)], 1u);
     }
   }
 
@@ -303,44 +315,55 @@ class TeamOrderStats {
   }
 
   // Index of value i's counter in [column][bucket].
-  __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, Buckets buckets) {
-    const int32_t chunk = i / chunk_size;
-    const int32_t column = rank_in_chunk(values + chunk * chunk_size, chunk_size, i - chunk * chunk_size);
-    return static_cast<uint32_t>(column * buckets.count + buckets.of(values[i]));
+  __device__ static uint32_t place_of(const T* values, int32_t i, const DeviceTable<T>& table,
+                                      const Buckets* buckets) {
+    const int32_t D = table.chunk_size, chunk = i / D;
+    const int32_t column = rank_in_chunk(values + chunk * D, D, i - chunk * D);
+    return static_cast<uint32_t>(table.counter_of(values[i], column, buckets));
   }
 
-  // Sums up `length` counters of a column, by one warp.
-  __device__ void sum_up_segment(const DeviceTable<T>& table, int32_t segment, int32_t length, bool settle) {
+  // Number of counters that a warp reads at once.
+  static constexpr int32_t kRow = 4 * static_cast<int32_t>(kWarpThreads);
+
+  // Sums up the counters begin .. end - 1 of a column, by one warp. `part`: number of this warp among those
+  // of the column, if there are several (`shared`). `sums`: of all warps of the block. Nobody else reads
+  // these counters in this round, so the warp clears them.
+  __device__ void sum_up_counters(const DeviceTable<T>& table, int32_t column, int32_t begin, int32_t end,
+                                  int32_t part, bool shared, uint32_t* sums, bool settle) {
     const int32_t lane = static_cast<int32_t>(threadIdx.x % kWarpThreads),
-                  in_row = 4 * static_cast<int32_t>(kWarpThreads);
-    const int32_t per_column = table.num_buckets / length, column = segment / per_column;
-    const int32_t begin = (segment - column * per_column) * length;
+                  warp = static_cast<int32_t>(threadIdx.x / kWarpThreads);
     const int64_t first = static_cast<int64_t>(column) * table.num_buckets;
-    const auto* counts =
-        reinterpret_cast<const uint4*>(storage_.counters[parity_] + table.first_counter + first);
+    auto* counts = reinterpret_cast<uint4*>(storage_.counters + table.first_counter + first);
     auto* ranks = reinterpret_cast<uint4*>(storage_.ranks + table.first_counter + first);
     const auto* ranges = reinterpret_cast<const int4*>(table.ranges + first);
 
     uint32_t before = 0;
-#pragma unroll 16
-    for (int32_t k = 4 * lane; k < begin; k += in_row) {
-      const uint4 four = counts[k / 4];
-      before += four.x + four.y + four.z + four.w;
+    if (shared) {
+      uint32_t sum = 0;
+      for (int32_t k = begin + 4 * lane; k < end; k += kRow) {
+        const uint4 four = counts[k / 4];
+        sum += four.x + four.y + four.z + four.w;
+      }
+      sum = __reduce_add_sync(kAllLanes, sum);
+      if (lane == 0) sums[warp] = sum;
+      __syncthreads();
+      before = __reduce_add_sync(kAllLanes, lane < part ? sums[warp - part + lane] : 0);
     }
-    before = __reduce_add_sync(kAllLanes, before);
 
     uint32_t fullest = 0;
-#pragma unroll 4
-    for (int32_t row = begin; row < begin + length; row += in_row) {
+    for (int32_t row = begin; row < end; row += kRow) {
       const int32_t k = row + 4 * lane;
-      const uint4 four = counts[k / 4];
-      const int4 low = ranges[k / 2], high = ranges[k / 2 + 1];
+      const bool valid = k < end;
+      const uint4 four = valid ? counts[k / 4] : uint4{};
       const uint32_t count[4] = {four.x, four.y, four.z, four.w};
-      const int32_t range[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       const uint32_t sum = four.x + four.y + four.z + four.w;
       const uint32_t inclusive = WarpScan::inclusive_sum(sum);
       uint32_t rank = before + inclusive - sum;
       before += __shfl_sync(kAllLanes, inclusive, static_cast<int>(kWarpThreads) - 1);
+      if (!valid) continue;
+      const int4 low = ranges[k / 2], high = ranges[k / 2 + 1];
+      const int32_t range[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      counts[k / 4] = uint4{};
       uint32_t first_ranks[4];
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
@@ -381,7 +404,7 @@ class TeamOrderStats {
     for (int32_t f = 0; f < v.count; ++f) {
       uint32_t* ranks = storage_.ranks + tables[f].first_counter;
       for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const uint32_t place = place_of(v.in(f), D, i, buckets[f]);
+        const uint32_t place = place_of(v.in(f), i, tables[f], buckets + tables[f].first_column);
         const int32_t column = static_cast<int32_t>(place) / num_buckets;
         const int32_t rank = static_cast<int32_t>(atomicAdd(&ranks[place], 1u) & ~kUnsettled);
         entries[f * v.size + column * M + rank] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
@@ -391,7 +414,9 @@ class TeamOrderStats {
     for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(v.count * v.size); p += team_.num_threads()) {
       const int32_t f = static_cast<int32_t>(p) / v.size, column = static_cast<int32_t>(p) / M - f * D;
       const Entry<T> own = entries[p];
-      const int32_t bucket = buckets[f].of(from_key<T>(own.key));
+      const int32_t bucket =
+          tables[f].counter_of(from_key<T>(own.key), column, buckets + tables[f].first_column) -
+          column * num_buckets;
       const uint32_t* ends =
           storage_.ranks + tables[f].first_counter + static_cast<int64_t>(column) * num_buckets;
       const uint32_t end = ends[bucket];
@@ -419,7 +444,8 @@ class TeamOrderStats {
       for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
         entries[i] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
         if (tables[f].is_counted())
-          columns[i] = place_of(v.in(f), D, i, buckets[f]) / static_cast<uint32_t>(tables[f].num_buckets);
+          columns[i] = place_of(v.in(f), i, tables[f], buckets + tables[f].first_column) /
+                       static_cast<uint32_t>(tables[f].num_buckets);
       }
       team_.sync();
       entries = sort.sort(entries, ~Key<T>(0), nullptr, [](const Entry<T>& e) { return e.key; });
@@ -450,8 +476,7 @@ class TeamOrderStats {
   Team& team_;
   const GlobalStorage& storage_;
   TempStorage& temp_storage_;
-  int32_t parity_ = 0;                      // of the round: the copy of counters and verdicts in use
-  uint32_t used_begin_ = 0, used_end_ = 0;  // counters of the other copy that are not zero
+  int32_t parity_ = 0;  // of the round: the copy of verdicts in use
 };
 
 }  // namespace noisetilt::cuda

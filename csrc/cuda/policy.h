@@ -23,11 +23,10 @@ struct PolicySm80 {
   // rank_ranges.cu
   struct RankRanges {
     static constexpr int kBlockThreads = 256;
-    // Buckets of a column of M values: the smallest power of two that is at least kBucketsPerSqrt sqrt(M). A
-    // value stays within its table if its rank is off by up to about 2 sqrt(M), and the fullest buckets of
-    // typical values hold 10 to 20 times the average.
-    static constexpr int32_t kMinBuckets = 256;
-    static constexpr int32_t kBucketsPerSqrt = 64;
+    // Buckets of a column of M values: the smallest multiple of kBucketsStep that is at least
+    // kBucketsPerSqrt sqrt(M). A value stays within its table if its rank is off by up to about 1.6 sqrt(M).
+    static constexpr int32_t kBucketsStep = 32;
+    static constexpr int32_t kBucketsPerSqrt = 16;
   };
 
   // order_stats.cuh
@@ -40,8 +39,6 @@ struct PolicySm80 {
     // Columns and vectors up to these lengths are ranked by every block separately, without a team barrier.
     static constexpr int32_t kMaxSmallColumn = 1024;
     static constexpr int32_t kMaxSmallVector = 4096;
-    // Number of counters that one warp sums up.
-    static constexpr int32_t kCountersPerWarp = 1024;
   };
 
   // radix_sort.cuh

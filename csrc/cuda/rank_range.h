@@ -23,13 +23,12 @@ struct TableFaults {
 // True if the values of a chunk are counted into buckets. Longer chunks are sorted, and have no buckets.
 inline bool is_counted(int64_t chunk_size) { return chunk_size <= Policy::OrderStats::kMaxCountedChunk; }
 
-// Number of buckets of a column: a power of two, or 0 for long chunks.
+// Number of buckets of a column, or 0 for long chunks.
 inline int32_t num_buckets(int64_t num_chunks, int64_t chunk_size) {
   using Tuning = Policy::RankRanges;
   if (!is_counted(chunk_size)) return 0;
-  int32_t count = Tuning::kMinBuckets;
-  while (count < Tuning::kBucketsPerSqrt * std::sqrt(static_cast<double>(num_chunks))) count *= 2;
-  return count;
+  const double wanted = Tuning::kBucketsPerSqrt * std::sqrt(static_cast<double>(num_chunks));
+  return Tuning::kBucketsStep * static_cast<int32_t>(std::ceil(wanted / Tuning::kBucketsStep));
 }
 
 }  // namespace noisetilt::cuda

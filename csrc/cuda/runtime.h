@@ -48,6 +48,15 @@ inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
   return memory;
 }
 
+// Memory of zeros for a kernel that leaves it so. Kernels of a stream follow each other, so the next one gets
+// it too. No call finds what a kernel left that did not end: the memory is allocated and cleared by each call
+// of a host function, or once by reserve_for_whiten for those that follow it.
+inline unsigned char* memory_of_zeros(const Launch& launch, size_t bytes) {
+  Memory& zeros = launch.zeros;
+  if (zeros.bytes < bytes) zeros = {allocate_cleared(launch, bytes), bytes};
+  return zeros.begin;
+}
+
 // Bytes of a 32-bit flag for each sample. What lies behind them in cleared memory is aligned.
 inline size_t bytes_of_flags(int64_t batch) {
   return (static_cast<size_t>(batch) * sizeof(uint32_t) + 255) / 256 * 256;

@@ -22,7 +22,7 @@ struct TileStatsProblem {
   int32_t num_tiles;
   int32_t num_chunk_sizes;
   const DeviceTable<T>* tables;
-  const Buckets* buckets;
+  const Buckets* buckets;  // of all tables
 };
 
 template <class T>
@@ -69,7 +69,7 @@ class TeamTileStats {
   __device__ void count(const Slice<T>& x, const TileStatsProblem<T>& problem, BlockRotation& rotation) {
     const Vectors<T> v = vectors(x, problem, measured(problem), nullptr);
     for (int32_t k = 0; k < problem.num_chunk_sizes; ++k)
-      order_stats_.count(v, problem.tables + 2 * k, problem.buckets + 2 * k, rotation);
+      order_stats_.count(v, problem.tables + 2 * k, problem.buckets, rotation);
     for (int32_t tile = v.begin + static_cast<int32_t>(threadIdx.x); tile < v.end; tile += blockDim.x) {
       if (!is_finite(v.in(1)[tile])) order_stats_.declare_unsettled(problem.unit);
     }
@@ -92,7 +92,7 @@ class TeamTileStats {
       else if (k == 0 && counted != nullptr)
         order_stats_.project_2os_counted(v, tables, problem.buckets, *counted);
       else
-        project_2os_in_round(v, tables, problem.buckets + 2 * k);
+        project_2os_in_round(v, tables, problem.buckets);
       statistics = projected;
     }
     __syncthreads();

@@ -39,7 +39,8 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   ProjectParams<T> params{};
   const auto add = [&](const Table<T>& table) {
     const int32_t k = params.num_tables++;
-    params.tables[k] = device_table(table, ranges[k], plan.tables[k].first_counter, plan.tables[k].unit);
+    params.tables[k] = device_table(table, ranges[k], plan.tables[k].first_counter,
+                                    plan.tables[k].first_column, plan.tables[k].unit);
   };
   for (int64_t k = 0; k < projection.num_values; ++k) add(projection.values[k]);
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
@@ -73,8 +74,12 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   ProjectParams<T> params = params_of(plan, projection, ranges);
   params.x = x;
   params.batch = batch;
-  params.zeroed_memory = allocate_cleared(launch, plan.zeroed_bytes());
-  params.memory = working_memory(launch, plan.rest_bytes());
+  const auto memory = [&](Contents contents, unsigned char* (*allocate)(const Launch&, size_t)) {
+    params.memory[static_cast<int>(contents)] = allocate(launch, plan.bytes(contents));
+  };
+  memory(Contents::zero_always, memory_of_zeros);
+  memory(Contents::zero_before, allocate_cleared);
+  memory(Contents::any, working_memory);
   enqueue(launch, project_kernel<T>, Residence::all_at_once, plan.num_teams * plan.blocks_per_team,
           plan.block_threads, plan.shared_bytes, params);
 }
@@ -110,13 +115,16 @@ void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>
                         const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
   const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
-  size_t cleared = bytes_of_flags(batch) + 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
+  size_t cleared = bytes_of_flags(batch) + 2 * plain.bytes(Contents::zero_before),
+         zeros = plain.bytes(Contents::zero_always), working = plain.bytes(Contents::any);
   if (num_mixing > 0) {
     const ProjectPlan mixed = plan_launch(launch, batch, projection, mixing, num_mixing);
-    cleared += mixed.zeroed_bytes();
-    working = std::max(working, mixed.rest_bytes());
+    cleared += mixed.bytes(Contents::zero_before);
+    zeros = std::max(zeros, mixed.bytes(Contents::zero_always));
+    working = std::max(working, mixed.bytes(Contents::any));
   }
-  launch.cleared = {allocate_cleared(launch, cleared), cleared};
+  launch.cleared = {allocate_cleared(launch, cleared + zeros), cleared + zeros};
+  memory_of_zeros(launch, zeros);
   working_memory(launch, working);
 }
 

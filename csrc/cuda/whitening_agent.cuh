@@ -35,8 +35,12 @@ class AgentProject {
          k += blockDim.x)
       reinterpret_cast<uint32_t*>(&shared_.params)[k] = reinterpret_cast<const uint32_t*>(&params)[k];
     if (threadIdx.x == 0) find_buffers(params);
-    for (int32_t k = threadIdx.x; k < params.num_tables; k += blockDim.x)
-      shared_.buckets[k] = buckets_of(params.tables[k]);
+    constexpr int32_t D = Policy::OrderStats::kMaxCountedChunk;
+    for (int32_t k = threadIdx.x; k < params.num_tables * D; k += blockDim.x) {
+      const DeviceTable<T>& table = params.tables[k / D];
+      if (table.is_counted() && k % D < table.chunk_size)
+        shared_.buckets[table.first_column + k % D] = buckets_of(table, k % D);
+    }
     for (int32_t k = threadIdx.x; k < kMaxUnits; k += blockDim.x) shared_.tests[k] = {0, 0};
   }
 
@@ -106,10 +110,7 @@ class AgentProject {
   // Tests units, and projects the first unsettled one. Returns the unit after it, or `end`.
   __device__ int32_t project_round(int32_t begin, int32_t end, int32_t scale) {
     const int32_t num_values = params_.num_values;
-    const int32_t inverse = min(max(127 - scale, 1), 254);
-    const Buckets scaled{
-        0, shared_.buckets[begin].factor * __uint_as_float(static_cast<uint32_t>(inverse) << 23),
-        shared_.buckets[begin].count};
+    const Buckets* buckets = scale == 0 ? shared_.buckets : scaled_buckets(scale);
     BlockRotation rotation;
     for (int32_t unit = max(begin, num_values); unit < end; ++unit)
       tile_stats_.measure(slice_, tile_problem(unit), rotation);
@@ -121,8 +122,7 @@ class AgentProject {
     }
     for (int32_t unit = begin; unit < end; ++unit) {
       if (unit < num_values)
-        order_stats_.count(values(), params_.tables + unit, scale == 0 ? shared_.buckets + unit : &scaled,
-                           rotation);
+        order_stats_.count(values(), params_.tables + unit, buckets, rotation);
       else
         tile_stats_.count(slice_, tile_problem(unit), rotation);
     }
@@ -145,11 +145,24 @@ class AgentProject {
     }
     if (unit == end) return end;
     if (unit < num_values)
-      order_stats_.project_2os_counted(values(), params_.tables + unit,
-                                       scale == 0 ? shared_.buckets + unit : &scaled, verdict);
+      order_stats_.project_2os_counted(values(), params_.tables + unit, buckets, verdict);
     else
       tile_stats_.project_tile_stats(slice_, tile_problem(unit), &verdict);
     return unit + 1;
+  }
+
+  // Buckets of the first table for values that are 2^scale times larger.
+  __device__ const Buckets* scaled_buckets(int32_t scale) {
+    const auto power = [](int32_t exponent) {
+      return __uint_as_float(static_cast<uint32_t>(min(max(127 + exponent, 1), 254)) << 23);
+    };
+    const int32_t column = static_cast<int32_t>(threadIdx.x);
+    if (column < Policy::OrderStats::kMaxCountedChunk && column < params_.tables[0].chunk_size) {
+      const Buckets typical = shared_.buckets[column];
+      shared_.scaled[column] = {typical.centre * power(scale), typical.deviations * power(-scale)};
+    }
+    __syncthreads();
+    return shared_.scaled;
   }
 
   __device__ int32_t project_untested(int32_t unit) {
@@ -184,7 +197,7 @@ class AgentProject {
             params_.size / tile.grid.size(),
             tile.num_chunk_sizes,
             params_.tables + tile.first_table,
-            shared_.buckets + tile.first_table};
+            shared_.buckets};
   }
 
   // Takes every butterfly step of a mixing domain, projects after each, and undoes the steps.
@@ -256,12 +269,12 @@ class AgentProject {
     auto& order_stats = shared_.order_stats;
     auto& tile_stats = shared_.tile_stats;
     for (int k = 0; k < 2; ++k) {
-      order_stats.counters[k] = buffers.template get<uint32_t, Buffer::counters>(k);
       order_stats.verdicts[k] = buffers.template get<Verdict, Buffer::verdicts>(k);
       tile_stats.measured[k] = buffers.template get<T, Buffer::measured>(k);
       tile_stats.projected[k] = buffers.template get<T, Buffer::projected>(k);
       order_stats.sort.entries[k] = buffers.template get<Entry<T>, Buffer::entries>(k);
     }
+    order_stats.counters = buffers.template get<uint32_t, Buffer::counters>();
     order_stats.num_units = params.num_values + params.num_tiles;
     order_stats.ranks = buffers.template get<uint32_t, Buffer::ranks>();
     order_stats.clipped = buffers.template get<T, Buffer::clipped>();

@@ -25,9 +25,11 @@ namespace noisetilt::cuda {
 // Capacity of the kernel's parameters.
 constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxUnits = 16, kMaxMixing = 8;
 constexpr int kMaxChunkSizes = kMaxUnits - kMaxTiles;  // of the values
+constexpr int kMaxColumns = kMaxTables * Policy::OrderStats::kMaxCountedChunk;
 
 struct TablePlan {
   int32_t first_counter;  // number of counters of the tables before
+  int32_t first_column;   // number of columns of the tables before that are counted
   int32_t unit;
 };
 
@@ -63,8 +65,9 @@ struct ProjectPlan {
   BufferLayout layout;
 
   // Memory of all teams.
-  size_t zeroed_bytes() const { return layout.zeroed_bytes * static_cast<size_t>(num_teams); }
-  size_t rest_bytes() const { return layout.rest_bytes * static_cast<size_t>(num_teams); }
+  size_t bytes(Contents contents) const {
+    return layout.bytes[static_cast<int>(contents)] * static_cast<size_t>(num_teams);
+  }
 };
 
 constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -145,7 +148,7 @@ inline BufferLayout lay_out(const BufferSizes& sizes) {
   BufferLayout layout{};
   int copy = 0;
   for (const BufferRow& row : kBuffers) {
-    size_t& end = row.zeroed ? layout.zeroed_bytes : layout.rest_bytes;
+    size_t& end = layout.bytes[static_cast<int>(row.contents)];
     const int64_t bytes = num_items(row.items, sizes) * item_bytes(row.type, sizes.value_bytes);
     for (int k = 0; k < row.copies; ++k) {
       layout.offsets[copy++] = end;
@@ -169,13 +172,15 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
                                 " mixing domains; the CUDA kernels take up to 8 of each");
   ProjectPlan plan{};
   // `granule`: slices that are multiples of it divide no tile, and no chunk of values that is counted.
-  int64_t granule = 1, num_counters = 0, num_tiles = 0, largest_tiles = 0;
+  int64_t granule = 1, num_counters = 0, num_columns = 0, num_tiles = 0, largest_tiles = 0;
   bool long_chunks = false;
   const auto add_table = [&](const Table<T>& table, int64_t unit) {
     if (plan.num_tables == kMaxTables)
       throw std::invalid_argument("noisetilt: the CUDA kernels take up to 40 confidence tables at once");
-    plan.tables[plan.num_tables++] = {static_cast<int32_t>(num_counters), static_cast<int32_t>(unit)};
+    plan.tables[plan.num_tables++] = {static_cast<int32_t>(num_counters), static_cast<int32_t>(num_columns),
+                                      static_cast<int32_t>(unit)};
     num_counters += table.chunk_size * num_buckets(table.num_chunks, table.chunk_size);
+    num_columns += is_counted(table.chunk_size) ? table.chunk_size : 0;
     long_chunks |= !is_counted(table.chunk_size);
   };
   for (int64_t k = 0; k < projection.num_values; ++k) {

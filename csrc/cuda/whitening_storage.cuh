@@ -25,7 +25,7 @@ struct ProjectParams {
   bool slices_shared;
   bool chunks_inside_blocks;
   BufferLayout layout;
-  unsigned char *zeroed_memory, *memory;  // of all teams
+  unsigned char* memory[kNumContents];  // of all teams
   int32_t num_values, num_tiles, num_mixing;
   DeviceTable<T> tables[kMaxTables];  // of the values; then for each tile of means and energies, alternating
   TileParams<T> tiles[kMaxTiles];
@@ -45,7 +45,8 @@ struct SharedStorage {
   ProjectParams<T> params;
   typename TeamOrderStats<T>::GlobalStorage order_stats;
   typename TeamTileStats<T>::GlobalStorage tile_stats;
-  Buckets buckets[kMaxTables];
+  Buckets buckets[kMaxColumns];  // of every column of the tables
+  Buckets scaled[Policy::OrderStats::kMaxCountedChunk];
   int32_t scale;
   // State of the tests of each unit in advance: `rest` is the number of projections left without a test. It
   // starts at `patience`, which grows each time the unit is found unsettled.
@@ -69,10 +70,9 @@ struct BufferPointers {
 
   template <class U, Buffer kBuffer>
   __device__ U* get(int32_t copy = 0) const {
-    constexpr bool zeroed = kBuffers[static_cast<int>(kBuffer)].zeroed;
-    unsigned char* memory = zeroed ? params.zeroed_memory : params.memory;
-    const size_t per_team = zeroed ? params.layout.zeroed_bytes : params.layout.rest_bytes;
-    return reinterpret_cast<U*>(memory + team * per_team + params.layout.offsets[kFirstCopy<kBuffer> + copy]);
+    constexpr auto contents = static_cast<int>(kBuffers[static_cast<int>(kBuffer)].contents);
+    return reinterpret_cast<U*>(params.memory[contents] + team * params.layout.bytes[contents] +
+                                params.layout.offsets[kFirstCopy<kBuffer> + copy]);
   }
 };
 

@@ -63,13 +63,13 @@ py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints
   result["chunks_inside_blocks"] = plan.chunks_inside_blocks;
   result["block_threads"] = plan.block_threads;
   result["shared_bytes"] = plan.shared_bytes;
-  result["zeroed_bytes"] = plan.layout.zeroed_bytes;
-  result["rest_bytes"] = plan.layout.rest_bytes;
+  result["bytes"] = std::vector<size_t>(plan.layout.bytes, plan.layout.bytes + kNumContents);
   result["offsets"] = std::vector<size_t>(plan.layout.offsets, plan.layout.offsets + kNumCopies);
-  py::list units, first_counters, planned_tiles, inside_blocks;
+  py::list units, first_counters, first_columns, planned_tiles, inside_blocks;
   for (int32_t k = 0; k < plan.num_tables; ++k) {
     units.append(plan.tables[k].unit);
     first_counters.append(plan.tables[k].first_counter);
+    first_columns.append(plan.tables[k].first_column);
   }
   for (int32_t k = 0; k < plan.num_tiles; ++k) {
     const TilePlan& tile = plan.tiles[k];
@@ -79,16 +79,18 @@ py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints
   for (int32_t k = 0; k < plan.num_mixing; ++k) inside_blocks.append(plan.mixing[k].inside_blocks);
   result["units"] = units;
   result["first_counters"] = first_counters;
+  result["first_columns"] = first_columns;
   result["tiles"] = planned_tiles;
   result["mixing_inside_blocks"] = inside_blocks;
   return result;
 }
 
-// Rows of the table of buffers: name, copies, zeroed, writer, reader, barrier.
+// Rows of the table of buffers: name, copies, contents, writer, reader, barrier.
 py::list buffers() {
   py::list rows;
   for (const BufferRow& row : kBuffers)
-    rows.append(py::make_tuple(row.name, row.copies, row.zeroed, row.writer, row.reader, row.barrier));
+    rows.append(py::make_tuple(row.name, row.copies, static_cast<int>(row.contents), row.writer, row.reader,
+                               row.barrier));
   return rows;
 }
 

@@ -99,6 +99,8 @@ def test_tables_and_tiles(plans: ModuleType, name: str) -> None:
     assert plan["tiles"] == planned
     counters = [chunk_size * plans.num_buckets(chunks, chunk_size) for chunks, chunk_size in counts]
     assert plan["first_counters"] == [sum(counters[:k]) for k in range(len(counters))]
+    columns = [chunk_size if chunk_size <= 32 else 0 for _, chunk_size in counts]
+    assert plan["first_columns"] == [sum(columns[:k]) for k in range(len(columns))]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -140,13 +142,13 @@ def test_buffers_do_not_overlap(plans: ModuleType, name: str, max_shared_bytes: 
         "spare_slice": size * item * (mixing and not shared),
     }
     assert list(bytes_of) == [name for name, *_ in plans.buffers()]
-    offsets, ends = iter(plan["offsets"]), {True: 0, False: 0}
-    for name, copies, zeroed, *_ in plans.buffers():
+    offsets, ends = iter(plan["offsets"]), [0, 0, 0]
+    for name, copies, contents, *_ in plans.buffers():
         for _ in range(copies):
-            assert next(offsets) == ends[zeroed], name
-            ends[zeroed] += -(-bytes_of[name] // 256) * 256
+            assert next(offsets) == ends[contents], name
+            ends[contents] += -(-bytes_of[name] // 256) * 256
     assert next(offsets, None) is None
-    assert (plan["zeroed_bytes"], plan["rest_bytes"]) == (ends[True], ends[False])
+    assert plan["bytes"] == ends
 
 
 def test_every_buffer_names_writer_reader_and_barrier(plans: ModuleType) -> None:
