@@ -20,10 +20,11 @@ namespace {
 
 using Tuning = Policy::Project;
 
-template <class T>
+// kShared: slices lie in shared memory.
+template <class T, bool kShared>
 __global__ void __launch_bounds__(Tuning::kBlockThreads, Tuning::kMinBlocksPerSm)
     project_kernel(const __grid_constant__ ProjectParams<T> params) {
-  AgentProject<T>(params).run();
+  AgentProject<T, kShared>(params).run();
 }
 
 // Plan of a launch for `batch` > 0 samples.
@@ -40,7 +41,7 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   const auto add = [&](const Table<T>& table) {
     const int32_t k = params.num_tables++;
     params.tables[k] = device_table(table, ranges[k], plan.tables[k].first_counter,
-                                    plan.tables[k].first_column, plan.tables[k].unit);
+                                    plan.tables[k].first_column, plan.tables[k].step);
   };
   for (int64_t k = 0; k < projection.num_values; ++k) add(projection.values[k]);
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
@@ -48,7 +49,8 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
     const TilePlan& planned = plan.tiles[k];
     params.tiles[k] = {planned.grid,        static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
                        planned.first_tile,  planned.num_chunk_sizes,
-                       planned.first_table, planned.counted};
+                       planned.first_table, planned.first_step,
+                       planned.counted};
     for (int64_t i = 0; i < tile.num_tables; ++i)
       for (const Table<T>& table : tile.tables[i]) add(table);
   }
@@ -56,12 +58,12 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   params.size = plan.size;
   params.slice_size = plan.slice_size;
   params.blocks_per_team = plan.blocks_per_team;
-  params.slices_shared = plan.slices_shared;
   params.chunks_inside_blocks = plan.chunks_inside_blocks;
   params.layout = plan.layout;
   params.num_values = plan.num_values;
   params.num_tiles = plan.num_tiles;
   params.num_mixing = plan.num_mixing;
+  params.num_steps = plan.num_steps;
   return params;
 }
 
@@ -80,8 +82,9 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   memory(Contents::zero_always, memory_of_zeros);
   memory(Contents::zero_before, allocate_cleared);
   memory(Contents::any, working_memory);
-  enqueue(launch, project_kernel<T>, Residence::all_at_once, plan.num_teams * plan.blocks_per_team,
-          plan.block_threads, plan.shared_bytes, params);
+  enqueue(launch, plan.slices_shared ? project_kernel<T, true> : project_kernel<T, false>,
+          Residence::all_at_once, plan.num_teams * plan.blocks_per_team, plan.block_threads,
+          plan.shared_bytes, params);
 }
 
 }  // namespace
