@@ -30,7 +30,7 @@ MORE_REGISTERS = {  # a thread holds a block of coefficients
     "wgnc_between_ffts_kernel": 255,
 }
 MAY_USE_LOCAL_MEMORY = {
-    "project_kernel": "state kept between phases; the phases are functions without local memory",
+    "project_kernel": "registers saved around calls; the functions called have no local memory",
     "butterfly_kernel<float, 4": "rows of 32,768 values",
     "butterfly_kernel<double": "a few bytes in one instantiation",
     "project_wgnc_blocks_kernel": "not meant to be fast",

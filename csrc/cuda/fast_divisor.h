@@ -12,9 +12,10 @@ struct FastDivisor {
   uint32_t multiplier;
   int32_t shift;
 
-  // The multiplier is 2^(31 + shift) / divisor, rounded up or one more. It is off by at most
-  // 1 <= 2^shift / divisor, which changes n multiplier / 2^(31 + shift) by less than 1 / divisor.
-  NOISETILT_HOST_DEVICE static FastDivisor of(int32_t divisor) {
+  // The multiplier is larger than 2^(31 + shift) / divisor by at most 1. This adds at most n / 2^(31 + shift)
+  // to a quotient n / divisor, which is less than 1 / 2^shift and therefore less than what n / divisor is
+  // short of the next integer. Not inlined: it is needed once.
+  __attribute__((noinline)) NOISETILT_HOST_DEVICE static FastDivisor of(int32_t divisor) {
     int32_t shift = 0;
     while ((int64_t(1) << shift) < divisor) ++shift;
     const uint64_t power = uint64_t(1) << (31 + shift);

@@ -85,13 +85,13 @@ __device__ inline void thread_sort(K (&v)[n]) {
 // Assignment of the values of a column to buckets. Correctness needs only that the bucket number never
 // decreases with the value, and that NaN is in the last bucket.
 //
-// For speed, a bucket should hold few of the values that a rank may be off by. Near the centre, that is, up
-// to one deviation from it, buckets are equally wide. Farther out values are rarer, and widths double where
-// the distance plus one deviation does. Half of the buckets lie on either side and reach to 10.3 deviations:
-// the values of a sample that is no noise spread wider than the column of a table.
+// For speed, a bucket should be narrow, measured by how far a rank may be off at which the table changes
+// nothing. Up to one deviation from the centre buckets are equally wide. Farther out, where values are rarer,
+// widths double whenever the distance plus one deviation does. Half of the buckets lie on either side and
+// reach to 11 deviations: the values of a sample that is no noise spread wider than the column of a table.
 //
 // Buckets of equal probability would need a table of borders in every block, and a search in it for every
-// value. They would be worse, too: an extreme rank varies by less than one rank.
+// value. They would be worse, too: ranks near the ends of a column vary less, so buckets must be finer there.
 struct Buckets {
   float centre;      // of the column
   float deviations;  // 1 divided by the standard deviation of the column

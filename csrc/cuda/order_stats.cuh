@@ -233,6 +233,7 @@ class TeamOrderStats {
                                       const T* statistics, int32_t num_steps, int32_t round) {
     in_shared(this);
     in_shared(begin);
+    in_shared(end);
     const int32_t warp = static_cast<int32_t>(threadIdx.x / kWarpThreads);
     Verdict* verdicts = in_global(storage.verdicts[round % 2]);
     uint32_t parity = 0;
@@ -270,7 +271,7 @@ class TeamOrderStats {
     for (int32_t first = begin; first < end; first += static_cast<int32_t>(kWarpThreads)) {
       const int32_t step = first + static_cast<int32_t>(threadIdx.x % kWarpThreads);
       const uint32_t found = __ballot_sync(kAllLanes, step < end && verdict(step, round).unsettled);
-      if (found != 0) return first + __ffs(static_cast<int>(found)) - 1;
+      if (found != 0) return first + lowest_bit(found);
     }
     return end;
   }

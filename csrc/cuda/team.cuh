@@ -89,6 +89,7 @@ struct Team {
 
   // Barrier for all threads of the team. Writes before it are visible to all threads after it.
   __device__ __noinline__ void sync() {
+    in_shared(this);
     __syncthreads();
     if (num_blocks == 1) return;
     if (threadIdx.x == 0) {

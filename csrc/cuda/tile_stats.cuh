@@ -44,7 +44,7 @@ class TeamTileStats {
   };
   using Part = Slice<T, kShared>;
 
-  TeamOrderStats<T>* order_stats;
+  TeamOrderStats<T>* order_stats_;
   const TeamTable<T>* tables;
   const Buckets* buckets;
   GlobalStorage storage;
@@ -71,8 +71,8 @@ class TeamTileStats {
   // Counts the statistics, in a round of counting: if it settles all steps, the tiles stay as they are. A
   // team barrier must follow measure() first, unless chunks that are counted lie within blocks.
   __device__ BlockRotation count(const TileProblem<T>& problem, int32_t copy, BlockRotation rotation) {
-    return order_stats->count(statistics(problem, measured(problem, copy), nullptr), problem.by_own,
-                              tables_of(problem, 0), 2 * problem.num_chunk_sizes, buckets, rotation);
+    return order_stats()->count(statistics(problem, measured(problem, copy), nullptr), problem.by_own,
+                                tables_of(problem, 0), 2 * problem.num_chunk_sizes, buckets, rotation);
   }
 
   // Projects the statistics and rescales the tiles. The block's threads may read x after a __syncthreads.
@@ -87,24 +87,24 @@ class TeamTileStats {
     in_shared(problem);
     const T* in = measured(*problem, copy);
     for (int32_t k = first; k < problem->num_chunk_sizes; ++k) {
-      if (k > first) order_stats->team.sync();
+      if (k > first) order_stats()->team.sync();
       const Statistics<T> v = statistics(*problem, in, storage.projected[k % 2]);
       const TeamTable<T>* pair = tables_of(*problem, k);
       uint32_t fullest = k == first ? counted : kNotCounted;
       if (pair->is_counted() && !pair->is_small() && fullest == kNotCounted) {
-        order_stats->count(v, problem->by_own, pair, 2, buckets, BlockRotation{});
-        order_stats->team.sync();
-        order_stats->sum_up(pair, pair + 2, true, in, num_steps, round);
-        order_stats->team.sync();
-        fullest = order_stats->verdict(problem->first_step + k, round++).fullest;
+        order_stats()->count(v, problem->by_own, pair, 2, buckets, BlockRotation{});
+        order_stats()->team.sync();
+        order_stats()->sum_up(pair, pair + 2, true, in, num_steps, round);
+        order_stats()->team.sync();
+        fullest = order_stats()->verdict(problem->first_step + k, round++).fullest;
       }
       if (!pair->is_counted()) {
-        order_stats->project_2os_by_sorting(v, pair);
+        order_stats()->project_2os_by_sorting(v, pair);
       } else if (fullest == kNotCounted || pair->is_tiny()) {
         for (int32_t f = 0; f < 2; ++f)
-          order_stats->project_2os_small(in + f * v.size, v.out + f * v.size, pair[f], v.begin(), v.end());
+          order_stats()->project_2os_small(in + f * v.size, v.out + f * v.size, pair[f], v.begin(), v.end());
       } else {
-        order_stats->project_2os_counted(v, pair, buckets, fullest);
+        order_stats()->project_2os_counted(v, pair, buckets, fullest);
       }
       in = v.out;
     }
@@ -114,6 +114,8 @@ class TeamTileStats {
   }
 
  private:
+  __device__ TeamOrderStats<T>* order_stats() const { return in_shared(order_stats_); }
+
   __device__ T* measured(const TileProblem<T>& problem, int32_t copy) const {
     return in_global(storage.measured[copy]) + 2 * problem.first_tile;
   }
@@ -133,7 +135,7 @@ class TeamTileStats {
     statistics[tile] = problem.root * mean;
     statistics[problem.num_tiles + tile] = energy;
     if (!is_finite(energy) && round != kNoRound)
-      order_stats->declare_unsettled(problem.first_step + problem.num_chunk_sizes, round);
+      order_stats()->declare_unsettled(problem.first_step + problem.num_chunk_sizes, round);
   }
 
   // Measures tiles of which a lane holds kShare values in registers.
@@ -182,11 +184,11 @@ class TeamTileStats {
 
   // Sum of the values of a lane, or of the squares of their distances from `mean`, in the halving order.
   __device__ __noinline__ static T sum_of_share(SharedTile tile, int32_t share, T mean, bool squares) {
-    in_shared(tile.grid);
+    const FastTileGrid& grid = *in_shared(tile.grid);
     return halving_sum<T>(share, [&](int32_t k) {
       const int32_t i = tile.lane + k * tile.lanes;
-      if (i >= tile.grid->size()) return T(0);
-      const T value = tile.x[tile.first + tile.grid->offset_of(i)], centred = value - mean;
+      if (i >= grid.size()) return T(0);
+      const T value = tile.x[tile.first + grid.offset_of(i)], centred = value - mean;
       return squares ? centred * centred : value;
     });
   }

@@ -30,7 +30,7 @@ __device__ inline T halving_sum(const Leaf& leaf, int32_t offset = 0, int32_t st
 }
 
 template <class T, class Leaf>
-__device__ __noinline__ T halving_sum(int32_t count, const Leaf& leaf) {
+__device__ inline T halving_sum(int32_t count, const Leaf& leaf) {
   // Depth first: leaves come in the order of their reversed bits, and sums[k] is a finished left half of 2^k
   // leaves.
   constexpr int32_t kMaxDepth = 31;

@@ -47,9 +47,13 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
     const TilePlan& planned = plan.tiles[k];
-    params.tiles[k] = {planned.grid,        static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
-                       planned.first_tile,  planned.num_chunk_sizes,
-                       planned.first_table, planned.first_step,
+    params.tiles[k] = {planned.grid,
+                       static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                       planned.first_tile,
+                       static_cast<int32_t>(plan.size / tile.tile.size()),
+                       planned.num_chunk_sizes,
+                       planned.first_table,
+                       planned.first_step,
                        planned.counted};
     for (int64_t i = 0; i < tile.num_tables; ++i)
       for (const Table<T>& table : tile.tables[i]) add(table);

@@ -93,7 +93,7 @@ class AgentProject {
     bool typical = abs(scale) <= 1;
     for (int32_t unit = 0; unit < num_units; typical = true) {
       __syncthreads();
-      const int32_t end = min(typical ? num_units : 1, unit + __ffs(uncounted_ >> unit) - 1);
+      const int32_t end = min(typical ? num_units : 1, unit + lowest_bit(uncounted_ >> unit));
       unit = end > unit ? project_round(unit, end, typical ? 0 : scale) : project_uncounted(unit);
       copy_ ^= 1;
     }
@@ -261,8 +261,7 @@ class AgentProject {
       for (int32_t t = 0; t < params_.num_tiles; ++t) {
         const TileParams<T>& tile = params_.tiles[t];
         if (k >= tile.first_table)
-          table.statistics =
-              2 * tile.first_tile + (k - tile.first_table) % 2 * (params_.size / tile.grid.size());
+          table.statistics = 2 * tile.first_tile + (k - tile.first_table) % 2 * tile.num_tiles;
       }
     }
     __syncthreads();
@@ -287,7 +286,7 @@ class AgentProject {
                            FastDivisor::of(max(end - begin, 1)),
                            tile.root,
                            tile.first_tile,
-                           params_.size / tile.grid.size(),
+                           tile.num_tiles,
                            tile.first_table,
                            tile.num_chunk_sizes,
                            tile.first_step,
@@ -319,7 +318,7 @@ class AgentProject {
     storage.ranks = buffer<uint32_t, Buffer::ranks>();
     sort.entries[2] = buffer<Entry<T>, Buffer::kept_entries>();
     sort.digit_counts = buffer<uint32_t, Buffer::digit_counts>();
-    tile_stats.order_stats = &order_stats;
+    tile_stats.order_stats_ = &order_stats;
     tile_stats.tables = shared().tables;
     tile_stats.buckets = shared().buckets;
     tile_stats.storage.means = buffer<T, Buffer::means>();

@@ -24,8 +24,8 @@
 namespace noisetilt::cuda {
 
 // Capacity of the kernel's parameters.
-constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxUnits = 16, kMaxMixing = 8;
-constexpr int kMaxChunkSizes = kMaxUnits - kMaxTiles;  // of the values
+constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxMixing = 8;
+constexpr int kMaxChunkSizes = 8;  // of the values
 constexpr int kMaxSteps = kMaxTables + kMaxTiles;
 constexpr int kMaxColumns = kMaxTables * Policy::OrderStats::kMaxCountedChunk;
 

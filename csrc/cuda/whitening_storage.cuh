@@ -12,7 +12,7 @@ template <class T>
 struct TileParams {
   TileGrid grid;
   T root;  // square root of the tile's size
-  int32_t first_tile, num_chunk_sizes, first_table, first_step;
+  int32_t first_tile, num_tiles, num_chunk_sizes, first_table, first_step;
   bool counted;
 };
 
