@@ -148,7 +148,7 @@ struct Statistics {
 
 // Result of a round of counting for a step.
 struct Verdict {
-  uint32_t unsettled;  // 1 if the projection may change a value
+  uint32_t unsettled;  // number of values in unsettled buckets, or 1 if they are not counted
   uint32_t fullest;    // number of values in the fullest unsettled bucket
 };
 
@@ -280,14 +280,20 @@ class TeamOrderStats {
   // that round. The block's threads may read the result after a __syncthreads.
   template <class V>
   __device__ __noinline__ void project_2os_counted(V v, const TeamTable<T>* tables, const Buckets* buckets,
-                                                   uint32_t fullest) {
+                                                   Verdict verdict) {
     in_shared(this);
     in_shared(tables);
     in_shared(buckets);
-    if (fullest > Tuning::kMaxComparedBucket) return project_2os_by_sorting(v, tables);
+    if (verdict.fullest > Tuning::kMaxComparedBucket) return project_2os_by_sorting(v, tables);
     gather(v, tables, buckets);
     team.sync();
-    rank_among_neighbours(v, tables, buckets);
+    // One barrier more pays off if many values are unsettled: neighbouring threads then read the same bucket.
+    const bool many = verdict.unsettled >= static_cast<uint32_t>(v.size) / Tuning::kManyUnsettled;
+    if (many) {
+      rank_in_order(v, tables, buckets);
+      team.sync();
+    }
+    rank_own(v, tables, buckets, many);
   }
 
   // The same without a round of counting, in a time that does not depend on the values.
@@ -471,7 +477,7 @@ class TeamOrderStats {
       before = __reduce_add_sync(kAllLanes, lane < part ? sums[warp - part + lane] : 0);
     }
 
-    uint32_t fullest = 0;
+    uint32_t unsettled = 0, fullest = 0;
     for (int32_t row = begin; row < end; row += kCountersPerRow) {
       const int32_t k = row + 4 * lane;
       const bool valid = k < end;
@@ -493,14 +499,17 @@ class TeamOrderStats {
                                                static_cast<int32_t>(end_rank) <= range[2 * i + 1] + 1);
         crowd[i] = settled ? 0 : count[i];
         if (!settled) cursors[k + i] = rank;
+        unsettled += crowd[i];
         fullest = max(fullest, crowd[i]);
         rank = end_rank;
       }
       crowds[k / 4] = uint4{crowd[0], crowd[1], crowd[2], crowd[3]};
     }
     fullest = __reduce_max_sync(kAllLanes, fullest);
-    if (lane != 0 || fullest == 0) return;
-    verdicts[table.step].unsettled = 1;
+    if (fullest == 0) return;
+    unsettled = __reduce_add_sync(kAllLanes, unsettled);
+    if (lane != 0) return;
+    atomicAdd(&verdicts[table.step].unsettled, unsettled);
     atomicMax(&verdicts[table.step].fullest, fullest);
   }
 
@@ -526,30 +535,64 @@ class TeamOrderStats {
     }
   }
 
-  // Ranks the block's own values of unsettled buckets by comparing them with all values of their bucket.
+  // Rank of a gathered value among the values of its bucket, whose first rank is `rank`.
+  __device__ static int32_t rank_among_neighbours(const Entry<T>& own, const Entry<T>* column, int32_t rank,
+                                                  int32_t crowd) {
+    const Entry<T>* neighbours = column + rank;
+#pragma unroll 4
+    for (int32_t k = 0; k < crowd; ++k) rank += neighbours[k] < own;
+    return rank;
+  }
+
+  // Ranks all gathered values, in the order of their buckets. Other entries are left from earlier
+  // projections: they do not lie within the bucket that their key has now.
   template <class V>
-  __device__ void rank_among_neighbours(const V& v, const TeamTable<T>* tables, const Buckets* buckets) {
+  __device__ void rank_in_order(const V& v, const TeamTable<T>* tables, const Buckets* buckets) {
+    for (int32_t f = 0; f < V::kCount; ++f) {
+      const TeamTable<T>& table = tables[f];
+      const Entry<T>* entries = in_global(sort_storage.entries[0]) + f * v.size;
+      for (uint32_t p = team.thread(); p < static_cast<uint32_t>(v.size); p += team.num_threads()) {
+        const int32_t column = table.by_num_chunks.quotient(static_cast<int32_t>(p)),
+                      first = column * table.num_chunks, place = static_cast<int32_t>(p) - first;
+        const Entry<T> own = entries[p];
+        const int32_t at = table.first_counter +
+                           table.counter_of(from_key<T>(own.key), column, buckets + table.first_column);
+        const auto crowd = static_cast<int32_t>(in_global(storage.crowds)[at]);
+        if (crowd == 0) continue;
+        const int32_t end = static_cast<int32_t>(in_global(storage.cursors)[at]);
+        if (place < end - crowd || place >= end) continue;
+        in_global(storage.ranks)[f * v.size + static_cast<int32_t>(own.index)] =
+            static_cast<uint32_t>(rank_among_neighbours(own, entries + first, end - crowd, crowd));
+      }
+    }
+  }
+
+  // Clips the block's own values of unsettled buckets. `ranked`: their ranks are known.
+  template <class V>
+  __device__ void rank_own(const V& v, const TeamTable<T>* tables, const Buckets* buckets, bool ranked) {
     for (int32_t f = 0; f < V::kCount; ++f) {
       const TeamTable<T>& table = tables[f];
       const Entry<T>* entries = in_global(sort_storage.entries[0]) + f * v.size;
       for (int32_t i = v.begin() + threadIdx.x; i < v.end(); i += blockDim.x) {
         const uint32_t found = in_global(storage.columns)[f * v.size + i];
-        const T x = v.get(f, i);
-        T projected = x;
+        if (found == kSettled && V::kInPlace) continue;
+        T x = v.get(f, i);
         if (found != kSettled) {
           const auto column = static_cast<int32_t>(found);
-          const int32_t at = table.first_counter + table.counter_of(x, column, buckets + table.first_column);
-          const auto crowd = static_cast<int32_t>(in_global(storage.crowds)[at]);
-          int32_t rank = static_cast<int32_t>(in_global(storage.cursors)[at]) - crowd;
-          const Entry<T>* neighbours = entries + column * table.num_chunks + rank;
-          const Entry<T> own{to_key(x), static_cast<uint32_t>(i)};
-#pragma unroll 4
-          for (int32_t k = 0; k < crowd; ++k) rank += neighbours[k] < own;
-          projected = table.clip(x, rank, column);
-        } else if (V::kInPlace) {
-          continue;
+          int32_t rank;
+          if (ranked) {
+            rank = static_cast<int32_t>(in_global(storage.ranks)[f * v.size + i]);
+          } else {
+            const int32_t at =
+                table.first_counter + table.counter_of(x, column, buckets + table.first_column);
+            const auto crowd = static_cast<int32_t>(in_global(storage.crowds)[at]);
+            rank = rank_among_neighbours({to_key(x), static_cast<uint32_t>(i)},
+                                         entries + column * table.num_chunks,
+                                         static_cast<int32_t>(in_global(storage.cursors)[at]) - crowd, crowd);
+          }
+          x = table.clip(x, rank, column);
         }
-        v.set(f, i, projected);
+        v.set(f, i, x);
       }
     }
   }

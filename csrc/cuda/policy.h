@@ -38,10 +38,15 @@ struct PolicySm80 {
     // Unsettled buckets up to this size are ranked by comparing all values with all. Beyond it, sorting is
     // faster.
     static constexpr uint32_t kMaxComparedBucket = 512;
+    // A share of 1/kManyUnsettled of the values is worth a barrier, after which they are ranked in order.
+    static constexpr uint32_t kManyUnsettled = 8;
     // Columns and vectors of tile statistics up to these lengths are ranked by every block separately,
     // without a team barrier.
     static constexpr int32_t kMaxSmallColumn = 1024;
     static constexpr int32_t kMaxSmallVector = 4096;
+    // Small vectors up to this length also if they have been counted: that is faster than to gather the
+    // values.
+    static constexpr int32_t kMaxUngathered = 1024;
     // Among these, columns up to this length are not counted: one block compares all values with all.
     static constexpr int32_t kMaxTinyColumn = 32;
   };
@@ -61,8 +66,6 @@ struct PolicySm80 {
     static constexpr int kBlockThreads = 512;
     static constexpr int kMinBlocksPerSm = 1;
 #endif
-    // After a unit was found unsettled, it skips the rounds of at most this many projections.
-    static constexpr int32_t kMaxPatience = 8;
     // Mixing tiles are divided between blocks if that gives at least this many times as many blocks.
     static constexpr int64_t kMinBlocksGained = 4;
   };

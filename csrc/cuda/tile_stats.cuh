@@ -29,7 +29,6 @@ struct TileProblem {
 };
 
 constexpr int32_t kNoRound = -1;
-constexpr uint32_t kNotCounted = ~0u;
 
 // Kept by a block in shared memory.
 template <class T, bool kShared>
@@ -77,11 +76,11 @@ class TeamTileStats {
 
   // Projects the statistics and rescales the tiles. The block's threads may read x after a __syncthreads.
   // `first`: number of the first chunk size that may change a statistic, or the number of all if only tiles
-  // that are not finite change. If it has been counted, `counted` is the number of values in its fullest
-  // unsettled bucket; if not, kNotCounted. Then a team barrier must follow measure() first. `round`: number
-  // of the next round of counting. Returns that of the round after the last one here.
+  // that are not finite change. `counted`: the verdict on it, or zeros if it has not been counted; then a
+  // team barrier must follow measure() first. `round`: number of the next round of counting. Returns that of
+  // the round after the last one here.
   __device__ __noinline__ int32_t project_tile_stats(Part x, const TileProblem<T>* problem, int32_t copy,
-                                                     int32_t first, uint32_t counted, int32_t num_steps,
+                                                     int32_t first, Verdict counted, int32_t num_steps,
                                                      int32_t round) {
     in_shared(this);
     in_shared(problem);
@@ -90,21 +89,22 @@ class TeamTileStats {
       if (k > first) order_stats()->team.sync();
       const Statistics<T> v = statistics(*problem, in, storage.projected[k % 2]);
       const TeamTable<T>* pair = tables_of(*problem, k);
-      uint32_t fullest = k == first ? counted : kNotCounted;
-      if (pair->is_counted() && !pair->is_small() && fullest == kNotCounted) {
+      Verdict verdict = k == first ? counted : Verdict{};
+      if (pair->is_counted() && !pair->is_small() && !verdict.unsettled) {
         order_stats()->count(v, problem->by_own, pair, 2, buckets, BlockRotation{});
         order_stats()->team.sync();
         order_stats()->sum_up(pair, pair + 2, true, in, num_steps, round);
         order_stats()->team.sync();
-        fullest = order_stats()->verdict(problem->first_step + k, round++).fullest;
+        verdict = order_stats()->verdict(problem->first_step + k, round++);
       }
       if (!pair->is_counted()) {
         order_stats()->project_2os_by_sorting(v, pair);
-      } else if (fullest == kNotCounted || pair->is_tiny()) {
+      } else if (pair->is_small() &&
+                 (!verdict.unsettled || pair->size() <= Policy::OrderStats::kMaxUngathered)) {
         for (int32_t f = 0; f < 2; ++f)
           order_stats()->project_2os_small(in + f * v.size, v.out + f * v.size, pair[f], v.begin(), v.end());
       } else {
-        order_stats()->project_2os_counted(v, pair, buckets, fullest);
+        order_stats()->project_2os_counted(v, pair, buckets, verdict);
       }
       in = v.out;
     }

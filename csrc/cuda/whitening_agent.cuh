@@ -134,17 +134,17 @@ class AgentProject {
     team().sync();
     const int32_t step = order_stats.first_unsettled(first_step(begin), first_step(end), round_);
     if (step == first_step(end)) return ++round_, end;
-    const uint32_t fullest = order_stats.verdict(step, round_++).fullest;
+    const Verdict verdict = order_stats.verdict(step, round_++);
     int32_t unit = begin;
     while (step >= first_step(unit + 1)) ++unit;
     if (unit < num_values)
-      order_stats.project_2os_counted(values(), shared().tables + unit, buckets, fullest);
+      order_stats.project_2os_counted(values(), shared().tables + unit, buckets, verdict);
     else
-      project_tile_stats(unit, step - first_step(unit), fullest);
+      project_tile_stats(unit, step - first_step(unit), verdict);
     return unit + 1;
   }
 
-  __device__ void project_tile_stats(int32_t unit, int32_t first, uint32_t counted) {
+  __device__ void project_tile_stats(int32_t unit, int32_t first, Verdict counted) {
     round_ = shared().tile_stats.project_tile_stats(slice_, &tile_problem(unit), copy_, first, counted,
                                                     params_.num_steps, round_);
   }
@@ -170,7 +170,7 @@ class AgentProject {
     } else {
       shared().tile_stats.measure(slice_, &tile_problem(unit), copy_, kNoRound, BlockRotation{});
       team().sync();
-      project_tile_stats(unit, 0, kNotCounted);
+      project_tile_stats(unit, 0, {});
     }
     return unit + 1;
   }
