@@ -81,11 +81,11 @@ struct TeamTable : DeviceTable<T> {
   FastDivisor by_warps_per_column;
   int32_t counters_per_warp;
 
-  // Fills in all but the table itself and the place of its vector. Returns the number of its jobs.
-  __device__ int32_t prepare(int32_t jobs_before) {
+  // Fills in all but the table itself and the place of its vector. first_job becomes the number of its own
+  // jobs.
+  __device__ void prepare() {
     by_chunk_size = FastDivisor::of(this->chunk_size);
     by_num_chunks = FastDivisor::of(this->num_chunks);
-    first_job = jobs_before;
     const int32_t num_warps = static_cast<int32_t>(blockDim.x / kWarpThreads);
     const int32_t rows = (this->num_buckets + kCountersPerRow - 1) / kCountersPerRow;
     const bool tiny = statistics >= 0 && this->is_tiny();
@@ -93,7 +93,7 @@ struct TeamTable : DeviceTable<T> {
     by_warps_per_column = FastDivisor::of(warps_per_column);
     columns_at_once = tiny ? 0 : num_warps / warps_per_column;
     counters_per_warp = (rows + warps_per_column - 1) / warps_per_column * kCountersPerRow;
-    return tiny ? 1 : (this->chunk_size + columns_at_once - 1) / columns_at_once;
+    first_job = tiny ? 1 : (this->chunk_size + columns_at_once - 1) / columns_at_once;
   }
 };
 
@@ -287,8 +287,9 @@ class TeamOrderStats {
     if (verdict.fullest > Tuning::kMaxComparedBucket) return project_2os_by_sorting(v, tables);
     gather(v, tables, buckets);
     team.sync();
-    // One barrier more pays off if many values are unsettled: neighbouring threads then read the same bucket.
-    const bool many = verdict.unsettled >= static_cast<uint32_t>(v.size) / Tuning::kManyUnsettled;
+    // One barrier more pays off for many values: neighbouring threads then read the same bucket.
+    const bool many = verdict.fullest > Tuning::kMaxScatteredBucket &&
+                      verdict.unsettled >= static_cast<uint32_t>(v.size) / Tuning::kManyUnsettled;
     if (many) {
       rank_in_order(v, tables, buckets);
       team.sync();

@@ -251,10 +251,12 @@ class AgentProject {
     spare_ = slice;
   }
 
-  // Copies the tables, tiles and mixing domains to shared memory, with what is computed from them.
+  // Copies the tables, tiles and mixing domains to shared memory, with what is computed from them. There is
+  // no room for it among the parameters of the kernel.
   __device__ void make_tables() {
     constexpr int32_t D = Policy::OrderStats::kMaxCountedChunk;
-    for (int32_t k = threadIdx.x; k < params_.num_tables; k += blockDim.x) {
+    BlockRotation rotation;
+    for (int32_t k = rotation.thread(); k < params_.num_tables; k += blockDim.x) {
       TeamTable<T>& table = shared().tables[k];
       static_cast<DeviceTable<T>&>(table) = params_.tables[k];
       table.statistics = -1;
@@ -263,19 +265,10 @@ class AgentProject {
         if (k >= tile.first_table)
           table.statistics = 2 * tile.first_tile + (k - tile.first_table) % 2 * tile.num_tiles;
       }
+      table.prepare();
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int32_t jobs = 0;
-      for (int32_t k = 0; k < params_.num_tables; ++k) jobs += shared().tables[k].prepare(jobs);
-      shared().tables[params_.num_tables].first_job = jobs;
-    }
-    for (int32_t k = threadIdx.x; k < params_.num_tables * D; k += blockDim.x) {
-      const DeviceTable<T>& table = params_.tables[k / D];
-      if (table.is_counted() && k % D < table.chunk_size)
-        shared().buckets[table.first_column + k % D] = buckets_of(table, k % D);
-    }
-    for (int32_t k = threadIdx.x; k < params_.num_tiles; k += blockDim.x) {
+    rotation.advance(params_.num_tables);
+    for (int32_t k = rotation.thread(); k < params_.num_tiles; k += blockDim.x) {
       const TileParams<T>& tile = params_.tiles[k];
       const FastTileGrid grid = FastTileGrid::of(tile.grid);
       const int32_t begin = grid.tiles_in(slice_.begin), end = grid.tiles_in(slice_.end);
@@ -292,9 +285,24 @@ class AgentProject {
                            tile.first_step,
                            tile.counted};
     }
-    for (int32_t k = threadIdx.x; k < params_.num_mixing; k += blockDim.x) {
+    rotation.advance(params_.num_tiles);
+    for (int32_t k = rotation.thread(); k < params_.num_mixing; k += blockDim.x) {
       const MixingPlan& domain = params_.mixing[k];
       shared().mixing[k] = {FastTileGrid::of(domain.grid), domain.repeats, domain.inside_blocks};
+    }
+    for (int32_t k = threadIdx.x; k < params_.num_tables * D; k += blockDim.x) {
+      const DeviceTable<T>& table = params_.tables[k / D];
+      if (table.is_counted() && k % D < table.chunk_size)
+        shared().buckets[table.first_column + k % D] = buckets_of(table, k % D);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      int32_t jobs = 0;
+      for (int32_t k = 0; k <= params_.num_tables; ++k) {
+        const int32_t own = k < params_.num_tables ? shared().tables[k].first_job : 0;
+        shared().tables[k].first_job = jobs;
+        jobs += own;
+      }
     }
   }
 
