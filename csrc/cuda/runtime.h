@@ -36,15 +36,18 @@ T* allocate(const Launch& launch, int64_t count) {
   return static_cast<T*>(launch.allocate(launch.allocator, static_cast<size_t>(count) * sizeof(T)));
 }
 
+// Clears memory, all at once, that calls of allocate_cleared will return.
+inline void reserve_cleared(const Launch& launch, size_t bytes) {
+  if (launch.cleared.bytes >= bytes) return;
+  launch.cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
+  check(cudaMemsetAsync(launch.cleared.begin, 0, bytes, launch.stream), "clearing memory");
+}
+
 // Memory of zeros.
 inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
-  Memory& cleared = launch.cleared;
-  if (cleared.bytes < bytes) {
-    cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
-    check(cudaMemsetAsync(cleared.begin, 0, bytes, launch.stream), "clearing memory");
-  }
-  unsigned char* memory = cleared.begin;
-  cleared = {memory + bytes, cleared.bytes - bytes};
+  reserve_cleared(launch, bytes);
+  unsigned char* memory = launch.cleared.begin;
+  launch.cleared = {memory + bytes, launch.cleared.bytes - bytes};
   return memory;
 }
 

@@ -80,12 +80,11 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   ProjectParams<T> params = params_of(plan, projection, ranges);
   params.x = x;
   params.batch = batch;
-  const auto memory = [&](Contents contents, unsigned char* (*allocate)(const Launch&, size_t)) {
-    params.memory[static_cast<int>(contents)] = allocate(launch, plan.bytes(contents));
-  };
-  memory(Contents::zero_always, memory_of_zeros);
-  memory(Contents::zero_before, allocate_cleared);
-  memory(Contents::any, working_memory);
+  const size_t zeros = plan.bytes(Contents::zero_always), cleared = plan.bytes(Contents::zero_before);
+  reserve_cleared(launch, cleared + (launch.zeros.bytes < zeros ? zeros : 0));
+  params.memory[static_cast<int>(Contents::zero_always)] = memory_of_zeros(launch, zeros);
+  params.memory[static_cast<int>(Contents::zero_before)] = allocate_cleared(launch, cleared);
+  params.memory[static_cast<int>(Contents::any)] = working_memory(launch, plan.bytes(Contents::any));
   enqueue(launch, plan.slices_shared ? project_kernel<T, true> : project_kernel<T, false>,
           Residence::all_at_once, plan.num_teams * plan.blocks_per_team, plan.block_threads,
           plan.shared_bytes, params);
@@ -130,7 +129,7 @@ void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>
     zeros = std::max(zeros, mixed.bytes(Contents::zero_always));
     working = std::max(working, mixed.bytes(Contents::any));
   }
-  launch.cleared = {allocate_cleared(launch, cleared + zeros), cleared + zeros};
+  reserve_cleared(launch, cleared + zeros);
   memory_of_zeros(launch, zeros);
   working_memory(launch, working);
 }

@@ -32,9 +32,10 @@ def test_the_first_call_asks_for_the_attributes_of_the_device(report: dict[str, 
         "set_attribute": 1,
         "occupancy": 1,
     }
+    # In float64 only one of two slices fits into the shared memory of this device, so both kernels are used.
     assert {name: other_kernels[name] for name in QUESTIONS & set(other_kernels)} == {
-        "set_attribute": 1,
-        "occupancy": 1,
+        "set_attribute": 2,
+        "occupancy": 2,
     }
 
 
