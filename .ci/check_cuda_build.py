@@ -32,7 +32,7 @@ MORE_REGISTERS = {  # a thread holds 16 complex numbers
     "project_wgnc_kernel": 255,
 }
 MAY_USE_LOCAL_MEMORY = {
-    "project_kernel": "state kept between phases; the phases are functions without local memory",
+    "project_kernel": "registers saved around calls; the functions called have no local memory",
     "butterfly_kernel<float, 4": "rows of 32,768 values",
     "butterfly_kernel<Half, 4": "rows of 32,768 values",
     "butterfly_kernel<BFloat16, 4": "rows of 32,768 values",

@@ -11,6 +11,9 @@ constexpr uint32_t kWarpThreads = 32;
 constexpr uint32_t kMaxBlockWarps = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
+// Place of the lowest bit that is 1.
+__device__ inline int32_t lowest_bit(uint32_t bits) { return __popc((bits & (0u - bits)) - 1); }
+
 struct WarpScan {
   // Sum over the lanes of the warp up to this one. Every lane must take part.
   __device__ static uint32_t inclusive_sum(uint32_t value) {

@@ -76,34 +76,37 @@ __device__ inline void butterfly_group(int32_t steps, int32_t group, int32_t siz
 }
 
 // `steps` steps on the tiles begin .. end - 1, by `num_threads` threads; `thread` is the number of this one.
-template <class T>
-__device__ __noinline__ void butterfly_tiles(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid,
-                                             int32_t begin, int32_t end, int32_t steps, bool inverse,
-                                             int32_t thread, int32_t num_threads) {
+// Forwards, only one step at a time.
+template <bool kInverse, class In, class Out>
+__device__ __noinline__ void butterfly_tiles(In in, Out out, const FastTileGrid* grid_, int32_t begin,
+                                             int32_t end, int32_t steps, int32_t thread,
+                                             int32_t num_threads) {
+  using T = typename In::Value;
+  const FastTileGrid& grid = *in_shared(grid_);
   const int32_t size = grid.size(), groups = size >> steps;
   for (int32_t k = thread; k < (end - begin) * groups; k += num_threads) {
-    const int32_t tile = begin + k / groups, group = k % groups;
-    const T* from = &in[grid.first_of(tile)];
-    T* to = &out[grid.first_of(tile)];
-    const auto load = [&](int32_t place) { return from[grid.offset_of(place)]; };
-    const auto store = [&](int32_t place, T value) { to[grid.offset_of(place)] = value; };
-    if (inverse)
+    const int32_t tile = begin + grid.tiles_in(k << steps), group = k - (tile - begin) * groups;
+    const int32_t first = grid.first_of(tile);
+    const auto load = [&](int32_t place) { return in[first + grid.offset_of(place)]; };
+    const auto store = [&](int32_t place, T value) { out[first + grid.offset_of(place)] = value; };
+    if constexpr (kInverse)
       butterfly_group<true, true, T>(steps, group, size, load, store);
     else
-      butterfly_group<true, false, T>(steps, group, size, load, store);
+      butterfly_group<1, true, false, T>(group, size, load, store);
   }
 }
 
 // One step by the threads of the block. Computes the results that lie in `out`; `in` must hold all tiles that
 // overlap `out`.
-template <class T>
-__device__ __noinline__ void butterfly_step(const Slice<T>& in, const Slice<T>& out, const TileGrid& grid) {
+template <class In, class Out>
+__device__ __noinline__ void butterfly_step(In in, Out out, const FastTileGrid* grid_) {
+  using T = typename In::Value;
+  const FastTileGrid& grid = *in_shared(grid_);
   const int32_t half = grid.size() / 2;
   for (int32_t place = out.begin + static_cast<int32_t>(threadIdx.x); place < out.end; place += blockDim.x) {
     const auto [tile, i] = grid.position_of(place);
-    const T* values = &in[grid.first_of(tile)];
-    const int32_t pair = 2 * (i < half ? i : i - half);
-    const T a = values[grid.offset_of(pair)], b = values[grid.offset_of(pair + 1)];
+    const int32_t first = grid.first_of(tile), pair = 2 * (i < half ? i : i - half);
+    const T a = in[first + grid.offset_of(pair)], b = in[first + grid.offset_of(pair + 1)];
     out[place] = step_scaled<T, true>(i < half ? a + b : a - b);
   }
 }

@@ -33,9 +33,9 @@ struct Launch {
   // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
-  // Memory that reserve_for_whiten has cleared and no launch has taken yet, and memory that all launches of
-  // the projection kernel use, one after the other.
-  mutable Memory cleared{}, working{};
+  // Memory that reserve_for_whiten has cleared and no launch has taken yet; memory that all launches of the
+  // projection kernel use, one after the other: of zeros, and of anything.
+  mutable Memory cleared{}, zeros{}, working{};
 };
 
 // Writes the rank ranges of a table, [D][num_buckets], and its faults. If an entry decreases with the rank,

@@ -3,11 +3,12 @@
 // Values are sorted only if no cheaper method works. The rank of a value in its chunk is counted by comparing
 // it with the chunk. The values of every column are counted into buckets. The counts give the first and the
 // last rank in a bucket; if both are in the bucket's rank range, its values are settled: the projection does
-// not change them. That settles most of a nearly typical sample. Otherwise the values are gathered by bucket
-// and ranked exactly among their neighbours. Where buckets are crowded (many ties, unusual scales) or chunks
-// are long, they are ranked by sorting.
+// not change them. That settles most of a nearly typical sample. The values of the other buckets are gathered
+// by bucket and ranked exactly among their neighbours. Where buckets are crowded (many ties, unusual scales)
+// or chunks are long, they are ranked by sorting. Columns of very few values are ranked by one block.
 //
-// A round of counting may test several units at once: those before the first unsettled one change nothing.
+// A round of counting may test several projections at once: those before the first unsettled one change
+// nothing.
 #pragma once
 
 #include "kernels.h"
@@ -15,6 +16,7 @@
 #include "policy.h"
 #include "radix_sort.cuh"
 #include "team.cuh"
+#include "tiles.cuh"
 
 namespace noisetilt::cuda {
 
@@ -26,28 +28,29 @@ struct DeviceTable {
   int64_t row_stride, column_stride;
   int32_t num_chunks, chunk_size, num_buckets;
   int32_t first_counter;  // of [column][bucket], in the buffers of the team
-  int32_t unit;           // see whitening_plan.h
+  int32_t first_column;   // number of columns of the tables before
+  int32_t step;           // see whitening_plan.h
 
-  // Long chunks are sorted, and have no buckets.
-  __device__ bool is_counted() const { return chunk_size <= Policy::OrderStats::kMaxCountedChunk; }
-  __device__ int32_t num_counters() const { return chunk_size * num_buckets; }
+  __device__ bool is_counted() const { return cuda::is_counted(chunk_size); }
+  __device__ bool is_tiny() const { return cuda::is_tiny(num_chunks, chunk_size); }
+  // Index of a counter in [column][bucket]. `buckets`: of every column.
+  __device__ int32_t counter_of(T x, int32_t column, const Buckets* buckets) const {
+    return column * num_buckets + buckets[column].of(x, static_cast<uint32_t>(num_buckets) / 2);
+  }
 
   __device__ int32_t size() const { return num_chunks * chunk_size; }
-  __device__ bool is_small() const {
-    return num_chunks <= Policy::OrderStats::kMaxSmallColumn &&
-           size() <= Policy::OrderStats::kMaxSmallVector && is_counted();
-  }
+  __device__ bool is_small() const { return cuda::is_small(num_chunks, chunk_size); }
   // x clipped to the entries for its rank and column; NaN stays.
   __device__ T clip(T x, int32_t rank, int32_t column) const {
     const int64_t at = rank * row_stride + column * column_stride;
-    const T low = lower[at], high = upper[at];
+    const T low = in_global(lower)[at], high = in_global(upper)[at];
     return x < low ? low : x > high ? high : x;
   }
 };
 
 template <class T>
 DeviceTable<T> device_table(const Table<T>& table, const RankRange* ranges, int32_t first_counter = 0,
-                            int32_t unit = 0) {
+                            int32_t first_column = 0, int32_t step = 0) {
   return {table.lower,
           table.upper,
           ranges,
@@ -57,65 +60,101 @@ DeviceTable<T> device_table(const Table<T>& table, const RankRange* ranges, int3
           static_cast<int32_t>(table.chunk_size),
           num_buckets(table.num_chunks, table.chunk_size),
           first_counter,
-          unit};
+          first_column,
+          step};
 }
 
-// Buckets for values that are typical for the table. Their centre is the middle of the entries of the middle
-// rank. The typical distance from it is an eighth of the table's extent, rounded down to a power of two.
-template <class T>
-__device__ inline Buckets buckets_of(const DeviceTable<T>& table) {
-  const int64_t middle = table.num_chunks / 2 * table.row_stride,
-                last = (table.num_chunks - 1) * table.row_stride;
-  const auto column = [&](int32_t j) { return j * table.column_stride; };
-  float centre = 0;
-  for (const int32_t j : {(table.chunk_size - 1) / 2, table.chunk_size / 2})
-    centre += (static_cast<float>(table.lower[middle + column(j)]) +
-               static_cast<float>(table.upper[middle + column(j)])) /
-              4;
-  if (!is_finite(centre)) centre = 0;
-  const float widest = (static_cast<float>(table.upper[last + column(table.chunk_size - 1)]) -
-                        static_cast<float>(table.lower[0])) /
-                       2;
-  const int32_t exponent = static_cast<int32_t>((__float_as_uint(widest) >> 23) & 255u) - 127 - 2;
-  const int32_t inverse = 2 - exponent + 127;
-  return {centre, __uint_as_float(static_cast<uint32_t>(min(max(inverse, 1), 254)) << 23), table.num_buckets};
-}
+// Number of counters that a warp reads at once.
+constexpr int32_t kCountersPerRow = 4 * static_cast<int32_t>(kWarpThreads);
 
-// Rank of chunk[i] among the values of the chunk. Ties are ordered by index.
+// A table as the blocks of a team keep it in shared memory.
 template <class T>
-__device__ inline int32_t rank_in_chunk(const T* chunk, int32_t chunk_size, int32_t i) {
-  const Key<T> key = to_key(chunk[i]);
-  int32_t rank = 0;
-#pragma unroll 4
-  for (int32_t k = 0; k < chunk_size; ++k) {
-    const Key<T> other = to_key(chunk[k]);
-    rank += other < key || (other == key && k < i);
+struct TeamTable : DeviceTable<T> {
+  FastDivisor by_chunk_size, by_num_chunks;
+  int32_t statistics;  // for tables of tiles: place of the vector among the tile statistics; otherwise -1
+
+  // Jobs of summing up the counters: a job of a block are as many whole columns as its warps can sum up at
+  // once, or a tiny table.
+  int32_t first_job;        // number of jobs of the tables before
+  int32_t columns_at_once;  // 0 for a tiny table
+  int32_t warps_per_column;
+  FastDivisor by_warps_per_column;
+  int32_t counters_per_warp;
+
+  // Fills in all but the table itself and the place of its vector. first_job becomes the number of its own
+  // jobs.
+  __device__ void prepare() {
+    by_chunk_size = FastDivisor::of(this->chunk_size);
+    by_num_chunks = FastDivisor::of(this->num_chunks);
+    const int32_t num_warps = static_cast<int32_t>(blockDim.x / kWarpThreads);
+    const int32_t rows = (this->num_buckets + kCountersPerRow - 1) / kCountersPerRow;
+    const bool tiny = statistics >= 0 && this->is_tiny();
+    warps_per_column = max(min(rows, num_warps), 1);
+    by_warps_per_column = FastDivisor::of(warps_per_column);
+    columns_at_once = tiny ? 0 : num_warps / warps_per_column;
+    counters_per_warp = (rows + warps_per_column - 1) / warps_per_column * kCountersPerRow;
+    first_job = tiny ? 1 : (this->chunk_size + columns_at_once - 1) / columns_at_once;
   }
-  return rank;
-}
-
-// One or two vectors of equal size that are projected side by side. A block changes its own values, begin ..
-// end - 1. It reads the same values of `in`, and the rest of each chunk that crosses the border of its range.
-template <class T>
-struct Vectors {
-  const T* first_in;
-  T* first_out;
-  int32_t count;
-  int32_t size;  // of one vector; the second follows the first in memory
-  int32_t begin, end;
-
-  __device__ const T* in(int32_t f) const { return first_in + f * size; }
-  __device__ T* out(int32_t f) const { return first_out + f * size; }
 };
 
-// Result of a round of counting for a unit.
+// Buckets of a column for values that are typical for the table. Centre and deviation are those of the
+// middles between lower and upper entries: the middle rank, and half the distance of the ranks at a sixth of
+// the column from its ends. In columns of few values, whose middle ranks say little, the deviation is larger.
+template <class T>
+__device__ inline Buckets buckets_of(const DeviceTable<T>& table, int32_t column) {
+  const auto entry = [&](const T* bound, int32_t rank) {
+    return static_cast<float>(bound[rank * table.row_stride + column * table.column_stride]);
+  };
+  const auto middle = [&](int32_t rank) {
+    return entry(table.lower, rank) / 2 + entry(table.upper, rank) / 2;
+  };
+  const int32_t last = table.num_chunks - 1, half = table.num_chunks / 2, low = last / 6;
+  const float centre = middle(half),
+              two_deviations = fmaxf(middle(last - low) - middle(low),
+                                     (entry(table.upper, half) - entry(table.lower, half)) / 4);
+  const float deviations = 2 / two_deviations;
+  return {is_finite(centre) ? centre : 0, is_finite(deviations) && deviations > 0 ? deviations : 1};
+}
+
+// The block's slice of the values of a sample, projected in place. `size`: of the sample.
+template <class T, bool kShared>
+struct Values {
+  static constexpr int32_t kCount = 1;
+  static constexpr bool kInPlace = true;
+  Slice<T, kShared> slice;
+  int32_t size;
+
+  __device__ int32_t begin() const { return slice.begin; }
+  __device__ int32_t end() const { return slice.end; }
+  __device__ T get(int32_t, int32_t i) const { return slice[i]; }
+  __device__ void set(int32_t, int32_t i, T x) const { slice[i] = x; }
+};
+
+// The block's part of two vectors of tile statistics, one behind the other. Blocks may divide chunks.
+template <class T>
+struct Statistics {
+  static constexpr int32_t kCount = 2;
+  static constexpr bool kInPlace = false;
+  const T* in;
+  T* out;
+  int32_t size;  // of a vector
+  int32_t begin_, end_;
+
+  __device__ int32_t begin() const { return begin_; }
+  __device__ int32_t end() const { return end_; }
+  __device__ T get(int32_t f, int32_t i) const { return in_global(in)[f * size + i]; }
+  __device__ void set(int32_t f, int32_t i, T x) const { in_global(out)[f * size + i] = x; }
+};
+
+// Result of a round of counting for a step.
 struct Verdict {
-  uint32_t unsettled;  // 1 if the projection may change a value
+  uint32_t unsettled;  // number of values in unsettled buckets, or 1 if they are not counted
   uint32_t fullest;    // number of values in the fullest unsettled bucket
 };
 
-constexpr uint32_t kUnsettled = 1u << 31;  // flag of a bucket, beside its first rank
-
+// Kept by a block in shared memory. A *round* of counting: count() for all values or statistics of some
+// steps, a team barrier, sum_up() of their tables, a team barrier, then verdict(). `round`: number of the
+// round.
 template <class T>
 class TeamOrderStats {
  public:
@@ -124,334 +163,440 @@ class TeamOrderStats {
 
   // Storage of a team in global memory, see whitening_buffers.h.
   struct GlobalStorage {
-    uint32_t* counters[2];  // of every table; zero unless in use
-    Verdict* verdicts[2];   // of every unit; zero unless in use
-    int32_t num_units;
-    // First rank in each bucket of every table, with the flag kUnsettled. Gathering advances it to the rank
-    // of the next value in the bucket.
-    uint32_t* ranks;
-    T* clipped;         // [vector][value]; NaN if the value is unchanged
-    uint32_t* columns;  // [value], for sorting
-    typename Sort::GlobalStorage sort;
+    uint32_t* counters;    // of every table; zero unless in use
+    Verdict* verdicts[2];  // of every step, for even and odd rounds; zero unless in use
+    uint32_t* crowds;      // values in each bucket of every table; 0 if it is settled
+    uint32_t*
+        cursors;  // first rank in each unsettled bucket; gathering advances it to the rank after its last
+    uint32_t* columns;  // [vector][value]
+    uint32_t* ranks;    // [value], by sorting
   };
   // Storage of a block in shared memory.
   union TempStorage {
-    // Two small vectors by columns, with a gap behind every column.
-    Key<T> columns[2 * (Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk)];
+    uint32_t sums[2][kMaxBlockWarps];  // of the counters of each warp
+    // A small vector by columns, with a gap behind every column.
+    Key<T> columns[Tuning::kMaxSmallVector + 4 * Tuning::kMaxCountedChunk];
     typename Sort::TempStorage sort;
   };
 
-  // `storage` may be filled in later, before a barrier of the block.
-  __device__ TeamOrderStats(Team& team, const GlobalStorage& storage, TempStorage& temp_storage)
-      : team_(team), storage_(storage), temp_storage_(temp_storage) {}
+  Team team;
+  GlobalStorage storage;
+  typename Sort::GlobalStorage sort_storage;
+  TempStorage temp;
 
-  // A round of counting: count() for all vectors of a range of tables, a team barrier, sum_up() of the
-  // tables, a team barrier; then verdict() of their units, and end_round().
+  // Counts the block's own values, of a table. They must be written before a __syncthreads. `buckets`: of the
+  // columns of all tables.
+  template <bool kShared>
+  __device__ __noinline__ BlockRotation count(Values<T, kShared> v, const TeamTable<T>* table_,
+                                              const Buckets* buckets, BlockRotation rotation) {
+    in_shared(this);
+    const TeamTable<T>& table = *in_shared(table_);
+    uint32_t* counters = in_global(storage.counters) + table.first_counter;
+    const Buckets* columns = in_shared(buckets) + table.first_column;
+    if (table.chunk_size == 4) return count_chunks<4>(v, table, counters, columns, rotation);
+    if (table.chunk_size == 16) return count_chunks<16>(v, table, counters, columns, rotation);
+    for (int32_t i = v.begin() + rotation.thread(); i < v.end(); i += blockDim.x)
+      atomicAdd(&counters[table.counter_of(v.get(0, i), column_of(v, 0, i, table), columns)], 1u);
+    rotation.advance(v.end() - v.begin());
+    return rotation;
+  }
 
-  // Counts the block's own values. They must be written before a __syncthreads, and values of other blocks in
-  // chunks that cross the border before a team barrier.
-  __device__ __noinline__ void count(const Vectors<T>& v, const DeviceTable<T>* tables,
-                                     const Buckets* buckets, BlockRotation& rotation) {
-    const int32_t D = tables[0].chunk_size, own = v.end - v.begin;
-    for (int32_t f = 0; f < v.count; ++f) {
-      uint32_t* counters = storage_.counters[parity_] + tables[f].first_counter;
-      if (D == 4 && worth_a_thread_a_chunk(v, f, D)) {
-        count_chunks<4>(v, f, counters, buckets[f]);
-      } else if (D == 16 && worth_a_thread_a_chunk(v, f, D)) {
-        count_chunks<16>(v, f, counters, buckets[f]);
-      } else {
-        for (int32_t i = v.begin + rotation.thread(); i < v.end; i += blockDim.x)
-          atomicAdd(&counters[place_of(v.in(f), D, i, buckets[f])], 1u);
-        rotation.advance(own);
+  // Counts the block's own tile statistics, of `num_tables` tables, which alternate between both vectors.
+  // They must be written before a __syncthreads, and those of other blocks in chunks that cross the border
+  // before a team barrier. `by_own`: divisor by the number of the block's tiles.
+  __device__ __noinline__ BlockRotation count(Statistics<T> v, FastDivisor by_own, const TeamTable<T>* tables,
+                                              int32_t num_tables, const Buckets* buckets,
+                                              BlockRotation rotation) {
+    in_shared(this);
+    const int32_t own = v.end() - v.begin(), items = num_tables * own;
+    for (int32_t item = rotation.thread(); item < items; item += blockDim.x) {
+      const int32_t k = by_own.quotient(item), i = v.begin() + item - k * own;
+      const TeamTable<T>& table = in_shared(tables)[k];
+      if (table.columns_at_once == 0) continue;  // tiny
+      uint32_t* counters = in_global(storage.counters) + table.first_counter;
+      const Buckets* columns = in_shared(buckets) + table.first_column;
+      atomicAdd(&counters[table.counter_of(v.get(k % 2, i), column_of(v, k % 2, i, table), columns)], 1u);
+    }
+    rotation.advance(items);
+    return rotation;
+  }
+
+  __device__ void declare_unsettled(int32_t step, int32_t round) {
+    in_global(storage.verdicts[round % 2])[step].unsettled = 1;
+  }
+
+  // Turns the counts of every column into first ranks, and writes the verdicts. Leaves the counters zero.
+  // Behind the tables of the team stands one that has only first_job. `settle`: true if the buckets are the
+  // same as for the rank ranges. If false, no bucket is settled. `statistics`: measured in this round. Tiny
+  // tables are judged by them.
+  __device__ __noinline__ void sum_up(const TeamTable<T>* begin, const TeamTable<T>* end, bool settle,
+                                      const T* statistics, int32_t num_steps, int32_t round) {
+    in_shared(this);
+    in_shared(begin);
+    in_shared(end);
+    const int32_t warp = static_cast<int32_t>(threadIdx.x / kWarpThreads);
+    Verdict* verdicts = in_global(storage.verdicts[round % 2]);
+    uint32_t parity = 0;
+    const TeamTable<T>* table = begin;
+    for (int32_t job = begin->first_job + static_cast<int32_t>(team.rank); job < end->first_job;
+         job += static_cast<int32_t>(team.num_blocks)) {
+      while (job >= table[1].first_job) ++table;
+      const int32_t at_once = table->columns_at_once;
+      if (at_once == 0) {
+        const bool changed = project_2os_small(statistics + table->statistics, static_cast<T*>(nullptr),
+                                               *table, 0, table->size());
+        if (changed) verdicts[table->step].unsettled = 1;
+        __syncthreads();  // before temp is used again
+        continue;
       }
+      const int32_t place = table->by_warps_per_column.quotient(warp),
+                    part = warp - place * table->warps_per_column;
+      const int32_t column = (job - table->first_job) * at_once + place;
+      const bool valid = place < at_once && column < table->chunk_size;
+      const int32_t first = valid ? part * table->counters_per_warp : table->num_buckets;
+      sum_up_counters(*table, column, first, min(first + table->counters_per_warp, table->num_buckets), part,
+                      temp.sums[parity], settle, verdicts);
+      parity ^= 1;
+    }
+    for (uint32_t i = team.thread(); i < static_cast<uint32_t>(num_steps); i += team.num_threads())
+      in_global(storage.verdicts[(round + 1) % 2])[i] = {0, 0};
+  }
+
+  __device__ Verdict verdict(int32_t step, int32_t round) const {
+    return in_global(storage.verdicts[round % 2])[step];
+  }
+
+  // First unsettled step from `begin` on, or `end`.
+  __device__ int32_t first_unsettled(int32_t begin, int32_t end, int32_t round) const {
+    for (int32_t first = begin; first < end; first += static_cast<int32_t>(kWarpThreads)) {
+      const int32_t step = first + static_cast<int32_t>(threadIdx.x % kWarpThreads);
+      const uint32_t found = __ballot_sync(kAllLanes, step < end && verdict(step, round).unsettled);
+      if (found != 0) return first + lowest_bit(found);
+    }
+    return end;
+  }
+
+  // Projects the values or statistics of a step that the last round found unsettled. `verdict`: result of
+  // that round. The block's threads may read the result after a __syncthreads.
+  template <class V>
+  __device__ __noinline__ void project_2os_counted(V v, const TeamTable<T>* tables, const Buckets* buckets,
+                                                   Verdict verdict) {
+    in_shared(this);
+    in_shared(tables);
+    in_shared(buckets);
+    if (verdict.fullest > Tuning::kMaxComparedBucket) return project_2os_by_sorting(v, tables);
+    gather(v, tables, buckets);
+    team.sync();
+    // One barrier more pays off for many values: neighbouring threads then read the same bucket.
+    const bool many = verdict.fullest > Tuning::kMaxScatteredBucket &&
+                      verdict.unsettled >= static_cast<uint32_t>(v.size) / Tuning::kManyUnsettled;
+    if (many) {
+      rank_in_order(v, tables, buckets);
+      team.sync();
+    }
+    rank_own(v, tables, buckets, many);
+  }
+
+  // The same without a round of counting, in a time that does not depend on the values.
+  template <class V>
+  __device__ __noinline__ void project_2os_by_sorting(V v, const TeamTable<T>* tables) {
+    in_shared(this);
+    in_shared(tables);
+    uint32_t *columns = in_global(storage.columns), *ranks = in_global(storage.ranks);
+    for (int32_t f = 0; f < V::kCount; ++f) {
+      const TeamTable<T>& table = tables[f];
+      const int32_t M = table.num_chunks, D = table.chunk_size, size = table.size();
+      Sort sort{team, sort_storage, temp.sort, size};
+      Entry<T>* entries = in_global(sort_storage.entries[0]);
+      for (int32_t i = v.begin() + threadIdx.x; i < v.end(); i += blockDim.x) {
+        entries[i] = {to_key(v.get(f, i)), static_cast<uint32_t>(i)};
+        if (table.is_counted()) columns[i] = static_cast<uint32_t>(column_of(v, f, i, table));
+      }
+      team.sync();
+      entries = sort.sort_by_key(entries);
+      if (!table.is_counted()) {
+        // Sorted by chunk as well, a value stands at the beginning of its chunk plus its rank in the chunk.
+        const Entry<T>* chunks = in_global(sort.sort_by_chunk(entries, table.by_chunk_size, M - 1));
+        for (uint32_t p = team.thread(); p < static_cast<uint32_t>(size); p += team.num_threads())
+          columns[chunks[p].index] = p - table.by_chunk_size.quotient(static_cast<int32_t>(p)) * D;
+        team.sync();
+      }
+      entries = in_global(sort.sort_by_column(entries, columns, D - 1));
+      for (uint32_t p = team.thread(); p < static_cast<uint32_t>(size); p += team.num_threads())
+        ranks[entries[p].index] = p - table.by_num_chunks.quotient(static_cast<int32_t>(p)) * M;
+      team.sync();
+      for (int32_t i = v.begin() + threadIdx.x; i < v.end(); i += blockDim.x)
+        v.set(f, i,
+              table.clip(v.get(f, i), static_cast<int32_t>(ranks[i]), static_cast<int32_t>(columns[i])));
     }
   }
 
-  __device__ void declare_unsettled(int32_t unit) { storage_.verdicts[parity_][unit].unsettled = 1; }
-
-  // Turns the counts of every column into first ranks, and writes the verdicts. `settle`: true if
-  // the buckets are the same as for the rank ranges. If false, no bucket is settled.
-  __device__ __noinline__ void sum_up(const DeviceTable<T>* begin, const DeviceTable<T>* end, bool settle) {
-    int32_t segment = static_cast<int32_t>(team_.thread() / kWarpThreads);
-    const int32_t num_warps = static_cast<int32_t>(team_.num_threads() / kWarpThreads);
-    for (const DeviceTable<T>* table = begin; table != end; ++table) {
-      const int32_t length = min(table->num_buckets, Tuning::kCountersPerWarp),
-                    per_column = table->num_buckets / length;
-      const int32_t num_segments = table->chunk_size * per_column;
-      for (; segment < num_segments; segment += num_warps) sum_up_segment(*table, segment, length, settle);
-      segment -= num_segments;
-    }
-    // No block still reads the counters and verdicts of the round before: all have passed the first barrier
-    // of this one.
-    uint32_t* others = storage_.counters[parity_ ^ 1];
-    for (uint32_t i = used_begin_ + team_.thread(); i < used_end_; i += team_.num_threads()) others[i] = 0;
-    for (uint32_t i = team_.thread(); i < static_cast<uint32_t>(storage_.num_units); i += team_.num_threads())
-      storage_.verdicts[parity_ ^ 1][i] = {0, 0};
-    used_begin_ = begin == end ? 0 : static_cast<uint32_t>(begin->first_counter);
-    used_end_ = begin == end ? 0 : static_cast<uint32_t>(end[-1].first_counter + end[-1].num_counters());
-  }
-
-  __device__ Verdict verdict(int32_t unit) const { return storage_.verdicts[parity_][unit]; }
-  __device__ void end_round() { parity_ ^= 1; }
-
-  // Projects vectors of a unit that the last round found unsettled. `verdict`: result of that round. The
-  // block's threads may read the result after a __syncthreads. No block may change `in` before the next team
-  // barrier.
-  __device__ __noinline__ void project_2os_counted(const Vectors<T>& v, const DeviceTable<T>* tables,
-                                                   const Buckets* buckets, const Verdict& verdict) {
-    if (verdict.fullest <= Tuning::kMaxComparedBucket)
-      rank_among_neighbours(v, tables, buckets);
-    else
-      rank_by_sorting(v, tables, buckets);
-    take_clipped(v);
-  }
-
-  // The same for long chunks, which have no round of counting.
-  __device__ void project_2os_by_sorting(const Vectors<T>& v, const DeviceTable<T>* tables) {
-    rank_by_sorting(v, tables, nullptr);
-    take_clipped(v);
-  }
-
-  // The same for small tables, without a round of counting: every block reads all values, and none waits.
-  __device__ __noinline__ void project_2os_small(const Vectors<T>& v, const DeviceTable<T>* tables) {
-    const int32_t M = tables[0].num_chunks, D = tables[0].chunk_size;
+  // Projects the values begin .. end - 1 of a vector with a small table from `in` to `out`, unless that is
+  // null. Returns true if one of them changes that this thread has ranked. Every block reads all of the
+  // vector, and none waits.
+  __device__ __noinline__ bool project_2os_small(const T* in, T* out, const TeamTable<T>& table,
+                                                 int32_t begin, int32_t end) {
+    in_shared(this);
+    in_shared(&table);
+    in = in_global(in);
+    const int32_t M = table.num_chunks, D = table.chunk_size;
     // The gap of 16 bytes lets columns begin in different banks.
     const int32_t stride = M + static_cast<int32_t>(16 / sizeof(Key<T>));
-    Key<T>* columns = temp_storage_.columns;
+    Key<T>* columns = temp.columns;
     __syncthreads();
-    switch (D) {
-      case 4:
-        make_columns<4>(v, columns, M, stride);
-        break;
-      case 16:
-        make_columns<16>(v, columns, M, stride);
-        break;
-      default:
-        for (int32_t i = threadIdx.x; i < v.count * v.size; i += blockDim.x) {
-          const int32_t chunk = i / D;  // numbered through both vectors
-          const int32_t column = rank_in_chunk(v.first_in + chunk * D, D, i - chunk * D), f = chunk / M;
-          columns[(f * D + column) * stride + chunk - f * M] = to_key(v.first_in[i]);
-        }
-    }
+    if (D == 4)
+      make_columns<4>(in, columns, M, stride);
+    else if (D == 16)
+      make_columns<16>(in, columns, M, stride);
+    else
+      for (int32_t i = threadIdx.x; i < table.size(); i += blockDim.x) {
+        const int32_t chunk = table.by_chunk_size.quotient(i);
+        columns[rank_in_chunk(in, chunk * D, D, i) * stride + chunk] = to_key(in[i]);
+      }
     __syncthreads();
     // Several neighbouring lanes count the rank of one value together.
-    const int32_t own = v.end - v.begin, num_values = v.count * own;
-    int32_t lanes = 1;
-    while (lanes < static_cast<int32_t>(kWarpThreads) &&
-           2 * lanes * num_values <= static_cast<int32_t>(blockDim.x))
-      lanes *= 2;
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes,
-                  per_round = static_cast<int32_t>(blockDim.x) / lanes;
-    for (int32_t first = 0; first < num_values; first += per_round) {
-      const int32_t k = first + static_cast<int32_t>(threadIdx.x) / lanes;
-      const bool valid = k < num_values;
-      const int32_t f = valid ? k / own : 0, i = v.begin + (valid ? k - f * own : 0);
-      const int32_t chunk = i / D, column = rank_in_chunk(v.in(f) + chunk * D, D, i - chunk * D);
-      const T x = v.in(f)[i];
+    const int32_t own = end - begin;
+    int32_t shift = 0;
+    while ((2 << shift) <= static_cast<int32_t>(kWarpThreads) &&
+           (own << (shift + 1)) <= static_cast<int32_t>(blockDim.x))
+      ++shift;
+    const int32_t lanes = 1 << shift, lane = static_cast<int32_t>(threadIdx.x) & (lanes - 1),
+                  per_round = static_cast<int32_t>(blockDim.x) >> shift;
+    bool changed = false;
+    for (int32_t first = 0; first < own; first += per_round) {
+      const int32_t k = first + (static_cast<int32_t>(threadIdx.x) >> shift);
+      const int32_t i = begin + min(k, own - 1), chunk = table.by_chunk_size.quotient(i);
+      const T x = in[i];
       const Key<T> key = to_key(x);
-      const Key<T>* others = columns + (f * D + column) * stride;
-      int32_t rank = 0, m = lane;
+      int32_t column = 0, rank = 0, m = lane;
+      for (int32_t n = chunk * D + lane; n < chunk * D + D; n += lanes) {
+        const Key<T> other = to_key(in[n]);
+        column += other < key || (other == key && n < i);
+      }
+      for (int32_t d = lanes / 2; d > 0; d /= 2) column += __shfl_xor_sync(kAllLanes, column, d);
+      const Key<T>* others = columns + column * stride;
 #pragma unroll 4
       for (; m < chunk; m += lanes) rank += others[m] <= key;
 #pragma unroll 4
       for (; m < M; m += lanes) rank += others[m] < key;
       for (int32_t d = lanes / 2; d > 0; d /= 2) rank += __shfl_xor_sync(kAllLanes, rank, d);
-      if (valid && lane == 0) v.out(f)[i] = tables[f].clip(x, rank, column);
+      const T clipped = table.clip(x, rank, column);
+      changed |= clipped != x && x == x;
+      if (out != nullptr && k < own && lane == 0) in_global(out)[i] = clipped;
     }
+    return changed;
   }
 
  private:
-  // Returns true if one thread should sort a whole chunk in registers. That is faster than a thread for every
-  // value if there are chunks for all threads. Chunks must not cross blocks, and must be aligned.
-  __device__ static bool worth_a_thread_a_chunk(const Vectors<T>& v, int32_t f, int32_t chunk_size) {
-    return v.begin % chunk_size == 0 && v.end % chunk_size == 0 &&
-           v.end - v.begin >= static_cast<int32_t>(blockDim.x) * chunk_size &&
-           reinterpret_cast<uintptr_t>(v.in(f) + v.begin) % sizeof(Pack4<T>) == 0;
+  // Rank of value i among the values begin .. begin + chunk_size - 1. Ties are ordered by place.
+  template <class P>
+  __device__ static int32_t rank_in_chunk(const P& values, int32_t begin, int32_t chunk_size, int32_t i) {
+    const T x = values[i];
+    int32_t rank = 0;
+    if (x == x) {
+#pragma unroll 4
+      for (int32_t k = begin; k < begin + chunk_size; ++k) {
+        const T other = values[k];
+        rank += other < x || (other == x && k < i);
+      }
+    } else {
+      for (int32_t k = begin; k < begin + chunk_size; ++k) rank += values[k] == values[k] || k < i;
+    }
+    return rank;
   }
 
-  template <int32_t D>
-  __device__ static void count_chunks(const Vectors<T>& v, int32_t f, uint32_t* counters, Buckets buckets) {
-    for (int32_t chunk = v.begin / D + threadIdx.x; chunk < v.end / D; chunk += blockDim.x) {
-      const auto* packs = reinterpret_cast<const Pack4<T>*>(v.in(f) + chunk * D);
+  template <class V>
+  __device__ static int32_t column_of(const V& v, int32_t f, int32_t i, const TeamTable<T>& table) {
+    struct {
+      const V& v;
+      int32_t f;
+      __device__ T operator[](int32_t k) const { return v.get(f, k); }
+    } const values{v, f};
+    return rank_in_chunk(values, table.by_chunk_size.quotient(i) * table.chunk_size, table.chunk_size, i);
+  }
+
+  // One thread sorts a whole chunk in registers.
+  template <int32_t D, class V>
+  __device__ static BlockRotation count_chunks(const V& v, const TeamTable<T>& table, uint32_t* counters,
+                                               const Buckets* buckets, BlockRotation rotation) {
+    const int32_t begin = v.begin() / D, end = v.end() / D;
+    for (int32_t chunk = begin + rotation.thread(); chunk < end; chunk += blockDim.x) {
+      const auto* packs = reinterpret_cast<const Pack4<T>*>(&v.slice[chunk * D]);
       Key<T> keys[D];
 #pragma unroll
-      for (int32_t i = 0; i < D; i += 4) {
-        const Pack4<T> pack = packs[i / 4];
+      for (int32_t i = 0; i < D / 4; ++i) {
+        // Neighbouring threads begin in different banks.
+        const Pack4<T> pack = packs[(i + chunk * D / 32) % (D / 4)];
 #pragma unroll
-        for (int32_t k = 0; k < 4; ++k) keys[i + k] = to_key(pack.v[k]);
+        for (int32_t k = 0; k < 4; ++k) keys[4 * i + k] = to_key(pack.v[k]);
       }
       thread_sort(keys);
 #pragma unroll
       for (int32_t j = 0; j < D; ++j)
-        atomicAdd(&counters[j * buckets.count + buckets.of(from_key<T>(keys[j]))], 1u);
+        atomicAdd(&counters[table.counter_of(from_key<T>(keys[j]), j, buckets)], 1u);
     }
+    rotation.advance(end - begin);
+    return rotation;
   }
 
-  // Writes the key of rank j in chunk m of vector f to columns[(f D + j) stride + m].
+  // Writes the key of rank j in chunk m to columns[j stride + m].
   template <int32_t D>
-  __device__ static void make_columns(const Vectors<T>& v, Key<T>* columns, int32_t num_chunks,
-                                      int32_t stride) {
-    for (int32_t chunk = threadIdx.x; chunk < v.count * num_chunks; chunk += blockDim.x) {
-      const int32_t f = chunk / num_chunks;
+  __device__ static void make_columns(const T* in, Key<T>* columns, int32_t num_chunks, int32_t stride) {
+    for (int32_t chunk = threadIdx.x; chunk < num_chunks; chunk += blockDim.x) {
       Key<T> keys[D];
 #pragma unroll
-      for (int32_t i = 0; i < D; ++i) keys[i] = to_key(v.first_in[chunk * D + i]);
+      for (int32_t i = 0; i < D; ++i) keys[i] = to_key(in[chunk * D + i]);
       thread_sort(keys);
 #pragma unroll
-      for (int32_t j = 0; j < D; ++j) columns[(f * D + j) * stride + chunk - f * num_chunks] = keys[j];
+      for (int32_t j = 0; j < D; ++j) columns[j * stride + chunk] = keys[j];
     }
   }
 
-  // Index of value i's counter in [column][bucket].
-  __device__ static uint32_t place_of(const T* values, int32_t chunk_size, int32_t i, Buckets buckets) {
-    const int32_t chunk = i / chunk_size;
-    const int32_t column = rank_in_chunk(values + chunk * chunk_size, chunk_size, i - chunk * chunk_size);
-    return static_cast<uint32_t>(column * buckets.count + buckets.of(values[i]));
-  }
-
-  // Sums up `length` counters of a column, by one warp.
-  __device__ void sum_up_segment(const DeviceTable<T>& table, int32_t segment, int32_t length, bool settle) {
+  // Sums up the counters begin .. end - 1 of a column, by one warp. `part`: number of this warp among those
+  // of the column. `sums`: of all warps of the block. Nobody else reads
+  // these counters in this round, so the warp clears them.
+  __device__ void sum_up_counters(const TeamTable<T>& table, int32_t column, int32_t begin, int32_t end,
+                                  int32_t part, uint32_t* sums, bool settle, Verdict* verdicts) {
     const int32_t lane = static_cast<int32_t>(threadIdx.x % kWarpThreads),
-                  in_row = 4 * static_cast<int32_t>(kWarpThreads);
-    const int32_t per_column = table.num_buckets / length, column = segment / per_column;
-    const int32_t begin = (segment - column * per_column) * length;
-    const int64_t first = static_cast<int64_t>(column) * table.num_buckets;
-    const auto* counts =
-        reinterpret_cast<const uint4*>(storage_.counters[parity_] + table.first_counter + first);
-    auto* ranks = reinterpret_cast<uint4*>(storage_.ranks + table.first_counter + first);
-    const auto* ranges = reinterpret_cast<const int4*>(table.ranges + first);
+                  warp = static_cast<int32_t>(threadIdx.x / kWarpThreads);
+    const int32_t first = column * table.num_buckets, first_counter = table.first_counter + first;
+    auto* counts = reinterpret_cast<uint4*>(in_global(storage.counters) + first_counter);
+    auto* crowds = reinterpret_cast<uint4*>(in_global(storage.crowds) + first_counter);
+    uint32_t* cursors = in_global(storage.cursors) + first_counter;
+    const auto* ranges = reinterpret_cast<const int4*>(in_global(table.ranges) + first);
 
     uint32_t before = 0;
-#pragma unroll 16
-    for (int32_t k = 4 * lane; k < begin; k += in_row) {
-      const uint4 four = counts[k / 4];
-      before += four.x + four.y + four.z + four.w;
+    if (table.warps_per_column > 1) {
+      uint32_t sum = 0;
+      for (int32_t k = begin + 4 * lane; k < end; k += kCountersPerRow) {
+        const uint4 four = counts[k / 4];
+        sum += four.x + four.y + four.z + four.w;
+      }
+      sum = __reduce_add_sync(kAllLanes, sum);
+      if (lane == 0) sums[warp] = sum;
+      __syncthreads();
+      before = __reduce_add_sync(kAllLanes, lane < part ? sums[warp - part + lane] : 0);
     }
-    before = __reduce_add_sync(kAllLanes, before);
 
-    uint32_t fullest = 0;
-#pragma unroll 4
-    for (int32_t row = begin; row < begin + length; row += in_row) {
+    uint32_t unsettled = 0, fullest = 0;
+    for (int32_t row = begin; row < end; row += kCountersPerRow) {
       const int32_t k = row + 4 * lane;
-      const uint4 four = counts[k / 4];
-      const int4 low = ranges[k / 2], high = ranges[k / 2 + 1];
+      const bool valid = k < end;
+      const uint4 four = valid ? counts[k / 4] : uint4{};
       const uint32_t count[4] = {four.x, four.y, four.z, four.w};
-      const int32_t range[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       const uint32_t sum = four.x + four.y + four.z + four.w;
       const uint32_t inclusive = WarpScan::inclusive_sum(sum);
       uint32_t rank = before + inclusive - sum;
       before += __shfl_sync(kAllLanes, inclusive, static_cast<int>(kWarpThreads) - 1);
-      uint32_t first_ranks[4];
+      if (!valid) continue;
+      const int4 low = ranges[k / 2], high = ranges[k / 2 + 1];
+      const int32_t range[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      counts[k / 4] = uint4{};
+      uint32_t crowd[4];
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) {
-        first_ranks[i] = rank;
-        rank += count[i];
-        const bool inside = settle && static_cast<int32_t>(first_ranks[i]) >= range[2 * i] &&
-                            static_cast<int32_t>(rank) <= range[2 * i + 1] + 1;
-        if (count[i] == 0 || inside) continue;
-        first_ranks[i] |= kUnsettled;
-        fullest = max(fullest, count[i]);
+        const uint32_t end_rank = rank + count[i];
+        const bool settled = count[i] == 0 || (settle && static_cast<int32_t>(rank) >= range[2 * i] &&
+                                               static_cast<int32_t>(end_rank) <= range[2 * i + 1] + 1);
+        crowd[i] = settled ? 0 : count[i];
+        if (!settled) cursors[k + i] = rank;
+        unsettled += crowd[i];
+        fullest = max(fullest, crowd[i]);
+        rank = end_rank;
       }
-      ranks[k / 4] = uint4{first_ranks[0], first_ranks[1], first_ranks[2], first_ranks[3]};
+      crowds[k / 4] = uint4{crowd[0], crowd[1], crowd[2], crowd[3]};
     }
     fullest = __reduce_max_sync(kAllLanes, fullest);
-    if (lane != 0 || fullest == 0) return;
-    Verdict& verdict = storage_.verdicts[parity_][table.unit];
-    verdict.unsettled = 1;
-    atomicMax(&verdict.fullest, fullest);
+    if (fullest == 0) return;
+    unsettled = __reduce_add_sync(kAllLanes, unsettled);
+    if (lane != 0) return;
+    atomicAdd(&verdicts[table.step].unsettled, unsettled);
+    atomicMax(&verdicts[table.step].fullest, fullest);
   }
 
-  // Writes the clipped values to `out`, and copies the others.
-  __device__ void take_clipped(const Vectors<T>& v) {
-    team_.sync();
-    for (int32_t f = 0; f < v.count; ++f) {
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const T clipped = storage_.clipped[f * v.size + i];
-        v.out(f)[i] = clipped == clipped ? clipped : v.in(f)[i];
+  static constexpr uint32_t kSettled = ~0u;  // in place of the column of a value
+
+  // Gathers the values of unsettled buckets by bucket.
+  template <class V>
+  __device__ void gather(const V& v, const TeamTable<T>* tables, const Buckets* buckets) {
+    for (int32_t f = 0; f < V::kCount; ++f) {
+      const TeamTable<T>& table = tables[f];
+      Entry<T>* entries = in_global(sort_storage.entries[0]) + f * v.size;
+      for (int32_t i = v.begin() + threadIdx.x; i < v.end(); i += blockDim.x) {
+        const T x = v.get(f, i);
+        const int32_t column = column_of(v, f, i, table);
+        const int32_t at = table.first_counter + table.counter_of(x, column, buckets + table.first_column);
+        const bool settled = in_global(storage.crowds)[at] == 0;
+        in_global(storage.columns)[f * v.size + i] = settled ? kSettled : static_cast<uint32_t>(column);
+        if (settled) continue;
+        const uint32_t rank = atomicAdd(&in_global(storage.cursors)[at], 1u);
+        entries[column * table.num_chunks + static_cast<int32_t>(rank)] = {to_key(x),
+                                                                           static_cast<uint32_t>(i)};
       }
     }
   }
 
-  // Gathers the values by bucket, and ranks those of unsettled buckets by comparing them with all values of
-  // their bucket. Gathering turns the first rank of each bucket into the rank after its last.
-  __device__ void rank_among_neighbours(const Vectors<T>& v, const DeviceTable<T>* tables,
-                                        const Buckets* buckets) {
-    const int32_t M = tables[0].num_chunks, D = tables[0].chunk_size, num_buckets = tables[0].num_buckets;
-    Entry<T>* entries = storage_.sort.entries[0];
-    for (int32_t f = 0; f < v.count; ++f) {
-      uint32_t* ranks = storage_.ranks + tables[f].first_counter;
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        const uint32_t place = place_of(v.in(f), D, i, buckets[f]);
-        const int32_t column = static_cast<int32_t>(place) / num_buckets;
-        const int32_t rank = static_cast<int32_t>(atomicAdd(&ranks[place], 1u) & ~kUnsettled);
-        entries[f * v.size + column * M + rank] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
-      }
-    }
-    team_.sync();
-    for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(v.count * v.size); p += team_.num_threads()) {
-      const int32_t f = static_cast<int32_t>(p) / v.size, column = static_cast<int32_t>(p) / M - f * D;
-      const Entry<T> own = entries[p];
-      const int32_t bucket = buckets[f].of(from_key<T>(own.key));
-      const uint32_t* ends =
-          storage_.ranks + tables[f].first_counter + static_cast<int64_t>(column) * num_buckets;
-      const uint32_t end = ends[bucket];
-      if (!(end & kUnsettled)) {
-        storage_.clipped[f * v.size + static_cast<int32_t>(own.index)] = quiet_nan<T>();
-        continue;
-      }
-      const uint32_t begin = bucket == 0 ? 0 : ends[bucket - 1] & ~kUnsettled;
-      const Entry<T>* neighbours = entries + f * v.size + static_cast<int64_t>(column) * M;
-      uint32_t rank = begin;
+  // Rank of a gathered value among the values of its bucket, whose first rank is `rank`.
+  __device__ static int32_t rank_among_neighbours(const Entry<T>& own, const Entry<T>* column, int32_t rank,
+                                                  int32_t crowd) {
+    const Entry<T>* neighbours = column + rank;
 #pragma unroll 4
-      for (uint32_t k = begin; k < (end & ~kUnsettled); ++k) rank += neighbours[k] < own;
-      clip(tables[f], f * v.size, own, static_cast<int32_t>(rank), column);
+    for (int32_t k = 0; k < crowd; ++k) rank += neighbours[k] < own;
+    return rank;
+  }
+
+  // Ranks all gathered values, in the order of their buckets. Other entries are left from earlier
+  // projections: they do not lie within the bucket that their key has now.
+  template <class V>
+  __device__ void rank_in_order(const V& v, const TeamTable<T>* tables, const Buckets* buckets) {
+    for (int32_t f = 0; f < V::kCount; ++f) {
+      const TeamTable<T>& table = tables[f];
+      const Entry<T>* entries = in_global(sort_storage.entries[0]) + f * v.size;
+      for (uint32_t p = team.thread(); p < static_cast<uint32_t>(v.size); p += team.num_threads()) {
+        const int32_t column = table.by_num_chunks.quotient(static_cast<int32_t>(p)),
+                      first = column * table.num_chunks, place = static_cast<int32_t>(p) - first;
+        const Entry<T> own = entries[p];
+        const int32_t at = table.first_counter +
+                           table.counter_of(from_key<T>(own.key), column, buckets + table.first_column);
+        const auto crowd = static_cast<int32_t>(in_global(storage.crowds)[at]);
+        if (crowd == 0) continue;
+        const int32_t end = static_cast<int32_t>(in_global(storage.cursors)[at]);
+        if (place < end - crowd || place >= end) continue;
+        in_global(storage.ranks)[f * v.size + static_cast<int32_t>(own.index)] =
+            static_cast<uint32_t>(rank_among_neighbours(own, entries + first, end - crowd, crowd));
+      }
     }
   }
 
-  // Ranks all values by radix sorts. `buckets` may be null if the chunks are long.
-  __device__ __noinline__ void rank_by_sorting(const Vectors<T>& v, const DeviceTable<T>* tables,
-                                               const Buckets* buckets) {
-    const int32_t M = tables[0].num_chunks, D = tables[0].chunk_size, size = v.size;
-    Sort sort(team_, storage_.sort, temp_storage_.sort, size);
-    uint32_t* columns = storage_.columns;
-    for (int32_t f = 0; f < v.count; ++f) {
-      Entry<T>* entries = storage_.sort.entries[0];
-      for (int32_t i = v.begin + threadIdx.x; i < v.end; i += blockDim.x) {
-        entries[i] = {to_key(v.in(f)[i]), static_cast<uint32_t>(i)};
-        if (tables[f].is_counted())
-          columns[i] = place_of(v.in(f), D, i, buckets[f]) / static_cast<uint32_t>(tables[f].num_buckets);
+  // Clips the block's own values of unsettled buckets. `ranked`: their ranks are known.
+  template <class V>
+  __device__ void rank_own(const V& v, const TeamTable<T>* tables, const Buckets* buckets, bool ranked) {
+    for (int32_t f = 0; f < V::kCount; ++f) {
+      const TeamTable<T>& table = tables[f];
+      const Entry<T>* entries = in_global(sort_storage.entries[0]) + f * v.size;
+      for (int32_t i = v.begin() + threadIdx.x; i < v.end(); i += blockDim.x) {
+        const uint32_t found = in_global(storage.columns)[f * v.size + i];
+        if (found == kSettled && V::kInPlace) continue;
+        T x = v.get(f, i);
+        if (found != kSettled) {
+          const auto column = static_cast<int32_t>(found);
+          int32_t rank;
+          if (ranked) {
+            rank = static_cast<int32_t>(in_global(storage.ranks)[f * v.size + i]);
+          } else {
+            const int32_t at =
+                table.first_counter + table.counter_of(x, column, buckets + table.first_column);
+            const auto crowd = static_cast<int32_t>(in_global(storage.crowds)[at]);
+            rank = rank_among_neighbours({to_key(x), static_cast<uint32_t>(i)},
+                                         entries + column * table.num_chunks,
+                                         static_cast<int32_t>(in_global(storage.cursors)[at]) - crowd, crowd);
+          }
+          x = table.clip(x, rank, column);
+        }
+        v.set(f, i, x);
       }
-      team_.sync();
-      entries = sort.sort(entries, ~Key<T>(0), nullptr, [](const Entry<T>& e) { return e.key; });
-      if (!tables[f].is_counted()) {
-        // Sorted by chunk as well, a value stands at the beginning of its chunk plus its rank in the chunk.
-        const Entry<T>* chunks = sort.sort(
-            entries, M - 1, entries, [=](const Entry<T>& e) { return e.index / static_cast<uint32_t>(D); });
-        for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(size); p += team_.num_threads())
-          columns[chunks[p].index] = p % static_cast<uint32_t>(D);
-        team_.sync();
-      }
-      entries = sort.sort(entries, D - 1, nullptr, [=](const Entry<T>& e) { return columns[e.index]; });
-      for (uint32_t p = team_.thread(); p < static_cast<uint32_t>(size); p += team_.num_threads()) {
-        const int32_t column = static_cast<int32_t>(p) / M;
-        clip(tables[f], f * size, entries[p], static_cast<int32_t>(p) - column * M, column);
-      }
-      team_.sync();  // before entries and columns are written again
     }
   }
-
-  // Clips an entry, and writes the result to `clipped`.
-  __device__ void clip(const DeviceTable<T>& table, int32_t offset, const Entry<T>& entry, int32_t rank,
-                       int32_t column) {
-    const T x = from_key<T>(entry.key), clipped = table.clip(x, rank, column);
-    storage_.clipped[offset + static_cast<int32_t>(entry.index)] = clipped == x ? quiet_nan<T>() : clipped;
-  }
-
-  Team& team_;
-  const GlobalStorage& storage_;
-  TempStorage& temp_storage_;
-  int32_t parity_ = 0;                      // of the round: the copy of counters and verdicts in use
-  uint32_t used_begin_ = 0, used_end_ = 0;  // counters of the other copy that are not zero
 };
 
 }  // namespace noisetilt::cuda

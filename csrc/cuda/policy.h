@@ -23,11 +23,12 @@ struct PolicySm80 {
   // rank_ranges.cu
   struct RankRanges {
     static constexpr int kBlockThreads = 256;
-    // Buckets of a column of M values: the smallest power of two that is at least kBucketsPerSqrt sqrt(M). A
-    // value stays within its table if its rank is off by up to about 2 sqrt(M), and the fullest buckets of
-    // typical values hold 10 to 20 times the average.
-    static constexpr int32_t kMinBuckets = 256;
-    static constexpr int32_t kBucketsPerSqrt = 64;
+    // Buckets of a column of M values: the smallest multiple of kBucketsStep that is at least
+    // kBucketsPerSqrt sqrt(M). A value stays within its table if its rank is off by up to about 1.6 sqrt(M).
+    // Half as many buckets leave more values of noise unsettled that the table does not change: whitening a
+    // FLUX latent then takes 17 % more team barriers.
+    static constexpr int32_t kBucketsStep = 32;
+    static constexpr int32_t kBucketsPerSqrt = 32;
   };
 
   // order_stats.cuh
@@ -37,11 +38,19 @@ struct PolicySm80 {
     // Unsettled buckets up to this size are ranked by comparing all values with all. Beyond it, sorting is
     // faster.
     static constexpr uint32_t kMaxComparedBucket = 512;
-    // Columns and vectors up to these lengths are ranked by every block separately, without a team barrier.
+    // If a share of 1/kManyUnsettled of the values is unsettled, and a bucket is larger than this, it is
+    // worth a barrier to rank them in the order of the buckets.
+    static constexpr uint32_t kManyUnsettled = 8;
+    static constexpr uint32_t kMaxScatteredBucket = 64;
+    // Columns and vectors of tile statistics up to these lengths are ranked by every block separately,
+    // without a team barrier.
     static constexpr int32_t kMaxSmallColumn = 1024;
     static constexpr int32_t kMaxSmallVector = 4096;
-    // Number of counters that one warp sums up.
-    static constexpr int32_t kCountersPerWarp = 1024;
+    // Small vectors up to this length also if they have been counted: that is faster than to gather the
+    // values.
+    static constexpr int32_t kMaxUngathered = 256;
+    // Among these, columns up to this length are not counted: one block compares all values with all.
+    static constexpr int32_t kMaxTinyColumn = 32;
   };
 
   // radix_sort.cuh
@@ -59,8 +68,6 @@ struct PolicySm80 {
     static constexpr int kBlockThreads = 512;
     static constexpr int kMinBlocksPerSm = 1;
 #endif
-    // After a unit was found unsettled, it skips the rounds of at most this many projections.
-    static constexpr int32_t kMaxPatience = 8;
     // Mixing tiles are divided between blocks if that gives at least this many times as many blocks.
     static constexpr int64_t kMinBlocksGained = 4;
   };

@@ -2,6 +2,7 @@
 // values, but equally fast for all values.
 #pragma once
 
+#include "fast_divisor.h"
 #include "keys.cuh"
 #include "policy.h"
 #include "team.cuh"
@@ -27,53 +28,95 @@ class TeamRadixSort {
     };
   };
 
-  __device__ TeamRadixSort(Team& team, const GlobalStorage& storage, TempStorage& temp_storage, int32_t size)
-      : team_(team), storage_(storage), temp_storage_(temp_storage), size_(static_cast<uint32_t>(size)) {}
+  Team& team;  // in shared memory, as all of these
+  const GlobalStorage& storage;
+  TempStorage& temp;
+  int32_t size;
 
-  // Sorts the entries by key(entry), which is at most `largest`. Entries with equal keys keep their order.
-  // The team must have passed a barrier since the entries were written, and has passed one when the result is
-  // returned. The result is another of the three arrays, but never `kept`; it is `entries` itself if
-  // `largest` is 0. If `kept` is null, `entries` may be overwritten.
-  template <class GetKey, class K>
-  __device__ Entry<T>* sort(Entry<T>* entries, K largest, const Entry<T>* kept, const GetKey& key) {
-    for (uint32_t shift = 0; shift < 8 * sizeof(K) && (largest >> shift) != 0; shift += kDigitBits) {
+  // Sort entries by a number that each of them has. Entries with equal numbers keep their order. The team
+  // must have passed a barrier since the entries were written, and has passed one when the result is
+  // returned. The result is another of the three arrays, or `entries` itself if all numbers are 0.
+
+  // By the key. `entries` may be overwritten.
+  __device__ Entry<T>* sort_by_key(Entry<T>* entries) {
+    return sort(entries, Digits{Digits::of_key, 0, {}, nullptr}, 8 * static_cast<int32_t>(sizeof(T)),
+                nullptr);
+  }
+  // By the chunk of the index, which is at most `last`. Keeps `entries`.
+  __device__ Entry<T>* sort_by_chunk(Entry<T>* entries, FastDivisor by_chunk_size, int32_t last) {
+    return sort(entries, Digits{Digits::of_chunk, 0, by_chunk_size, nullptr}, bits_of_number(last), entries);
+  }
+  // By columns[index], which is at most `last`. `entries` may be overwritten.
+  __device__ Entry<T>* sort_by_column(Entry<T>* entries, const uint32_t* columns, int32_t last) {
+    return sort(entries, Digits{Digits::of_column, 0, {}, columns}, bits_of_number(last), nullptr);
+  }
+
+ private:
+  // A digit of the number of an entry.
+  struct Digits {
+    enum Kind { of_key, of_chunk, of_column } kind;
+    int32_t shift;
+    FastDivisor by_chunk_size;
+    const uint32_t* columns;
+
+    __device__ uint32_t operator()(const Entry<T>& entry) const {
+      const Key<T> number =
+          kind == of_key ? entry.key
+          : kind == of_chunk
+              ? static_cast<uint32_t>(by_chunk_size.quotient(static_cast<int32_t>(entry.index)))
+              : in_global(columns)[entry.index];
+      return static_cast<uint32_t>(number >> shift) % kDigits;
+    }
+  };
+
+  __device__ static int32_t bits_of_number(int32_t number) { return 32 - __clz(number); }
+
+  // Sorts by numbers of so many bits. The result is never `kept`.
+  __device__ Entry<T>* sort(Entry<T>* entries, Digits digits, int32_t num_bits, const Entry<T>* kept) {
+    for (; digits.shift < num_bits; digits.shift += kDigitBits) {
       Entry<T>* to = nullptr;
-      for (Entry<T>* candidate : storage_.entries) {
+      for (Entry<T>* candidate : storage.entries) {
         if (candidate != entries && candidate != kept && to == nullptr) to = candidate;
       }
-      pass(entries, to, [&](const Entry<T>& e) { return static_cast<uint32_t>(key(e) >> shift) % kDigits; });
+      pass(team, storage, temp, static_cast<uint32_t>(size), entries, to, digits);
       entries = to;
     }
     return entries;
   }
 
- private:
-  template <class GetDigit>
-  __device__ void pass(const Entry<T>* from, Entry<T>* to, const GetDigit& digit_of) {
-    uint32_t *next = temp_storage_.next, *warp_counts = temp_storage_.warp_counts;
-    const uint32_t per_block = (size_ + team_.num_blocks - 1) / team_.num_blocks;
-    const uint32_t begin = min(size_, team_.rank * per_block), end = min(size_, begin + per_block);
+  __device__ __noinline__ static void pass(Team& team, const GlobalStorage& storage, TempStorage& temp,
+                                           uint32_t size, const Entry<T>* from, Entry<T>* to,
+                                           Digits digit_of) {
+    in_shared(&team);
+    in_shared(&storage);
+    in_shared(&temp);
+    from = in_global(from);
+    to = in_global(to);
+    uint32_t* digit_counts = in_global(storage.digit_counts);
+    uint32_t *next = temp.next, *warp_counts = temp.warp_counts;
+    const uint32_t per_block = (size + team.num_blocks - 1) / team.num_blocks;
+    const uint32_t begin = min(size, team.rank * per_block), end = min(size, begin + per_block);
 
     for (uint32_t d = threadIdx.x; d < kDigits; d += blockDim.x) next[d] = 0;
     __syncthreads();
     for (uint32_t p = begin + threadIdx.x; p < end; p += blockDim.x) atomicAdd(&next[digit_of(from[p])], 1u);
     __syncthreads();
     for (uint32_t d = threadIdx.x; d < kDigits; d += blockDim.x)
-      storage_.digit_counts[team_.rank * kDigits + d] = next[d];
-    team_.sync();
+      digit_counts[team.rank * kDigits + d] = next[d];
+    team.sync();
 
     // Entries before those of a digit: all with smaller digits, then those of the digit in earlier blocks.
     uint32_t before = 0;
     for (uint32_t first = 0; first < kDigits; first += blockDim.x) {
       const uint32_t d = first + threadIdx.x;
       uint32_t in_blocks_before = 0, in_all = 0;
-      for (uint32_t b = 0; d < kDigits && b < team_.num_blocks; ++b) {
-        const uint32_t count = storage_.digit_counts[b * kDigits + d];
-        in_blocks_before += b < team_.rank ? count : 0;
+      for (uint32_t b = 0; d < kDigits && b < team.num_blocks; ++b) {
+        const uint32_t count = digit_counts[b * kDigits + d];
+        in_blocks_before += b < team.rank ? count : 0;
         in_all += count;
       }
       uint32_t total;
-      const uint32_t smaller = BlockScan(temp_storage_.scan).exclusive_sum(in_all, total);
+      const uint32_t smaller = BlockScan(temp.scan).exclusive_sum(in_all, total);
       if (d < kDigits) next[d] = before + smaller + in_blocks_before;
       before += total;
     }
@@ -104,13 +147,8 @@ class TeamRadixSort {
       if (inside) to[warp_counts[warp * kDigits + digit] + alike_before] = entry;
       __syncthreads();
     }
-    team_.sync();
+    team.sync();
   }
-
-  Team& team_;
-  const GlobalStorage& storage_;
-  TempStorage& temp_storage_;
-  uint32_t size_;
 };
 
 }  // namespace noisetilt::cuda

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "host_device.h"
 #include "policy.h"
 
 namespace noisetilt::cuda {
@@ -21,15 +22,25 @@ struct TableFaults {
 };
 
 // True if the values of a chunk are counted into buckets. Longer chunks are sorted, and have no buckets.
-inline bool is_counted(int64_t chunk_size) { return chunk_size <= Policy::OrderStats::kMaxCountedChunk; }
+NOISETILT_HOST_DEVICE inline bool is_counted(int64_t chunk_size) {
+  return chunk_size <= Policy::OrderStats::kMaxCountedChunk;
+}
+// True if every block ranks tile statistics alone, once they are known to be unsettled; and if one block
+// alone finds that out. Then they are not counted.
+NOISETILT_HOST_DEVICE inline bool is_small(int64_t num_chunks, int64_t chunk_size) {
+  return is_counted(chunk_size) && num_chunks <= Policy::OrderStats::kMaxSmallColumn &&
+         num_chunks * chunk_size <= Policy::OrderStats::kMaxSmallVector;
+}
+NOISETILT_HOST_DEVICE inline bool is_tiny(int64_t num_chunks, int64_t chunk_size) {
+  return is_small(num_chunks, chunk_size) && num_chunks <= Policy::OrderStats::kMaxTinyColumn;
+}
 
-// Number of buckets of a column: a power of two, or 0 for long chunks.
+// Number of buckets of a column, or 0 for long chunks.
 inline int32_t num_buckets(int64_t num_chunks, int64_t chunk_size) {
   using Tuning = Policy::RankRanges;
   if (!is_counted(chunk_size)) return 0;
-  int32_t count = Tuning::kMinBuckets;
-  while (count < Tuning::kBucketsPerSqrt * std::sqrt(static_cast<double>(num_chunks))) count *= 2;
-  return count;
+  const double wanted = Tuning::kBucketsPerSqrt * std::sqrt(static_cast<double>(num_chunks));
+  return Tuning::kBucketsStep * static_cast<int32_t>(std::ceil(wanted / Tuning::kBucketsStep));
 }
 
 }  // namespace noisetilt::cuda

@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // Number of ranks whose entry lies in a bucket below `bucket`. `entries`: lower or upper of one column.
 template <class T>
-__device__ int32_t ranks_below(const T* entries, int64_t stride, int32_t num_chunks, const Buckets& buckets,
+__device__ int32_t ranks_below(const T* entries, const DeviceTable<T>& table, const Buckets& buckets,
                                int32_t bucket) {
-  int32_t begin = 0, end = num_chunks;
+  int32_t begin = 0, end = table.num_chunks;
   while (begin < end) {
     const int32_t middle = begin + (end - begin) / 2;
-    if (buckets.of(entries[middle * stride]) < bucket)
+    if (buckets.of(entries[middle * table.row_stride], static_cast<uint32_t>(table.num_buckets) / 2) < bucket)
       begin = middle + 1;
     else
       end = middle;
@@ -44,7 +44,6 @@ template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     rank_ranges_kernel(const __grid_constant__ DeviceTable<T> table, RankRange* ranges,
                        const TableFaults* faults) {
-  const Buckets buckets = buckets_of(table);
   const bool monotone = faults->falling == 0 && faults->nan == 0;
   const int64_t size = static_cast<int64_t>(table.chunk_size) * table.num_buckets;
   for (int64_t i = grid_thread(); i < size; i += grid_threads()) {
@@ -53,9 +52,9 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int64_t offset = column * table.column_stride;
     RankRange range{table.num_chunks, -1};
     if (monotone) {
-      range.first =
-          ranks_below(table.upper + offset, table.row_stride, table.num_chunks, buckets, bucket + 1);
-      range.last = ranks_below(table.lower + offset, table.row_stride, table.num_chunks, buckets, bucket) - 1;
+      const Buckets buckets = buckets_of(table, column);
+      range.first = ranks_below(table.upper + offset, table, buckets, bucket + 1);
+      range.last = ranks_below(table.lower + offset, table, buckets, bucket) - 1;
     }
     ranges[i] = range;
   }

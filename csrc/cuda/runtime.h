@@ -43,16 +43,28 @@ void copy_memory(const Launch& launch, const T* from, T* to, int64_t count) {
         "copying memory");
 }
 
+// Clears memory, all at once, that calls of allocate_cleared will return.
+inline void reserve_cleared(const Launch& launch, size_t bytes) {
+  if (launch.cleared.bytes >= bytes) return;
+  launch.cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
+  check(cudaMemsetAsync(launch.cleared.begin, 0, bytes, launch.stream), "clearing memory");
+}
+
 // Memory of zeros.
 inline unsigned char* allocate_cleared(const Launch& launch, size_t bytes) {
-  Memory& cleared = launch.cleared;
-  if (cleared.bytes < bytes) {
-    cleared = {allocate<unsigned char>(launch, static_cast<int64_t>(bytes)), bytes};
-    check(cudaMemsetAsync(cleared.begin, 0, bytes, launch.stream), "clearing memory");
-  }
-  unsigned char* memory = cleared.begin;
-  cleared = {memory + bytes, cleared.bytes - bytes};
+  reserve_cleared(launch, bytes);
+  unsigned char* memory = launch.cleared.begin;
+  launch.cleared = {memory + bytes, launch.cleared.bytes - bytes};
   return memory;
+}
+
+// Memory of zeros for a kernel that leaves it so. Kernels of a stream follow each other, so the next one gets
+// it too. No call finds what a kernel left that did not end: the memory is allocated and cleared by each call
+// of a host function, or once by reserve_for_whiten for those that follow it.
+inline unsigned char* memory_of_zeros(const Launch& launch, size_t bytes) {
+  Memory& zeros = launch.zeros;
+  if (zeros.bytes < bytes) zeros = {allocate_cleared(launch, bytes), bytes};
+  return zeros.begin;
 }
 
 // Bytes of a 32-bit flag for each sample. What lies behind them in cleared memory is aligned.

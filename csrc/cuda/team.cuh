@@ -25,6 +25,23 @@ __device__ inline unsigned char* dynamic_shared_memory() {
 #endif
 }
 
+// A pointer, and the promise that it is to shared or to global memory. Loads and stores that do not know
+// their space are slower.
+template <class T>
+__device__ inline T* in_shared(T* pointer) {
+#ifdef __CUDACC__
+  __builtin_assume(__isShared(pointer));
+#endif
+  return pointer;
+}
+template <class T>
+__device__ inline T* in_global(T* pointer) {
+#ifdef __CUDACC__
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 #ifdef NOISETILT_CUDA_DEBUG
 // Time that a block waits at a team barrier before it ends the kernel with an error. It is meant to be
 // far longer than the work between two barriers, also under compute-sanitizer.
@@ -65,18 +82,19 @@ struct Team {
   uint32_t* arrivals;  // of blocks at barriers, since the launch
   uint32_t num_blocks;
   uint32_t rank;    // of this block
-  uint32_t target;  // arrivals that ended the last barrier
+  uint32_t target;  // arrivals that ended the last barrier; only the first thread of a block knows
 
   __device__ uint32_t thread() const { return rank * blockDim.x + threadIdx.x; }
   __device__ uint32_t num_threads() const { return num_blocks * blockDim.x; }
 
   // Barrier for all threads of the team. Writes before it are visible to all threads after it.
-  __device__ void sync() {
+  __device__ __noinline__ void sync() {
+    in_shared(this);
     __syncthreads();
     if (num_blocks == 1) return;
-    target += num_blocks;
     if (threadIdx.x == 0) {
-      const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> count(*arrivals);
+      target += num_blocks;
+      const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> count(*in_global(arrivals));
       count.fetch_add(1, ::cuda::memory_order_release);
       const TeamWait wait;
       // The difference is compared, because the count may wrap around at 2^32.
@@ -102,7 +120,9 @@ struct BlockRotation {
   // Ends a job that used `threads` threads.
   __device__ void advance(int32_t threads) {
     constexpr int32_t warp = static_cast<int32_t>(kWarpThreads);
-    begin = (begin + (threads + warp - 1) / warp * warp) % static_cast<int32_t>(blockDim.x);
+    if (threads >= static_cast<int32_t>(blockDim.x)) return;  // all
+    begin += (threads + warp - 1) / warp * warp;
+    if (begin >= static_cast<int32_t>(blockDim.x)) begin -= static_cast<int32_t>(blockDim.x);
   }
 };
 

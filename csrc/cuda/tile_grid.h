@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "fast_divisor.h"
 #include "host_device.h"
 
 namespace noisetilt::cuda {
@@ -32,15 +33,6 @@ struct TileGrid {
     const int32_t row = shift >= 0 ? i >> shift : i / width;
     return row * row_length + i - row * width;
   }
-  struct Position {
-    int32_t tile, i;
-  };
-  // Tile of a place in the sample, and index of its value in the tile.
-  NOISETILT_HOST_DEVICE Position position_of(int32_t place) const {
-    const int32_t row = place / row_length, column = place - row * row_length;
-    const int32_t band = row / height, tile_column = shift >= 0 ? column >> shift : column / width;
-    return {band * across + tile_column, (row - band * height) * width + column - tile_column * width};
-  }
 };
 
 inline TileGrid grid_of(Tile tile, Shape shape) {
@@ -54,5 +46,41 @@ inline TileGrid grid_of(Tile tile, Shape shape) {
   return {static_cast<int32_t>(tile.height), static_cast<int32_t>(tile.width),
           static_cast<int32_t>(shape.width), static_cast<int32_t>(shape.width / tile.width), shift};
 }
+
+// A grid with quick divisions.
+struct FastTileGrid {
+  TileGrid grid;
+  FastDivisor by_size, by_width, by_across, by_height, by_row_length;
+
+  NOISETILT_HOST_DEVICE static FastTileGrid of(const TileGrid& grid) {
+    return {grid,
+            FastDivisor::of(grid.size()),
+            FastDivisor::of(grid.width),
+            FastDivisor::of(grid.across),
+            FastDivisor::of(grid.height),
+            FastDivisor::of(grid.row_length)};
+  }
+  NOISETILT_HOST_DEVICE int32_t size() const { return grid.size(); }
+  // Number of tiles in so many values.
+  NOISETILT_HOST_DEVICE int32_t tiles_in(int32_t values) const { return by_size.quotient(values); }
+  // The same as for TileGrid.
+  NOISETILT_HOST_DEVICE int32_t first_of(int32_t tile) const {
+    const int32_t band = by_across.quotient(tile);
+    return band * grid.height * grid.row_length + (tile - band * grid.across) * grid.width;
+  }
+  NOISETILT_HOST_DEVICE int32_t offset_of(int32_t i) const {
+    return i + by_width.quotient(i) * (grid.row_length - grid.width);
+  }
+  struct Position {
+    int32_t tile, i;
+  };
+  // Tile of a place in the sample, and index of its value in the tile.
+  NOISETILT_HOST_DEVICE Position position_of(int32_t place) const {
+    const int32_t row = by_row_length.quotient(place), column = place - row * grid.row_length;
+    const int32_t band = by_height.quotient(row), tile_column = by_width.quotient(column);
+    return {band * grid.across + tile_column,
+            (row - band * grid.height) * grid.width + column - tile_column * grid.width};
+  }
+};
 
 }  // namespace noisetilt::cuda

@@ -6,12 +6,16 @@
 
 namespace noisetilt::cuda {
 
-// A block's part of a sample: values begin .. end - 1, of which values[0] is the first.
-template <class T>
+// A block's part of a sample: values begin .. end - 1, of which values[0] is the first. kShared: in shared
+// memory.
+template <class T, bool kShared>
 struct Slice {
+  using Value = T;
   T* values;
   int32_t begin, end;
-  __device__ T& operator[](int32_t place) const { return values[place - begin]; }
+  __device__ T& operator[](int32_t place) const {
+    return (kShared ? in_shared(values) : in_global(values))[place - begin];
+  }
 };
 
 // Sum of leaf(0) .. leaf(count - 1) by halving, leaf(i) + leaf(i + count/2) first; count is a power of two.
@@ -26,7 +30,7 @@ __device__ inline T halving_sum(const Leaf& leaf, int32_t offset = 0, int32_t st
 }
 
 template <class T, class Leaf>
-__device__ __noinline__ T halving_sum(int32_t count, const Leaf& leaf) {
+__device__ inline T halving_sum(int32_t count, const Leaf& leaf) {
   // Depth first: leaves come in the order of their reversed bits, and sums[k] is a finished left half of 2^k
   // leaves.
   constexpr int32_t kMaxDepth = 31;
@@ -44,28 +48,25 @@ __device__ __noinline__ T halving_sum(int32_t count, const Leaf& leaf) {
 
 // Reduction of tiles by groups of lanes of a warp, one group for each tile.
 struct WarpTileReduce {
-  int32_t lanes;   // of a group: a power of two up to a warp
-  int32_t padded;  // size of a tile, rounded up to a power of two
+  int32_t lanes;  // of a group: a power of two up to a warp
+  int32_t share;  // values of a lane: a power of two. Beyond the size of the tile, they are zero.
 
-  __device__ explicit WarpTileReduce(int32_t size) : lanes(1), padded(1) {
+  // Few lanes: values that a lane adds up alone need no shuffle.
+  __device__ explicit WarpTileReduce(int32_t size) : lanes(1), share(1) {
+    int32_t padded = 1;
     while (padded < size) padded *= 2;
-    lanes = min(padded, static_cast<int32_t>(kWarpThreads));
+    share = padded >= 64 ? 16 : padded >= 4 ? 4 : 1;
+    lanes = min(padded / share, static_cast<int32_t>(kWarpThreads));
+    share = padded / lanes;
   }
 
-  // Sum of term(i) over i < size, zero-padded, in the halving order that DESIGN defines. All lanes of the
-  // group get it. Every lane of the warp must take part.
-  template <class T, class Term>
-  __device__ T sum(int32_t size, const Term& term) const {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x) % lanes, share = padded / lanes;
-    const auto leaf = [=](int32_t k) {
-      const int32_t i = lane + k * lanes;
-      return i < size ? term(i) : T(0);
-    };
-    T v = share == 1   ? halving_sum<1, T>(leaf)
-          : share == 2 ? halving_sum<2, T>(leaf)
-          : share == 4 ? halving_sum<4, T>(leaf)
-          : share == 8 ? halving_sum<8, T>(leaf)
-                       : halving_sum<T>(share, leaf);
+  __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x) & (lanes - 1); }
+
+  // Sum over the group of what its lanes have added up, in the halving order that DESIGN defines: lane l has
+  // the values l, l + lanes, l + 2 lanes ... of the tile. All lanes get it. Every lane of the warp must take
+  // part.
+  template <class T>
+  __device__ T sum(T v) const {
     for (int32_t d = lanes / 2; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
     return v;
   }
@@ -73,13 +74,12 @@ struct WarpTileReduce {
   // Calls body(tile, valid) for the tiles begin .. end - 1, spread over the block. All lanes of a warp call
   // it together; those without a tile call it with `valid` false.
   template <class Body>
-  __device__ void for_each(int32_t begin, int32_t end, BlockRotation& rotation, const Body& body) const {
-    const int32_t thread = rotation.thread(), per_round = static_cast<int32_t>(blockDim.x) / lanes;
+  __device__ void for_each(int32_t begin, int32_t end, BlockRotation rotation, const Body& body) const {
+    const int32_t shift = 31 - __clz(lanes), per_round = static_cast<int32_t>(blockDim.x) >> shift;
     const int32_t in_warp =
-        static_cast<int32_t>(threadIdx.x % kWarpThreads) / lanes;  // groups before this one
-    for (int32_t tile = begin + thread / lanes; tile - in_warp < end; tile += per_round)
+        static_cast<int32_t>(threadIdx.x % kWarpThreads) >> shift;  // groups before this one
+    for (int32_t tile = begin + (rotation.thread() >> shift); tile - in_warp < end; tile += per_round)
       body(min(tile, end - 1), tile < end);
-    rotation.advance((end - begin) * lanes);
   }
 };
 

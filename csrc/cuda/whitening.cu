@@ -20,10 +20,11 @@ namespace {
 
 using Tuning = Policy::Project;
 
-template <class T>
+// kShared: slices lie in shared memory.
+template <class T, bool kShared>
 __global__ void __launch_bounds__(Tuning::kBlockThreads, Tuning::kMinBlocksPerSm)
     project_kernel(const __grid_constant__ ProjectParams<T> params) {
-  AgentProject<T>(params).run();
+  AgentProject<T, kShared>(params).run();
 }
 
 // Plan of a launch for `batch` > 0 samples.
@@ -39,15 +40,21 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   ProjectParams<T> params{};
   const auto add = [&](const Table<T>& table) {
     const int32_t k = params.num_tables++;
-    params.tables[k] = device_table(table, ranges[k], plan.tables[k].first_counter, plan.tables[k].unit);
+    params.tables[k] = device_table(table, ranges[k], plan.tables[k].first_counter,
+                                    plan.tables[k].first_column, plan.tables[k].step);
   };
   for (int64_t k = 0; k < projection.num_values; ++k) add(projection.values[k]);
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
     const TilePlan& planned = plan.tiles[k];
-    params.tiles[k] = {planned.grid,        static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
-                       planned.first_tile,  planned.num_chunk_sizes,
-                       planned.first_table, planned.counted};
+    params.tiles[k] = {planned.grid,
+                       static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                       planned.first_tile,
+                       static_cast<int32_t>(plan.size / tile.tile.size()),
+                       planned.num_chunk_sizes,
+                       planned.first_table,
+                       planned.first_step,
+                       planned.counted};
     for (int64_t i = 0; i < tile.num_tables; ++i)
       for (const Table<T>& table : tile.tables[i]) add(table);
   }
@@ -55,12 +62,12 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   params.size = plan.size;
   params.slice_size = plan.slice_size;
   params.blocks_per_team = plan.blocks_per_team;
-  params.slices_shared = plan.slices_shared;
   params.chunks_inside_blocks = plan.chunks_inside_blocks;
   params.layout = plan.layout;
   params.num_values = plan.num_values;
   params.num_tiles = plan.num_tiles;
   params.num_mixing = plan.num_mixing;
+  params.num_steps = plan.num_steps;
   return params;
 }
 
@@ -73,10 +80,14 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   ProjectParams<T> params = params_of(plan, projection, ranges);
   params.x = x;
   params.batch = batch;
-  params.zeroed_memory = allocate_cleared(launch, plan.zeroed_bytes());
-  params.memory = working_memory(launch, plan.rest_bytes());
-  enqueue(launch, project_kernel<T>, Residence::all_at_once, plan.num_teams * plan.blocks_per_team,
-          plan.block_threads, plan.shared_bytes, params);
+  const size_t zeros = plan.bytes(Contents::zero_always), cleared = plan.bytes(Contents::zero_before);
+  reserve_cleared(launch, cleared + (launch.zeros.bytes < zeros ? zeros : 0));
+  params.memory[static_cast<int>(Contents::zero_always)] = memory_of_zeros(launch, zeros);
+  params.memory[static_cast<int>(Contents::zero_before)] = allocate_cleared(launch, cleared);
+  params.memory[static_cast<int>(Contents::any)] = working_memory(launch, plan.bytes(Contents::any));
+  enqueue(launch, plan.slices_shared ? project_kernel<T, true> : project_kernel<T, false>,
+          Residence::all_at_once, plan.num_teams * plan.blocks_per_team, plan.block_threads,
+          plan.shared_bytes, params);
 }
 
 }  // namespace
@@ -110,13 +121,16 @@ void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>
                         const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
   const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
-  size_t cleared = bytes_of_flags(batch) + 2 * plain.zeroed_bytes(), working = plain.rest_bytes();
+  size_t cleared = bytes_of_flags(batch) + 2 * plain.bytes(Contents::zero_before),
+         zeros = plain.bytes(Contents::zero_always), working = plain.bytes(Contents::any);
   if (num_mixing > 0) {
     const ProjectPlan mixed = plan_launch(launch, batch, projection, mixing, num_mixing);
-    cleared += mixed.zeroed_bytes();
-    working = std::max(working, mixed.rest_bytes());
+    cleared += mixed.bytes(Contents::zero_before);
+    zeros = std::max(zeros, mixed.bytes(Contents::zero_always));
+    working = std::max(working, mixed.bytes(Contents::any));
   }
-  launch.cleared = {allocate_cleared(launch, cleared), cleared};
+  reserve_cleared(launch, cleared + zeros);
+  memory_of_zeros(launch, zeros);
   working_memory(launch, working);
 }
 

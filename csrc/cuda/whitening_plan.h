@@ -2,8 +2,9 @@
 // tests/cuda_emulation/test_whitening_plan.py.
 //
 // The kernel projects onto *units*, one after the other: the values for each of their chunk sizes, then the
-// tile statistics for each tile size. A unit has one table (values), or two for each chunk size (means and
-// energies of tiles).
+// tile statistics for each tile size. A unit has a *step* for each chunk size, with one table (values), or
+// two (means and energies of tiles). Tiles have one more step, without tables: those that are not finite
+// become NaN.
 #pragma once
 
 #include <algorithm>
@@ -23,19 +24,22 @@
 namespace noisetilt::cuda {
 
 // Capacity of the kernel's parameters.
-constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxUnits = 16, kMaxMixing = 8;
-constexpr int kMaxChunkSizes = kMaxUnits - kMaxTiles;  // of the values
+constexpr int kMaxTables = 40, kMaxTiles = 8, kMaxMixing = 8;
+constexpr int kMaxChunkSizes = 8;  // of the values
+constexpr int kMaxSteps = kMaxTables + kMaxTiles;
+constexpr int kMaxColumns = kMaxTables * Policy::OrderStats::kMaxCountedChunk;
 
 struct TablePlan {
   int32_t first_counter;  // number of counters of the tables before
-  int32_t unit;
+  int32_t first_column;   // number of columns of the tables before that are counted
+  int32_t step;
 };
 
 struct TilePlan {
   TileGrid grid;
   int32_t first_tile;  // number of tiles of the sizes before
   int32_t num_chunk_sizes;
-  int32_t first_table;
+  int32_t first_table, first_step;
   bool counted;  // no chunk is sorted
 };
 
@@ -46,7 +50,7 @@ struct MixingPlan {
 };
 
 struct ProjectPlan {
-  int32_t num_values, num_tiles, num_mixing, num_tables;
+  int32_t num_values, num_tiles, num_mixing, num_tables, num_steps;
   TablePlan tables[kMaxTables];
   TilePlan tiles[kMaxTiles];
   MixingPlan mixing[kMaxMixing];
@@ -56,15 +60,16 @@ struct ProjectPlan {
   int32_t blocks_per_team;
   int64_t num_teams;
   bool slices_shared;         // slices lie in shared memory
-  bool chunks_inside_blocks;  // no chunk of tile statistics is divided between blocks
+  bool chunks_inside_blocks;  // no chunk of tile statistics that is counted is divided between blocks
 
   int block_threads;
   size_t shared_bytes;  // of a block
   BufferLayout layout;
 
   // Memory of all teams.
-  size_t zeroed_bytes() const { return layout.zeroed_bytes * static_cast<size_t>(num_teams); }
-  size_t rest_bytes() const { return layout.rest_bytes * static_cast<size_t>(num_teams); }
+  size_t bytes(Contents contents) const {
+    return layout.bytes[static_cast<int>(contents)] * static_cast<size_t>(num_teams);
+  }
 };
 
 constexpr size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -103,8 +108,8 @@ inline int64_t num_items(Items items, const BufferSizes& sizes) {
       return 1;
     case Items::counters:
       return sizes.counters;
-    case Items::units:
-      return kMaxUnits;
+    case Items::steps:
+      return kMaxSteps;
     case Items::values:
       return sizes.values;
     case Items::values_if_long_chunks:
@@ -145,7 +150,7 @@ inline BufferLayout lay_out(const BufferSizes& sizes) {
   BufferLayout layout{};
   int copy = 0;
   for (const BufferRow& row : kBuffers) {
-    size_t& end = row.zeroed ? layout.zeroed_bytes : layout.rest_bytes;
+    size_t& end = layout.bytes[static_cast<int>(row.contents)];
     const int64_t bytes = num_items(row.items, sizes) * item_bytes(row.type, sizes.value_bytes);
     for (int k = 0; k < row.copies; ++k) {
       layout.offsets[copy++] = end;
@@ -169,30 +174,39 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
                                 " mixing domains; the CUDA kernels take up to 8 of each");
   ProjectPlan plan{};
   // `granule`: slices that are multiples of it divide no tile, and no chunk of values that is counted.
-  int64_t granule = 1, num_counters = 0, num_tiles = 0, largest_tiles = 0;
+  int64_t granule = 1, num_counters = 0, num_columns = 0, num_tiles = 0, largest_tiles = 0;
   bool long_chunks = false;
-  const auto add_table = [&](const Table<T>& table, int64_t unit) {
+  const auto add_table = [&](const Table<T>& table, bool counted) {
     if (plan.num_tables == kMaxTables)
       throw std::invalid_argument("noisetilt: the CUDA kernels take up to 40 confidence tables at once");
-    plan.tables[plan.num_tables++] = {static_cast<int32_t>(num_counters), static_cast<int32_t>(unit)};
-    num_counters += table.chunk_size * num_buckets(table.num_chunks, table.chunk_size);
+    plan.tables[plan.num_tables++] = {static_cast<int32_t>(num_counters), static_cast<int32_t>(num_columns),
+                                      plan.num_steps};
+    if (counted) num_counters += table.chunk_size * num_buckets(table.num_chunks, table.chunk_size);
+    num_columns += is_counted(table.chunk_size) ? table.chunk_size : 0;
     long_chunks |= !is_counted(table.chunk_size);
   };
   for (int64_t k = 0; k < projection.num_values; ++k) {
     const Table<T>& table = projection.values[k];
-    add_table(table, k);
+    add_table(table, true);
+    ++plan.num_steps;
     if (is_counted(table.chunk_size)) granule = std::lcm(granule, table.chunk_size);
   }
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
     TilePlan& planned = plan.tiles[k];
-    planned = {grid_of(tile.tile, shape), static_cast<int32_t>(num_tiles),
-               static_cast<int32_t>(tile.num_tables), plan.num_tables, true};
-    for (int64_t i = 0; i < tile.num_tables; ++i) {
-      for (const Table<T>& table : tile.tables[i]) add_table(table, projection.num_values + k);
+    planned = {grid_of(tile.tile, shape),
+               static_cast<int32_t>(num_tiles),
+               static_cast<int32_t>(tile.num_tables),
+               plan.num_tables,
+               plan.num_steps,
+               true};
+    for (int64_t i = 0; i < tile.num_tables; ++i, ++plan.num_steps) {
+      for (const Table<T>& table : tile.tables[i])
+        add_table(table, !is_tiny(table.num_chunks, table.chunk_size));
       planned.counted &= is_counted(tile.tables[i][0].chunk_size);
     }
     const int64_t in_sample = size / tile.tile.size();
+    ++plan.num_steps;
     granule = std::lcm(granule, planned.grid.band());
     num_tiles += in_sample;
     largest_tiles = std::max(largest_tiles, in_sample);
@@ -226,8 +240,11 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   plan.chunks_inside_blocks = true;
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
-    for (int64_t i = 0; i < tile.num_tables; ++i)
-      plan.chunks_inside_blocks &= slicing.slice_size / tile.tile.size() % tile.tables[i][0].chunk_size == 0;
+    for (int64_t i = 0; i < tile.num_tables; ++i) {
+      const Table<T>& table = tile.tables[i][0];
+      plan.chunks_inside_blocks &= is_tiny(table.num_chunks, table.chunk_size) ||
+                                   slicing.slice_size / tile.tile.size() % table.chunk_size == 0;
+    }
   }
 
   plan.num_values = static_cast<int32_t>(projection.num_values);

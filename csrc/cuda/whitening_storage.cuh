@@ -12,7 +12,7 @@ template <class T>
 struct TileParams {
   TileGrid grid;
   T root;  // square root of the tile's size
-  int32_t first_tile, num_chunk_sizes, first_table;
+  int32_t first_tile, num_tiles, num_chunk_sizes, first_table, first_step;
   bool counted;
 };
 
@@ -22,11 +22,10 @@ struct ProjectParams {
   T* x;
   int64_t batch;
   int32_t size, slice_size, blocks_per_team;
-  bool slices_shared;
   bool chunks_inside_blocks;
   BufferLayout layout;
-  unsigned char *zeroed_memory, *memory;  // of all teams
-  int32_t num_values, num_tiles, num_mixing;
+  unsigned char* memory[kNumContents];  // of all teams
+  int32_t num_values, num_tiles, num_mixing, num_steps;
   DeviceTable<T> tables[kMaxTables];  // of the values; then for each tile of means and energies, alternating
   TileParams<T> tiles[kMaxTiles];
   MixingPlan mixing[kMaxMixing];
@@ -38,42 +37,30 @@ static_assert(sizeof(ProjectParams<double>) <= 4096, "kernel parameters that eve
 static_assert(sizeof(Verdict) == 8 && sizeof(Entry<float>) == 8 && sizeof(Entry<double>) == 16,
               "item_bytes() in whitening_plan.h");
 
-// Shared memory of a block. Behind it lie the block's slices, if they fit.
-template <class T>
+// A mixing domain in shared memory.
+struct MixingDomain {
+  FastTileGrid grid;
+  int32_t repeats;
+  bool inside_blocks;
+};
+
+// Shared memory of a block. Behind it lie the block's slices, if they fit (kShared). Functions that are not
+// inlined find all of their state here: none of it lies in local memory.
+template <class T, bool kShared>
 struct SharedStorage {
-  // A copy: parameters would be read through the first-level cache, which every team barrier empties.
-  ProjectParams<T> params;
-  typename TeamOrderStats<T>::GlobalStorage order_stats;
-  typename TeamTileStats<T>::GlobalStorage tile_stats;
-  Buckets buckets[kMaxTables];
+  TeamOrderStats<T> order_stats;
+  TeamTileStats<T, kShared> tile_stats;
+  TeamTable<T> tables[kMaxTables + 1];
+  TileProblem<T> tiles[kMaxTiles];
+  MixingDomain mixing[kMaxMixing];
+  Buckets buckets[kMaxColumns];  // of every column of the tables
+  Buckets scaled[Policy::OrderStats::kMaxCountedChunk];
   int32_t scale;
-  // State of the tests of each unit in advance: `rest` is the number of projections left without a test. It
-  // starts at `patience`, which grows each time the unit is found unsettled.
-  struct {
-    int32_t rest, patience;
-  } tests[kMaxUnits];
 };
 
-// Offsets in a block's shared memory: of the storage of TeamOrderStats, and of the slices.
+// Offset of the slices in a block's shared memory.
 template <class T>
-constexpr size_t kOrderStatsOffset = aligned(sizeof(SharedStorage<T>));
-template <class T>
-constexpr size_t kSlicesOffset =
-    kOrderStatsOffset<T> + aligned(sizeof(typename TeamOrderStats<T>::TempStorage));
-
-// Addresses of the buffers of a team.
-template <class T>
-struct BufferPointers {
-  const ProjectParams<T>& params;
-  uint32_t team;
-
-  template <class U, Buffer kBuffer>
-  __device__ U* get(int32_t copy = 0) const {
-    constexpr bool zeroed = kBuffers[static_cast<int>(kBuffer)].zeroed;
-    unsigned char* memory = zeroed ? params.zeroed_memory : params.memory;
-    const size_t per_team = zeroed ? params.layout.zeroed_bytes : params.layout.rest_bytes;
-    return reinterpret_cast<U*>(memory + team * per_team + params.layout.offsets[kFirstCopy<kBuffer> + copy]);
-  }
-};
+constexpr size_t kSlicesOffset = aligned(sizeof(SharedStorage<T, true>));
+static_assert(sizeof(SharedStorage<float, true>) == sizeof(SharedStorage<float, false>));
 
 }  // namespace noisetilt::cuda

@@ -63,32 +63,34 @@ py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints
   result["chunks_inside_blocks"] = plan.chunks_inside_blocks;
   result["block_threads"] = plan.block_threads;
   result["shared_bytes"] = plan.shared_bytes;
-  result["zeroed_bytes"] = plan.layout.zeroed_bytes;
-  result["rest_bytes"] = plan.layout.rest_bytes;
+  result["bytes"] = std::vector<size_t>(plan.layout.bytes, plan.layout.bytes + kNumContents);
   result["offsets"] = std::vector<size_t>(plan.layout.offsets, plan.layout.offsets + kNumCopies);
-  py::list units, first_counters, planned_tiles, inside_blocks;
+  py::list steps, first_counters, first_columns, planned_tiles, inside_blocks;
   for (int32_t k = 0; k < plan.num_tables; ++k) {
-    units.append(plan.tables[k].unit);
+    steps.append(plan.tables[k].step);
     first_counters.append(plan.tables[k].first_counter);
+    first_columns.append(plan.tables[k].first_column);
   }
   for (int32_t k = 0; k < plan.num_tiles; ++k) {
     const TilePlan& tile = plan.tiles[k];
-    planned_tiles.append(
-        py::make_tuple(tile.first_tile, tile.num_chunk_sizes, tile.first_table, tile.counted));
+    planned_tiles.append(py::make_tuple(tile.first_tile, tile.num_chunk_sizes, tile.first_table,
+                                        tile.first_step, tile.counted));
   }
   for (int32_t k = 0; k < plan.num_mixing; ++k) inside_blocks.append(plan.mixing[k].inside_blocks);
-  result["units"] = units;
+  result["steps"] = steps;
   result["first_counters"] = first_counters;
+  result["first_columns"] = first_columns;
   result["tiles"] = planned_tiles;
   result["mixing_inside_blocks"] = inside_blocks;
   return result;
 }
 
-// Rows of the table of buffers: name, copies, zeroed, writer, reader, barrier.
+// Rows of the table of buffers: name, copies, contents, writer, reader, barrier.
 py::list buffers() {
   py::list rows;
   for (const BufferRow& row : kBuffers)
-    rows.append(py::make_tuple(row.name, row.copies, row.zeroed, row.writer, row.reader, row.barrier));
+    rows.append(py::make_tuple(row.name, row.copies, static_cast<int>(row.contents), row.writer, row.reader,
+                               row.barrier));
   return rows;
 }
 
@@ -109,5 +111,9 @@ PYBIND11_MODULE(MODULE, m) {
   noisetilt::cuda::bind<double>(m, "plan_float64");
   m.def("buffers", &noisetilt::cuda::buffers);
   m.def("num_buckets", &noisetilt::cuda::num_buckets);
+  m.def("is_tiny", &noisetilt::cuda::is_tiny);
+  m.def("quotient",
+        [](int32_t n, int32_t divisor) { return noisetilt::cuda::FastDivisor::of(divisor).quotient(n); });
   m.attr("max_tables") = noisetilt::cuda::kMaxTables;
+  m.attr("max_steps") = noisetilt::cuda::kMaxSteps;
 }

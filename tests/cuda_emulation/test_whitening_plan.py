@@ -85,20 +85,26 @@ def test_tables_and_tiles(plans: ModuleType, name: str) -> None:
     plan = plans.plan_float32(**problem)
     values, tiles = problem["chunk_sizes"], problem.get("tile_sizes", [])
     tile_chunk_sizes = problem.get("tile_chunk_sizes", [])
-    units = list(range(len(values)))
-    counts = [(samples(problem) // chunk_size, chunk_size) for chunk_size in values]
+    steps = list(range(len(values)))
+    counts = [(samples(problem) // chunk_size, chunk_size, True) for chunk_size in values]
     first_tile, planned = 0, []
     for k, (height, width) in enumerate(tiles):
         in_sample = samples(problem) // (height * width)
-        planned.append((first_tile, len(tile_chunk_sizes), len(units), max(tile_chunk_sizes) <= 32))
-        for chunk_size in tile_chunk_sizes:
-            units += [len(values) + k] * 2  # means and energies
-            counts += [(in_sample // chunk_size, chunk_size)] * 2
+        first_step = len(values) + k * (len(tile_chunk_sizes) + 1)
+        planned.append(
+            (first_tile, len(tile_chunk_sizes), len(steps), first_step, max(tile_chunk_sizes) <= 32)
+        )
+        for i, chunk_size in enumerate(tile_chunk_sizes):
+            steps += [first_step + i] * 2  # means and energies
+            counted = not plans.is_tiny(in_sample // chunk_size, chunk_size)
+            counts += [(in_sample // chunk_size, chunk_size, counted)] * 2
         first_tile += in_sample
-    assert plan["units"] == units
+    assert plan["steps"] == steps
     assert plan["tiles"] == planned
-    counters = [chunk_size * plans.num_buckets(chunks, chunk_size) for chunks, chunk_size in counts]
+    counters = [size * plans.num_buckets(chunks, size) * counted for chunks, size, counted in counts]
     assert plan["first_counters"] == [sum(counters[:k]) for k in range(len(counters))]
+    columns = [size if size <= 32 else 0 for _, size, _ in counts]
+    assert plan["first_columns"] == [sum(columns[:k]) for k in range(len(columns))]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -120,15 +126,17 @@ def test_buffers_do_not_overlap(plans: ModuleType, name: str, max_shared_bytes: 
             *((in_sample, 2, problem.get("tile_chunk_sizes", [])) for in_sample in tiles),
         ]
         for chunk_size in chunk_sizes
+        if copies == 1 or not plans.is_tiny(vector // chunk_size, chunk_size)
         for _ in range(copies)
     )
     bytes_of = {
         "counters": 4 * buckets,
-        "verdicts": 8 * 16,
+        "verdicts": 8 * plans.max_steps,
         "arrivals": 4,
-        "ranks": 4 * buckets,
-        "clipped": size * item,
+        "crowds": 4 * buckets,
+        "cursors": 4 * buckets,
         "columns": 4 * size,
+        "ranks": 4 * size,
         "entries": 2 * item * size,
         "kept_entries": 2 * item * size * long_chunks,
         "digit_counts": 4 * 256 * plan["blocks_per_team"],
@@ -140,13 +148,13 @@ def test_buffers_do_not_overlap(plans: ModuleType, name: str, max_shared_bytes: 
         "spare_slice": size * item * (mixing and not shared),
     }
     assert list(bytes_of) == [name for name, *_ in plans.buffers()]
-    offsets, ends = iter(plan["offsets"]), {True: 0, False: 0}
-    for name, copies, zeroed, *_ in plans.buffers():
+    offsets, ends = iter(plan["offsets"]), [0, 0, 0]
+    for name, copies, contents, *_ in plans.buffers():
         for _ in range(copies):
-            assert next(offsets) == ends[zeroed], name
-            ends[zeroed] += -(-bytes_of[name] // 256) * 256
+            assert next(offsets) == ends[contents], name
+            ends[contents] += -(-bytes_of[name] // 256) * 256
     assert next(offsets, None) is None
-    assert (plan["zeroed_bytes"], plan["rest_bytes"]) == (ends[True], ends[False])
+    assert plan["bytes"] == ends
 
 
 def test_every_buffer_names_writer_reader_and_barrier(plans: ModuleType) -> None:
@@ -172,6 +180,17 @@ def test_mixing_tiles_are_divided_only_for_many_more_blocks(plans: ModuleType) -
     assert (few["blocks_per_team"], few["mixing_inside_blocks"]) == (16, [True])
     many = plans.plan_float32(**problem, mixing=[[64, 64, 1]], num_sms=132)
     assert (many["blocks_per_team"], many["mixing_inside_blocks"]) == (128, [False])
+
+
+def test_fast_division(plans: ModuleType) -> None:
+    """Numerators up to 2^31 - 1; the critical ones lie beside multiples of the divisor."""
+    largest = 2**31 - 1
+    powers = [2**k + d for k in range(31) for d in (-1, 0, 1) if 0 < 2**k + d <= largest]
+    for divisor in {*range(1, 300), *powers, 60, 104, 6240, 131_040, largest - 1, largest}:
+        last = largest // divisor * divisor
+        for n in (0, 1, divisor - 1, divisor, last - 1, last, largest - 1, largest):
+            if n >= 0:
+                assert plans.quotient(n, divisor) == n // divisor, (n, divisor)
 
 
 def test_problems_beyond_the_capacity_are_refused(plans: ModuleType) -> None:

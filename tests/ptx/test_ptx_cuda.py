@@ -134,10 +134,10 @@ def test_without_late_visibility_the_order_makes_no_difference(
         (r"add\.rn\.f32", "sub.rn.f32"),
         (r"setp\.lt\.s32", "setp.le.s32"),
         (r"@%p\d+ bra", "bra"),
-        (r"(ld\.local\.v2\.u32\s+\{)(%r\d+), (%r\d+)", r"\1\3, \2"),
+        (r"(ld\.global\.v4\.u32\s+\{)(%r\d+), (%r\d+)", r"\1\3, \2"),
         (r"shfl\.sync\.up", "shfl.sync.bfly"),
         (r"bar\.sync\s+0;", ""),
-        (r"atom\.add\.u32", "atom.max.u32"),
+        (r"atom\.global\.add\.u32", "atom.global.max.u32"),
     ],
 )
 def test_planted_faults_are_found(
