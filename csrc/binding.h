@@ -257,9 +257,9 @@ struct Operators {
       result = torch::stable::empty_like(x);
       kernels.finite_or_nan(data<T>(x), data<T>(result), batch, size);
       kernels.project(data<T>(result), batch, owned);
-      result = fourier<T>(kernels, std::move(result), w, false);
+      result = fourier<T>(kernels, std::move(result), w, false, true);
       kernels.project(data<T>(result), batch, owned);
-      result = fourier<T>(kernels, std::move(result), w, true);
+      result = fourier<T>(kernels, std::move(result), w, true, true);
       kernels.project_mixing_domains(data<T>(result), batch, owned, domains.data(), num_domains);
     });
     return result;
@@ -317,7 +317,7 @@ struct Operators {
     Tensor result;
     Device::run(x, [&](const auto& kernels, auto type) {
       using T = decltype(type);
-      result = fourier<T>(kernels, x, twiddles_of<T>(factors, 2 * half_size_of(x), x), inverse);
+      result = fourier<T>(kernels, x, twiddles_of<T>(factors, 2 * half_size_of(x), x), inverse, false);
     });
     return result;
   }
@@ -367,13 +367,13 @@ struct Operators {
   }
 
  private:
-  // Compact Fourier transform of x, or its inverse. x is freed as early as possible, if the caller moves it
-  // here: then at most two batches are in memory.
+  // Compact Fourier transform of x, or its inverse. With `reuse`, x is no longer needed: the result may take
+  // its memory, or x is freed before the result is allocated.
   template <class T, class DeviceKernels>
-  static Tensor fourier(const DeviceKernels& kernels, Tensor x, Twiddles<T> w, bool inverse) {
+  static Tensor fourier(const DeviceKernels& kernels, Tensor x, Twiddles<T> w, bool inverse, bool reuse) {
     const int64_t batch = x.size(0), size = 2 * half_size_of(x);
     if (has_defined_fft(size)) {
-      Tensor result = torch::stable::empty_like(x);
+      Tensor result = reuse ? x : torch::stable::empty_like(x);
       kernels.compact_fourier(data<T>(x), data<T>(result), batch, size, w, inverse);
       return result;
     }

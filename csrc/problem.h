@@ -61,6 +61,10 @@ struct Twiddles {
 // True if the package defines the rounding of the FFT of N = `size` values.
 inline bool has_defined_fft(int64_t size) { return size >= 2 && (size & (size - 1)) == 0; }
 
+// Values are divided by this between a complex FFT and the spectrum, before they are added. The sums of up to
+// four finite values are then finite.
+constexpr int kGuard = 4;
+
 // Number of factors of the stages of a complex FFT of length h.
 inline int64_t num_stage_twiddles(int64_t h) {
   int64_t count = 0;

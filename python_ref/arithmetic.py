@@ -1,8 +1,12 @@
 """Square root and summation with defined rounding, which PyTorch does not guarantee."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
+
+SQRT_HALF = math.sqrt(0.5)
 
 
 def sqrt_rn(x: Tensor) -> Tensor:

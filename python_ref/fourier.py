@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SQRT_HALF = math.sqrt(0.5)
+from .arithmetic import SQRT_HALF
+
 GUARD = 4.0
 """Values are divided by this before they are added. The sums of up to four finite values are then finite."""
 
@@ -45,7 +46,8 @@ def compact_fourier_inverse(z: Tensor) -> Tensor:
     size, half = z.shape[1], z.shape[1] // 2
     if has_defined_fft(size):
         re = torch.cat([z[:, :1], z[:, 2 : half + 1]], dim=1)
-        return samples(re, z[:, [1, *range(half + 1, size)]], 1 / math.sqrt(size), math.sqrt(0.5 / size))
+        im = torch.cat([z[:, 1:2], z[:, half + 1 :]], dim=1)
+        return samples(re, im, end_scale=1 / math.sqrt(size), scale=math.sqrt(0.5 / size))
     interior = torch.complex(z[:, 2 : half + 1], z[:, half + 1 :]) * SQRT_HALF
     ends = torch.complex(z[:, :2], torch.zeros_like(z[:, :2]))
     half_spectrum = torch.cat([ends[:, :1], interior, ends[:, 1:]], dim=1)
@@ -156,13 +158,16 @@ def twiddle_factors(size: int, dtype: torch.dtype) -> Tensor:
     length L they are exp(-2 pi i ip/L), i = 1 .. 3, p = 0 .. L/4 - 1, p fastest. Then, for every N, exp(-2 pi
     i k/N), k = 0 .. N/4, for the step between the complex FFT and the spectrum.
     """
-    turns = []  # k of exp(-2 pi i k/N)
+    numpy_dtype = np.float32 if dtype == torch.float32 else np.float64
+    factors = []
     left = size // 2 if has_defined_fft(size) else 0
     while left > 4:
-        turns.append(np.outer(np.arange(1, 4), np.arange(left // 4)).ravel() * (size // left))
+        turns = np.outer(np.arange(1, 4), np.arange(left // 4)).ravel()
+        factors.append(_unit_roots(turns, left).astype(numpy_dtype))
         left //= 4
-    turns.append(np.arange(size // 4 + 1))
-    return torch.from_numpy(_unit_roots(np.concatenate(turns), size)).to(dtype)
+    factors.append(_unit_roots(np.arange(size // 4 + 1), size).astype(numpy_dtype))
+    with torch.inference_mode(False):  # kept, also for calls with gradients
+        return torch.from_numpy(np.concatenate(factors, axis=1))
 
 
 def _unit_roots(turns: np.ndarray, size: int) -> np.ndarray:

@@ -1,15 +1,12 @@
-"""Orthogonal transforms without multiplications by other numbers than 1/sqrt2: butterfly mixing and
-Walsh-Hadamard."""
+"""Orthogonal transforms (DESIGN section 4): butterfly mixing and Walsh-Hadamard."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .arithmetic import SQRT_HALF
 from .tile_stats import merge_tiles, split_tiles
-
-SQRT_HALF = math.sqrt(0.5)
 
 
 def butterfly(x: Tensor, tile: Sequence[int], steps: int) -> Tensor:

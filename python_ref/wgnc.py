@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .arithmetic import sqrt_rn
-from .fourier import SQRT_HALF, has_defined_fft, samples, spectrum
+from .arithmetic import SQRT_HALF, sqrt_rn
+from .fourier import has_defined_fft, samples, spectrum
 
 
 def to_wgnc_spectrum(x: Tensor) -> Tensor:

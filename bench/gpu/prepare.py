@@ -52,10 +52,11 @@ MOST_CARRIED = 48 << 20  # with the sources less than 64 MiB
 
 
 def digest_of_sources() -> str:
-    """Return a digest of the sources of the libraries."""
+    """Return a digest of the sources of the libraries and of the expected results."""
     digest = hashlib.sha256()
     sources = [*ROOT.glob("csrc/**/*"), *ROOT.glob("bench/gpu/*.cu"), ROOT / "setup.py"]
-    sources.append(ROOT / "noisetilt_kernels" / "schemas.def")
+    sources += [ROOT / "noisetilt_kernels" / "schemas.def", ROOT / "bench" / "gpu" / "expected.py"]
+    sources += ROOT.glob("python_ref/*.py")
     for path in sorted(path for path in sources if path.is_file()):
         digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -50,8 +50,7 @@ constexpr int kFirstBits = kBits < 2 ? kBits : 2;
 template <int kBits>
 constexpr int kSecondBits = kBits - kFirstBits<kBits>;
 
-// Where the step leaves number e of its result: part i of the first stage and j of the second, e = i + radix
-// j.
+// Where the step leaves number e = i + radix * j of its result: part i of the first stage, j of the second.
 template <int kBits>
 constexpr int place_of_result(int e) {
   return ((e & ((1 << kFirstBits<kBits>)-1)) << kSecondBits<kBits>)+(e >> kFirstBits<kBits>);

@@ -19,9 +19,6 @@ namespace noisetilt::NOISETILT_VARIANT {
 
 enum class HalfFft { to_spectrum, from_spectrum };
 
-// Values are divided by this before they are added. The sums of up to four finite values are then finite.
-constexpr int kGuard = 4;
-
 // Sum and difference of the two real numbers at the ends of a spectrum, times scale.
 template <class T>
 inline std::pair<T, T> turn_ends(T a, T b, T scale) {

@@ -1,4 +1,4 @@
-// Division by a number that is known long before it is needed. Plain C++.
+// Quick division by a number that is used many times. Plain C++.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct FastDivisor {
   int32_t shift;
 
   // The multiplier is larger than 2^(31 + shift) / divisor by at most 1. This adds at most n / 2^(31 + shift)
-  // to a quotient n / divisor, which is less than 1 / 2^shift and therefore less than what n / divisor is
-  // short of the next integer. Not inlined: it is needed once.
+  // < 1 / 2^shift <= 1 / divisor to the quotient. A quotient that is no integer is at least 1 / divisor below
+  // the next one. Not inlined: it is needed once.
   __attribute__((noinline)) NOISETILT_HOST_DEVICE static FastDivisor of(int32_t divisor) {
     int32_t shift = 0;
     while ((int64_t(1) << shift) < divisor) ++shift;

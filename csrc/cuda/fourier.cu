@@ -190,7 +190,6 @@ class Fft {
     }
   }
   bool is_one_pass() const { return passes_.size() == 1; }
-  const FftPass<T>& only_pass() const { return passes_.front(); }
 
   template <bool kPacked>
   void to_spectrum(const Complex<T>* x, T* spectrum, const TurnScales<T>& scales) {
@@ -250,16 +249,16 @@ class Fft {
             rest...);
   }
 
-  Complex<T>* buffer(size_t k) {
-    Complex<T>*& memory = buffers_[k % 2];
-    if (!memory) memory = allocate<Complex<T>>(launch_, numbers_);
-    return memory;
+  // Passes alternate between two buffers.
+  Complex<T>* buffer(size_t k) const {
+    const auto count = static_cast<int64_t>(std::min<size_t>(passes_.size() - 1, 2)) * numbers_;
+    auto* memory = working_memory(launch_, static_cast<size_t>(count) * sizeof(Complex<T>));
+    return reinterpret_cast<Complex<T>*>(memory) + static_cast<int64_t>(k % 2) * numbers_;
   }
 
   const Launch& launch_;
   const int64_t numbers_;  // of the batch
   std::vector<FftPass<T>> passes_;
-  Complex<T>* buffers_[2] = {};
 };
 
 template <class T>

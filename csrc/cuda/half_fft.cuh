@@ -40,9 +40,6 @@ __device__ inline Complex<T> factor(const Twiddles<T>& table, int32_t k) {
   return {__ldg(table.re + k), __ldg(table.im + k)};
 }
 
-// Values are divided by this before they are added. The sums of up to four finite values are then finite.
-constexpr int kGuard = 4;
-
 // Sum and difference of the two real numbers at the ends of a spectrum, times scale.
 template <class T>
 __device__ inline Complex<T> turn_ends(T a, T b, T scale) {

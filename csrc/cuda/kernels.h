@@ -33,8 +33,8 @@ struct Launch {
   // enqueues on the stream is done.
   void* (*allocate)(void* allocator, size_t bytes);
   void* allocator;
-  // Memory that reserve_for_whiten has cleared and no launch has taken yet; memory that all launches of the
-  // projection kernel use, one after the other: of zeros, and of anything.
+  // Memory that reserve_for_whiten has cleared and no launch has taken yet; memory that launches
+  // use, one after the other: of zeros, for the projection kernel, and of anything.
   mutable Memory cleared{}, zeros{}, working{};
 };
 
@@ -77,7 +77,7 @@ struct BFloat16 {
 template <class S>
 void hadamard_transform(const Launch& launch, const S* x, S* out, int64_t batch, int64_t size, double scale);
 // Compact Fourier transform of samples of `size` values, a power of two, or its inverse. x and out may be the
-// same. The samples that are not transformed begin at a multiple of a complex number.
+// same. The array of samples (x, or out of the inverse) must be aligned to a complex number.
 template <class T>
 void compact_fourier(const Launch& launch, const T* x, T* out, int64_t batch, int64_t size,
                      Twiddles<T> factors, bool inverse);
@@ -90,7 +90,7 @@ template <class T>
 void compact_fourier_unpack(const Launch& launch, const T* z, T* spectrum, int64_t batch, int64_t size,
                             Twiddles<T> factors);
 
-// Interleaved complex numbers. y and out may be the same. out begins at a multiple of a complex number.
+// Interleaved complex numbers. y and out may be the same. out must be aligned to a complex number.
 template <class T>
 void project_wgnc_blocks(const Launch& launch, const T* y, T* out, int64_t num_blocks, int64_t block_size);
 // WGNC of samples of `size` values, a power of two. x and out may be the same. They begin at a multiple of a

@@ -256,7 +256,7 @@ class TeamOrderStats {
       const int32_t first = valid ? part * table->counters_per_warp : table->num_buckets;
       sum_up_counters(*table, column, first, min(first + table->counters_per_warp, table->num_buckets), part,
                       temp.sums[parity], settle, verdicts);
-      parity ^= 1;
+      if (table->warps_per_column > 1) parity ^= 1;  // other jobs have no barrier
     }
     for (uint32_t i = team.thread(); i < static_cast<uint32_t>(num_steps); i += team.num_threads())
       in_global(storage.verdicts[(round + 1) % 2])[i] = {0, 0};
@@ -453,8 +453,8 @@ class TeamOrderStats {
   }
 
   // Sums up the counters begin .. end - 1 of a column, by one warp. `part`: number of this warp among those
-  // of the column. `sums`: of all warps of the block. Nobody else reads
-  // these counters in this round, so the warp clears them.
+  // of the column. `sums`: of all warps of the block. Nobody else reads these counters in this round, so the
+  // warp clears them.
   __device__ void sum_up_counters(const TeamTable<T>& table, int32_t column, int32_t begin, int32_t end,
                                   int32_t part, uint32_t* sums, bool settle, Verdict* verdicts) {
     const int32_t lane = static_cast<int32_t>(threadIdx.x % kWarpThreads),

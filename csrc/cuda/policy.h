@@ -46,8 +46,8 @@ struct PolicySm80 {
     // without a team barrier.
     static constexpr int32_t kMaxSmallColumn = 1024;
     static constexpr int32_t kMaxSmallVector = 4096;
-    // Small vectors up to this length also if they have been counted: that is faster than to gather the
-    // values.
+    // Vectors up to this length are ranked so even after a round of counting. That is faster than to gather
+    // the values.
     static constexpr int32_t kMaxUngathered = 256;
     // Among these, columns up to this length are not counted: one block compares all values with all.
     static constexpr int32_t kMaxTinyColumn = 32;
@@ -100,7 +100,7 @@ struct PolicySm80 {
   struct Wgnc {
     static constexpr int kBlockThreads = 128;
     static constexpr int kSetAsideThreads = 32;
-    static constexpr int kBlocksPerSm = 8;  // registers allow as many
+    static constexpr int kBlocksPerSm = 8;  // limits a thread to 64 registers
   };
 };
 

@@ -76,7 +76,8 @@ class KeptResults(Generic[_Made]):
             on_gpu = args[-1].type == "cuda"
             if on_gpu and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
-                    "noisetilt: a CUDA graph is being captured, and the tables are not on the device yet; "
+                    "noisetilt: a CUDA graph is being captured, and the tables or FFT factors of this call "
+                    "are not on the device yet; "
                     "call the operator once with the same arguments before the capture"
                 )
             made = make(*args)

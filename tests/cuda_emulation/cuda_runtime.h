@@ -335,22 +335,6 @@ inline double __longlong_as_double(long long x) { return emulation::from_bits<do
 
 // clang-format on
 
-// Exact if the result is 0, 1 or -1.
-inline void sincospi(double x, double* sine, double* cosine) {
-  const double quarters = nearbyint(2 * x);
-  const long double angle = (x - quarters / 2) * 3.14159265358979323846264338327950288L;
-  const double s = static_cast<double>(sinl(angle)), c = static_cast<double>(cosl(angle));
-  const int turn = static_cast<int>(fmod(quarters, 4)) & 3;
-  *sine = turn == 0 ? s : turn == 1 ? c : turn == 2 ? -s : -c;
-  *cosine = turn == 0 ? c : turn == 1 ? -s : turn == 2 ? -c : s;
-}
-inline void sincospif(float x, float* sine, float* cosine) {
-  double s, c;
-  sincospi(x, &s, &c);
-  *sine = static_cast<float>(s);
-  *cosine = static_cast<float>(c);
-}
-
 // ---- host functions ----
 
 enum cudaError_t {
