@@ -156,7 +156,7 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     sentence if it says that the images have collapsed.
     """
     peaks = folder.noise_peaks()
-    peak = sum(peaks) / len(peaks) if peaks else None
+    peak = math.fsum(peaks) / len(peaks) if peaks else None  # in any order of the lines
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     return {
         "method": str(settings.method),
