@@ -556,12 +556,14 @@ def test_traced_2os(traced_kernels: ModuleType, distribution: str) -> None:
 def test_traced_columns_of_one_warp_between_those_of_two(
     traced_kernels: ModuleType, distribution: str
 ) -> None:
-    """Columns of 64, 16 and 32 values are summed up by 2, 1 and 2 warps of a block, one after the other."""
+    """A block sums up tables one after the other, with 2, 1 and 2 warps for a column. Those that share a column
+    exchange their sums.
+    """
     x = values(distribution, (6, 1, 1, 256))
     expected = python_ref.project(x, (4, 16, 8), (), tables_like(x, 1e-3))
     arguments = projection((1, 1, 256), x.dtype, (4, 16, 8), (), ())
     for seed in range(10):
-        traced_kernels.set_device(num_sms=2, threads_per_block=256, seed=seed)
+        traced_kernels.set_device(num_sms=2, threads_per_block=512, seed=seed)
         result = traced_kernels.project(x.numpy(), **arguments)
         assert_same_bits(torch.from_numpy(result), expected, f"seed {seed}")
 
