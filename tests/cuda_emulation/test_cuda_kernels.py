@@ -556,7 +556,7 @@ def test_traced_2os(traced_kernels: ModuleType, distribution: str) -> None:
 def test_traced_columns_of_one_warp_between_those_of_two(
     traced_kernels: ModuleType, distribution: str
 ) -> None:
-    """A block sums up tables one after the other, with 2, 1 and 2 warps for a column. Those that share a column
+    """A block sums up three tables, with 2, 1 and 2 warps for a column. Those that share a column
     exchange their sums.
     """
     x = values(distribution, (6, 1, 1, 256))
