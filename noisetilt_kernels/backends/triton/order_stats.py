@@ -239,15 +239,23 @@ def project_vectors_kernel(
             tl.debug_barrier()  # the result of the last projection is in memory
         _project_vector(
             out_ptr if k > 0 else x_ptr, out_ptr, lower_ptr + k * num_fields * SIZE,
-            upper_ptr + k * num_fields * SIZE, vector, num_fields, SIZE, CHUNK_SIZES[k],
+            upper_ptr + k * num_fields * SIZE, vector, num_fields, SIZE, CHUNK_SIZES[k], k > 0,
         )  # fmt: skip
 
 
 @triton.jit
 def _project_vector(
-    x_ptr, out_ptr, lower_ptr, upper_ptr, vector, num_fields, SIZE: tl.constexpr, CHUNK_SIZE: tl.constexpr
+    x_ptr,
+    out_ptr,
+    lower_ptr,
+    upper_ptr,
+    vector,
+    num_fields,
+    SIZE: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
-    """Sort, clip and unsort a vector that one program holds."""
+    """Sort, clip and unsort a vector that one program holds. IN_PLACE: out_ptr is x_ptr."""
     WIDE: tl.constexpr = x_ptr.dtype.element_ty == tl.float64
     NUM_CHUNKS: tl.constexpr = SIZE // CHUNK_SIZE
     ROWS: tl.constexpr = triton.next_power_of_2(NUM_CHUNKS)
@@ -261,6 +269,8 @@ def _project_vector(
     key, index = sort_entries(tl.where(present, key, LAST), index, 1, COLUMNS, WIDE)
     key, index = sort_entries(key, index, COLUMNS, ROWS, WIDE)
     key, index = parts_of(key, index, WIDE)
+    if IN_PLACE:
+        tl.debug_barrier()  # no warp still reads: where values are few, all warps sort them
     clip_entries(
         x_ptr, out_ptr, lower_ptr, upper_ptr, SIZE, 1, NUM_CHUNKS, vector, num_fields, vector * SIZE, index,
         row, column, present,
