@@ -53,7 +53,7 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
-    called_local: int  # bytes of local memory and spills in functions that it calls
+    called_local: int  # bytes of local memory of functions that it calls, and bytes that they spill to it
     fused: int  # multiply-adds in the PTX
     wide_loads: int  # loads of 16 bytes in the machine code
     threads: int  # in the largest block that it is compiled for
@@ -148,8 +148,9 @@ def kernels_of(report: str, ptx: str, code: str) -> list[Kernel]:
         )
         most = re.search(r"\.maxntid (\d+)", bodies[mangled])
         threads = int(most[1]) if most else MOST_THREADS
-        traps = len(re.findall(r"\btrap;", bodies[mangled]))
-        local = stack, sum(spilled), sum(map(sum, called))
+        traps = len(re.findall(r"\btrap;", ptx))  # also those of functions
+        # A function that stores nothing in local memory can only load what its caller has put there.
+        local = stack, sum(spilled), sum(frame + stores for frame, stores, _ in called)
         found.append(Kernel(name, registers, *local, fused, wide, threads, traps))
     return sorted(found, key=lambda kernel: kernel.name)
 
