@@ -44,13 +44,14 @@ TARGETS = {
 IN_FULL = "sm_90"  # for other targets only the kernels of `whiten` and a few more calls are compiled
 
 MOST_SHARED = {"cuda": 48 * 1024, "hip": 64 * 1024}
-MOST_SECONDS = 30.0  # the goal is 10, but machines differ
+MOST_SECONDS = 60.0  # the goal is 10, but machines differ, and may be busy
 
 IN_PLACE = "HALF_SPECTRUM"  # the constant of calls that work in place
 
 # Exceptions for kernels, by the beginning of their names, with the reason.
 MAY_USE_LOCAL_MEMORY: dict[str, str] = {
     "butterfly_kernel<fp64": "where it also rescales: 14 to 21 registers around roots and divisions",
+    "project_vectors_kernel<fp64, SIZE=1024": "one register on sm_100",
 }
 MAY_USE_MORE_SHARED: dict[str, str] = {}
 
