@@ -68,15 +68,7 @@ inline void load_block(const E* x, Vector<E>* v) {
 // Inverse of load_block.
 template <class E, int D>
 inline void store_block(E* x, Vector<E>* v) {
-  for (int round = 1; round < D; round *= 2) {
-    Vector<E> zipped[D];
-    for (int i = 0; i < D / 2; ++i) {
-      auto [first, second] = zip<E>(v[i], v[D / 2 + i]);
-      zipped[2 * i] = first;
-      zipped[2 * i + 1] = second;
-    }
-    for (int i = 0; i < D; ++i) v[i] = zipped[i];
-  }
+  interleave<E, D>(v);
   for (int i = 0; i < D; ++i) store(x + i * kLanes<E>, v[i]);
 }
 

@@ -82,23 +82,6 @@ inline void step(Complex<V>* z, const FirstFactor& first, const SecondFactor& se
 
 constexpr int64_t kFftGrain = 2048;  // fewest numbers per thread
 
-// Interleaves 16 vectors: lane l of vector e goes to place 16 * l + e.
-template <class T>
-inline void interleave(Vector<T>* v) {
-#pragma GCC unroll 4
-  for (int round = 0; round < 4; ++round) {
-    Vector<T> next[16];
-#pragma GCC unroll 8
-    for (int e = 0; e < 8; ++e) {
-      const auto [low, high] = zip<T>(v[e], v[e + 8]);
-      next[2 * e] = low;
-      next[2 * e + 1] = high;
-    }
-#pragma GCC unroll 16
-    for (int e = 0; e < 16; ++e) v[e] = next[e];
-  }
-}
-
 // What remains after stages that do `bits` binary digits.
 template <class T>
 Remaining<T> after(int bits, Remaining<T> now) {
@@ -168,8 +151,8 @@ void pass(const In& in, const Out& out, const Remaining<T>& now) {
       }
       if constexpr (kFirst) {
         for (int e = 0; e < kPoints; e += 16) {
-          interleave<T>(re + e);
-          interleave<T>(im + e);
+          interleave<T, 16>(re + e);
+          interleave<T, 16>(im + e);
 #pragma GCC unroll 16
           for (int k = 0; k < 16; ++k)  // run of W values, of which lane k * W / 16 has 16
             out.store_vector(kPoints * (p + k * W / 16) + e + k * W % 16, {re[e + k], im[e + k]});

@@ -97,6 +97,23 @@ inline Pair<E> zip(Vector<E> a, Vector<E> b) {
   return zip<E>(a, b, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
+// Interleaves kCount vectors, a power of two: lane l of vector e goes to place kCount * l + e.
+template <class E, int kCount>
+inline void interleave(Vector<E>* v) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kCount; round *= 2) {
+    Vector<E> next[kCount];
+#pragma GCC unroll 8
+    for (int e = 0; e < kCount / 2; ++e) {
+      const auto [low, high] = zip<E>(v[e], v[e + kCount / 2]);
+      next[2 * e] = low;
+      next[2 * e + 1] = high;
+    }
+#pragma GCC unroll 16
+    for (int e = 0; e < kCount; ++e) v[e] = next[e];
+  }
+}
+
 template <int kDistance, class E, int... I>
 inline Vector<E> exchange_lanes(Vector<E> v, std::integer_sequence<int, I...>) {
   return NOISETILT_SHUFFLE(v, v, LaneNumber<E>, (I ^ kDistance)...);

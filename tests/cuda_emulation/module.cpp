@@ -269,27 +269,27 @@ void bind(py::module_& m) {
         return memory.result(out, shape_of(x));
       },
       x, py::arg("scale") = 1.0);
+  // Calls transform(launch, x, out, batch, size, factors) on rows.
+  const auto of_rows = [](const Array<T>& x, const Array<T>& factors, bool in_place, auto transform) {
+    require(x.ndim() == 2, "expected (B, N)");
+    DeviceMemory memory;
+    T* values = memory.copy(x);
+    T* out = in_place ? values : memory.make<T>(x.size());
+    transform(memory.launch(), values, out, x.shape(0), x.shape(1), twiddles_of(memory, factors));
+    return memory.result(out, shape_of(x));
+  };
   m.def(
       "compact_fourier",
-      [](const Array<T>& x, const Array<T>& factors, bool inverse, bool in_place) {
-        require(x.ndim() == 2, "expected (B, N)");
-        DeviceMemory memory;
-        T* values = memory.copy(x);
-        T* out = in_place ? values : memory.make<T>(x.size());
-        compact_fourier<T>(memory.launch(), values, out, x.shape(0), x.shape(1), twiddles_of(memory, factors),
-                           inverse);
-        return memory.result(out, shape_of(x));
+      [of_rows](const Array<T>& x, const Array<T>& factors, bool inverse, bool in_place) {
+        return of_rows(x, factors, in_place,
+                       [inverse](auto&&... arguments) { compact_fourier<T>(arguments..., inverse); });
       },
       x, factors, py::arg("inverse") = false, py::arg("in_place") = false);
   const auto bind_repacking = [&](const char* name, auto repack) {
     m.def(
         name,
-        [repack](const Array<T>& x, const Array<T>& factors) {
-          require(x.ndim() == 2, "expected (B, N)");
-          DeviceMemory memory;
-          T* out = memory.make<T>(x.size());
-          repack(memory.launch(), memory.copy(x), out, x.shape(0), x.shape(1), twiddles_of(memory, factors));
-          return memory.result(out, shape_of(x));
+        [of_rows, repack](const Array<T>& x, const Array<T>& factors) {
+          return of_rows(x, factors, false, repack);
         },
         x, factors);
   };
@@ -318,14 +318,9 @@ void bind(py::module_& m) {
       x, factors, py::arg("block_size"));
   m.def(
       "project_wgnc",
-      [](const Array<T>& x, const Array<T>& factors, int64_t block_size, bool in_place) {
-        require(x.ndim() == 2, "expected (B, N)");
-        DeviceMemory memory;
-        T* values = memory.copy(x);
-        T* out = in_place ? values : memory.make<T>(x.size());
-        project_wgnc<T>(memory.launch(), values, out, x.shape(0), x.shape(1), twiddles_of(memory, factors),
-                        block_size);
-        return memory.result(out, shape_of(x));
+      [of_rows](const Array<T>& x, const Array<T>& factors, int64_t block_size, bool in_place) {
+        return of_rows(x, factors, in_place,
+                       [block_size](auto&&... arguments) { project_wgnc<T>(arguments..., block_size); });
       },
       x, factors, py::arg("block_size"), py::arg("in_place") = false);
 }
