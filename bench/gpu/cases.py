@@ -393,11 +393,12 @@ def butterfly(tile: tuple[int, int], steps: int, mebibytes: int) -> Row:
     return bandwidth(name, lambda: ops.butterfly(x, tile, steps), x, cuda=cuda, triton=0.75)
 
 
-def hadamard(size: int) -> Row:
-    x = torch.randn(64 * 2**20 // size, size, device=DEVICE)
+def hadamard(size: int, dtype: torch.dtype) -> Row:
+    x = torch.randn(2**28 // (size * dtype.itemsize), size, device=DEVICE, dtype=dtype)
     scale = size**-0.5
-    name = f"hadamard_transform {size}, 256 MiB"
-    row = bandwidth(name, lambda: ops.hadamard_transform(x, scale), x)
+    name = f"hadamard_transform {size}, {str(dtype).removeprefix('torch.')}, 256 MiB"
+    cuda = 0.9 if 512 <= size <= 8192 else None
+    row = bandwidth(name, lambda: ops.hadamard_transform(x, scale), x, cuda=cuda)
     try:
         from fast_hadamard_transform import hadamard_transform  # type: ignore[import-not-found]
     except ImportError:
@@ -440,8 +441,9 @@ def transforms() -> Rows:
         for mebibytes in (64, 256):
             yield guarded(butterfly, tile, steps, mebibytes)
     yield guarded(small_butterfly)
-    for exponent in range(4, 17, 2):
-        yield guarded(hadamard, 2**exponent)
+    for exponent in range(5, 17, 2):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield guarded(hadamard, 2**exponent, dtype)
     for batch in (1, 1024):
         for inverse in (False, True):
             yield guarded(compact_fourier, batch, inverse)

@@ -81,6 +81,14 @@ struct PolicySm80 {
     static constexpr int64_t kItemsPerBlock = 4096;     // smaller tiles share a block
   };
 
+  // hadamard.cuh and the Hadamard kernel of transforms.cu
+  struct Hadamard {
+    static constexpr int kBlockThreads = 128;  // short rows share a block
+    // A thread holds 32 values, so at most 64 or 128 registers.
+    template <class T>
+    static constexpr int kMaxBlockThreads = sizeof(T) == 4 ? 1024 : 512;
+  };
+
   // fourier.cu
   struct Fourier {
     static constexpr int kBlockThreads = 256;

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "butterfly.cuh"
-#include "half.cuh"
+#include "hadamard.cuh"
 #include "half_fft.cuh"
 #include "keys.cuh"
 #include "runtime.h"
@@ -15,7 +15,13 @@ namespace noisetilt::cuda {
 namespace {
 
 constexpr int kItemsPerUnit = Policy::Butterfly::kItemsPerUnit;
-constexpr int kBlockThreads = Policy::Strided::kBlockThreads;  // of all kernels but butterfly_kernel
+constexpr int kBlockThreads = Policy::Strided::kBlockThreads;  // of the kernels without shared memory
+
+// True if kernels can access 16 bytes at once.
+template <class T>
+bool is_aligned(const T* values) {
+  return reinterpret_cast<uintptr_t>(values) % 16 == 0;
+}
 
 // Tiles of a whole batch.
 struct Tiles {
@@ -40,7 +46,7 @@ struct Values {
 // S steps on vectors of `size` values in shared memory, in place: all threads read, then all write. A unit is
 // kItemsPerUnit consecutive values, before the steps or after the inverse steps. For small S these are
 // several groups of butterfly_group.
-template <int32_t S, bool kOrthonormal, bool kInverse, int32_t kUnits, class T>
+template <int32_t S, bool kInverse, int32_t kUnits, class T>
 __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t size, int32_t num_units) {
   constexpr int32_t n = 1 << S, kGroups = kItemsPerUnit / n;
   const int32_t units = size / kItemsPerUnit, far = size >> S;
@@ -71,7 +77,7 @@ __device__ void steps_in_place(T* shared, Values<T, kUnits>& values, int32_t siz
     T(&v)[kItemsPerUnit] = values.v[u];
     for_each_place(unit, !kInverse, [&](const T& value, int32_t c) { v[c] = value; });
 #pragma unroll
-    for (int32_t c = 0; c < kItemsPerUnit; c += n) butterfly<S, kOrthonormal, kInverse>(v + c);
+    for (int32_t c = 0; c < kItemsPerUnit; c += n) butterfly<S, true, kInverse>(v + c);
   }
   __syncthreads();
 #pragma unroll
@@ -100,19 +106,12 @@ __device__ inline void for_each_value(const Tiles& tiles, int64_t first, int32_t
   }
 }
 
-// Four neighbouring values, which are loaded and stored at once.
-template <class S>
-struct alignas(4 * sizeof(S) < 16 ? 4 * sizeof(S) : 16) Pack {
-  S v[4];
-};
-
 // Steps on tiles in shared memory, `per_block` tiles in each block. `by_packs`: x and out can be accessed by
 // four values at once.
-template <class S, int32_t kUnits, bool kOrthonormal, bool kInverse>
+template <class T, int32_t kUnits, bool kInverse>
 __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
-    butterfly_kernel(const S* x, S* out, const __grid_constant__ Tiles tiles, int32_t per_block,
-                     bool by_packs, int32_t steps, Computed<S> scale) {
-  using T = Computed<S>;
+    butterfly_kernel(const T* x, T* out, const __grid_constant__ Tiles tiles, int32_t per_block,
+                     bool by_packs, int32_t steps) {
   T* shared = reinterpret_cast<T*>(dynamic_shared_memory());
   const int32_t size = tiles.grid.size();
   const int64_t first = blockIdx.x * static_cast<int64_t>(per_block);
@@ -120,10 +119,10 @@ __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
       static_cast<int32_t>(min(static_cast<int64_t>(per_block), tiles.count - first)) * size;
   for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
     if (by_packs) {
-      const Pack<S> pack = *reinterpret_cast<const Pack<S>*>(x + place);
-      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = computed(pack.v[i]);
+      const Pack4<T> pack = *reinterpret_cast<const Pack4<T>*>(x + place);
+      for (int32_t i = 0; i < 4; ++i) shared[padded(k) + i] = pack.v[i];
     } else {
-      shared[padded(k)] = computed(x[place]);
+      shared[padded(k)] = x[place];
     }
   });
   __syncthreads();
@@ -133,26 +132,25 @@ __global__ void __launch_bounds__(Policy::Butterfly::kBlockThreads)
     at_once = min(left, kMaxStepsAtOnce);
     switch (at_once) {
       case 1:
-        steps_in_place<1, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
+        steps_in_place<1, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       case 2:
-        steps_in_place<2, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
+        steps_in_place<2, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       case 3:
-        steps_in_place<3, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
+        steps_in_place<3, kInverse>(shared, values, size, count / kItemsPerUnit);
         break;
       default:
-        steps_in_place<4, kOrthonormal, kInverse>(shared, values, size, count / kItemsPerUnit);
+        steps_in_place<4, kInverse>(shared, values, size, count / kItemsPerUnit);
     }
   }
-  const auto result = [&](int32_t at) { return rounded<S>(kOrthonormal ? shared[at] : shared[at] * scale); };
   for_each_value(tiles, first, count, by_packs, [&](int32_t k, int64_t place) {
     if (by_packs) {
-      Pack<S> pack;
-      for (int32_t i = 0; i < 4; ++i) pack.v[i] = result(padded(k) + i);
-      *reinterpret_cast<Pack<S>*>(out + place) = pack;
+      Pack4<T> pack;
+      for (int32_t i = 0; i < 4; ++i) pack.v[i] = shared[padded(k) + i];
+      *reinterpret_cast<Pack4<T>*>(out + place) = pack;
     } else {
-      out[place] = result(padded(k));
+      out[place] = shared[padded(k)];
     }
   });
 }
@@ -179,34 +177,69 @@ __global__ void __launch_bounds__(kBlockThreads)
     out[i] = rounded<S>(computed(in[i]) * scale);
 }
 
-template <class S, bool kOrthonormal, bool kInverse>
-void dispatch_butterfly(const Launch& launch, const S* x, S* out, const Tiles& tiles, int64_t steps,
-                        Computed<S> scale) {
-  using T = Computed<S>;
-  if (tiles.count == 0) return;
+// Rows of 2^log values. x and out are aligned to 16 bytes.
+template <class S>
+__global__ void __launch_bounds__(Policy::Hadamard::kMaxBlockThreads<Computed<S>>)
+    hadamard_kernel(const S* x, S* out, int64_t rows, int32_t log, Computed<S> scale) {
+  const int64_t begin = blockIdx.x * static_cast<int64_t>(blockDim.x) * kHadamardItems;
+  const bool valid = begin + threadIdx.x * kHadamardItems < rows << log;
+  BlockHadamard<S>{log, scale}.transform(x + begin, out + begin, valid);
+}
+
+// Takes the steps in shared memory. Returns false if the tiles do not fit.
+template <class T, bool kInverse>
+bool butterfly_in_shared(const Launch& launch, const T* x, T* out, const Tiles& tiles, int64_t steps) {
   using Tuning = Policy::Butterfly;
-  const int64_t size = tiles.grid.size(), all = tiles.count * size;
+  const int64_t size = tiles.grid.size();
   const int64_t per_block = std::min(tiles.count, std::max<int64_t>(1, Tuning::kItemsPerBlock / size));
   const int64_t units = per_block * size / kItemsPerUnit;
   const int64_t max_threads = block_threads(launch, Tuning::kBlockThreads);
   constexpr int64_t kMaxUnits = Tuning::kMaxBytesPerThread / (kItemsPerUnit * sizeof(T));  // of a thread
   const int64_t shared_bytes = (units * kItemsPerUnit + units) * static_cast<int64_t>(sizeof(T));
-  if (size % kItemsPerUnit == 0 && units <= kMaxUnits * max_threads &&
-      shared_bytes <= launch.device->limits.max_shared_bytes) {
-    const auto kernel = units <= max_threads       ? butterfly_kernel<S, 1, kOrthonormal, kInverse>
-                        : units <= 2 * max_threads ? butterfly_kernel<S, 2, kOrthonormal, kInverse>
-                                                   : butterfly_kernel<S, kMaxUnits, kOrthonormal, kInverse>;
-    const int64_t each = units <= max_threads ? 1 : units <= 2 * max_threads ? 2 : kMaxUnits;
-    const int threads =
-        static_cast<int>((units + each * kWarpThreads - 1) / (each * kWarpThreads) * kWarpThreads);
-    const bool by_packs = tiles.grid.width % 4 == 0 &&
-                          reinterpret_cast<uintptr_t>(x) % sizeof(Pack<S>) == 0 &&
-                          reinterpret_cast<uintptr_t>(out) % sizeof(Pack<S>) == 0;
-    enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
-            static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_packs,
-            static_cast<int32_t>(steps), scale);
-    return;
-  }
+  if (size % kItemsPerUnit != 0 || units > kMaxUnits * max_threads ||
+      shared_bytes > launch.device->limits.max_shared_bytes)
+    return false;
+  const auto kernel = units <= max_threads       ? butterfly_kernel<T, 1, kInverse>
+                      : units <= 2 * max_threads ? butterfly_kernel<T, 2, kInverse>
+                                                 : butterfly_kernel<T, kMaxUnits, kInverse>;
+  const int64_t each = units <= max_threads ? 1 : units <= 2 * max_threads ? 2 : kMaxUnits;
+  const int threads =
+      static_cast<int>((units + each * kWarpThreads - 1) / (each * kWarpThreads) * kWarpThreads);
+  const bool by_packs = tiles.grid.width % 4 == 0 && is_aligned(x) && is_aligned(out);
+  enqueue(launch, kernel, Residence::any, (tiles.count + per_block - 1) / per_block, threads,
+          static_cast<size_t>(shared_bytes), x, out, tiles, static_cast<int32_t>(per_block), by_packs,
+          static_cast<int32_t>(steps));
+  return true;
+}
+
+// Transforms rows of 2^log values in shared memory. Returns false if they do not fit, are shorter than the
+// values of a thread, or are not aligned.
+template <class S>
+bool hadamard_in_shared(const Launch& launch, const S* x, S* out, int64_t rows, int32_t log,
+                        Computed<S> scale) {
+  using T = Computed<S>;
+  using Tuning = Policy::Hadamard;
+  const int log_threads = log - kLogHadamardItems,
+            max_threads = block_threads(launch, Tuning::kMaxBlockThreads<T>);
+  if (!is_aligned(x) || !is_aligned(out) || log_threads < 0 || log_threads > 30 ||
+      (1 << log_threads) > max_threads)
+    return false;
+  const int threads = std::max(1 << log_threads, std::min(max_threads, Tuning::kBlockThreads));
+  const int64_t per_block = threads >> log_threads;
+  const int64_t shared_bytes = per_block * hadamard_place<T>(1 << log) * static_cast<int64_t>(sizeof(T));
+  if (shared_bytes > launch.device->limits.max_shared_bytes) return false;
+  enqueue(launch, hadamard_kernel<S>, Residence::any, (rows + per_block - 1) / per_block, threads,
+          static_cast<size_t>(shared_bytes), x, out, rows, log, scale);
+  return true;
+}
+
+// Takes the steps in global memory, a few in each launch, then multiplies by `scale` unless they are
+// orthonormal.
+template <class S, bool kOrthonormal, bool kInverse>
+void steps_in_global(const Launch& launch, const S* x, S* out, const Tiles& tiles, int64_t steps,
+                     Computed<S> scale) {
+  using T = Computed<S>;
+  const int64_t size = tiles.grid.size(), all = tiles.count * size;
   const int threads = block_threads(launch, kBlockThreads);
   const int64_t blocks = blocks_for(all / kItemsPerUnit, threads);
   if (steps == 0) {
@@ -288,16 +321,22 @@ template <class T>
 void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
                bool inverse) {
   const Tiles tiles{grid_of(tile, shape), batch * shape.size() / tile.size()};
-  (inverse ? dispatch_butterfly<T, true, true> : dispatch_butterfly<T, true, false>)(launch, x, out, tiles,
-                                                                                     steps, T(1));
+  if (tiles.count == 0) return;
+  if (inverse ? butterfly_in_shared<T, true>(launch, x, out, tiles, steps)
+              : butterfly_in_shared<T, false>(launch, x, out, tiles, steps))
+    return;
+  (inverse ? steps_in_global<T, true, true> : steps_in_global<T, true, false>)(launch, x, out, tiles, steps,
+                                                                               T(1));
 }
 
 template <class S>
 void hadamard_transform(const Launch& launch, const S* x, S* out, int64_t batch, int64_t size, double scale) {
-  int64_t steps = 0;
-  while ((int64_t(1) << steps) < size) ++steps;
-  dispatch_butterfly<S, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, steps,
-                                      static_cast<Computed<S>>(scale));
+  if (batch == 0) return;
+  int32_t log = 0;
+  while ((int64_t(1) << log) < size) ++log;
+  const auto factor = static_cast<Computed<S>>(scale);
+  if (hadamard_in_shared(launch, x, out, batch, log, factor)) return;
+  steps_in_global<S, false, false>(launch, x, out, {grid_of({1, size}, {1, 1, size}), batch}, log, factor);
 }
 
 template <class T>

@@ -402,7 +402,7 @@ def test_butterfly(
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("exponent", range(16))
 def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dtype) -> None:
-    kernels.set_device(num_sms=3, threads_per_block=512, seed=exponent)
+    kernels.set_device(num_sms=3, threads_per_block=1024 if exponent % 2 else 512, seed=exponent)
     x = values("normal", (3, 2**exponent), dtype)
     result = torch.from_numpy(kernels.hadamard_transform(x.numpy(), scale=0.3))
     assert_same_bits(result, python_ref.hadamard_transform(x, 0.3))
@@ -414,7 +414,7 @@ def test_hadamard_transform(kernels: ModuleType, exponent: int, dtype: torch.dty
 def test_hadamard_transform_of_16_bits(
     kernels: ModuleType, exponent: int, distribution: str, dtype: torch.dtype
 ) -> None:
-    kernels.set_device(num_sms=3, threads_per_block=512, seed=exponent)
+    kernels.set_device(num_sms=3, threads_per_block=1024 if exponent % 2 else 512, seed=exponent)
     x = values(distribution, (3, 2**exponent)).to(dtype)
     transform = getattr(kernels, f"hadamard_transform_{str(dtype).removeprefix('torch.')}")
     result = torch.from_numpy(transform(x.view(torch.uint16).numpy(), scale=0.3)).view(dtype)
