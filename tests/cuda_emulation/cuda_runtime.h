@@ -344,6 +344,7 @@ enum cudaError_t {
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
+  cudaErrorInvalidClusterSize = 912,
 };
 using cudaStream_t = struct CUstream_st*;
 enum cudaDeviceAttr {
@@ -359,10 +360,12 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
   cudaDevAttrMaxBlocksPerMultiprocessor = 106,
   cudaDevAttrReservedSharedMemoryPerBlock = 111,
+  cudaDevAttrClusterLaunch = 120,
 };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-  cudaFuncAttributePreferredSharedMemoryCarveout = 9
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -393,7 +396,9 @@ struct cudaLaunchConfig_t {
 namespace emulation {
 
 constexpr int64_t kSharedBytesByDefault = 48 << 10;
+constexpr int64_t kPortableClusterBlocks = 8;
 inline std::map<const void*, int64_t> allowed_shared_bytes;  // of kernels that asked for more
+inline std::set<const void*> non_portable;                   // kernels that may have larger clusters
 inline cudaError_t last_error = cudaSuccess;
 inline std::set<const void*> launched;  // kernels
 
@@ -414,29 +419,65 @@ inline bool allows(const void* kernel, int64_t threads, int64_t shared_bytes) {
          blocks_per_sm(threads, shared_bytes) > 0;
 }
 
+// Blocks of a cluster, by the attributes of a launch.
+inline dim3 cluster_of(const cudaLaunchConfig_t& config) {
+  dim3 cluster;
+  for (unsigned k = 0; k < config.numAttrs; ++k)
+    if (config.attrs[k].id == cudaLaunchAttributeClusterDimension) {
+      const auto& given = config.attrs[k].val.clusterDim;
+      cluster = dim3(given.x, given.y, given.z);
+    }
+  return cluster;
+}
+
+inline bool is_cooperative(const cudaLaunchConfig_t& config) {
+  return std::any_of(config.attrs, config.attrs + config.numAttrs, [](const cudaLaunchAttribute& attribute) {
+    return attribute.id == cudaLaunchAttributeCooperative && attribute.val.cooperative;
+  });
+}
+
+inline size_t product(dim3 d) { return size_t{d.x} * d.y * d.z; }
+
+// Sets the number of clusters that the device can hold at once; 0 if the launch exceeds it. A block alone is
+// a cluster, too.
+inline cudaError_t active_clusters(size_t* count, const void* kernel, const cudaLaunchConfig_t& config) {
+  const dim3 cluster = cluster_of(config);
+  const int64_t size = cluster.x;
+  *count = 0;
+  if (cluster.y != 1 || cluster.z != 1) return cudaErrorNotSupported;  // here, not by CUDA
+  if (size > 1 && device.compute_capability < 90) return cudaErrorNotSupported;
+  if (size == 0 || size > (non_portable.count(kernel) ? device.blocks_per_cluster : kPortableClusterBlocks))
+    return cudaErrorInvalidClusterSize;
+  const auto threads = static_cast<int64_t>(product(config.blockDim));
+  const auto shared_bytes = static_cast<int64_t>(config.dynamicSmemBytes);
+  if (!allows(kernel, threads, shared_bytes)) return cudaSuccess;
+  for (int64_t rest = device.num_sms; rest > 0; rest -= device.sms_per_gpc) {
+    const int64_t sms = std::min<int64_t>(rest, device.sms_per_gpc);
+    *count += static_cast<size_t>(sms * blocks_per_sm(threads, shared_bytes) / size);
+  }
+  return cudaSuccess;
+}
+
 inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
   const dim3 blocks = config.gridDim, threads = config.blockDim;
-  const size_t num_blocks = size_t{blocks.x} * blocks.y * blocks.z;
-  const size_t num_threads = size_t{threads.x} * threads.y * threads.z;
+  const size_t num_blocks = product(blocks), num_threads = product(threads);
   if (num_blocks == 0 || num_threads == 0 || blocks.x > 0x7fffffff || blocks.y > 0xffff ||
       blocks.z > 0xffff || threads.z > 64)
     return cudaErrorInvalidConfiguration;
   if (!allows(kernel, static_cast<int64_t>(num_threads), static_cast<int64_t>(config.dynamicSmemBytes)))
     return cudaErrorInvalidValue;
-  const size_t limit =
-      static_cast<size_t>(device.num_sms * blocks_per_sm(static_cast<int64_t>(num_threads),
-                                                         static_cast<int64_t>(config.dynamicSmemBytes)));
-  // Blocks of an ordinary launch must not wait for each other: only a few are resident at a time.
-  size_t residents = std::min({num_blocks, limit, size_t{1} + random_bits() % 4});
-  for (unsigned k = 0; k < config.numAttrs; ++k) {
-    const cudaLaunchAttribute& attribute = config.attrs[k];
-    if (attribute.id == cudaLaunchAttributeCooperative && attribute.val.cooperative) {
-      if (num_blocks > limit) return cudaErrorCooperativeLaunchTooLarge;
-      residents = num_blocks;
-    } else if (attribute.id == cudaLaunchAttributeClusterDimension) {
-      const auto& cluster = attribute.val.clusterDim;
-      if (cluster.x * cluster.y * cluster.z > 1) return cudaErrorNotSupported;
-    }
+  size_t limit = 0;
+  if (const cudaError_t error = active_clusters(&limit, kernel, config)) return error;
+  const unsigned cluster = cluster_of(config).x;
+  if (blocks.x % cluster || limit == 0) return cudaErrorInvalidClusterSize;
+  const size_t num_clusters = num_blocks / cluster;
+  // Clusters of an ordinary launch must not wait for each other: only a few are resident at a time.
+  constexpr size_t kThreadsAtOnce = 1 << 14;  // so that their stacks do not need too many pieces of memory
+  size_t residents = std::min({num_clusters, limit, size_t{1} + random_bits() % 4,
+                               std::max<size_t>(kThreadsAtOnce / (num_threads * cluster), 1)});
+  if (is_cooperative(config)) {
+    if (num_clusters > limit) return cudaErrorCooperativeLaunchTooLarge;
+    residents = num_clusters;
   }
   launched.insert(kernel);
   Grid grid{};
@@ -447,6 +488,7 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, 
   grid.num_blocks = num_blocks;
   grid.num_threads = num_threads;
   grid.shared_bytes = config.dynamicSmemBytes;
+  grid.blocks_per_cluster = cluster;
   run(grid, residents);
   return cudaSuccess;
 }
@@ -474,6 +516,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "too many blocks in cooperative launch";
     case cudaErrorNotSupported:
       return "operation not supported";
+    case cudaErrorInvalidClusterSize:
+      return "cluster misconfiguration";
     default:
       return "invalid argument";
   }
@@ -511,12 +555,19 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return *value = device.blocks_per_sm, cudaSuccess;
     case cudaDevAttrReservedSharedMemoryPerBlock:
       return *value = static_cast<int>(device.reserved_shared_bytes), cudaSuccess;
+    case cudaDevAttrClusterLaunch:
+      return *value = device.compute_capability >= 90, cudaSuccess;
   }
   return emulation::status(cudaErrorInvalidValue);
 }
 
 template <class T>
 cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    const auto key = reinterpret_cast<const void*>(kernel);
+    value ? void(emulation::non_portable.insert(key)) : void(emulation::non_portable.erase(key));
+    return cudaSuccess;
+  }
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > emulation::device.shared_bytes_per_block)
     return emulation::status(cudaErrorInvalidValue);
@@ -532,6 +583,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, T* kernel
                 ? static_cast<int>(emulation::blocks_per_sm(threads, bytes))
                 : 0;
   return cudaSuccess;
+}
+
+template <class T>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, T* kernel, const cudaLaunchConfig_t* config) {
+  size_t count = 0;
+  const cudaError_t error =
+      emulation::active_clusters(&count, reinterpret_cast<const void*>(kernel), *config);
+  *clusters = static_cast<int>(count);
+  return emulation::status(error);
 }
 
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t = nullptr) {

@@ -46,6 +46,8 @@ struct Device {
   int64_t shared_bytes_per_sm = 228 << 10;
   int64_t reserved_shared_bytes = 1 << 10;  // of every block, by the system
   int compute_capability = 90;
+  int sms_per_gpc = 16;  // the blocks of a cluster run on multiprocessors of one GPC
+  int blocks_per_cluster = 16;
   uint64_t seed = 0;  // of the order of threads; changes with every use
 };
 inline Device device;
@@ -73,6 +75,7 @@ inline std::string text(uint3 i) {
 
 struct Warp;
 struct Block;
+struct Cluster;
 
 // What tracing.cpp and views.cpp must know. Without them, nothing.
 #ifdef EMULATION_TRACED
@@ -81,6 +84,7 @@ void launch_finished();
 void block_started(const Block&);
 void block_finished(const Block&);
 void block_synchronized(const Block&);
+void cluster_synchronized(const Cluster&);
 void lanes_synchronized(const Warp&, unsigned mask);
 void memory_added(const void* begin, size_t bytes);
 void memory_removed(const void* begin);
@@ -94,6 +98,7 @@ inline void launch_finished() {}
 inline void block_started(const Block&) {}
 inline void block_finished(const Block&) {}
 inline void block_synchronized(const Block&) {}
+inline void cluster_synchronized(const Cluster&) {}
 inline void lanes_synchronized(const Warp&, unsigned) {}
 inline void memory_added(const void*, size_t) {}
 inline void memory_removed(const void*) {}
@@ -200,6 +205,7 @@ struct Warp {
 };
 
 struct Block {
+  Cluster* cluster;
   uint3 index;
   Memory shared;
   std::vector<Warp> warps;
@@ -211,14 +217,23 @@ struct Block {
   int count, result;  // of threads with a true predicate: so far, and at the last barrier
 };
 
+// Blocks that start together. Without clusters, each block is one of its own.
+struct Cluster {
+  Block* blocks;           // the one of rank 0; the others follow
+  unsigned live, waiting;  // threads; those that wait at the barrier of the cluster
+  Site site;
+};
+
 // The running launch.
 struct Grid {
   const void* kernel;
   std::function<void()> body;
   size_t num_blocks, num_threads, shared_bytes;
+  unsigned blocks_per_cluster;
 
   Context main;
   std::vector<Block> blocks;  // resident ones
+  std::vector<Cluster> clusters;
   ReadySet<Block> ready;
   std::vector<Fiber*> pollers;  // go on when no other fiber can
   uint64_t idle_polls;
@@ -387,6 +402,47 @@ inline int barrier(const char* operation, bool predicate, Site site) {
   return block.result;
 }
 
+// ---- clusters ----
+
+inline uint32_t cluster_rank() {
+  const Block& block = *current->warp->block;
+  return static_cast<uint32_t>(&block - block.cluster->blocks);
+}
+
+// Barrier of the cluster.
+inline void cluster_sync(Site site = here()) {
+  Fiber& me = *current;
+  Cluster& cluster = *me.warp->block->cluster;
+  const char* const operation = "cluster_sync";
+  if (cluster.live < grid->num_threads * grid->blocks_per_cluster)
+    fail("waits at " + text(operation, site) + ", but threads of the cluster have exited");
+  me.waits_at = operation;
+  me.site = cluster.site = site;
+  me.mask = 0;
+  if (++cluster.waiting == cluster.live) {
+    cluster.waiting = 0;
+    cluster_synchronized(cluster);
+    for (unsigned rank = 0; rank < grid->blocks_per_cluster; ++rank)
+      for (Warp& warp : cluster.blocks[rank].warps) make_ready(warp, warp.live);
+  }
+  wait();
+}
+
+// Place of block `rank` that `pointer` has in the shared memory of the current block.
+template <class T>
+T* of_cluster_block(T* pointer, uint32_t rank) {
+  const Block& mine = *current->warp->block;
+  const auto at = reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(mine.shared.data());
+  if (at > mine.shared.size())
+    fail("of_cluster_block: the pointer is not into the block's own shared memory");
+  if (rank >= grid->blocks_per_cluster)
+    fail("of_cluster_block: rank " + std::to_string(rank) + " in a cluster of " +
+         std::to_string(grid->blocks_per_cluster) + " blocks");
+  const Block& block = mine.cluster->blocks[rank];
+  if (!block.live) fail("of_cluster_block: block " + text(block.index) + " of the cluster has ended");
+  return reinterpret_cast<T*>(block.shared.data() + at);
+}
+
 // Collective operation of the lanes in `mask`. Each lane passes an argument and the number of a lane to read,
 // and gets resolve(warp, mask, lane), which is called when all lanes have arrived.
 template <class Resolve>
@@ -436,11 +492,15 @@ inline void fiber_main() {
   Warp& warp = *me.warp;
   Block& block = *warp.block;
   progress();
+  Cluster& cluster = *block.cluster;
   if (block.waiting) fail("has exited, but others of the block wait at " + text(block.barrier, block.site));
+  if (cluster.waiting)
+    fail("has exited, but others of the cluster wait at " + text("cluster_sync", cluster.site));
   for (unsigned k = 0; k < warp.num_gatherings; ++k)
     if (warp.gatherings[k].mask >> me.lane & 1)
       fail(std::string("has exited, but other lanes wait for it at ") + warp.gatherings[k].operation);
   warp.live &= ~(1u << me.lane);
+  --cluster.live;
   if (--block.live == 0) {
     grid->finished = &block;
     switch_context(me.context, grid->main);
@@ -453,7 +513,7 @@ inline void start(Block& block, size_t slot, size_t linear) {
   Grid& g = *grid;
   block.index = index_of(linear, gridDim);
   block.shared = Memory(g.shared_bytes, 1024);
-
+  block.cluster = &g.clusters[slot / g.blocks_per_cluster];
   block.live = static_cast<unsigned>(g.num_threads);
   block.waiting = 0;
   block.count = 0;
@@ -479,14 +539,37 @@ inline void start(Block& block, size_t slot, size_t linear) {
   block_started(block);
 }
 
+// Starts the blocks of cluster number `linear`, in the place of resident cluster `slot`.
+inline void start_cluster(size_t slot, size_t linear) {
+  Grid& g = *grid;
+  const size_t size = g.blocks_per_cluster;
+  g.clusters[slot] = {&g.blocks[slot * size], static_cast<unsigned>(size * g.num_threads), 0, {}};
+  for (size_t rank = 0; rank < size; ++rank)
+    start(g.blocks[slot * size + rank], slot * size + rank, linear * size + rank);
+}
+
+// Content of the shared memory of a block that has ended before its cluster: NaN.
+constexpr unsigned char kEndedByte = 0xff;
+
 inline void finish(Block& block) {
   block_finished(block);
   if (!block.shared.intact())
     grid->error = "block " + text(block.index) + " has written past its shared memory";
-  block.shared = {};
+  std::memset(block.shared.data(), kEndedByte, block.shared.size());
 }
 
-// Runs all blocks, up to `residents` of them at a time.
+inline void finish_cluster(Cluster& cluster) {
+  for (unsigned rank = 0; rank < grid->blocks_per_cluster; ++rank) {
+    Block& block = cluster.blocks[rank];
+    const unsigned char *begin = block.shared.data(), *end = begin + block.shared.size();
+    if (!std::all_of(begin, end, [](unsigned char b) { return b == kEndedByte; }))
+      grid->error = "another block of the cluster has written to the shared memory of block " +
+                    text(block.index) + ", which has ended";
+    block.shared = {};
+  }
+}
+
+// Runs all clusters, up to `residents` of them at a time.
 inline void run(Grid& g, size_t residents) {
   struct Guard {
     ~Guard() {
@@ -500,15 +583,16 @@ inline void run(Grid& g, size_t residents) {
   constexpr unsigned kKeep[] = {0, 240, 256};
   g.keep_warp = kKeep[random_bits() % 3];
   g.keep_block = kKeep[random_bits() % 3];
-  std::vector<size_t> order(g.num_blocks);
+  std::vector<size_t> order(g.num_blocks / g.blocks_per_cluster);
   for (size_t k = 0; k < order.size(); ++k) {  // a random permutation
     order[k] = k;
     std::swap(order[k], order[below(random_bits(), k + 1)]);
   }
   size_t started = 0, finished = 0;
-  g.blocks.resize(residents);
-  for (; started < residents; ++started) start(g.blocks[started], started, order[started]);
-  while (finished < g.num_blocks && g.error.empty()) {
+  g.blocks.resize(residents * g.blocks_per_cluster);
+  g.clusters.resize(residents);
+  for (; started < residents; ++started) start_cluster(started, order[started]);
+  while (finished < order.size() && g.error.empty()) {
     Fiber* next = next_fiber(true);
     if (!next) {
       g.error = "no thread can go on:" + waiting_fibers();
@@ -519,10 +603,13 @@ inline void run(Grid& g, size_t residents) {
     switch_context(g.main, next->context);
     current = nullptr;
     if (Block* block = g.finished) {
+      Cluster& cluster = *block->cluster;
       finish(*block);
+      if (cluster.live) continue;
+      finish_cluster(cluster);
       ++finished;
-      if (started < g.num_blocks)
-        start(*block, static_cast<size_t>(block - g.blocks.data()), order[started++]);
+      if (started < order.size())
+        start_cluster(static_cast<size_t>(&cluster - g.clusters.data()), order[started++]);
     }
   }
   if (!g.error.empty()) throw std::runtime_error(kernel_name(g.kernel) + ": " + g.error);

@@ -32,6 +32,19 @@ LAUNCH_ERRORS = {  # error of the launch; the other bugs give wrong results
     ("reverse", "not allowed"): "invalid argument",
     ("reverse", "over the limit"): "invalid argument",
     ("reverse", "too many threads"): "invalid argument",
+    (
+        "neighbours",
+        "two barriers",
+    ): "no thread can go on:.*waiting at __syncthreads in neighbours.*waiting at cluster_sync",
+    ("neighbours", "exit"): "has exited, but others of the cluster wait|threads of the cluster have exited",
+    ("neighbours", "late address"): r"of_cluster_block: block \(.*\) of the cluster has ended",
+    ("neighbours", "absent rank"): r"thread \(3, 0, 0\) .*: rank 4 in a cluster of 4 blocks",
+    ("neighbours", "foreign pointer"): "the pointer is not into the block's own shared memory",
+    ("neighbours", "too large"): "cluster misconfiguration",
+    ("neighbours", "not portable"): "cluster misconfiguration",
+    ("neighbours", "not a multiple"): "cluster misconfiguration",
+    ("neighbours", "old device"): "operation not supported",
+    ("census", "early end"): "of the cluster has ended|to the shared memory of block .* has ended",
 }
 WRONG = [
     ("reduce", "no barrier"),
@@ -44,6 +57,13 @@ WRONG = [
     ("exchange", "no grid barrier"),
     ("reverse", "stale"),
     ("reverse", "overrun"),
+    ("neighbours", "no barrier"),
+    ("neighbours", "barrier of the block"),
+    ("neighbours", "other rank"),
+    ("neighbours", "early end"),
+    ("census", "no barrier"),
+    ("relay", "barrier of the block"),
+    ("relay", "no second barrier"),
 ]
 # Found only in traced code: the results are right if every write is visible to all threads at once.
 MEMORY_MODEL = [
@@ -63,8 +83,12 @@ RACES = [  # in shared memory
     ("rotate", "shuffle"),
     ("histogram", "no barrier"),
     ("histogram", "no second barrier"),
+    ("neighbours", "no barrier"),
+    ("neighbours", "barrier of the block"),
+    ("census", "no barrier"),
+    ("census", "plain counter"),
 ]
-ONLY_RACES = [("rotate", "shuffle")]  # the results are right anyway
+ONLY_RACES = [("rotate", "shuffle"), ("census", "plain counter")]  # the results are right anyway
 CAUGHT_OFTEN = [  # not always
     ("histogram", "plain counter"),  # load and store follow each other directly
     ("ring", "no barrier"),
@@ -72,7 +96,7 @@ CAUGHT_OFTEN = [  # not always
 SELDOM_CAUGHT = [("finale", "no barrier")]  # traced: nearly always
 TOYS = [
     *("reduce", "scan", "rotate", "rank", "histogram", "tally", "exchange", "team", "ring", "finale"),
-    *("volatile finale", "reverse", "collectives"),
+    *("volatile finale", "reverse", "collectives", "neighbours", "census", "relay"),
 ]
 
 
@@ -122,6 +146,47 @@ def test_races_in_shared_memory(traced_toys: ModuleType, toy: str, bug: str) -> 
             RuntimeError, match=r"race at byte \d+ of shared memory: .*toys.cu:\d+.*toys.cu:\d+"
         ):
             traced_toys.run(toy, bug, 5, 64)
+
+
+def test_accesses_to_blocks_that_have_ended(traced_toys: ModuleType) -> None:
+    for seed in range(5):
+        set_device(traced_toys, 64, seed)
+        with pytest.raises(
+            RuntimeError, match=r"toys.cu:.* accesses shared memory of block .*, which has ended"
+        ):
+            traced_toys.run("neighbours", "early end", 5, 64)
+
+
+def test_large_clusters(toys: ModuleType, traced_toys: ModuleType) -> None:
+    for module, threads in ((toys, 1024), (traced_toys, 64)):
+        for size in (8, 15, 16):
+            module.set_device(num_sms=16, seed=size)
+            assert module.large_clusters(size, 3, threads)
+        module.set_device(num_sms=16, blocks_per_cluster=12)
+        with pytest.raises(RuntimeError, match="cluster misconfiguration"):
+            module.large_clusters(13, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("size", "threads", "shared_bytes", "expected"),
+    [(1, 512, 0, 160), (16, 512, 0, 10), (16, 1024, 0, 5), (8, 64, 227 << 10, 5), (16, 64, 227 << 10, 2)],
+)
+def test_clusters_share_the_multiprocessors_of_a_gpc(
+    toys: ModuleType, size: int, threads: int, shared_bytes: int, expected: int
+) -> None:
+    toys.set_device(num_sms=40, sms_per_gpc=16)
+    assert toys.active_clusters(size, threads, shared_bytes, False) == expected
+    toys.set_device(num_sms=40, sms_per_gpc=16, compute_capability=80)
+    if size > 1:
+        with pytest.raises(RuntimeError, match="not supported"):
+            toys.active_clusters(size, threads, shared_bytes, False)
+
+
+def test_clusters_of_more_than_8_blocks_need_permission(toys: ModuleType) -> None:
+    toys.set_device(num_sms=40)
+    assert toys.active_clusters(8, 64, 0, True) > 0
+    with pytest.raises(RuntimeError, match="cluster misconfiguration"):
+        toys.active_clusters(9, 64, 0, True)
 
 
 def times_found(toys: ModuleType, toy: str, bug: str) -> int:

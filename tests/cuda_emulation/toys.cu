@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cuda/cluster.cuh"
 #include "cuda/team.cuh"
 
 namespace toys {
@@ -34,22 +35,31 @@ enum Bug {
   kShuffle,       // in place of __syncwarp: the lanes wait for each other, but memory is not ordered
   kPlainCounter,  // a load and a store in place of an atomic operation
   kNoGridBarrier,
-  kLostBlock,      // one block never arrives at the grid barrier
-  kOrdinary,       // the launch is not cooperative
-  kTooLarge,       // more blocks than fit at once
-  kStale,          // reads what an earlier launch left in shared memory
-  kOverrun,        // reads past shared memory
-  kOverwrite,      // writes past shared memory
-  kNotAllowed,     // needs more shared memory than cudaFuncSetAttribute allows
-  kOverLimit,      // needs more shared memory than the device has
-  kOverflow,       // has more threads than a block may have
-  kUnorderedWait,  // in place of __syncthreads: a thread waits for the others, but memory is not ordered
-  kRelaxedStore,   // a release is missing
-  kRelaxedLoad,    // an acquire is missing
-  kBlockScope,     // both are there, but not for other blocks
-  kNoFence,        // a __threadfence before an atomic operation is missing
-  kNoSecondFence,  // a __threadfence behind one is missing
-  kConstantLoad,   // __ldg of memory that the launch changes
+  kLostBlock,       // one block never arrives at the grid barrier
+  kOrdinary,        // the launch is not cooperative
+  kTooLarge,        // more blocks than fit at once
+  kStale,           // reads what an earlier launch left in shared memory
+  kOverrun,         // reads past shared memory
+  kOverwrite,       // writes past shared memory
+  kNotAllowed,      // needs more shared memory than cudaFuncSetAttribute allows
+  kOverLimit,       // needs more shared memory than the device has
+  kOverflow,        // has more threads than a block may have
+  kUnorderedWait,   // in place of __syncthreads: a thread waits for the others, but memory is not ordered
+  kRelaxedStore,    // a release is missing
+  kRelaxedLoad,     // an acquire is missing
+  kBlockScope,      // both are there, but not for other blocks
+  kNoFence,         // a __threadfence before an atomic operation is missing
+  kNoSecondFence,   // a __threadfence behind one is missing
+  kConstantLoad,    // __ldg of memory that the launch changes
+  kBlockBarrier,    // __syncthreads in place of the barrier of the cluster
+  kEarlyEnd,        // a block ends while others still access its shared memory
+  kLateAddress,     // asks for the address in the shared memory of a block that may have ended
+  kOtherRank,       // the shared memory of another block than the right one
+  kAbsentRank,      // a rank that the cluster does not have
+  kForeignPointer,  // not a pointer into the block's own shared memory
+  kNotPortable,     // more than 8 blocks of a cluster, without permission
+  kNotMultiple,     // a grid that is not a multiple of the cluster
+  kOldDevice,       // compute capability 8.0
 };
 
 struct Shape {
@@ -264,6 +274,64 @@ __global__ void finale(const unsigned* in, unsigned* out, unsigned* finished, Pa
   *out = sum;
 }
 
+// ---- clusters: every block reads the words of the next one ----
+
+using noisetilt::cuda::cluster_rank;
+using noisetilt::cuda::cluster_sync;
+using noisetilt::cuda::of_cluster_block;
+
+__global__ void neighbours(const unsigned* in, unsigned* out, unsigned size, Bug bug) {
+  unsigned* words = shared_words();
+  const unsigned t = threadIdx.x, at = blockIdx.x * blockDim.x + t;
+  if (cluster_rank() != blockIdx.x % size) return;
+  unsigned rank = (cluster_rank() + 1 + (bug == kOtherRank)) % size;
+  if (bug == kAbsentRank && t == 3) rank = size;
+  const unsigned* next = of_cluster_block(bug == kForeignPointer ? out : words, rank);
+  words[t] = in[at];
+  if (bug == kExit && rank == 0 && t == 5) return;
+  if (bug == kBlockBarrier || (bug == kTwoBarriers && rank == 0 && t < 32))
+    __syncthreads();
+  else if (bug != kNoBarrier)
+    cluster_sync();
+  if (bug == kLateAddress) next = of_cluster_block(words, rank);
+  out[at] = next[t];
+  if (bug != kEarlyEnd && bug != kLateAddress) cluster_sync();
+}
+
+// ---- a histogram in the shared memory of a cluster: block r counts the values of remainder r ----
+
+__global__ void census(const unsigned* in, unsigned* out, unsigned size, Bug bug) {
+  unsigned* count = shared_words();
+  if (threadIdx.x == 0) *count = 0;
+  if (bug != kNoBarrier) cluster_sync();
+  const unsigned value = in[blockIdx.x * blockDim.x + threadIdx.x];
+  unsigned* theirs = of_cluster_block(count, value % size);
+  if (bug == kPlainCounter)
+    *theirs += 1;
+  else
+    atomicAdd(theirs, 1u);
+  if (bug != kEarlyEnd) cluster_sync();
+  if (threadIdx.x == 0) out[blockIdx.x] = *count;
+}
+
+// ---- blocks of a cluster exchange words in global memory ----
+
+__global__ void relay(const unsigned* in, unsigned* out, unsigned* words, unsigned size, Bug bug) {
+  const unsigned t = threadIdx.x, n = blockDim.x, first = blockIdx.x / size * size * n;
+  const unsigned at = blockIdx.x * n + t;
+  unsigned value = in[at];
+  for (unsigned round = 0; round < kRounds; ++round) {
+    words[at] = value;
+    if (bug == kBlockBarrier)
+      __syncthreads();
+    else
+      cluster_sync();
+    value += words[first + (at - first + n) % (size * n)];
+    if (bug != kNoSecondBarrier) cluster_sync();
+  }
+  out[at] = value;
+}
+
 // ---- shared memory ----
 
 __global__ void reverse(const unsigned* in, unsigned* out, Bug bug) {
@@ -322,18 +390,40 @@ void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
 }
 
+cudaLaunchConfig_t configuration(Shape shape, size_t shared_bytes) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.blocks);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shared_bytes;
+  return config;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative,
             Arguments... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(shape.blocks);
-  config.blockDim = dim3(shape.threads);
-  config.dynamicSmemBytes = shared_bytes;
+  cudaLaunchConfig_t config = configuration(shape, shared_bytes);
   config.attrs = &attribute;
   config.numAttrs = cooperative;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+cudaLaunchAttribute cluster_of(unsigned size) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {size, 1, 1};
+  return attribute;
+}
+
+template <class... Parameters, class... Arguments>
+void launch_clusters(void (*kernel)(Parameters...), Shape shape, unsigned size, size_t shared_bytes,
+                     Arguments... arguments) {
+  cudaLaunchAttribute attribute = cluster_of(size);
+  cudaLaunchConfig_t config = configuration(shape, shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
@@ -475,6 +565,73 @@ bool reverse_is_right(Shape shape, Bug bug) {
   return out == expected;
 }
 
+// Blocks of a cluster for a shape whose blocks all fit at once, and three such clusters.
+struct Clusters {
+  explicit Clusters(Shape given) : size(std::min(given.blocks, 4u)), shape{3 * size, given.threads} {}
+  unsigned size;
+  Shape shape;
+};
+
+bool neighbours_of(Shape shape, unsigned size, Bug bug) {
+  const Words in = numbers(shape);
+  Words out(in.size()), expected(in.size());
+  launch_clusters(neighbours, shape, size, shape.threads * 4, in.data(), out.data(), size, bug);
+  const size_t words = size * shape.threads;  // of a cluster
+  for (size_t k = 0; k < in.size(); ++k) expected[k] = in[k / words * words + (k + shape.threads) % words];
+  return out == expected;
+}
+
+bool neighbours_is_right(Shape given, Bug bug) {
+  auto [size, shape] = Clusters(given);
+  if (bug == kNotPortable) emulation::device.num_sms = static_cast<int>(size = 16);
+  if (bug == kTooLarge) size = 7;  // the device can hold 6 blocks
+  shape.blocks = 3 * size + (bug == kNotMultiple);
+  if (bug == kOldDevice) emulation::device.compute_capability = 80;
+  return neighbours_of(shape, size, bug);
+}
+
+bool census_is_right(Shape given, Bug bug) {
+  const auto [size, shape] = Clusters(given);
+  const Words in = numbers(shape);
+  Words out(shape.blocks), expected(shape.blocks);
+  launch_clusters(census, shape, size, 4, in.data(), out.data(), size, bug);
+  for (size_t k = 0; k < in.size(); ++k) ++expected[k / shape.threads / size * size + in[k] % size];
+  return out == expected;
+}
+
+bool relay_is_right(Shape given, Bug bug) {
+  const auto [size, shape] = Clusters(given);
+  const Words in = numbers(shape);
+  Words out(in.size()), words(in.size()), expected = in;
+  launch_clusters(relay, shape, size, 0, in.data(), out.data(), words.data(), size, bug);
+  const size_t of_cluster = size * shape.threads;
+  for (unsigned round = 0; round < kRounds; ++round) {
+    const Words before = expected;
+    for (size_t k = 0; k < in.size(); ++k)
+      expected[k] += before[k / of_cluster * of_cluster + (k + shape.threads) % of_cluster];
+  }
+  return out == expected;
+}
+
+// Number of clusters that the device holds at once. portable: they may not have more than 8 blocks.
+int active_clusters(unsigned size, unsigned threads, size_t shared_bytes, bool portable) {
+  check(cudaFuncSetAttribute(neighbours, cudaFuncAttributeNonPortableClusterSizeAllowed, !portable));
+  check(cudaFuncSetAttribute(neighbours, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(emulation::device.shared_bytes_per_block)));
+  cudaLaunchAttribute attribute = cluster_of(size);
+  cudaLaunchConfig_t config = configuration({size, threads}, shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, neighbours, &config));
+  return clusters;
+}
+
+bool large_clusters_are_right(unsigned size, unsigned clusters, unsigned threads) {
+  check(cudaFuncSetAttribute(neighbours, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  return neighbours_of({size * clusters, threads}, size, kNone);
+}
+
 bool collectives_are_right(Shape shape, Bug bug) {
   const Words in = numbers(shape);
   Words out(in.size());
@@ -560,6 +717,27 @@ const std::vector<Toy>& all() {
         {"over the limit", kOverLimit},
         {"too many threads", kOverflow}}},
       {"collectives", collectives_are_right, {}},
+      {"neighbours",
+       neighbours_is_right,
+       {{"no barrier", kNoBarrier},
+        {"barrier of the block", kBlockBarrier},
+        {"two barriers", kTwoBarriers},
+        {"exit", kExit},
+        {"early end", kEarlyEnd},
+        {"late address", kLateAddress},
+        {"other rank", kOtherRank},
+        {"absent rank", kAbsentRank},
+        {"foreign pointer", kForeignPointer},
+        {"too large", kTooLarge},
+        {"not portable", kNotPortable},
+        {"not a multiple", kNotMultiple},
+        {"old device", kOldDevice}}},
+      {"census",
+       census_is_right,
+       {{"no barrier", kNoBarrier}, {"early end", kEarlyEnd}, {"plain counter", kPlainCounter}}},
+      {"relay",
+       relay_is_right,
+       {{"barrier of the block", kBlockBarrier}, {"no second barrier", kNoSecondBarrier}}},
   };
   return toys;
 }
@@ -602,6 +780,8 @@ PYBIND11_MODULE(MODULE, m) {
   bind_device(m);
   m.def("run", &toys::run);
   m.def("peeks", &toys::peeks);
+  m.def("active_clusters", &toys::active_clusters);
+  m.def("large_clusters", &toys::large_clusters_are_right);
   m.def("barriers",
         [](unsigned threads, int count) { toys::launch(toys::barriers, {1, threads}, 0, false, count); });
   m.def("bugs", [] {

@@ -14,12 +14,27 @@ uint32_t number_of(const Fiber& fiber) {
 
 enum class Kind { ordinary, strong };  // strong: atomic or volatile
 
+bool has_in_shared_memory(const Block& block, const void* address) {
+  const auto* const at = static_cast<const unsigned char*>(address);
+  return at >= block.shared.data() && at < block.shared.data() + block.shared.size();
+}
+
+// Block of the current cluster that has the address in its shared memory, or null.
+const Block* owner_of(const void* address) {
+  const Block& mine = *current->warp->block;
+  if (has_in_shared_memory(mine, address)) return &mine;
+  for (unsigned rank = 0; rank < grid->blocks_per_cluster; ++rank)
+    if (const Block& block = mine.cluster->blocks[rank]; has_in_shared_memory(block, address)) return &block;
+  return nullptr;
+}
+
 void access(const void* address, size_t bytes, bool write, Kind kind, const void* code) {
   if (!current) return;
-  const auto* const at = static_cast<const unsigned char*>(address);
-  const Block& block = *current->warp->block;
-  if (at >= block.shared.data() && at < block.shared.data() + block.shared.size()) {
-    races::access(block, address, bytes, write, kind == Kind::strong, static_cast<const char*>(code) - 1);
+  if (const Block* const block = owner_of(address)) {
+    const void* const place = static_cast<const char*>(code) - 1;
+    if (!block->live)
+      fail(place_of(place) + " accesses shared memory of block " + text(block->index) + ", which has ended");
+    races::access(*block, address, bytes, write, kind == Kind::strong, place);
   } else if (views::is_global(address)) {
     if (kind == Kind::strong)
       views::strong_access(address, bytes, write);
@@ -33,7 +48,7 @@ void access(const void* address, size_t bytes, bool write, Kind kind, const void
 }  // namespace
 
 void Order::start(size_t num_threads) {
-  phase_ = 0;
+  phase_ = cluster_phase_ = 0;
   seen_.assign(num_threads, {});
   for (size_t t = 0; t < num_threads; ++t) seen_[t][t % kWarpSize] = 1;
 }
@@ -54,10 +69,12 @@ void Order::synchronize_lanes(const Warp& warp, unsigned mask) {
 
 Moment Order::now() const {
   const uint32_t thread = number_of(*current);
-  return {thread, phase_, seen_[thread][current->lane]};
+  return {slot_of(*current->warp->block), cluster_phase_, thread, phase_, seen_[thread][current->lane]};
 }
 
 bool Order::is_before(const Moment& moment) const {
+  if (moment.cluster_phase != cluster_phase_) return true;
+  if (moment.block != slot_of(*current->warp->block)) return false;
   const uint32_t thread = number_of(*current);
   if (moment.thread == thread || moment.phase != phase_) return true;
   const bool same_warp = moment.thread / kWarpSize == thread / kWarpSize;
@@ -74,6 +91,11 @@ void block_started(const Block& block) {
 }
 void block_finished(const Block& block) { views::finish(block); }
 void block_synchronized(const Block& block) { order_of(block).synchronize_block(); }
+void cluster_synchronized(const Cluster& cluster) {
+  for (unsigned rank = 0; rank < grid->blocks_per_cluster; ++rank)
+    order_of(cluster.blocks[rank]).synchronize_cluster();
+  views::synchronize(cluster);
+}
 void lanes_synchronized(const Warp& warp, unsigned mask) {
   order_of(*warp.block).synchronize_lanes(warp, mask);
 }

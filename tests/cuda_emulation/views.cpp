@@ -5,7 +5,8 @@
 // a block is seen at once by its own threads. Others see it after a release by the thread, or by a thread of
 // the block behind a barrier. Stores without a release become visible at the end of the launch, not at the
 // end of their block. Atomic operations, volatile accesses and __ldcg go to what all blocks share, and
-// acquire or release nothing but their own address, unless their order says so.
+// acquire or release nothing but their own address, unless their order says so. The barrier of a cluster
+// releases and acquires, for all of its threads.
 //
 // That is the worst case. In half of the launches a random half of memory is better: every store is seen by
 // others as soon as another block runs, and a load returns the last value.
@@ -271,6 +272,19 @@ void finish(const Block& block) {
   View& view = *residents[slot_of(block)];
   hide(view);
   forget(view);
+}
+
+// A release and an acquire by all threads of the cluster.
+void synchronize(const Cluster& cluster) {
+  hide(current_view());
+  for (unsigned rank = 0; rank < grid->blocks_per_cluster; ++rank) {
+    View& view = *residents[slot_of(cluster.blocks[rank])];
+    for (const Store& store : view.stores) publish(view, store.range);
+    view.stores.clear();
+    forget(view);
+    view.acquired = now;
+  }
+  ++now;
 }
 
 }  // namespace views
