@@ -14,6 +14,8 @@ sectors       of 32 bytes in global memory, for a request of a warp, and the few
 wavefronts    in shared memory, for a request of a warp, and the fewest
 atomics       of threads, in global memory, and the most on one address
 moved         bytes of all sectors, divided by the bytes of input and result
+cluster       of thread block clusters: barriers of a block, requests of warps to shared memory of other
+              blocks, and atomic operations of threads there
 local         requests to local memory, and its bytes of a thread; ptxas may keep a part of it in registers
 code          instructions of PTX
 estimate      largest of the five bounds in `Count.bounds`: no measurement
@@ -57,6 +59,9 @@ SUMMED = (
     "ideal_wavefronts",
     "global_atomics",
     "local_requests",
+    "cluster_barriers",
+    "cluster_requests",
+    "cluster_atomics",
     "bytes_read",
     "bytes_written",
 )
@@ -306,7 +311,7 @@ def count(cases: str, backends: Iterable[str], chosen: Callable[[Case], bool]) -
 
 HEADER = (
     "| case | launches | barriers | instructions | sectors | wavefronts | atomics | most on one | moved "
-    "| local | code | estimate | bound |"
+    "| cluster | local | code | estimate | bound |"
 )
 
 
@@ -329,6 +334,9 @@ def row_of(count: Count) -> str:
         sums["global_atomics"],
         count.most_on_one_address,
         f"{(sums['bytes_read'] + sums['bytes_written']) / count.needed_bytes:.1f}x",
+        " / ".join(str(sums[f"cluster_{what}"]) for what in ("barriers", "requests", "atomics"))
+        if sums["cluster_barriers"]
+        else "-",
         f"{sums['local_requests']} ({count.local_bytes})" if count.local_bytes else "-",
         count.code,
         f"{1e6 * bounds[bound]:.0f} us",

@@ -204,10 +204,31 @@ class Assembler {
 
   Operand register_of(const std::string& name) {
     if (name == "_") return new_register(64);
-    static const std::set<std::string> specials = {
-        "%tid.x",       "%tid.y",       "%tid.z",       "%ntid.x",      "%ntid.y",     "%ntid.z", "%ctaid.x",
-        "%ctaid.y",     "%ctaid.z",     "%nctaid.x",    "%nctaid.y",    "%nctaid.z",   "%laneid", "%warpid",
-        "%lanemask_lt", "%lanemask_le", "%lanemask_eq", "%lanemask_ge", "%lanemask_gt"};
+    static const std::set<std::string> specials = {"%tid.x",
+                                                   "%tid.y",
+                                                   "%tid.z",
+                                                   "%ntid.x",
+                                                   "%ntid.y",
+                                                   "%ntid.z",
+                                                   "%ctaid.x",
+                                                   "%ctaid.y",
+                                                   "%ctaid.z",
+                                                   "%nctaid.x",
+                                                   "%nctaid.y",
+                                                   "%nctaid.z",
+                                                   "%laneid",
+                                                   "%warpid",
+                                                   "%lanemask_lt",
+                                                   "%lanemask_le",
+                                                   "%lanemask_eq",
+                                                   "%lanemask_ge",
+                                                   "%lanemask_gt",
+                                                   "%cluster_ctarank",
+                                                   "%cluster_nctarank",
+                                                   "%cluster_ctaid.x",
+                                                   "%cluster_nctaid.x",
+                                                   "%clusterid.x",
+                                                   "%nclusterid.x"};
     if (specials.count(name)) {
       auto [place, is_new] = kernel_->special.try_emplace(name);
       if (is_new) {
@@ -286,7 +307,8 @@ class Assembler {
     i.offset = text.offset;
     if (const auto* found = symbol(text.word)) {
       if (i.space == Space::thread && found->first == Space::parameters) i.space = Space::parameters;
-      if (i.space != found->first) fail(text.word + " is in another state space");
+      const bool in_cluster = i.space == Space::cluster && found->first == Space::shared;
+      if (i.space != found->first && !in_cluster) fail(text.word + " is in another state space");
       add(i, constant(found->second, 64));
       return;
     }
@@ -366,6 +388,7 @@ class Assembler {
     if (name == "atom" || name == "red") return atomic_operation(i, type, name == "atom");
     if (name == "mov") return move_operation(i, type);
     if (name == "cvta") return address_conversion(i);
+    if (name == "mapa") return address_mapping(i, type);
     if (name == "cvt") return conversion(i, type);
     if (name == "setp") return comparison(i, type);
     if (name == "selp") {
@@ -568,7 +591,7 @@ class Assembler {
     require_operands(2);
     i.how = !contains(words_, "to");
     const std::string& space = words_[i.how ? 1 : 2];
-    if (space == "shared")
+    if (space == "shared" || space == "shared::cta" || space == "shared::cluster")
       i.offset = static_cast<int64_t>(kSharedWindow);
     else if (space == "local")
       i.offset = static_cast<int64_t>(kThreadWindow);
@@ -578,6 +601,17 @@ class Assembler {
       unknown();
     for (size_t k = 0; k < 2; ++k) add(i, exact(given()[k], 64));
     i.run = &convert_address;
+  }
+
+  void address_mapping(Instruction& i, Type type) {
+    only({"shared::cluster"});
+    require_operands(3);
+    i.how = words_.size() == 2;
+    if (type.kind != 'u' || type.bits < 32 || (i.how && type.bits != 64)) unknown();
+    add(i, exact(given()[0], type.bits));
+    add(i, exact(given()[1], type.bits));
+    add(i, exact(given()[2], 32));
+    i.run = type.bits == 64 ? &map_address<uint64_t> : &map_address<uint32_t>;
   }
 
   void conversion(Instruction& i, Type from) {
@@ -626,17 +660,16 @@ class Assembler {
   }
 
   void order_and_space(Instruction& i, bool is_atomic) {
-    static const std::set<std::string> hints = {"ca",  "cg",  "cs", "lu", "wb", "wt",  "gpu",
-                                                "sys", "cta", "v2", "v4", "v8", "weak"};
+    static const std::set<std::string> hints = {"ca",  "cg",  "cs",      "lu", "wb", "wt", "gpu",
+                                                "sys", "cta", "cluster", "v2", "v4", "v8", "weak"};
     if (is_atomic) i.order = Order::relaxed;
     for (size_t k = 1; k + 1 < words_.size(); ++k) {
       const std::string& word = words_[k];
-      const std::map<std::string, Space> spaces = {{"global", Space::global},
-                                                   {"shared", Space::shared},
-                                                   {"local", Space::thread},
-                                                   {"param", Space::thread}};
-      const std::string space = word.substr(0, word.find("::"));
-      if (const auto found = spaces.find(space); found != spaces.end())
+      const std::map<std::string, Space> spaces = {
+          {"global", Space::global},           {"shared", Space::shared},     {"shared::cta", Space::shared},
+          {"shared::cluster", Space::cluster}, {"local", Space::thread},      {"param", Space::thread},
+          {"param::entry", Space::thread},     {"param::func", Space::thread}};
+      if (const auto found = spaces.find(word); found != spaces.end())
         i.space = found->second;
       else if (word == "relaxed" || word == "volatile" || word == "cv")
         i.order = Order::relaxed;
@@ -717,13 +750,23 @@ class Assembler {
       i.names_members = true;
       add(i, exact(given()[0], 32));
       i.run = &nothing;
+    } else if (name == "barrier" && words_.at(1) == "cluster") {
+      const bool arrives = contains(words_, "arrive");
+      if (arrives)
+        only({"cluster", "arrive", "release", "relaxed", "aligned"}, 0);
+      else
+        only({"cluster", "wait", "acquire", "aligned"}, 0);
+      if (arrives == contains(words_, "wait")) unknown();
+      require_operands(0);
+      i.flow = arrives ? Flow::cluster_arrive : Flow::cluster_wait;
+      i.order = contains(words_, "relaxed") ? Order::relaxed : arrives ? Order::release : Order::acquire;
     } else if (name == "bar" || name == "barrier") {
       only({"sync", "cta", "aligned"}, 0);
       if (!contains(words_, "sync") || given().size() > 1 || (given().size() == 1 && given()[0].word != "0"))
         unknown();
       i.flow = Flow::barrier;
     } else if (name == "membar" || name == "fence") {
-      only({"gl", "cta", "sys", "gpu", "acq_rel", "sc"}, 0);
+      only({"gl", "cta", "cluster", "sys", "gpu", "acq_rel", "sc"}, 0);
       i.block_scope = contains(words_, "cta");
       i.run = &fence;
     } else if (name == "trap") {

@@ -52,16 +52,17 @@ PYBIND11_MODULE(interpreter, m) {
       .def(
           "run",
           [](Machine& self, const Loaded& loaded, uint32_t blocks, uint32_t threads, size_t shared_bytes,
-             uint32_t residents, const std::vector<uint64_t>& arguments) {
+             uint32_t residents, const std::vector<uint64_t>& arguments, uint32_t blocks_per_cluster) {
             const auto& parameters = loaded.kernel->parameters;
             if (arguments.size() != parameters.size()) throw Fault("the number of arguments does not fit");
             std::vector<unsigned char> bytes(loaded.kernel->parameter_bytes);
             for (size_t k = 0; k < parameters.size(); ++k)
               std::memcpy(bytes.data() + parameters[k].offset, &arguments[k], parameters[k].size);
             py::gil_scoped_release unlocked;
-            self.run(*loaded.kernel, blocks, threads, shared_bytes, residents, bytes.data());
+            self.run(*loaded.kernel, blocks, blocks_per_cluster, threads, shared_bytes, residents,
+                     bytes.data());
           },
           py::arg("kernel"), py::arg("blocks"), py::arg("threads"), py::arg("shared_bytes"),
-          py::arg("residents"), py::arg("arguments"));
+          py::arg("residents"), py::arg("arguments"), py::arg("blocks_per_cluster") = 1);
   bind_settings(machine);
 }

@@ -12,6 +12,7 @@ inline pybind11::dict dict_of(const ptx::Launch& launch) {
   pybind11::dict result;
   result["kernel"] = launch.kernel;
   result["blocks"] = launch.blocks;
+  result["blocks_per_cluster"] = launch.blocks_per_cluster;
   result["threads"] = launch.threads;
   result["shared_bytes"] = launch.shared_bytes;
   result["local_bytes"] = launch.local_bytes;
@@ -32,6 +33,9 @@ inline pybind11::dict dict_of(const ptx::Launch& launch) {
       {"local_requests", c.local_requests},
       {"global_atomics", c.global_atomics},
       {"shared_atomics", c.shared_atomics},
+      {"cluster_barriers", c.cluster_barriers},
+      {"cluster_requests", c.cluster_requests},
+      {"cluster_atomics", c.cluster_atomics},
       {"most_atomics_on_one_address", c.most_atomics_on_one_address},
   };
   for (const auto& [name, count] : counts) result[name] = count;

@@ -25,11 +25,11 @@ FLAGS = (
 )
 INTERPRETER = ("text", "assembly", "machine")
 CAPABILITIES = (80, 90)
-TARGETS = ("interpreter", *(f"kernels_sm_{capability}" for capability in CAPABILITIES))
+TARGETS = ("interpreter", "clusters", *(f"kernels_sm_{capability}" for capability in CAPABILITIES))
 
 
 def build(target: str) -> Path:
-    """Build one of TARGETS if it is out of date, and return its path. `kernels_sm_90` needs nvcc.
+    """Build one of TARGETS if it is out of date, and return its path. All but the first need nvcc.
 
     Raises:
         RuntimeError: the build fails.
@@ -64,16 +64,28 @@ def kernel_lines(interpreter: str, includes: str) -> list[str]:
         "  depfile = $out.d",
         f"build runtime.o: nvcc {HERE / 'cuda' / 'runtime.cpp'}",  # by nvcc, which knows its headers
     ]
+
+    def flags_of_code(capability: int) -> str:
+        return f"-gencode=arch=compute_{capability},code=compute_{capability}"
+
+    def flags_of_module(name: str, capability: int) -> str:
+        return f"-I {HERE / 'cuda'} {includes} -DMODULE={name} -DCAPABILITY={capability}"
+
+    lines += [
+        f"build clusters.o: nvcc {HERE / 'cuda' / 'clusters.cu'}",
+        f"  more = {flags_of_code(90)} {flags_of_module('clusters', 90)}",
+        f"build clusters.so: link clusters.o runtime.o {interpreter}",
+    ]
     for capability in CAPABILITIES:
-        name, arch = f"kernels_sm_{capability}", f"compute_{capability}"
+        name = f"kernels_sm_{capability}"
         objects = [f"{name}.module.o", "runtime.o"]
         lines += [
             f"build {objects[0]}: nvcc {MODULE_CPP}",
-            f"  more = -I {HERE / 'cuda'} {includes} -DMODULE={name}",
+            f"  more = {flags_of_module(name, capability)}",
         ]
         for source in CU:
             objects.append(f"{name}.{source.stem}.o")
-            lines += [f"build {objects[-1]}: nvcc {source}", f"  more = -gencode=arch={arch},code={arch}"]
+            lines += [f"build {objects[-1]}: nvcc {source}", f"  more = {flags_of_code(capability)}"]
         lines.append(f"build {name}.so: link {' '.join(objects)} {interpreter}")
     return lines
 

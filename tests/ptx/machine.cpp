@@ -198,11 +198,11 @@ void Machine::start(Block& block, uint32_t index) {
   const uint32_t num_warps = (num_threads + kLanes - 1) / kLanes;
   block.machine = this;
   block.index = index;
-  ++block.epoch;
+  block.cluster_epoch = ++block.epoch;
   block.view = {};
   block.waiting = 0;
   block.live = num_warps;
-  block.releases = 0;
+  block.releases = block.cluster_barriers = 0;
   // Memory of a block holds what others have left there: noise, of which most is NaN.
   const size_t thread_bytes = num_warps * kLanes * kernel->thread_bytes;
   block.shared.reserve(shared_bytes);
@@ -223,6 +223,7 @@ void Machine::start(Block& block, uint32_t index) {
     warp.block = &block;
     warp.number = k;
     warp.at_barrier = false;
+    warp.at_cluster = Warp::nowhere;
     warp.last_poll = 0;
     warp.registers = block.registers.data() + k * kernel->register_bytes;
     warp.written = block.written.data() + size_t{k} * kernel->num_registers;
@@ -241,6 +242,12 @@ void Machine::start(Block& block, uint32_t index) {
                        : is("%nctaid.x")                    ? num_blocks
                        : is("%ntid.y") || is("%ntid.z")     ? 1
                        : is("%nctaid.y") || is("%nctaid.z") ? 1
+                       : is("%cluster_ctarank")             ? block.rank
+                       : is("%cluster_ctaid.x")             ? block.rank
+                       : is("%cluster_nctarank")            ? blocks_per_cluster
+                       : is("%cluster_nctaid.x")            ? blocks_per_cluster
+                       : is("%clusterid.x")                 ? index / blocks_per_cluster
+                       : is("%nclusterid.x")                ? num_blocks / blocks_per_cluster
                        : is("%laneid")                      ? lane
                        : is("%warpid")                      ? k
                        : is("%lanemask_lt")                 ? (1u << lane) - 1
@@ -287,8 +294,23 @@ void join(std::vector<Group>& groups) {
 
 }  // namespace
 
+namespace {
+
+// Arrival of a warp at the barrier of its cluster.
+void arrive(Warp& warp, bool release) {
+  if (warp.at_cluster != Warp::nowhere)
+    warp.fail("the warp arrives at the barrier of the cluster without having waited for the last one");
+  warp.at_cluster = Warp::arrived;
+  Block& block = *warp.block;
+  ++block.cluster->arrived;
+  if (!release) block.cluster->ordered = false;
+  if (release && block.machine->stale) block.view.publish(block, warp.number);
+}
+
+}  // namespace
+
 // Executes up to `instructions` instructions of a warp. Returns false if the warp waits at a barrier of its
-// block, or has exited.
+// block or cluster, or has exited.
 bool Machine::step(Warp& warp, uint64_t instructions) try {
   std::vector<Group>& groups = warp.groups;
   warp.polled = false;
@@ -378,6 +400,8 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
           ++group.pc;
           break;
         case Flow::barrier:
+        case Flow::cluster_arrive:
+        case Flow::cluster_wait:
           if (mask == 0) {
             ++group.pc;
             break;
@@ -388,9 +412,24 @@ bool Machine::step(Warp& warp, uint64_t instructions) try {
             same = false;
             break;
           }
-          warp.at_barrier = true;
-          ++warp.block->waiting;
-          return false;
+          if (instruction.flow == Flow::barrier) {
+            warp.at_barrier = true;
+            ++warp.block->waiting;
+            return false;
+          }
+          if (instruction.flow == Flow::cluster_arrive) {
+            arrive(warp, instruction.order == Order::release);
+          } else if (warp.at_cluster == Warp::arrived) {
+            warp.at_cluster = Warp::waiting;
+            return false;
+          } else if (warp.at_cluster == Warp::passed) {
+            warp.at_cluster = Warp::nowhere;
+            if (stale) warp.block->view.forget();
+          } else {
+            warp.fail("the warp waits for a barrier of the cluster at which it has not arrived");
+          }
+          ++group.pc;
+          break;
         case Flow::call: {
           if (mask == 0) {
             ++group.pc;
@@ -465,11 +504,30 @@ void Machine::release_barrier(Block& block, std::vector<Warp*>& ready) {
   }
 }
 
-void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size_t dynamic_shared,
-                  uint32_t residents, const unsigned char* parameters_) {
+void Machine::release_cluster(Cluster& cluster, std::vector<Warp*>& ready) {
+  progress = true;
+  for (Block* block : cluster.blocks) {
+    ++block->cluster_barriers;
+    if (cluster.ordered) block->cluster_epoch = ++block->epoch;
+    if (stale) block->view.forget();
+    for (Warp& warp : block->warps) {
+      if (warp.at_cluster == Warp::arrived) warp.at_cluster = Warp::passed;
+      if (warp.at_cluster != Warp::waiting) continue;
+      warp.at_cluster = Warp::nowhere;
+      ++warp.groups[0].pc;
+      ready.push_back(&warp);
+    }
+  }
+  cluster.arrived = 0;
+  cluster.ordered = true;
+}
+
+void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t blocks_per_cluster_, uint32_t threads,
+                  size_t dynamic_shared, uint32_t residents, const unsigned char* parameters_) {
   kernel = &kernel_;
   parameters = parameters_;
   num_blocks = blocks;
+  blocks_per_cluster = blocks_per_cluster_;
   num_threads = threads;
   shared_bytes = (kernel->static_shared_bytes + 15) / 16 * 16 + dynamic_shared;
   counters = {};
@@ -478,27 +536,46 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
   if (threads == 0 || threads > static_cast<uint64_t>(kernel->max_threads))
     throw Fault(readable(kernel->name) + ": launched with " + std::to_string(threads) + " threads");
 
-  const size_t num_running = std::min(blocks, residents);
-  while (blocks_.size() < num_running) blocks_.push_back(std::make_unique<Block>());
+  if (blocks_per_cluster == 0 || blocks_per_cluster > kMaxClusterBlocks || blocks % blocks_per_cluster)
+    throw Fault(readable(kernel->name) + ": " + std::to_string(blocks) + " blocks in clusters of " +
+                std::to_string(blocks_per_cluster));
+
+  clusters_.assign(std::clamp(residents / blocks_per_cluster, 1u, std::max(blocks / blocks_per_cluster, 1u)),
+                   {});
+  uint32_t epoch = 0;  // all launches before this one are over
+  for (const auto& block : blocks_) epoch = std::max(epoch, block->epoch);
+  while (blocks_.size() < clusters_.size() * blocks_per_cluster) blocks_.push_back(std::make_unique<Block>());
+  for (size_t k = 0; k < clusters_.size() * blocks_per_cluster; ++k) {
+    Block& block = *blocks_[k];
+    block.epoch = epoch;
+    block.cluster = &clusters_[k / blocks_per_cluster];
+    block.rank = static_cast<uint32_t>(k % blocks_per_cluster);
+    block.cluster->blocks.push_back(&block);
+  }
   std::vector<Warp*> ready, polling;
   uint32_t started = 0, finished = 0;
-  const auto begin = [&](Block& block) {
-    start(block, started++);
-    for (Warp& warp : block.warps) ready.push_back(&warp);
+  const auto begin = [&](Cluster& cluster) {
+    for (Block* block : cluster.blocks) {
+      start(*block, started++);
+      cluster.live += block->live;
+      for (Warp& warp : block->warps) ready.push_back(&warp);
+    }
   };
-  for (size_t k = 0; k < num_running; ++k) begin(*blocks_[k]);
+  for (Cluster& cluster : clusters_)
+    if (started < blocks) begin(cluster);
   // Threads that wait for memory to change come back when no other can go on. If this happens again and again
   // and nothing else does, they wait for ever.
   unsigned idle_rounds = 0;
   while (finished < blocks) {
     if (ready.empty()) {
       if (polling.empty()) {
-        for (size_t k = 0; k < num_running; ++k)
-          for (Warp& warp : blocks_[k]->warps)
-            if (warp.at_barrier) {
-              warp.pc = warp.groups[0].pc;
-              warp.fail("no thread can go on; some wait at this barrier");
-            }
+        for (const Cluster& cluster : clusters_)
+          for (Block* block : cluster.blocks)
+            for (Warp& warp : block->warps)
+              if (!warp.groups.empty()) {
+                warp.pc = warp.groups[0].pc;
+                warp.fail("no thread can go on; some wait at this barrier");
+              }
         throw Fault(readable(kernel->name) + ": no thread can go on");
       }
       if (!progress && ++idle_rounds > 1000)
@@ -518,22 +595,30 @@ void Machine::run(const Kernel& kernel_, uint32_t blocks, uint32_t threads, size
       (warp.polled ? polling : ready).push_back(&warp);
       continue;
     }
-    if (warp.groups.empty() && --block.live == 0) {
+    Cluster& cluster = *block.cluster;
+    if (warp.groups.empty()) {
+      --block.live;
+      --cluster.live;
+      if (warp.at_cluster == Warp::arrived) --cluster.arrived;
+    }
+    if (block.live == 0) {
       if (stale) unpublished_.push_back(std::move(block.view));
       counters.releases = std::max(counters.releases, block.releases);
+      counters.cluster_barriers = std::max(counters.cluster_barriers, block.cluster_barriers);
       ++finished;
-      if (started < blocks) begin(block);
+      if (cluster.live == 0 && started < blocks) begin(cluster);
     } else if (block.waiting == block.live) {
       release_barrier(block, ready);
     }
+    if (cluster.arrived && cluster.arrived == cluster.live) release_cluster(cluster, ready);
   }
   for (View& view : unpublished_) view.publish_all();
   unpublished_.clear();
   for (const auto& [address, count] : atomics)
     counters.most_atomics_on_one_address = std::max(counters.most_atomics_on_one_address, count);
   if (counting)
-    launches.push_back({readable(kernel->name), blocks, threads, shared_bytes, kernel->local_bytes,
-                        kernel->code.size(), counters});
+    launches.push_back({readable(kernel->name), blocks, blocks_per_cluster, threads, shared_bytes,
+                        kernel->local_bytes, kernel->code.size(), counters});
 }
 
 }  // namespace ptx

@@ -24,8 +24,11 @@ constexpr uint64_t kSharedWindow = uint64_t{1} << 56;
 constexpr uint64_t kThreadWindow = uint64_t{2} << 56;     // .local, and .param of functions
 constexpr uint64_t kParameterWindow = uint64_t{3} << 56;  // .param of kernels
 constexpr uint64_t kSharedBase = 1024;                    // first address of the shared state space
+// Shared memory of a cluster: these bits of an address are 0 for the own block, and rank + 1 for any block.
+constexpr unsigned kRankShift = 24;
+constexpr uint32_t kMaxClusterBlocks = 16;
 
-enum class Space : uint8_t { generic, global, shared, thread, parameters };
+enum class Space : uint8_t { generic, global, shared, cluster, thread, parameters };
 enum class Order : uint8_t { weak, constant, relaxed, acquire, release, acq_rel };  // constant: ld.global.nc
 
 // ---- code ----
@@ -42,7 +45,17 @@ struct Warp;
 struct Instruction;
 using Run = void (*)(Warp&, const Instruction&, uint32_t mask);
 
-enum class Flow : uint8_t { next, branch, call, leave, finish, barrier, collective };
+enum class Flow : uint8_t {
+  next,
+  branch,
+  call,
+  leave,
+  finish,
+  barrier,
+  cluster_arrive,
+  cluster_wait,
+  collective
+};
 
 // Bytes of one thread that a call passes to the parameters of a function, or back.
 struct Copy {
@@ -99,6 +112,7 @@ std::string readable(const std::string& name);
 
 struct Machine;
 struct Block;
+struct Cluster;
 
 // Threads of a warp that execute the same instruction next.
 struct Group {
@@ -123,6 +137,8 @@ struct Warp {
   uint32_t* written = nullptr;
   unsigned char* thread_memory = nullptr;  // thread_bytes of lane 0, then of lane 1, ...
   bool at_barrier = false;
+  // The barrier of the cluster: the warp has arrived there; it waits; it has arrived, and so have all others.
+  enum AtCluster : uint8_t { nowhere, arrived, waiting, passed } at_cluster = nowhere;
   uint32_t pc = 0;               // of the instruction that is executed
   uint32_t defined = kAllLanes;  // lanes whose operands of this instruction have been written
   bool polled = false;           // the instruction has read memory that another thread may change
@@ -184,22 +200,37 @@ class Storage {
 
 struct Block {
   Machine* machine;
-  uint32_t index = 0;
+  Cluster* cluster = nullptr;
+  uint32_t index = 0, rank = 0;  // in the grid, in the cluster
   Storage<unsigned char> shared, registers, thread_memory;
   Storage<uint32_t> written;
   std::vector<Warp> warps;
   unsigned live = 0, waiting = 0;  // warps
   uint32_t epoch = 0;              // grows at every barrier, and when a block starts here
+  uint32_t cluster_epoch = 0;      // epoch at the last barrier of the cluster, or at the start
+  // Last accesses to a byte of shared memory.
+  struct Accessor {
+    uint32_t epoch;  // of the block of the accessing warps
+    uint16_t who;    // rank of the block * kLanes + warp
+  };
+  static constexpr uint16_t kSeveralOfBlock = 0x4000;  // + rank: several warps of a block
+  static constexpr uint16_t kSeveral = 0x8000;         // warps of several blocks; epoch: of the owner
   // last write and last read of each byte of shared memory, if Machine::check_races
   struct Shadow {
-    uint32_t write_epoch, read_epoch;
-    uint16_t writer, reader;
+    Accessor write, read;
     bool only_atomic;  // the writes
   };
-  static constexpr uint16_t kSeveral = 0xffff;
   Storage<Shadow> shadows;
   View view;
   uint64_t releases = 0;  // release operations and fences
+  uint64_t cluster_barriers = 0;
+};
+
+// Blocks that start together. Without clusters, each block is one of its own.
+struct Cluster {
+  std::vector<Block*> blocks;      // by rank
+  unsigned live = 0, arrived = 0;  // warps
+  bool ordered = true;             // all arrivals so far are releases
 };
 
 struct Counters {
@@ -210,13 +241,15 @@ struct Counters {
   uint64_t bytes_read = 0, bytes_written = 0;  // sectors of loads and of stores
   uint64_t shared_requests = 0, shared_wavefronts = 0, ideal_wavefronts = 0;
   uint64_t local_requests = 0;
-  uint64_t global_atomics = 0, shared_atomics = 0;  // of threads
-  uint64_t most_atomics_on_one_address = 0;         // in global memory
+  uint64_t global_atomics = 0, shared_atomics = 0;     // of threads
+  uint64_t cluster_barriers = 0;                       // the most of a block
+  uint64_t cluster_requests = 0, cluster_atomics = 0;  // to shared memory of other blocks
+  uint64_t most_atomics_on_one_address = 0;            // in global memory
 };
 
 struct Launch {
   std::string kernel;
-  uint32_t blocks, threads;
+  uint32_t blocks, blocks_per_cluster, threads;
   size_t shared_bytes, local_bytes, instructions;  // instructions: of the kernel's code
   Counters counters;
 };
@@ -253,17 +286,17 @@ struct Machine {
   bool counting = false;
   Memory memory;
 
-  // Runs a kernel to its end. `residents`: number of blocks that run at the same time. `parameters`: the
-  // bytes of the kernel's parameters. Throws Fault.
-  void run(const Kernel& kernel, uint32_t blocks, uint32_t threads, size_t dynamic_shared, uint32_t residents,
-           const unsigned char* parameters);
+  // Runs a kernel to its end. `residents`: number of blocks that run at the same time, at least those of a
+  // cluster. `parameters`: the bytes of the kernel's parameters. Throws Fault.
+  void run(const Kernel& kernel, uint32_t blocks, uint32_t blocks_per_cluster, uint32_t threads,
+           size_t dynamic_shared, uint32_t residents, const unsigned char* parameters);
 
   std::vector<Launch> launches;  // if counting
 
   // of the running launch
   const Kernel* kernel = nullptr;
   const unsigned char* parameters = nullptr;
-  uint32_t num_blocks = 0, num_threads = 0;
+  uint32_t num_blocks = 0, blocks_per_cluster = 1, num_threads = 0;
   size_t shared_bytes = 0;
   Counters counters;
   std::unordered_map<uint64_t, uint64_t> atomics;  // by address
@@ -274,10 +307,12 @@ struct Machine {
 
  private:
   std::vector<std::unique_ptr<Block>> blocks_;  // resident ones; kept, because their memory is large
-  std::vector<View> unpublished_;               // views of blocks that have ended
+  std::vector<Cluster> clusters_;
+  std::vector<View> unpublished_;  // views of blocks that have ended
   void start(Block& block, uint32_t index);
   bool step(Warp& warp, uint64_t instructions);
   void release_barrier(Block& block, std::vector<Warp*>& ready);
+  void release_cluster(Cluster& cluster, std::vector<Warp*>& ready);
 };
 
 template <class T>

@@ -544,6 +544,24 @@ inline void convert_address(Warp& warp, const Instruction& i, uint32_t mask) {
                 [=](unsigned lane) { return i.how ? a[lane] + window : a[lane] - window; });
 }
 
+// Address in shared memory of the block whose rank is given. how: 1 for generic addresses
+template <class T>
+void map_address(Warp& warp, const Instruction& i, uint32_t mask) {
+  const T* a = get<T>(warp, i.operands[1], mask);
+  const auto* rank = get<uint32_t>(warp, i.operands[2], mask);
+  each_lane(mask & warp.defined, [&](unsigned lane) {
+    if (i.how && uint64_t{a[lane]} >> 56 != kSharedWindow >> 56)
+      warp.fail("the generic address is not in shared memory");
+    if (rank[lane] >= warp.block->cluster->blocks.size())
+      warp.fail("rank " + std::to_string(rank[lane]) + " in a cluster of " +
+                std::to_string(warp.block->cluster->blocks.size()) + " blocks");
+  });
+  set<T>(warp, i.operands[0], mask, [=](unsigned lane) {
+    const T old = a[lane] & static_cast<T>(uint64_t{0xff} << kRankShift);
+    return static_cast<T>(a[lane] - old + (static_cast<T>(rank[lane] + 1) << kRankShift));
+  });
+}
+
 // The upper 16 bits of a float.
 struct BFloat16 {
   BFloat16() = default;
@@ -602,42 +620,77 @@ void convert(Warp& warp, const Instruction& i, uint32_t mask) {
 struct Places {
   uint64_t addresses[kLanes];  // in shared memory from its begin, in global memory those of this process
   unsigned char* at[kLanes];
-  uint32_t global = 0, shared = 0;  // lanes
+  Block* owner[kLanes];                         // block that has the shared memory
+  uint32_t global = 0, shared = 0, remote = 0;  // lanes; remote: in shared memory of another block
 };
 
 enum class Access { read, write, atomic };
 
+// True if no barrier orders the last accesses before those of a block now.
+inline bool is_unordered(const Block::Accessor& last, const Block& block, const Block& owner) {
+  if (last.who & Block::kSeveral) return last.epoch >= owner.cluster_epoch;
+  const uint32_t rank =
+      last.who & Block::kSeveralOfBlock ? last.who - Block::kSeveralOfBlock : last.who / kLanes;
+  if (rank == block.rank) return last.epoch == block.epoch;
+  const auto& blocks = block.cluster->blocks;  // an earlier launch may have had larger clusters
+  return rank < blocks.size() && last.epoch >= blocks[rank]->cluster_epoch;
+}
+
+// Accessors of a byte, when `me`, a warp of the block, joins `others`.
+inline Block::Accessor joined(uint16_t me, const Block& block, const Block::Accessor& others,
+                              const Block& owner) {
+  const auto several_of_mine = static_cast<uint16_t>(Block::kSeveralOfBlock + block.rank);
+  if (others.who / kLanes == block.rank || others.who == several_of_mine)
+    return {block.epoch, several_of_mine};
+  return {owner.epoch, Block::kSeveral};
+}
+
 inline void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, Access access,
                        const unsigned char* stored) {
   Block& block = *warp.block;
-  const auto me = static_cast<uint16_t>(warp.number);
-  each_lane(mask & places.shared, [&](unsigned lane) {
+  const auto me = static_cast<uint16_t>(block.rank * kLanes + warp.number);
+  each_lane(mask & (places.shared | places.remote), [&](unsigned lane) {
     // Threads may store the same value.
     const bool same =
         access == Access::write && std::memcmp(stored + lane * size, places.at[lane], size) == 0;
+    const Block& owner = *places.owner[lane];
     for (size_t k = 0; k < size; ++k) {
       const uint64_t offset = places.addresses[lane] - kSharedBase + k;
-      Block::Shadow& shadow = block.shadows.data()[offset];
-      const bool written = shadow.write_epoch == block.epoch, read = shadow.read_epoch == block.epoch;
-      const bool written_by_other = written && shadow.writer != me,
-                 read_by_other = read && shadow.reader != me;
+      Block::Shadow& shadow = owner.shadows.data()[offset];
+      const bool written = is_unordered(shadow.write, block, owner);
+      const bool written_by_other = written && shadow.write.who != me,
+                 read_by_other = shadow.read.who != me && is_unordered(shadow.read, block, owner);
       const bool only_atomic = access == Access::atomic && written && shadow.only_atomic;
       const char* other = written_by_other && !only_atomic && !same          ? "written"
                           : access != Access::read && read_by_other && !same ? "read"
                                                                              : nullptr;
       if (other)
         warp.fail("a race: another warp has " + std::string(other) + " byte " + std::to_string(offset) +
-                  " of shared memory since the last barrier");
+                  " of shared memory" + (&owner == &block ? "" : " of block " + std::to_string(owner.index)) +
+                  " since the last barrier");
       if (access == Access::read) {
-        shadow.reader = read_by_other ? Block::kSeveral : me;
-        shadow.read_epoch = block.epoch;
+        shadow.read =
+            read_by_other ? joined(me, block, shadow.read, owner) : Block::Accessor{block.epoch, me};
       } else {
         shadow.only_atomic = access == Access::atomic && (!written || shadow.only_atomic);
-        shadow.writer = written_by_other ? Block::kSeveral : me;
-        shadow.write_epoch = block.epoch;
+        shadow.write =
+            written_by_other ? joined(me, block, shadow.write, owner) : Block::Accessor{block.epoch, me};
       }
     }
   });
+}
+
+// Block of the cluster that an address of shared memory belongs to.
+inline Block& block_at(Warp& warp, unsigned lane, uint64_t address) {
+  if (address >> kRankShift == 0) return *warp.block;
+  const uint64_t rank = (address >> kRankShift) - 1;
+  const auto& blocks = warp.block->cluster->blocks;
+  if (rank >= blocks.size())
+    warp.fail("lane " + std::to_string(lane) + " leaves the shared memory of the cluster");
+  if (!blocks[rank]->live)
+    warp.fail("lane " + std::to_string(lane) + " accesses shared memory of block " +
+              std::to_string(blocks[rank]->index) + ", which has ended");
+  return *blocks[rank];
 }
 
 // Checks an access of `size` bytes a lane, finds its bytes, and counts it.
@@ -664,7 +717,7 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
     Space space = i.space;
     if (space == Space::generic) {
       const uint64_t window = address >> 56 << 56;
-      space = window == kSharedWindow      ? Space::shared
+      space = window == kSharedWindow      ? Space::cluster
               : window == kThreadWindow    ? Space::thread
               : window == kParameterWindow ? Space::parameters
                                            : Space::global;
@@ -673,14 +726,21 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
     if (address % size)
       warp.fail("an address of lane " + std::to_string(lane) + " is not a multiple of " +
                 std::to_string(size));
+    Block* owner = warp.block;
+    if (space == Space::cluster) {
+      owner = &block_at(warp, lane, address);
+      address &= (uint64_t{1} << kRankShift) - 1;
+    }
     switch (space) {
       case Space::shared:
+      case Space::cluster:
         if (address < kSharedBase || address > shared_end || size > shared_end - address)
           warp.fail("lane " + std::to_string(lane) + " leaves shared memory: byte " +
                     std::to_string(static_cast<int64_t>(address - kSharedBase)) + " of " +
                     std::to_string(machine.shared_bytes));
-        places.shared |= 1u << lane;
-        places.at[lane] = warp.block->shared.data() + (address - kSharedBase);
+        (owner == warp.block ? places.shared : places.remote) |= 1u << lane;
+        places.owner[lane] = owner;
+        places.at[lane] = owner->shared.data() + (address - kSharedBase);
         break;
       case Space::thread:
         if (address > machine.kernel->thread_bytes || size > machine.kernel->thread_bytes - address)
@@ -710,10 +770,12 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
                     " accesses memory that does not belong to the launch, or is read-only");
       });
   }
-  if (places.shared && machine.check_races) check_race(warp, places, mask, size, access, stored);
+  if ((places.shared || places.remote) && machine.check_races)
+    check_race(warp, places, mask, size, access, stored);
   if (machine.counting) {
     if (places.global) machine.count_global(addresses, places.global, size, access != Access::read);
     if (places.shared) machine.count_shared(addresses, places.shared, size);
+    if (places.remote) machine.counters.cluster_requests += 1;
     if (local) machine.counters.local_requests += 1;
   }
 }
@@ -869,7 +931,7 @@ void atomic(Warp& warp, const Instruction& i, uint32_t mask) {
       ++machine.counters.global_atomics;
       ++machine.atomics[places.addresses[lane]];
     } else {
-      ++machine.counters.shared_atomics;
+      ++(places.remote >> lane & 1 ? machine.counters.cluster_atomics : machine.counters.shared_atomics);
     }
   });
   if (wanted) set<T>(warp, i.operands[0], mask, [&](unsigned lane) { return olds[lane]; });

@@ -49,7 +49,15 @@ def interpreter() -> ModuleType:
 def run(interpreter: ModuleType) -> Run:
     """Return a function that runs the body of a toy on words and returns its words."""
 
-    def run(body: str, words: Any = None, blocks: int = 1, threads: int = 32, **settings: Any) -> Any:
+    def run(
+        body: str,
+        words: Any = None,
+        blocks: int = 1,
+        threads: int = 32,
+        cluster: int = 1,
+        residents: int | None = None,
+        **settings: Any,
+    ) -> Any:
         given = np.arange(blocks * threads, dtype=np.uint32) if words is None else np.asarray(words)
         given = np.ascontiguousarray(given)
         result = np.zeros_like(given)
@@ -59,7 +67,8 @@ def run(interpreter: ModuleType) -> Run:
         machine.add_memory(given.ctypes.data, given.nbytes, False)
         machine.add_memory(result.ctypes.data, result.nbytes, True)
         kernel = interpreter.Kernel(HEAD + body + "\n  ret;\n}\n")
-        machine.run(kernel, blocks, threads, 0, blocks, [given.ctypes.data, result.ctypes.data])
+        arguments = [given.ctypes.data, result.ctypes.data]
+        machine.run(kernel, blocks, threads, 0, residents or blocks, arguments, blocks_per_cluster=cluster)
         return result
 
     return run
@@ -311,6 +320,191 @@ def test_late_visibility(run: Run) -> None:
     assert sent(run, "relaxed", "relaxed") == {7}
 
 
+# ---- clusters ----
+
+BARRIER = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+NEXT = """
+  mov.u32 %r6, %cluster_ctarank;
+  mov.u32 %r7, %cluster_nctarank;
+  add.u32 %r8, %r6, 1;
+  rem.u32 %r8, %r8, %r7;
+  mov.u64 %rd5, shared;
+  cvta.shared.u64 %rd5, %rd5;
+  mul.wide.u32 %rd6, %r0, 4;
+  add.s64 %rd5, %rd5, %rd6;
+  mapa.u64 %rd7, %rd5, %r8;
+"""
+"""%rd5: a thread's place in its block's shared memory; %rd7: the same in the next block of the cluster."""
+READ_NEXT = f"{NEXT} st.u32 [%rd5], %r4; {BARRIER} ld.u32 %r5, [%rd7]; {BARRIER} {STORE}"
+WRITE_NEXT = f"{NEXT} st.u32 [%rd7], %r4; {BARRIER} ld.u32 %r5, [%rd5]; {STORE}"
+
+
+def moved(blocks: int, threads: int, cluster: int, shift: int) -> Any:
+    words = np.arange(blocks * threads).reshape(-1, cluster, threads)
+    return np.roll(words, shift, axis=1).reshape(-1)
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 3, 16])
+def test_clusters(run: Run, cluster: int) -> None:
+    for seed in range(10):
+        for residents in (1, 2 * cluster):
+            at = {"blocks": 3 * cluster, "threads": 64, "cluster": cluster}
+            settings = {**at, "residents": residents, "seed": seed}
+            np.testing.assert_array_equal(run(READ_NEXT, **settings), moved(**at, shift=-1))
+            np.testing.assert_array_equal(run(WRITE_NEXT, **settings), moved(**at, shift=1))
+
+
+@pytest.mark.parametrize(
+    ("body", "shift"),
+    [
+        (READ_NEXT.replace(".release", "").replace(".acquire", "").replace(".aligned", ""), -1),
+        (READ_NEXT.replace("mapa.u64 %rd7, %rd5, %r8;", """
+            mov.u32 %r9, shared; mapa.shared::cluster.u32 %r10, %r9, %r8; mad.lo.u32 %r10, %r0, 4, %r10;""")
+         .replace("ld.u32 %r5, [%rd7];", "ld.shared::cluster.u32 %r5, [%r10];"), -1),
+        (READ_NEXT.replace("ld.u32 %r5, [%rd7];", """
+            cvta.to.shared::cluster.u64 %rd8, %rd7; ld.shared::cluster.u32 %r5, [%rd8];"""), -1),
+        (READ_NEXT.replace("ld.u32 %r5, [%rd7];", """
+            sub.s64 %rd8, %rd7, %rd6; shr.u32 %r9, %r0, 2; mul.wide.u32 %rd6, %r9, 16;
+            add.s64 %rd8, %rd8, %rd6; ld.v4.u32 {%r9, %r10, %r11, %r12}, [%rd8];
+            and.b32 %r13, %r0, 3;
+            setp.eq.u32 %p1, %r13, 0; setp.eq.u32 %p2, %r13, 1; setp.eq.u32 %p3, %r13, 2;
+            selp.b32 %r5, %r11, %r12, %p3; selp.b32 %r5, %r10, %r5, %p2; selp.b32 %r5, %r9, %r5, %p1;"""),
+         -1),
+        (WRITE_NEXT.replace("st.u32 [%rd7], %r4;", f"""
+            st.u32 [%rd5], 0; {BARRIER} red.add.u32 [%rd7], %r4;"""), 1),
+        (WRITE_NEXT.replace("st.u32 [%rd7], %r4;", f"""
+            st.u32 [%rd5], 0; {BARRIER} atom.shared::cluster.exch.b32 %r9, [%r10], %r4;""")
+         .replace("mapa.u64 %rd7, %rd5, %r8;", """
+            mov.u32 %r9, shared; mapa.shared::cluster.u32 %r10, %r9, %r8; mad.lo.u32 %r10, %r0, 4, %r10;"""),
+         1),
+        # the own block's shared memory in the same way
+        (f"{NEXT} mapa.u64 %rd7, %rd5, %r6; st.u32 [%rd7], %r4; ld.u32 %r5, [%rd5]; {STORE}", 0),
+    ],
+)  # fmt: skip
+def test_forms_of_accesses_to_other_blocks(run: Run, body: str, shift: int) -> None:
+    at = {"blocks": 8, "threads": 64, "cluster": 4}
+    for seed in range(5):
+        np.testing.assert_array_equal(run(body, **at, seed=seed), moved(**at, shift=shift))
+
+
+def test_places_in_a_cluster(run: Run) -> None:
+    for register, expected in (
+        ("%cluster_ctarank", [0, 1, 2, 0, 1, 2]),
+        ("%cluster_nctarank", [3] * 6),
+        ("%clusterid.x", [0, 0, 0, 1, 1, 1]),
+        ("%nclusterid.x", [2] * 6),
+    ):
+        found = run(f"mov.u32 %r5, {register}; {STORE}", blocks=6, threads=1, cluster=3)
+        assert list(found) == expected
+
+
+def test_barriers_of_cluster_and_block_order_accesses(run: Run) -> None:
+    """Words go to the next block, there to another warp, and on to the block after it."""
+    body = f"""
+      {NEXT}
+      xor.b32 %r9, %r0, 32;
+      mul.wide.u32 %rd6, %r9, 4;
+      mov.u64 %rd8, shared;
+      cvta.shared.u64 %rd8, %rd8;
+      add.s64 %rd8, %rd8, %rd6;
+      st.u32 [%rd7], %r4; {BARRIER}
+      ld.u32 %r10, [%rd8]; bar.sync 0;
+      st.u32 [%rd5], %r10; bar.sync 0;
+      ld.u32 %r10, [%rd8]; {BARRIER}
+      st.u32 [%rd7], %r10; {BARRIER}
+      ld.u32 %r5, [%rd5]; {STORE}
+    """
+    at = {"blocks": 8, "threads": 64, "cluster": 4}
+    for seed in range(20):
+        np.testing.assert_array_equal(run(body, **at, seed=seed), moved(**at, shift=2))
+        for number in range(3):
+            parts = body.split(BARRIER)
+            planted = BARRIER.join(parts[: number + 1]) + "bar.sync 0;" + BARRIER.join(parts[number + 1 :])
+            with pytest.raises(RuntimeError, match=r"a race: .* (read|written) byte|which has ended"):
+                run(planted, **at, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (READ_NEXT.replace(BARRIER, "", 1), r"a race: another warp has (written|read) byte"),
+        (READ_NEXT.replace(BARRIER, "bar.sync 0;", 1), "a race: "),
+        (READ_NEXT.replace(".release", ".relaxed", 1), "a race: "),
+        ("setp.lt.u32 %p1, %r0, 32; @%p1 st.shared.u32 [shared], %r0; barrier.cluster.arrive.relaxed; "
+         "barrier.cluster.wait; @!%p1 ld.shared.u32 %r5, [shared];", "a race: "),
+        (WRITE_NEXT.replace(BARRIER, "barrier.cluster.arrive.aligned;").replace(
+            STORE, f"barrier.cluster.wait.aligned; {STORE}"), "a race: "),
+        (WRITE_NEXT.replace("mapa.u64 %rd7, %rd5, %r8", "mapa.u64 %rd7, %rd5, 0"), "a race: "),
+        (READ_NEXT.replace(f"{BARRIER} {STORE}", STORE), "shared memory of block [0-9], which has ended"),
+        (READ_NEXT.replace("%rd5, %r8;", "%rd5, 4;"), "rank 4 in a cluster of 4 blocks"),
+        (READ_NEXT.replace("%rd5, %r8;", "%rd0, %r8;"), "the generic address is not in shared memory"),
+        (f"{NEXT} st.u32 [%rd7+1024], %r4;", "leaves shared memory"),
+        (f"{NEXT} mov.u32 %r9, shared; mapa.shared::cluster.u32 %r9, %r9, %r8; ld.shared.u32 %r5, [%r9];",
+         "leaves shared memory"),
+        (f"{NEXT} mov.u32 %r9, shared; add.u32 %r9, %r9, 0x5000000; ld.shared::cluster.u32 %r5, [%r9];",
+         "leaves the shared memory of the cluster"),
+        ("barrier.cluster.wait.acquire.aligned;", "at which it has not arrived"),
+        ("barrier.cluster.arrive.aligned; barrier.cluster.arrive.aligned;", "without having waited"),
+        (f"setp.lt.u32 %p1, %r0, 32; @%p1 bar.sync 0; @!%p1 bra $x; bra $y; $x: {BARRIER} $y: ret;",
+         "no thread can go on; some wait at this barrier"),
+        (f"setp.lt.u32 %p1, %r0, 7; @%p1 bra $x; {BARRIER} ret; $x: bar.sync 0;", "only a part of the warp"),
+        (f"mov.u32 %r6, %cluster_ctarank; setp.eq.u32 %p1, %r6, 2; @%p1 bra $x; {BARRIER} ret; "
+         "$x: bar.sync 0; $wait: ld.acquire.gpu.u32 %r5, [%rd1]; setp.eq.u32 %p1, %r5, 0; @%p1 bra $wait;",
+         "no thread can go on; some wait for this memory"),
+        ("barrier.cluster.frob;", "the opcode barrier.cluster.frob is unknown"),
+        ("barrier.cluster.arrive.acquire;", "is unknown"),
+    ],
+)  # fmt: skip
+def test_faults_of_clusters(run: Run, interpreter: ModuleType, body: str, message: str) -> None:
+    for seed in range(10):
+        with pytest.raises(interpreter.Fault, match=message):
+            run(body, blocks=8, threads=64, cluster=4, seed=seed)
+
+
+def test_blocks_of_a_cluster_may_store_the_same(run: Run) -> None:
+    body = WRITE_NEXT.replace("%rd7], %r4", "%rd7], 5").replace("%rd5, %r8;", "%rd5, 0;")
+    found = run(body, blocks=4, threads=64, cluster=4).reshape(4, 64)
+    assert (found[0] == 5).all()
+
+
+def test_a_grid_is_a_multiple_of_its_clusters(run: Run) -> None:
+    with pytest.raises(RuntimeError, match="6 blocks in clusters of 4"):
+        run(READ_NEXT, blocks=6, cluster=4)
+
+
+def test_a_machine_forgets_the_accesses_of_earlier_launches(interpreter: ModuleType) -> None:
+    words = np.zeros(4096, dtype=np.uint32)
+    machine = interpreter.Machine()
+    machine.add_memory(words.ctypes.data, words.nbytes)
+    kernel = interpreter.Kernel(HEAD + READ_NEXT + "ret; }")
+    for cluster in (4, 1, 2, 16, 3, 4):
+        arguments = [words.ctypes.data, words.ctypes.data]
+        machine.run(kernel, 2 * cluster, 64, 0, 2 * cluster, arguments, blocks_per_cluster=cluster)
+
+
+def test_the_barrier_of_a_cluster_publishes_stores(run: Run) -> None:
+    body = f"""
+      ld.global.u32 %r5, [%rd1+64];
+      setp.eq.u32 %p1, %r1, 0;
+      @%p1 st.global.u32 [%rd1+64], 7;
+      {BARRIER}
+      ld.global.u32 %r5, [%rd1+64];
+      add.u64 %rd4, %rd4, 0;
+      {STORE}
+    """
+    words = np.zeros(64, dtype=np.uint32)
+    at = {"blocks": 2, "threads": 1, "cluster": 2, "stale": True}
+
+    def received(body: str) -> set[int]:
+        return {int(run(body, words, **at, seed=seed)[1]) for seed in range(20)}
+
+    assert received(body) == {7}
+    assert received(body.replace("release", "relaxed")) == {0}
+    assert received(body.replace(BARRIER, "")) == {0}
+    late = body.replace(BARRIER, "").replace("@%p1 st", "barrier.cluster.arrive; @%p1 st")
+    assert received(late.replace("7;", "7; barrier.cluster.wait;")) == {0}  # stored after the release
+
+
 # ---- counts ----
 
 
@@ -353,3 +547,34 @@ def counts(run: Run, interpreter: ModuleType, body: str, **settings: Any) -> dic
 def test_counts(run: Run, interpreter: ModuleType, body: str, expected: dict[str, int]) -> None:
     found = counts(run, interpreter, body)
     assert {name: found[name] for name in expected} == expected
+
+
+def test_counts_of_clusters(interpreter: ModuleType) -> None:
+    """Every block adds to a counter of block 0, and reads the words of the next block."""
+    body = f"""
+      {NEXT}
+      mov.u64 %rd8, shared;
+      cvta.shared.u64 %rd8, %rd8;
+      mapa.u64 %rd8, %rd8, 0;
+      setp.eq.u32 %p1, %r6, 0;
+      @%p1 st.shared.u32 [shared], 0;
+      {BARRIER}
+      atom.add.u32 %r5, [%rd8], 1;
+      {BARRIER}
+      ld.v2.u32 {{%r9, %r10}}, [%rd8];
+      {BARRIER}
+    """
+    machine = interpreter.Machine()
+    machine.counting = True
+    words = np.zeros(4096, dtype=np.uint32)
+    machine.add_memory(words.ctypes.data, words.nbytes)
+    arguments = [words.ctypes.data, words.ctypes.data]
+    machine.run(interpreter.Kernel(HEAD + body + "ret; }"), 8, 64, 0, 8, arguments, blocks_per_cluster=4)
+    (launch,) = machine.take_launches()
+    assert launch["blocks_per_cluster"] == 4
+    assert launch["cluster_barriers"] == 3
+    assert launch["cluster_atomics"] == 2 * 3 * 64
+    assert launch["shared_atomics"] == 2 * 64
+    assert launch["cluster_requests"] == 2 * 3 * 2 * 2  # clusters, blocks, warps; an addition and a load
+    assert launch["shared_requests"] == 2 * 2 * 3  # the own ones of block 0, with its store
+    assert launch["global_atomics"] == launch["releases"] == 0

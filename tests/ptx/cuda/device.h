@@ -1,5 +1,5 @@
 // Device memory and settings for the Python module of tests/cuda_emulation/module.cpp, when its kernels are
-// executed from their PTX.
+// executed from their PTX. CAPABILITY: the compute capability of the PTX, and of the device by default.
 #pragma once
 
 #include <pybind11/functional.h>
@@ -60,11 +60,16 @@ inline void bind_device(pybind11::module_& m) {
   py::register_local_exception<ptx::Fault>(m, "Fault", PyExc_RuntimeError);
   py::class_<ptx::Machine> machine(m, "Machine", py::module_local());
   bind_settings(machine);
+  runtime::device.compute_capability = CAPABILITY;
   m.attr("machine") = py::cast(&runtime::machine, py::return_value_policy::reference);
   m.def(
       "set_device",
-      [](int num_sms, int threads_per_block, int64_t shared_bytes_per_block, uint64_t seed) {
+      [](int num_sms, int threads_per_block, int64_t shared_bytes_per_block, int compute_capability,
+         int sms_per_gpc, int blocks_per_cluster, uint64_t seed) {
         runtime::Device device;
+        device.compute_capability = compute_capability;
+        device.sms_per_gpc = sms_per_gpc;
+        device.blocks_per_cluster = blocks_per_cluster;
         device.num_sms = num_sms;
         device.threads_per_block = threads_per_block;
         device.shared_bytes_per_block = shared_bytes_per_block;
@@ -73,7 +78,9 @@ inline void bind_device(pybind11::module_& m) {
       },
       py::kw_only(), py::arg("num_sms") = runtime::Device{}.num_sms,
       py::arg("threads_per_block") = runtime::Device{}.threads_per_block,
-      py::arg("shared_bytes_per_block") = runtime::Device{}.shared_bytes_per_block, py::arg("seed") = 0);
+      py::arg("shared_bytes_per_block") = runtime::Device{}.shared_bytes_per_block,
+      py::arg("compute_capability") = CAPABILITY, py::arg("sms_per_gpc") = runtime::Device{}.sms_per_gpc,
+      py::arg("blocks_per_cluster") = runtime::Device{}.blocks_per_cluster, py::arg("seed") = 0);
   m.def("edit_ptx", &runtime::edit_ptx, py::arg("edit"),
         "Replace the PTX of every source file by edit(PTX that nvcc made).");
 }

@@ -28,6 +28,7 @@ struct Function {
   Binary* binary;
   std::string name;
   int64_t allowed_shared_bytes = 48 << 10;
+  bool non_portable_cluster = false;  // a cluster may have more than 8 blocks
 };
 
 std::vector<std::unique_ptr<Binary>>& binaries() {
@@ -67,6 +68,32 @@ int64_t blocks_per_sm(const Function& function, int64_t threads, int64_t shared_
        device.shared_bytes_per_sm / (static_bytes + shared_bytes + device.reserved_shared_bytes)});
 }
 
+// Blocks of a cluster, by the attributes of a launch; 0 if it has several dimensions, unknown here.
+uint32_t cluster_of(const cudaLaunchConfig_t& config) {
+  uint32_t blocks = 1;
+  for (unsigned k = 0; k < config.numAttrs; ++k)
+    if (config.attrs[k].id == cudaLaunchAttributeClusterDimension) {
+      const auto& cluster = config.attrs[k].val.clusterDim;
+      blocks = cluster.y == 1 && cluster.z == 1 ? cluster.x : 0;
+    }
+  return blocks;
+}
+
+// Sets the number of clusters that the device can hold at once; 0 if a block exceeds it. A block alone is a
+// cluster, too.
+cudaError_t active_clusters(int64_t* count, const Function& function, const cudaLaunchConfig_t& config) {
+  const int64_t size = cluster_of(config);
+  *count = 0;
+  if (size > 1 && device.compute_capability < 90) return cudaErrorNotSupported;
+  if (size == 0 || size > (function.non_portable_cluster ? device.blocks_per_cluster : 8))
+    return cudaErrorInvalidClusterSize;
+  const int64_t blocks =
+      blocks_per_sm(function, config.blockDim.x, static_cast<int64_t>(config.dynamicSmemBytes));
+  for (int64_t rest = device.num_sms; rest > 0; rest -= device.sms_per_gpc)
+    *count += std::min<int64_t>(rest, device.sms_per_gpc) * blocks / size;
+  return cudaSuccess;
+}
+
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* stub, void** arguments) {
   const auto found = functions().find(stub);
   if (found == functions().end()) return cudaErrorInvalidDeviceFunction;
@@ -75,22 +102,27 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* stub, void** ar
   if (blocks.x == 0 || blocks.x > 0x7fffffff || threads.x == 0 ||
       blocks.y * blocks.z * threads.y * threads.z != 1)
     return cudaErrorInvalidConfiguration;
-  const auto shared_bytes = static_cast<int64_t>(config.dynamicSmemBytes);
-  const int64_t at_once = blocks_per_sm(function, threads.x, shared_bytes) * device.num_sms;
-  if (at_once == 0) return cudaErrorInvalidValue;
-  // Blocks of an ordinary launch must not wait for each other: only a few are resident at a time.
-  uint32_t residents = 1 + static_cast<uint32_t>(machine.random_bits() % 4);
+  if (blocks_per_sm(function, threads.x, static_cast<int64_t>(config.dynamicSmemBytes)) == 0)
+    return cudaErrorInvalidValue;
+  int64_t at_once = 0;
+  if (const cudaError_t error = active_clusters(&at_once, function, config)) return error;
+  const uint32_t cluster = cluster_of(config);
+  if (blocks.x % cluster || at_once == 0) return cudaErrorInvalidClusterSize;
+  // Clusters of an ordinary launch must not wait for each other: only a few are resident at a time.
+  uint32_t residents = cluster * (1 + static_cast<uint32_t>(machine.random_bits() % 4));
   for (unsigned k = 0; k < config.numAttrs; ++k) {
-    if (config.attrs[k].id != cudaLaunchAttributeCooperative) return cudaErrorNotSupported;
-    if (!config.attrs[k].val.cooperative) continue;
-    if (blocks.x > at_once) return cudaErrorCooperativeLaunchTooLarge;
+    const cudaLaunchAttribute& attribute = config.attrs[k];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) continue;
+    if (attribute.id != cudaLaunchAttributeCooperative) return cudaErrorNotSupported;
+    if (!attribute.val.cooperative) continue;
+    if (blocks.x / cluster > at_once) return cudaErrorCooperativeLaunchTooLarge;
     residents = blocks.x;
   }
   const ptx::Kernel& kernel = kernel_of(function);
   std::vector<unsigned char> parameters(kernel.parameter_bytes);
   for (size_t k = 0; k < kernel.parameters.size(); ++k)
     std::memcpy(parameters.data() + kernel.parameters[k].offset, arguments[k], kernel.parameters[k].size);
-  machine.run(kernel, blocks.x, threads.x, config.dynamicSmemBytes, residents, parameters.data());
+  machine.run(kernel, blocks.x, cluster, threads.x, config.dynamicSmemBytes, residents, parameters.data());
   return cudaSuccess;
 }
 
@@ -155,6 +187,10 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
 cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, int value) {
   const auto found = functions().find(stub);
   if (found == functions().end()) return status(cudaErrorInvalidDeviceFunction);
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    found->second.non_portable_cluster = value;
+    return cudaSuccess;
+  }
   const auto static_bytes = static_cast<int64_t>(kernel_of(found->second).static_shared_bytes);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
       value > device.shared_bytes_per_block - static_bytes)
@@ -171,6 +207,16 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
   return cudaSuccess;
 }
 
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* stub,
+                                           const cudaLaunchConfig_t* config) {
+  const auto found = functions().find(stub);
+  if (found == functions().end()) return status(cudaErrorInvalidDeviceFunction);
+  int64_t count;
+  const cudaError_t error = active_clusters(&count, found->second, *config);
+  *clusters = static_cast<int>(count);
+  return status(error);
+}
+
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
@@ -179,6 +225,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       return *value = device.num_sms, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = static_cast<int>(device.shared_bytes_per_block), cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = device.compute_capability / 10, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = device.compute_capability % 10, cudaSuccess;
+    case cudaDevAttrClusterLaunch:
+      return *value = device.compute_capability >= 90, cudaSuccess;
     default:
       return status(cudaErrorInvalidValue);
   }
@@ -196,6 +248,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device function";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
+    case cudaErrorInvalidClusterSize:
+      return "cluster misconfiguration";
     default:
       return "operation not supported";
   }

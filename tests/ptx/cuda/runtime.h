@@ -16,6 +16,9 @@ struct Device {
   int threads_per_sm = 2048;
   int blocks_per_sm = 32;
   int registers_per_sm = 65536;
+  int compute_capability = 90;
+  int sms_per_gpc = 16;  // the blocks of a cluster run on multiprocessors of one GPC
+  int blocks_per_cluster = 16;
   int64_t shared_bytes_per_block = 227 << 10;
   int64_t shared_bytes_per_sm = 228 << 10;
   int64_t reserved_shared_bytes = 1 << 10;  // of every block, by the system
