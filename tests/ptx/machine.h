@@ -208,18 +208,15 @@ struct Block {
   unsigned live = 0, waiting = 0;  // warps
   uint32_t epoch = 0;              // grows at every barrier, and when a block starts here
   uint32_t cluster_epoch = 0;      // epoch at the last barrier of the cluster, or at the start
-  // Last accesses to a byte of shared memory.
-  struct Accessor {
-    uint32_t epoch;  // of the block of the accessing warps
-    uint16_t who;    // rank of the block * kLanes + warp
-  };
-  static constexpr uint16_t kSeveralOfBlock = 0x4000;  // + rank: several warps of a block
-  static constexpr uint16_t kSeveral = 0x8000;         // warps of several blocks; epoch: of the owner
-  // last write and last read of each byte of shared memory, if Machine::check_races
+  // Last write and last read of each byte of shared memory, if Machine::check_races. Epochs are those of the
+  // block that has accessed it. Writer and reader: rank of that block * kLanes + warp.
   struct Shadow {
-    Accessor write, read;
+    uint32_t write_epoch, read_epoch;
+    uint16_t writer, reader;
     bool only_atomic;  // the writes
   };
+  static constexpr uint16_t kSeveralOfBlock = 0x4000;  // + rank: several warps of a block
+  static constexpr uint16_t kSeveral = 0x8000;         // warps of several blocks; the epoch is the owner's
   Storage<Shadow> shadows;
   View view;
   uint64_t releases = 0;  // release operations and fences

@@ -626,40 +626,50 @@ struct Places {
 
 enum class Access { read, write, atomic };
 
-// True if no barrier orders the last accesses before those of a block now.
-inline bool is_unordered(const Block::Accessor& last, const Block& block, const Block& owner) {
-  if (last.who & Block::kSeveral) return last.epoch >= owner.cluster_epoch;
-  const uint32_t rank =
-      last.who & Block::kSeveralOfBlock ? last.who - Block::kSeveralOfBlock : last.who / kLanes;
-  if (rank == block.rank) return last.epoch == block.epoch;
+// True if no barrier of the cluster orders the last accesses to a byte, at least one of them by another
+// block, before those of a block now. `owner`: block that has the byte.
+inline bool is_unordered_in_cluster(uint16_t who, uint32_t epoch, const Block& block, const Block& owner) {
+  if (who == Block::kSeveral) return epoch >= owner.cluster_epoch;
+  const uint32_t rank = who & Block::kSeveralOfBlock ? who - Block::kSeveralOfBlock : who / kLanes;
+  if (rank == block.rank) return epoch == block.epoch;
   const auto& blocks = block.cluster->blocks;  // an earlier launch may have had larger clusters
-  return rank < blocks.size() && last.epoch >= blocks[rank]->cluster_epoch;
+  return rank < blocks.size() && epoch >= blocks[rank]->cluster_epoch;
 }
 
-// Accessors of a byte, when `me`, a warp of the block, joins `others`.
-inline Block::Accessor joined(uint16_t me, const Block& block, const Block::Accessor& others,
-                              const Block& owner) {
+// Adds a warp of the block to the last accessors of a byte, which no barrier orders before it.
+inline void join(const Block& block, const Block& owner, uint16_t& who, uint32_t& epoch) {
   const auto several_of_mine = static_cast<uint16_t>(Block::kSeveralOfBlock + block.rank);
-  if (others.who / kLanes == block.rank || others.who == several_of_mine)
-    return {block.epoch, several_of_mine};
-  return {owner.epoch, Block::kSeveral};
+  const bool of_mine = who / kLanes == block.rank || who == several_of_mine;
+  who = of_mine ? several_of_mine : Block::kSeveral;
+  epoch = of_mine ? block.epoch : owner.epoch;
 }
 
-inline void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, Access access,
-                       const unsigned char* stored) {
+// kAlone: each block is a cluster of its own.
+template <bool kAlone>
+void check_race(Warp& warp, const Places& places, uint32_t mask, size_t size, Access access,
+                const unsigned char* stored) {
   Block& block = *warp.block;
-  const auto me = static_cast<uint16_t>(block.rank * kLanes + warp.number);
+  const auto me = static_cast<uint16_t>((kAlone ? 0 : block.rank * kLanes) + warp.number);
   each_lane(mask & (places.shared | places.remote), [&](unsigned lane) {
     // Threads may store the same value.
     const bool same =
         access == Access::write && std::memcmp(stored + lane * size, places.at[lane], size) == 0;
-    const Block& owner = *places.owner[lane];
+    const Block& owner = kAlone ? block : *places.owner[lane];
+    const auto is_unordered = [&](uint16_t who, uint32_t epoch) {
+      return kAlone ? epoch == block.epoch : is_unordered_in_cluster(who, epoch, block, owner);
+    };
+    const auto note = [&](bool others, uint16_t& who, uint32_t& epoch) {
+      if (others && !kAlone) return join(block, owner, who, epoch);
+      who = others ? Block::kSeveralOfBlock : me;
+      epoch = block.epoch;
+    };
     for (size_t k = 0; k < size; ++k) {
       const uint64_t offset = places.addresses[lane] - kSharedBase + k;
       Block::Shadow& shadow = owner.shadows.data()[offset];
-      const bool written = is_unordered(shadow.write, block, owner);
-      const bool written_by_other = written && shadow.write.who != me,
-                 read_by_other = shadow.read.who != me && is_unordered(shadow.read, block, owner);
+      const bool written = is_unordered(shadow.writer, shadow.write_epoch),
+                 read = is_unordered(shadow.reader, shadow.read_epoch);
+      const bool written_by_other = written && shadow.writer != me,
+                 read_by_other = read && shadow.reader != me;
       const bool only_atomic = access == Access::atomic && written && shadow.only_atomic;
       const char* other = written_by_other && !only_atomic && !same          ? "written"
                           : access != Access::read && read_by_other && !same ? "read"
@@ -669,12 +679,10 @@ inline void check_race(Warp& warp, const Places& places, uint32_t mask, size_t s
                   " of shared memory" + (&owner == &block ? "" : " of block " + std::to_string(owner.index)) +
                   " since the last barrier");
       if (access == Access::read) {
-        shadow.read =
-            read_by_other ? joined(me, block, shadow.read, owner) : Block::Accessor{block.epoch, me};
+        note(read_by_other, shadow.reader, shadow.read_epoch);
       } else {
         shadow.only_atomic = access == Access::atomic && (!written || shadow.only_atomic);
-        shadow.write =
-            written_by_other ? joined(me, block, shadow.write, owner) : Block::Accessor{block.epoch, me};
+        note(written_by_other, shadow.writer, shadow.write_epoch);
       }
     }
   });
@@ -771,7 +779,8 @@ inline void locate(Warp& warp, const Instruction& i, uint32_t mask, size_t size,
       });
   }
   if ((places.shared || places.remote) && machine.check_races)
-    check_race(warp, places, mask, size, access, stored);
+    (machine.blocks_per_cluster == 1 ? check_race<true> : check_race<false>)(warp, places, mask, size, access,
+                                                                             stored);
   if (machine.counting) {
     if (places.global) machine.count_global(addresses, places.global, size, access != Access::read);
     if (places.shared) machine.count_shared(addresses, places.shared, size);
