@@ -28,6 +28,7 @@ LAUNCH_ERRORS = {  # error of the launch; the other bugs give wrong results
     ): "no thread can go on:.*waiting at __syncthreads in exchange.* waiting at a poll",
     ("exchange", "ordinary launch"): "no thread can go on",
     ("exchange", "too large"): "too many blocks in cooperative launch",
+    ("exchange of clusters", "too large"): "too many blocks in cooperative launch",
     ("reverse", "overwrite"): "has written past its shared memory",
     ("reverse", "not allowed"): "invalid argument",
     ("reverse", "over the limit"): "invalid argument",
@@ -96,7 +97,7 @@ CAUGHT_OFTEN = [  # not always
 SELDOM_CAUGHT = [("finale", "no barrier")]  # traced: nearly always
 TOYS = [
     *("reduce", "scan", "rotate", "rank", "histogram", "tally", "exchange", "team", "ring", "finale"),
-    *("volatile finale", "reverse", "collectives", "neighbours", "census", "relay"),
+    *("volatile finale", "reverse", "collectives", "exchange of clusters", "neighbours", "census", "relay"),
 ]
 
 

@@ -398,18 +398,6 @@ cudaLaunchConfig_t configuration(Shape shape, size_t shared_bytes) {
   return config;
 }
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative,
-            Arguments... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config = configuration(shape, shared_bytes);
-  config.attrs = &attribute;
-  config.numAttrs = cooperative;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...));
-}
-
 cudaLaunchAttribute cluster_of(unsigned size) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -419,12 +407,20 @@ cudaLaunchAttribute cluster_of(unsigned size) {
 
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), Shape shape, unsigned size, size_t shared_bytes,
-                     Arguments... arguments) {
-  cudaLaunchAttribute attribute = cluster_of(size);
+                     bool cooperative, Arguments... arguments) {
+  cudaLaunchAttribute attributes[] = {cluster_of(size), {}};
+  attributes[1].id = cudaLaunchAttributeCooperative;
+  attributes[1].val.cooperative = cooperative;
   cudaLaunchConfig_t config = configuration(shape, shared_bytes);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), Shape shape, size_t shared_bytes, bool cooperative,
+            Arguments... arguments) {
+  launch_clusters(kernel, shape, 1, shared_bytes, cooperative, arguments...);
 }
 
 // Allocator of global memory.
@@ -510,14 +506,15 @@ Shape full(Shape shape) {
   return {static_cast<unsigned>(fits * emulation::device.num_sms), shape.threads};
 }
 
-template <auto kKernel>
+template <auto kKernel, unsigned kCluster = 1>
 bool exchange_is_right(Shape shape, Bug bug) {
   shape = full(shape);
-  shape.blocks += bug == kTooLarge;
+  shape.blocks += bug == kTooLarge ? kCluster : 0;
   const Words in = numbers(shape);
   const unsigned n = static_cast<unsigned>(in.size());
   Words out(n), expected = in, arrivals(1), words(kRounds * n);
-  launch(kKernel, shape, 0, bug != kOrdinary, in.data(), out.data(), arrivals.data(), words.data(), bug);
+  launch_clusters(kKernel, shape, kCluster, 0, bug != kOrdinary, in.data(), out.data(), arrivals.data(),
+                  words.data(), bug);
   for (unsigned round = 0; round < kRounds; ++round) {
     const unsigned sum = std::accumulate(expected.begin(), expected.end(), 0u);
     for (unsigned k = 0; k < n; ++k) expected[k] = sum + k;
@@ -575,7 +572,7 @@ struct Clusters {
 bool neighbours_of(Shape shape, unsigned size, Bug bug) {
   const Words in = numbers(shape);
   Words out(in.size()), expected(in.size());
-  launch_clusters(neighbours, shape, size, shape.threads * 4, in.data(), out.data(), size, bug);
+  launch_clusters(neighbours, shape, size, shape.threads * 4, false, in.data(), out.data(), size, bug);
   const size_t words = size * shape.threads;  // of a cluster
   for (size_t k = 0; k < in.size(); ++k) expected[k] = in[k / words * words + (k + shape.threads) % words];
   return out == expected;
@@ -594,7 +591,7 @@ bool census_is_right(Shape given, Bug bug) {
   const auto [size, shape] = Clusters(given);
   const Words in = numbers(shape);
   Words out(shape.blocks), expected(shape.blocks);
-  launch_clusters(census, shape, size, 4, in.data(), out.data(), size, bug);
+  launch_clusters(census, shape, size, 4, false, in.data(), out.data(), size, bug);
   for (size_t k = 0; k < in.size(); ++k) ++expected[k / shape.threads / size * size + in[k] % size];
   return out == expected;
 }
@@ -603,7 +600,7 @@ bool relay_is_right(Shape given, Bug bug) {
   const auto [size, shape] = Clusters(given);
   const Words in = numbers(shape);
   Words out(in.size()), words(in.size()), expected = in;
-  launch_clusters(relay, shape, size, 0, in.data(), out.data(), words.data(), size, bug);
+  launch_clusters(relay, shape, size, 0, false, in.data(), out.data(), words.data(), size, bug);
   const size_t of_cluster = size * shape.threads;
   for (unsigned round = 0; round < kRounds; ++round) {
     const Words before = expected;
@@ -695,6 +692,7 @@ const std::vector<Toy>& all() {
         {"lost block", kLostBlock},
         {"ordinary launch", kOrdinary},
         {"too large", kTooLarge}}},
+      {"exchange of clusters", exchange_is_right<exchange, 2>, {{"too large", kTooLarge}}},
       {"team", exchange_is_right<team>, {}},
       {"ring",
        ring_is_right,
