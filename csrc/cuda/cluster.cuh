@@ -22,7 +22,9 @@ __device__ inline uint32_t cluster_rank() {
 // Barrier for all threads of the cluster. Writes before it, to global memory and to shared memory of any block,
 // are visible to all threads after it.
 __device__ inline void cluster_sync() {
-#ifdef __CUDACC__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  __trap();  // no such launch
+#elif defined(__CUDACC__)
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   emulation::cluster_sync();

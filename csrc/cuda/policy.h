@@ -68,6 +68,8 @@ struct PolicySm80 {
     static constexpr int kBlockThreads = 512;
     static constexpr int kMinBlocksPerSm = 1;
 #endif
+    // 8 is portable. 16 fit on sm_90 and sm_100.
+    static constexpr int64_t kMaxClusterBlocks = 16;
     // Mixing tiles are divided between blocks if that gives at least this many times as many blocks.
     static constexpr int64_t kMinBlocksGained = 4;
   };

@@ -79,18 +79,60 @@ inline unsigned char* working_memory(const Launch& launch, size_t bytes) {
   return working.begin;
 }
 
-// all_at_once: a cooperative launch, which fails unless all blocks are resident together.
-enum class Residence { any, all_at_once };
+// Blocks that are resident together. Not a cluster: cluster_blocks is 0.
+struct Residence {
+  bool all_at_once;  // a cooperative launch, which fails unless all blocks can be resident together
+  int cluster_blocks;
+  static const Residence any, all;
+  static constexpr Residence clusters_of(int blocks) { return {false, blocks}; }
+};
+inline constexpr Residence Residence::any{false, 0}, Residence::all{true, 0};
+
+// Grid, block and shared memory of a launch, with room for its attribute.
+struct LaunchConfig : cudaLaunchConfig_t {
+  LaunchConfig(const Launch& launch, Residence residence, int64_t blocks, int threads, size_t shared_bytes)
+      : cudaLaunchConfig_t{} {
+    gridDim = dim3(static_cast<unsigned>(blocks));
+    blockDim = dim3(static_cast<unsigned>(threads));
+    dynamicSmemBytes = shared_bytes;
+    stream = launch.stream;
+    if (residence.cluster_blocks > 0) {
+      attribute_.id = cudaLaunchAttributeClusterDimension;
+      attribute_.val.clusterDim.x = static_cast<unsigned>(residence.cluster_blocks);
+      attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
+    } else {
+      attribute_.id = cudaLaunchAttributeCooperative;
+      attribute_.val.cooperative = 1;
+    }
+    attrs = &attribute_;
+    numAttrs = residence.all_at_once || residence.cluster_blocks > 0 ? 1 : 0;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+ private:
+  cudaLaunchAttribute attribute_{};
+};
 
 // Allows the kernel all the shared memory that a block can have. The limit is always the maximum:
 // otherwise host threads that launch the kernel with different sizes would overwrite each other's setting.
-// Throws std::runtime_error if all blocks must be resident, and a multiprocessor cannot even hold one.
+// Returns the number of clusters that can be resident together, if there are clusters. Throws
+// std::runtime_error if all blocks must be resident, and a multiprocessor cannot even hold one.
 template <class... Parameters>
-void prepare(const Device& device, void (*kernel)(Parameters...), Residence residence, int threads) {
+int64_t prepare(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int threads) {
+  const Device& device = *launch.device;
   const auto shared_bytes = static_cast<int>(device.limits.max_shared_bytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "asking for shared memory");
-  if (residence == Residence::any) return;
+  if (residence.cluster_blocks > 0) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "asking for large clusters");
+    const LaunchConfig config(launch, residence, residence.cluster_blocks, threads, device.limits.max_shared_bytes);
+    int clusters = 0;
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking for the number of clusters");
+    return clusters;
+  }
+  if (!residence.all_at_once) return 0;
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads,
                                                       static_cast<size_t>(shared_bytes)),
@@ -99,25 +141,22 @@ void prepare(const Device& device, void (*kernel)(Parameters...), Residence resi
     throw std::runtime_error("noisetilt: a multiprocessor of this GPU cannot hold a block of " +
                              std::to_string(threads) + " threads with " + std::to_string(shared_bytes) +
                              " bytes of shared memory, which the projection kernel needs");
+  return 0;
+}
+
+// The same, once for each device, kernel and size of clusters.
+template <class... Parameters>
+int64_t prepare_once(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int threads) {
+  return launch.device->prepare_once(reinterpret_cast<const void*>(kernel), residence.cluster_blocks,
+                                     [&] { return prepare(launch, kernel, residence, threads); });
 }
 
 template <class... Parameters, class... Arguments>
 void enqueue(const Launch& launch, void (*kernel)(Parameters...), Residence residence, int64_t blocks,
              int threads, size_t shared_bytes, Arguments&&... arguments) {
   if (blocks == 0) return;
-  if (shared_bytes > 0)
-    launch.device->prepare_once(reinterpret_cast<const void*>(kernel),
-                                [&] { prepare(*launch.device, kernel, residence, threads); });
-  cudaLaunchAttribute cooperative{};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = launch.stream;
-  config.attrs = &cooperative;
-  config.numAttrs = residence == Residence::all_at_once ? 1 : 0;
+  if (shared_bytes > 0) prepare_once(launch, kernel, residence, threads);
+  const LaunchConfig config(launch, residence, blocks, threads, shared_bytes);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launching a kernel");
 }
 

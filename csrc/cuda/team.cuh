@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "block_scan.cuh"
+#include "cluster.cuh"
 
 #ifdef NOISETILT_CUDA_DEBUG
 #include <cstdio>
@@ -79,7 +80,7 @@ struct TeamWait {
 #endif
 
 struct Team {
-  uint32_t* arrivals;  // of blocks at barriers, since the launch
+  uint32_t* arrivals;  // of blocks at barriers, since the launch; null if the team is a cluster
   uint32_t num_blocks;
   uint32_t rank;    // of this block
   uint32_t target;  // arrivals that ended the last barrier; only the first thread of a block knows
@@ -90,6 +91,7 @@ struct Team {
   // Barrier for all threads of the team. Writes before it are visible to all threads after it.
   __device__ __noinline__ void sync() {
     in_shared(this);
+    if (arrivals == nullptr) return cluster_sync();
     __syncthreads();
     if (num_blocks == 1) return;
     if (threadIdx.x == 0) {

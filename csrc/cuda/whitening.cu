@@ -2,8 +2,9 @@
 // of the mixing domains, in one launch.
 //
 // A team of blocks works on a sample. Every block holds a slice of it, in shared memory if it fits, and does
-// all work there that needs no other block. The blocks of a team meet at barriers in global memory, so all of
-// them must be resident at once. If there are more samples than teams, each team takes several in turn.
+// all work there that needs no other block. The blocks of a team meet at barriers, so they must be resident at
+// once. Barriers are in global memory, and the launch is cooperative. Or each team is a cluster, with barriers
+// in hardware. If there are more samples than teams, each team takes several in turn.
 //
 //   whitening_plan.h       host plan: slices, buffers, grid
 //   whitening_buffers.h    table of the buffers: who writes, who reads, which barrier lies between
@@ -11,6 +12,8 @@
 //   whitening_agent.cuh    work of a block
 
 #include <cmath>
+#include <cstdlib>
+#include <string>
 
 #include "runtime.h"
 #include "whitening_agent.cuh"
@@ -27,11 +30,25 @@ __global__ void __launch_bounds__(Tuning::kBlockThreads, Tuning::kMinBlocksPerSm
   AgentProject<T, kShared>(params).run();
 }
 
+template <class T>
+auto* kernel_of(const ProjectPlan& plan) {
+  return plan.slices_shared ? project_kernel<T, true> : project_kernel<T, false>;
+}
+Residence residence_of(const ProjectPlan& plan) {
+  return plan.clusters ? Residence::clusters_of(plan.blocks_per_team) : Residence::all;
+}
+
 // Plan of a launch for `batch` > 0 samples.
 template <class T>
 ProjectPlan plan_launch(const Launch& launch, int64_t batch, const Projection<T>& projection,
                         const Mixing* mixing, int64_t num_mixing) {
-  return plan_project(projection, batch, mixing, num_mixing, launch.device->limits, kSlicesOffset<T>);
+  for (DeviceLimits limits = launch.device->limits;; limits.max_cluster_blocks /= 2) {
+    ProjectPlan plan = plan_project(projection, batch, mixing, num_mixing, limits, kSlicesOffset<T>);
+    if (!plan.clusters) return plan;
+    const int64_t at_once = prepare_once(launch, kernel_of<T>(plan), residence_of(plan), plan.block_threads);
+    plan.num_teams = std::min(plan.num_teams, at_once);
+    if (at_once > 0) return plan;  // otherwise the device has no room for such a cluster
+  }
 }
 
 template <class T>
@@ -62,6 +79,7 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
   params.size = plan.size;
   params.slice_size = plan.slice_size;
   params.blocks_per_team = plan.blocks_per_team;
+  params.clusters = plan.clusters;
   params.chunks_inside_blocks = plan.chunks_inside_blocks;
   params.layout = plan.layout;
   params.num_values = plan.num_values;
@@ -85,9 +103,8 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
   params.memory[static_cast<int>(Contents::zero_always)] = memory_of_zeros(launch, zeros);
   params.memory[static_cast<int>(Contents::zero_before)] = allocate_cleared(launch, cleared);
   params.memory[static_cast<int>(Contents::any)] = working_memory(launch, plan.bytes(Contents::any));
-  enqueue(launch, plan.slices_shared ? project_kernel<T, true> : project_kernel<T, false>,
-          Residence::all_at_once, plan.num_teams * plan.blocks_per_team, plan.block_threads,
-          plan.shared_bytes, params);
+  enqueue(launch, kernel_of<T>(plan), residence_of(plan), plan.num_teams * plan.blocks_per_team,
+          plan.block_threads, plan.shared_bytes, params);
 }
 
 }  // namespace
@@ -100,8 +117,13 @@ DeviceLimits current_device() {
     check(cudaDeviceGetAttribute(&value, attribute, device), "reading a device attribute");
     return value;
   };
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxThreadsPerBlock),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  DeviceLimits limits{attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxThreadsPerBlock),
+                      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  // Not the default, as long as nobody has measured that clusters are faster.
+  const char* clusters = std::getenv("NOISETILT_CUDA_CLUSTERS");
+  if (clusters != nullptr && std::string(clusters) == "1" && attribute(cudaDevAttrClusterLaunch))
+    limits.max_cluster_blocks = Tuning::kMaxClusterBlocks;
+  return limits;
 }
 
 template <class T>

@@ -59,6 +59,7 @@ struct ProjectPlan {
   int32_t slice_size;  // values of a block; fewer or none in the last blocks of a team
   int32_t blocks_per_team;
   int64_t num_teams;
+  bool clusters;              // teams are clusters: a power of two of blocks, the last of which may be idle
   bool slices_shared;         // slices lie in shared memory
   bool chunks_inside_blocks;  // no chunk of tile statistics that is counted is divided between blocks
 
@@ -224,16 +225,21 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
     mixing_granule = std::lcm(mixing_granule, plan.mixing[k].grid.band());
   }
   const int64_t slices_per_block = num_mixing > 0 ? 2 : 1;
-  const auto slice_by = [&](int64_t granule) {
-    return slice_sample(size, granule, batch, device.num_sms,
-                        device.max_shared_bytes - static_cast<int64_t>(fixed_shared_bytes), slices_per_block,
-                        sizeof(T));
+  const auto slice = [&](int64_t max_blocks) {
+    const auto slice_by = [&](int64_t granule) {
+      return slice_sample(size, granule, batch, max_blocks,
+                          device.max_shared_bytes - static_cast<int64_t>(fixed_shared_bytes),
+                          slices_per_block, sizeof(T));
+    };
+    const Slicing slicing = slice_by(mixing_granule), finer = slice_by(granule);
+    const bool prefer_finer = finer.num_blocks >= Policy::Project::kMinBlocksGained * slicing.num_blocks ||
+                              (finer.shared && !slicing.shared);
+    return prefer_finer ? finer : slicing;
   };
-  Slicing slicing = slice_by(mixing_granule);
-  const Slicing finer = slice_by(granule);
-  if (finer.num_blocks >= Policy::Project::kMinBlocksGained * slicing.num_blocks ||
-      (finer.shared && !slicing.shared))
-    slicing = finer;
+  // A sample that does not fit into the shared memory of a cluster has a larger team.
+  Slicing slicing = slice(std::max<int64_t>(1, std::min(device.num_sms, device.max_cluster_blocks)));
+  plan.clusters = device.max_cluster_blocks > 0 && slicing.shared;
+  if (!plan.clusters) slicing = slice(device.num_sms);
 
   for (int64_t k = 0; k < num_mixing; ++k)
     plan.mixing[k].inside_blocks = slicing.slice_size % plan.mixing[k].grid.band() == 0;
@@ -253,14 +259,16 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   plan.size = static_cast<int32_t>(size);
   plan.slice_size = static_cast<int32_t>(slicing.slice_size);
   plan.blocks_per_team = static_cast<int32_t>(slicing.num_blocks);
-  plan.num_teams = std::min(batch, std::max<int64_t>(1, device.num_sms / slicing.num_blocks));
+  if (plan.clusters)
+    for (plan.blocks_per_team = 1; plan.blocks_per_team < slicing.num_blocks;) plan.blocks_per_team *= 2;
+  plan.num_teams = std::min(batch, std::max<int64_t>(1, device.num_sms / plan.blocks_per_team));
   plan.slices_shared = slicing.shared;
   plan.block_threads =
       static_cast<int>(std::min<int64_t>(Policy::Project::kBlockThreads, device.max_block_threads));
   plan.shared_bytes =
       fixed_shared_bytes +
       (slicing.shared ? static_cast<size_t>(slices_per_block * slicing.slice_size) * sizeof(T) : 0);
-  plan.layout = lay_out({num_counters, size, num_tiles, largest_tiles, slicing.num_blocks, sizeof(T),
+  plan.layout = lay_out({num_counters, size, num_tiles, largest_tiles, plan.blocks_per_team, sizeof(T),
                          long_chunks, num_mixing > 0, slicing.shared});
   return plan;
 }

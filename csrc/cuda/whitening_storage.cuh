@@ -22,7 +22,7 @@ struct ProjectParams {
   T* x;
   int64_t batch;
   int32_t size, slice_size, blocks_per_team;
-  bool chunks_inside_blocks;
+  bool clusters, chunks_inside_blocks;
   BufferLayout layout;
   unsigned char* memory[kNumContents];  // of all teams
   int32_t num_values, num_tiles, num_mixing, num_steps;
