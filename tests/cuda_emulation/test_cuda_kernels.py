@@ -1,6 +1,7 @@
 """CUDA kernels, emulated on the CPU: they return the bits of the reference, on devices of several sizes."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,20 @@ DEVICES = {
     "few blocks": {"num_sms": 4, "threads_per_block": 128},
     "many blocks": {"num_sms": 40, "threads_per_block": 64},
 }
+PROJECTING = (*DEVICES, "clusters")
+"""Devices for the projection kernel: the last one's teams are clusters."""
+
+
+@pytest.fixture(autouse=True)
+def teams_are_no_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOISETILT_CUDA_CLUSTERS", "0")
+
+
+def set_device(kernels: ModuleType, name: str, seed: int) -> None:
+    if name == "clusters":
+        os.environ["NOISETILT_CUDA_CLUSTERS"] = "1"
+        name = "many blocks"
+    kernels.set_device(**DEVICES[name], seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +68,13 @@ def check_2os(kernels: ModuleType, x: Tensor, lower: Tensor, upper: Tensor, cont
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", PROJECTING)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_2os(kernels: ModuleType, distribution: str, device: str, dtype: torch.dtype) -> None:
     for seed, (num_chunks, chunk_size) in enumerate(
         [(16, 4), (300, 4), (75, 16), (40, 5), (7, 1), (3, 50), (1, 64)]
     ):
-        kernels.set_device(**DEVICES[device], seed=seed)
+        set_device(kernels, device, seed)
         for table in TABLES:
             x = values(distribution, (2, num_chunks * chunk_size), dtype, seed)
             context = f"{num_chunks}x{chunk_size} {table}"
@@ -149,12 +164,12 @@ SAMPLES = {  # shape: chunk sizes of values, of statistics, tiles
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", PROJECTING)
 @pytest.mark.parametrize("shape", SAMPLES)
 def test_project(kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> None:
     value_chunk_sizes, chunk_sizes, tile_sizes = SAMPLES[shape]
     for seed, distribution in enumerate(DISTRIBUTIONS):
-        kernels.set_device(**DEVICES[device], seed=seed)
+        set_device(kernels, device, seed)
         x = values(distribution, (3, *shape), dtype)
         table_for = tables_like(x, 1e-3)
         for tile in tile_sizes:
@@ -237,13 +252,13 @@ MIXING = {
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", PROJECTING)
 @pytest.mark.parametrize("shape", MIXING)
 def test_project_mixing_domains(
     kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
 ) -> None:
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
-        kernels.set_device(**DEVICES[device], seed=seed)
+        set_device(kernels, device, seed)
         check_project_mixing_domains(kernels, shape, distribution, dtype)
 
 
@@ -274,13 +289,13 @@ def check_mixing(
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", PROJECTING)
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8)])
 def test_the_stages_of_whiten_share_memory(
     kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
 ) -> None:
     for seed, distribution in enumerate(("1/k", "few values")):
-        kernels.set_device(**DEVICES[device], seed=seed)
+        set_device(kernels, device, seed)
         x = values(distribution, (3, *shape), dtype)
         x[1, 0, 0, 0] = torch.nan
         finite = x.clone()
@@ -344,10 +359,11 @@ def test_one_latent_of_full_size(kernels: ModuleType) -> None:
             python_ref.butterfly(expected, (64, 64), 1), (4, 16), tile_sizes, table_for
         )
     expected = python_ref.butterfly_inverse(expected, (64, 64), 2)
-    for num_sms in (132, 16):
+    for num_sms, clusters in ((132, "0"), (16, "0"), (132, "1")):
         kernels.set_device(num_sms=num_sms, threads_per_block=128, seed=num_sms)
+        os.environ["NOISETILT_CUDA_CLUSTERS"] = clusters
         result = torch.from_numpy(kernels.project_mixing_domains(x.numpy(), **arguments, mixing=[64, 64, 2]))
-        assert_same_bits(result, expected, f"{num_sms} multiprocessors")
+        assert_same_bits(result, expected, f"{num_sms} multiprocessors, clusters: {clusters}")
 
 
 @pytest.mark.parametrize("dtype", REAL)
@@ -531,14 +547,14 @@ def test_wgnc_between_ffts(kernels: ModuleType, num_blocks: int, block_size: int
 # ---- races in shared memory, and the memory model of global memory ----
 
 
-@pytest.mark.parametrize("device", ["few blocks", "many blocks"])
+@pytest.mark.parametrize("device", ["few blocks", "many blocks", "clusters"])
 @pytest.mark.parametrize("shape", [(2, 8, 8), (5, 4, 6), pytest.param((4, 16, 16), marks=pytest.mark.slow)])
 def test_traced_project_mixing_domains(
     traced_kernels: ModuleType, shape: tuple[int, ...], device: str
 ) -> None:
     """Every block sees global memory as late as the memory model allows."""
     for seed, distribution in enumerate(("normal", "1/k", "few values", "nans")):
-        traced_kernels.set_device(**DEVICES[device], seed=seed)
+        set_device(traced_kernels, device, seed)
         check_project_mixing_domains(traced_kernels, shape, distribution)
 
 
