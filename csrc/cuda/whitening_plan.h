@@ -81,13 +81,13 @@ struct Slicing {
   bool shared;
 };
 
-// Slices are multiples of `granule` values. Every block keeps `slices_per_block` slices. They fit into
-// shared_bytes if max_blocks blocks are enough for that.
-inline Slicing slice_sample(int64_t size, int64_t granule, int64_t batch, int64_t max_blocks,
+// Slices are multiples of `granule` values. Every block keeps `slices_per_block` slices. There are up to
+// wanted_blocks blocks. If slices do not fit into shared_bytes then, but do with max_blocks, there are more.
+inline Slicing slice_sample(int64_t size, int64_t granule, int64_t wanted_blocks, int64_t max_blocks,
                             int64_t shared_bytes, int64_t slices_per_block, int64_t value_bytes) {
   const int64_t granules = size / granule;
   const int64_t granules_that_fit = shared_bytes / (slices_per_block * granule * value_bytes);
-  int64_t blocks = std::min(granules, std::max<int64_t>(1, max_blocks / batch));
+  int64_t blocks = std::min(granules, wanted_blocks);
   bool shared = false;
   if (granules_that_fit > 0 && (granules + granules_that_fit - 1) / granules_that_fit <= max_blocks) {
     blocks = std::max(blocks, (granules + granules_that_fit - 1) / granules_that_fit);
@@ -226,8 +226,9 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   }
   const int64_t slices_per_block = num_mixing > 0 ? 2 : 1;
   const auto slice = [&](int64_t max_blocks) {
+    const int64_t wanted_blocks = std::clamp<int64_t>(device.num_sms / batch, 1, max_blocks);
     const auto slice_by = [&](int64_t granule) {
-      return slice_sample(size, granule, batch, max_blocks,
+      return slice_sample(size, granule, wanted_blocks, max_blocks,
                           device.max_shared_bytes - static_cast<int64_t>(fixed_shared_bytes),
                           slices_per_block, sizeof(T));
     };

@@ -30,7 +30,8 @@ struct MeanAndEnergy {
 template <class T>
 py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints>& tile_sizes,
               const Ints& tile_chunk_sizes, const std::vector<Ints>& mixing, int64_t batch, int64_t num_sms,
-              int64_t max_block_threads, int64_t max_shared_bytes, size_t fixed_shared_bytes) {
+              int64_t max_block_threads, int64_t max_shared_bytes, int64_t max_cluster_blocks,
+              size_t fixed_shared_bytes) {
   const Shape sample{shape.at(0), shape.at(1), shape.at(2)};
   std::vector<Table<T>> values;
   for (const int64_t chunk_size : chunk_sizes) values.push_back(table_of<T>(sample.size(), chunk_size));
@@ -53,12 +54,13 @@ py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints
                                  static_cast<int64_t>(tiles.size())};
   const ProjectPlan plan =
       plan_project(projection, batch, domains.data(), static_cast<int64_t>(domains.size()),
-                   {num_sms, max_block_threads, max_shared_bytes}, fixed_shared_bytes);
+                   {num_sms, max_block_threads, max_shared_bytes, max_cluster_blocks}, fixed_shared_bytes);
 
   py::dict result;
   result["slice_size"] = plan.slice_size;
   result["blocks_per_team"] = plan.blocks_per_team;
   result["num_teams"] = plan.num_teams;
+  result["clusters"] = plan.clusters;
   result["slices_shared"] = plan.slices_shared;
   result["chunks_inside_blocks"] = plan.chunks_inside_blocks;
   result["block_threads"] = plan.block_threads;
@@ -100,7 +102,7 @@ void bind(py::module_& m, const char* name) {
         py::arg("tile_sizes") = std::vector<Ints>{}, py::arg("tile_chunk_sizes") = Ints{},
         py::arg("mixing") = std::vector<Ints>{}, py::arg("batch") = 1, py::arg("num_sms") = 132,
         py::arg("max_block_threads") = 1024, py::arg("max_shared_bytes") = 227 << 10,
-        py::arg("fixed_shared_bytes") = 40'960);
+        py::arg("max_cluster_blocks") = 0, py::arg("fixed_shared_bytes") = 40'960);
 }
 
 }  // namespace

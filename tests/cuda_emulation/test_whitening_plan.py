@@ -182,6 +182,28 @@ def test_mixing_tiles_are_divided_only_for_many_more_blocks(plans: ModuleType) -
     assert (many["blocks_per_team"], many["mixing_inside_blocks"]) == (128, [False])
 
 
+@pytest.mark.parametrize(("batch", "blocks", "teams"), [(1, 16, 1), (8, 16, 8), (12, 8, 12), (64, 4, 33)])
+def test_clusters_share_out_the_multiprocessors(
+    plans: ModuleType, batch: int, blocks: int, teams: int
+) -> None:
+    plan = plans.plan_float32(**PROBLEMS["flux, mixing"], batch=batch, max_cluster_blocks=16)
+    assert plan["clusters"]
+    assert (plan["blocks_per_team"], plan["num_teams"]) == (blocks, teams)
+
+
+def test_clusters_have_a_power_of_two_of_blocks(plans: ModuleType) -> None:
+    """The last blocks of a cluster have no values if eleven blocks hold the sample."""
+    problem: dict[str, Any] = {"shape": [11, 8, 8], "tile_sizes": [[8, 8]], "tile_chunk_sizes": [1]}
+    plan = plans.plan_float32(**problem, max_cluster_blocks=16)
+    assert (plan["clusters"], plan["blocks_per_team"], plan["slice_size"]) == (True, 16, 64)
+    assert plans.plan_float32(**problem)["blocks_per_team"] == 11
+
+
+def test_samples_that_do_not_fit_into_a_cluster_have_larger_teams(plans: ModuleType) -> None:
+    problem = PROBLEMS["wan, mixing"]
+    assert plans.plan_float32(**problem, max_cluster_blocks=16) == plans.plan_float32(**problem)
+
+
 def test_fast_division(plans: ModuleType) -> None:
     """Numerators up to 2^31 - 1; the critical ones lie beside multiples of the divisor."""
     largest = 2**31 - 1
