@@ -4,19 +4,21 @@
 #   bench/gpu.sh prepare    builds what the runs need, in build/carried; needs nvcc, but no GPU
 #   bench/gpu.sh cuda       the CUDA library: bits, equal repeats, times, barriers, streams; at most 240 s
 #   bench/gpu.sh sanitize   the CUDA library under compute-sanitizer, then some of tests/gpu; at most 200 s
+#   bench/gpu.sh clusters   the CUDA library with thread block clusters, for FLUX's latents; at most 120 s
 #   bench/gpu.sh triton     the Triton kernels: bits and times of FLUX's latents; at most 120 s
 #   bench/gpu.sh full       prepare, all of the above, all tests and benchmarks, tuning; about an hour
 #
 # On a machine with a GPU, `bench/gpu.sh full` is all there is to do.
 #
-# On a machine that is lent for minutes, perform the three short runs, each in one call:
+# On a machine that is lent for minutes, perform the four short runs, each in one call:
 #   1. On any x86-64 Linux machine with nvcc, run `bench/gpu.sh prepare`. It takes minutes.
 #   2. Take the sources and the folder build/carried to the machine with the GPU: one folder beside what git
 #      knows, together less than 64 MiB. Nothing is built or downloaded there, and no reference is computed.
 #      It needs Python 3.10 or newer, a CUDA build of torch 2.11 or newer, numpy, scipy and safetensors; for
-#      `sanitize` also pytest and compute-sanitizer, for `triton` a C compiler and Python's headers. If the libraries do not load there, they are built there once, which
-#      needs nvcc, and takes a minute or two of that run.
-#   3. Call `OUT=folder bench/gpu.sh cuda` there, allow it 250 s, then the same with `sanitize` and `triton`.
+#      `sanitize` also pytest and compute-sanitizer, for `triton` a C compiler and Python's headers. If the
+#      libraries do not load there, they are built there once, which needs nvcc, and takes a minute or two of
+#      that run.
+#   3. Call `OUT=folder bench/gpu.sh cuda` there, allow it 250 s, then the same with the other three.
 #   4. Bring the folder back. It has at most these files, none larger than 16 MiB:
 #        summary.txt    a line for each fact, the same as on the screen
 #        results.json   facts, steps and measured times

@@ -28,10 +28,12 @@ ROOT = Path(__file__).parents[1]
 HELPERS = ROOT / "tests" / "helpers"
 MEBIBYTE = 1 << 20
 
-LENT = {"cuda": 240, "sanitize": 200, "triton": 120}  # runs on a machine that is lent for minutes, seconds
+LENT = {"cuda": 240, "sanitize": 200, "clusters": 120, "triton": 120}
+"""Runs on a machine that is lent for minutes, and their seconds."""
 STEPS = {
     "cuda": ["load", "build here", "bits", "repeats", "times", "barrier", "blocks", "streams"],
     "sanitize": ["memcheck", "racecheck", "initcheck", "tests"],
+    "clusters": ["load", "bits flux", "times flux"],
     "triton": ["load", "bits flux", "times flux"],
 }
 TOGETHER = [name for name in STEPS["cuda"] if name != "build here"]  # steps that run if all succeed

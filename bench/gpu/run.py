@@ -18,6 +18,7 @@ from .driver import Driver, Report, Step
 from .prepare import MANIFEST, tree_with
 
 CUDA = {"NOISETILT_BACKEND": "cuda"}
+CLUSTERS = CUDA | {"NOISETILT_CUDA_CLUSTERS": "1"}
 TRITON = {"NOISETILT_BACKEND": "triton"}
 PREPARE = ["python", "-m", "bench.gpu.prepare"]
 TESTS = Path("tests", "gpu")
@@ -101,19 +102,27 @@ def sanitize(folder: Path) -> list[Step]:
     ]
 
 
-def triton(folder: Path) -> list[Step]:
+def flux(backend: dict[str, str]) -> list[Step]:
     return [
-        _check("load", 25, TRITON),
-        _check("bits", 50, TRITON, "flux"),
-        _check("times", 30, TRITON, "flux"),
+        _check("load", 25, backend),
+        _check("bits", 50, backend, "flux"),
+        _check("times", 30, backend, "flux"),
     ]
+
+
+def clusters(folder: Path) -> list[Step]:
+    return flux(CLUSTERS)
+
+
+def triton(folder: Path) -> list[Step]:
+    return flux(TRITON)
 
 
 def full(folder: Path) -> list[Step]:
     """Return all steps, for a machine that is not lent by the minute."""
     steps = [Step("prepare", PREPARE, 900, library=None)]
-    for make in (cuda, sanitize, triton):
-        prefix = "triton: " if make is triton else ""
+    for make in (cuda, sanitize, clusters, triton):
+        prefix = f"{make.__name__}: " if make in (clusters, triton) else ""
         steps += [
             replace(step, name=prefix + step.name, seconds=5 * step.seconds)
             for step in make(folder)
@@ -133,6 +142,7 @@ def full(folder: Path) -> list[Step]:
 RUNS = {
     "cuda": Run(240, cuda),
     "sanitize": Run(200, sanitize),
+    "clusters": Run(120, clusters),
     "triton": Run(120, triton),
     "full": Run(3 * 3600, full),
 }
