@@ -10,6 +10,7 @@ import pytest
 import torch
 from cuda_emulation import test_cuda_kernels as emulation
 from cuda_emulation.test_cuda_kernels import (  # noqa: F401
+    teams_are_no_clusters,
     test_2os,
     test_2os_of_longer_samples,
     test_2os_of_values_at_entries_of_the_table,
@@ -102,6 +103,17 @@ def test_late_visibility_changes_no_bit(kernels: ModuleType, stale: None, seed: 
     check_mixing(kernels, seed)
 
 
+@pytest.fixture
+def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOISETILT_CUDA_CLUSTERS", "1")
+
+
+def test_late_visibility_changes_no_bit_of_clusters(
+    kernels: ModuleType, stale: None, clusters: None
+) -> None:
+    check_mixing(kernels)
+
+
 def test_late_visibility_changes_no_bit_of_2os(kernels: ModuleType, stale: None) -> None:
     for distribution in ("normal", "one outlier"):
         test_2os(kernels, distribution, "many blocks", torch.float32)
@@ -115,6 +127,13 @@ def test_a_barrier_without_its_order_is_found(
     kernels: ModuleType, stale: None, edited: Callable[..., None], order: str, relaxed: str
 ) -> None:
     edited(order, relaxed)
+    check_is_found(kernels)
+
+
+def test_a_cluster_barrier_without_its_order_is_found(
+    kernels: ModuleType, stale: None, clusters: None, edited: Callable[..., None]
+) -> None:
+    edited(r"barrier\.cluster\.arrive\.release", "barrier.cluster.arrive.relaxed")
     check_is_found(kernels)
 
 
