@@ -8,14 +8,13 @@ with the 132 multiprocessors of an H200. ptxas may still remove or add instructi
 out.
 
 launches      of kernels
-barriers      of the whole grid: releases of a block (the most of one), summed over the launches
+barriers      of the whole grid: releases of a block (the most of one), summed over the launches; and, with a
+              "c" behind the number, of thread block clusters
 instructions  of warps, in millions
 sectors       of 32 bytes in global memory, for a request of a warp, and the fewest that could hold its bytes
 wavefronts    in shared memory, for a request of a warp, and the fewest
 atomics       of threads, in global memory, and the most on one address
 moved         bytes of all sectors, divided by the bytes of input and result
-cluster       of thread block clusters: barriers of a block, requests of warps to shared memory of other
-              blocks, and atomic operations of threads there
 local         requests to local memory, and its bytes of a thread; ptxas may keep a part of it in registers
 code          instructions of PTX
 estimate      largest of the five bounds in `Count.bounds`: no measurement
@@ -60,8 +59,6 @@ SUMMED = (
     "global_atomics",
     "local_requests",
     "cluster_barriers",
-    "cluster_requests",
-    "cluster_atomics",
     "bytes_read",
     "bytes_written",
 )
@@ -84,12 +81,13 @@ class Count:
     backend: str
     launches: int
     barriers: int
-    blocks: int
     code: int
     local_bytes: int
     most_on_one_address: int
     needed_bytes: int
     sums: dict[str, int]
+    of_a_multiprocessor: dict[str, float]
+    """The same for one of the multiprocessors that a launch has blocks for."""
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -99,15 +97,15 @@ class Count:
         shared memory: a multiprocessor serves one wavefront in each cycle.
         global memory: a multiprocessor gets 64 bytes in each cycle from the second-level cache. What the
         first-level cache serves is counted, too.
-        barriers: BARRIER_SECONDS each. launches: LAUNCH_SECONDS each.
+        barriers: BARRIER_SECONDS each; those of clusters are left out. launches: LAUNCH_SECONDS each.
 
         A launch with fewer blocks than multiprocessors leaves the others idle.
         """
-        cycles = CLOCK * min(self.blocks, SMS)
+        each = self.of_a_multiprocessor
         return {
-            "instructions": self.sums["warp_instructions"] / (4 * cycles),
-            "shared memory": self.sums["shared_wavefronts"] / cycles,
-            "global memory": (self.sums["bytes_read"] + self.sums["bytes_written"]) / (64 * cycles),
+            "instructions": each["warp_instructions"] / (4 * CLOCK),
+            "shared memory": each["shared_wavefronts"] / CLOCK,
+            "global memory": (each["bytes_read"] + each["bytes_written"]) / (64 * CLOCK),
             "barriers": self.barriers * BARRIER_SECONDS,
             "launches": self.launches * LAUNCH_SECONDS,
         }
@@ -120,12 +118,14 @@ def count_of(name: str, backend: str, launches: list[dict[str, Any]], needed_byt
         backend,
         launches=len(kept),
         barriers=sum(launch["releases"] for launch in kept),
-        blocks=max(launch["blocks"] for launch in kept),
         code=sum({launch["kernel"]: launch["instructions"] for launch in kept}.values()),
         local_bytes=max(launch["local_bytes"] for launch in kept),
         most_on_one_address=max(launch["most_atomics_on_one_address"] for launch in kept),
         needed_bytes=needed_bytes,
         sums={what: sum(launch[what] for launch in kept) for what in SUMMED},
+        of_a_multiprocessor={
+            what: sum(launch[what] / min(launch["blocks"], SMS) for launch in kept) for what in SUMMED
+        },
     )
 
 
@@ -311,7 +311,7 @@ def count(cases: str, backends: Iterable[str], chosen: Callable[[Case], bool]) -
 
 HEADER = (
     "| case | launches | barriers | instructions | sectors | wavefronts | atomics | most on one | moved "
-    "| cluster | local | code | estimate | bound |"
+    "| local | code | estimate | bound |"
 )
 
 
@@ -327,16 +327,13 @@ def row_of(count: Count) -> str:
     cells = [
         count.name,
         count.launches,
-        count.barriers,
+        f"{count.barriers} + {sums['cluster_barriers']}c" if sums["cluster_barriers"] else count.barriers,
         f"{sums['warp_instructions'] / 1e6:.2f}",
         per_request("global", "sectors"),
         per_request("shared", "wavefronts"),
         sums["global_atomics"],
         count.most_on_one_address,
         f"{(sums['bytes_read'] + sums['bytes_written']) / count.needed_bytes:.1f}x",
-        " / ".join(str(sums[f"cluster_{what}"]) for what in ("barriers", "requests", "atomics"))
-        if sums["cluster_barriers"]
-        else "-",
         f"{sums['local_requests']} ({count.local_bytes})" if count.local_bytes else "-",
         count.code,
         f"{1e6 * bounds[bound]:.0f} us",

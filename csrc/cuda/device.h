@@ -24,8 +24,8 @@ class Device {
   explicit Device(const DeviceLimits& limits) : limits(limits) {}
   const DeviceLimits limits;
 
-  // Result of prepare() for the kernel and the number of blocks of its clusters, or of the first call for them
-  // that has succeeded. Two host threads may call prepare() at once.
+  // Result of prepare() for the kernel and the number of blocks of its clusters, or of the first call for
+  // them that has succeeded. Two host threads may call prepare() at once.
   template <class Prepare>
   int64_t prepare_once(const void* kernel, int64_t cluster_blocks, const Prepare& prepare) const {
     const std::pair<const void*, int64_t> key{kernel, cluster_blocks};

@@ -127,7 +127,8 @@ int64_t prepare(const Launch& launch, void (*kernel)(Parameters...), Residence r
   if (residence.cluster_blocks > 0) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "asking for large clusters");
-    const LaunchConfig config(launch, residence, residence.cluster_blocks, threads, device.limits.max_shared_bytes);
+    const LaunchConfig config(launch, residence, residence.cluster_blocks, threads,
+                              device.limits.max_shared_bytes);
     int clusters = 0;
     check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "asking for the number of clusters");
     return clusters;

@@ -9,7 +9,6 @@
 #include <cstdint>
 
 #include "block_scan.cuh"
-#include "cluster.cuh"
 
 #ifdef NOISETILT_CUDA_DEBUG
 #include <cstdio>
@@ -78,6 +77,19 @@ struct TeamWait {
   __device__ void check(uint32_t, uint32_t, uint32_t, uint32_t) const {}
 };
 #endif
+
+// Barrier for all threads of a thread block cluster. Writes before it, to global memory and to shared memory
+// of any block, are visible to all threads after it. Compute capability 9.0 and newer.
+__device__ inline void cluster_sync() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  __trap();  // no such launch
+#elif defined(__CUDACC__)
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+#else
+  emulation::cluster_sync();
+#endif
+}
 
 struct Team {
   uint32_t* arrivals;  // of blocks at barriers, since the launch; null if the team is a cluster

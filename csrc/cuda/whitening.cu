@@ -2,9 +2,9 @@
 // of the mixing domains, in one launch.
 //
 // A team of blocks works on a sample. Every block holds a slice of it, in shared memory if it fits, and does
-// all work there that needs no other block. The blocks of a team meet at barriers, so they must be resident at
-// once. Barriers are in global memory, and the launch is cooperative. Or each team is a cluster, with barriers
-// in hardware. If there are more samples than teams, each team takes several in turn.
+// all work there that needs no other block. The blocks of a team meet at barriers, so they must be resident
+// at once. Barriers are in global memory, and the launch is cooperative. Or each team is a cluster, with
+// barriers in hardware. If there are more samples than teams, each team takes several in turn.
 //
 //   whitening_plan.h       host plan: slices, buffers, grid
 //   whitening_buffers.h    table of the buffers: who writes, who reads, which barrier lies between

@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/cluster.cuh"
+#include "clusters.cuh"
 #include "cuda/team.cuh"
 
 namespace toys {

@@ -1,9 +1,8 @@
-// Toy kernel of clusters, with its host code: what nvcc makes of csrc/cuda/cluster.cuh, over the stand-in of
-// the runtime.
+// Toy kernel of clusters, with its host code: what nvcc makes of it, over the stand-in of the runtime.
 #include <cstdint>
 #include <vector>
 
-#include "cuda/cluster.cuh"
+#include "../../cuda_emulation/clusters.cuh"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
 #include "device.h"
