@@ -47,6 +47,45 @@ struct Network {  // Batcher's odd-even mergesort
   static inline void sort(V* v) {
     if constexpr (D > 1) sort(v, std::make_index_sequence<count()>{});
   }
+
+  // The exchanges of a sort, one bit for each comparator and lane.
+  template <class E>
+  struct Exchanges {
+    static constexpr int kBits = 8 * sizeof(E);
+    Vector<E> words[count() / kBits + 1] = {};
+    static constexpr Vector<E> bit(int comparator) {
+      return broadcast(static_cast<E>(std::make_unsigned_t<E>(1) << comparator % kBits));
+    }
+  };
+  template <class E, size_t... I>
+  static inline Exchanges<E> sort_and_note(Vector<E>* v, std::index_sequence<I...>) {
+    constexpr auto all = list();
+    Exchanges<E> exchanges;
+    auto exchange = [&](int low, int high, int comparator) {
+      const Vector<E> a = v[low], b = v[high], swapped = a > b;
+      v[low] = swapped ? b : a;
+      v[high] = swapped ? a : b;
+      Vector<E>& word = exchanges.words[comparator / Exchanges<E>::kBits];
+      word = swapped ? word | Exchanges<E>::bit(comparator) : word;
+    };
+    (exchange(all[I].low, all[I].high, I), ...);
+    return exchanges;
+  }
+  template <class E, size_t... I>
+  static inline void undo(Vector<E>* elements, const Exchanges<E> exchanges, std::index_sequence<I...>) {
+    constexpr auto all = list();
+    Vector<E> v[D];
+    for (int i = 0; i < D; ++i) v[i] = elements[i];
+    auto exchange = [&](int low, int high, int comparator) {
+      const Vector<E> a = v[low], b = v[high];
+      const auto swapped =
+          (exchanges.words[comparator / Exchanges<E>::kBits] & Exchanges<E>::bit(comparator)) != 0;
+      v[low] = swapped ? b : a;
+      v[high] = swapped ? a : b;
+    };
+    (exchange(all[count() - 1 - I].low, all[count() - 1 - I].high, count() - 1 - I), ...);
+    for (int i = 0; i < D; ++i) elements[i] = v[i];
+  }
 };
 
 // Reads kLanes chunks: lane l of v[j] is element j of chunk l. log2(D) rounds of unzipping bring the elements
@@ -109,6 +148,43 @@ void sort_chunks(T* x, Integer<T>* columns, int64_t num_chunks, int64_t begin, i
   });
 }
 
+// Brings at_rank, the elements of chunks by rank, to the places of these ranks in the unsorted `keys`. Equal
+// keys are ranked by place.
+template <class E, int D>
+inline void unsort_by_counting(const Vector<E>* keys, Vector<E>* at_rank) {
+  using V = Vector<E>;
+  V rank[D] = {}, result[D];
+  for (int i = 0; i < D; ++i) {
+    for (int k = i + 1; k < D; ++k) {
+      const V after = keys[i] > keys[k];  // -1 where element i sorts after element k
+      rank[i] -= after;
+      rank[k] += after + 1;
+    }
+  }
+  for (int i = 0; i < D; ++i) {
+    result[i] = at_rank[0];
+    for (int j = 1; j < D; ++j) result[i] = rank[i] == j ? at_rank[j] : result[i];
+  }
+  for (int i = 0; i < D; ++i) at_rank[i] = result[i];
+}
+
+// The same. Sorts the keys and undoes the exchanges. This takes less time, but if keys of a chunk are
+// equal, the network may exchange them.
+template <class E, int D>
+inline void unsort(const Vector<E>* keys, Vector<E>* at_rank) {
+  if constexpr (D <= 4) {
+    unsort_by_counting<E, D>(keys, at_rank);
+  } else {
+    constexpr auto comparators = std::make_index_sequence<Network<D>::count()>{};
+    Vector<E> sorted[D], equal{};
+    for (int i = 0; i < D; ++i) sorted[i] = keys[i];
+    const auto exchanges = Network<D>::template sort_and_note<E>(sorted, comparators);
+    for (int i = 0; i + 1 < D; ++i) equal |= sorted[i] == sorted[i + 1];
+    if (any_lane<E>(equal)) return unsort_by_counting<E, D>(keys, at_rank);
+    Network<D>::template undo<E>(at_rank, exchanges, comparators);
+  }
+}
+
 // Inverse of sort_chunks: replaces each element of chunks [begin, end) of x by the value of the key at its
 // rank in `columns`. An element whose key has not changed keeps its bits.
 template <class T, int D>
@@ -117,22 +193,12 @@ void unsort_chunks(T* x, const Integer<T>* columns, int64_t num_chunks, int64_t 
   for_blocks<T, D>(x, begin, end, [&](T* chunks, int64_t m, int64_t count) {
     Vector<T> values[D];
     load_block<T, D>(chunks, values);
-    V keys[D], rank[D] = {}, at_rank[D] = {};
+    V keys[D], clipped[D] = {};
     for (int i = 0; i < D; ++i) keys[i] = to_keys<T>(values[i]);
-    for (int i = 0; i < D; ++i) {
-      for (int k = i + 1; k < D; ++k) {
-        const V after = keys[i] > keys[k];  // -1 where element i sorts after element k
-        rank[i] -= after;
-        rank[k] += after + 1;
-      }
-    }
     for (int j = 0; j < D; ++j)
-      std::memcpy(&at_rank[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
-    for (int i = 0; i < D; ++i) {
-      V key = at_rank[0];
-      for (int j = 1; j < D; ++j) key = rank[i] == j ? at_rank[j] : key;
-      values[i] = key != keys[i] ? from_keys<T>(key) : values[i];
-    }
+      std::memcpy(&clipped[j], columns + j * num_chunks + m, static_cast<size_t>(count) * sizeof(T));
+    unsort<Integer<T>, D>(keys, clipped);
+    for (int i = 0; i < D; ++i) values[i] = clipped[i] != keys[i] ? from_keys<T>(clipped[i]) : values[i];
     store_block<T, D>(chunks, values);
   });
 }

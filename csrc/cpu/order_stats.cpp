@@ -27,13 +27,21 @@ template <class T>
 class Changes {
  public:
   Changes(int64_t num_chunks, int64_t chunk_size)
-      : capacity_(num_chunks / kChunksPerChange), entries_(chunk_size * capacity_), counts_(chunk_size) {}
+      : size_(num_chunks * chunk_size),
+        capacity_(num_chunks / kChunksPerListed),
+        entries_(chunk_size * capacity_),
+        counts_(chunk_size) {}
 
   ChangeList<T> list(int64_t j) { return {&entries_[j * capacity_], capacity_}; }
   void set_count(int64_t j, int64_t count) { counts_[j] = count; }
-  bool all_listed(int64_t chunk_size) {
-    return std::all_of(counts_.data(), counts_.data() + chunk_size,
-                       [&](int64_t count) { return count <= capacity_; });
+  // Returns true if all are listed and few.
+  bool worth_finding(int64_t chunk_size) {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < chunk_size; ++j) {
+      if (counts_[j] > capacity_) return false;
+      sum += counts_[j];
+    }
+    return sum <= size_ / kValuesPerChange;
   }
   template <class Visit>
   void for_each(int64_t chunk_size, const Visit& visit) {
@@ -43,10 +51,11 @@ class Changes {
   }
 
  private:
-  // With more changes than one in kChunksPerChange chunks, undoing the whole sort is faster than finding
-  // each place.
-  static constexpr int64_t kChunksPerChange = 16;
-  int64_t capacity_;
+  static constexpr int64_t kChunksPerListed = 8;  // a column has room for one change per so many chunks
+  // With more changes than one in kValuesPerChange values, undoing the whole sort is faster than finding each
+  // place.
+  static constexpr int64_t kValuesPerChange = 16;
+  int64_t size_, capacity_;
   Scratch<Change<T>> entries_;
   Scratch<int64_t> counts_;
 };
@@ -76,7 +85,7 @@ void project_small_chunks(T* x, const Table<T>& table) {
   parallel_for(M, grain_for(D),
                [&](int64_t begin, int64_t end) { sort_chunks<T, D>(x, columns.data(), M, begin, end); });
   clip_columns<T>(columns.data(), table, changes);
-  if (changes.all_listed(D)) {
+  if (changes.worth_finding(D)) {
     // Finds all places before it writes to any, because several values of a chunk may change.
     changes.for_each(D, [&](int64_t j, Change<T>& change) {
       change.index = change.index * D + place_in_chunk<T, D>(x + change.index * D, j, change.value);

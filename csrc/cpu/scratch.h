@@ -21,6 +21,7 @@ class Scratch {
 
   E* data() { return data_; }
   E& operator[](int64_t i) { return data_[i]; }
+  const E& operator[](int64_t i) const { return data_[i]; }
 
  private:
   size_t bytes_;

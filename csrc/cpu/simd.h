@@ -143,4 +143,12 @@ constexpr Vector<E> select_lanes(E set, E clear) {
   return select_lanes<kBit, E>(set, clear, std::make_integer_sequence<int, kLanes<E>>{});
 }
 
+// Returns true if any lane is not zero.
+template <class E>
+inline bool any_lane(Vector<E> v) {
+  E any = 0;
+  for (int i = 0; i < kLanes<E>; ++i) any |= v[i];
+  return any != 0;
+}
+
 }  // namespace noisetilt::NOISETILT_VARIANT
