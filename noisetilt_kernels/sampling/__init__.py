@@ -10,6 +10,7 @@ A sampler is a function of a model, a reward and prompts:
 from .base import base
 from .best_of_n import best_of_n
 from .dps import dps
+from .freedom import freedom
 from .methods import Method, parse_method
 from .ntrk import ntrk
 from .operators import OPERATORS
@@ -43,6 +44,7 @@ __all__ = [
     "base",
     "best_of_n",
     "dps",
+    "freedom",
     "ntrk",
     "parse_method",
     "register_sampler",

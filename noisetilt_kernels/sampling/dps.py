@@ -18,10 +18,20 @@ from .steps import advance
 from .typicality import TotalNoise
 
 
+def check_strength(function: str, strength: float | Callable[[float], float]) -> None:
+    """Raise ValueError or TypeError unless the strength is a finite number or a function of t."""
+    if not callable(strength):
+        check_number(function, "strength", strength, -math.inf)
+
+
+def strength_at(strength: float | Callable[[float], float], t: float) -> float:
+    """Return the strength at time t."""
+    return strength(t) if callable(strength) else strength
+
+
 def check_dps(*, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule) -> None:
     """Raise ValueError or TypeError for an argument of `dps` out of its range."""
-    if not callable(strength):
-        check_number("dps", "strength", strength, -math.inf)
+    check_strength("dps", strength)
     check_flow("dps", steps, schedule)
 
 
@@ -64,9 +74,8 @@ def dps(
             total = TotalNoise(x)
             for step in plan[:-1]:
                 guidance = flow_guidance(batch, model, x, step)
-                scale = strength(step.t) if callable(strength) else strength
                 noise = batch.draw()
-                shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
+                shift = torch.where(guidance.usable, strength_at(strength, step.t) * guidance.gradient, 0)
                 x = advance(x, guidance.output, step, noise) + shift
                 total.add(step.sigma * noise + shift, step.sigma)
                 batch.record(

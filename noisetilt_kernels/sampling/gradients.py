@@ -60,12 +60,22 @@ def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: i
     return _guidance(batch, iteration, images, rewards, _pull_back(batch, images, x, at_images))
 
 
-def norms(x: Tensor) -> list[float]:
-    """Return the Euclidean norm of every sample of (B, ...), in float64.
+def norm_of_each(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of every sample of (B, ...), float64 (B,), on x's device.
 
     Samples are summed one at a time, because threads may split a sum over several rows differently.
     """
-    return torch.stack([sample.double().norm() for sample in x]).tolist()
+    return torch.stack([sample.double().norm() for sample in x])
+
+
+def dot_of_each(x: Tensor, y: Tensor) -> Tensor:
+    """Return the inner products of the samples of (B, ...), float64 (B,), on x's device."""
+    return torch.stack([(a.double() * b.double()).sum() for a, b in zip(x, y, strict=True)])
+
+
+def norms(x: Tensor) -> list[float]:
+    """Return the Euclidean norm of every sample of (B, ...), in float64."""
+    return norm_of_each(x).tolist()
 
 
 def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
@@ -73,13 +83,12 @@ def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
 
     A particle without a usable gradient has None.
     """
-    pairs = zip(
-        guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True
-    )
-    return [
-        None if reason is not None or b == 0 else float((x.double() * y.double()).sum()) / (a * b)
-        for x, y, a, b, reason in pairs
-    ]
+    # one transfer from the device for all particles
+    products, lengths = torch.stack(
+        [dot_of_each(guidance.gradient, direction), norm_of_each(direction)]
+    ).tolist()
+    pairs = zip(products, guidance.norms, lengths, guidance.fallbacks, strict=True)
+    return [None if reason is not None or b == 0 else product / (a * b) for product, a, b, reason in pairs]
 
 
 def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from .schedules import SCHEDULES, Schedule
 REQUIRED = inspect.Parameter.empty
 """Default of a parameter that must be given."""
 
+# Names of these parameters; those of another one are in its annotation, a `Literal`.
 _CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES}
 
 
@@ -103,18 +104,19 @@ def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
     """Read a parameter from the signature and the docstring of a function.
 
     Raises:
-        TypeError: the annotation has none of int, float and str.
+        TypeError: the annotation is no `Literal` of names and has none of int, float and str.
     """
     hint = typing.get_type_hints(function).get(name)
+    names = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
     union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
-    kind = next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
+    kind = str if names else next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
     if kind is None:
         raise TypeError(
             f"{function.__name__}: {name} must be annotated with int, float, str or a union with one, "
             f"got {hint!r}"
         )
     default = inspect.signature(function).parameters[name].default
-    return Parameter(kind, default, _helps_of(function).get(name, ""), _CHOICES.get(name))
+    return Parameter(kind, default, _helps_of(function).get(name, ""), names or _CHOICES.get(name))
 
 
 def _helps_of(function: Callable[..., Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
-from noisetilt_kernels.sampling.methods import Method
+from noisetilt_kernels.sampling.methods import Method, split_method
 
 SAMPLE = [
     "sample",
@@ -113,6 +113,29 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = invoke("sample", "--resume", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "run" / "images").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "forwards"), [("svdd:steps=3,candidates=2", 5), ("freedom:steps=5,travel=2", 7)]
+)
+def test_the_plan_of_a_method_is_its_cost_and_a_run_resumes(tmp_path: Path, text: str, forwards: int) -> None:
+    """The plan's NFE are the forwards; a particle that is made again on resuming has the same bits."""
+    one_step = Method(*split_method(text)).one_step
+    command, model = ("optimize", "digits-turbo") if one_step else ("sample", "digits")
+    arguments = [command, "--model", model, *SAMPLE[3:-2], "--method", text, "--particles", 2]
+    result = invoke(*arguments, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert f"{forwards} per image, {2 * forwards} in total" in result.output
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    latent, records = tmp_path / "run" / "latents" / "0001.safetensors", tmp_path / "run" / "records.jsonl"
+    before, lines = latent.read_bytes(), records.read_text().splitlines()
+    assert len({(line["particle"], line["step"]) for line in map(json.loads, lines)}) == len(lines)
+    latent.unlink()
+    result = invoke(command, "--resume", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert latent.read_bytes() == before
+    assert len(records.read_text().splitlines()) == len(lines)
 
 
 def test_resume_refuses_another_source_of_a_reward(tmp_path: Path) -> None:
@@ -231,7 +254,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "dps"], "dps needs --strength, which has no default"),
         (["--method", "ntkr"], "got 'ntkr' (did you mean 'ntrk'?)"),
         (["--method", "best_of_n"], "for the best of N images give --particles N"),
-        (["--method", "nonsense"], "--method must be one of base, dps, ntrk, svdd, got 'nonsense'"),
+        (["--method", "nonsense"], "--method must be one of base, dps, freedom, ntrk, svdd, got 'nonsense'"),
     ],
 )
 def test_conflicts_of_methods_and_shorthands(tmp_path: Path, changes: list[str], message: str) -> None:

@@ -16,6 +16,7 @@ FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     "ntrk": (sampling.ntrk, {}),
     "dps": (sampling.dps, {"strength": 1.0}),
+    "freedom": (sampling.freedom, {}),
     "svdd": (sampling.svdd, {}),
 }
 EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
@@ -88,8 +89,13 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         add(name, "shape for wgnc", ValueError, message, operator="wgnc", model=Untouched((3, 5, 7)))
         message = "operator 'w' does not take latents of shape (3, 5, 7)"
         add(name, "shape for w", ValueError, message, operator="w", model=Untouched((3, 5, 7)))
-    add("dps", "strength", ValueError, "strength must be finite", strength=float("nan"))
-    add("dps", "strength of another type", TypeError, "strength must be a number", strength=None)
+    for name in ("dps", "freedom"):
+        add(name, "strength", ValueError, "strength must be finite", strength=float("nan"))
+        add(name, "strength of another type", TypeError, "strength must be a number", strength=None)
+    add("freedom", "scaling", ValueError, "unknown scaling 'rms'; valid: 'velocity', 'none'", scaling="rms")
+    add("freedom", "travel", ValueError, "travel must be at least 1", travel=0)
+    add("freedom", "start of the window", ValueError, "travel_from must be in [0, 1]", travel_from=-0.1)
+    add("freedom", "end of the window", ValueError, "travel_to must be in [0, 1]", travel_to=1.1)
     for count in (0, -1):
         add("svdd", f"{count} candidates", ValueError, "candidates must be at least 1", candidates=count)
     add("wgnc", "iterations", ValueError, "iterations must be at least 1", iterations=0)
@@ -181,7 +187,8 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("wgnc", LatentGenerator())]
+    ("name", "model"),
+    [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("freedom", LatentFlow()), ("wgnc", LatentGenerator())],
 )
 def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -> None:
     sampler, arguments = EVERY[name]

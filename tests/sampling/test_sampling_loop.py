@@ -32,6 +32,11 @@ STEPS = 4
 GUIDED: dict[str, tuple[Callable[..., Result], Any, dict[str, Any]]] = {
     "ntrk": (sampling.ntrk, LatentFlow(bend=0.1), {"steps": STEPS}),
     "dps": (sampling.dps, LatentFlow(bend=0.1), {"steps": STEPS, "strength": 300.0}),
+    "freedom": (
+        sampling.freedom,
+        LatentFlow(bend=0.1),
+        {"steps": STEPS, "strength": 300.0, "scaling": "none", "travel": 1},
+    ),
     "svdd": (sampling.svdd, LatentFlow(bend=0.1), {"steps": STEPS, "candidates": 2}),
     "wgnc": (sampling.wgnc, LatentGenerator(), {"iterations": STEPS - 1, "lr": 0.1}),
 }
@@ -177,7 +182,7 @@ def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> No
     assert finished == ([0, 1, 2] if name == "svdd" else [0, 1])
 
 
-@pytest.mark.parametrize("name", ["ntrk", "dps", "wgnc"])
+@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom", "wgnc"])
 def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
     sampler, model, arguments = GUIDED[name]
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite gradient at step 1 of particle 1; "):
@@ -199,7 +204,7 @@ def test_a_non_finite_final_reward_is_an_error_after_the_others_are_finished(nam
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["ntrk", "dps"])
+@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom"])
 def test_plain_noise_equals_base_for_that_particle(name: str, factor: float) -> None:
     """Particle 1 equals base at every step; particle 0 is guided as if it were alone."""
     sampler, model, arguments = GUIDED[name]
@@ -225,7 +230,7 @@ def test_plain_noise_equals_base_for_that_particle(name: str, factor: float) -> 
 
 
 def test_plain_noise_replaces_a_gradient_that_is_not_finite() -> None:
-    for name in ("ntrk", "dps"):
+    for name in ("ntrk", "dps", "freedom"):
         sampler, model, arguments = GUIDED[name]
         options = SamplerOptions(seed=5, micro_batch=2, non_finite="plain_noise")
         result = sampler(

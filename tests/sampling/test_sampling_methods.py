@@ -27,6 +27,8 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "base:steps=3",
         "ntrk:steps=4,rho=0.1,operator=norm",
         "dps:strength=2,steps=3",
+        "freedom:steps=10",
+        "freedom:travel=4,travel_from=0.3,steps=11",
         "svdd:candidates=3,steps=4",
     ],
 )
@@ -39,7 +41,13 @@ def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
 def test_planned_nfe_of_wgnc_and_by_default() -> None:
     method = Method("wgnc", {"iterations": 3})
     assert method.sample(LatentGenerator(), brightness, [""], SamplerOptions()).nfe == method.nfe == 4
-    assert [parse_method(name).nfe for name in ("base", "ntrk", "svdd", "wgnc")] == [25, 25, 97, 201]
+    assert [parse_method(name).nfe for name in ("base", "ntrk", "freedom", "svdd", "wgnc")] == [
+        25,
+        25,
+        41,
+        97,
+        201,
+    ]
 
 
 def test_arguments_reach_the_sampler() -> None:
@@ -111,6 +119,7 @@ def test_records_of_the_samplers() -> None:
             "base": {},
             "ntrk": {},
             "dps": {"strength": 1.0},
+            "freedom": {},
             "svdd": {},
             "wgnc": {},
         }.items()
@@ -118,10 +127,11 @@ def test_records_of_the_samplers() -> None:
         "base": (False, False),
         "ntrk": (False, True),
         "dps": (False, True),
+        "freedom": (False, True),
         "svdd": (False, False),
         "wgnc": (True, True),
     }
-    assert sorted(SAMPLERS) == ["base", "dps", "ntrk", "svdd", "wgnc"]
+    assert sorted(SAMPLERS) == ["base", "dps", "freedom", "ntrk", "svdd", "wgnc"]
     assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
     assert Method("svdd").particles_at_once(2) == 1
     assert Method("ntrk").particles_at_once(8) == 8

@@ -20,10 +20,14 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     **{f"ntrk {name}": (sampling.ntrk, {"rho": 0.3, "operator": name}) for name in OPERATORS},
     "dps": (sampling.dps, {"strength": 300.0}),
+    "freedom": (sampling.freedom, {"strength": 300.0, "scaling": "none"}),
     "svdd": (sampling.svdd, {"candidates": 3}),
 }
 
 STEPS = 4
+
+FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2}
+"""Forwards of a particle, if they are not one for each step. FreeDoM makes one of four steps three times."""
 
 
 def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
@@ -98,6 +102,10 @@ def test_every_particle_has_its_prompt() -> None:
     [
         *[(sampling.ntrk, {"rho": rho, "operator": name}) for name in OPERATORS for rho in (0, 0.0)],
         (sampling.dps, {"strength": 0.0}),
+        *[
+            (sampling.freedom, {"strength": 0.0, "travel": 1, "scaling": name})
+            for name in ("velocity", "none")
+        ],
         (sampling.svdd, {"candidates": 1}),
     ],
 )
@@ -274,8 +282,7 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "per_particle"),
     [
-        *[(name, STEPS) for name in FLOW_SAMPLERS if name != "svdd"],
-        ("svdd", 1 + 3 * (STEPS - 1)),
+        *[(name, FORWARDS.get(name, STEPS)) for name in FLOW_SAMPLERS],
         ("wgnc", 3 + 1),
     ],
 )
@@ -304,9 +311,10 @@ def test_gradients_are_enabled_only_where_needed(name: str) -> None:
         return brightness(images, prompts)
 
     result = sampler(spy, reward, "", steps=STEPS, **arguments)
-    guided = name.startswith(("ntrk", "dps"))
-    assert [on for *_, on in spy.calls if on] == [True] * (STEPS - 1) * guided
-    assert [on for on in seen if on] == [True] * (STEPS - 1) * guided
+    guided = name.startswith(("ntrk", "dps", "freedom"))
+    forwards = FORWARDS.get(name, STEPS) - 1
+    assert [on for *_, on in spy.calls if on] == [True] * forwards * guided
+    assert [on for on in seen if on] == [True] * forwards * guided
     assert not seen[-1] and not spy.calls[-1][-1]
     assert not result.latents.requires_grad and not result.rewards.requires_grad
 
