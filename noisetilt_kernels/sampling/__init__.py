@@ -20,14 +20,17 @@ from .records import RecordWriter, StepRecord
 from .registry import SAMPLERS, Parameter, Sampler, register_sampler
 from .result import FinishedParticle, NonFiniteError, Result
 from .schedules import SCHEDULES, Schedule
+from .starts import PCNL, STARTS, Start
 from .svdd import svdd
 from .wgnc import wgnc
 
 __all__ = [
     "NON_FINITE",
     "OPERATORS",
+    "PCNL",
     "SAMPLERS",
     "SCHEDULES",
+    "STARTS",
     "FinishedParticle",
     "FlowModel",
     "Method",
@@ -40,6 +43,7 @@ __all__ = [
     "Sampler",
     "SamplerOptions",
     "Schedule",
+    "Start",
     "StepRecord",
     "base",
     "best_of_n",

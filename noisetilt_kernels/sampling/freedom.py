@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
 from .dps import check_strength, strength_at
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .gradients import flow_guidance, norm_of_each
 from .loop import start_particles
 from .options import SamplerOptions
@@ -18,6 +18,7 @@ from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
+from .starts import Start, as_start, forwards_of_start
 from .steps import Step, advance, renoise
 from .typicality import TotalNoise
 
@@ -34,6 +35,7 @@ def check_freedom(
     travel_to: float,
     steps: int,
     schedule: str | Schedule,
+    start: str | Start,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `freedom` out of its range."""
     check_strength("freedom", strength)
@@ -41,14 +43,14 @@ def check_freedom(
     check_integer("freedom", "travel", travel, 1)
     check_number("freedom", "travel_from", travel_from, 0, 1)
     check_number("freedom", "travel_to", travel_to, 0, 1)
-    check_flow("freedom", steps, schedule)
+    check_flow("freedom", steps, schedule, start)
 
 
 def nfe_of_freedom(arguments: Mapping[str, Any]) -> int:
     """Return the number of function evaluations of a particle: one for each pass."""
     steps = arguments["steps"]
     window = travelling_steps(steps, arguments["travel_from"], arguments["travel_to"])
-    return int(steps + len(window) * (arguments["travel"] - 1))
+    return int(steps + len(window) * (arguments["travel"] - 1) + forwards_of_start(arguments))
 
 
 @register_sampler(kind="flow", needs_gradient=True, check=check_freedom, nfe=nfe_of_freedom)
@@ -64,6 +66,7 @@ def freedom(
     travel_to: float = 0.7,
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    start: str | Start = DEFAULT_START,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with kappa_t grad r(x0_hat) added to each step, and repeat the steps in the middle.
@@ -91,6 +94,8 @@ def freedom(
         travel_to: end of the window near the noise, as a share of the steps in [0, 1].
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
+            counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -106,12 +111,16 @@ def freedom(
         travel_to=travel_to,
         steps=steps,
         schedule=schedule,
+        start=start,
     )
-    plan = plan_flow("freedom", model, steps, schedule)
+    start = as_start("freedom", start)
+    plan = plan_flow("freedom", model, steps, schedule, start)
     passes = plan_passes(plan, travel, travelling_steps(steps, travel_from, travel_to))
-    with start_particles("freedom", model, reward, prompts, options, len(passes)) as particles:
+    with start_particles(
+        "freedom", model, reward, prompts, options, start.iterations + len(passes)
+    ) as particles:
         for batch in particles.batches():
-            x = batch.draw()
+            x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step, travels in passes[:-1]:
                 guidance = flow_guidance(batch, model, x, step)

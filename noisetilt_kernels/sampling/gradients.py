@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .flow import velocity_of
 from .loop import Batch
 from .protocols import FlowModel, OneStepModel
 from .steps import Step, denoised
+from .velocity import velocity_of
 
 
 class Guidance(NamedTuple):
@@ -41,12 +41,16 @@ class Guidance(NamedTuple):
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
     """Return the gradient of r(x0_hat) in x_t, and the velocity that the step needs, from one forward.
 
-    With v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
+    The start of a sampler may know them at the tensor x already (`Batch.known`). With
+    v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
 
     Raises:
         NonFiniteError: a reward or gradient is not finite and `options.non_finite` is "raise".
         ValueError: the model or the reward interrupts the graph.
     """
+    known = batch.take_known(x)
+    if known is not None:
+        return known
     x, velocity = _with_graph(batch, lambda x: velocity_of(batch, model, x, step.t, batch.prompts), x)
     rewards, at_denoised = _of_images(batch, model.decode, denoised(x, velocity, step.t))
     gradient = at_denoised - step.t * _pull_back(batch, velocity, x, at_denoised)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from .protocols import FlowModel, OneStepModel, Reward, check_reward
 from .records import StepRecord
 from .result import FinishedParticle, NonFiniteError, Result
 from .reward_call import call_reward
+
+if TYPE_CHECKING:  # it imports this module
+    from .gradients import Guidance
 
 
 @contextmanager
@@ -145,11 +149,14 @@ class Batch:
         prompts: prompt of each particle.
         options: options of the sampler.
         meter: counter of function evaluations and clock.
+        known: latents (B, *shape), and velocity and gradient there, from a forward that the start of the
+            sampler has made already. The first step takes them in place of a second forward.
     """
 
     def __init__(self, owner: Particles, particles: range, prompts: Sequence[str]) -> None:
         self.method, self.options, self.meter = owner.method, owner.options, owner.meter
         self.particles, self.prompts = particles, prompts
+        self.known: tuple[Tensor, Guidance] | None = None
         self._owner = owner
         seed, shape = owner.options.seed, owner.model.shape
         self._streams = [ParticleNoise(seed, particle, shape) for particle in particles]
@@ -160,6 +167,17 @@ class Batch:
     def draw(self, count: int = 1) -> Tensor:
         """Draw standard normal noise (B * count, *shape): `count` draws of the first particle, and so on."""
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
+
+    def uniform(self) -> Tensor:
+        """Draw a number in [0, 1) for every particle, float64 (B,), on the CPU, from its own stream."""
+        return torch.tensor([stream.choices.random() for stream in self._streams], dtype=torch.float64)
+
+    def take_known(self, x: Tensor) -> "Guidance | None":
+        """Return what is known at the tensor x and forget it, or None if it is known at another one."""
+        if self.known is None or self.known[0] is not x:
+            return None
+        guidance, self.known = self.known[1], None
+        return guidance
 
     def time(self, stage: Stage) -> AbstractContextManager[None]:
         """Add the time of the block to a stage of the next record."""
@@ -198,6 +216,7 @@ class Batch:
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
         noise_peaks: Sequence[float] | None = None,
+        accepted: Sequence[bool] | None = None,
     ) -> None:
         """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
@@ -216,6 +235,7 @@ class Batch:
                     seconds_whitening=seconds["whitening"],
                     fallback=None if fallbacks is None else fallbacks[index],
                     noise_peak=None if noise_peaks is None else noise_peaks[index],
+                    accepted=None if accepted is None else accepted[index],
                 )
             )
 

@@ -39,6 +39,8 @@ class StepRecord:
     noise_peak: float | None = None
     """Peak of the noise of all steps together, in the last record of a steered particle; see
     `typicality.spectral_peaks`. About 1 for noise that is not steered."""
+    accepted: bool | None = None
+    """True if the chain of a start moved to the proposal that it made here, see `starts.PCNL`."""
 
     def to_json(self) -> str:
         """Return one line of strict JSON, without the newline. NaN and infinity become null."""

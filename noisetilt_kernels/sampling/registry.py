@@ -12,12 +12,39 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from .operators import OPERATORS
 from .result import Result
 from .schedules import SCHEDULES, Schedule
+from .starts import PCNL, STARTS, start_of
 
 REQUIRED = inspect.Parameter.empty
 """Default of a parameter that must be given."""
 
 # Names of these parameters; those of another one are in its annotation, a `Literal`.
-_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES}
+_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES, "start": STARTS}
+
+
+class Details(NamedTuple):
+    """Parameters of every sampler that describe the value of another one, such as `scale` the `schedule`."""
+
+    make: Callable[..., Any]
+    """Function that makes the described value from the name and these arguments."""
+    described_by: Callable[..., Any]
+    """Function with these arguments in its signature and docstring."""
+    arguments: Mapping[str, str]
+    """Argument of the functions for the name of each parameter."""
+    needed: tuple[str, ...] | None = None
+    """Names that have these details; None is all of them."""
+
+    def apply_to(self, value: str | None) -> bool:
+        """Return True if a parameter with this value, or None if it is not given, has these details."""
+        return value is not None and (self.needed is None or value in self.needed)
+
+
+DETAILS: Mapping[str, Details] = {
+    "schedule": Details(Schedule, Schedule, {"scale": "scale"}),
+    "start": Details(
+        start_of, PCNL, {f"start_{name}": name for name in inspect.signature(PCNL).parameters}, ("pcnl",)
+    ),
+}
+"""Details of a parameter by its name."""
 
 
 class Parameter(NamedTuple):
@@ -58,13 +85,15 @@ class Sampler:
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
-        """Parameters by name. `scale` follows `schedule`; both together describe a `Schedule`."""
+        """Parameters by name. Its `DETAILS` follow a parameter, such as `scale` after `schedule`."""
         found: dict[str, Parameter] = {}
         for name, parameter in inspect.signature(self.function).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "options":
                 found[name] = _parameter_of(self.function, name)
-                if name == "schedule":
-                    found["scale"] = _parameter_of(Schedule, "scale")
+                if name in DETAILS:
+                    details = DETAILS[name]
+                    for detail, argument in details.arguments.items():
+                        found[detail] = _parameter_of(details.described_by, argument)
         return found
 
 

@@ -53,7 +53,9 @@ def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
     assert "2 of 32 x 32" in result.output and "3 per image, 6 in total" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
-    resolved = {"rho": 0.5, "operator": "w", "steps": 3, "schedule": "linear", "scale": 2.0}
+    resolved = {
+        **{"rho": 0.5, "operator": "w", "steps": 3, "schedule": "linear", "scale": 2.0, "start": "noise"}
+    }
     assert run["method"] == {"name": "ntrk", "arguments": resolved}
     assert "ntrk:rho=0.5,operator=w,steps=3,schedule=linear,scale=2.0" in result.output
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
@@ -116,7 +118,12 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "forwards"), [("svdd:steps=3,candidates=2", 5), ("freedom:steps=5,travel=2", 7)]
+    ("text", "forwards"),
+    [
+        ("svdd:steps=3,candidates=2", 5),
+        ("freedom:steps=5,travel=2", 7),
+        ("ntrk:steps=2,start=pcnl,start_iterations=3", 5),
+    ],
 )
 def test_the_plan_of_a_method_is_its_cost_and_a_run_resumes(tmp_path: Path, text: str, forwards: int) -> None:
     """The plan's NFE are the forwards; a particle that is made again on resuming has the same bits."""
@@ -244,7 +251,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
     [
         (
             ["--method", "base", "--rho", "0.1"],
-            "--rho is not an option of base; it has --steps, --schedule, --scale",
+            "--rho is not an option of base; it has --steps, --schedule, --scale, --start, ",
         ),
         (
             ["--method", "ntrk:rho=0.3", "--rho", "0.1"],
@@ -292,6 +299,7 @@ def test_arguments_of_a_method_and_shorthands_are_joined(tmp_path: Path) -> None
             "schedule": ["constant", "linear"][index],
             "steps": 3,
             "scale": 0.5,
+            "start": "noise",
         }
 
 

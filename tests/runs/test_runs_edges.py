@@ -355,7 +355,13 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         and settings.lora == ("some/lora",)
     )
     defaults = {"rho": 0.01, "operator": "w"}
-    assert settings.method.arguments == {**defaults, "steps": 1, "schedule": "linear", "scale": 0.5}
+    assert settings.method.arguments == {
+        **defaults,
+        "steps": 1,
+        "schedule": "linear",
+        "scale": 0.5,
+        "start": "noise",
+    }
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
     assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
 

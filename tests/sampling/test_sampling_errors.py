@@ -79,6 +79,10 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
             add(name, what, ValueError, message, model=model, steps=2)
+    for name in FLOW:
+        add(name, "start", ValueError, "unknown start 'psi'; valid: 'noise', 'pcnl'", start="psi")
+        add(name, "start of another type", TypeError, "start must be a name or a Start", start=0.7)
+        add(name, "function without iterations", TypeError, "start must be a name or a Start", start=print)
     for rho in (-0.1, 1.1, float("nan"), float("inf")):
         add("ntrk", f"rho {rho}", ValueError, "rho must be in [0, 1]", rho=rho)
     add("ntrk", "rho of another type", TypeError, "rho must be a number", rho="0.3")
@@ -149,6 +153,23 @@ def test_schedules() -> None:
         Schedule("cubic")
     with pytest.raises(ValueError, match=r"^Schedule: scale must be finite and at least 0, got -1"):
         Schedule("linear", -1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"iterations": -1}, ValueError, "iterations must be at least 0"),
+        ({"iterations": 2.0}, TypeError, "iterations must be an integer"),
+        ({"alpha": 0}, ValueError, "alpha must be above 0, got 0"),
+        ({"alpha": float("nan")}, ValueError, "alpha must be finite and at least 0"),
+        ({"epsilon": 0.0}, ValueError, "epsilon must be above 0, got 0"),
+        ({"epsilon": 5}, ValueError, "epsilon must be in [0, 4], got 5"),
+        ({"clip": -1}, ValueError, "clip must be finite and at least 0"),
+    ],
+)
+def test_chains_of_a_start(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^PCNL: {re.escape(message)}"):
+        sampling.PCNL(**given)
 
 
 def test_best_of_n() -> None:

@@ -1,0 +1,28 @@
+"""Velocity of a flow at given latents."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .loop import Batch
+from .protocols import FlowModel
+
+
+def velocity_of(batch: Batch, model: FlowModel, x: Tensor, t: float, prompts: Sequence[str]) -> Tensor:
+    """Return v(x, t), float32, and count the forward.
+
+    The start of a sampler may know the velocity at the tensor x already (`Batch.known`).
+
+    Raises:
+        ValueError: the velocity has another shape than x.
+    """
+    known = batch.take_known(x)
+    if known is not None:
+        return known.output
+    velocity = batch.meter.forward(model.velocity, x, t, prompts)
+    if velocity.shape != x.shape:
+        raise ValueError(
+            f"{batch.method}: model.velocity must return {tuple(x.shape)}, the shape of its input, "
+            f"got {tuple(velocity.shape)}"
+        )
+    return velocity.float()
