@@ -176,7 +176,7 @@ _WEAKER = {
     "ntrk": "a smaller rho",
     "dps": "a smaller strength",
     "freedom": "a smaller strength",
-    "wgnc": "fewer iterations or a smaller lr",
+    **dict.fromkeys(("wgnc", "reno", "prno", "mpgr", "dno"), "fewer iterations or a smaller lr"),
 }
 """Change that weakens the guidance of a sampler."""
 

@@ -9,15 +9,19 @@ A sampler is a function of a model, a reward and prompts:
 
 from .base import base
 from .best_of_n import best_of_n
+from .dno import dno
 from .dps import dps
 from .freedom import freedom
 from .methods import Method, parse_method
+from .mpgr import mpgr
 from .ntrk import ntrk
 from .operators import OPERATORS
 from .options import NON_FINITE, SamplerOptions
+from .prno import prno
 from .protocols import FlowModel, OneStepModel, Reward
 from .records import RecordWriter, StepRecord
 from .registry import SAMPLERS, Parameter, Sampler, register_sampler
+from .reno import reno
 from .result import FinishedParticle, NonFiniteError, Result
 from .schedules import SCHEDULES, Schedule
 from .starts import PCNL, STARTS, Start
@@ -47,11 +51,15 @@ __all__ = [
     "StepRecord",
     "base",
     "best_of_n",
+    "dno",
     "dps",
     "freedom",
+    "mpgr",
     "ntrk",
     "parse_method",
+    "prno",
     "register_sampler",
+    "reno",
     "svdd",
     "wgnc",
 ]

@@ -21,7 +21,7 @@ class Guidance(NamedTuple):
     """Rewards of a micro-batch and their gradients at x (B, *shape)."""
 
     output: Tensor
-    """Output of the model at x, without a graph: the velocity, or the images of a one-step model."""
+    """Output of the model at x, without a graph: velocity, images of a one-step model, or x_0 with `dno`."""
     rewards: list[float]
     """Reward of each particle."""
     gradient: Tensor
@@ -59,9 +59,26 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
 
 def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
     """Return the gradient in x of r(M(x)) for a one-step model M. Errors: see `flow_guidance`."""
-    x, images = _with_graph(batch, lambda x: batch.meter.forward(model.generate, x, batch.prompts), x)
-    rewards, at_images = _of_images(batch, lambda images: images, images)
-    return _guidance(batch, iteration, images, rewards, _pull_back(batch, images, x, at_images))
+    return guidance_through(
+        batch,
+        lambda x: batch.meter.forward(model.generate, x, batch.prompts),
+        lambda images: images,
+        x,
+        iteration,
+    )
+
+
+def guidance_through(
+    batch: Batch,
+    forward: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    iteration: int,
+) -> Guidance:
+    """Return the gradient in x of r(decode(forward(x))). Errors: see `flow_guidance`."""
+    x, output = _with_graph(batch, forward, x)
+    rewards, at_output = _of_images(batch, decode, output)
+    return _guidance(batch, iteration, output, rewards, _pull_back(batch, output, x, at_output))
 
 
 def norm_of_each(x: Tensor) -> Tensor:
@@ -92,7 +109,10 @@ def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
         [dot_of_each(guidance.gradient, direction), norm_of_each(direction)]
     ).tolist()
     pairs = zip(products, guidance.norms, lengths, guidance.fallbacks, strict=True)
-    return [None if reason is not None or b == 0 else product / (a * b) for product, a, b, reason in pairs]
+    return [
+        None if reason is not None or b == 0 else max(-1.0, min(1.0, product / (a * b)))
+        for product, a, b, reason in pairs
+    ]
 
 
 def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,11 +120,16 @@ def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) ->
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         output = forward(x)
+    check_graph(batch, output)
+    return x, output
+
+
+def check_graph(batch: Batch, output: Tensor) -> None:
+    """Raise ValueError if the output of the model has no graph."""
     if not output.requires_grad:
         raise ValueError(
             f"{batch.method}: the model's output has no gradient in its input; it must not use no_grad"
         )
-    return x, output
 
 
 def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Tensor]:

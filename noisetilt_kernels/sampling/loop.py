@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,8 +170,19 @@ class Batch:
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
 
     def uniform(self) -> Tensor:
-        """Draw a number in [0, 1) for every particle, float64 (B,), on the CPU, from its own stream."""
+        """Draw a number in [0, 1) for every particle, float64 (B,), on the CPU, from `choices`."""
         return torch.tensor([stream.choices.random() for stream in self._streams], dtype=torch.float64)
+
+    def permutations(self, count: int, size: int) -> Tensor:
+        """Draw `count` permutations of range(size) for every particle, int64 (B, count, size).
+
+        They are on the device of the model, from each particle's own stream of choices.
+        """
+        drawn = [
+            [stream.choices.permutation(size) for _ in range(count)] or np.empty((0, size), dtype=np.int64)
+            for stream in self._streams
+        ]
+        return torch.from_numpy(np.array(drawn)).to(self._owner.model.device)
 
     def take_known(self, x: Tensor) -> "Guidance | None":
         """Return what is known at the tensor x and forget it, or None if it is known at another one."""

@@ -123,6 +123,11 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("svdd:steps=3,candidates=2", 5),
         ("freedom:steps=5,travel=2", 7),
         ("ntrk:steps=2,start=pcnl,start_iterations=3", 5),
+        ("reno:iterations=2", 3),
+        ("prno:iterations=2,shuffles=3", 3),
+        ("mpgr:iterations=2", 3),
+        ("dno:iterations=1,steps=2", 4),
+        ("wgnc:iterations=2,project=gradient,answer=best", 3),
     ],
 )
 def test_the_plan_of_a_method_is_its_cost_and_a_run_resumes(tmp_path: Path, text: str, forwards: int) -> None:
@@ -261,7 +266,10 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "dps"], "dps needs --strength, which has no default"),
         (["--method", "ntkr"], "got 'ntkr' (did you mean 'ntrk'?)"),
         (["--method", "best_of_n"], "for the best of N images give --particles N"),
-        (["--method", "nonsense"], "--method must be one of base, dps, freedom, ntrk, svdd, got 'nonsense'"),
+        (
+            ["--method", "nonsense"],
+            "--method must be one of base, dno, dps, freedom, ntrk, svdd, got 'nonsense'",
+        ),
     ],
 )
 def test_conflicts_of_methods_and_shorthands(tmp_path: Path, changes: list[str], message: str) -> None:
@@ -326,7 +334,10 @@ def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
     result = invoke(
         *arguments, "--method", "wgnc:lr=0.1,iterations=3", "--clip", 1, "--out", tmp_path / "run"
     )
-    assert result.exit_code == 0 and "wgnc:iterations=3,lr=0.1,clip=1.0,operator=wgnc" in result.output
+    assert (
+        result.exit_code == 0
+        and "wgnc:iterations=3,lr=0.1,clip=1.0,operator=wgnc,project=both,answer=last" in result.output
+    )
     assert "4 per image" in result.output
 
 

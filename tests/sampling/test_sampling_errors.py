@@ -17,9 +17,16 @@ FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "ntrk": (sampling.ntrk, {}),
     "dps": (sampling.dps, {"strength": 1.0}),
     "freedom": (sampling.freedom, {}),
+    "dno": (sampling.dno, {}),
     "svdd": (sampling.svdd, {}),
 }
-EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
+ONE_STEP: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "wgnc": (sampling.wgnc, {}),
+    "reno": (sampling.reno, {}),
+    "prno": (sampling.prno, {}),
+    "mpgr": (sampling.mpgr, {}),
+}
+EVERY = {**FLOW, **ONE_STEP}
 
 
 class Untouched(LatentFlow):
@@ -79,7 +86,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
             add(name, what, ValueError, message, model=model, steps=2)
-    for name in FLOW:
+    for name in [name for name in FLOW if name != "dno"]:
         add(name, "start", ValueError, "unknown start 'psi'; valid: 'noise', 'pcnl'", start="psi")
         add(name, "start of another type", TypeError, "start must be a name or a Start", start=0.7)
         add(name, "function without iterations", TypeError, "start must be a name or a Start", start=print)
@@ -102,9 +109,26 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
     add("freedom", "end of the window", ValueError, "travel_to must be in [0, 1]", travel_to=1.1)
     for count in (0, -1):
         add("svdd", f"{count} candidates", ValueError, "candidates must be at least 1", candidates=count)
-    add("wgnc", "iterations", ValueError, "iterations must be at least 1", iterations=0)
-    add("wgnc", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
-    add("wgnc", "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
+    for name in ONE_STEP:
+        add(name, "iterations", ValueError, "iterations must be at least 1", iterations=0)
+        add(name, "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
+        add(name, "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
+        add(name, "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
+        if name != "wgnc":
+            add(name, "weight", ValueError, "weight must be finite and at least 0", weight=-1)
+    add("dno", "iterations", ValueError, "iterations must be at least 0", iterations=-1)
+    add("dno", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
+    add("dno", "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
+    add("dno", "weight", ValueError, "weight must be finite and at least 0", weight=-1)
+    message = "model.shape must have a number of values divisible by 4, got (25, 3, 5, 7)"
+    add("dno", "shape", ValueError, message, model=Untouched((3, 5, 7)), weight=1.0)
+    message = "unknown project 'all'; valid: 'both', 'gradient', 'latent', 'neither'"
+    add("wgnc", "project", ValueError, message, project="all")
+    add("prno", "shuffles", ValueError, "shuffles must be at least 0", shuffles=-1)
+    message = "model.shape must have a number of values divisible by 4, got (3, 5, 7)"
+    add("prno", "shape for prno", ValueError, message, model=Untouched((3, 5, 7)))
+    message = "model.shape must have a number of values divisible by 32, got (3, 4, 4)"
+    add("mpgr", "shape for mpgr", ValueError, message, model=Untouched((3, 4, 4)))
     return found
 
 
@@ -209,13 +233,19 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("freedom", LatentFlow()), ("wgnc", LatentGenerator())],
+    [
+        ("ntrk", LatentFlow()),
+        ("dps", LatentFlow()),
+        ("freedom", LatentFlow()),
+        ("dno", LatentFlow()),
+        *[(name, LatentGenerator()) for name in ONE_STEP],
+    ],
 )
 def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -> None:
     sampler, arguments = EVERY[name]
     with pytest.raises(ValueError, match=f"^{name}: the reward has no gradient"):
         sampler(model, torch.no_grad()(brightness), "", **arguments)
-    function = "generate" if name == "wgnc" else "velocity"
+    function = "generate" if name in ONE_STEP else "velocity"
     cut = type(model)()
     setattr(cut, function, torch.no_grad()(getattr(cut, function)))
     with pytest.raises(ValueError, match=f"^{name}: the model's output has no gradient"):

@@ -106,10 +106,10 @@ def test_an_unguided_pass_is_a_step_of_base_that_is_renoised() -> None:
 # ---- laws and strengths ----
 
 
-@pytest.mark.parametrize("travel", [2, 4])
+@pytest.mark.parametrize("travel", [3])
 def test_travelling_without_guidance_keeps_the_law(travel: int) -> None:
     """Monte Carlo agrees with the exact moments of the steps and the renoising between them."""
-    n, steps = 1500, 7
+    n, steps = 1000, 6
     result = sampling.freedom(
         FLOW,
         brightness,

@@ -29,6 +29,8 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "ntrk:steps=4,rho=0.1,operator=norm",
         "dps:strength=2,steps=3",
         "freedom:steps=10",
+        "dno:iterations=2,steps=3,weight=1,shuffles=2",
+        "dno:iterations=0,steps=3",
         "base:steps=3,start=pcnl,start_iterations=2",
         "svdd:candidates=3,steps=4,start=pcnl,start_iterations=0",
         "ntrk:steps=4,start=pcnl,start_iterations=3,start_alpha=0.2,start_epsilon=0.3,start_clip=2",
@@ -45,6 +47,7 @@ def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
 def test_planned_nfe_of_wgnc_and_by_default() -> None:
     method = Method("wgnc", {"iterations": 3})
     assert method.sample(LatentGenerator(), brightness, [""], SamplerOptions()).nfe == method.nfe == 4
+    assert [parse_method(name).nfe for name in ("reno", "prno", "mpgr", "dno")] == [50, 101, 201, 500]
     assert [parse_method(name).nfe for name in ("base", "ntrk", "freedom", "svdd", "wgnc")] == [
         25,
         25,
@@ -129,18 +132,37 @@ def test_records_of_the_samplers() -> None:
             "ntrk": {},
             "dps": {"strength": 1.0},
             "freedom": {},
+            "dno": {},
             "svdd": {},
             "wgnc": {},
+            "reno": {},
+            "prno": {},
+            "mpgr": {},
         }.items()
     } == {
         "base": (False, False),
         "ntrk": (False, True),
         "dps": (False, True),
         "freedom": (False, True),
+        "dno": (False, True),
         "svdd": (False, False),
         "wgnc": (True, True),
+        "reno": (True, True),
+        "prno": (True, True),
+        "mpgr": (True, True),
     }
-    assert sorted(SAMPLERS) == ["base", "dps", "freedom", "ntrk", "svdd", "wgnc"]
+    assert sorted(SAMPLERS) == [
+        "base",
+        "dno",
+        "dps",
+        "freedom",
+        "mpgr",
+        "ntrk",
+        "prno",
+        "reno",
+        "svdd",
+        "wgnc",
+    ]
     assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
     assert Method("svdd").particles_at_once(2) == 1
     assert Method("ntrk").particles_at_once(8) == 8

@@ -22,6 +22,7 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "dps": (sampling.dps, {"strength": 300.0}),
     "freedom": (sampling.freedom, {"strength": 300.0, "scaling": "none"}),
     "svdd": (sampling.svdd, {"candidates": 3}),
+    "dno": (sampling.dno, {"iterations": 2, "lr": 0.05}),
 }
 
 STEPS = 4
@@ -33,17 +34,29 @@ FLOW_SAMPLERS |= {
     if name in ("base", "ntrk w", "freedom", "svdd")
 }
 
-FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2}
+FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2, "dno": 3 * STEPS}
 """Forwards of a particle, if they are not one for each step. FreeDoM makes one of four steps three times."""
 FORWARDS |= {
     f"{name} from pcnl": FORWARDS.get(name, STEPS) + 3 for name in ("base", "ntrk w", "freedom", "svdd")
 }
 
 
+# Every sampler of one-step models.
+ONE_STEP: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "wgnc": (sampling.wgnc, {"lr": 0.1}),
+    "wgnc, best": (sampling.wgnc, {"lr": 0.1, "project": "latent", "answer": "best"}),
+    "reno": (sampling.reno, {}),
+    "prno": (sampling.prno, {"lr": 0.1, "shuffles": 2}),
+    "mpgr": (sampling.mpgr, {}),
+}
+EVERY = [*FLOW_SAMPLERS, *ONE_STEP]
+
+
 def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
-    """Run the named sampler, or "wgnc", for a few steps."""
-    if name == "wgnc":
-        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, options=options)
+    """Run the named sampler for a few steps."""
+    if name in ONE_STEP:
+        sampler, arguments = ONE_STEP[name]
+        return sampler(LatentGenerator(), left_half, prompts, iterations=3, options=options, **arguments)
     sampler, arguments = FLOW_SAMPLERS[name]
     return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, options=options, **arguments)
 
@@ -63,7 +76,7 @@ def test_seed_and_number_determine_a_particle() -> None:
     assert abs(float(several.square().mean()) - 1) < 4.5 * math.sqrt(2 / several.numel())
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: str) -> None:
     """Latents, rewards and records agree bit for bit, except for the seconds."""
 
@@ -117,6 +130,8 @@ def test_every_particle_has_its_prompt() -> None:
             for name in ("velocity", "none")
         ],
         (sampling.svdd, {"candidates": 1}),
+        (sampling.dno, {"iterations": 0}),
+        (sampling.dno, {"iterations": 2, "lr": 0.0, "answer": "last"}),
     ],
 )
 def test_without_guidance_every_sampler_equals_base_bit_for_bit(
@@ -135,10 +150,10 @@ def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
     sampler, arguments = FLOW_SAMPLERS[name]
     model = LatentFlow()
     result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
-    if "start" not in arguments:
+    if "start" not in arguments and name != "dno":  # which changes the noise
         x = ParticleNoise(7, 0, model.shape).draw()
         assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
-    assert result.nfe == (4 if "start" in arguments else 1)
+    assert result.nfe == (4 if "start" in arguments else 1 + arguments.get("iterations", 0))
 
 
 def test_guidance_raises_the_reward() -> None:
@@ -268,12 +283,13 @@ def test_svdd_keeps_the_best_candidate() -> None:
     assert len(picked) > 1  # the choice varies, so the test can fail
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
     prompts, n = ["bright", "dark"], 3
     every = [prompt for prompt in prompts for _ in range(n)]
-    if name == "wgnc":
-        sampler, model, arguments = sampling.wgnc, LatentGenerator(), {"iterations": 2}
+    if name in ONE_STEP:
+        (sampler, arguments), model = ONE_STEP[name], LatentGenerator()
+        arguments = {"iterations": 2, **arguments}
     else:
         (sampler, arguments), model = FLOW_SAMPLERS[name], LatentFlow()
         arguments = {"steps": STEPS, **arguments}
@@ -295,13 +311,13 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
     ("name", "per_particle"),
     [
         *[(name, FORWARDS.get(name, STEPS)) for name in FLOW_SAMPLERS],
-        ("wgnc", 3 + 1),
+        *[(name, 3 + 1) for name in ONE_STEP],
     ],
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_batch: int) -> None:
     assert run_sampler(name, [""] * 5, SamplerOptions(micro_batch=micro_batch)).nfe == 5 * per_particle
-    if name != "wgnc":
+    if name not in ONE_STEP:
         spy = Spy(LatentFlow())
         sampler, arguments = FLOW_SAMPLERS[name]
         options = SamplerOptions(micro_batch=micro_batch)
@@ -325,13 +341,14 @@ def test_gradients_are_enabled_only_where_needed(name: str) -> None:
     result = sampler(spy, reward, "", steps=STEPS, **arguments)
     guided = name.startswith(("ntrk", "dps", "freedom"))
     with_gradient = (FORWARDS.get(name, STEPS) - 1) if guided else 4 * ("start" in arguments)
-    assert [on for *_, on in spy.calls if on] == [True] * with_gradient
-    assert [on for on in seen if on] == [True] * with_gradient
+    trajectories = arguments.get("iterations", 0)  # of dno: one reward for all of their forwards
+    assert [on for *_, on in spy.calls if on] == [True] * (with_gradient + STEPS * trajectories)
+    assert [on for on in seen if on] == [True] * (with_gradient + trajectories)
     assert not seen[-1] and not spy.calls[-1][-1]
     assert not result.latents.requires_grad and not result.rewards.requires_grad
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
     expected = run_sampler(name, [""])
     for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
