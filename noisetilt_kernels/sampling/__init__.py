@@ -19,6 +19,7 @@ from .operators import OPERATORS
 from .options import NON_FINITE, SamplerOptions
 from .prno import prno
 from .protocols import FlowModel, OneStepModel, Reward
+from .rbf import rbf
 from .records import RecordWriter, StepRecord
 from .registry import SAMPLERS, Parameter, Sampler, register_sampler
 from .reno import reno
@@ -58,6 +59,7 @@ __all__ = [
     "ntrk",
     "parse_method",
     "prno",
+    "rbf",
     "register_sampler",
     "reno",
     "svdd",

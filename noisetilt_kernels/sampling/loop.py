@@ -31,6 +31,7 @@ def start_particles(
     options: SamplerOptions | None,
     steps: int,
     entries: int = 1,
+    alone: bool = False,
 ) -> Iterator["Particles"]:
     """Check the arguments and start one particle for each prompt. The block runs without gradients.
 
@@ -49,6 +50,7 @@ def start_particles(
         options: options, or None for the defaults.
         steps: number of steps that the sampler records for each particle.
         entries: number of batch entries that a particle needs at once.
+        alone: particles run one after another.
 
     Raises:
         ValueError, TypeError: prompts, reward or options are not valid.
@@ -66,7 +68,7 @@ def start_particles(
         torch.no_grad(),
         progress_bar(options.progress, method, len(prompts) * steps) as bar,
     ):
-        yield Particles(method, model, reward, prompts, options, steps, entries, bar)
+        yield Particles(method, model, reward, prompts, options, steps, entries, alone, bar)
 
 
 class Particles:
@@ -81,18 +83,20 @@ class Particles:
         options: SamplerOptions,
         steps: int,
         entries: int,
+        alone: bool,
         bar: Bar,
     ) -> None:
         self.method, self.model, self.reward, self.options = method, model, reward, options
         self.meter = Meter(model.device)
-        self._prompts, self._steps, self._entries, self._bar = prompts, steps, entries, bar
+        self._prompts, self._steps, self._bar = prompts, steps, bar
+        self._at_once = 1 if alone else max(1, options.micro_batch // entries)
         self._latents: list[Tensor] = []
         self._rewards: list[float] = []
         self._records: list[StepRecord] = []
 
     def batches(self) -> Iterator["Batch"]:
         """Yield micro-batches: as many particles as fit with all their batch entries, at least one."""
-        size = max(1, self.options.micro_batch // self._entries)
+        size = self._at_once
         for start in range(0, len(self._prompts), size):
             prompts = self._prompts[start : start + size]
             first = self.options.first_particle + start

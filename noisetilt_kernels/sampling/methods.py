@@ -125,7 +125,7 @@ class Method:
 
     def particles_at_once(self, micro_batch: int) -> int:
         """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
-        return max(1, micro_batch // self.entries)
+        return 1 if self.sampler.alone else max(1, micro_batch // self.entries)
 
     @property
     def entries(self) -> int:

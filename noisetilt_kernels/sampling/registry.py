@@ -73,6 +73,7 @@ class Sampler:
         needs_gradient: the sampler uses the gradient of the reward.
         nfe: function that maps the arguments to the number of function evaluations of a particle.
         entries: function that maps the arguments to the number of batch entries of a particle at once.
+        alone: particles run one after another, because a forward depends on the reward of the one before.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Sampler:
     needs_gradient: bool
     nfe: Callable[[Mapping[str, Any]], int]
     entries: Callable[[Mapping[str, Any]], int]
+    alone: bool
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -110,6 +112,7 @@ def register_sampler(
     check: Callable[..., None],
     nfe: Callable[[Mapping[str, Any]], int],
     entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
+    alone: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that adds a sampler to SAMPLERS under the name of its function.
 
@@ -123,7 +126,7 @@ def register_sampler(
         name = function.__name__
         if name in SAMPLERS:
             raise ValueError(f"register_sampler: the name {name!r} is taken; rename the function")
-        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries)
+        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries, alone)
         return function
 
     return register

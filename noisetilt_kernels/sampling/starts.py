@@ -24,7 +24,7 @@ class Start(Protocol):
 
     Attributes:
         iterations: number of forwards that it makes for each particle beyond that of the first step, at least
-            0. It makes a record of each, numbered from 0.
+            0. It makes a record of each, numbered before that of the first step.
     """
 
     @property
@@ -95,8 +95,9 @@ class PCNL:
         spread = math.sqrt(1 - shrink**2)
         half = math.sqrt(self.epsilon) / 2
         x = batch.draw()
-        here = self._at(batch, model, x, replace(step, index=0))
-        for iteration in range(self.iterations):
+        first = step.index - self.iterations
+        here = self._at(batch, model, x, replace(step, index=first))
+        for iteration in range(first, step.index):
             z = batch.draw() + half * here.drift
             proposal = shrink * x + spread * z
             there = self._at(batch, model, proposal, replace(step, index=iteration))

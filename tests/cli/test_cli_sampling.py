@@ -126,6 +126,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("reno:iterations=2", 3),
         ("prno:iterations=2,shuffles=3", 3),
         ("mpgr:iterations=2", 3),
+        ("rbf:steps=3,budget=9,starts=2", 9),
         ("dno:iterations=1,steps=2", 4),
         ("wgnc:iterations=2,project=gradient,answer=best", 3),
     ],
@@ -268,7 +269,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "best_of_n"], "for the best of N images give --particles N"),
         (
             ["--method", "nonsense"],
-            "--method must be one of base, dno, dps, freedom, ntrk, svdd, got 'nonsense'",
+            "--method must be one of base, dno, dps, freedom, ntrk, rbf, svdd, got 'nonsense'",
         ),
     ],
 )

@@ -454,6 +454,8 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     )
     svdd = replace(settings, method=Method("svdd", {"candidates": 2}))
     assert "activations of 6 at once" in rows(svdd, ComputeOptions(micro_batch=50))["memory"]
+    alone = replace(settings, method=Method("rbf"))
+    assert "activations of 1 at once" in rows(alone, ComputeOptions(micro_batch=50))["memory"]
     assert "plus the reward model" not in one["memory"]
     assert (
         "plus the reward model"

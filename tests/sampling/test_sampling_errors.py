@@ -17,6 +17,7 @@ FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "ntrk": (sampling.ntrk, {}),
     "dps": (sampling.dps, {"strength": 1.0}),
     "freedom": (sampling.freedom, {}),
+    "rbf": (sampling.rbf, {}),
     "dno": (sampling.dno, {}),
     "svdd": (sampling.svdd, {}),
 }
@@ -116,6 +117,12 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         add(name, "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
         if name != "wgnc":
             add(name, "weight", ValueError, "weight must be finite and at least 0", weight=-1)
+    add("rbf", "starts", ValueError, "starts must be at least 1", starts=0)
+    message = "budget must be at least 44, for 20 starts and one draw at each of 24 steps, got 43"
+    add("rbf", "budget", ValueError, message, budget=43)
+    message = "budget must be at least 67, for 3 starts and one draw at each of 4 steps, got 66"
+    chain = sampling.PCNL(20)
+    add("rbf", "budget with chains", ValueError, message, budget=66, starts=3, start=chain, steps=5)
     add("dno", "iterations", ValueError, "iterations must be at least 0", iterations=-1)
     add("dno", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
     add("dno", "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
@@ -254,6 +261,6 @@ def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -
 
 def test_methods_without_gradient_need_none() -> None:
     flow = GaussianFlow([0.0], [[1.0]])
-    for name in ("base", "svdd"):
+    for name in ("base", "svdd", "rbf"):
         sampler, arguments = FLOW[name]
         sampler(flow, torch.no_grad()(brightness), "", steps=2, **arguments)

@@ -31,6 +31,9 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "freedom:steps=10",
         "dno:iterations=2,steps=3,weight=1,shuffles=2",
         "dno:iterations=0,steps=3",
+        "rbf:budget=20,starts=3,steps=4",
+        "rbf:budget=500,starts=3,steps=1",
+        "rbf:budget=20,starts=3,steps=4,start=pcnl,start_iterations=2",
         "base:steps=3,start=pcnl,start_iterations=2",
         "svdd:candidates=3,steps=4,start=pcnl,start_iterations=0",
         "ntrk:steps=4,start=pcnl,start_iterations=3,start_alpha=0.2,start_epsilon=0.3,start_clip=2",
@@ -47,7 +50,13 @@ def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
 def test_planned_nfe_of_wgnc_and_by_default() -> None:
     method = Method("wgnc", {"iterations": 3})
     assert method.sample(LatentGenerator(), brightness, [""], SamplerOptions()).nfe == method.nfe == 4
-    assert [parse_method(name).nfe for name in ("reno", "prno", "mpgr", "dno")] == [50, 101, 201, 500]
+    assert [parse_method(name).nfe for name in ("reno", "prno", "mpgr", "dno", "rbf")] == [
+        50,
+        101,
+        201,
+        500,
+        500,
+    ]
     assert [parse_method(name).nfe for name in ("base", "ntrk", "freedom", "svdd", "wgnc")] == [
         25,
         25,
@@ -133,6 +142,7 @@ def test_records_of_the_samplers() -> None:
             "dps": {"strength": 1.0},
             "freedom": {},
             "dno": {},
+            "rbf": {},
             "svdd": {},
             "wgnc": {},
             "reno": {},
@@ -145,6 +155,7 @@ def test_records_of_the_samplers() -> None:
         "dps": (False, True),
         "freedom": (False, True),
         "dno": (False, True),
+        "rbf": (False, False),
         "svdd": (False, False),
         "wgnc": (True, True),
         "reno": (True, True),
@@ -159,6 +170,7 @@ def test_records_of_the_samplers() -> None:
         "mpgr",
         "ntrk",
         "prno",
+        "rbf",
         "reno",
         "svdd",
         "wgnc",
@@ -166,6 +178,7 @@ def test_records_of_the_samplers() -> None:
     assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
     assert Method("svdd").particles_at_once(2) == 1
     assert Method("ntrk").particles_at_once(8) == 8
+    assert Method("rbf").particles_at_once(8) == 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -22,6 +22,7 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "dps": (sampling.dps, {"strength": 300.0}),
     "freedom": (sampling.freedom, {"strength": 300.0, "scaling": "none"}),
     "svdd": (sampling.svdd, {"candidates": 3}),
+    "rbf": (sampling.rbf, {"budget": 60, "starts": 4}),
     "dno": (sampling.dno, {"iterations": 2, "lr": 0.05}),
 }
 
@@ -34,7 +35,7 @@ FLOW_SAMPLERS |= {
     if name in ("base", "ntrk w", "freedom", "svdd")
 }
 
-FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2, "dno": 3 * STEPS}
+FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2, "dno": 3 * STEPS, "rbf": 60}
 """Forwards of a particle, if they are not one for each step. FreeDoM makes one of four steps three times."""
 FORWARDS |= {
     f"{name} from pcnl": FORWARDS.get(name, STEPS) + 3 for name in ("base", "ntrk w", "freedom", "svdd")
@@ -130,6 +131,7 @@ def test_every_particle_has_its_prompt() -> None:
             for name in ("velocity", "none")
         ],
         (sampling.svdd, {"candidates": 1}),
+        (sampling.rbf, {"starts": 1, "budget": 5}),
         (sampling.dno, {"iterations": 0}),
         (sampling.dno, {"iterations": 2, "lr": 0.0, "answer": "last"}),
     ],
@@ -150,10 +152,11 @@ def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
     sampler, arguments = FLOW_SAMPLERS[name]
     model = LatentFlow()
     result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
-    if "start" not in arguments and name != "dno":  # which changes the noise
+    if "start" not in arguments and name not in ("dno", "rbf"):  # which choose or change the noise
         x = ParticleNoise(7, 0, model.shape).draw()
         assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
-    assert result.nfe == (4 if "start" in arguments else 1 + arguments.get("iterations", 0))
+    cost = 4 if "start" in arguments else 1 + arguments.get("iterations", 0)
+    assert result.nfe == (4 if name == "rbf" else cost)
 
 
 def test_guidance_raises_the_reward() -> None:
