@@ -60,7 +60,8 @@ def ntrk(
         rho: guidance strength in [0, 1]; a large one destroys the images, so compare 0.003, 0.01, 0.03, 0.1
             and 0.3 with a held-out reward (docs/rho.md). With the operators "w", "wgnc" and "norm" the noise
             keeps its norm at every strength; a larger rho leaves less of it random.
-        operator: whitening operator that turns the gradient into noise: "w", "wgnc", "norm" or "identity".
+        operator: whitening operator that turns the gradient into noise: "w", its parts "2os+tiles" and "2os",
+            "wgnc", "norm" or "identity".
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are

@@ -61,7 +61,7 @@ def wgnc(
         lr: learning rate of Adam. The authors use 0.02 for FLUX-schnell and 0.1 for SDXL-Turbo.
         clip: largest norm of P(grad) that Adam gets. P(grad) has norm about sqrt(N) for every
             gradient, so clipping scales it; the scale matters only relative to Adam's epsilon.
-        operator: projection P: "wgnc", "w", "norm" or "identity".
+        operator: projection P: "wgnc", "w", "2os+tiles", "2os", "norm" or "identity".
         project: what P is applied to, "both", "gradient", "latent" or "neither".
         answer: iterate that is returned, "last" or "best": the one with the highest reward.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`. With

@@ -95,10 +95,13 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         add("ntrk", f"rho {rho}", ValueError, "rho must be in [0, 1]", rho=rho)
     add("ntrk", "rho of another type", TypeError, "rho must be a number", rho="0.3")
     for name in ("ntrk", "wgnc"):
-        message = "unknown operator 'white'; valid: 'w', 'wgnc', 'norm', 'identity'"
+        message = "unknown operator 'white'; valid: 'w', '2os+tiles', '2os', 'wgnc', 'norm', 'identity'"
         add(name, "operator", ValueError, message, operator="white")
         message = "operator 'wgnc' does not take latents of shape (3, 5, 7)"
         add(name, "shape for wgnc", ValueError, message, operator="wgnc", model=Untouched((3, 5, 7)))
+        for part in ("2os", "2os+tiles"):
+            message = f"operator '{part}' does not take latents of shape (3, 5, 7): whiten: preset 'auto' needs"
+            add(name, f"shape for {part}", ValueError, message, operator=part, model=Untouched((3, 5, 7)))
         message = "operator 'w' does not take latents of shape (3, 5, 7)"
         add(name, "shape for w", ValueError, message, operator="w", model=Untouched((3, 5, 7)))
     for name in ("dps", "freedom"):

@@ -209,7 +209,7 @@ def test_parameters_of_ntrk_and_dps() -> None:
     assert parameters["rho"][:2] == (float, 0.3) and parameters["rho"].choices is None
     assert parameters["rho"].help.startswith("Guidance strength in [0, 1]; ")
     assert parameters["schedule"][:2] == (str, "linear")
-    assert parameters["operator"].choices == ("w", "wgnc", "norm", "identity")
+    assert parameters["operator"].choices == ("w", "2os+tiles", "2os", "wgnc", "norm", "identity")
     assert parameters["scale"].help.startswith("Factor of the schedule, at least 0")
     assert SAMPLERS["dps"].parameters["strength"][:2] == (float, REQUIRED)
 

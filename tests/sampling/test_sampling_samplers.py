@@ -10,9 +10,10 @@ from bits import assert_same_bits
 from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, Spy, brightness, left_half
 from torch import Tensor
 
-from noisetilt_kernels import sampling
+from noisetilt_kernels import confidence_table, preset, python_ref, sampling
 from noisetilt_kernels.sampling import OPERATORS, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.noise import ParticleNoise
+from noisetilt_kernels.sampling.operators import operator_by_name
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
 # Every sampler of flows, with arguments that make it guide.
@@ -193,6 +194,35 @@ def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, T
     return x, mean(x, model.velocity(x, 1.0, [""]), step), noise, step.sigma
 
 
+def first_projection(x: Tensor, tiles: bool) -> Tensor:
+    """Return the first projection of W for samples (B, C, H, W), by its definition, with or without tiles."""
+    config = preset("auto", x.shape)
+
+    def make_table(*arguments: Any) -> tuple[Tensor, Tensor]:
+        lower, upper = confidence_table(*arguments[:2], config.alpha, arguments[2])
+        return lower.float(), upper.float()
+
+    return python_ref.project(x, config.chunk_sizes, config.tile_sizes if tiles else (), make_table)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (16, 32, 32), (3, 4, 16, 16), (512,)])
+@pytest.mark.parametrize("name", ["2os", "2os+tiles"])
+def test_parts_of_w_are_its_first_projection(name: str, shape: tuple[int, ...]) -> None:
+    """Bits agree with the definition, for structured input, in every batch; noise hardly changes."""
+    operator = operator_by_name("test", name, shape)
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    structured = noise + 3 * torch.sin(torch.arange(noise[0].numel()) / 50).view(shape)
+    # the definition takes (B, C, H, W): a video is one image with more channels, a vector one row
+    channels = (3, -1, *shape[-2:]) if len(shape) > 1 else (3, 1, 1, -1)
+    for x in (noise, structured):
+        if len(shape) > 1:
+            expected = first_projection(x.view(channels), name == "2os+tiles").view_as(x)
+            assert_same_bits(operator(x), expected)
+        assert_same_bits(operator(x[[1]])[0], operator(x)[1])
+    assert float((operator(noise) - noise).norm() / noise.norm()) < 0.02
+    assert float((operator(structured) - structured).norm() / structured.norm()) > 0.3
+
+
 def gradient_in_float64(model: LatentFlow, x: Tensor, t: float) -> Tensor:
     """Return the gradient of left_half(x0_hat) in x_t by one backward, where the samplers use two."""
     x = x.double().requires_grad_()
@@ -241,6 +271,8 @@ def test_ntrk_tilts_the_noise(operator: str, rho: float) -> None:
     gradient = gradient_in_float64(model, x, 1.0).float()
     made = {
         "w": lambda g: torch.ops.noisetilt.whiten(g),
+        "2os+tiles": lambda g: first_projection(g, tiles=True),
+        "2os": lambda g: first_projection(g, tiles=False),
         "wgnc": lambda g: torch.ops.noisetilt.project_wgnc(g.flatten(1)).view_as(g),
         "norm": lambda g: g / g.norm() * math.sqrt(g.numel()),
         "identity": lambda g: g,
