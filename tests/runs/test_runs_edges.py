@@ -363,7 +363,8 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         "start": "noise",
     }
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
-    assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+    wanted = {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w", "project": "both", "answer": "last"}
+    assert optimized.method.arguments == wanted
 
 
 @pytest.mark.parametrize(
