@@ -100,7 +100,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
         message = "operator 'wgnc' does not take latents of shape (3, 5, 7)"
         add(name, "shape for wgnc", ValueError, message, operator="wgnc", model=Untouched((3, 5, 7)))
         for part in ("2os", "2os+tiles"):
-            message = f"operator '{part}' does not take latents of shape (3, 5, 7): whiten: preset 'auto' needs"
+            message = f"operator '{part}' does not take latents of shape (3, 5, 7): whiten: preset 'auto'"
             add(name, f"shape for {part}", ValueError, message, operator=part, model=Untouched((3, 5, 7)))
         message = "operator 'w' does not take latents of shape (3, 5, 7)"
         add(name, "shape for w", ValueError, message, operator="w", model=Untouched((3, 5, 7)))
