@@ -108,7 +108,9 @@ def clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISETILT_CUDA_CLUSTERS", "1")
 
 
-def test_late_visibility_changes_no_bit_of_clusters(kernels: ModuleType, stale: None, clusters: None) -> None:
+def test_late_visibility_changes_no_bit_of_clusters(
+    kernels: ModuleType, stale: None, clusters: None
+) -> None:
     check_mixing(kernels)
 
 
