@@ -1,4 +1,4 @@
-"""`noisetilt optimize`: one run of WGNC on a one-step model."""
+"""`noisetilt optimize`: one run of WGNC or another noise optimiser on a one-step model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .options import single_run_options
 @click.command()
 @single_run_options("one-step", default="wgnc")
 def optimize(**options: Any) -> None:
-    """Optimise the noise of a one-step model toward a reward (WGNC).
+    """Optimise the noise of a one-step model toward a reward (WGNC, ReNO, PRNO or MPGR).
 
     Writes the images, the optimised noise, a record of every iteration and a contact sheet to the folder.
 

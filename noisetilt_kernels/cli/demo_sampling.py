@@ -1,4 +1,4 @@
-"""Second part of `noisetilt demo`: reward-guided sampling of a small bundled model with every sampler.
+"""Second part of `noisetilt demo`: reward-guided sampling of a small bundled model.
 
 Needs diffusers, transformers, matplotlib and pillow.
 """
@@ -23,7 +23,7 @@ METHODS = (
     Method("svdd", {"candidates": 2}),
     Method("base"),
 )
-"""Every sampler, and NTRK with every operator."""
+"""NTRK with four operators, and its baselines."""
 
 SEEDS = 6
 """Images for each of the ten prompts."""

@@ -48,7 +48,11 @@ def _option(name: str, samplers: Sequence[Sampler]) -> dict[str, Any]:
     else:
         notes += [f"{taker}: {note}" for taker, note in defaults.items()]
     notes += [f"{model}: {one.defaults[name]}" for model, one in BUNDLED.items() if name in one.defaults]
-    help_text = next((parameter.help for parameter in takers.values() if parameter.help), "")
+    helps: dict[str, list[str]] = {}
+    for taker, parameter in takers.items():
+        helps.setdefault(parameter.help, []).append(taker)
+    text, *others = filter(None, helps)
+    help_text = " ".join([text, *(f"{', '.join(helps[other])}: {other}" for other in others)])
     return {
         "flag": flag(name),
         "type": first.type.__name__,

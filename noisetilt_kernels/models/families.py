@@ -19,10 +19,10 @@ class Family:
     """Models of one architecture, and the classes that adapt them to the samplers.
 
     Attributes:
-        flow: class that adapts a pipeline as a `sampling.FlowModel`, for `ntrk`, `dps`, `svdd` and `base`;
-            None if the models take one step only.
-        one_step: class that adapts a pipeline as a `sampling.OneStepModel`, for `wgnc`; None if the models
-            take several steps only.
+        flow: class that adapts a pipeline as a `sampling.FlowModel`, for `noisetilt sample`; None if the
+            models take one step only.
+        one_step: class that adapts a pipeline as a `sampling.OneStepModel`, for `noisetilt optimize`; None
+            if the models take several steps only.
     """
 
     flow: type[FlowPipelineModel] | None = None

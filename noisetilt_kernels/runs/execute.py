@@ -172,7 +172,12 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-_WEAKER = {"ntrk": "a smaller rho", "dps": "a smaller strength", "wgnc": "fewer iterations or a smaller lr"}
+_WEAKER = {
+    "ntrk": "a smaller rho",
+    "dps": "a smaller strength",
+    "freedom": "a smaller strength",
+    **dict.fromkeys(("wgnc", "reno", "prno", "mpgr", "dno"), "fewer iterations or a smaller lr"),
+}
 """Change that weakens the guidance of a sampler."""
 
 

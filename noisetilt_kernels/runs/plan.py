@@ -32,7 +32,11 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
     runs = [replace(settings, method=method) for method in methods] or [settings]
     weightless_reward = loading.load_weightless_reward(settings, compute)
     # a micro-batch is never larger than the run
-    micro_batch = min(compute.micro_batch, settings.count * max(run.method.entries for run in runs))
+    entries = (
+        run.method.entries * min(settings.count, run.method.particles_at_once(compute.micro_batch))
+        for run in runs
+    )
+    micro_batch = min(compute.micro_batch, max(entries))
     memory = plan_memory(
         settings.model,
         dtype=getattr(torch, settings.dtype),
@@ -113,7 +117,7 @@ def describe_time(
     Returns:
         The line, or None if the run is so short that measuring would take a relevant part of it.
     """
-    shortest = {"steps": 2, "iterations": 1}
+    shortest = {"steps": 2, "iterations": 1, "start_iterations": 1, "starts": 1, "budget": 3}
     method = settings.method
     short = Method(method.name, {name: shortest.get(name, value) for name, value in method.arguments.items()})
     batch = min(method.particles_at_once(compute.micro_batch), particles)

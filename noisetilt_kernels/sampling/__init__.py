@@ -9,24 +9,33 @@ A sampler is a function of a model, a reward and prompts:
 
 from .base import base
 from .best_of_n import best_of_n
+from .dno import dno
 from .dps import dps
+from .freedom import freedom
 from .methods import Method, parse_method
+from .mpgr import mpgr
 from .ntrk import ntrk
 from .operators import OPERATORS
 from .options import NON_FINITE, SamplerOptions
+from .prno import prno
 from .protocols import FlowModel, OneStepModel, Reward
+from .rbf import rbf
 from .records import RecordWriter, StepRecord
 from .registry import SAMPLERS, Parameter, Sampler, register_sampler
+from .reno import reno
 from .result import FinishedParticle, NonFiniteError, Result
 from .schedules import SCHEDULES, Schedule
+from .starts import PCNL, STARTS, Start
 from .svdd import svdd
 from .wgnc import wgnc
 
 __all__ = [
     "NON_FINITE",
     "OPERATORS",
+    "PCNL",
     "SAMPLERS",
     "SCHEDULES",
+    "STARTS",
     "FinishedParticle",
     "FlowModel",
     "Method",
@@ -39,13 +48,20 @@ __all__ = [
     "Sampler",
     "SamplerOptions",
     "Schedule",
+    "Start",
     "StepRecord",
     "base",
     "best_of_n",
+    "dno",
     "dps",
+    "freedom",
+    "mpgr",
     "ntrk",
     "parse_method",
+    "prno",
+    "rbf",
     "register_sampler",
+    "reno",
     "svdd",
     "wgnc",
 ]

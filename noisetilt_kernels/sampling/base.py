@@ -2,23 +2,28 @@
 
 from collections.abc import Sequence
 
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow, velocity_of
+from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
+from .starts import Start, as_start, forwards_of_start
 from .steps import advance
+from .velocity import velocity_of
 
 
-def check_base(*, steps: int, schedule: str | Schedule) -> None:
+def check_base(*, steps: int, schedule: str | Schedule, start: str | Start) -> None:
     """Raise ValueError or TypeError for an argument of `base` out of its range."""
-    check_flow("base", steps, schedule)
+    check_flow("base", steps, schedule, start)
 
 
 @register_sampler(
-    kind="flow", needs_gradient=False, check=check_base, nfe=lambda arguments: arguments["steps"]
+    kind="flow",
+    needs_gradient=False,
+    check=check_base,
+    nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
 )
 def base(
     model: FlowModel,
@@ -27,6 +32,7 @@ def base(
     *,
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    start: str | Start = DEFAULT_START,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample without guidance, by the reverse SDE of the flow (NoiseTilt eq. 4).
@@ -39,6 +45,8 @@ def base(
         prompts: one prompt for each particle; a string is one particle.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
+            counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -46,11 +54,12 @@ def base(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_base(steps=steps, schedule=schedule)
-    plan = plan_flow("base", model, steps, schedule)
-    with start_particles("base", model, reward, prompts, options, steps) as particles:
+    check_base(steps=steps, schedule=schedule, start=start)
+    start = as_start("base", start)
+    plan = plan_flow("base", model, steps, schedule, start)
+    with start_particles("base", model, reward, prompts, options, start.iterations + steps) as particles:
         for batch in particles.batches():
-            x = batch.draw()
+            x = start(batch, model, plan[0])
             for step in plan[:-1]:
                 velocity = velocity_of(batch, model, x, step.t, batch.prompts)
                 x = advance(x, velocity, step, batch.draw())

@@ -23,7 +23,7 @@ def best_of_n(
     NTRK† is `best_of_n(ntrk, ..., n=20)`.
 
     Args:
-        sampler: `base`, `ntrk`, `dps`, `svdd`, `wgnc`, or a custom function with the same first arguments.
+        sampler: `ntrk` or another sampler, or a custom function with the same first arguments.
         model: model of the sampler.
         reward: function that judges the images.
         prompts: prompts; a string is one prompt.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..checks import check_number
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .gradients import flow_guidance
 from .loop import start_particles
 from .options import SamplerOptions
@@ -14,18 +14,36 @@ from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
+from .starts import Start, as_start, forwards_of_start
 from .steps import advance
 from .typicality import TotalNoise
 
 
-def check_dps(*, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule) -> None:
-    """Raise ValueError or TypeError for an argument of `dps` out of its range."""
+def check_strength(function: str, strength: float | Callable[[float], float]) -> None:
+    """Raise ValueError or TypeError unless the strength is a finite number or a function of t."""
     if not callable(strength):
-        check_number("dps", "strength", strength, -math.inf)
-    check_flow("dps", steps, schedule)
+        check_number(function, "strength", strength, -math.inf)
 
 
-@register_sampler(kind="flow", needs_gradient=True, check=check_dps, nfe=lambda arguments: arguments["steps"])
+def strength_at(strength: float | Callable[[float], float], t: float) -> float:
+    """Return the strength at time t."""
+    return strength(t) if callable(strength) else strength
+
+
+def check_dps(
+    *, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule, start: str | Start
+) -> None:
+    """Raise ValueError or TypeError for an argument of `dps` out of its range."""
+    check_strength("dps", strength)
+    check_flow("dps", steps, schedule, start)
+
+
+@register_sampler(
+    kind="flow",
+    needs_gradient=True,
+    check=check_dps,
+    nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
+)
 def dps(
     model: FlowModel,
     reward: Reward,
@@ -34,6 +52,7 @@ def dps(
     strength: float | Callable[[float], float],
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    start: str | Start = DEFAULT_START,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with lambda_t grad r(x0_hat) added to the mean of each step (NoiseTilt eq. 6).
@@ -49,6 +68,8 @@ def dps(
             gradient itself, so a good value depends on the reward.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
+            counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -56,17 +77,17 @@ def dps(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_dps(strength=strength, steps=steps, schedule=schedule)
-    plan = plan_flow("dps", model, steps, schedule)
-    with start_particles("dps", model, reward, prompts, options, steps) as particles:
+    check_dps(strength=strength, steps=steps, schedule=schedule, start=start)
+    start = as_start("dps", start)
+    plan = plan_flow("dps", model, steps, schedule, start)
+    with start_particles("dps", model, reward, prompts, options, start.iterations + steps) as particles:
         for batch in particles.batches():
-            x = batch.draw()
+            x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step in plan[:-1]:
                 guidance = flow_guidance(batch, model, x, step)
-                scale = strength(step.t) if callable(strength) else strength
                 noise = batch.draw()
-                shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
+                shift = torch.where(guidance.usable, strength_at(strength, step.t) * guidance.gradient, 0)
                 x = advance(x, guidance.output, step, noise) + shift
                 total.add(step.sigma * noise + shift, step.sigma)
                 batch.record(

@@ -1,6 +1,7 @@
-"""Parts that all samplers of flows share: checks, plan of the steps, velocities, the unguided last step."""
+"""Parts that all samplers of flows share: checks, plan of the steps, the unguided last step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -8,42 +9,40 @@ from ..checks import check_integer
 from .loop import Batch
 from .protocols import FlowModel, check_model
 from .schedules import Schedule, as_schedule
+from .starts import PlainNoise, Start, as_start
 from .steps import Step, mean, plan_steps
+from .velocity import velocity_of
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULE = "linear"
+DEFAULT_START = "noise"
 
 
-def check_flow(function: str, steps: int, schedule: str | Schedule) -> None:
-    """Raise ValueError or TypeError unless steps and schedule are valid arguments of a sampler of flows."""
+def check_flow(
+    function: str, steps: int, schedule: str | Schedule, start: str | Start = DEFAULT_START
+) -> None:
+    """Raise ValueError or TypeError for an argument out of its range that samplers of flows share."""
     check_integer(function, "steps", steps, 1)
     as_schedule(function, schedule)
+    as_start(function, start)
 
 
-def plan_flow(function: str, model: FlowModel, steps: int, schedule: str | Schedule) -> list[Step]:
-    """Return the steps of a trajectory of the model.
+def plan_flow(
+    function: str,
+    model: FlowModel,
+    steps: int,
+    schedule: str | Schedule,
+    start: Start = PlainNoise(),  # noqa: B008  (has no state)
+) -> list[Step]:
+    """Return the steps of a trajectory of the model, numbered after those of its start.
 
     Raises:
         TypeError: the model lacks a member of `FlowModel`.
         ValueError: the shape of its latents or its times are not valid.
     """
     check_model(function, model, FlowModel)
-    return plan_steps(function, model, steps, as_schedule(function, schedule))
-
-
-def velocity_of(batch: Batch, model: FlowModel, x: Tensor, t: float, prompts: Sequence[str]) -> Tensor:
-    """Return v(x, t), float32, and count the forward.
-
-    Raises:
-        ValueError: the velocity has another shape than x.
-    """
-    velocity = batch.meter.forward(model.velocity, x, t, prompts)
-    if velocity.shape != x.shape:
-        raise ValueError(
-            f"{batch.method}: model.velocity must return {tuple(x.shape)}, the shape of its input, "
-            f"got {tuple(velocity.shape)}"
-        )
-    return velocity.float()
+    plan = plan_steps(function, model, steps, as_schedule(function, schedule))
+    return [replace(step, index=start.iterations + step.index) for step in plan]
 
 
 def finish_flow(

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .flow import velocity_of
 from .loop import Batch
 from .protocols import FlowModel, OneStepModel
 from .steps import Step, denoised
+from .velocity import velocity_of
 
 
 class Guidance(NamedTuple):
     """Rewards of a micro-batch and their gradients at x (B, *shape)."""
 
     output: Tensor
-    """Output of the model at x, without a graph: the velocity, or the images of a one-step model."""
+    """Output of the model at x, without a graph: velocity, images of a one-step model, or x_0 with `dno`."""
     rewards: list[float]
     """Reward of each particle."""
     gradient: Tensor
@@ -41,12 +41,16 @@ class Guidance(NamedTuple):
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
     """Return the gradient of r(x0_hat) in x_t, and the velocity that the step needs, from one forward.
 
-    With v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
+    The start of a sampler may know them at the tensor x already (`Batch.known`). With
+    v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
 
     Raises:
         NonFiniteError: a reward or gradient is not finite and `options.non_finite` is "raise".
         ValueError: the model or the reward interrupts the graph.
     """
+    known = batch.take_known(x)
+    if known is not None:
+        return known
     x, velocity = _with_graph(batch, lambda x: velocity_of(batch, model, x, step.t, batch.prompts), x)
     rewards, at_denoised = _of_images(batch, model.decode, denoised(x, velocity, step.t))
     gradient = at_denoised - step.t * _pull_back(batch, velocity, x, at_denoised)
@@ -55,17 +59,44 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
 
 def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
     """Return the gradient in x of r(M(x)) for a one-step model M. Errors: see `flow_guidance`."""
-    x, images = _with_graph(batch, lambda x: batch.meter.forward(model.generate, x, batch.prompts), x)
-    rewards, at_images = _of_images(batch, lambda images: images, images)
-    return _guidance(batch, iteration, images, rewards, _pull_back(batch, images, x, at_images))
+    return guidance_through(
+        batch,
+        lambda x: batch.meter.forward(model.generate, x, batch.prompts),
+        lambda images: images,
+        x,
+        iteration,
+    )
 
 
-def norms(x: Tensor) -> list[float]:
-    """Return the Euclidean norm of every sample of (B, ...), in float64.
+def guidance_through(
+    batch: Batch,
+    forward: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    x: Tensor,
+    iteration: int,
+) -> Guidance:
+    """Return the gradient in x of r(decode(forward(x))). Errors: see `flow_guidance`."""
+    x, output = _with_graph(batch, forward, x)
+    rewards, at_output = _of_images(batch, decode, output)
+    return _guidance(batch, iteration, output, rewards, _pull_back(batch, output, x, at_output))
+
+
+def norm_of_each(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of every sample of (B, ...), float64 (B,), on x's device.
 
     Samples are summed one at a time, because threads may split a sum over several rows differently.
     """
-    return torch.stack([sample.double().norm() for sample in x]).tolist()
+    return torch.stack([sample.double().norm() for sample in x])
+
+
+def dot_of_each(x: Tensor, y: Tensor) -> Tensor:
+    """Return the inner products of the samples of (B, ...), float64 (B,), on x's device."""
+    return torch.stack([(a.double() * b.double()).sum() for a, b in zip(x, y, strict=True)])
+
+
+def norms(x: Tensor) -> list[float]:
+    """Return the Euclidean norm of every sample of (B, ...), in float64."""
+    return norm_of_each(x).tolist()
 
 
 def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
@@ -73,12 +104,14 @@ def cosines(guidance: Guidance, direction: Tensor) -> list[float | None]:
 
     A particle without a usable gradient has None.
     """
-    pairs = zip(
-        guidance.gradient, direction, guidance.norms, norms(direction), guidance.fallbacks, strict=True
-    )
+    # one transfer from the device for all particles
+    products, lengths = torch.stack(
+        [dot_of_each(guidance.gradient, direction), norm_of_each(direction)]
+    ).tolist()
+    pairs = zip(products, guidance.norms, lengths, guidance.fallbacks, strict=True)
     return [
-        None if reason is not None or b == 0 else float((x.double() * y.double()).sum()) / (a * b)
-        for x, y, a, b, reason in pairs
+        None if reason is not None or b == 0 else max(-1.0, min(1.0, product / (a * b)))
+        for product, a, b, reason in pairs
     ]
 
 
@@ -87,11 +120,16 @@ def _with_graph(batch: Batch, forward: Callable[[Tensor], Tensor], x: Tensor) ->
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         output = forward(x)
+    check_graph(batch, output)
+    return x, output
+
+
+def check_graph(batch: Batch, output: Tensor) -> None:
+    """Raise ValueError if the output of the model has no graph."""
     if not output.requires_grad:
         raise ValueError(
             f"{batch.method}: the model's output has no gradient in its input; it must not use no_grad"
         )
-    return x, output
 
 
 def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Tensor]:

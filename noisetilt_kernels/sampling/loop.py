@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from .records import StepRecord
 from .result import FinishedParticle, NonFiniteError, Result
 from .reward_call import call_reward
 
+if TYPE_CHECKING:  # it imports this module
+    from .gradients import Guidance
+
 
 @contextmanager
 def start_particles(
@@ -26,6 +31,7 @@ def start_particles(
     options: SamplerOptions | None,
     steps: int,
     entries: int = 1,
+    alone: bool = False,
 ) -> Iterator["Particles"]:
     """Check the arguments and start one particle for each prompt. The block runs without gradients.
 
@@ -44,6 +50,7 @@ def start_particles(
         options: options, or None for the defaults.
         steps: number of steps that the sampler records for each particle.
         entries: number of batch entries that a particle needs at once.
+        alone: particles run one after another.
 
     Raises:
         ValueError, TypeError: prompts, reward or options are not valid.
@@ -61,7 +68,7 @@ def start_particles(
         torch.no_grad(),
         progress_bar(options.progress, method, len(prompts) * steps) as bar,
     ):
-        yield Particles(method, model, reward, prompts, options, steps, entries, bar)
+        yield Particles(method, model, reward, prompts, options, steps, entries, alone, bar)
 
 
 class Particles:
@@ -76,18 +83,20 @@ class Particles:
         options: SamplerOptions,
         steps: int,
         entries: int,
+        alone: bool,
         bar: Bar,
     ) -> None:
         self.method, self.model, self.reward, self.options = method, model, reward, options
         self.meter = Meter(model.device)
-        self._prompts, self._steps, self._entries, self._bar = prompts, steps, entries, bar
+        self._prompts, self._steps, self._bar = prompts, steps, bar
+        self._at_once = 1 if alone else max(1, options.micro_batch // entries)
         self._latents: list[Tensor] = []
         self._rewards: list[float] = []
         self._records: list[StepRecord] = []
 
     def batches(self) -> Iterator["Batch"]:
         """Yield micro-batches: as many particles as fit with all their batch entries, at least one."""
-        size = max(1, self.options.micro_batch // self._entries)
+        size = self._at_once
         for start in range(0, len(self._prompts), size):
             prompts = self._prompts[start : start + size]
             first = self.options.first_particle + start
@@ -145,11 +154,14 @@ class Batch:
         prompts: prompt of each particle.
         options: options of the sampler.
         meter: counter of function evaluations and clock.
+        known: latents (B, *shape), and velocity and gradient there, from a forward that the start of the
+            sampler has made already. The first step takes them in place of a second forward.
     """
 
     def __init__(self, owner: Particles, particles: range, prompts: Sequence[str]) -> None:
         self.method, self.options, self.meter = owner.method, owner.options, owner.meter
         self.particles, self.prompts = particles, prompts
+        self.known: tuple[Tensor, Guidance] | None = None
         self._owner = owner
         seed, shape = owner.options.seed, owner.model.shape
         self._streams = [ParticleNoise(seed, particle, shape) for particle in particles]
@@ -160,6 +172,28 @@ class Batch:
     def draw(self, count: int = 1) -> Tensor:
         """Draw standard normal noise (B * count, *shape): `count` draws of the first particle, and so on."""
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
+
+    def uniform(self) -> Tensor:
+        """Draw a number in [0, 1) for every particle, float64 (B,), on the CPU, from `choices`."""
+        return torch.tensor([stream.choices.random() for stream in self._streams], dtype=torch.float64)
+
+    def permutations(self, count: int, size: int) -> Tensor:
+        """Draw `count` permutations of range(size) for every particle, int64 (B, count, size).
+
+        They are on the device of the model, from each particle's own stream of choices.
+        """
+        drawn = [
+            [stream.choices.permutation(size) for _ in range(count)] or np.empty((0, size), dtype=np.int64)
+            for stream in self._streams
+        ]
+        return torch.from_numpy(np.array(drawn)).to(self._owner.model.device)
+
+    def take_known(self, x: Tensor) -> "Guidance | None":
+        """Return what is known at the tensor x and forget it, or None if it is known at another one."""
+        if self.known is None or self.known[0] is not x:
+            return None
+        guidance, self.known = self.known[1], None
+        return guidance
 
     def time(self, stage: Stage) -> AbstractContextManager[None]:
         """Add the time of the block to a stage of the next record."""
@@ -198,6 +232,7 @@ class Batch:
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
         noise_peaks: Sequence[float] | None = None,
+        accepted: Sequence[bool] | None = None,
     ) -> None:
         """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
@@ -216,6 +251,7 @@ class Batch:
                     seconds_whitening=seconds["whitening"],
                     fallback=None if fallbacks is None else fallbacks[index],
                     noise_peak=None if noise_peaks is None else noise_peaks[index],
+                    accepted=None if accepted is None else accepted[index],
                 )
             )
 

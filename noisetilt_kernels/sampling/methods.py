@@ -9,7 +9,7 @@ from ..checks import check_choice, did_you_mean
 from .operators import operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
-from .registry import REQUIRED, SAMPLERS, Sampler
+from .registry import DETAILS, REQUIRED, SAMPLERS, Sampler
 from .result import Result
 from .schedules import Schedule
 
@@ -20,7 +20,8 @@ class Method:
 
     Args:
         name: name of a sampler in SAMPLERS.
-        arguments: keyword arguments of the sampler; `schedule` and `scale` describe a `Schedule`.
+        arguments: keyword arguments of the sampler; `schedule` and `scale` describe a `Schedule`, `start` and
+            `start_iterations` etc. a `Start`.
 
     Raises:
         ValueError: an unknown name, an argument that the sampler does not have, or a missing one without a
@@ -39,10 +40,13 @@ class Method:
                     f"{self.name} has no argument {name!r}{did_you_mean(name, parameters)}; "
                     f"it has: {', '.join(parameters)}"
                 )
-        if "scale" in self.arguments and "schedule" not in self.arguments:
-            raise ValueError(
-                f"{self.name}: scale={self.arguments['scale']} needs a schedule; add schedule=NAME"
-            )
+        for owner, details in DETAILS.items():
+            for name in self.arguments:
+                if name in details.arguments and not details.apply_to(self.arguments.get(owner)):
+                    wanted = "NAME" if details.needed is None else " or ".join(details.needed)
+                    raise ValueError(
+                        f"{self.name}: {name}={self.arguments[name]} needs a {owner}; add {owner}={wanted}"
+                    )
         for name, parameter in parameters.items():
             if parameter.default is REQUIRED and name not in self.arguments:
                 raise ValueError(
@@ -51,6 +55,8 @@ class Method:
 
     def resolved(self, defaults: Mapping[str, Any] = MappingProxyType({})) -> "Method":
         """Return the method with a value for every argument: given, by `defaults`, or by the sampler.
+
+        The arguments of a start that the method does not have are left out.
 
         Args:
             defaults: values by name that take precedence over the sampler's defaults. Names that the sampler
@@ -69,6 +75,9 @@ class Method:
         }
         if "schedule" in arguments and arguments["scale"] is None:
             arguments["scale"] = Schedule(arguments["schedule"]).scale
+        for owner, details in DETAILS.items():
+            if owner in arguments and not details.apply_to(arguments[owner]):
+                arguments = {name: arguments[name] for name in arguments if name not in details.arguments}
         return Method(self.name, arguments)
 
     def sample(
@@ -79,13 +88,13 @@ class Method:
         options: SamplerOptions | None = None,
     ) -> Result:
         """Run the sampler. Arguments, result and errors: see the sampler, for example `ntrk`."""
-        arguments = _with_schedule(self.arguments)
+        arguments = _with_details(self.arguments)
         return self.sampler.function(model, reward, prompts, options=options, **arguments)
 
     def check(self) -> None:
         """Raise ValueError for an argument out of its range."""
         try:
-            self.sampler.check(**_with_schedule(self._all_arguments))
+            self.sampler.check(**_with_details(self._all_arguments))
         except TypeError as error:
             raise ValueError(str(error)) from None
 
@@ -106,8 +115,8 @@ class Method:
 
     @property
     def needs_gradient(self) -> bool:
-        """True if the sampler uses the gradient of the reward."""
-        return self.sampler.needs_gradient
+        """True if the sampler or its start uses the gradient of the reward."""
+        return self.sampler.needs_gradient or self.arguments.get("start") == "pcnl"
 
     @property
     def nfe(self) -> int:
@@ -116,7 +125,7 @@ class Method:
 
     def particles_at_once(self, micro_batch: int) -> int:
         """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
-        return max(1, micro_batch // self.entries)
+        return 1 if self.sampler.alone else max(1, micro_batch // self.entries)
 
     @property
     def entries(self) -> int:
@@ -164,12 +173,13 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), arguments
 
 
-def _with_schedule(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with schedule and scale replaced by a `Schedule`."""
+def _with_details(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with schedule and scale replaced by a `Schedule`, and the start by a `Start`."""
     merged = dict(arguments)
-    scale = merged.pop("scale", None)
-    if "schedule" in merged:
-        merged["schedule"] = Schedule(merged["schedule"], scale)
+    for owner, details in DETAILS.items():
+        if owner in merged:
+            given = {of: merged.pop(name) for name, of in details.arguments.items() if name in merged}
+            merged[owner] = details.make(merged[owner], **given)
     return merged
 
 

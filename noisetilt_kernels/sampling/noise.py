@@ -1,6 +1,7 @@
 """Reproducible noise: one stream for each particle."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,8 +22,17 @@ class ParticleNoise:
     """
 
     def __init__(self, seed: int, particle: int, shape: Sequence[int]) -> None:
+        self._seeds = seed, particle
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, particle])))
         self._shape = tuple(shape)
+
+    @cached_property
+    def choices(self) -> np.random.Generator:
+        """Generator of everything that is not noise, such as a decision or a permutation.
+
+        It has a stream of its own, so that such a draw does not move the noise.
+        """
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._seeds, spawn_key=(1,))))
 
     def draw(self, count: int = 1) -> Tensor:
         """Return the next `count` draws, (count, *shape). Draws made one at a time are the same."""

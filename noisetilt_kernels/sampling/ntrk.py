@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from ..checks import check_choice, check_number
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .gradients import cosines, flow_guidance
 from .loop import start_particles
 from .operators import OPERATORS, operator_by_name
@@ -15,19 +15,25 @@ from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
+from .starts import Start, as_start, forwards_of_start
 from .steps import advance
 from .typicality import TotalNoise
 
 
-def check_ntrk(*, rho: float, operator: str, steps: int, schedule: str | Schedule) -> None:
+def check_ntrk(
+    *, rho: float, operator: str, steps: int, schedule: str | Schedule, start: str | Start
+) -> None:
     """Raise ValueError or TypeError for an argument of `ntrk` out of its range."""
     check_number("ntrk", "rho", rho, 0, 1)
     check_choice("ntrk", "operator", operator, OPERATORS)
-    check_flow("ntrk", steps, schedule)
+    check_flow("ntrk", steps, schedule, start)
 
 
 @register_sampler(
-    kind="flow", needs_gradient=True, check=check_ntrk, nfe=lambda arguments: arguments["steps"]
+    kind="flow",
+    needs_gradient=True,
+    check=check_ntrk,
+    nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
 )
 def ntrk(
     model: FlowModel,
@@ -38,6 +44,7 @@ def ntrk(
     operator: str = "w",
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    start: str | Start = DEFAULT_START,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with tilted noise sqrt(rho) W(grad r(x0_hat)) + sqrt(1 - rho) eps (NoiseTilt eq. 11 and 12).
@@ -53,9 +60,12 @@ def ntrk(
         rho: guidance strength in [0, 1]; a large one destroys the images, so compare 0.003, 0.01, 0.03, 0.1
             and 0.3 with a held-out reward (docs/rho.md). With the operators "w", "wgnc" and "norm" the noise
             keeps its norm at every strength; a larger rho leaves less of it random.
-        operator: whitening operator that turns the gradient into noise: "w", "wgnc", "norm" or "identity".
+        operator: whitening operator that turns the gradient into noise: "w", its parts "2os+tiles" and "2os",
+            "wgnc", "norm" or "identity".
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
+            counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -63,12 +73,13 @@ def ntrk(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule)
-    plan = plan_flow("ntrk", model, steps, schedule)
+    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule, start=start)
+    start = as_start("ntrk", start)
+    plan = plan_flow("ntrk", model, steps, schedule, start)
     whiten = operator_by_name("ntrk", operator, tuple(model.shape))
-    with start_particles("ntrk", model, reward, prompts, options, steps) as particles:
+    with start_particles("ntrk", model, reward, prompts, options, start.iterations + steps) as particles:
         for batch in particles.batches():
-            x = batch.draw()
+            x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step in plan[:-1]:
                 guidance = flow_guidance(batch, model, x, step)

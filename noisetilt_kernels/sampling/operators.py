@@ -1,8 +1,10 @@
-"""Operators that turn a gradient into noise, by name (NoiseTilt section B.7).
+"""Operators that turn a gradient into noise, by name (NoiseTilt sections B.5 and B.7).
 
 | name | result for a gradient |
 |---|---|
 | "w" | a nearby typical noise, by confidence intervals: `torch.ops.noisetilt.whiten` |
+| "2os+tiles" | the first part of "w": values and statistics of tiles, without the other domains |
+| "2os" | the first part of that: order statistics of the values |
 | "wgnc" | the nearest noise with exact norms of spectral blocks: `torch.ops.noisetilt.project_wgnc` |
 | "norm" | the gradient scaled to norm sqrt(N) |
 | "identity" | the gradient itself |
@@ -13,7 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..backends.tables import NORMAL, cached_table
 from ..checks import check_choice
+from ..config import preset
 from ..python_ref import identity, norm_projection
 
 Operator = Callable[[Tensor], Tensor]
@@ -22,6 +26,26 @@ Operator = Callable[[Tensor], Tensor]
 
 def _whiten(x: Tensor) -> Tensor:
     return torch.ops.noisetilt.whiten(x)
+
+
+def _project_2os(x: Tensor) -> Tensor:
+    config = preset("auto", x.shape)
+    if x.is_meta:  # only the checks: a table of a video takes seconds
+        return x
+    values = x.flatten(1)
+    for chunk_size in config.chunk_sizes:
+        num_chunks = values.shape[1] // chunk_size
+        table = cached_table(num_chunks, chunk_size, config.alpha, NORMAL, x.dtype, x.device)
+        values = torch.ops.noisetilt.project_2os(values, table.lower, table.upper)
+    return values.view_as(x)
+
+
+def _project_2os_and_tiles(x: Tensor) -> Tensor:
+    config = preset("auto", x.shape)
+    x = _project_2os(x)
+    for tile in config.tile_sizes:
+        x = torch.ops.noisetilt.project_tile_stats(x, tile, config.chunk_sizes, config.alpha)
+    return x
 
 
 def _project_wgnc(x: Tensor) -> Tensor:
@@ -35,6 +59,8 @@ def _norm_one_by_one(x: Tensor) -> Tensor:
 
 _OPERATORS: dict[str, Operator] = {
     "w": _whiten,
+    "2os+tiles": _project_2os_and_tiles,
+    "2os": _project_2os,
     "wgnc": _project_wgnc,
     "norm": _norm_one_by_one,
     "identity": identity,

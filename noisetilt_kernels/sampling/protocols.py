@@ -59,7 +59,7 @@ class FlowModel(Protocol):
 
 @runtime_checkable
 class OneStepModel(Protocol):
-    """A generator that turns noise into an image in one step, as `wgnc` requires.
+    """A generator that turns noise into an image in one step, as the noise optimisers require.
 
     Any class with these three members is a OneStepModel; it need not inherit from it:
 

@@ -12,11 +12,39 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from .operators import OPERATORS
 from .result import Result
 from .schedules import SCHEDULES, Schedule
+from .starts import PCNL, STARTS, start_of
 
 REQUIRED = inspect.Parameter.empty
 """Default of a parameter that must be given."""
 
-_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES}
+# Names of these parameters; those of another one are in its annotation, a `Literal`.
+_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES, "start": STARTS}
+
+
+class Details(NamedTuple):
+    """Parameters of every sampler that describe the value of another one, such as `scale` the `schedule`."""
+
+    make: Callable[..., Any]
+    """Function that makes the described value from the name and these arguments."""
+    described_by: Callable[..., Any]
+    """Function with these arguments in its signature and docstring."""
+    arguments: Mapping[str, str]
+    """Argument of the functions for the name of each parameter."""
+    needed: tuple[str, ...] | None = None
+    """Names that have these details; None is all of them."""
+
+    def apply_to(self, value: str | None) -> bool:
+        """Return True if a parameter with this value, or None if it is not given, has these details."""
+        return value is not None and (self.needed is None or value in self.needed)
+
+
+DETAILS: Mapping[str, Details] = {
+    "schedule": Details(Schedule, Schedule, {"scale": "scale"}),
+    "start": Details(
+        start_of, PCNL, {f"start_{name}": name for name in inspect.signature(PCNL).parameters}, ("pcnl",)
+    ),
+}
+"""Details of a parameter by its name."""
 
 
 class Parameter(NamedTuple):
@@ -45,6 +73,7 @@ class Sampler:
         needs_gradient: the sampler uses the gradient of the reward.
         nfe: function that maps the arguments to the number of function evaluations of a particle.
         entries: function that maps the arguments to the number of batch entries of a particle at once.
+        alone: particles run one after another, because a forward depends on the reward of the one before.
     """
 
     name: str
@@ -54,16 +83,19 @@ class Sampler:
     needs_gradient: bool
     nfe: Callable[[Mapping[str, Any]], int]
     entries: Callable[[Mapping[str, Any]], int]
+    alone: bool
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
-        """Parameters by name. `scale` follows `schedule`; both together describe a `Schedule`."""
+        """Parameters by name. Its `DETAILS` follow a parameter, such as `scale` after `schedule`."""
         found: dict[str, Parameter] = {}
         for name, parameter in inspect.signature(self.function).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "options":
                 found[name] = _parameter_of(self.function, name)
-                if name == "schedule":
-                    found["scale"] = _parameter_of(Schedule, "scale")
+                if name in DETAILS:
+                    details = DETAILS[name]
+                    for detail, argument in details.arguments.items():
+                        found[detail] = _parameter_of(details.described_by, argument)
         return found
 
 
@@ -80,6 +112,7 @@ def register_sampler(
     check: Callable[..., None],
     nfe: Callable[[Mapping[str, Any]], int],
     entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
+    alone: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that adds a sampler to SAMPLERS under the name of its function.
 
@@ -93,7 +126,7 @@ def register_sampler(
         name = function.__name__
         if name in SAMPLERS:
             raise ValueError(f"register_sampler: the name {name!r} is taken; rename the function")
-        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries)
+        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries, alone)
         return function
 
     return register
@@ -103,18 +136,19 @@ def _parameter_of(function: Callable[..., Any], name: str) -> Parameter:
     """Read a parameter from the signature and the docstring of a function.
 
     Raises:
-        TypeError: the annotation has none of int, float and str.
+        TypeError: the annotation is no `Literal` of names and has none of int, float and str.
     """
     hint = typing.get_type_hints(function).get(name)
+    names = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
     union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
-    kind = next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
+    kind = str if names else next((kind for kind in (hint, *union) if kind in (int, float, str)), None)
     if kind is None:
         raise TypeError(
             f"{function.__name__}: {name} must be annotated with int, float, str or a union with one, "
             f"got {hint!r}"
         )
     default = inspect.signature(function).parameters[name].default
-    return Parameter(kind, default, _helps_of(function).get(name, ""), _CHOICES.get(name))
+    return Parameter(kind, default, _helps_of(function).get(name, ""), names or _CHOICES.get(name))
 
 
 def _helps_of(function: Callable[..., Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Latents x, velocities and noise are float32 (B, *shape).
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -78,3 +79,13 @@ def mean(x: Tensor, velocity: Tensor, step: Step) -> Tensor:
 def advance(x: Tensor, velocity: Tensor, step: Step, noise: Tensor) -> Tensor:
     """Return x_{t-delta} = mu + sigma noise, for standard normal or tilted noise of x's shape."""
     return mean(x, velocity, step) + step.sigma * noise
+
+
+def renoise(x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
+    """Return x_t = a x_s + b noise: the forward process of the flow from time s to a later time t.
+
+    a = (1-t) / (1-s) and b^2 = t^2 - a^2 s^2 carry the distribution of x_s exactly to that of x_t. At t = 1
+    nothing of x_s is left.
+    """
+    a = (1 - t) / (1 - s)
+    return a * x + math.sqrt(max(0.0, t**2 - (a * s) ** 2)) * noise

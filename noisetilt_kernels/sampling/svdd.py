@@ -7,27 +7,31 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, finish_flow, plan_flow, velocity_of
+from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result, best_index
 from .schedules import Schedule
+from .starts import Start, as_start, forwards_of_start
 from .steps import denoised, mean
+from .velocity import velocity_of
 
 
-def check_svdd(*, candidates: int, steps: int, schedule: str | Schedule) -> None:
+def check_svdd(*, candidates: int, steps: int, schedule: str | Schedule, start: str | Start) -> None:
     """Raise ValueError or TypeError for an argument of `svdd` out of its range."""
     check_integer("svdd", "candidates", candidates, 1)
-    check_flow("svdd", steps, schedule)
+    check_flow("svdd", steps, schedule, start)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=False,
     check=check_svdd,
-    nfe=lambda arguments: 1 + arguments["candidates"] * (arguments["steps"] - 1),
+    nfe=lambda arguments: (
+        1 + arguments["candidates"] * (arguments["steps"] - 1) + forwards_of_start(arguments)
+    ),
     entries=lambda arguments: arguments["candidates"],
 )
 def svdd(
@@ -38,6 +42,7 @@ def svdd(
     candidates: int = 4,
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    start: str | Start = DEFAULT_START,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Draw K candidates at each step and keep the one with the highest r(x0_hat) (NoiseTilt eq. 8 and 9).
@@ -57,6 +62,8 @@ def svdd(
             fit with all their candidates, at least one; candidates are divided into micro-batches too.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
+            counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -64,11 +71,14 @@ def svdd(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_svdd(candidates=candidates, steps=steps, schedule=schedule)
-    plan = plan_flow("svdd", model, steps, schedule)
-    with start_particles("svdd", model, reward, prompts, options, steps, entries=candidates) as particles:
+    check_svdd(candidates=candidates, steps=steps, schedule=schedule, start=start)
+    start = as_start("svdd", start)
+    plan = plan_flow("svdd", model, steps, schedule, start)
+    with start_particles(
+        "svdd", model, reward, prompts, options, start.iterations + steps, entries=candidates
+    ) as particles:
         for batch in particles.batches():
-            x = batch.draw()
+            x = start(batch, model, plan[0])
             velocity = velocity_of(batch, model, x, plan[0].t, batch.prompts)
             for step in plan[:-1]:
                 center = mean(x, velocity, step).repeat_interleave(candidates, dim=0)

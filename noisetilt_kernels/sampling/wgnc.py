@@ -1,25 +1,31 @@
 """WGNC: the noise of a one-step model optimised under white Gaussian noise constraints (WGNC algorithm 1)."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from ..checks import check_choice, check_integer, check_number
-from .gradients import cosines, norms, one_step_guidance
-from .loop import Batch, start_particles
+from ..checks import check_choice
+from .gradients import Guidance
+from .loop import Batch
 from .operators import OPERATORS, operator_by_name
+from .optimize import Answer, check_optimizer, optimize_one_step
 from .options import SamplerOptions
 from .protocols import OneStepModel, Reward, check_model
 from .registry import register_sampler
 from .result import Result
-from .typicality import spectral_peaks
+
+Projected = Literal["both", "gradient", "latent", "neither"]
+"""Object of the projection of `wgnc`: gradient and noise, one of them, or neither."""
 
 
-def check_wgnc(*, iterations: int, lr: float, clip: float, operator: str) -> None:
+def check_wgnc(
+    *, iterations: int, lr: float, clip: float, operator: str, project: Projected, answer: Answer
+) -> None:
     """Raise ValueError or TypeError for an argument of `wgnc` out of its range."""
-    check_integer("wgnc", "iterations", iterations, 1)
-    check_number("wgnc", "lr", lr, 0)
-    check_number("wgnc", "clip", clip, 0)
+    check_optimizer("wgnc", iterations, lr, clip, answer)
+    check_choice("wgnc", "project", project, get_args(Projected))
     check_choice("wgnc", "operator", operator, OPERATORS)
 
 
@@ -38,6 +44,8 @@ def wgnc(
     lr: float = 0.02,
     clip: float = 0.03,
     operator: str = "wgnc",
+    project: Projected = "both",
+    answer: Answer = "last",
     options: SamplerOptions | None = None,
 ) -> Result:
     """Repeat x <- Adam(x, P(grad r(M(x)))), x <- P(x) for a one-step model M (DESIGN section 7).
@@ -53,7 +61,9 @@ def wgnc(
         lr: learning rate of Adam. The authors use 0.02 for FLUX-schnell and 0.1 for SDXL-Turbo.
         clip: largest norm of P(grad) that Adam gets. P(grad) has norm about sqrt(N) for every
             gradient, so clipping scales it; the scale matters only relative to Adam's epsilon.
-        operator: projection P: "wgnc", "w", "norm" or "identity".
+        operator: projection P: "wgnc", "w", "2os+tiles", "2os", "norm" or "identity".
+        project: what P is applied to, "both", "gradient", "latent" or "neither".
+        answer: iterate that is returned, "last" or "best": the one with the highest reward.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`. With
             `non_finite="plain_noise"` an iteration without a usable gradient leaves the latent unchanged.
 
@@ -65,40 +75,23 @@ def wgnc(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_wgnc(iterations=iterations, lr=lr, clip=clip, operator=operator)
+    check_wgnc(iterations=iterations, lr=lr, clip=clip, operator=operator, project=project, answer=answer)
     check_model("wgnc", model, OneStepModel)
-    project = operator_by_name("wgnc", operator, tuple(model.shape))
-    with start_particles("wgnc", model, reward, prompts, options, iterations + 1) as particles:
-        for batch in particles.batches():
-            # One parameter for each particle: Adam then works on the same lengths in every micro-batch, and
-            # skips a particle without a gradient.
-            latents = list(batch.draw())
-            optimizer = torch.optim.Adam(latents, lr=lr, maximize=True)
-            for iteration in range(iterations):
-                guidance = one_step_guidance(batch, model, torch.stack(latents), iteration)
-                with batch.time("whitening"):
-                    direction = project(guidance.gradient)
-                sizes = norms(direction)
-                for latent, ascent, size, reason in zip(
-                    latents, direction, sizes, guidance.fallbacks, strict=True
-                ):
-                    latent.grad = ascent * min(1.0, clip / size) if reason is None else None
-                optimizer.step()
-                with batch.time("whitening"):
-                    projected = project(torch.stack(latents))
-                for latent, moved, reason in zip(latents, projected, guidance.fallbacks, strict=True):
-                    if reason is None:
-                        latent.copy_(moved)
-                similarity = cosines(guidance, direction)
-                batch.record(iteration, 1.0, guidance.rewards, guidance.norms, similarity, guidance.fallbacks)
-            _finish(batch, model, torch.stack(latents), iterations)
-        return particles.result()
+    projection = operator_by_name("wgnc", operator, tuple(model.shape))
 
+    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        return projection(guidance.gradient) if project in ("both", "gradient") else guidance.gradient
 
-def _finish(batch: Batch, model: OneStepModel, x: torch.Tensor, iterations: int) -> None:
-    """Make and judge the images of the optimised noise, and finish the batch."""
-    images = batch.meter.forward(model.generate, x, batch.prompts)
-    with batch.time("reward"):
-        rewards = batch.rewards(images, batch.prompts)
-    batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=spectral_peaks(x))
-    batch.finish(x, images, rewards)
+    return optimize_one_step(
+        "wgnc",
+        model,
+        reward,
+        prompts,
+        options,
+        iterations=iterations,
+        optimizer=lambda x: torch.optim.Adam(x, lr=lr, maximize=True),
+        clip=clip,
+        direction=direction,
+        project=projection if project in ("both", "latent") else None,
+        answer=answer,
+    )

@@ -17,7 +17,7 @@ from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
-from noisetilt_kernels.sampling.methods import Method
+from noisetilt_kernels.sampling.methods import Method, split_method
 
 SAMPLE = [
     "sample",
@@ -53,7 +53,9 @@ def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
     assert "2 of 32 x 32" in result.output and "3 per image, 6 in total" in result.output
     assert "digit-judge" in result.output and str(out) in result.output
     run = json.loads((out / "run.json").read_text())["settings"]
-    resolved = {"rho": 0.5, "operator": "w", "steps": 3, "schedule": "linear", "scale": 2.0}
+    resolved = {
+        **{"rho": 0.5, "operator": "w", "steps": 3, "schedule": "linear", "scale": 2.0, "start": "noise"}
+    }
     assert run["method"] == {"name": "ntrk", "arguments": resolved}
     assert "ntrk:rho=0.5,operator=w,steps=3,schedule=linear,scale=2.0" in result.output
     assert run["rewards"] == {"brightness": 1.0} and run["seed"] == 5
@@ -113,6 +115,40 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = invoke("sample", "--resume", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "run" / "images").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "forwards"),
+    [
+        ("svdd:steps=3,candidates=2", 5),
+        ("freedom:steps=5,travel=2", 7),
+        ("ntrk:steps=2,start=pcnl,start_iterations=3", 5),
+        ("reno:iterations=2", 3),
+        ("prno:iterations=2,shuffles=3", 3),
+        ("mpgr:iterations=2", 3),
+        ("rbf:steps=3,budget=9,starts=2", 9),
+        ("dno:iterations=1,steps=2", 4),
+        ("wgnc:iterations=2,project=gradient,answer=best", 3),
+    ],
+)
+def test_the_plan_of_a_method_is_its_cost_and_a_run_resumes(tmp_path: Path, text: str, forwards: int) -> None:
+    """The plan's NFE are the forwards; a particle that is made again on resuming has the same bits."""
+    one_step = Method(*split_method(text)).one_step
+    command, model = ("optimize", "digits-turbo") if one_step else ("sample", "digits")
+    arguments = [command, "--model", model, *SAMPLE[3:-2], "--method", text, "--particles", 2]
+    result = invoke(*arguments, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert f"{forwards} per image, {2 * forwards} in total" in result.output
+    result = invoke(*arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    latent, records = tmp_path / "run" / "latents" / "0001.safetensors", tmp_path / "run" / "records.jsonl"
+    before, lines = latent.read_bytes(), records.read_text().splitlines()
+    assert len({(line["particle"], line["step"]) for line in map(json.loads, lines)}) == len(lines)
+    latent.unlink()
+    result = invoke(command, "--resume", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert latent.read_bytes() == before
+    assert len(records.read_text().splitlines()) == len(lines)
 
 
 def test_resume_refuses_another_source_of_a_reward(tmp_path: Path) -> None:
@@ -221,7 +257,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
     [
         (
             ["--method", "base", "--rho", "0.1"],
-            "--rho is not an option of base; it has --steps, --schedule, --scale",
+            "--rho is not an option of base; it has --steps, --schedule, --scale, --start, ",
         ),
         (
             ["--method", "ntrk:rho=0.3", "--rho", "0.1"],
@@ -231,7 +267,10 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "dps"], "dps needs --strength, which has no default"),
         (["--method", "ntkr"], "got 'ntkr' (did you mean 'ntrk'?)"),
         (["--method", "best_of_n"], "for the best of N images give --particles N"),
-        (["--method", "nonsense"], "--method must be one of base, dps, ntrk, svdd, got 'nonsense'"),
+        (
+            ["--method", "nonsense"],
+            "--method must be one of base, dno, dps, freedom, ntrk, rbf, svdd, got 'nonsense'",
+        ),
     ],
 )
 def test_conflicts_of_methods_and_shorthands(tmp_path: Path, changes: list[str], message: str) -> None:
@@ -269,6 +308,7 @@ def test_arguments_of_a_method_and_shorthands_are_joined(tmp_path: Path) -> None
             "schedule": ["constant", "linear"][index],
             "steps": 3,
             "scale": 0.5,
+            "start": "noise",
         }
 
 
@@ -295,7 +335,10 @@ def test_optimize_takes_the_syntax_of_methods(tmp_path: Path) -> None:
     result = invoke(
         *arguments, "--method", "wgnc:lr=0.1,iterations=3", "--clip", 1, "--out", tmp_path / "run"
     )
-    assert result.exit_code == 0 and "wgnc:iterations=3,lr=0.1,clip=1.0,operator=wgnc" in result.output
+    assert (
+        result.exit_code == 0
+        and "wgnc:iterations=3,lr=0.1,clip=1.0,operator=wgnc,project=both,answer=last" in result.output
+    )
     assert "4 per image" in result.output
 
 

@@ -163,7 +163,7 @@ def left_half(images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 class Spy:
-    """Wrapper of a model that remembers the inputs of every call."""
+    """Wrapper of a model that remembers the inputs of every call; those of a backward are only counted."""
 
     def __init__(self, model: GaussianFlow | LatentFlow) -> None:
         self.model = model
@@ -175,9 +175,14 @@ class Spy:
         )
         self.calls: list[tuple[Tensor, float, list[str], bool]] = []
         """x, t and prompts of every forward, and True if gradients were enabled."""
+        self.repeated = 0
+        """Number of batch entries of the forwards that a backward made a second time."""
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
-        self.calls.append((x.detach().clone(), sigma, list(prompts), torch.is_grad_enabled()))
+        if torch._C._current_graph_task_id() == -1:
+            self.calls.append((x.detach().clone(), sigma, list(prompts), torch.is_grad_enabled()))
+        else:
+            self.repeated += len(x)
         return self.model.velocity(x, sigma, prompts)
 
     @property

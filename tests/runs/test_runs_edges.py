@@ -355,9 +355,16 @@ def test_options_of_the_commands_reach_the_settings(tmp_path: Path, monkeypatch:
         and settings.lora == ("some/lora",)
     )
     defaults = {"rho": 0.01, "operator": "w"}
-    assert settings.method.arguments == {**defaults, "steps": 1, "schedule": "linear", "scale": 0.5}
+    assert settings.method.arguments == {
+        **defaults,
+        "steps": 1,
+        "schedule": "linear",
+        "scale": 0.5,
+        "start": "noise",
+    }
     assert (compute.micro_batch, compute.offload, compute.progress) == (3, False, True)
-    assert optimized.method.arguments == {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w"}
+    wanted = {"iterations": 2, "lr": 1.0, "clip": 2.0, "operator": "w", "project": "both", "answer": "last"}
+    assert optimized.method.arguments == wanted
 
 
 @pytest.mark.parametrize(
@@ -448,6 +455,8 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     )
     svdd = replace(settings, method=Method("svdd", {"candidates": 2}))
     assert "activations of 6 at once" in rows(svdd, ComputeOptions(micro_batch=50))["memory"]
+    alone = replace(settings, method=Method("rbf"))
+    assert "activations of 1 at once" in rows(alone, ComputeOptions(micro_batch=50))["memory"]
     assert "plus the reward model" not in one["memory"]
     assert (
         "plus the reward model"

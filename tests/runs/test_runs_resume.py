@@ -265,7 +265,8 @@ def test_all_differences_are_listed(tmp_path: Path) -> None:
     # a method that this version does not have
     other = {**SETTINGS.to_json(), "method": {"name": "unknown", "arguments": {}}}
     with pytest.raises(
-        RunFolderError, match=r"method 'ntrk:rho=0.3,operator=w,steps=2,schedule=linear,scale=2.0', not \{"
+        RunFolderError,
+        match=r"method 'ntrk:rho=0.3,operator=w,steps=2,schedule=linear,scale=2.0,start=noise', not \{",
     ):
         RunFolder(tmp_path, other, resume=True)
 

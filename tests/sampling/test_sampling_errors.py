@@ -16,9 +16,18 @@ FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     "ntrk": (sampling.ntrk, {}),
     "dps": (sampling.dps, {"strength": 1.0}),
+    "freedom": (sampling.freedom, {}),
+    "rbf": (sampling.rbf, {}),
+    "dno": (sampling.dno, {}),
     "svdd": (sampling.svdd, {}),
 }
-EVERY = {**FLOW, "wgnc": (sampling.wgnc, {})}
+ONE_STEP: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "wgnc": (sampling.wgnc, {}),
+    "reno": (sampling.reno, {}),
+    "prno": (sampling.prno, {}),
+    "mpgr": (sampling.mpgr, {}),
+}
+EVERY = {**FLOW, **ONE_STEP}
 
 
 class Untouched(LatentFlow):
@@ -78,23 +87,58 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
             add(name, what, ValueError, message, model=model, steps=2)
+    for name in [name for name in FLOW if name != "dno"]:
+        add(name, "start", ValueError, "unknown start 'psi'; valid: 'noise', 'pcnl'", start="psi")
+        add(name, "start of another type", TypeError, "start must be a name or a Start", start=0.7)
+        add(name, "function without iterations", TypeError, "start must be a name or a Start", start=print)
     for rho in (-0.1, 1.1, float("nan"), float("inf")):
         add("ntrk", f"rho {rho}", ValueError, "rho must be in [0, 1]", rho=rho)
     add("ntrk", "rho of another type", TypeError, "rho must be a number", rho="0.3")
     for name in ("ntrk", "wgnc"):
-        message = "unknown operator 'white'; valid: 'w', 'wgnc', 'norm', 'identity'"
+        message = "unknown operator 'white'; valid: 'w', '2os+tiles', '2os', 'wgnc', 'norm', 'identity'"
         add(name, "operator", ValueError, message, operator="white")
         message = "operator 'wgnc' does not take latents of shape (3, 5, 7)"
         add(name, "shape for wgnc", ValueError, message, operator="wgnc", model=Untouched((3, 5, 7)))
+        for part in ("2os", "2os+tiles"):
+            message = f"operator '{part}' does not take latents of shape (3, 5, 7): whiten: preset 'auto'"
+            add(name, f"shape for {part}", ValueError, message, operator=part, model=Untouched((3, 5, 7)))
         message = "operator 'w' does not take latents of shape (3, 5, 7)"
         add(name, "shape for w", ValueError, message, operator="w", model=Untouched((3, 5, 7)))
-    add("dps", "strength", ValueError, "strength must be finite", strength=float("nan"))
-    add("dps", "strength of another type", TypeError, "strength must be a number", strength=None)
+    for name in ("dps", "freedom"):
+        add(name, "strength", ValueError, "strength must be finite", strength=float("nan"))
+        add(name, "strength of another type", TypeError, "strength must be a number", strength=None)
+    add("freedom", "scaling", ValueError, "unknown scaling 'rms'; valid: 'velocity', 'none'", scaling="rms")
+    add("freedom", "travel", ValueError, "travel must be at least 1", travel=0)
+    add("freedom", "start of the window", ValueError, "travel_from must be in [0, 1]", travel_from=-0.1)
+    add("freedom", "end of the window", ValueError, "travel_to must be in [0, 1]", travel_to=1.1)
     for count in (0, -1):
         add("svdd", f"{count} candidates", ValueError, "candidates must be at least 1", candidates=count)
-    add("wgnc", "iterations", ValueError, "iterations must be at least 1", iterations=0)
-    add("wgnc", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
-    add("wgnc", "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
+    for name in ONE_STEP:
+        add(name, "iterations", ValueError, "iterations must be at least 1", iterations=0)
+        add(name, "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
+        add(name, "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
+        add(name, "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
+        if name != "wgnc":
+            add(name, "weight", ValueError, "weight must be finite and at least 0", weight=-1)
+    add("rbf", "starts", ValueError, "starts must be at least 1", starts=0)
+    message = "budget must be at least 44, for 20 starts and one draw at each of 24 steps, got 43"
+    add("rbf", "budget", ValueError, message, budget=43)
+    message = "budget must be at least 67, for 3 starts and one draw at each of 4 steps, got 66"
+    chain = sampling.PCNL(20)
+    add("rbf", "budget with chains", ValueError, message, budget=66, starts=3, start=chain, steps=5)
+    add("dno", "iterations", ValueError, "iterations must be at least 0", iterations=-1)
+    add("dno", "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
+    add("dno", "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")
+    add("dno", "weight", ValueError, "weight must be finite and at least 0", weight=-1)
+    message = "model.shape must have a number of values divisible by 4, got (25, 3, 5, 7)"
+    add("dno", "shape", ValueError, message, model=Untouched((3, 5, 7)), weight=1.0)
+    message = "unknown project 'all'; valid: 'both', 'gradient', 'latent', 'neither'"
+    add("wgnc", "project", ValueError, message, project="all")
+    add("prno", "shuffles", ValueError, "shuffles must be at least 0", shuffles=-1)
+    message = "model.shape must have a number of values divisible by 4, got (3, 5, 7)"
+    add("prno", "shape for prno", ValueError, message, model=Untouched((3, 5, 7)))
+    message = "model.shape must have a number of values divisible by 32, got (3, 4, 4)"
+    add("mpgr", "shape for mpgr", ValueError, message, model=Untouched((3, 4, 4)))
     return found
 
 
@@ -145,6 +189,23 @@ def test_schedules() -> None:
         Schedule("linear", -1.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"iterations": -1}, ValueError, "iterations must be at least 0"),
+        ({"iterations": 2.0}, TypeError, "iterations must be an integer"),
+        ({"alpha": 0}, ValueError, "alpha must be above 0, got 0"),
+        ({"alpha": float("nan")}, ValueError, "alpha must be finite and at least 0"),
+        ({"epsilon": 0.0}, ValueError, "epsilon must be above 0, got 0"),
+        ({"epsilon": 5}, ValueError, "epsilon must be in [0, 4], got 5"),
+        ({"clip": -1}, ValueError, "clip must be finite and at least 0"),
+    ],
+)
+def test_chains_of_a_start(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^PCNL: {re.escape(message)}"):
+        sampling.PCNL(**given)
+
+
 def test_best_of_n() -> None:
     with pytest.raises(ValueError, match=r"^best_of_n: n must be at least 1, got 0"):
         sampling.best_of_n(sampling.ntrk, Untouched(), brightness, "", n=0)
@@ -181,13 +242,20 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("ntrk", LatentFlow()), ("dps", LatentFlow()), ("wgnc", LatentGenerator())]
+    ("name", "model"),
+    [
+        ("ntrk", LatentFlow()),
+        ("dps", LatentFlow()),
+        ("freedom", LatentFlow()),
+        ("dno", LatentFlow()),
+        *[(name, LatentGenerator()) for name in ONE_STEP],
+    ],
 )
 def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -> None:
     sampler, arguments = EVERY[name]
     with pytest.raises(ValueError, match=f"^{name}: the reward has no gradient"):
         sampler(model, torch.no_grad()(brightness), "", **arguments)
-    function = "generate" if name == "wgnc" else "velocity"
+    function = "generate" if name in ONE_STEP else "velocity"
     cut = type(model)()
     setattr(cut, function, torch.no_grad()(getattr(cut, function)))
     with pytest.raises(ValueError, match=f"^{name}: the model's output has no gradient"):
@@ -196,6 +264,6 @@ def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -
 
 def test_methods_without_gradient_need_none() -> None:
     flow = GaussianFlow([0.0], [[1.0]])
-    for name in ("base", "svdd"):
+    for name in ("base", "svdd", "rbf"):
         sampler, arguments = FLOW[name]
         sampler(flow, torch.no_grad()(brightness), "", steps=2, **arguments)

@@ -32,9 +32,19 @@ STEPS = 4
 GUIDED: dict[str, tuple[Callable[..., Result], Any, dict[str, Any]]] = {
     "ntrk": (sampling.ntrk, LatentFlow(bend=0.1), {"steps": STEPS}),
     "dps": (sampling.dps, LatentFlow(bend=0.1), {"steps": STEPS, "strength": 300.0}),
+    "freedom": (
+        sampling.freedom,
+        LatentFlow(bend=0.1),
+        {"steps": STEPS, "strength": 300.0, "scaling": "none", "travel": 1},
+    ),
     "svdd": (sampling.svdd, LatentFlow(bend=0.1), {"steps": STEPS, "candidates": 2}),
     "wgnc": (sampling.wgnc, LatentGenerator(), {"iterations": STEPS - 1, "lr": 0.1}),
+    "reno": (sampling.reno, LatentGenerator(), {"iterations": STEPS - 1}),
+    "prno": (sampling.prno, LatentGenerator(), {"iterations": STEPS - 1, "shuffles": 1}),
+    "mpgr": (sampling.mpgr, LatentGenerator(), {"iterations": STEPS - 1}),
+    "dno": (sampling.dno, LatentFlow(bend=0.1), {"iterations": STEPS - 1, "steps": 2}),
 }
+OPTIMISERS = ("wgnc", "reno", "prno", "mpgr", "dno")
 BASE = (sampling.base, LatentFlow(bend=0.1), {"steps": STEPS})
 
 
@@ -79,13 +89,13 @@ def test_records(name: str) -> None:
     for record in made:
         last = record.step == STEPS - 1
         assert record.method == name
-        assert record.t == (1.0 if name == "wgnc" else 1 - record.step / STEPS)
+        assert record.t == (1.0 if name in OPTIMISERS else 1 - record.step / STEPS)
         assert (record.reward is None) == (name == "base" and not last)
         assert (record.gradient_norm is None) == (name in ("base", "svdd") or last)
-        assert (record.cosine is None) == (name not in ("ntrk", "wgnc") or last)
+        assert (record.cosine is None) == (name not in ("ntrk", *OPTIMISERS) or last)
         assert record.seconds_model > 0 or (name == "svdd" and last)  # svdd knows the last velocity already
         assert (record.seconds_reward > 0) == (record.reward is not None)
-        assert (record.seconds_whitening > 0) == (name in ("ntrk", "wgnc") and not last)
+        assert (record.seconds_whitening > 0) == (name in ("ntrk", *OPTIMISERS) and not last)
         assert record.fallback is None
         if record.cosine is not None:
             assert 0 < record.cosine <= 1 and record.gradient_norm > 0
@@ -177,7 +187,7 @@ def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> No
     assert finished == ([0, 1, 2] if name == "svdd" else [0, 1])
 
 
-@pytest.mark.parametrize("name", ["ntrk", "dps", "wgnc"])
+@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom", *OPTIMISERS])
 def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
     sampler, model, arguments = GUIDED[name]
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite gradient at step 1 of particle 1; "):
@@ -199,7 +209,7 @@ def test_a_non_finite_final_reward_is_an_error_after_the_others_are_finished(nam
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["ntrk", "dps"])
+@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom"])
 def test_plain_noise_equals_base_for_that_particle(name: str, factor: float) -> None:
     """Particle 1 equals base at every step; particle 0 is guided as if it were alone."""
     sampler, model, arguments = GUIDED[name]
@@ -225,7 +235,7 @@ def test_plain_noise_equals_base_for_that_particle(name: str, factor: float) -> 
 
 
 def test_plain_noise_replaces_a_gradient_that_is_not_finite() -> None:
-    for name in ("ntrk", "dps"):
+    for name in ("ntrk", "dps", "freedom"):
         sampler, model, arguments = GUIDED[name]
         options = SamplerOptions(seed=5, micro_batch=2, non_finite="plain_noise")
         result = sampler(

@@ -9,6 +9,7 @@ import torch
 from gaussian_flows import LatentFlow, LatentGenerator, brightness
 
 from noisetilt_kernels.sampling import (
+    PCNL,
     SAMPLERS,
     FlowModel,
     SamplerOptions,
@@ -27,6 +28,16 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "base:steps=3",
         "ntrk:steps=4,rho=0.1,operator=norm",
         "dps:strength=2,steps=3",
+        "freedom:steps=10",
+        "dno:iterations=2,steps=3,weight=1,shuffles=2",
+        "dno:iterations=0,steps=3",
+        "rbf:budget=20,starts=3,steps=4",
+        "rbf:budget=500,starts=3,steps=1",
+        "rbf:budget=20,starts=3,steps=4,start=pcnl,start_iterations=2",
+        "base:steps=3,start=pcnl,start_iterations=2",
+        "svdd:candidates=3,steps=4,start=pcnl,start_iterations=0",
+        "ntrk:steps=4,start=pcnl,start_iterations=3,start_alpha=0.2,start_epsilon=0.3,start_clip=2",
+        "freedom:travel=4,travel_from=0.3,steps=11",
         "svdd:candidates=3,steps=4",
     ],
 )
@@ -39,7 +50,20 @@ def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
 def test_planned_nfe_of_wgnc_and_by_default() -> None:
     method = Method("wgnc", {"iterations": 3})
     assert method.sample(LatentGenerator(), brightness, [""], SamplerOptions()).nfe == method.nfe == 4
-    assert [parse_method(name).nfe for name in ("base", "ntrk", "svdd", "wgnc")] == [25, 25, 97, 201]
+    assert [parse_method(name).nfe for name in ("reno", "prno", "mpgr", "dno", "rbf")] == [
+        50,
+        101,
+        201,
+        500,
+        500,
+    ]
+    assert [parse_method(name).nfe for name in ("base", "ntrk", "freedom", "svdd", "wgnc")] == [
+        25,
+        25,
+        41,
+        97,
+        201,
+    ]
 
 
 def test_arguments_reach_the_sampler() -> None:
@@ -63,10 +87,12 @@ def test_arguments_reach_the_sampler() -> None:
     ("text", "message"),
     [
         ("nonsense", "unknown method 'nonsense'; valid: 'base'"),
-        ("base:rho=1", "base has no argument 'rho'; it has: steps, schedule, scale"),
+        ("base:rho=1", "base has no argument 'rho'; it has: steps, schedule, scale, start, start_it"),
         ("dps", "dps needs strength"),
         ("ntrk:rho", "'rho' must be written argument=value"),
-        ("ntrk:scale=2", "scale=2 needs a schedule"),
+        ("ntrk:scale=2", "scale=2 needs a schedule; add schedule=NAME"),
+        ("ntrk:start_alpha=2", "start_alpha=2 needs a start; add start=pcnl"),
+        ("ntrk:start=noise,start_alpha=2", "start_alpha=2 needs a start; add start=pcnl"),
     ],
 )
 def test_bad_methods(text: str, message: str) -> None:
@@ -83,6 +109,9 @@ def test_bad_methods(text: str, message: str) -> None:
         ("ntrk:operator=white", "ntrk: unknown operator 'white'"),
         ("ntrk:schedule=cubic", "Schedule: unknown name 'cubic'"),
         ("ntrk:schedule=linear,scale=-1", "Schedule: scale must be finite and at least 0"),
+        ("ntrk:start=psi", "ntrk: unknown start 'psi'; valid: 'noise', 'pcnl'"),
+        ("ntrk:start=pcnl,start_alpha=0", "PCNL: alpha must be above 0, got 0"),
+        ("ntrk:start=pcnl,start_iterations=-1", "PCNL: iterations must be at least 0"),
         ("dps:strength=much", "dps: strength must be a number"),
         ("svdd:candidates=0", "svdd: candidates must be at least 1"),
         ("wgnc:iterations=0", "wgnc: iterations must be at least 1"),
@@ -111,20 +140,45 @@ def test_records_of_the_samplers() -> None:
             "base": {},
             "ntrk": {},
             "dps": {"strength": 1.0},
+            "freedom": {},
+            "dno": {},
+            "rbf": {},
             "svdd": {},
             "wgnc": {},
+            "reno": {},
+            "prno": {},
+            "mpgr": {},
         }.items()
     } == {
         "base": (False, False),
         "ntrk": (False, True),
         "dps": (False, True),
+        "freedom": (False, True),
+        "dno": (False, True),
+        "rbf": (False, False),
         "svdd": (False, False),
         "wgnc": (True, True),
+        "reno": (True, True),
+        "prno": (True, True),
+        "mpgr": (True, True),
     }
-    assert sorted(SAMPLERS) == ["base", "dps", "ntrk", "svdd", "wgnc"]
+    assert sorted(SAMPLERS) == [
+        "base",
+        "dno",
+        "dps",
+        "freedom",
+        "mpgr",
+        "ntrk",
+        "prno",
+        "rbf",
+        "reno",
+        "svdd",
+        "wgnc",
+    ]
     assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
     assert Method("svdd").particles_at_once(2) == 1
     assert Method("ntrk").particles_at_once(8) == 8
+    assert Method("rbf").particles_at_once(8) == 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -136,19 +190,26 @@ def test_parameters_come_from_signature_and_docstring(name: str) -> None:
         assert len(facts.help) > 10 and facts.help[0].isupper() and facts.help.endswith(".")
         if parameter == "scale":
             assert facts.default is None and "schedule" in sampler.parameters
+        elif parameter.startswith("start_"):
+            assert facts.default == getattr(PCNL(), parameter.removeprefix("start_"))
         else:
             assert facts.default == signature[parameter].default
     checked = inspect.signature(sampler.check).parameters
-    assert list(checked) == [parameter for parameter in sampler.parameters if parameter != "scale"]
+    assert list(checked) == [
+        name for name in sampler.parameters if name != "scale" and not name.startswith("start_")
+    ]
 
 
 def test_parameters_of_ntrk_and_dps() -> None:
     parameters = SAMPLERS["ntrk"].parameters
-    assert list(parameters) == ["rho", "operator", "steps", "schedule", "scale"]
+    assert list(parameters) == [
+        *("rho", "operator", "steps", "schedule", "scale", "start"),
+        *("start_iterations", "start_alpha", "start_epsilon", "start_clip"),
+    ]
     assert parameters["rho"][:2] == (float, 0.3) and parameters["rho"].choices is None
     assert parameters["rho"].help.startswith("Guidance strength in [0, 1]; ")
     assert parameters["schedule"][:2] == (str, "linear")
-    assert parameters["operator"].choices == ("w", "wgnc", "norm", "identity")
+    assert parameters["operator"].choices == ("w", "2os+tiles", "2os", "wgnc", "norm", "identity")
     assert parameters["scale"].help.startswith("Factor of the schedule, at least 0")
     assert SAMPLERS["dps"].parameters["strength"][:2] == (float, REQUIRED)
 
@@ -206,9 +267,12 @@ def test_help_of_flow_model_describes_its_members() -> None:
 
 def test_a_resolved_method_has_every_argument() -> None:
     resolved = parse_method("ntrk:steps=4").resolved({"rho": 0.01, "candidates": 9})
-    wanted = {"rho": 0.01, "operator": "w", "steps": 4, "schedule": "linear", "scale": 2.0}
+    wanted = {"rho": 0.01, "operator": "w", "steps": 4, "schedule": "linear", "scale": 2.0, "start": "noise"}
     assert resolved.arguments == wanted
     assert resolved.resolved({"rho": 0.5}) == resolved
     assert parse_method(str(resolved)) == resolved
     assert parse_method("ntrk:rho=0.2").resolved({"rho": 0.01}).argument("rho") == 0.2
     assert parse_method("ntrk").resolved().argument("rho") == 0.3
+    chain = parse_method("ntrk:start=pcnl,start_alpha=2").resolved()
+    assert chain.arguments["start_alpha"] == 2 and chain.arguments["start_iterations"] == 25
+    assert chain.resolved() == chain == parse_method(str(chain))

@@ -10,9 +10,10 @@ from bits import assert_same_bits
 from gaussian_flows import GaussianFlow, LatentFlow, LatentGenerator, Spy, brightness, left_half
 from torch import Tensor
 
-from noisetilt_kernels import sampling
+from noisetilt_kernels import confidence_table, preset, python_ref, sampling
 from noisetilt_kernels.sampling import OPERATORS, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.noise import ParticleNoise
+from noisetilt_kernels.sampling.operators import operator_by_name
 from noisetilt_kernels.sampling.steps import mean, plan_steps
 
 # Every sampler of flows, with arguments that make it guide.
@@ -20,16 +21,44 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "base": (sampling.base, {}),
     **{f"ntrk {name}": (sampling.ntrk, {"rho": 0.3, "operator": name}) for name in OPERATORS},
     "dps": (sampling.dps, {"strength": 300.0}),
+    "freedom": (sampling.freedom, {"strength": 300.0, "scaling": "none"}),
     "svdd": (sampling.svdd, {"candidates": 3}),
+    "rbf": (sampling.rbf, {"budget": 60, "starts": 4}),
+    "dno": (sampling.dno, {"iterations": 2, "lr": 0.05}),
 }
 
 STEPS = 4
 
+# A chain of 3 iterations before the first step.
+FLOW_SAMPLERS |= {
+    f"{name} from pcnl": (sampler, {**arguments, "start": sampling.PCNL(3, alpha=0.01)})
+    for name, (sampler, arguments) in list(FLOW_SAMPLERS.items())
+    if name in ("base", "ntrk w", "freedom", "svdd")
+}
+
+FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2, "dno": 3 * STEPS, "rbf": 60}
+"""Forwards of a particle, if they are not one for each step. FreeDoM makes one of four steps three times."""
+FORWARDS |= {
+    f"{name} from pcnl": FORWARDS.get(name, STEPS) + 3 for name in ("base", "ntrk w", "freedom", "svdd")
+}
+
+
+# Every sampler of one-step models.
+ONE_STEP: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
+    "wgnc": (sampling.wgnc, {"lr": 0.1}),
+    "wgnc, best": (sampling.wgnc, {"lr": 0.1, "project": "latent", "answer": "best"}),
+    "reno": (sampling.reno, {}),
+    "prno": (sampling.prno, {"lr": 0.1, "shuffles": 2}),
+    "mpgr": (sampling.mpgr, {}),
+}
+EVERY = [*FLOW_SAMPLERS, *ONE_STEP]
+
 
 def run_sampler(name: str, prompts: Sequence[str], options: SamplerOptions | None = None) -> Result:
-    """Run the named sampler, or "wgnc", for a few steps."""
-    if name == "wgnc":
-        return sampling.wgnc(LatentGenerator(), left_half, prompts, iterations=3, lr=0.1, options=options)
+    """Run the named sampler for a few steps."""
+    if name in ONE_STEP:
+        sampler, arguments = ONE_STEP[name]
+        return sampler(LatentGenerator(), left_half, prompts, iterations=3, options=options, **arguments)
     sampler, arguments = FLOW_SAMPLERS[name]
     return sampler(LatentFlow(bend=0.1), left_half, prompts, steps=STEPS, options=options, **arguments)
 
@@ -49,7 +78,7 @@ def test_seed_and_number_determine_a_particle() -> None:
     assert abs(float(several.square().mean()) - 1) < 4.5 * math.sqrt(2 / several.numel())
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: str) -> None:
     """Latents, rewards and records agree bit for bit, except for the seconds."""
 
@@ -98,7 +127,14 @@ def test_every_particle_has_its_prompt() -> None:
     [
         *[(sampling.ntrk, {"rho": rho, "operator": name}) for name in OPERATORS for rho in (0, 0.0)],
         (sampling.dps, {"strength": 0.0}),
+        *[
+            (sampling.freedom, {"strength": 0.0, "travel": 1, "scaling": name})
+            for name in ("velocity", "none")
+        ],
         (sampling.svdd, {"candidates": 1}),
+        (sampling.rbf, {"starts": 1, "budget": 5}),
+        (sampling.dno, {"iterations": 0}),
+        (sampling.dno, {"iterations": 2, "lr": 0.0, "answer": "last"}),
     ],
 )
 def test_without_guidance_every_sampler_equals_base_bit_for_bit(
@@ -117,9 +153,11 @@ def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
     sampler, arguments = FLOW_SAMPLERS[name]
     model = LatentFlow()
     result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
-    x = ParticleNoise(7, 0, model.shape).draw()
-    assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
-    assert result.nfe == 1
+    if "start" not in arguments and name not in ("dno", "rbf"):  # which choose or change the noise
+        x = ParticleNoise(7, 0, model.shape).draw()
+        assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
+    cost = 4 if "start" in arguments else 1 + arguments.get("iterations", 0)
+    assert result.nfe == (4 if name == "rbf" else cost)
 
 
 def test_guidance_raises_the_reward() -> None:
@@ -128,7 +166,8 @@ def test_guidance_raises_the_reward() -> None:
     base = sampling.base(model, brightness, prompts, steps=10, options=options).rewards
     error = float(base.std()) / math.sqrt(len(prompts))
     for name, (sampler, arguments) in FLOW_SAMPLERS.items():
-        if name in ("base", "ntrk identity"):  # the gradient of a mean over 768 values is tiny
+        # The gradient of a mean over 768 values is tiny, and x0_hat of this flow is constant at t = 1.
+        if name in ("base", "ntrk identity", "base from pcnl"):
             continue
         rewards = sampler(model, brightness, prompts, steps=10, options=options, **arguments).rewards
         assert float(rewards.mean()) > float(base.mean()) + 2 * error, name
@@ -153,6 +192,35 @@ def first_step(schedule: Schedule, steps: int, seed: int = 0) -> tuple[Tensor, T
     x, noise = stream.draw(), stream.draw()
     step = plan_steps("test", model, steps, schedule)[0]
     return x, mean(x, model.velocity(x, 1.0, [""]), step), noise, step.sigma
+
+
+def first_projection(x: Tensor, tiles: bool) -> Tensor:
+    """Return the first projection of W for samples (B, C, H, W), by its definition, with or without tiles."""
+    config = preset("auto", x.shape)
+
+    def make_table(*arguments: Any) -> tuple[Tensor, Tensor]:
+        lower, upper = confidence_table(*arguments[:2], config.alpha, arguments[2])
+        return lower.float(), upper.float()
+
+    return python_ref.project(x, config.chunk_sizes, config.tile_sizes if tiles else (), make_table)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (16, 32, 32), (3, 4, 16, 16), (512,)])
+@pytest.mark.parametrize("name", ["2os", "2os+tiles"])
+def test_parts_of_w_are_its_first_projection(name: str, shape: tuple[int, ...]) -> None:
+    """Bits agree with the definition, for structured input, in every batch; noise hardly changes."""
+    operator = operator_by_name("test", name, shape)
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    structured = noise + 3 * torch.sin(torch.arange(noise[0].numel()) / 50).view(shape)
+    # the definition takes (B, C, H, W): a video is one image with more channels, a vector one row
+    channels = (3, -1, *shape[-2:]) if len(shape) > 1 else (3, 1, 1, -1)
+    for x in (noise, structured):
+        if len(shape) > 1:
+            expected = first_projection(x.view(channels), name == "2os+tiles").view_as(x)
+            assert_same_bits(operator(x), expected)
+        assert_same_bits(operator(x[[1]])[0], operator(x)[1])
+    assert float((operator(noise) - noise).norm() / noise.norm()) < 0.02
+    assert float((operator(structured) - structured).norm() / structured.norm()) > 0.3
 
 
 def gradient_in_float64(model: LatentFlow, x: Tensor, t: float) -> Tensor:
@@ -203,6 +271,8 @@ def test_ntrk_tilts_the_noise(operator: str, rho: float) -> None:
     gradient = gradient_in_float64(model, x, 1.0).float()
     made = {
         "w": lambda g: torch.ops.noisetilt.whiten(g),
+        "2os+tiles": lambda g: first_projection(g, tiles=True),
+        "2os": lambda g: first_projection(g, tiles=False),
         "wgnc": lambda g: torch.ops.noisetilt.project_wgnc(g.flatten(1)).view_as(g),
         "norm": lambda g: g / g.norm() * math.sqrt(g.numel()),
         "identity": lambda g: g,
@@ -248,12 +318,13 @@ def test_svdd_keeps_the_best_candidate() -> None:
     assert len(picked) > 1  # the choice varies, so the test can fail
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
     prompts, n = ["bright", "dark"], 3
     every = [prompt for prompt in prompts for _ in range(n)]
-    if name == "wgnc":
-        sampler, model, arguments = sampling.wgnc, LatentGenerator(), {"iterations": 2}
+    if name in ONE_STEP:
+        (sampler, arguments), model = ONE_STEP[name], LatentGenerator()
+        arguments = {"iterations": 2, **arguments}
     else:
         (sampler, arguments), model = FLOW_SAMPLERS[name], LatentFlow()
         arguments = {"steps": STEPS, **arguments}
@@ -274,15 +345,14 @@ def test_best_of_n_chooses_the_best_of_each_prompt(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "per_particle"),
     [
-        *[(name, STEPS) for name in FLOW_SAMPLERS if name != "svdd"],
-        ("svdd", 1 + 3 * (STEPS - 1)),
-        ("wgnc", 3 + 1),
+        *[(name, FORWARDS.get(name, STEPS)) for name in FLOW_SAMPLERS],
+        *[(name, 3 + 1) for name in ONE_STEP],
     ],
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_nfe_is_the_number_of_batch_entries(name: str, per_particle: int, micro_batch: int) -> None:
     assert run_sampler(name, [""] * 5, SamplerOptions(micro_batch=micro_batch)).nfe == 5 * per_particle
-    if name != "wgnc":
+    if name not in ONE_STEP:
         spy = Spy(LatentFlow())
         sampler, arguments = FLOW_SAMPLERS[name]
         options = SamplerOptions(micro_batch=micro_batch)
@@ -304,14 +374,16 @@ def test_gradients_are_enabled_only_where_needed(name: str) -> None:
         return brightness(images, prompts)
 
     result = sampler(spy, reward, "", steps=STEPS, **arguments)
-    guided = name.startswith(("ntrk", "dps"))
-    assert [on for *_, on in spy.calls if on] == [True] * (STEPS - 1) * guided
-    assert [on for on in seen if on] == [True] * (STEPS - 1) * guided
+    guided = name.startswith(("ntrk", "dps", "freedom"))
+    with_gradient = (FORWARDS.get(name, STEPS) - 1) if guided else 4 * ("start" in arguments)
+    trajectories = arguments.get("iterations", 0)  # of dno: one reward for all of their forwards
+    assert [on for *_, on in spy.calls if on] == [True] * (with_gradient + STEPS * trajectories)
+    assert [on for on in seen if on] == [True] * (with_gradient + trajectories)
     assert not seen[-1] and not spy.calls[-1][-1]
     assert not result.latents.requires_grad and not result.rewards.requires_grad
 
 
-@pytest.mark.parametrize("name", [*FLOW_SAMPLERS, "wgnc"])
+@pytest.mark.parametrize("name", EVERY)
 def test_the_callers_gradient_mode_does_not_matter(name: str) -> None:
     expected = run_sampler(name, [""])
     for mode in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):

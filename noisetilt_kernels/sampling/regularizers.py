@@ -1,0 +1,118 @@
+"""Regularizers of noise: functions that are low for Gaussian noise, for methods that optimise noise.
+
+Each takes samples (B, *shape) of N values and returns (B,), float64, differentiable. A sample is computed
+alone, so it has the same bits in every batch. Permutations are (B, P, N), int64, with fresh random ones for
+each call; see `Batch.permutations`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..python_ref.wgnc import to_wgnc_spectrum
+
+ROW = 4
+"""Values of a row in `prno`: the published code has 4^k values, with k = 1."""
+
+BLOCK = 16
+"""Coefficients of a block in `mpgr`."""
+
+_RAYLEIGH_MEAN = math.sqrt(math.pi) / 2
+"""Mean magnitude of a spectral coefficient of noise with variance 1. A summary of MPGR's paper has 0.875."""
+
+
+def check_size(function: str, shape: tuple[int, ...], divisor: int) -> None:
+    """Raise ValueError unless the number of values of a latent is divisible by `divisor`."""
+    if math.prod(shape) % divisor:
+        raise ValueError(
+            f"{function}: model.shape must have a number of values divisible by {divisor}, got {shape}"
+        )
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return |x|^2 / 2 - (N - 1) log |x|, least where |x|^2 = N - 1 (ReNO).
+
+    It is the negative log-density of the norm of Gaussian noise, up to a constant.
+    """
+    return torch.stack([_norm(sample.flatten().double()) for sample in x])
+
+
+def _norm(x: Tensor) -> Tensor:
+    square = x.square().sum()
+    return square / 2 - (len(x) - 1) / 2 * square.log()
+
+
+def prno(x: Tensor, permutations: Tensor) -> Tensor:
+    """Return minus the log of two concentration bounds, of x and as the mean over the permutations (PRNO).
+
+    With the N / 4 = m rows z_j of 4 = k values, a = |mean z_j| and B the spectral norm of mean z_j z_j^T - I,
+
+        l_1 = min(-m a^2 / (2 k), -log 2)
+        l_2 = min(-m / 2 max(sqrt(1 + B) - 1 - sqrt(k / m), 0)^2, -log 2)
+
+    and the result is -(l_1 + l_2) of x minus the mean of l_1 + l_2 over the permuted samples. Noise that no
+    bound finds unlikely has the gradient 0.
+
+    Args:
+        x: samples (B, *shape), N divisible by 4.
+        permutations: (B, P, N), int64; P may be 0.
+    """
+    return torch.stack(
+        [_prno(sample.flatten().double(), several) for sample, several in zip(x, permutations, strict=True)]
+    )
+
+
+def _prno(x: Tensor, permutations: Tensor) -> Tensor:
+    bounds = -_concentration(x[None]).squeeze(0)
+    return bounds - _concentration(x[permutations]).mean() if len(permutations) else bounds
+
+
+def _concentration(x: Tensor) -> Tensor:
+    """Return l_1 + l_2 of samples (P, N), see `prno`."""
+    rows = x.unflatten(1, (-1, ROW))  # [P, m, k]
+    m = rows.shape[1]
+    center = rows.mean(dim=1).square().sum(dim=1)
+    deviation = rows.mT @ rows / m - torch.eye(ROW, dtype=x.dtype, device=x.device)
+    # a fixed eigenvector: the derivative of an eigenvalue, also where two of them are equal
+    values, vectors = torch.linalg.eigh(deviation.detach())
+    largest = values.abs().argmax(dim=1)
+    vector = vectors.gather(2, largest[:, None, None].expand(-1, ROW, 1))
+    spectral_norm = (vector.mT @ deviation @ vector).flatten().abs()
+    excess = (torch.sqrt(1 + spectral_norm) - 1 - math.sqrt(ROW / m)).clamp(min=0)
+    bounds = torch.stack([-m * center / (2 * ROW), -m / 2 * excess.square()])
+    return bounds.clamp(max=-math.log(2)).sum(dim=0)
+
+
+def mpgr(x: Tensor, permutations: Tensor) -> Tensor:
+    """Return |mean x| + |rms x - 1| + 25 * (deviation of the spectrum of permuted x) (MPGR).
+
+    The deviation is the mean over blocks of 16 coefficients of | mean |X_k| - sqrt(pi) / 2 |, in the compact
+    complex spectrum (`python_ref.to_wgnc_spectrum`). About 0.0924 for noise.
+
+    Args:
+        x: samples (B, *shape), N divisible by 32.
+        permutations: (B, P, N), int64, P at least 1. The deviation is their mean.
+    """
+    return torch.stack(
+        [_mpgr(sample.flatten().double(), several) for sample, several in zip(x, permutations, strict=True)]
+    )
+
+
+def _mpgr(x: Tensor, permutations: Tensor) -> Tensor:
+    moments = x.mean().abs() + (x.square().mean().sqrt() - 1).abs()
+    return moments + 25 * spectral_deviation(x[permutations]).mean()
+
+
+def spectral_deviation(x: Tensor) -> Tensor:
+    """Return the deviation of the spectrum of samples (P, N) from that of noise, (P,), see `mpgr`."""
+    magnitudes = to_wgnc_spectrum(x).abs().unflatten(1, (-1, BLOCK))
+    return (magnitudes.mean(dim=2) - _RAYLEIGH_MEAN).abs().mean(dim=1)
+
+
+def gradient_of(regularizer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return the gradients of a regularizer (B, *shape) -> (B,) at x, of x's shape and dtype."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(regularizer(x).sum(), x)[0]

@@ -1,0 +1,42 @@
+"""Velocity of a flow at given latents."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .loop import Batch
+from .protocols import FlowModel
+
+
+def velocity_of(
+    batch: Batch,
+    model: FlowModel,
+    x: Tensor,
+    t: float,
+    prompts: Sequence[str],
+    *,
+    checkpointed: bool = False,
+) -> Tensor:
+    """Return v(x, t), float32, and count the forward.
+
+    The start of a sampler may know the velocity at the tensor x already (`Batch.known`). With `checkpointed`
+    the graph keeps x alone, and the backward computes the forward again, which is not counted.
+
+    Raises:
+        ValueError: the velocity has another shape than x.
+    """
+    known = batch.take_known(x)
+    if known is not None:
+        return known.output
+    forward = model.velocity
+    if checkpointed:
+        forward = partial(checkpoint, model.velocity, use_reentrant=False, preserve_rng_state=False)
+    velocity = batch.meter.forward(forward, x, t, prompts)
+    if velocity.shape != x.shape:
+        raise ValueError(
+            f"{batch.method}: model.velocity must return {tuple(x.shape)}, the shape of its input, "
+            f"got {tuple(velocity.shape)}"
+        )
+    return velocity.float()
