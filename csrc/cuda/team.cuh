@@ -78,24 +78,28 @@ struct TeamWait {
 };
 #endif
 
-// Barrier for all threads of a thread block cluster. Writes before it, to global memory and to shared memory
-// of any block, are visible to all threads after it. Compute capability 9.0 and newer.
+// Code for compute capability 9.0 and newer, and the emulation, have barriers of thread block clusters.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define NOISETILT_HAS_CLUSTERS
+
+// Barrier for all threads of a cluster. Writes before it, to global memory and to shared memory of any block,
+// are visible to all threads after it.
 __device__ inline void cluster_sync() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  __trap();  // no such launch
-#elif defined(__CUDACC__)
+#ifdef __CUDACC__
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 #else
   emulation::cluster_sync();
 #endif
 }
+#endif
 
 struct Team {
-  uint32_t* arrivals;  // of blocks at barriers, since the launch; null if the team is a cluster
+  uint32_t* arrivals;  // of blocks at barriers, since the launch
   uint32_t num_blocks;
   uint32_t rank;    // of this block
   uint32_t target;  // arrivals that ended the last barrier; only the first thread of a block knows
+  bool is_cluster = false;
 
   __device__ uint32_t thread() const { return rank * blockDim.x + threadIdx.x; }
   __device__ uint32_t num_threads() const { return num_blocks * blockDim.x; }
@@ -103,7 +107,9 @@ struct Team {
   // Barrier for all threads of the team. Writes before it are visible to all threads after it.
   __device__ __noinline__ void sync() {
     in_shared(this);
-    if (arrivals == nullptr) return cluster_sync();
+#ifdef NOISETILT_HAS_CLUSTERS
+    if (is_cluster) return cluster_sync();
+#endif
     __syncthreads();
     if (num_blocks == 1) return;
     if (threadIdx.x == 0) {

@@ -309,8 +309,8 @@ class AgentProject {
   __device__ void find_buffers(uint32_t rank) {
     auto& order_stats = shared().order_stats;
     auto& tile_stats = shared().tile_stats;
-    order_stats.team = {params_.clusters ? nullptr : buffer<uint32_t, Buffer::arrivals>(),
-                        static_cast<uint32_t>(params_.blocks_per_team), rank, 0};
+    order_stats.team = {buffer<uint32_t, Buffer::arrivals>(), static_cast<uint32_t>(params_.blocks_per_team),
+                        rank, 0, params_.clusters};
     auto& storage = order_stats.storage;
     auto& sort = order_stats.sort_storage;
     for (int k = 0; k < 2; ++k) {
