@@ -42,9 +42,9 @@ def _option(name: str, samplers: Sequence[Sampler]) -> dict[str, Any]:
     takers = {sampler.name: sampler.parameters[name] for sampler in samplers if name in sampler.parameters}
     first = next(iter(takers.values()))
     notes = [f"{', '.join(takers)} only"] if len(takers) < len(samplers) else []
-    defaults = {taker: _default_note(parameter) for taker, parameter in takers.items()}
+    defaults = {taker: _default_note(name, parameter) for taker, parameter in takers.items()}
     if len(set(defaults.values())) == 1:
-        notes.append(_default_note(first))
+        notes.append(_default_note(name, first))
     else:
         notes += [f"{taker}: {note}" for taker, note in defaults.items()]
     notes += [f"{model}: {one.defaults[name]}" for model, one in BUNDLED.items() if name in one.defaults]
@@ -61,11 +61,15 @@ def _option(name: str, samplers: Sequence[Sampler]) -> dict[str, Any]:
     }
 
 
-def _default_note(parameter: Parameter) -> str:
+_FOLLOWED = {"scale": "set by the schedule", "chain_alpha": "that of --alpha", "chain_clip": "that of --clip"}
+"""Default of a parameter that follows another one."""
+
+
+def _default_note(name: str, parameter: Parameter) -> str:
     if parameter.default is REQUIRED:
         return "required"
     if parameter.default is None:
-        return "default: set by the schedule"
+        return f"default: {_FOLLOWED[name]}"
     return f"default: {parameter.default}"
 
 

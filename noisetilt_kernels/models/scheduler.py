@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..sampling.schedules import Schedule
+from ..checks import check_choice
+from ..sampling.schedules import SCHEDULES, Schedule
 from ..sampling.steps import Step, advance, mean, plan_steps
 from .times import snap_start
 
@@ -79,6 +80,7 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
             stochastic_sampling=stochastic_sampling,
         )
         self.generator: torch.Generator | list[torch.Generator] | None = None
+        check_choice("FlowSDEScheduler", "schedule", schedule, SCHEDULES)  # the times are the scheduler's
         self._schedule = Schedule(schedule, scale)
         self._steps: list[Step] = []
 

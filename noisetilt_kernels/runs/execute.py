@@ -176,6 +176,8 @@ _WEAKER = {
     "ntrk": "a smaller rho",
     "dps": "a smaller strength",
     "freedom": "a smaller strength",
+    "das": "a larger alpha",
+    "psi": "a larger alpha or a smaller clip",
     **dict.fromkeys(("wgnc", "reno", "prno", "mpgr", "dno"), "fewer iterations or a smaller lr"),
 }
 """Change that weakens the guidance of a sampler."""
@@ -184,7 +186,7 @@ _WEAKER = {
 def _collapse_warning(method: Method, peak: float) -> str:
     now = ", ".join(
         f"{name}={method.argument(name)}"
-        for name in ("operator", "rho", "strength", "lr")
+        for name in ("operator", "rho", "strength", "alpha", "lr")
         if name in method.sampler.parameters
     )
     weaker = _WEAKER.get(method.name, "weaker guidance")

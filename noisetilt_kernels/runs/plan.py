@@ -117,7 +117,7 @@ def describe_time(
     Returns:
         The line, or None if the run is so short that measuring would take a relevant part of it.
     """
-    shortest = {"steps": 2, "iterations": 1, "start_iterations": 1, "starts": 1, "budget": 3}
+    shortest = {"steps": 2, "iterations": 1, "start_iterations": 1, "burn_in": 0, "starts": 1, "budget": 3}
     method = settings.method
     short = Method(method.name, {name: shortest.get(name, value) for name, value in method.arguments.items()})
     batch = min(method.particles_at_once(compute.micro_batch), particles)

@@ -9,8 +9,10 @@ A sampler is a function of a model, a reward and prompts:
 
 from .base import base
 from .best_of_n import best_of_n
+from .das import das
 from .dno import dno
 from .dps import dps
+from .fk import fk
 from .freedom import freedom
 from .methods import Method, parse_method
 from .mpgr import mpgr
@@ -19,12 +21,13 @@ from .operators import OPERATORS
 from .options import NON_FINITE, SamplerOptions
 from .prno import prno
 from .protocols import FlowModel, OneStepModel, Reward
+from .psi import psi
 from .rbf import rbf
 from .records import RecordWriter, StepRecord
 from .registry import SAMPLERS, Parameter, Sampler, register_sampler
 from .reno import reno
 from .result import FinishedParticle, NonFiniteError, Result
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES, VP_SCHEDULES, Schedule
 from .starts import PCNL, STARTS, Start
 from .svdd import svdd
 from .wgnc import wgnc
@@ -36,6 +39,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "STARTS",
+    "VP_SCHEDULES",
     "FinishedParticle",
     "FlowModel",
     "Method",
@@ -52,13 +56,16 @@ __all__ = [
     "StepRecord",
     "base",
     "best_of_n",
+    "das",
     "dno",
     "dps",
+    "fk",
     "freedom",
     "mpgr",
     "ntrk",
     "parse_method",
     "prno",
+    "psi",
     "rbf",
     "register_sampler",
     "reno",

@@ -79,7 +79,7 @@ def dno(
         shuffles: number of random permutations in the regularizer, at least 0.
         answer: iterate that is returned, "last" or "best": the one with the highest reward.
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`. With
             `non_finite="plain_noise"` an iteration without a usable gradient leaves the noise unchanged.
 
@@ -147,7 +147,7 @@ def dno(
 
 def trajectory(batch: Batch, model: FlowModel, noise: Tensor, plan: Sequence[Step]) -> Tensor:
     """Return x_0 of the start and the noise of the steps, (B, n, *shape), with a graph if it is enabled."""
-    x = noise[:, 0]
+    x = plan[0].start * noise[:, 0]
     for step in plan:
         with_graph = torch.is_grad_enabled()
         velocity = velocity_of(batch, model, x, step.t, batch.prompts, checkpointed=with_graph)

@@ -67,7 +67,7 @@ def dps(
         strength: factor lambda_t of the gradient. Pass a number or a function of t. It multiplies the
             gradient itself, so a good value depends on the reward.
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.

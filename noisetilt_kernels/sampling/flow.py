@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..checks import check_integer
@@ -45,6 +46,13 @@ def plan_flow(
     return [replace(step, index=start.iterations + step.index) for step in plan]
 
 
+def rewards_of(batch: Batch, model: FlowModel, x0: Tensor) -> list[float]:
+    """Return the rewards of the decoded latents x0 (B K, *shape), in micro-batches."""
+    with batch.time("reward"):
+        rewards = [batch.rewards(model.decode(part), prompts) for part, prompts in batch.parts(x0)]
+        return torch.cat(rewards).tolist()  # one transfer from the device
+
+
 def finish_flow(
     batch: Batch,
     model: FlowModel,
@@ -52,6 +60,8 @@ def finish_flow(
     last: Step,
     velocity: Tensor | None = None,
     noise_peaks: Sequence[float] | None = None,
+    fallbacks: Sequence[str | None] | None = None,
+    ess: Sequence[float] | None = None,
 ) -> None:
     """Take the last step, without noise or guidance, and finish the batch.
 
@@ -62,6 +72,7 @@ def finish_flow(
         last: last step of the plan.
         velocity: velocity at x, if it is already known.
         noise_peaks: peak of each particle's noise, see `TotalNoise`; None for an unguided sampler.
+        fallbacks, ess: values of each particle's last record, see `StepRecord`.
     """
     if velocity is None:
         velocity = velocity_of(batch, model, x, last.t, batch.prompts)
@@ -69,5 +80,5 @@ def finish_flow(
     with batch.time("reward"):
         images = model.decode(x0)
         rewards = batch.rewards(images, batch.prompts)
-    batch.record(last.index, last.t, rewards.tolist(), noise_peaks=noise_peaks)
+    batch.record(last.index, last.t, rewards.tolist(), fallbacks=fallbacks, noise_peaks=noise_peaks, ess=ess)
     batch.finish(x0, images, rewards)

@@ -93,7 +93,7 @@ def freedom(
         travel_from: end of the window near the data, as a share of the steps in [0, 1].
         travel_to: end of the window near the noise, as a share of the steps in [0, 1].
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.

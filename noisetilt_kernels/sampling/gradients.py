@@ -6,6 +6,7 @@ graph of the reward is freed before the model's backward starts, and each part i
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,8 @@ class Guidance(NamedTuple):
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
     """Return the gradient of r(x0_hat) in x_t, and the velocity that the step needs, from one forward.
 
-    The start of a sampler may know them at the tensor x already (`Batch.known`). With
+    x has one or more entries of each particle, (B K, *shape), which are divided into micro-batches. The start
+    of a sampler may know the result at the tensor x already (`Batch.known`). With
     v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
 
     Raises:
@@ -51,10 +53,16 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
     known = batch.take_known(x)
     if known is not None:
         return known
-    x, velocity = _with_graph(batch, lambda x: velocity_of(batch, model, x, step.t, batch.prompts), x)
-    rewards, at_denoised = _of_images(batch, model.decode, denoised(x, velocity, step.t))
-    gradient = at_denoised - step.t * _pull_back(batch, velocity, x, at_denoised)
-    return _guidance(batch, step.index, velocity, rewards, gradient)
+    velocities, rewards, gradients = [], [], []
+    for part, prompts in batch.parts(x):
+        leaf, velocity = _with_graph(
+            batch, partial(velocity_of, batch, model, t=step.t, prompts=prompts), part
+        )
+        values, at_denoised = _of_images(batch, model.decode, denoised(leaf, velocity, step.t), prompts)
+        rewards.append(values)
+        gradients.append(at_denoised - step.t * _pull_back(batch, velocity, leaf, at_denoised))
+        velocities.append(velocity.detach())
+    return _guidance(batch, step.index, torch.cat(velocities), torch.cat(rewards), torch.cat(gradients))
 
 
 def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
@@ -77,8 +85,16 @@ def guidance_through(
 ) -> Guidance:
     """Return the gradient in x of r(decode(forward(x))). Errors: see `flow_guidance`."""
     x, output = _with_graph(batch, forward, x)
-    rewards, at_output = _of_images(batch, decode, output)
+    rewards, at_output = _of_images(batch, decode, output, batch.prompts)
     return _guidance(batch, iteration, output, rewards, _pull_back(batch, output, x, at_output))
+
+
+def drift_of(guidance: Guidance, scale: float, longest: float = math.inf) -> Tensor:
+    """Return scale times the gradients (B, *shape), of norm at most `longest`; 0 for an unusable one."""
+    factors = [min(scale, longest / norm) if norm else 0.0 for norm in guidance.norms]
+    column = torch.tensor(factors, dtype=guidance.gradient.dtype, device=guidance.gradient.device)
+    column = column.view(-1, *[1] * (guidance.gradient.dim() - 1))
+    return torch.where(guidance.usable, column * guidance.gradient, 0)
 
 
 def norm_of_each(x: Tensor) -> Tensor:
@@ -132,11 +148,13 @@ def check_graph(batch: Batch, output: Tensor) -> None:
         )
 
 
-def _of_images(batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[Tensor, Tensor]:
+def _of_images(
+    batch: Batch, decode: Callable[[Tensor], Tensor], latents: Tensor, prompts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Return the rewards (B,) of the decoded latents, and their gradient in the latents."""
     latents = latents.detach().requires_grad_()
     with torch.enable_grad(), batch.time("reward"):
-        rewards = batch.rewards(decode(latents), batch.prompts)
+        rewards = batch.rewards(decode(latents), prompts)
         if not rewards.requires_grad:
             raise ValueError(
                 f"{batch.method}: the reward has no gradient in the latents; it must not use no_grad"
@@ -153,17 +171,30 @@ def _pull_back(batch: Batch, output: Tensor, x: Tensor, cotangent: Tensor) -> Te
 
 def _guidance(batch: Batch, step: int, output: Tensor, rewards: Tensor, gradient: Tensor) -> Guidance:
     values, sizes = rewards.tolist(), norms(gradient)
-    return Guidance(output.detach(), values, gradient, sizes, _fallbacks(batch, step, values, sizes))
+    return Guidance(output.detach(), values, gradient, sizes, fallbacks_of(batch, step, values, sizes))
 
 
-def _fallbacks(batch: Batch, step: int, rewards: Sequence[float], sizes: Sequence[float]) -> list[str | None]:
-    """Return the reason why each particle has no usable gradient, or None."""
+def fallbacks_of(
+    batch: Batch, step: int, rewards: Sequence[float], sizes: Sequence[float] | None = None
+) -> list[str | None]:
+    """Return the reason why each entry of the particles has no usable gradient, or None.
+
+    Args:
+        batch: micro-batch of B particles.
+        step: number of the step, for errors.
+        rewards: rewards (B K,) of K entries of each particle.
+        sizes: norms of their gradients; None for rewards without gradients.
+
+    Raises:
+        NonFiniteError: a value is not finite and `options.non_finite` is "raise".
+    """
+    copies = len(rewards) // len(batch)
     fallbacks: list[str | None] = []
-    for index, (reward, size) in enumerate(zip(rewards, sizes, strict=True)):
+    for index, (reward, size) in enumerate(zip(rewards, sizes or [1.0] * len(rewards), strict=True)):
         if not math.isfinite(reward):
-            fallbacks.append(batch.fall_back(step, index, "non-finite reward"))
+            fallbacks.append(batch.fall_back(step, index // copies, "non-finite reward"))
         elif not math.isfinite(size):
-            fallbacks.append(batch.fall_back(step, index, "non-finite gradient"))
+            fallbacks.append(batch.fall_back(step, index // copies, "non-finite gradient"))
         else:
             # Zero has no direction. An operator would turn it into the same noise at every step.
             fallbacks.append("zero gradient" if size == 0 else None)

@@ -93,6 +93,8 @@ class Particles:
         self._latents: list[Tensor] = []
         self._rewards: list[float] = []
         self._records: list[StepRecord] = []
+        self._weights: list[list[float]] = []
+        self._log_z: list[float] = []
 
     def batches(self) -> Iterator["Batch"]:
         """Yield micro-batches: as many particles as fit with all their batch entries, at least one."""
@@ -132,6 +134,11 @@ class Particles:
         self._latents.append(latents)
         self._rewards += rewards.tolist()
 
+    def add_weights(self, weights: Sequence[list[float]], log_z: Sequence[float]) -> None:
+        """Keep the weights of a micro-batch; see `Batch.keep_weights`."""
+        self._weights += weights
+        self._log_z += log_z
+
     def result(self) -> Result:
         """Return the result of all particles, each of which is finished."""
         return Result(
@@ -142,6 +149,8 @@ class Particles:
             self.meter.nfe,
             tuple(self._records),
             tuple(range(len(self._prompts))),
+            torch.tensor(self._weights, dtype=torch.float64) if self._weights else None,
+            torch.tensor(self._log_z, dtype=torch.float64) if self._log_z else None,
         )
 
 
@@ -173,9 +182,28 @@ class Batch:
         """Draw standard normal noise (B * count, *shape): `count` draws of the first particle, and so on."""
         return torch.cat([stream.draw(count) for stream in self._streams]).to(self._owner.model.device)
 
-    def uniform(self) -> Tensor:
-        """Draw a number in [0, 1) for every particle, float64 (B,), on the CPU, from `choices`."""
-        return torch.tensor([stream.choices.random() for stream in self._streams], dtype=torch.float64)
+    def choices(self, index: int) -> np.random.Generator:
+        """Return the generator of the decisions of the particle at `index`, see `ParticleNoise.choices`."""
+        return self._streams[index].choices
+
+    def entries(self, count: int) -> list[range]:
+        """Return the entries of each particle in tensors (count, ...) with K = count / B entries of each."""
+        copies = count // len(self)
+        return [range(first, first + copies) for first in range(0, count, copies)]
+
+    def parts(self, x: Tensor) -> Iterator[tuple[Tensor, list[str]]]:
+        """Yield x (B K, *shape), K entries of each particle, in micro-batches with their prompts."""
+        prompts = [prompt for prompt in self.prompts for _ in range(len(x) // len(self))]
+        for start in range(0, len(x), self.options.micro_batch):
+            part = slice(start, start + self.options.micro_batch)
+            yield x[part], prompts[part]
+
+    def uniform(self, count: int = 1) -> Tensor:
+        """Draw `count` numbers in [0, 1) for every particle, float64 (B * count,), on the CPU.
+
+        They come from streams of their own, see `ParticleNoise.choices`.
+        """
+        return torch.cat([torch.from_numpy(stream.choices.random(count)) for stream in self._streams])
 
     def permutations(self, count: int, size: int) -> Tensor:
         """Draw `count` permutations of range(size) for every particle, int64 (B, count, size).
@@ -232,7 +260,8 @@ class Batch:
         cosines: Sequence[float | None] | None = None,
         fallbacks: Sequence[str | None] | None = None,
         noise_peaks: Sequence[float] | None = None,
-        accepted: Sequence[bool] | None = None,
+        ess: Sequence[float] | None = None,
+        acceptance: Sequence[float] | None = None,
     ) -> None:
         """Record a step of every particle. Each gets an equal share of the seconds since the last record."""
         seconds = {stage: value / len(self) for stage, value in self.meter.lap().items()}
@@ -251,9 +280,14 @@ class Batch:
                     seconds_whitening=seconds["whitening"],
                     fallback=None if fallbacks is None else fallbacks[index],
                     noise_peak=None if noise_peaks is None else noise_peaks[index],
-                    accepted=None if accepted is None else accepted[index],
+                    ess=None if ess is None else ess[index],
+                    acceptance=None if acceptance is None else acceptance[index],
                 )
             )
+
+    def keep_weights(self, weights: Sequence[list[float]], log_z: Sequence[float]) -> None:
+        """Keep the final weights of the copies, and log Z of every particle, for the result; see `Result`."""
+        self._owner.add_weights(weights, log_z)
 
     def finish(self, latents: Tensor, images: Tensor, rewards: Tensor) -> None:
         """Hand over the finished particles to the caller and to the result.
@@ -268,3 +302,11 @@ class Batch:
                 particles of the micro-batch are handed over first.
         """
         self._owner.add_finished(self, latents, images, rewards)
+
+
+def joined(reasons: Sequence[str | None]) -> str | None:
+    """Return one reason for the K entries of a particle: the first one, with the number of its entries."""
+    first = next(filter(None, reasons), None)
+    if first is None or len(reasons) == 1:
+        return first
+    return f"{first} of {reasons.count(first)} of {len(reasons)} copies"

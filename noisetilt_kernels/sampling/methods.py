@@ -56,6 +56,7 @@ class Method:
     def resolved(self, defaults: Mapping[str, Any] = MappingProxyType({})) -> "Method":
         """Return the method with a value for every argument: given, by `defaults`, or by the sampler.
 
+        An argument that follows another one by default, such as `chain_alpha` of `psi`, is left out.
         The arguments of a start that the method does not have are left out.
 
         Args:
@@ -75,6 +76,7 @@ class Method:
         }
         if "schedule" in arguments and arguments["scale"] is None:
             arguments["scale"] = Schedule(arguments["schedule"]).scale
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         for owner, details in DETAILS.items():
             if owner in arguments and not details.apply_to(arguments[owner]):
                 arguments = {name: arguments[name] for name in arguments if name not in details.arguments}

@@ -75,7 +75,7 @@ def rbf(
         budget: number of function evaluations of a particle, at least that of one draw at each step.
         starts: number of start points, at least 1.
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of its chains
             are part of the budget.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.

@@ -23,7 +23,8 @@ class StepRecord:
     t: float
     """Time at which the step starts, from 1 (noise) to 0. One-step models have 1 throughout."""
     reward: float | None = None
-    """Reward of the image decoded from x0_hat at t; for svdd and rbf, of the chosen draw at the end."""
+    """Reward of the image decoded from x0_hat at t; for svdd and rbf, of the chosen draw at the end; of
+    weighted copies, of the one that would be the answer."""
     gradient_norm: float | None = None
     """Euclidean norm of the gradient of the reward in x_t."""
     cosine: float | None = None
@@ -39,8 +40,10 @@ class StepRecord:
     noise_peak: float | None = None
     """Peak of the noise of all steps together, in the last record of a steered particle; see
     `typicality.spectral_peaks`. About 1 for noise that is not steered."""
-    accepted: bool | None = None
-    """True if the chain of a start moved to the proposal that it made here, see `starts.PCNL`."""
+    ess: float | None = None
+    """Effective sample size of the particle's weighted copies, from 1 to K, before they are resampled."""
+    acceptance: float | None = None
+    """Share of the particle's chains that moved to the proposals made here, see `starts.PCNL`."""
 
     def to_json(self) -> str:
         """Return one line of strict JSON, without the newline. NaN and infinity become null."""

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from .operators import OPERATORS
 from .result import Result
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES, VP_SCHEDULES, Schedule
 from .starts import PCNL, STARTS, start_of
 
 REQUIRED = inspect.Parameter.empty
 """Default of a parameter that must be given."""
 
 # Names of these parameters; those of another one are in its annotation, a `Literal`.
-_CHOICES = {"operator": OPERATORS, "schedule": SCHEDULES, "start": STARTS}
+_CHOICES = {"operator": OPERATORS, "schedule": (*SCHEDULES, *VP_SCHEDULES), "start": STARTS}
 
 
 class Details(NamedTuple):

@@ -58,6 +58,17 @@ class Result:
     """Record of every step of every particle, in the order in which they were made."""
     chosen: tuple[int, ...]
     """Indices of the chosen particles: all, or after `best_of_n` the best one of each prompt."""
+    weights: Tensor | None = None
+    """Final weights of the K copies of each particle, with the sum 1; float64 (P, K), on the CPU. None for a
+    sampler without weighted copies."""
+    log_z: Tensor | None = None
+    """log Z of each particle, float64 (P,), on the CPU: Z is an unbiased estimate of the mean of
+    exp(r(x_0) / alpha) over the particles of `base`. None for a sampler without weighted copies."""
+
+    @property
+    def ess(self) -> Tensor | None:
+        """Effective sample size 1 / sum w^2 of the copies of each particle, float64 (P,), from 1 to K."""
+        return None if self.weights is None else 1 / self.weights.square().sum(dim=1)
 
     @property
     def best(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..checks import check_choice, check_number
+from .vp import VP_SHAPES, VPShape
 
 LATEST = 0.96
 """Flow-GRPO's coefficient is evaluated at min(t, LATEST), because it is infinite at t = 1.
@@ -40,18 +41,23 @@ _SHAPES = {
 }
 
 SCHEDULES = tuple(_SHAPES)
-"""Names of the schedules."""
+"""Names of the schedules g(t) in the time of the flow."""
+
+VP_SCHEDULES = tuple(VP_SHAPES)
+"""Names of the schedules in VP time, which have times of their own; see `vp`."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Diffusion coefficient g(t) = scale * shape(t).
 
-    The shapes "constant", "linear", "quadratic" and "flow-grpo" are 1, t, t^2 and sqrt(t / (1-t)).
+    The shapes "constant", "linear", "quadratic" and "flow-grpo" are 1, t, t^2 and sqrt(t / (1-t)), with the
+    times of the model. "vp" and "vp-quadratic" have other times, even in the VP time rho of diffusion models:
+    rho_i = 1 - i/n with the shape 2 rho - rho^2 (Psi-Sampler), or sqrt(1 - (i/n)^2) with rho^2 (RBF).
 
     Args:
-        name: "constant", "linear", "quadratic" or "flow-grpo".
-        scale: factor of the schedule, at least 0; 0 is the ODE. None means 0.7, 2, 3 or 0.7 for the four
+        name: "constant", "linear", "quadratic", "flow-grpo", "vp" or "vp-quadratic".
+        scale: factor of the schedule, at least 0; 0 is the ODE. None means 0.7, 2, 3, 0.7, 1 or 3 for these
             names.
 
     Raises:
@@ -62,13 +68,19 @@ class Schedule:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("Schedule", "name", self.name, SCHEDULES)
+        check_choice("Schedule", "name", self.name, (*SCHEDULES, *VP_SCHEDULES))
         if self.scale is None:
-            object.__setattr__(self, "scale", _SHAPES[self.name].default_scale)
+            shape = self.vp or _SHAPES[self.name]
+            object.__setattr__(self, "scale", shape.default_scale)
         check_number("Schedule", "scale", self.scale, 0)
 
+    @property
+    def vp(self) -> VPShape | None:
+        """Shape in VP time, or None for a schedule in the time of the flow."""
+        return VP_SHAPES.get(self.name)
+
     def g(self, t: float) -> float:
-        """Return the diffusion coefficient at time t in (0, 1]."""
+        """Return the diffusion coefficient at time t in (0, 1], of a schedule in the time of the flow."""
         assert self.scale is not None
         return self.scale * _SHAPES[self.name].g(t)
 
@@ -87,5 +99,5 @@ def as_schedule(function: str, schedule: str | Schedule) -> Schedule:
         return schedule
     if not isinstance(schedule, str):
         raise TypeError(f"{function}: schedule must be a name or a Schedule, got {schedule!r}")
-    check_choice(function, "schedule", schedule, SCHEDULES)
+    check_choice(function, "schedule", schedule, (*SCHEDULES, *VP_SCHEDULES))
     return Schedule(schedule)

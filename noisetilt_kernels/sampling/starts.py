@@ -1,7 +1,7 @@
 """Start points x_1 of the samplers of flows: plain noise, or the last state of a Markov chain."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number, shown
-from .gradients import Guidance, dot_of_each, flow_guidance
-from .loop import Batch
+from .gradients import Guidance, dot_of_each, drift_of, flow_guidance
+from .loop import Batch, joined
 from .protocols import FlowModel
+from .result import best_index
 from .steps import Step
 
 STARTS = ("noise", "pcnl")
@@ -23,26 +24,31 @@ class Start(Protocol):
     """Start of a sampler: a function that makes the latents x_1 of a micro-batch.
 
     Attributes:
-        iterations: number of forwards that it makes for each particle beyond that of the first step, at least
-            0. It makes a record of each, numbered before that of the first step.
+        iterations: number of forwards that it makes for each copy beyond that of the first step, at least 0.
+            It makes as many records of each particle, numbered before that of the first step.
+        alpha: temperature of the law of x_1, N(0, I) exp(r(x0_hat) / alpha); infinite for plain noise.
     """
 
     @property
     def iterations(self) -> int:
-        """Number of forwards and records of a particle."""
+        """Number of forwards of a copy and records of a particle."""
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step) -> Tensor:
-        """Return x_1, (B, *shape), for the first step. `batch.known` may hold its velocity and gradient."""
+    @property
+    def alpha(self) -> float:
+        """Temperature of the law of x_1."""
+
+    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
+        """Return x_1, (B copies, *shape). `batch.known` may hold velocity and gradient of the first step."""
 
 
 class PlainNoise:
     """Start at standard normal noise."""
 
-    iterations = 0
+    iterations, alpha = 0, math.inf
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step) -> Tensor:
-        """Return the first draw of every particle."""
-        return batch.draw()
+    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
+        """Return the first draws of every particle."""
+        return step.start * batch.draw(copies)
 
 
 @dataclass(frozen=True)
@@ -88,42 +94,47 @@ class PCNL:
             if getattr(self, name) == 0:
                 raise ValueError(f"PCNL: {name} must be above 0, got 0")
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step) -> Tensor:
-        """Run the chain of every particle and return its last state."""
+    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
+        """Run one chain for every copy and return their last states."""
+        for x, guidance in self.states(batch, model, step, copies):  # noqa: B007  (only the last ones)
+            pass
+        batch.known = x, guidance
+        return x
+
+    def states(
+        self, batch: Batch, model: FlowModel, step: Step, chains: int
+    ) -> Iterator[tuple[Tensor, Guidance]]:
+        """Yield the first latents (B chains, *shape) and those after each iteration, with their guidance.
+
+        The states x of the chains are noise; the latents are step.start x.
+        """
         c = self.epsilon / 4
         shrink = (1 - c) / (1 + c)
         spread = math.sqrt(1 - shrink**2)
         half = math.sqrt(self.epsilon) / 2
-        x = batch.draw()
+        x = batch.draw(chains)
         first = step.index - self.iterations
         here = self._at(batch, model, x, replace(step, index=first))
+        yield step.start * x, here.guidance
         for iteration in range(first, step.index):
-            z = batch.draw() + half * here.drift
+            z = batch.draw(chains) + half * here.drift
             proposal = shrink * x + spread * z
             there = self._at(batch, model, proposal, replace(step, index=iteration))
             forth = here.log_density(z, half)
             back = there.log_density((x - shrink * proposal) / spread, half)
-            log_u = torch.log(batch.uniform()).to(x.device)
+            log_u = torch.log(batch.uniform(chains)).to(x.device)
             accept = log_u < back - forth  # False for NaN: neither state has a finite reward
             accepted = accept.tolist()
-            state = here.guidance
-            fallbacks = [
-                reason or (None if math.isfinite(reward) else "non-finite reward of the proposal")
-                for reason, reward in zip(state.fallbacks, there.guidance.rewards, strict=True)
-            ]
-            batch.record(iteration, step.t, state.rewards, state.norms, None, fallbacks, accepted=accepted)
+            _record(batch, iteration, step.t, here.guidance, there.guidance, accepted)
             x = torch.where(_column(accept, x), proposal, x)
             here = _chosen(accept, accepted, there, here)
-        batch.known = x, here.guidance
-        return x
+            yield step.start * x, here.guidance
 
     def _at(self, batch: Batch, model: FlowModel, x: Tensor, step: Step) -> "_State":
-        guidance = flow_guidance(batch, model, x, step)
+        guidance = flow_guidance(batch, model, step.start * x, step)
         rewards = torch.tensor(guidance.rewards, dtype=torch.float64, device=x.device) / self.alpha
         phi = torch.where(rewards.isfinite(), rewards, -math.inf)
-        factors = [min(1 / self.alpha, self.clip / norm) if norm else 0.0 for norm in guidance.norms]
-        scale = _column(torch.tensor(factors, dtype=x.dtype, device=x.device), x)
-        return _State(guidance, phi, torch.where(guidance.usable, scale * guidance.gradient, 0))
+        return _State(guidance, phi, drift_of(guidance, step.start / self.alpha, self.clip))
 
 
 class _State(NamedTuple):
@@ -141,6 +152,26 @@ class _State(NamedTuple):
         return (
             self.phi + half * dot_of_each(self.drift, z) - half**2 / 2 * dot_of_each(self.drift, self.drift)
         )
+
+
+def _record(
+    batch: Batch, iteration: int, t: float, state: Guidance, proposal: Guidance, accepted: list[bool]
+) -> None:
+    """Record an iteration of the chains of every particle, with the values of the best one."""
+    reasons = [
+        reason or (None if math.isfinite(reward) else "non-finite reward of the proposal")
+        for reason, reward in zip(state.fallbacks, proposal.rewards, strict=True)
+    ]
+    particles = batch.entries(len(accepted))
+    best = [chains[best_index([state.rewards[chain] for chain in chains])] for chains in particles]
+    batch.record(
+        iteration,
+        t,
+        [state.rewards[chain] for chain in best],
+        [state.norms[chain] for chain in best],
+        fallbacks=[joined([reasons[chain] for chain in chains]) for chains in particles],
+        acceptance=[sum(accepted[chain] for chain in chains) / len(chains) for chains in particles],
+    )
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Latents x, velocities and noise are float32 (B, *shape).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from .protocols import FlowModel
 from .schedules import Schedule
+from .vp import VPShape, at_vp_time
 
 
 @dataclass(frozen=True)
 class Step:
     """Step from time t to t - delta, with diffusion coefficient g and noise of standard deviation sigma.
+
+    In VP time g is the diffusion coefficient there.
 
     The last step ends at time 0 and has g = sigma = 0 for every schedule, so x_0 is the denoised estimate
     x0_hat. Noise added there would stay in the result: its variance is of first order in the length of the
@@ -29,14 +32,21 @@ class Step:
     delta: float
     g: float
     sigma: float
+    factors: tuple[float, float, float] | None = None
+    """Factors of x, -v and the score in `mean`, for a step in VP time; None in the time of the flow."""
+    start: float = 1.0
+    """Factor that makes standard normal noise the latents at t, for a first step in VP time."""
 
 
 def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) -> list[Step]:
-    """Return the steps between the times `model.sigmas(steps)`.
+    """Return the steps between the times `model.sigmas(steps)`, or between those of a schedule in VP time.
 
     Raises:
         ValueError: the times are not steps + 1 strictly decreasing numbers from 1 to 0.
     """
+    if schedule.vp is not None:
+        assert schedule.scale is not None
+        return _plan_vp(steps, schedule.vp, schedule.scale)
     sigmas = torch.as_tensor(model.sigmas(steps)).double().cpu()
     if (
         sigmas.shape != (steps + 1,)
@@ -58,6 +68,21 @@ def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) 
     return planned
 
 
+def _plan_vp(steps: int, shape: VPShape, scale: float) -> list[Step]:
+    """Return the steps of the reverse SDE in VP time, in the variables of the flow; see `vp`."""
+    rhos = [shape.rho(index / steps) for index in range(steps)]
+    points = [at_vp_time(rho) for rho in rhos]
+    planned = []
+    for index in range(steps - 1):
+        (t, c, t_slope, c_slope), (after, c_after, *_) = points[index], points[index + 1]
+        d, gamma = rhos[index] - rhos[index + 1], scale * shape.gamma(rhos[index])
+        factors = (c - d * c_slope) / c_after, d * c * t_slope / c_after, gamma**2 * d / (2 * c * c_after)
+        planned.append(Step(index, t, t - after, gamma, gamma * math.sqrt(d) / c_after, factors))
+    planned.append(Step(steps - 1, points[-1].t, points[-1].t, 0.0, 0.0))  # to x0_hat, without noise
+    planned[0] = replace(planned[0], start=1 / points[0].c)
+    return planned
+
+
 def denoised(x: Tensor, velocity: Tensor, t: float) -> Tensor:
     """Return x0_hat = E[x_0 | x_t = x] = x - t v."""
     return x - t * velocity
@@ -69,7 +94,10 @@ def score(x: Tensor, velocity: Tensor, t: float) -> Tensor:
 
 
 def mean(x: Tensor, velocity: Tensor, step: Step) -> Tensor:
-    """Return mu = x - delta v + g^2/2 delta s, the result of the step without noise."""
+    """Return mu = x - delta v + g^2/2 delta s, or a x - b v + d s in VP time: the step without noise."""
+    if step.factors is not None:
+        a, b, d = step.factors
+        return a * x - b * velocity + d * score(x, velocity, step.t)
     ode = x - step.delta * velocity
     if step.g == 0:
         return ode

@@ -3,11 +3,16 @@
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from ..checks import check_integer
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import (
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    finish_flow,
+    plan_flow,
+    rewards_of,
+)
 from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
@@ -16,7 +21,7 @@ from .result import Result, best_index
 from .schedules import Schedule
 from .starts import Start, as_start, forwards_of_start
 from .steps import denoised, mean
-from .velocity import velocity_of
+from .velocity import velocities_of, velocity_of
 
 
 def check_svdd(*, candidates: int, steps: int, schedule: str | Schedule, start: str | Start) -> None:
@@ -61,7 +66,7 @@ def svdd(
         candidates: number K of candidates at each step, at least 1. A micro-batch holds as many particles as
             fit with all their candidates, at least one; candidates are divided into micro-batches too.
         steps: number of steps, at least 1.
-        schedule: diffusion coefficient g(t). Pass a name in SCHEDULES or a `Schedule`; scale 0 is the ODE.
+        schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
@@ -83,28 +88,14 @@ def svdd(
             for step in plan[:-1]:
                 center = mean(x, velocity, step).repeat_interleave(candidates, dim=0)
                 drawn = center + step.sigma * batch.draw(candidates)
-                velocities, rewards = look_ahead(batch, model, drawn, step.t - step.delta, candidates)
+                t = step.t - step.delta
+                velocities = velocities_of(batch, model, drawn, t)
+                rewards = rewards_of(batch, model, denoised(drawn, velocities, t))
                 chosen, fallbacks = choose(batch, step.index, rewards, candidates)
                 x, velocity = drawn[chosen], velocities[chosen]
                 batch.record(step.index, step.t, [rewards[index] for index in chosen], fallbacks=fallbacks)
             finish_flow(batch, model, x, plan[-1], velocity)
         return particles.result()
-
-
-def look_ahead(
-    batch: Batch, model: FlowModel, x: Tensor, t: float, candidates: int
-) -> tuple[Tensor, list[float]]:
-    """Return velocities (B K, *shape) and rewards r(x0_hat) of all candidates x (B K, *shape) at time t."""
-    prompts = [prompt for prompt in batch.prompts for _ in range(candidates)]
-    velocities: list[Tensor] = []
-    rewards: list[float] = []
-    for start in range(0, len(x), batch.options.micro_batch):
-        part = slice(start, start + batch.options.micro_batch)
-        velocities.append(velocity_of(batch, model, x[part], t, prompts[part]))
-        with batch.time("reward"):
-            images = model.decode(denoised(x[part], velocities[-1], t))
-            rewards += batch.rewards(images, prompts[part]).tolist()
-    return torch.cat(velocities), rewards
 
 
 def choose(

@@ -6,6 +6,7 @@ that the reward likes.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,17 +39,21 @@ class TotalNoise:
 
     Args:
         like: latents (B, *shape), for shape and device.
+
+    Attributes:
+        sum: the sum of each sample, (B, *shape). Resampling permutes it.
     """
 
     def __init__(self, like: Tensor) -> None:
-        self._sum = torch.zeros_like(like)
+        self.sum = torch.zeros_like(like)
         self._variance = 0.0
 
     def add(self, added: Tensor, sigma: float) -> None:
         """Add what a step added to the latents (B, *shape). Unguided, it has the standard deviation sigma."""
-        self._sum += added
+        self.sum += added
         self._variance += sigma**2
 
-    def peaks(self) -> list[float] | None:
-        """Return the peak of each sample, see `spectral_peaks`; None if no step had noise."""
-        return spectral_peaks(self._sum / math.sqrt(self._variance)) if self._variance else None
+    def peaks(self, samples: Sequence[int] | None = None) -> list[float] | None:
+        """Return the peak of each sample, or of the given ones; None if no step had noise."""
+        chosen = self.sum if samples is None else self.sum[list(samples)]
+        return spectral_peaks(chosen / math.sqrt(self._variance)) if self._variance else None

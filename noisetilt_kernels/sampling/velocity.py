@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -40,3 +41,11 @@ def velocity_of(
             f"got {tuple(velocity.shape)}"
         )
     return velocity.float()
+
+
+def velocities_of(batch: Batch, model: FlowModel, x: Tensor, t: float) -> Tensor:
+    """Return v(x, t) of any number of entries of each particle, x (B K, *shape), in micro-batches."""
+    known = batch.take_known(x)
+    if known is not None:
+        return known.output
+    return torch.cat([velocity_of(batch, model, part, t, prompts) for part, prompts in batch.parts(x)])

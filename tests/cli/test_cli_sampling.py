@@ -122,6 +122,10 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("svdd:steps=3,candidates=2", 5),
         ("freedom:steps=5,travel=2", 7),
+        ("das:alpha=0.05,copies=2,steps=3", 6),
+        ("fk:alpha=0.05,copies=2,steps=3,every=1", 6),
+        ("psi:alpha=0.05,copies=2,chains=1,burn_in=0,kept=2,steps=3,schedule=vp", 7),
+        ("rbf:steps=3,starts=2,budget=8,schedule=vp-quadratic", 8),
         ("ntrk:steps=2,start=pcnl,start_iterations=3", 5),
         ("reno:iterations=2", 3),
         ("prno:iterations=2,shuffles=3", 3),
@@ -269,7 +273,7 @@ def test_bad_usage(tmp_path: Path, changes: list[str]) -> None:
         (["--method", "best_of_n"], "for the best of N images give --particles N"),
         (
             ["--method", "nonsense"],
-            "--method must be one of base, dno, dps, freedom, ntrk, rbf, svdd, got 'nonsense'",
+            "--method must be one of base, das, dno, dps, fk, freedom, ntrk, psi, rbf, svdd, got 'nonsense'",
         ),
     ],
 )

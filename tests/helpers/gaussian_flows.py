@@ -81,26 +81,26 @@ class GaussianFlow:
 def after_steps(flow: GaussianFlow, steps: Sequence[Step], start: Marginal | None = None) -> Marginal:
     """Return the exact mean and covariance after Euler-Maruyama steps of the reverse SDE, float64.
 
-    A step is the map x -> x - delta v - g^2/2 delta (x + (1-t) v) / t + g sqrt(delta) eps. It is affine,
-    because v is. This is a second implementation of the step, so that tests can compare it with the one of
-    the samplers.
+    A step is the map x -> x - delta v - g^2/2 delta (x + (1-t) v) / t + g sqrt(delta) eps; in VP time it has
+    other factors. It is affine, because v is. This is a second implementation of the step, so that tests can
+    compare it with the one of the samplers.
 
     Args:
         flow: the flow.
         steps: the steps.
-        start: distribution before the first step; None means N(0, I).
+        start: distribution before the first step; None means that of the noise.
     """
-    mean, covariance = start or Marginal(
-        torch.zeros_like(flow.data.mean), torch.eye(len(flow.data.mean)).double()
-    )
-    identity = torch.eye(len(mean), dtype=torch.float64)
+    identity = torch.eye(len(flow.data.mean), dtype=torch.float64)
+    mean, covariance = start or Marginal(torch.zeros_like(flow.data.mean), steps[0].start ** 2 * identity)
     for step in steps:
         matrix, offset = flow.linear_velocity(step.t)
-        drift = 0.5 * step.g**2 * step.delta / step.t
-        factor = step.delta + drift * (1 - step.t)
-        transfer = (1 - drift) * identity - factor * matrix
+        of_x, of_v, of_score = step.factors or (1.0, step.delta, 0.5 * step.g**2 * step.delta)
+        drift = of_score / step.t
+        factor = of_v + drift * (1 - step.t)
+        transfer = (of_x - drift) * identity - factor * matrix
         mean = transfer @ mean - factor * offset
-        covariance = transfer @ covariance @ transfer.T + step.g**2 * step.delta * identity
+        noise = step.g**2 * step.delta if step.factors is None else step.sigma**2
+        covariance = transfer @ covariance @ transfer.T + noise * identity
     return Marginal(mean, covariance)
 
 

@@ -231,8 +231,10 @@ def test_times_start_at_one_despite_rounding() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="Schedule: unknown name 'cubic'; valid: 'constant', 'linear'"):
-        FlowSDEScheduler(schedule="cubic")
+    for name in ("cubic", "vp"):  # the times of VP are not those of the scheduler
+        message = f"FlowSDEScheduler: unknown schedule '{name}'.*; valid: 'constant', .*, 'flow-grpo'$"
+        with pytest.raises(ValueError, match=message):
+            FlowSDEScheduler(schedule=name)
     with pytest.raises(ValueError, match="Schedule: scale must be finite and at least 0, got -1"):
         FlowSDEScheduler.from_config(FlowMatchEulerDiscreteScheduler().config, scale=-1)
     scheduler = FlowSDEScheduler()

@@ -20,6 +20,9 @@ FLOW: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "rbf": (sampling.rbf, {}),
     "dno": (sampling.dno, {}),
     "svdd": (sampling.svdd, {}),
+    "das": (sampling.das, {"alpha": 1.0}),
+    "fk": (sampling.fk, {"alpha": 1.0}),
+    "psi": (sampling.psi, {"alpha": 1.0}),
 }
 ONE_STEP: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "wgnc": (sampling.wgnc, {}),
@@ -87,7 +90,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
             model = Untouched(sigmas=lambda n, times=times: torch.tensor(times))
             message = "model.sigmas(2) must be 3 strictly decreasing times from 1 to 0"
             add(name, what, ValueError, message, model=model, steps=2)
-    for name in [name for name in FLOW if name != "dno"]:
+    for name in [name for name in FLOW if name not in ("dno", "fk", "psi")]:
         add(name, "start", ValueError, "unknown start 'psi'; valid: 'noise', 'pcnl'", start="psi")
         add(name, "start of another type", TypeError, "start must be a name or a Start", start=0.7)
         add(name, "function without iterations", TypeError, "start must be a name or a Start", start=print)
@@ -113,6 +116,29 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
     add("freedom", "end of the window", ValueError, "travel_to must be in [0, 1]", travel_to=1.1)
     for count in (0, -1):
         add("svdd", f"{count} candidates", ValueError, "candidates must be at least 1", candidates=count)
+        add("fk", f"every {count} steps", ValueError, "every must be at least 1", every=count)
+    for name in ("das", "fk", "psi"):
+        add(name, "copies", ValueError, "copies must be at least 1", copies=0)
+        add(name, "alpha", ValueError, "alpha must be above 0, got 0", alpha=0)
+        add(name, "infinite alpha", ValueError, "alpha must be finite and at least 0", alpha=float("inf"))
+        add(name, "alpha of another type", TypeError, "alpha must be a number", alpha=None)
+        add(name, "threshold", ValueError, "threshold must be in [0, 1]", threshold=-0.1)
+        message = "unknown resampling 'spp' (did you mean 'ssp'?); valid: 'systematic', 'ssp'"
+        add(name, "resampling", ValueError, message, resampling="spp")
+    for name in ("clip", "chain_clip"):
+        add("psi", name, ValueError, f"{name} must be finite and at least 0", **{name: -1.0})
+    add("psi", "chains", ValueError, "chains must be at least 1", chains=0)
+    add("psi", "burn_in", ValueError, "burn_in must be at least 0", burn_in=-1)
+    add("psi", "kept", ValueError, "kept must be at least 1", kept=0)
+    add("psi", "chain_alpha", ValueError, "chain_alpha must be above 0", chain_alpha=0.0)
+    add("psi", "chain_epsilon", ValueError, "chain_epsilon must be above 0", chain_epsilon=0.0)
+    add("psi", "long steps", ValueError, "chain_epsilon must be in [0, 4]", chain_epsilon=4.1)
+    message = "each of 3 chains must give the same number of the 10 copies"
+    add("psi", "copies of chains", ValueError, message, chains=3)
+    add("psi", "few states", ValueError, "at most one for each of its 1 kept states", kept=1)
+    add("das", "tempering", ValueError, "tempering must be in [0, 1]", tempering=1.5)
+    message = "unknown potential 'min'; valid: 'max', 'sum', 'difference'"
+    add("fk", "potential", ValueError, message, potential="min")
     for name in ONE_STEP:
         add(name, "iterations", ValueError, "iterations must be at least 1", iterations=0)
         add(name, "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
@@ -244,10 +270,7 @@ def test_wrong_shapes_of_velocities_images_and_rewards(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("ntrk", LatentFlow()),
-        ("dps", LatentFlow()),
-        ("freedom", LatentFlow()),
-        ("dno", LatentFlow()),
+        *[(name, LatentFlow()) for name in ("ntrk", "dps", "freedom", "das", "psi", "dno")],
         *[(name, LatentGenerator()) for name in ONE_STEP],
     ],
 )
@@ -264,6 +287,6 @@ def test_a_model_or_reward_without_gradient_is_an_error(name: str, model: Any) -
 
 def test_methods_without_gradient_need_none() -> None:
     flow = GaussianFlow([0.0], [[1.0]])
-    for name in ("base", "svdd", "rbf"):
+    for name in ("base", "svdd", "rbf", "fk"):
         sampler, arguments = FLOW[name]
         sampler(flow, torch.no_grad()(brightness), "", steps=2, **arguments)

@@ -38,12 +38,16 @@ GUIDED: dict[str, tuple[Callable[..., Result], Any, dict[str, Any]]] = {
         {"steps": STEPS, "strength": 300.0, "scaling": "none", "travel": 1},
     ),
     "svdd": (sampling.svdd, LatentFlow(bend=0.1), {"steps": STEPS, "candidates": 2}),
+    "das": (sampling.das, LatentFlow(bend=0.1), {"steps": STEPS, "alpha": 1e-3, "copies": 2}),
+    "fk": (sampling.fk, LatentFlow(bend=0.1), {"steps": STEPS, "alpha": 1e-3, "copies": 2, "every": 1}),
     "wgnc": (sampling.wgnc, LatentGenerator(), {"iterations": STEPS - 1, "lr": 0.1}),
     "reno": (sampling.reno, LatentGenerator(), {"iterations": STEPS - 1}),
     "prno": (sampling.prno, LatentGenerator(), {"iterations": STEPS - 1, "shuffles": 1}),
     "mpgr": (sampling.mpgr, LatentGenerator(), {"iterations": STEPS - 1}),
     "dno": (sampling.dno, LatentFlow(bend=0.1), {"iterations": STEPS - 1, "steps": 2}),
 }
+SEVERAL = {"svdd": STEPS, "das": STEPS + 1, "fk": STEPS + 1}
+"""Calls of the reward for one particle that fills a micro-batch of two entries."""
 OPTIMISERS = ("wgnc", "reno", "prno", "mpgr", "dno")
 BASE = (sampling.base, LatentFlow(bend=0.1), {"steps": STEPS})
 
@@ -91,12 +95,13 @@ def test_records(name: str) -> None:
         assert record.method == name
         assert record.t == (1.0 if name in OPTIMISERS else 1 - record.step / STEPS)
         assert (record.reward is None) == (name == "base" and not last)
-        assert (record.gradient_norm is None) == (name in ("base", "svdd") or last)
+        assert (record.gradient_norm is None) == (name in ("base", "svdd", "fk") or last)
         assert (record.cosine is None) == (name not in ("ntrk", *OPTIMISERS) or last)
         assert record.seconds_model > 0 or (name == "svdd" and last)  # svdd knows the last velocity already
         assert (record.seconds_reward > 0) == (record.reward is not None)
         assert (record.seconds_whitening > 0) == (name in ("ntrk", *OPTIMISERS) and not last)
         assert record.fallback is None
+        assert (record.ess is None) == ("copies" not in arguments)
         if record.cosine is not None:
             assert 0 < record.cosine <= 1 and record.gradient_norm > 0
         if last:
@@ -180,18 +185,18 @@ def test_a_reward_that_is_not_finite_is_an_error(name: str, factor: float) -> No
     with pytest.raises(
         NonFiniteError, match=rf"^{name}: non-finite reward.* at step 2 of particle 3; "
     ) as caught:
-        # Micro-batches hold particles 0, 1 and 2, 3; with svdd one particle with its two candidates.
-        first = {"svdd": 3 * STEPS + 2}.get(name, STEPS + 2)
+        # Micro-batches hold particles 0, 1 and 2, 3, or one particle with its two entries.
+        first = 2 + (3 * SEVERAL[name] if name in SEVERAL else STEPS)
         sampler(model, Spoilt(factor, first), ["", "", "", "bad"], options=options, **arguments)
     assert (caught.value.method, caught.value.step, caught.value.particle) == (name, 2, 3)
-    assert finished == ([0, 1, 2] if name == "svdd" else [0, 1])
+    assert finished == ([0, 1, 2] if name in SEVERAL else [0, 1])
 
 
-@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom", *OPTIMISERS])
+@pytest.mark.parametrize("name", ["ntrk", "dps", "freedom", "das", *OPTIMISERS])
 def test_a_gradient_that_is_not_finite_is_an_error(name: str) -> None:
     sampler, model, arguments = GUIDED[name]
     with pytest.raises(NonFiniteError, match=rf"^{name}: non-finite gradient at step 1 of particle 1; "):
-        reward = Spoilt(math.inf, 1, only_gradient=True)
+        reward = Spoilt(math.inf, 1 + SEVERAL.get(name, 0), only_gradient=True)
         sampler(model, reward, ["", "bad"], options=SamplerOptions(micro_batch=2), **arguments)
 
 
@@ -299,7 +304,7 @@ def test_particles_finished_before_an_interrupt_are_kept(name: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         sampler(model, reward, ["", "", "", "", "", "stop"], options=options, **arguments)
     whole = sampler(model, left_half, [""] * 6, options=SamplerOptions(seed=1, micro_batch=2), **arguments)
-    assert list(finished) == ([0, 1, 2, 3, 4] if name == "svdd" else [0, 1, 2, 3])
+    assert list(finished) == ([0, 1, 2, 3, 4] if name in SEVERAL else [0, 1, 2, 3])
     for particle, one in finished.items():
         assert_same_bits(one.latent, whole.latents[particle])
         assert one.reward == whole.rewards[particle] == left_half(one.image[None], [""])

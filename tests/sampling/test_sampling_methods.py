@@ -39,6 +39,11 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "ntrk:steps=4,start=pcnl,start_iterations=3,start_alpha=0.2,start_epsilon=0.3,start_clip=2",
         "freedom:travel=4,travel_from=0.3,steps=11",
         "svdd:candidates=3,steps=4",
+        "das:alpha=0.1,copies=3,steps=4",
+        "fk:alpha=0.1,potential=sum,steps=6",
+        "psi:alpha=0.1,copies=4,chains=2,burn_in=2,kept=3,steps=3",
+        "psi:alpha=0.1,copies=2,chains=1,burn_in=0,kept=2,steps=1",
+        "das:alpha=0.1,copies=2,steps=3,start=pcnl,start_iterations=2",
     ],
 )
 def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
@@ -114,6 +119,7 @@ def test_bad_methods(text: str, message: str) -> None:
         ("ntrk:start=pcnl,start_iterations=-1", "PCNL: iterations must be at least 0"),
         ("dps:strength=much", "dps: strength must be a number"),
         ("svdd:candidates=0", "svdd: candidates must be at least 1"),
+        ("das:alpha=0", "das: alpha must be above 0, got 0"),
         ("wgnc:iterations=0", "wgnc: iterations must be at least 1"),
         ("wgnc:lr=-1", "wgnc: lr must be finite and at least 0"),
     ],
@@ -144,6 +150,9 @@ def test_records_of_the_samplers() -> None:
             "dno": {},
             "rbf": {},
             "svdd": {},
+            "das": {"alpha": 1.0},
+            "fk": {"alpha": 1.0},
+            "psi": {"alpha": 1.0},
             "wgnc": {},
             "reno": {},
             "prno": {},
@@ -157,6 +166,9 @@ def test_records_of_the_samplers() -> None:
         "dno": (False, True),
         "rbf": (False, False),
         "svdd": (False, False),
+        "das": (False, True),
+        "fk": (False, False),
+        "psi": (False, True),
         "wgnc": (True, True),
         "reno": (True, True),
         "prno": (True, True),
@@ -164,17 +176,21 @@ def test_records_of_the_samplers() -> None:
     }
     assert sorted(SAMPLERS) == [
         "base",
+        "das",
         "dno",
         "dps",
+        "fk",
         "freedom",
         "mpgr",
         "ntrk",
         "prno",
+        "psi",
         "rbf",
         "reno",
         "svdd",
         "wgnc",
     ]
+    assert Method("das", {"alpha": 1.0, "copies": 3}).particles_at_once(8) == 2
     assert Method("svdd", {"candidates": 3}).particles_at_once(8) == 2
     assert Method("svdd").particles_at_once(2) == 1
     assert Method("ntrk").particles_at_once(8) == 8

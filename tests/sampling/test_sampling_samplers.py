@@ -24,6 +24,12 @@ FLOW_SAMPLERS: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "freedom": (sampling.freedom, {"strength": 300.0, "scaling": "none"}),
     "svdd": (sampling.svdd, {"candidates": 3}),
     "rbf": (sampling.rbf, {"budget": 60, "starts": 4}),
+    "das": (sampling.das, {"alpha": 1e-4, "copies": 3}),
+    "fk": (sampling.fk, {"alpha": 1e-4, "copies": 3, "every": 1}),
+    "psi": (
+        sampling.psi,
+        {"alpha": 1e-4, "clip": 10.0, "copies": 4, "chains": 2, "burn_in": 1, "kept": 2},
+    ),
     "dno": (sampling.dno, {"iterations": 2, "lr": 0.05}),
 }
 
@@ -33,13 +39,22 @@ STEPS = 4
 FLOW_SAMPLERS |= {
     f"{name} from pcnl": (sampler, {**arguments, "start": sampling.PCNL(3, alpha=0.01)})
     for name, (sampler, arguments) in list(FLOW_SAMPLERS.items())
-    if name in ("base", "ntrk w", "freedom", "svdd")
+    if name in ("base", "ntrk w", "freedom", "svdd", "das")
 }
 
-FORWARDS = {"svdd": 1 + 3 * (STEPS - 1), "freedom": STEPS + 2, "dno": 3 * STEPS, "rbf": 60}
+FORWARDS = {
+    "svdd": 1 + 3 * (STEPS - 1),
+    "freedom": STEPS + 2,
+    "dno": 3 * STEPS,
+    "rbf": 60,
+    "das": 3 * STEPS,
+    "fk": 3 * STEPS,
+    "psi": 2 * 4 + 4 * (STEPS - 1),
+}
 """Forwards of a particle, if they are not one for each step. FreeDoM makes one of four steps three times."""
 FORWARDS |= {
-    f"{name} from pcnl": FORWARDS.get(name, STEPS) + 3 for name in ("base", "ntrk w", "freedom", "svdd")
+    f"{name} from pcnl": FORWARDS.get(name, STEPS) + 3 * arguments.get("copies", 1)
+    for name, (_, arguments) in FLOW_SAMPLERS.items()
 }
 
 
@@ -84,7 +99,7 @@ def test_results_depend_neither_on_micro_batches_nor_on_other_particles(name: st
 
     def seen(result: Result) -> dict[tuple[int, int], tuple[Any, ...]]:
         return {
-            (r.particle, r.step): (r.t, r.reward, r.gradient_norm, r.cosine, r.fallback)
+            (r.particle, r.step): (r.t, r.reward, r.gradient_norm, r.cosine, r.fallback, r.ess)
             for r in result.records
         }
 
@@ -121,7 +136,7 @@ def test_every_particle_has_its_prompt() -> None:
 # ---- base, and samplers without guidance ----
 
 
-@pytest.mark.parametrize("schedule", sampling.SCHEDULES)
+@pytest.mark.parametrize("schedule", [*sampling.SCHEDULES, *sampling.VP_SCHEDULES])
 @pytest.mark.parametrize(
     ("sampler", "arguments"),
     [
@@ -133,6 +148,8 @@ def test_every_particle_has_its_prompt() -> None:
         ],
         (sampling.svdd, {"candidates": 1}),
         (sampling.rbf, {"starts": 1, "budget": 5}),
+        (sampling.das, {"alpha": 1e30, "copies": 1}),
+        (sampling.fk, {"alpha": 1.0, "copies": 1}),
         (sampling.dno, {"iterations": 0}),
         (sampling.dno, {"iterations": 2, "lr": 0.0, "answer": "last"}),
     ],
@@ -151,13 +168,17 @@ def test_without_guidance_every_sampler_equals_base_bit_for_bit(
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
 def test_one_step_is_the_denoised_estimate_in_every_method(name: str) -> None:
     sampler, arguments = FLOW_SAMPLERS[name]
+    if "copies" in arguments:
+        arguments = {**arguments, "copies": 1}
+    if "chains" in arguments:
+        arguments = {**arguments, "chains": 1}
     model = LatentFlow()
     result = sampler(model, brightness, "", steps=1, options=SamplerOptions(seed=7), **arguments)
-    if "start" not in arguments and name not in ("dno", "rbf"):  # which choose or change the noise
+    if "start" not in arguments and name not in ("dno", "rbf", "psi"):  # which choose or change the noise
         x = ParticleNoise(7, 0, model.shape).draw()
         assert torch.equal(result.latents, x - model.velocity(x, 1.0, [""]))
     cost = 4 if "start" in arguments else 1 + arguments.get("iterations", 0)
-    assert result.nfe == (4 if name == "rbf" else cost)
+    assert result.nfe == (4 if name in ("rbf", "psi") else cost)
 
 
 def test_guidance_raises_the_reward() -> None:
@@ -374,8 +395,9 @@ def test_gradients_are_enabled_only_where_needed(name: str) -> None:
         return brightness(images, prompts)
 
     result = sampler(spy, reward, "", steps=STEPS, **arguments)
-    guided = name.startswith(("ntrk", "dps", "freedom"))
-    with_gradient = (FORWARDS.get(name, STEPS) - 1) if guided else 4 * ("start" in arguments)
+    guided = name.startswith(("ntrk", "dps", "freedom", "das", "psi"))
+    last = arguments.get("copies", 1)
+    with_gradient = (FORWARDS.get(name, STEPS) - last) if guided else 4 * ("start" in arguments)
     trajectories = arguments.get("iterations", 0)  # of dno: one reward for all of their forwards
     assert [on for *_, on in spy.calls if on] == [True] * (with_gradient + STEPS * trajectories)
     assert [on for on in seen if on] == [True] * (with_gradient + trajectories)

@@ -12,6 +12,7 @@ from torch import Tensor
 from noisetilt_kernels import sampling
 from noisetilt_kernels.sampling import PCNL, SamplerOptions
 from noisetilt_kernels.sampling.noise import ParticleNoise
+from noisetilt_kernels.sampling.steps import plan_steps
 
 ALPHA = 0.05
 LINEAR, QUADRATIC = torch.tensor([1.5, -0.5]), torch.tensor([0.6, 3.0])
@@ -42,7 +43,7 @@ def states_of(chain: PCNL, reward: sampling.Reward, n: int = 600) -> tuple[Tenso
     """Return the last states of n chains, and the share of accepted proposals."""
     options = SamplerOptions(seed=1, micro_batch=n)
     result = sampling.base(Straight(), reward, [""] * n, steps=1, start=chain, options=options)
-    accepted = [record.accepted for record in result.records if record.step < chain.iterations]
+    accepted = [record.acceptance for record in result.records if record.step < chain.iterations]
     return result.latents.double(), sum(accepted) / len(accepted)
 
 
@@ -98,7 +99,7 @@ def test_one_proposal_agrees_with_the_formula() -> None:
             Straight(), quadratic, "", steps=1, start=chain, options=SamplerOptions(seed=seed)
         )
         torch.testing.assert_close(result.latents[0].double(), b if accepted else a, rtol=1e-5, atol=1e-6)
-        assert result.records[0].accepted == accepted
+        assert result.records[0].acceptance == accepted
         assert result.records[0].reward == pytest.approx(ALPHA * phi_a, abs=1e-6)
     assert 5 < moved < 35
 
@@ -172,7 +173,7 @@ def test_a_proposal_that_is_not_finite_is_rejected() -> None:
     options = SamplerOptions(seed=0, non_finite="plain_noise")
     result = sampling.base(Straight(), reward, "", steps=1, start=PCNL(3, ALPHA), options=options)
     chain = result.records[:3]
-    assert [record.accepted for record in chain] == [False, True, False]
+    assert [record.acceptance for record in chain] == [False, True, False]
     bad = "non-finite reward of the proposal"
     assert [record.fallback for record in chain] == [bad, None, bad]
     with pytest.raises(sampling.NonFiniteError, match="base: non-finite reward at step 0 of particle 0"):
@@ -189,10 +190,30 @@ def test_a_chain_leaves_a_start_that_is_not_finite_and_stays_if_there_is_nothing
 
     options = SamplerOptions(seed=0, non_finite="plain_noise")
     result = sampling.base(Straight(), first_is_bad, "", steps=1, start=PCNL(1, ALPHA), options=options)
-    assert result.records[0].accepted and result.records[0].fallback == "non-finite reward"
+    assert result.records[0].acceptance and result.records[0].fallback == "non-finite reward"
     never = sampling.ntrk(
         Straight(), lambda images, _: math.nan * quadratic(images, _), "", operator="norm", steps=3,
         start=PCNL(4, ALPHA), options=options,
     )  # fmt: skip
-    assert not any(record.accepted for record in never.records[:4])
+    assert not any(record.acceptance for record in never.records[:4])
     assert [record.fallback for record in never.records] == ["non-finite reward"] * 6 + [None]
+
+
+def test_a_chain_in_vp_time_has_the_noise_as_its_state() -> None:
+    """The latents of the first step are a little smaller than noise, also those of a chain."""
+    model, options = LatentFlow(bend=0.2), SamplerOptions(seed=5)
+    arguments = {"steps": 3, "schedule": "vp", "options": options}
+    spy = Spy(model)
+    plain = sampling.base(spy, left_half, "", **arguments)
+    x = ParticleNoise(5, 0, model.shape).draw()
+    start = plan_steps("test", model, 3, sampling.Schedule("vp"))[0].start
+    assert 0.99 < start < 0.995
+    assert_same_bits(spy.calls[0][0], start * x)
+    still = sampling.base(model, left_half, "", start=PCNL(0), **arguments)
+    assert_same_bits(still.latents, plain.latents)
+    spy = Spy(model)
+    sampling.base(spy, left_half, "", start=PCNL(1, alpha=1e30), **arguments)
+    stream = ParticleNoise(5, 0, model.shape)
+    shrink = (1 - 0.125) / (1 + 0.125)
+    proposal = shrink * stream.draw() + math.sqrt(1 - shrink**2) * stream.draw()
+    torch.testing.assert_close(spy.calls[1][0], start * proposal)

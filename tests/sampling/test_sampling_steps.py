@@ -8,8 +8,9 @@ import torch
 from gaussian_flows import GaussianFlow, Marginal, after_steps, shifted, uniform
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import SCHEDULES, SamplerOptions, Schedule
+from noisetilt_kernels.sampling import SCHEDULES, VP_SCHEDULES, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.steps import Step, advance, denoised, mean, plan_steps, score
+from noisetilt_kernels.sampling.vp import at_vp_time
 
 FLOWS = {
     "1-D": GaussianFlow([0.7], [[0.25]]),
@@ -143,7 +144,7 @@ def test_25_steps_of_the_default_scales_keep_the_variance(variance: float, name:
     assert abs(ratios[-1] - 1) < 1 / 10
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [*SCHEDULES, *VP_SCHEDULES])
 @pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS)
 def test_base_has_the_moments_of_the_discrete_process(flow: GaussianFlow, name: str) -> None:
     """Monte Carlo agrees with the exact recursion.
@@ -178,3 +179,88 @@ def test_base_without_noise_solves_the_ode() -> None:
             for t, after in pairwise(times):
                 x = x - (t - after) * flow.velocity(x, t, [])
             assert torch.equal(result.latents[particle], x[0])
+
+
+# ---- VP time ----
+
+
+def vp_factors(rho: float) -> tuple[float, float]:
+    """Return A and S of y = A x_0 + S eps."""
+    integral = 0.5 * (20 - 0.1) * rho**2 + 0.1 * rho
+    return math.exp(-integral / 2), math.sqrt(1 - math.exp(-integral))
+
+
+VP_GRIDS = {
+    "vp": (lambda share: 1 - share, lambda rho: 2 * rho - rho**2),
+    "vp-quadratic": (lambda share: math.sqrt(1 - share**2), lambda rho: 3 * rho**2),
+}
+
+
+def test_vp_times_and_noise() -> None:
+    """Times of the flow, and the coefficients that the noise of short steps has there."""
+    for name, wanted in {
+        "vp": [3.90, 2.53, 1.70, 0.85, 0.45, 0.21],
+        "vp-quadratic": [11.7, 6.2, 3.4],
+    }.items():
+        _, gamma = VP_GRIDS[name]
+        times = [0.9935, 0.983, 0.962, 0.859, 0.670, 0.419]
+        for rho, t, g in zip([1, 0.9, 0.8, 0.6, 0.4, 0.2], times, wanted, strict=False):
+            point = at_vp_time(rho)
+            assert point.t == pytest.approx(t, abs=6e-4)
+            assert gamma(rho) / (point.c * math.sqrt(point.t_slope)) == pytest.approx(g, rel=0.02)
+    plan = plan_steps("test", FLOWS["1-D"], 25, Schedule("vp"))
+    assert [step.t for step in plan] == [at_vp_time(1 - index / 25).t for index in range(25)]
+    assert plan[0].start == pytest.approx(0.99349, abs=1e-5)
+    assert {step.start for step in plan[1:]} == {1.0}
+    rho = math.sqrt(1 - 0.4**2)
+    assert plan_steps("test", FLOWS["1-D"], 10, Schedule("vp-quadratic"))[4].t == at_vp_time(rho).t
+
+
+@pytest.mark.parametrize("scale", [None, 0.0])
+@pytest.mark.parametrize("name", VP_SCHEDULES)
+def test_a_vp_step_is_the_step_of_the_diffusion_model(name: str, scale: float | None) -> None:
+    """In y = c x a step is y - d (c' x + c t' v) + gamma^2 d / 2 s_y + gamma sqrt(d) eps."""
+    grid, gamma_of = VP_GRIDS[name]
+    flow, n, h = FLOWS["2-D"], 7, 1e-5
+    x, noise = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plan = plan_steps("test", flow, n, Schedule(name, scale))
+    for step in plan[:-1]:
+        rho, after = grid(step.index / n), grid((step.index + 1) / n)
+        d, gamma = rho - after, 0.0 if scale == 0 else gamma_of(rho)
+
+        def c_and_t(rho: float) -> tuple[float, float]:
+            a, s = vp_factors(rho)
+            return a + s, s / (a + s)
+
+        (c, t), (c_after, t_after) = c_and_t(rho), c_and_t(after)
+        ups, downs = c_and_t(rho + h), c_and_t(rho - h)
+        c_slope, t_slope = ((up - down) / (2 * h) for up, down in zip(ups, downs, strict=True))
+        assert step.t == pytest.approx(t, rel=1e-12)
+        assert step.t - step.delta == pytest.approx(t_after, rel=1e-12)
+        v = flow.velocity(x, t, [])
+        y_score = score(x, v, t) / c
+        y = (
+            c * x
+            - d * (c_slope * x + c * t_slope * v)
+            + gamma**2 * d / 2 * y_score
+            + gamma * math.sqrt(d) * noise
+        )
+        torch.testing.assert_close(advance(x, v, step, noise), y / c_after, rtol=1e-7, atol=1e-7)
+    last = plan[-1]
+    v = flow.velocity(x, last.t, [])
+    torch.testing.assert_close(mean(x, v, last), denoised(x, v, last.t))
+    assert (last.sigma, last.g, last.factors) == (0.0, 0.0, None)
+
+
+@pytest.mark.parametrize("scale", [None, 0.0])
+@pytest.mark.parametrize(("name", "most"), [("vp", 0.02), ("vp-quadratic", 0.25)])
+def test_the_error_of_vp_falls_with_the_number_of_steps(name: str, most: float, scale: float | None) -> None:
+    """Exact moments of the affine steps. The last step of "vp-quadratic" is long: it ends with x0_hat at 0.54
+    for 25 steps, which lacks variance."""
+    flow = GaussianFlow([0.5], [[0.25]])
+    errors = [
+        distance(after_steps(flow, plan_steps("test", flow, n, Schedule(name, scale))), flow.data)
+        for n in (25, 100, 400)
+    ]
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+    assert errors[-1] < most
