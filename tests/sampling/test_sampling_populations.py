@@ -468,6 +468,50 @@ def test_das_agrees_with_its_formulas() -> None:
     assert float(result.log_z) == pytest.approx(log_z + float(w.mean().log()), rel=1e-3)
 
 
+@pytest.mark.parametrize("potential", get_args(Potential))
+def test_fk_agrees_with_its_formulas(potential: Potential) -> None:
+    """The weights of a copy depend on the rewards of its own path, also after resampling."""
+    model, alpha, copies, steps = LatentFlow(bend=0.2), 0.02, 4, 6
+    spy, stream = Spy(model), ParticleNoise(1, 0, LatentFlow().shape)
+    result = sampling.fk(
+        spy,
+        left_half,
+        "",
+        alpha=alpha,
+        copies=copies,
+        potential=potential,
+        every=1,
+        threshold=1.0,
+        steps=steps,
+        options=SamplerOptions(seed=1, micro_batch=copies),
+    )
+    x, paths = stream.draw(copies), torch.zeros(copies, 0, dtype=torch.float64)
+    for step, (seen, t, *_) in zip(
+        plan_steps("test", model, steps, Schedule("linear")), spy.calls, strict=True
+    ):
+        torch.testing.assert_close(seen, x, rtol=1e-4, atol=1e-4)
+        velocity = model.velocity(x, t, [])
+        rewards = left_half(model.decode(x - t * velocity), []).double()
+        log_psi_before = log_psi_of(potential, paths) / alpha
+        paths = torch.cat([paths, rewards[:, None]], dim=1)
+        log_psi = rewards / alpha if step.sigma == 0 else log_psi_of(potential, paths) / alpha
+        w = (log_psi - log_psi_before).exp()
+        assert result.records[step.index].ess == pytest.approx(float(w.sum() ** 2 / (w**2).sum()), rel=1e-3)
+        if step.sigma:
+            at = drawn(w, stream.choices.random())
+            paths = paths[at]
+            x = advance(x[at], velocity[at], step, stream.draw(copies))
+    torch.testing.assert_close(result.weights[0], w / w.sum(), rtol=1e-3, atol=1e-4)
+
+
+def log_psi_of(potential: Potential, paths: Tensor) -> Tensor:
+    """Return the sum of the potentials of all times, for the rewards (K, times) of the paths."""
+    if potential == "difference":
+        return paths[:, -1] if paths.shape[1] else torch.zeros(len(paths)).double()
+    sums = paths.cummax(dim=1).values if potential == "max" else paths.cumsum(dim=1)
+    return sums.sum(dim=1)
+
+
 # ---- Psi-Sampler ----
 
 
