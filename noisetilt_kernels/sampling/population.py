@@ -56,7 +56,8 @@ def log_ratio(sigma: float, drift: Tensor, noise: Tensor) -> Tensor:
     p = N(mu, sigma^2 I) is the step of `base`, and q = N(mu + sigma^2 drift, sigma^2 I). In the closed form
     -sigma <drift, noise> - sigma^2 |drift|^2 / 2 nothing cancels, as it would between two log-densities.
     """
-    return -sigma * dot_of_each(drift, noise) - sigma**2 / 2 * dot_of_each(drift, drift)
+    drift = drift.double()
+    return -sigma * dot_of_each(drift, noise.double() + sigma / 2 * drift)
 
 
 class Weights:

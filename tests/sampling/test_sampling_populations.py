@@ -611,13 +611,13 @@ def test_the_drift_of_psi_is_clipped() -> None:
 class OneBad:
     """Reward left_half that is NaN for some entries of a call of the reward with a whole population."""
 
-    def __init__(self, bad: Sequence[int], from_call: int = 0) -> None:
-        self.bad, self.from_call, self.calls = bad, from_call, 0
+    def __init__(self, bad: Sequence[int], from_call: int = 0, to_call: int = 1000) -> None:
+        self.bad, self.from_call, self.to_call, self.calls = bad, from_call, to_call, 0
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         rewards = left_half(images, prompts)
         self.calls += 1
-        if self.calls <= self.from_call or len(rewards) == 1:
+        if not self.from_call < self.calls <= self.to_call or len(rewards) == 1:
             return rewards
         factors = torch.tensor([math.nan if entry in self.bad else 1.0 for entry in range(len(rewards))])
         return rewards * factors
@@ -626,18 +626,25 @@ class OneBad:
 PLAIN = SamplerOptions(seed=3, micro_batch=4, non_finite="plain_noise")
 
 
-def test_a_copy_with_nan_has_weight_0_and_a_record() -> None:
-    model, arguments = LatentFlow(bend=0.2), {"alpha": 0.01, "copies": 3, "steps": 4, "threshold": 0.0}
+@pytest.mark.parametrize(("sampler", "more"), [(sampling.das, {}), (sampling.fk, {"every": 1})])
+def test_a_copy_with_nan_has_weight_0_and_a_record(
+    sampler: Callable[..., Result], more: dict[str, Any]
+) -> None:
+    model = LatentFlow(bend=0.2)
+    arguments = {"alpha": 0.01, "copies": 3, "steps": 4, "threshold": 0.0, **more}
     for bad in (0, 1, 2):
-        result = sampling.das(model, OneBad([bad], from_call=2), "", options=PLAIN, **arguments)
+        result = sampler(model, OneBad([bad], from_call=2), "", options=PLAIN, **arguments)
         weights = result.weights[0].tolist()
         assert weights[bad] == 0 and sum(weights) == pytest.approx(1)
         assert min(weights[:bad] + weights[bad + 1 :]) > 0
         reasons = [record.fallback for record in result.records]
         assert reasons == [None, None] + ["non-finite reward of 1 of 3 copies"] * 2
         assert math.isfinite(result.rewards[0])
+        once = sampler(model, OneBad([bad], 2, to_call=3), "", options=PLAIN, **arguments)
+        assert once.weights[0][bad] == 0 and once.records[-1].fallback is None
     with pytest.raises(NonFiniteError, match="non-finite reward at step 2 of particle 0"):
-        sampling.das(model, OneBad([1], from_call=2), "", options=SamplerOptions(micro_batch=4), **arguments)
+        options = SamplerOptions(micro_batch=4)
+        sampler(model, OneBad([1], from_call=2), "", options=options, **arguments)
 
 
 def test_a_final_nan_of_one_copy_is_an_error_after_the_others_are_finished() -> None:
