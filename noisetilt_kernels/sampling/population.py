@@ -170,10 +170,11 @@ class Population:
         """
         self._shown, self._ess, self._reasons = [], [], []
         for weights, copies in zip(self._weights, self._particles, strict=True):
-            if self._start_alpha is not None:
-                weights.log_twists = [rewards[entry] / self._start_alpha for entry in copies]
-            weights.weigh([log_twists[entry] for entry in copies])
             finite = [rewards[entry] if math.isfinite(rewards[entry]) else math.nan for entry in copies]
+            if self._start_alpha is not None:
+                counted = [reward / self._start_alpha for reward in finite]
+                weights.log_twists = [0.0 if math.isnan(log) else log for log in counted]
+            weights.weigh([log_twists[entry] for entry in copies])
             self._shown.append(copies[best_index(weights.logs if self._answer == "weight" else finite)])
             self._ess.append(weights.ess)
             self._reasons.append(joined([reasons[entry] for entry in copies]))

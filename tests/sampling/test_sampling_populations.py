@@ -517,7 +517,7 @@ def log_psi_of(potential: Potential, paths: Tensor) -> Tensor:
 
 def test_copies_start_at_equal_distances_of_their_chains() -> None:
     """Also their velocities, rewards and gradients are those of the states."""
-    model, chain = LatentFlow(bend=0.2), sampling.PCNL(5, alpha=1e-4, clip=10.0)
+    model, chain = LatentFlow(bend=0.2), sampling.PCNL(5, alpha=1e30)  # accepts everything
     step = plan_steps("test", model, 4, Schedule("linear"))[0]
     with start_particles(
         "test", model, left_half, ["", ""], SamplerOptions(micro_batch=8), 9, 4
@@ -529,7 +529,7 @@ def test_copies_start_at_equal_distances_of_their_chains() -> None:
         fresh = flow_guidance(batch, model, x.clone(), step)
         (batch,) = particles.batches()
         states = [state for state, _ in chain.states(batch, model, step, chains=2)]
-    assert len(states) == 6 and not torch.equal(states[3], states[5])
+    assert len(states) == 6 and not any(torch.equal(states[n], states[n + 1]) for n in range(5))
     x = x.view(2, 2, 2, *model.shape)  # particle, chain, state
     assert_same_bits(x[:, :, 0].flatten(0, 1), states[3])
     assert_same_bits(x[:, :, 1].flatten(0, 1), states[5])
@@ -645,6 +645,16 @@ def test_a_copy_with_nan_has_weight_0_and_a_record(
     with pytest.raises(NonFiniteError, match="non-finite reward at step 2 of particle 0"):
         options = SamplerOptions(micro_batch=4)
         sampler(model, OneBad([1], from_call=2), "", options=options, **arguments)
+
+
+def test_a_start_whose_rewards_are_all_nan_counts_as_noise() -> None:
+    arguments = {"alpha": 0.01, "copies": 3, "steps": 4, "threshold": 0.0, "tempering": 0.0}
+    model, start = LatentFlow(bend=0.2), sampling.PCNL(0, alpha=0.02)
+    result = sampling.das(model, OneBad([0, 1, 2], to_call=1), "", start=start, options=PLAIN, **arguments)
+    assert min(result.weights[0].tolist()) > 0
+    plain = sampling.das(model, OneBad([0, 1, 2], to_call=1), "", options=PLAIN, **arguments)
+    assert_same_bits(result.latents, plain.latents)
+    assert_same_bits(result.log_z, plain.log_z)
 
 
 def test_a_final_nan_of_one_copy_is_an_error_after_the_others_are_finished() -> None:
