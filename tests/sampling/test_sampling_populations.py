@@ -23,6 +23,7 @@ from noisetilt_kernels.sampling.population import Weights, log_ratio
 from noisetilt_kernels.sampling.psi import thinned
 from noisetilt_kernels.sampling.resampling import Resampling, rounding_by_name, ssp, systematic
 from noisetilt_kernels.sampling.steps import Step, advance, plan_steps
+from noisetilt_kernels.sampling.typicality import spectral_peaks
 
 # ---- resampling ----
 
@@ -440,6 +441,7 @@ def test_das_agrees_with_its_formulas() -> None:
     plan, shares = plan_steps("test", model, steps, Schedule("linear")), tempered(steps, 0.5)
     x = stream.draw(copies)
     log_w, log_psi, log_z, resampled = torch.zeros(copies).double(), torch.zeros(copies), 0.0, 0
+    total, variance = torch.zeros_like(x), 0.0
     seen = iter(spy.calls)
     for step in plan:
         parts = [next(seen)[0], next(seen)[0]]  # micro-batches of 3 and 1
@@ -457,13 +459,18 @@ def test_das_agrees_with_its_formulas() -> None:
             resampled += at != list(range(copies))
             log_z, log_w = log_z + float(w.mean().log()), torch.zeros(copies)
             x, velocity, gradient, log_psi = x[at], velocity[at], gradient[at], log_psi[at]
+            total = total[at]
         noise, drift = stream.draw(copies), shares[step.index + 1] * gradient / alpha
         x = advance(x, velocity, step, noise) + step.sigma**2 * drift
+        total = total + step.sigma * noise + step.sigma**2 * drift
+        variance += step.sigma**2
         log_w = log_w - (step.sigma * drift * noise + step.sigma**2 / 2 * drift**2).double().flatten(1).sum(1)
     assert resampled >= 2 and len(set(w.tolist())) == copies
     torch.testing.assert_close(
         result.latents, (x - step.t * velocity)[[int(w.argmax())]], rtol=1e-4, atol=1e-4
     )
+    (peak,) = spectral_peaks(total[[int(w.argmax())]] / math.sqrt(variance))
+    assert result.records[-1].noise_peak == pytest.approx(peak, rel=1e-3)
     torch.testing.assert_close(result.weights[0], w / w.sum(), rtol=1e-3, atol=1e-4)
     assert float(result.log_z) == pytest.approx(log_z + float(w.mean().log()), rel=1e-3)
 
