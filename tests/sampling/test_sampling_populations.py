@@ -547,22 +547,22 @@ def test_copies_start_at_equal_distances_of_their_chains() -> None:
 
 def test_psi_with_one_copy_is_das_from_a_chain() -> None:
     model, options = LatentFlow(bend=0.2), SamplerOptions(seed=3, micro_batch=2)
+    arguments = {"alpha": 1e-3, "copies": 1, "options": options}
+    chain = sampling.PCNL(3, alpha=2e-3, epsilon=0.4, clip=0.3)
     psi = sampling.psi(
         model,
         left_half,
         ["", ""],
-        alpha=1e-3,
         clip=1e9,
-        copies=1,
         chains=1,
         burn_in=2,
         kept=1,
-        options=options,
+        chain_alpha=2e-3,
+        chain_epsilon=0.4,
+        chain_clip=0.3,
+        **arguments,
     )
-    chain = sampling.PCNL(3, alpha=1e-3, clip=1e9)
-    das = sampling.das(
-        model, left_half, ["", ""], alpha=1e-3, copies=1, tempering=0.0, start=chain, options=options
-    )
+    das = sampling.das(model, left_half, ["", ""], tempering=0.0, start=chain, **arguments)
     assert_same_bits(psi.latents, das.latents)
     assert_same_bits(psi.log_z, das.log_z)
     assert psi.nfe == das.nfe == 2 * (4 + 24)
