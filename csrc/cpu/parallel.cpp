@@ -25,7 +25,7 @@ namespace {
 
 // A thread that waits spins this long, then sleeps. The loops of one call follow each other faster.
 constexpr std::chrono::microseconds kSpin{100};
-constexpr std::chrono::milliseconds kCrowded{20};  // how long a lost core counts as a sign of other work
+constexpr std::chrono::milliseconds kCrowded{20};  // how long lost cores count as a sign of other work
 constexpr int64_t kRangesPerThread = 2;
 constexpr int64_t kWholeVectors = 16;  // parts begin at multiples of this, so that few vectors are incomplete
 constexpr int64_t kMostThreads = 1024;
@@ -61,19 +61,22 @@ void wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& 
   }
 }
 
-// Returns true if this thread lost its core to another one lately. A helper that is woken then may take the
-// core from the caller.
+// Returns true if this thread lost its core to other ones twice in a short time, lately. A helper that is
+// woken then may take the core from the caller. One loss is no sign of other work: it may be the end of a
+// loop of OpenMP.
 bool is_crowded() {
 #ifdef RUSAGE_THREAD
   using Time = std::chrono::steady_clock::time_point;
   thread_local int64_t switches = 0;
-  thread_local Time checked{}, crowded_until{};
+  thread_local Time lost{}, crowded_until{};
   rusage usage;
   getrusage(RUSAGE_THREAD, &usage);
   const Time now = std::chrono::steady_clock::now();
-  if (usage.ru_nivcsw != switches && now < checked + kCrowded) crowded_until = now + kCrowded;
+  if (usage.ru_nivcsw != switches) {
+    if (now < lost + kCrowded) crowded_until = now + kCrowded;
+    lost = now;
+  }
   switches = usage.ru_nivcsw;
-  checked = now;
   return now < crowded_until;
 #else
   return false;
