@@ -8,6 +8,7 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -83,6 +84,30 @@ bool is_crowded() {
 #endif
 }
 
+// Core that this thread runs on, or -1.
+int current_core() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves this thread to another core, if it runs on this one and may run elsewhere. Linux may keep two threads
+// on one core while another is idle: in a virtual machine it takes an idle core for one that the host has
+// taken.
+void leave_core(int core) {
+#ifdef __linux__
+  cpu_set_t allowed, others;
+  if (core < 0 || sched_getcpu() != core || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(core, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)core;
+#endif
+}
+
 class Helpers {
  public:
   // Runs the loop on `threads` threads, the calling one included, if there are as many. Returns false,
@@ -99,6 +124,7 @@ class Helpers {
       parts_[i].next = whole_vectors(count * i / threads);
       parts_[i].end = i + 1 < threads ? whole_vectors(count * (i + 1) / threads) : count;
     }
+    core_ = current_core();
     number_ = (number_ + 1) & 0xffffffff;
     state_ = number_ << 32 | static_cast<uint64_t>(threads - 1) * kHelper;
     const int64_t unused = num_helpers_ - (threads - 1);  // these sleep on: PyTorch had more threads before
@@ -153,6 +179,8 @@ class Helpers {
         ++sleeping_;
         wait_until(opened_, lock, open);
         --sleeping_;
+        lock.unlock();
+        leave_core(core_);
       }
       uint64_t state = state_;
       if ((state & kAllHelpers) == 0 || !state_.compare_exchange_strong(state, state + kInside)) continue;
@@ -191,6 +219,7 @@ class Helpers {
   RangeFunction body_;
   void* context_;
   int64_t num_parts_, step_;
+  std::atomic<int> core_{-1};  // of the caller
   Part parts_[kMostThreads];
   alignas(64) std::atomic<uint64_t> state_{0};
 
