@@ -178,7 +178,7 @@ class BucketMap {
     // Sorts each lane of a sample: row i is then near the quantile (i + 1/2) / kRows. Two of the rows give
     // the middle and the spread, in spite of outliers.
     Vector<Integer<T>> rows[kRows];
-    for (int i = 0; i < kRows; ++i) rows[i] = load(keys + (count - kLanes<T>) * i / (kRows - 1));
+    for (int i = 0; i < kRows; ++i) rows[i] = load(keys + (count - kLanes<T>)*i / (kRows - 1));
     Network<kRows>::sort(rows);
     const T second = mean_of(from_keys<T>(rows[1])), last_but_one = mean_of(from_keys<T>(rows[kRows - 2]));
     const T spread = last_but_one - second, middle = within((second + last_but_one) / 2, least, greatest);
