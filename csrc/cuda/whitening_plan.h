@@ -237,9 +237,10 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
                               (finer.shared && !slicing.shared);
     return prefer_finer ? finer : slicing;
   };
+  Slicing slicing{};
+  if (device.max_cluster_blocks > 0) slicing = slice(std::min(device.num_sms, device.max_cluster_blocks));
+  plan.clusters = slicing.shared;
   // A sample that does not fit into the shared memory of a cluster has a larger team.
-  Slicing slicing = slice(std::max<int64_t>(1, std::min(device.num_sms, device.max_cluster_blocks)));
-  plan.clusters = device.max_cluster_blocks > 0 && slicing.shared;
   if (!plan.clusters) slicing = slice(device.num_sms);
 
   for (int64_t k = 0; k < num_mixing; ++k)
