@@ -12,6 +12,7 @@ from .gradients import Guidance, check_graph, guidance_through
 from .loop import Batch, start_particles
 from .optimize import Answer, check_optimizer, optimize
 from .options import SamplerOptions
+from .prno import within_bounds
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
@@ -102,14 +103,6 @@ def dno(
     if weight:
         regularizers.check_size("dno", (steps, *model.shape), regularizers.ROW)
 
-    def direction(batch: Batch, noise: Tensor, guidance: Guidance) -> Tensor:
-        if not weight:
-            return guidance.gradient
-        permutations = batch.permutations(shuffles, noise[0].numel())
-        return guidance.gradient - weight * regularizers.gradient_of(
-            lambda noise: regularizers.prno(noise, permutations), noise
-        )
-
     with start_particles("dno", model, reward, prompts, options, iterations + 1) as particles:
         for batch in particles.batches():
 
@@ -131,7 +124,7 @@ def dno(
                 iterations=iterations,
                 optimizer=lambda z: torch.optim.Adam(z, lr=lr, maximize=True),
                 clip=clip,
-                direction=direction,
+                direction=within_bounds(weight, shuffles),
                 answer=answer,
             )
             total = TotalNoise(found.output)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import check_choice, check_integer, check_number
 from .dps import check_strength, strength_at
 from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
-from .gradients import flow_guidance, norm_of_each
+from .gradients import column_of, flow_guidance, norm_of_each
 from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
@@ -128,7 +128,7 @@ def freedom(
                 scale: float | Tensor = strength_at(strength, step.t)
                 if scaling == "velocity":
                     lengths = step.delta * norm_of_each(guidance.output) / norm_of_each(guidance.gradient)
-                    scale = (scale * lengths).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+                    scale = column_of((scale * lengths).to(x.dtype), x)
                 shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
                 x = advance(x, guidance.output, step, noise) + shift
                 total.add(step.sigma * noise + shift, step.sigma)  # renoising is not steered

@@ -36,7 +36,7 @@ class Guidance(NamedTuple):
     def usable(self) -> Tensor:
         """Mask (B, 1, ..., 1) of the gradients that are finite and not zero."""
         usable = torch.tensor([reason is None for reason in self.fallbacks], device=self.gradient.device)
-        return usable.view(-1, *[1] * (self.gradient.dim() - 1))
+        return column_of(usable, self.gradient)
 
 
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
@@ -93,7 +93,7 @@ def drift_of(guidance: Guidance, scale: float, longest: float = math.inf) -> Ten
     """Return scale times the gradients (B, *shape), of norm at most `longest`; 0 for an unusable one."""
     factors = [min(scale, longest / norm) if norm else 0.0 for norm in guidance.norms]
     column = torch.tensor(factors, dtype=guidance.gradient.dtype, device=guidance.gradient.device)
-    column = column.view(-1, *[1] * (guidance.gradient.dim() - 1))
+    column = column_of(column, guidance.gradient)
     return torch.where(guidance.usable, column * guidance.gradient, 0)
 
 
@@ -103,6 +103,11 @@ def norm_of_each(x: Tensor) -> Tensor:
     Samples are summed one at a time, because threads may split a sum over several rows differently.
     """
     return torch.stack([sample.double().norm() for sample in x])
+
+
+def column_of(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value for each sample of x (B, ...), (B,), as (B, 1, ..., 1)."""
+    return values.view(-1, *[1] * (x.dim() - 1))
 
 
 def dot_of_each(x: Tensor, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from . import regularizers
-from .gradients import Guidance, norm_of_each
+from .gradients import Guidance, column_of, norm_of_each
 from .loop import Batch
 from .optimize import Answer, check_optimizer, optimize_one_step
 from .options import SamplerOptions
@@ -76,7 +76,7 @@ def mpgr(
         permutations = batch.permutations(1, x[0].numel())
         gradient = regularizers.gradient_of(lambda x: regularizers.mpgr(x, permutations), x)
         scale = weight * norm_of_each(guidance.gradient) / norm_of_each(gradient).clamp(min=1e-30)
-        return guidance.gradient - scale.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * gradient
+        return guidance.gradient - column_of(scale.to(x.dtype), x) * gradient
 
     return optimize_one_step(
         "mpgr",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
-from .gradients import Guidance, cosines, norms, one_step_guidance
+from .gradients import Guidance, column_of, cosines, norms, one_step_guidance
 from .loop import Batch, start_particles
 from .operators import Operator
 from .options import SamplerOptions
@@ -119,11 +119,9 @@ def better(best: Evaluated | None, new: Evaluated, keep_non_finite: bool = False
     finite = new.rewards.isfinite()
     worse = best.rewards.isfinite() & (best.rewards >= new.rewards)
     wins = torch.where(finite, ~worse, keep_non_finite)
-    return Evaluated(*(torch.where(_like(wins, b), b, a) for a, b in zip(best, new, strict=True)))
-
-
-def _like(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.to(x.device).view(-1, *[1] * (x.dim() - 1))
+    return Evaluated(
+        *(torch.where(column_of(wins.to(b.device), b), b, a) for a, b in zip(best, new, strict=True))
+    )
 
 
 def optimize_one_step(

@@ -9,7 +9,7 @@ from ..checks import check_integer, check_number
 from . import regularizers
 from .gradients import Guidance
 from .loop import Batch
-from .optimize import Answer, check_optimizer, optimize_one_step
+from .optimize import Answer, Direction, check_optimizer, optimize_one_step
 from .options import SamplerOptions
 from .protocols import OneStepModel, Reward, check_model
 from .registry import register_sampler
@@ -75,13 +75,6 @@ def prno(
 
     check_model("prno", model, OneStepModel)
     regularizers.check_size("prno", tuple(model.shape), regularizers.ROW)
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        permutations = batch.permutations(shuffles, x[0].numel())
-        return guidance.gradient - weight * regularizers.gradient_of(
-            lambda x: regularizers.prno(x, permutations), x
-        )
-
     return optimize_one_step(
         "prno",
         model,
@@ -91,6 +84,20 @@ def prno(
         iterations=iterations,
         optimizer=lambda x: torch.optim.Adam(x, lr=lr, maximize=True),
         clip=clip,
-        direction=direction,
+        direction=within_bounds(weight, shuffles),
         answer=answer,
     )
+
+
+def within_bounds(weight: float, shuffles: int) -> Direction:
+    """Return the function that makes grad r - weight * grad R; R is `regularizers.prno`, freshly shuffled."""
+
+    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        if not weight:
+            return guidance.gradient
+        permutations = batch.permutations(shuffles, x[0].numel())
+        return guidance.gradient - weight * regularizers.gradient_of(
+            lambda x: regularizers.prno(x, permutations), x
+        )
+
+    return direction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number, shown
-from .gradients import Guidance, dot_of_each, drift_of, flow_guidance
+from .gradients import Guidance, column_of, dot_of_each, drift_of, flow_guidance
 from .loop import Batch, joined
 from .protocols import FlowModel
 from .result import best_index
@@ -126,7 +126,7 @@ class PCNL:
             accept = log_u < back - forth  # False for NaN: neither state has a finite reward
             accepted = accept.tolist()
             _record(batch, iteration, step.t, here.guidance, there.guidance, accepted)
-            x = torch.where(_column(accept, x), proposal, x)
+            x = torch.where(column_of(accept, x), proposal, x)
             here = _chosen(accept, accepted, there, here)
             yield step.start * x, here.guidance
 
@@ -174,18 +174,13 @@ def _record(
     )
 
 
-def _column(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (B,) as (B, 1, ..., 1)."""
-    return values.view(-1, *[1] * (x.dim() - 1))
-
-
 def _chosen(mask: Tensor, accepted: list[bool], new: _State, old: _State) -> _State:
     """Return the new state of each particle that has accepted it, and the old one of the others."""
 
     def of_each(a: list[Any], b: list[Any]) -> list[Any]:
         return [x if yes else y for yes, x, y in zip(accepted, a, b, strict=True)]
 
-    wide = _column(mask, new.drift)
+    wide = column_of(mask, new.drift)
     a, b = new.guidance, old.guidance
     guidance = Guidance(
         torch.where(wide, a.output, b.output),
