@@ -12,7 +12,6 @@ from .gradients import Guidance, check_graph, guidance_through
 from .loop import Batch, start_particles
 from .optimize import Answer, check_optimizer, optimize
 from .options import SamplerOptions
-from .prno import within_bounds
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
@@ -124,7 +123,7 @@ def dno(
                 iterations=iterations,
                 optimizer=lambda z: torch.optim.Adam(z, lr=lr, maximize=True),
                 clip=clip,
-                direction=within_bounds(weight, shuffles),
+                direction=regularizers.within_bounds(weight, shuffles),
                 answer=answer,
             )
             total = TotalNoise(found.output)

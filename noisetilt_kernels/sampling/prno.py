@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ..checks import check_integer, check_number
 from . import regularizers
-from .gradients import Guidance
-from .loop import Batch
-from .optimize import Answer, Direction, check_optimizer, optimize_one_step
+from .optimize import Answer, check_optimizer, optimize_one_step
 from .options import SamplerOptions
 from .protocols import OneStepModel, Reward, check_model
 from .registry import register_sampler
@@ -84,20 +81,6 @@ def prno(
         iterations=iterations,
         optimizer=lambda x: torch.optim.Adam(x, lr=lr, maximize=True),
         clip=clip,
-        direction=within_bounds(weight, shuffles),
+        direction=regularizers.within_bounds(weight, shuffles),
         answer=answer,
     )
-
-
-def within_bounds(weight: float, shuffles: int) -> Direction:
-    """Return the function that makes grad r - weight * grad R; R is `regularizers.prno`, freshly shuffled."""
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        if not weight:
-            return guidance.gradient
-        permutations = batch.permutations(shuffles, x[0].numel())
-        return guidance.gradient - weight * regularizers.gradient_of(
-            lambda x: regularizers.prno(x, permutations), x
-        )
-
-    return direction

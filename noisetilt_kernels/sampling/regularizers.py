@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from ..python_ref.wgnc import to_wgnc_spectrum
+from .gradients import Guidance
+from .loop import Batch
+from .optimize import Direction
 
 ROW = 4
 """Values of a row in `prno`: the published code has 4^k values, with k = 1."""
@@ -116,3 +119,15 @@ def gradient_of(regularizer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(regularizer(x).sum(), x)[0]
+
+
+def within_bounds(weight: float, shuffles: int) -> Direction:
+    """Return the function that makes grad r - weight * grad R; R is `prno`, with fresh permutations."""
+
+    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        if not weight:
+            return guidance.gradient
+        permutations = batch.permutations(shuffles, x[0].numel())
+        return guidance.gradient - weight * gradient_of(lambda x: prno(x, permutations), x)
+
+    return direction
