@@ -25,8 +25,8 @@ from .options import (
     multiple=True,
     metavar="NAME[:OPTION=VALUE,...]",
     help="A method to compare, such as base, ntrk:rho=0.3,operator=w or svdd:candidates=4; may be repeated. "
-    "Differences are to the first method. `noisetilt sample --help` lists the options. Required without "
-    "--resume.",
+    "Differences are to the first method, at the nearest NFE. `noisetilt sample --help` lists the options; "
+    "best_of=N keeps the best of N images, in place of --best-of. Required without --resume.",
 )
 @click.option(
     "--seeds",
@@ -34,14 +34,15 @@ from .options import (
     type=click.IntRange(2),
     default=20,
     show_default=True,
-    help="Number of images for each prompt and method; all methods use the same seeds.",
+    help="Number of images for each prompt in a row of the table; all methods use the same seeds.",
 )
 @click.option(
     "--best-of",
     default="1",
     show_default=True,
     metavar="N,...",
-    help="Values of N for rows with the best of every N images. Each must divide the number of seeds.",
+    help="Values of N for rows with the best of N images for each seed. The largest N multiplies the number "
+    "of images to sample.",
 )
 @seed_options
 @click.option(
@@ -68,7 +69,7 @@ def compare(particles: int, best_of: str, **options: Any) -> None:
       noisetilt compare --model digits --prompt "a handwritten seven" --reward brightness \\
           --held-out digit-judge --method ntrk:rho=0.01 --method base --out comparison/
     """
-    counts = _parse_best_of(best_of, None if options["resume"] else particles)
+    counts = _parse_best_of(best_of)
     if not options["method_texts"] and not options["resume"]:
         raise click.UsageError("Missing option '--method': give --method once for each method")
     from noisetilt_kernels.cli.compare import run
@@ -76,16 +77,15 @@ def compare(particles: int, best_of: str, **options: Any) -> None:
     run(particles=particles, best_of=counts, **options)
 
 
-def _parse_best_of(text: str, seeds: int | None) -> list[int]:
-    """Return the numbers of --best-of; the number of seeds is None if it is not known yet.
+def _parse_best_of(text: str) -> list[int]:
+    """Return the numbers of --best-of.
 
     Raises:
-        click.UsageError: a part is not a positive integer, or does not divide the number of seeds.
+        click.UsageError: a part is not a positive integer.
     """
     counts = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or not int(part) or (seeds or 0) % int(part):
-            number = "number of seeds" if seeds is None else f"{seeds} seeds"
-            raise click.UsageError(f"--best-of must be numbers that divide the {number}, got {part!r}")
+        if not part.strip().isdecimal() or not int(part):
+            raise click.UsageError(f"--best-of must be positive integers with commas, got {part!r}")
         counts.append(int(part))
     return list(dict.fromkeys(counts))

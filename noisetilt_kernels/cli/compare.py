@@ -1,18 +1,18 @@
 """Work of `noisetilt compare`: several methods with the same prompts and seeds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..runs.comparison_folder import folder_name, read_comparison
+from ..runs.comparison_folder import Comparison, folder_name, read_comparison
 from ..runs.early_checks import check_early, warnings_of
 from ..runs.settings import ComputeOptions, Settings, check_device
 from ..runs.workers import connected, is_reporting_process
-from ..sampling.methods import Method
 from .errors import HOW_TO_RESUME, explained, is_given, on_interrupt, print_warnings
-from .parsing import compute_options_of, methods_of, run_before, settings_of
+from .parsing import comparison_of, compute_options_of, run_before, settings_of
 
 
 def run(
@@ -42,21 +42,21 @@ def run(
             best_of = best_of if is_given("best_of") else begun.best_of
         if not method_texts:
             raise click.UsageError(f"Missing option '--method': {out} has no comparison to resume")
-        methods = methods_of(method_texts)
-        before = run_before(out / folder_name(methods[0]), resume)
+        comparison = comparison_of(method_texts, best_of)
+        first = comparison.entries[0].method
+        before = run_before(out / folder_name(first), resume)
         compute = compute_options_of(
             before, device=device, micro_batch=micro_batch, offload=offload, frames_at_once=frames_at_once
         )
-        settings = settings_of(methods[0], before, device=compute.device, **options)
-        _run(settings, methods, compute, out, best_of, resume, dry_run)
+        settings = settings_of(first, before, device=compute.device, **options)
+        _run(replace(settings, rounds=1), comparison, compute, out, resume, dry_run)
 
 
 def _run(
     settings: Settings,
-    methods: Sequence[Method],
+    comparison: Comparison,
     compute: ComputeOptions,
     out: Path,
-    best_of: Sequence[int],
     resume: bool,
     dry_run: bool,
 ) -> None:
@@ -72,23 +72,25 @@ def _run(
         check_device(compute.device)
 
     # diffusers, transformers and matplotlib take seconds to import
-    from ..runs import comparison, plan
+    from ..runs import plan
+    from ..runs.comparison import check, check_folders, compare, markdown
+    from ..runs.comparison import warnings_of as warnings_of_rows
 
-    comparison.check(settings, methods, compute, best_of)
+    runs = check(settings, comparison, compute)
     if is_reporting_process():
-        comparison.check_folders(settings, methods, out, resume)
+        check_folders(runs, out, resume)
     print_warnings(warnings_of(settings))
     if dry_run:
         if is_reporting_process():
-            click.echo(plan.describe(settings, compute, out, methods))
+            click.echo(plan.describe(settings, compute, out, runs.values()))
             click.echo(plan.row("time", "not measured, because a dry run loads no weights"))
         return
     with (
         connected(compute.device) as workers,
         on_interrupt(lambda: f"finished images are in {out}; {HOW_TO_RESUME}"),
     ):
-        rows = comparison.compare(settings, methods, compute, out, best_of, resume=resume, workers=workers)
+        rows = compare(settings, comparison, compute, out, resume=resume, workers=workers)
     if workers.is_first:
-        click.echo(comparison.markdown(rows))
+        click.echo(markdown(rows))
         click.echo(f"\ntable, plots and images: {out.resolve()}")
-        print_warnings(comparison.warnings_of(settings, rows, out))
+        print_warnings(warnings_of_rows(settings, rows, out))

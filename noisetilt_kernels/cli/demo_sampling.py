@@ -8,28 +8,28 @@ from tempfile import TemporaryDirectory
 
 from ..rewards import parse_rewards
 from ..rewards.digits import WORDS
-from ..runs import comparison
+from ..runs.comparison import compare
+from ..runs.comparison_folder import Comparison
 from ..runs.files import write_whole
 from ..runs.settings import ComputeOptions, Settings
 from ..runs.table import text
-from ..sampling.methods import Method
 
-METHODS = (
-    Method("ntrk", {"operator": "w", "rho": 0.01}),
-    Method("ntrk", {"operator": "wgnc", "rho": 0.01}),
-    Method("ntrk", {"operator": "norm", "rho": 0.01}),
-    Method("ntrk", {"operator": "identity", "rho": 0.01}),
-    Method("dps", {"strength": 25.0}),
-    Method("svdd", {"candidates": 2}),
-    Method("base"),
+COMPARISON = Comparison(
+    (
+        "ntrk:operator=w,rho=0.01",
+        "ntrk:operator=wgnc,rho=0.01",
+        "ntrk:operator=norm,rho=0.01",
+        "ntrk:operator=identity,rho=0.01",
+        "dps:strength=25.0",
+        "svdd:candidates=2",
+        "base",
+        "base:best_of=2",  # about as many function evaluations as svdd
+    )
 )
 """NTRK with four operators, and its baselines."""
 
 SEEDS = 6
 """Images for each of the ten prompts."""
-
-BEST_OF = (1, 2)
-"""Values of n for best of n. Best of 2 needs as many function evaluations as svdd with 2 candidates."""
 
 
 def settings(seed: int) -> Settings:
@@ -40,7 +40,7 @@ def settings(seed: int) -> Settings:
     return Settings(
         model="digits",
         prompts=tuple(f"a handwritten {word}" for word in WORDS),
-        method=METHODS[0],
+        method=COMPARISON.entries[0].method,
         rewards=parse_rewards("brightness"),
         held_out=parse_rewards("digit-judge"),
         particles=SEEDS,
@@ -61,9 +61,7 @@ def run(seed: int, picture: Path) -> tuple[str, list[Path]]:
     pictures = []
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        rows = comparison.compare(
-            settings(seed), METHODS, ComputeOptions(micro_batch=20, progress=True), out, BEST_OF
-        )
+        rows = compare(settings(seed), COMPARISON, ComputeOptions(micro_batch=20, progress=True), out)
         for written in ("contact-sheet.png", "comparison.png"):
             pictures.append(picture.with_name(f"{picture.stem}-{written}"))
             write_whole(pictures[-1], (out / written).read_bytes())

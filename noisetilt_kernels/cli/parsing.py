@@ -15,10 +15,12 @@ from ..checks import did_you_mean
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.spec import check_sources
 from ..runs import workers
+from ..runs.comparison_folder import Comparison
+from ..runs.entry import parse_entries
 from ..runs.errors import RunFolderError
 from ..runs.folder import read_run
 from ..runs.settings import ComputeOptions, Settings, default_device, default_dtype
-from ..sampling.methods import Method, parse_method, split_method
+from ..sampling.methods import Method, split_method
 from ..sampling.registry import REQUIRED, SAMPLERS
 from .errors import is_given, of_option
 
@@ -99,23 +101,23 @@ def method_of(kind: str, text: str, shorthands: Mapping[str, Any], before: Befor
         return Method(name, arguments)
 
 
-def methods_of(texts: Iterable[str]) -> list[Method]:
-    """Return the methods of several --method options, each of them checked.
+def comparison_of(texts: Iterable[str], best_of: Iterable[int]) -> Comparison:
+    """Return the comparison of several --method options and --best-of, each method checked.
 
     Raises:
         click.ClickException: a method is unknown, or an argument of it is out of its range.
     """
-    methods = []
-    for text in texts:
+    comparison = Comparison(tuple(texts), tuple(best_of))
+    for text in comparison.methods:
         with of_option(f"--method {text}"):
             name, _ = split_method(text)
             if name not in SAMPLERS:
                 raise ValueError(
                     f"unknown method {name!r}{_method_hint(name, SAMPLERS)}; valid: {', '.join(SAMPLERS)}"
                 )
-            methods.append(parse_method(text))
-            methods[-1].check()
-    return methods
+            for entry in parse_entries(text, comparison.best_of):
+                entry.method.check()
+    return comparison
 
 
 def _method_hint(name: str, valid: Iterable[str]) -> str:

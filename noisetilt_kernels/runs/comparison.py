@@ -1,17 +1,17 @@
 """Comparison of methods with the same prompts and seeds: runs, a table, plots and a contact sheet."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from ..models.memory import latent_shape
 from ..sampling.methods import Method
-from .comparison_folder import folder_name, write_comparison
+from .comparison_folder import Comparison, folder_name, write_comparison
 from .contact_sheet import contact_sheet
+from .entry import runs_of
 from .errors import RunFolderError
 from .execute import execute, open_folder
 from .files import remove_temporary, write_whole
@@ -29,10 +29,9 @@ _COMPARISON_FILES = ("table.md", "comparison.json", "comparison.png", "contact-s
 
 def compare(
     settings: Settings,
-    methods: Sequence[Method],
+    comparison: Comparison,
     compute: ComputeOptions,
     out: Path,
-    best_of: Sequence[int] = (1,),
     *,
     resume: bool = False,
     workers: Workers = SINGLE_PROCESS,
@@ -40,12 +39,11 @@ def compare(
     """Run every method with the same settings, each into a subfolder of `out`, and compare the results.
 
     Args:
-        settings: settings of all runs; `settings.method` is not used.
-        methods: methods to compare; differences are to the first one.
+        settings: settings of all runs; `settings.method` and `settings.rounds` are not used.
+        comparison: methods to compare; differences are to the first one, see `tabulate`.
         compute: how to compute the runs.
         out: folder; table.md, comparison.json, comparison.png and contact-sheet.png are written to it at the
             end.
-        best_of: divisors of `settings.particles`, see `tabulate`.
         resume: continue the runs in the folders.
         workers: processes of the comparison. Each of them calls this function; the first one writes the
             files.
@@ -59,43 +57,42 @@ def compare(
         RunFolderError: a folder cannot be used, see `RunFolder`.
         ModelError, RewardError, ImportError: the model or a reward cannot be loaded.
     """
-    check(settings, methods, compute, best_of)
+    runs = check(settings, comparison, compute)
     if workers.is_first:
-        check_folders(settings, methods, out, resume)
+        check_folders(runs, out, resume)
         shapes = {
             one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
-            for one_step in {method.one_step for method in methods}
+            for one_step in {method.one_step for method in runs}
         }
-        for method in methods:
+        for method in runs:
             method.check_shape(shapes[method.one_step])
-    runs = [replace(settings, method=method) for method in methods]
     with ExitStack() as stack:
         if workers.is_first:
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out))
             remove_temporary(out)
-            write_comparison(out, methods, best_of)
-        folders = [
-            stack.enter_context(open_folder(out / folder_name(method), run, compute, workers, resume))
-            for method, run in zip(methods, runs, strict=True)
-        ]
+            write_comparison(out, comparison)
+        folders = {
+            method: stack.enter_context(open_folder(out / folder_name(method), run, compute, workers, resume))
+            for method, run in runs.items()
+        }
         reward, held_out = load_rewards(settings, compute)
         # every run has been checked above, so a one-step model for wgnc also works with the other methods
-        model = load_model(next((run for run in runs if run.one_step), settings), compute)
-        for run, folder in zip(runs, folders, strict=True):
-            execute(run, compute, folder, model, reward, held_out, workers)
+        model = load_model(next((run for run in runs.values() if run.one_step), settings), compute)
+        for method, run in runs.items():
+            execute(run, compute, folders[method], model, reward, held_out, workers)
         outcomes = {
             method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
-            for method, folder in zip(methods, folders, strict=True)
+            for method, folder in folders.items()
         }
-        rows = tabulate(outcomes, settings.particles, best_of, settings.score_names)
+        rows = tabulate(outcomes, comparison.entries, settings.count_of_round, settings.score_names)
         if workers.is_first:
-            _write(settings, methods, out, rows, folders)
+            _write(settings, out, rows, folders)
     return rows
 
 
-def check_folders(settings: Settings, methods: Sequence[Method], out: Path, resume: bool) -> None:
-    """Check the folders of a comparison without writing anything; `compare` raises the same errors."""
+def check_folders(runs: Mapping[Method, Settings], out: Path, resume: bool) -> None:
+    """Check the folders of a comparison's runs without writing anything; `compare` raises the same errors."""
     check_unlocked(out)
     check_link(out)
     for name in _COMPARISON_FILES if not resume else ():
@@ -103,13 +100,11 @@ def check_folders(settings: Settings, methods: Sequence[Method], out: Path, resu
             raise RunFolderError(
                 f"{out} already has a {name}; continue it with --resume, or choose another folder"
             )
-    for method in methods:
-        check_folder(out / folder_name(method), replace(settings, method=method).to_json(), resume)
+    for method, run in runs.items():
+        check_folder(out / folder_name(method), run.to_json(), resume)
 
 
-def _write(
-    settings: Settings, methods: Sequence[Method], out: Path, rows: list[Row], folders: Sequence[RunFolder]
-) -> None:
+def _write(settings: Settings, out: Path, rows: list[Row], folders: Mapping[Method, RunFolder]) -> None:
     """Write the table, the plots and the contact sheet."""
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
@@ -119,25 +114,24 @@ def _write(
         " + ".join(reward.name for reward in settings.rewards),
     )
     write_whole(out / "comparison.png", figure_png(plots))
-    write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, methods, folders)))
+    write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, folders)))
 
 
-def check(
-    settings: Settings, methods: Sequence[Method], compute: ComputeOptions, best_of: Sequence[int]
-) -> None:
-    """Check the arguments of `compare`, which raises the same errors, before anything is loaded."""
-    runs = [replace(settings, method=method) for method in methods]
-    if len({run.method for run in runs}) < len(runs):  # methods are equal if all their arguments are
-        raise ValueError(f"compare: methods must differ, got {', '.join(map(str, methods))}")
-    for method in methods:
+def check(settings: Settings, comparison: Comparison, compute: ComputeOptions) -> dict[Method, Settings]:
+    """Check the arguments of `compare`, which raises the same errors, before anything is loaded.
+
+    Returns:
+        The run of each method.
+    """
+    entries = comparison.entries
+    runs = runs_of(settings, entries)
+    # methods are equal if all their arguments are
+    if len({run.method for run in runs.values()}) < len(runs) or len(set(entries)) < len(entries):
+        raise ValueError(f"compare: methods must differ, got {', '.join(comparison.methods)}")
+    for method, run in runs.items():
         method.check()
-    for n in best_of:
-        if n < 1 or settings.particles % n:
-            raise ValueError(
-                f"compare: best_of must divide the {settings.particles} particles of a prompt, got {n}"
-            )
-    for run in runs:
         check_settings(run, compute)
+    return runs
 
 
 def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]:
@@ -147,8 +141,8 @@ def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]
     held-out score is below that of the method `base`, if their 95 % intervals do not overlap.
     """
     sentences = []
-    fewest = min((row.best_of for row in rows), default=1)
-    single = [row for row in rows if row.best_of == fewest]
+    weakest = {row.method: row for row in sorted(rows, key=lambda row: -row.best_of)}
+    single = [row for row in rows if row is weakest[row.method]]
     base = next((row for row in single if row.method.name == "base"), None)
     for row in single:
         summary = json.loads((out / folder_name(row.method) / "summary.json").read_text())
@@ -165,15 +159,16 @@ def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]
     return sentences
 
 
-def _contact_sheet(
-    settings: Settings, methods: Sequence[Method], folders: Sequence[RunFolder]
-) -> Image.Image:
+def _contact_sheet(settings: Settings, folders: Mapping[Method, RunFolder]) -> Image.Image:
     """Return a sheet with a row for each method: the first particle of up to ten prompts, with its reward."""
     particles = [index * settings.particles for index in range(len(settings.prompts))][:10]
     return contact_sheet(
-        [[folder.image_file(particle) for particle in particles] for folder in folders],
-        list(map(str, methods)),
-        [[f"{folder.outcomes[particle].reward:#.4g}" for particle in particles] for folder in folders],
-        cell=(480, 64) if folders[0].has_videos else (96, 96),
+        [[folder.image_file(particle) for particle in particles] for folder in folders.values()],
+        list(map(str, folders)),
+        [
+            [f"{folder.outcomes[particle].reward:#.4g}" for particle in particles]
+            for folder in folders.values()
+        ],
+        cell=(480, 64) if next(iter(folders.values())).has_videos else (96, 96),
         column_titles=settings.prompts[: len(particles)],
     )

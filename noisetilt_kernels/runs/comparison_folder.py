@@ -1,12 +1,12 @@
 """Files of a comparison's folder that are needed to continue it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checks import json_fields
 from ..sampling.methods import Method
+from .entry import Entry, parse_entries
 from .errors import RunFolderError
 from .files import write_whole
 
@@ -17,9 +17,14 @@ class Comparison(NamedTuple):
     """Methods and rows of a comparison."""
 
     methods: tuple[str, ...]
-    """Methods in order, in the syntax of `parse_method`."""
-    best_of: tuple[int, ...]
-    """Numbers n of the rows with the best of n."""
+    """Methods in order, in the syntax of `parse_entries`."""
+    best_of: tuple[int, ...] = (1,)
+    """Numbers n of the rows with the best of n, for methods that name none."""
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Entries of all methods. Raises ValueError for a method that is not valid."""
+        return [entry for text in self.methods for entry in parse_entries(text, self.best_of)]
 
 
 def folder_name(method: Method) -> str:
@@ -27,9 +32,8 @@ def folder_name(method: Method) -> str:
     return str(method).replace(":", "-").replace(",", "-").replace("=", "")
 
 
-def write_comparison(out: Path, methods: Sequence[Method], best_of: Sequence[int]) -> None:
+def write_comparison(out: Path, comparison: Comparison) -> None:
     """Write methods.json to an existing folder, from which `read_comparison` reads the comparison."""
-    comparison = Comparison(tuple(map(str, methods)), tuple(best_of))
     write_whole(out / _FILE, json.dumps(comparison._asdict(), indent=2).encode() + b"\n")
 
 

@@ -201,8 +201,9 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
     """Write contact-sheet.png with a row for each of the first prompts; the best particle is framed."""
     outcomes = [folder.outcomes[particle] for particle in range(len(settings.particle_prompts))]
     best = set(_best(settings, outcomes))
-    starts = range(0, len(outcomes), settings.particles)[:_MOST_ROWS]
-    rows = [range(start, start + min(settings.particles, _MOST_COLUMNS)) for start in starts]
+    rows = [
+        settings.particles_of(index)[:_MOST_COLUMNS] for index in range(len(settings.prompts[:_MOST_ROWS]))
+    ]
     kind = "video" if folder.has_videos else "image"
     sheet = contact_sheet(
         [[folder.image_file(particle) for particle in row] for row in rows],
@@ -210,16 +211,17 @@ def write_contact_sheet(settings: Settings, folder: RunFolder) -> None:
         [[f"{particle:04d}: {outcomes[particle].reward:#.4g}" for particle in row] for row in rows],
         [[particle in best for particle in row] for row in rows],
         cell=_STRIP_CELL if folder.has_videos else _CELL,
-        column_titles=[f"{kind} {column + 1} of {settings.particles}" for column in range(len(rows[0]))],
+        column_titles=[
+            f"{kind} {column + 1} of {settings.particles * settings.rounds}" for column in range(len(rows[0]))
+        ],
     )
     write_whole(folder.path / "contact-sheet.png", png(sheet))
 
 
 def _best(settings: Settings, outcomes: list[Outcome]) -> list[int]:
     """Return the best particle of each prompt."""
-    rewards = [one.reward for one in outcomes]
-    k = settings.particles
-    return [start + best_index(rewards[start : start + k]) for start in range(0, len(rewards), k)]
+    groups = map(settings.particles_of, range(len(settings.prompts)))
+    return [group[best_index([outcomes[particle].reward for particle in group])] for group in groups]
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,20 @@ from . import loading
 from .settings import ComputeOptions, Settings
 
 
-def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Sequence[Method] = ()) -> str:
+def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Collection[Settings] = ()) -> str:
     """Return the plan as text: shapes, numbers of images and of function evaluations, memory.
 
     Args:
-        settings: settings of the run, or of all runs of a comparison.
+        settings: settings of the run, or those that all runs of a comparison share.
         compute: how to compute it.
         out: its folder.
-        methods: methods of a comparison, in place of `settings.method`.
+        runs: runs of a comparison, in place of one run with `settings`.
 
     Raises:
         ModelError: the model does not exist.
         ValueError: the model has no images of that size, or the operator does not take its latents.
     """
-    runs = [replace(settings, method=method) for method in methods] or [settings]
+    runs = runs or [settings]
     weightless_reward = loading.load_weightless_reward(settings, compute)
     # a micro-batch is never larger than the run
     entries = (
@@ -43,7 +42,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
         micro_batch=micro_batch,
         offload=compute.offload,
         gradient=any(run.method.needs_gradient for run in runs),
-        one_step=runs[0].one_step,
+        one_step=next(iter(runs)).one_step,
         reward=weightless_reward,
         **settings.model_options,
     )
@@ -77,7 +76,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
     for run in runs:
         rows += [
             ("method", str(run.method)),
-            ("NFE", f"{run.method.nfe} per {kind}, {run.nfe:,} in total"),
+            ("NFE", f"{run.method.nfe} per {kind}, {run.nfe:,} in total{_rounds(run, kind)}"),
         ]
     rows += [
         (
@@ -90,6 +89,10 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, methods: Se
         ("folder", str(out)),
     ]
     return "\n".join(row(name, text) for name, text in rows)
+
+
+def _rounds(run: Settings, kind: str) -> str:
+    return f" for {run.count:,} {kind}s, to keep the best of {run.rounds}" if run.rounds > 1 else ""
 
 
 def row(name: str, text: str) -> str:

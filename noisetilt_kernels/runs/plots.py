@@ -26,15 +26,16 @@ _EQUAL = 0.006
 def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -> Figure:
     """Draw the plots of a comparison, with 95 % confidence intervals as bars.
 
-    The first panel shows the reward against NFE with a line for each method. If all rows have the same NFE,
-    it shows a row for each method instead. A panel for each held-out reward shows it against the reward, with
+    The first panel shows the reward against NFE with a line for each method. Methods that differ only in
+    numbers that set the NFE share a line. If all rows have the same NFE, it shows a row for each method
+    instead. A panel for each held-out reward shows it against the reward, with
     a point for each row. A method with the results of an earlier one is drawn beside it, so that both are
     seen.
     """
-    by_method: dict[str, list[Row]] = {}
-    for row in rows:
-        by_method.setdefault(str(row.method), []).append(row)
     one_nfe = len({row.nfe for row in rows}) == 1
+    by_method: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.nfe):
+        by_method.setdefault(row.label if one_nfe else row.line, []).append(row)
     with default_style():
         figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
         panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]

@@ -26,7 +26,8 @@ class Settings:
         method: the sampler and its arguments.
         rewards: rewards that steer, as a weighted sum.
         held_out: rewards that only judge finished images.
-        particles: number of particles for each prompt.
+        particles: number of particles for each prompt in each round.
+        rounds: number of rounds. Each has all prompts with new noise; the best of n compares n rounds.
         seed: seed of the run; particle p draws from the stream of (seed, p).
         height, width: size of the images in pixels; None is the model's default.
         num_frames: number of frames of a video; None is the model's default.
@@ -46,6 +47,7 @@ class Settings:
     rewards: tuple[RewardSpec, ...]
     held_out: tuple[RewardSpec, ...] = ()
     particles: int = 1
+    rounds: int = 1
     seed: int = 0
     height: int | None = None
     width: int | None = None
@@ -65,12 +67,22 @@ class Settings:
     @property
     def count(self) -> int:
         """Number of particles in the whole run."""
+        return self.rounds * self.count_of_round
+
+    @property
+    def count_of_round(self) -> int:
+        """Number of particles in a round."""
         return len(self.prompts) * self.particles
 
     @property
     def particle_prompts(self) -> list[str]:
         """Prompt of each particle."""
-        return [prompt for prompt in self.prompts for _ in range(self.particles)]
+        return [prompt for prompt in self.prompts for _ in range(self.particles)] * self.rounds
+
+    def particles_of(self, index: int) -> list[int]:
+        """Return the particles of a prompt, by its index, round by round."""
+        first = range(index * self.particles, (index + 1) * self.particles)
+        return [start + particle for start in range(0, self.count, self.count_of_round) for particle in first]
 
     @property
     def nfe(self) -> int:

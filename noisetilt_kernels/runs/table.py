@@ -1,11 +1,13 @@
 """Table of a comparison: means with confidence intervals, and paired differences."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..sampling.methods import Method
 from ..sampling.result import best_index
+from .entry import Entry
 from .folder import Outcome
 from .statistics import Estimate, estimate
 
@@ -19,7 +21,8 @@ class Row:
         best_of: number n of particles from which the best one is chosen.
         nfe: forward passes of the model for each chosen particle.
         scores: mean scores of the chosen particles: "reward", the steering reward, and others by name.
-        differences: mean paired differences to the first method with the same n; empty for the first method.
+        differences: mean paired differences to a row of the first method, see `tabulate`; empty for rows of
+            the first method.
     """
 
     method: Method
@@ -33,6 +36,11 @@ class Row:
         """Label such as "ntrk:rho=0.1, best of 4"."""
         return f"{self.method}, best of {self.best_of}" if self.best_of > 1 else str(self.method)
 
+    @property
+    def line(self) -> str:
+        """Label of the plotted line: the method without its numbers that set the NFE, such as copies."""
+        return self.method.text_without(self.method.nfe_arguments)
+
     def to_json(self) -> dict[str, Any]:
         """Return the row in the form of comparison.json."""
         return {
@@ -45,52 +53,40 @@ class Row:
 
 
 def tabulate(
-    outcomes: Mapping[Method, Sequence[Outcome]], particles: int, best_of: Iterable[int], names: Sequence[str]
+    outcomes: Mapping[Method, Sequence[Outcome]], entries: Iterable[Entry], count: int, names: Sequence[str]
 ) -> list[Row]:
-    """Return a row for every method and every n of `best_of`.
+    """Return a row for every entry.
+
+    Differences are to a row of the first entry's method: to that with the nearest NFE by ratio.
 
     Args:
-        outcomes: outcomes of all particles in order, by method; differences are to the first method.
-        particles: number of particles for each prompt. They are split into groups of n, and the
-            particle with the best reward of each group is chosen.
-        best_of: divisors of `particles`.
+        outcomes: outcomes of all particles in order, by method.
+        entries: methods with their numbers n. A row has `count` chosen particles: of particle i of the first
+            n rounds the one with the best reward.
+        count: number of particles in a round.
         names: names of the scores to show beside the steering reward.
-
-    Raises:
-        ValueError: a number of `best_of` does not divide `particles`.
     """
-    first, *_ = outcomes
+    chosen = {entry: _choose_best(outcomes[entry.method], entry.best_of, count, names) for entry in entries}
+    first = [entry for entry in chosen if entry.method == next(iter(chosen)).method]
     rows = []
-    for n in best_of:
-        chosen = {method: _choose_best(results, particles, n, names) for method, results in outcomes.items()}
-        for method, scores in chosen.items():
-            differences = {
-                name: estimate(a - b for a, b in zip(values, chosen[first][name], strict=True))
-                for name, values in scores.items()
-                if method is not first
-            }
-            rows.append(
-                Row(
-                    method,
-                    n,
-                    n * method.nfe,
-                    {name: estimate(values) for name, values in scores.items()},
-                    differences,
-                )
-            )
+    for entry, scores in chosen.items():
+        near = min(first, key=lambda other: abs(math.log(other.nfe / entry.nfe)))
+        differences = {
+            name: estimate(a - b for a, b in zip(values, chosen[near][name], strict=True))
+            for name, values in scores.items()
+            if entry not in first
+        }
+        means = {name: estimate(values) for name, values in scores.items()}
+        rows.append(Row(entry.method, entry.best_of, entry.nfe, means, differences))
     return rows
 
 
 def _choose_best(
-    outcomes: Sequence[Outcome], particles: int, n: int, names: Sequence[str]
+    outcomes: Sequence[Outcome], n: int, count: int, names: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Return the scores of the best of every n particles, {name: values}."""
-    if particles % n:
-        raise ValueError(f"best of {n} needs a number of seeds that {n} divides, got {particles}")
-    best = [
-        outcomes[start + best_index([one.reward for one in outcomes[start : start + n]])]
-        for start in range(0, len(outcomes), n)
-    ]
+    """Return the scores of the best of n particles, {name: `count` values}."""
+    groups = (outcomes[start : n * count : count] for start in range(count))
+    best = [group[best_index([one.reward for one in group])] for group in groups]
     return {
         "reward": [one.reward for one in best],
         **{name: [one.parts[name] for one in best] for name in names},

@@ -33,7 +33,7 @@ def check_dno(
     schedule: str | Schedule,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `dno` out of its range."""
-    check_optimizer("dno", iterations, lr, clip, answer, least=0)
+    check_optimizer("dno", iterations, lr, clip, answer)
     check_number("dno", "weight", weight, 0)
     check_integer("dno", "shuffles", shuffles, 0)
     check_flow("dno", steps, schedule)

@@ -1,6 +1,7 @@
 """Methods: a sampler by name with its arguments, as commands and run folders write it."""
 
-from collections.abc import Mapping, Sequence
+from collections import UserDict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -125,6 +126,13 @@ class Method:
         """Number of function evaluations for each particle."""
         return self.sampler.nfe(self._all_arguments)
 
+    @property
+    def nfe_arguments(self) -> frozenset[str]:
+        """Names of the numbers that the NFE depends on, such as `steps` and `copies`."""
+        reads = _Reads(self._all_arguments)
+        self.sampler.nfe(reads)
+        return frozenset(name for name in reads.names if not isinstance(reads.data[name], str))
+
     def particles_at_once(self, micro_batch: int) -> int:
         """Return the number of particles in a micro-batch of `micro_batch` entries, at least 1."""
         return 1 if self.sampler.alone else max(1, micro_batch // self.entries)
@@ -144,8 +152,26 @@ class Method:
 
     def __str__(self) -> str:
         """Return the text that `parse_method` reads."""
-        arguments = ",".join(f"{name}={value}" for name, value in self.arguments.items())
+        return self.text_without(())
+
+    def text_without(self, left_out: Collection[str]) -> str:
+        """Return the method as text without some of its arguments."""
+        arguments = ",".join(
+            f"{name}={value}" for name, value in self.arguments.items() if name not in left_out
+        )
         return f"{self.name}:{arguments}" if arguments else self.name
+
+
+class _Reads(UserDict[str, Any]):
+    """Arguments that note the names which are read."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
 
 
 def parse_method(text: str) -> Method:

@@ -51,7 +51,7 @@ def mpgr(
         model: one-step model M.
         reward: differentiable function of the images, to be increased.
         prompts: one prompt for each particle; a string is one particle.
-        iterations: number of iterations, at least 1.
+        iterations: number of iterations, at least 0.
         lr: learning rate of the optimiser.
         clip: largest norm of the gradient that the optimiser gets.
         weight: norm of the regularizer's gradient, relative to that of the reward's.

@@ -33,11 +33,9 @@ class Evaluated(NamedTuple):
     """Rewards, float32 (B,), on the CPU."""
 
 
-def check_optimizer(
-    function: str, iterations: int, lr: float, clip: float, answer: str, least: int = 1
-) -> None:
+def check_optimizer(function: str, iterations: int, lr: float, clip: float, answer: str) -> None:
     """Raise ValueError or TypeError for an argument out of its range that the methods share."""
-    check_integer(function, "iterations", iterations, least)
+    check_integer(function, "iterations", iterations, 0)
     check_number(function, "lr", lr, 0)
     check_number(function, "clip", clip, 0)
     check_choice(function, "answer", answer, get_args(Answer))

@@ -49,7 +49,7 @@ def reno(
         model: one-step model M.
         reward: differentiable function of the images, to be increased.
         prompts: one prompt for each particle; a string is one particle.
-        iterations: number of iterations, at least 1.
+        iterations: number of iterations, at least 0.
         lr: learning rate of the optimiser.
         clip: largest norm of the gradient that the optimiser gets.
         weight: weight of the regularizer.

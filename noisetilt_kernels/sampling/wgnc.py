@@ -56,7 +56,7 @@ def wgnc(
         model: one-step model M.
         reward: differentiable function of the images, to be increased.
         prompts: one prompt for each particle; a string is one particle.
-        iterations: number of iterations, at least 1. The authors use 200 for FLUX-schnell and 50 for
+        iterations: number of iterations, at least 0. The authors use 200 for FLUX-schnell and 50 for
             SDXL-Turbo.
         lr: learning rate of Adam. The authors use 0.02 for FLUX-schnell and 0.1 for SDXL-Turbo.
         clip: largest norm of P(grad) that Adam gets. P(grad) has norm about sqrt(N) for every

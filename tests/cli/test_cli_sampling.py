@@ -186,6 +186,7 @@ def test_compare_writes_table_and_pictures(tmp_path: Path) -> None:
     prompts = ["--prompt", "a 1", "--prompt", "a 2"]
     methods = ["--method", "ntrk:steps=3", "--method", "base:steps=3"]
     out = tmp_path / "out"
+    methods += ["--method", "base:steps=3,best_of=3"]
     result = invoke(*arguments, *prompts, *methods, "--seeds", 2, "--best-of", "1,2", "--out", out)
     assert result.exit_code == 0, result.output
     table = (out / "table.md").read_text()
@@ -193,14 +194,22 @@ def test_compare_writes_table_and_pictures(tmp_path: Path) -> None:
     rows = json.loads((out / "comparison.json").read_text())
     assert [(row["method"], row["best_of"], row["nfe"]) for row in rows] == [
         ("ntrk:steps=3", 1, 3),
-        ("base:steps=3", 1, 3),
         ("ntrk:steps=3", 2, 6),
+        ("base:steps=3", 1, 3),
         ("base:steps=3", 2, 6),
+        ("base:steps=3", 3, 9),
     ]
     lines = (out / "base-steps3" / "results.jsonl").read_text().splitlines()
     results = [json.loads(line)["reward"] for line in lines]
-    assert rows[1]["scores"]["reward"]["mean"] == pytest.approx(sum(results) / 4)
-    assert rows[3]["scores"]["reward"]["mean"] == pytest.approx((max(results[:2]) + max(results[2:])) / 2)
+    assert len(results) == 12  # three rounds of two seeds for two prompts
+    assert rows[2]["scores"]["reward"]["mean"] == pytest.approx(sum(results[:4]) / 4)
+    best = [max(results[seed::4]) for seed in range(4)]
+    assert rows[4]["scores"]["reward"]["mean"] == pytest.approx(sum(best) / 4)
+    summary = json.loads((out / "base-steps3" / "summary.json").read_text())
+    assert summary["best"] == [
+        max((0, 1, 4, 5, 8, 9), key=lambda i: results[i]),
+        max((2, 3, 6, 7, 10, 11), key=lambda i: results[i]),
+    ]
     for picture in ("comparison.png", "contact-sheet.png"):
         with Image.open(out / picture) as image:
             assert image.width > 150

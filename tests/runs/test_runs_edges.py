@@ -21,6 +21,7 @@ from noisetilt_kernels.rewards import RewardSpec, WeightedSum, parse_rewards
 from noisetilt_kernels.rewards.registry import Entry
 from noisetilt_kernels.runs import comparison, loading
 from noisetilt_kernels.runs import execute as execution
+from noisetilt_kernels.runs.comparison_folder import Comparison
 from noisetilt_kernels.runs.contact_sheet import contact_sheet
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.files import write_whole
@@ -134,7 +135,7 @@ def compared(path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], **
     monkeypatch.setattr(comparison, "load_rewards", lambda *_: (reward, {}))
     monkeypatch.setattr(comparison, "load_model", lambda *_: LatentFlow())
     settings = replace(SETTINGS, model="digits", rewards=parse_rewards("brightness,symmetry=0.5"))
-    return comparison.compare(settings, list(map(parse_method, methods)), ComputeOptions(), path, **options)
+    return comparison.compare(settings, Comparison(tuple(methods)), ComputeOptions(), path, **options)
 
 
 def test_a_method_written_in_two_ways_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,11 +420,22 @@ def test_a_bad_prompt_is_an_error_before_any_work(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "must be UTF-8" in result.output
 
 
-def test_best_of_must_divide_the_seeds(tmp_path: Path) -> None:
-    result = invoke(
-        "compare", *SAMPLE[1:-2], "--method", "base", "--seeds", 4, "--best-of", "3", "--out", tmp_path / "c"
-    )
-    assert result.exit_code == 2 and "divide the 4 seeds" in result.output
+def test_best_of_is_a_positive_integer_and_in_the_plan(tmp_path: Path) -> None:
+    compare = ["compare", *SAMPLE[1:-2], "--seeds", 4, "--out", tmp_path / "c", "--dry-run", "--method"]
+    for wrong in ("0", "1,x"):
+        result = invoke(*compare, "base", "--best-of", wrong)
+        assert result.exit_code == 2 and "--best-of must be positive integers" in result.output
+    result = invoke(*compare, "base:best_of=0")
+    assert "--method base:best_of=0: best_of must be a positive integer" in result.output
+    result = invoke(*compare, "base", "--method", "base:best_of=1")
+    assert result.exit_code == 1 and "methods must differ" in result.output
+    result = invoke(*compare, "base", "--method", "base:best_of=20", "--method", "ntrk")
+    assert result.exit_code == 0, result.output
+    plan = [line for line in result.output.splitlines() if line.startswith("NFE")]
+    assert plan == [
+        "NFE     25 per image, 2,000 in total for 80 images, to keep the best of 20",
+        "NFE     25 per image, 100 in total",
+    ]
 
 
 def test_non_finite_is_passed_and_explained(tmp_path: Path) -> None:

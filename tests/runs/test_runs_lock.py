@@ -17,6 +17,7 @@ from gaussian_flows import LatentFlow
 from noisetilt_cli import main
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import comparison, lock
+from noisetilt_kernels.runs.comparison_folder import Comparison
 from noisetilt_kernels.runs.errors import RunFolderError
 from noisetilt_kernels.runs.execute import open_folder
 from noisetilt_kernels.runs.lock import LOCK, check_unlocked, locked
@@ -90,7 +91,7 @@ def test_a_run_in_a_running_comparison_is_refused(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(comparison, "load_model", load_model)
     with pytest.raises(KeyboardInterrupt):
-        comparison.compare(SETTINGS, [SETTINGS.method], ComputeOptions(), tmp_path)
+        comparison.compare(SETTINGS, Comparison((str(SETTINGS.method),)), ComputeOptions(), tmp_path)
     assert not list(tmp_path.rglob(LOCK))
 
 

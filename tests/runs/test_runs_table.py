@@ -4,10 +4,13 @@ import math
 
 import pytest
 
+from noisetilt_kernels.rewards import parse_rewards
+from noisetilt_kernels.runs.entry import Entry, parse_entries, runs_of
 from noisetilt_kernels.runs.folder import Outcome
+from noisetilt_kernels.runs.settings import Settings
 from noisetilt_kernels.runs.statistics import Estimate, estimate
-from noisetilt_kernels.runs.table import markdown, tabulate
-from noisetilt_kernels.sampling.methods import parse_method
+from noisetilt_kernels.runs.table import Row, markdown, tabulate
+from noisetilt_kernels.sampling.methods import Method, parse_method
 
 
 def test_estimates_use_students_quantile() -> None:
@@ -27,28 +30,64 @@ def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
         return [Outcome(i, "", r, {"judge": j}) for i, (r, j) in enumerate(zip(rewards, judged, strict=True))]
 
     first, second = parse_method("base:steps=5"), parse_method("ntrk:steps=5")
+    third = parse_method("svdd:steps=5,candidates=2")
     rows = tabulate(
         {
             first: outcomes([1, 3, 2, 0], [0, 1, 1, 0]),
             second: outcomes([2, 4, 5, math.nan], [0, 0, 1, 1]),
+            third: outcomes([9, 7], [1, 1]),
         },
-        particles=2,
-        best_of=[1, 2],
+        [Entry(first), Entry(first, 2), Entry(second), Entry(second, 2), Entry(third)],
+        count=2,
         names=["judge"],
     )
     assert [(row.method, row.best_of, row.nfe) for row in rows] == [
         (first, 1, 5),
-        (second, 1, 5),
         (first, 2, 10),
+        (second, 1, 5),
         (second, 2, 10),
+        (third, 1, 9),
     ]
-    assert rows[0].differences == {} and rows[0].scores["reward"].mean == 1.5
-    assert rows[1].differences["reward"].mean == pytest.approx((1 + 1 + 3) / 3)
-    assert rows[2].scores["reward"].mean == 2.5 and rows[2].scores["judge"].mean == 1.0
-    assert rows[3].scores["reward"].mean == 4.5 and rows[3].scores["judge"].mean == 0.5
+    assert rows[0].differences == {} == rows[1].differences
+    # a round has particles 0 and 1; the second round 2 and 3
+    assert [row.scores["reward"].mean for row in rows] == [2.0, 2.5, 3.0, 4.5, 8.0]
+    assert [row.scores["judge"].mean for row in rows] == [0.5, 1.0, 0.0, 0.5, 1.0]
+    # 5 NFE are compared with 5, 10 and 9 with 10
+    assert [row.differences["reward"].mean for row in rows[2:]] == [1.0, 2.0, 5.5]
     assert rows[3].differences["judge"].mean == -0.5
     header, line, *cells = markdown(rows).splitlines()
     assert header == "| method | NFE | reward | judge | reward, difference | judge, difference |"
-    assert len(cells) == 4 and all(cell.count("|") == line.count("|") for cell in cells)
-    with pytest.raises(ValueError, match="best of 3 needs a number of seeds that 3 divides, got 2"):
-        tabulate({first: []}, 2, [3], [])
+    assert len(cells) == 5 and all(cell.count("|") == line.count("|") for cell in cells)
+
+
+def test_entries_of_a_method_and_the_runs_that_they_need() -> None:
+    entries = [
+        *parse_entries("base", [1, 4]),
+        *parse_entries("ntrk:best_of=2,rho=0.1", [1, 4]),
+        *parse_entries("ntrk:rho=0.1,best_of=3", [1]),
+    ]
+    base, ntrk = Method("base"), Method("ntrk", {"rho": 0.1})
+    assert entries == [Entry(base, 1), Entry(base, 4), Entry(ntrk, 2), Entry(ntrk, 3)]
+    assert [entry.nfe for entry in entries] == [25, 100, 50, 75]
+    settings = Settings("digits", ("a 1", "a 2"), base, parse_rewards("brightness"), particles=3)
+    runs = runs_of(settings, entries)
+    assert {method: run.rounds for method, run in runs.items()} == {base: 4, ntrk: 3}
+    assert runs[ntrk].count == 18 and runs[ntrk].nfe == 18 * 25
+    assert runs[ntrk].particle_prompts == 3 * (3 * ["a 1"] + 3 * ["a 2"])
+    assert runs[ntrk].particles_of(1) == [3, 4, 5, 9, 10, 11, 15, 16, 17]
+    for wrong in ("0", "1.5", "two"):
+        with pytest.raises(ValueError, match=f"best_of must be a positive integer, got {wrong}"):
+            parse_entries(f"base:best_of={wrong}", [1])
+
+
+def test_methods_with_other_numbers_of_evaluations_share_a_line() -> None:
+    for text, line in {
+        "base:steps=50": "base",
+        "svdd:candidates=8": "svdd",
+        "das:copies=4,alpha=0.01": "das:alpha=0.01",
+        "psi:alpha=0.1,chains=1,burn_in=3,kept=9": "psi:alpha=0.1",
+        "ntrk:start=pcnl,start_iterations=9,rho=0.1": "ntrk:start=pcnl,rho=0.1",
+        "dno:iterations=3,steps=5,lr=0.1": "dno:lr=0.1",
+    }.items():
+        method = parse_method(text)
+        assert Row(method, 1, method.nfe, {}, {}).line == line

@@ -9,6 +9,7 @@ import pytest
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs.comparison import warnings_of
 from noisetilt_kernels.runs.comparison_folder import (
+    Comparison,
     folder_name,
     read_comparison,
     write_comparison,
@@ -72,8 +73,11 @@ def test_settings_are_read_back() -> None:
 
 def test_a_comparison_is_read_back(tmp_path: Path) -> None:
     assert read_comparison(tmp_path) is None
-    write_comparison(tmp_path, [parse_method("ntrk:rho=0.1"), Method("base")], [1, 4])
-    assert read_comparison(tmp_path) == (("ntrk:rho=0.1", "base"), (1, 4))
+    comparison = Comparison(("ntrk:rho=0.1", "base:best_of=2"), (1, 4))
+    write_comparison(tmp_path, comparison)
+    assert read_comparison(tmp_path) == comparison
+    ntrk, base = Method("ntrk", {"rho": 0.1}), Method("base")
+    assert comparison.entries == [(ntrk, 1), (ntrk, 4), (base, 2)]
     (tmp_path / "methods.json").write_text("[]")
     with pytest.raises(RunFolderError, match=r"methods\.json was not written by a comparison"):
         read_comparison(tmp_path)

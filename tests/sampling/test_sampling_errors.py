@@ -140,7 +140,7 @@ def mistakes() -> dict[str, tuple[str, dict[str, Any], type[Exception], str]]:
     message = "unknown potential 'min'; valid: 'max', 'sum', 'difference'"
     add("fk", "potential", ValueError, message, potential="min")
     for name in ONE_STEP:
-        add(name, "iterations", ValueError, "iterations must be at least 1", iterations=0)
+        add(name, "iterations", ValueError, "iterations must be at least 0", iterations=-1)
         add(name, "lr", ValueError, "lr must be finite and at least 0", lr=-0.1)
         add(name, "clip", ValueError, "clip must be finite and at least 0", clip=float("inf"))
         add(name, "answer", ValueError, "unknown answer 'first'; valid: 'last', 'best'", answer="first")

@@ -120,7 +120,7 @@ def test_bad_methods(text: str, message: str) -> None:
         ("dps:strength=much", "dps: strength must be a number"),
         ("svdd:candidates=0", "svdd: candidates must be at least 1"),
         ("das:alpha=0", "das: alpha must be above 0, got 0"),
-        ("wgnc:iterations=0", "wgnc: iterations must be at least 1"),
+        ("wgnc:iterations=-1", "wgnc: iterations must be at least 0"),
         ("wgnc:lr=-1", "wgnc: lr must be finite and at least 0"),
     ],
 )
