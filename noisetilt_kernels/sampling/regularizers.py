@@ -121,13 +121,23 @@ def gradient_of(regularizer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(regularizer(x).sum(), x)[0]
 
 
+_AT_ONCE = 2**22
+"""Values of the permuted copies of a sample that are in memory at once."""
+
+
 def within_bounds(weight: float, shuffles: int) -> Direction:
     """Return the function that makes grad r - weight * grad R; R is `prno`, with fresh permutations."""
 
     def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        gradient = guidance.gradient
         if not weight:
-            return guidance.gradient
-        permutations = batch.permutations(shuffles, x[0].numel())
-        return guidance.gradient - weight * gradient_of(lambda x: prno(x, permutations), x)
+            return gradient
+        size = x[0].numel()
+        at_once = max(1, _AT_ONCE // size)
+        for count in [min(at_once, shuffles - start) for start in range(0, shuffles, at_once)] or [0]:
+            permutations = batch.permutations(count, size)
+            share = count / shuffles if shuffles else 1.0
+            gradient = gradient - weight * share * gradient_of(lambda x: prno(x, permutations), x)  # noqa: B023
+        return gradient
 
     return direction

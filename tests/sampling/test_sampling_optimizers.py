@@ -11,7 +11,7 @@ from gaussian_flows import LatentGenerator, left_half
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import Result, SamplerOptions
+from noisetilt_kernels.sampling import Result, SamplerOptions, regularizers
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.regularizers import gradient_of, mpgr, prno
 
@@ -111,6 +111,14 @@ def test_iterations_agree_with_the_algorithm(
     moved = x - ParticleNoise(3, 0, MODEL.shape).draw()
     assert float((result.latents - x).norm() / moved.norm()) < 0.01
     assert result.nfe == len(result.records) == 4
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_permutations_in_parts_have_the_same_gradient(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sampling.prno(MODEL, left_half, "", iterations=2, lr=0.2, weight=3.0, shuffles=5)
+    monkeypatch.setattr(regularizers, "_AT_ONCE", at_once * SIZE)
+    result = sampling.prno(MODEL, left_half, "", iterations=2, lr=0.2, weight=3.0, shuffles=5)
+    torch.testing.assert_close(result.latents, expected.latents)
 
 
 @pytest.mark.parametrize("name", ["wgnc", "reno", "prno", "mpgr"])
