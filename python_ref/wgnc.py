@@ -18,7 +18,11 @@ def to_wgnc_spectrum(x: Tensor) -> Tensor:
     if has_defined_fft(size):
         root = math.sqrt(size)
         return torch.complex(*spectrum(x, end_scale=SQRT_HALF / root, scale=0.5 / root))
-    half_spectrum = torch.fft.rfft(x, norm="ortho")
+    return pack_spectrum(torch.fft.rfft(x, norm="ortho"))
+
+
+def pack_spectrum(half_spectrum: Tensor) -> Tensor:
+    """Compact complex spectrum (B, N/2) of X = rfft(x, norm="ortho") (B, N/2 + 1), see `to_wgnc_spectrum`."""
     first = torch.complex(half_spectrum[:, :1].real, half_spectrum[:, -1:].real) * SQRT_HALF
     return torch.cat([first, half_spectrum[:, 1:-1]], dim=1)
 

@@ -7,11 +7,12 @@ each call; see `Batch.permutations`.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..python_ref.wgnc import to_wgnc_spectrum
+from ..python_ref.wgnc import pack_spectrum
 from .gradients import Guidance
 from .loop import Batch
 from .optimize import Direction
@@ -68,24 +69,40 @@ def prno(x: Tensor, permutations: Tensor) -> Tensor:
 
 
 def _prno(x: Tensor, permutations: Tensor) -> Tensor:
-    bounds = -_concentration(x[None]).squeeze(0)
-    return bounds - _concentration(x[permutations]).mean() if len(permutations) else bounds
+    # gather, because the backward of an index sorts it on a GPU
+    permuted = x.expand_as(permutations).gather(1, permutations)
+    bounds = _Concentration.apply(torch.cat([x[None], permuted]))
+    return -bounds[0] - bounds[1:].mean() if len(permuted) else -bounds[0]
 
 
-def _concentration(x: Tensor) -> Tensor:
-    """Return l_1 + l_2 of samples (P, N), see `prno`."""
-    rows = x.unflatten(1, (-1, ROW))  # [P, m, k]
-    m = rows.shape[1]
-    center = rows.mean(dim=1).square().sum(dim=1)
-    deviation = rows.mT @ rows / m - torch.eye(ROW, dtype=x.dtype, device=x.device)
-    # a fixed eigenvector: the derivative of an eigenvalue, also where two of them are equal
-    values, vectors = torch.linalg.eigh(deviation.detach())
-    largest = values.abs().argmax(dim=1)
-    vector = vectors.gather(2, largest[:, None, None].expand(-1, ROW, 1))
-    spectral_norm = (vector.mT @ deviation @ vector).flatten().abs()
-    excess = (torch.sqrt(1 + spectral_norm) - 1 - math.sqrt(ROW / m)).clamp(min=0)
-    bounds = torch.stack([-m * center / (2 * ROW), -m / 2 * excess.square()])
-    return bounds.clamp(max=-math.log(2)).sum(dim=0)
+class _Concentration(torch.autograd.Function):
+    """l_1 + l_2 of samples (P, N), float64, see `prno`, with the gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = x.unflatten(1, (-1, ROW))  # [P, m, k]
+        m = rows.shape[1]
+        center = rows.mean(dim=1, keepdim=True)
+        values, vectors = torch.linalg.eigh(
+            rows.mT @ rows / m - torch.eye(ROW, dtype=x.dtype, device=x.device)
+        )
+        largest = values.abs().argmax(dim=1)[:, None, None]
+        value = values[:, None].gather(2, largest)
+        vector = vectors.gather(2, largest.expand(-1, ROW, 1))
+        root = torch.sqrt(1 + value.abs())
+        excess = (root - 1 - math.sqrt(ROW / m)).clamp(min=0)
+        of_center = -m / (2 * ROW) * center.square().sum(dim=2, keepdim=True)
+        of_deviation = -m / 2 * excess.square()
+        least = -math.log(2)
+        along = -excess / root * value.sign() * (of_deviation < least)
+        gradient = center * (of_center < least) / -ROW + (rows @ vector) @ (along * vector.mT)
+        ctx.save_for_backward(gradient.flatten(1))
+        return (of_center.clamp(max=least) + of_deviation.clamp(max=least)).flatten()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None]
 
 
 def mpgr(x: Tensor, permutations: Tensor) -> Tensor:
@@ -110,7 +127,8 @@ def _mpgr(x: Tensor, permutations: Tensor) -> Tensor:
 
 def spectral_deviation(x: Tensor) -> Tensor:
     """Return the deviation of the spectrum of samples (P, N) from that of noise, (P,), see `mpgr`."""
-    magnitudes = to_wgnc_spectrum(x).abs().unflatten(1, (-1, BLOCK))
+    spectrum = pack_spectrum(torch.fft.rfft(x, norm="ortho"))  # a library's FFT: its bits do not matter here
+    magnitudes = spectrum.abs().unflatten(1, (-1, BLOCK))
     return (magnitudes.mean(dim=2) - _RAYLEIGH_MEAN).abs().mean(dim=1)
 
 
@@ -121,7 +139,7 @@ def gradient_of(regularizer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(regularizer(x).sum(), x)[0]
 
 
-_AT_ONCE = 2**22
+_AT_ONCE = 2**24
 """Values of the permuted copies of a sample that are in memory at once."""
 
 
