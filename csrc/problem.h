@@ -27,10 +27,17 @@ struct Tile {
   int64_t size() const { return height * width; }
 };
 
-// One tile size of a projection, and its tables: tables[chunk size][0: mean, 1: energy].
+// Rectangle of the planes of a sample that tiles of one size fill.
+struct Region {
+  int64_t top, left, height, width;
+  Tile tile;
+  int64_t tiles_in(const Shape& shape) const { return shape.channels * height * width / tile.size(); }
+};
+
+// Tiles of one size of a projection, and their tables: tables[chunk size][0: mean, 1: energy].
 template <class T>
 struct TileProjection {
-  Tile tile;
+  Region region;
   const Table<T> (*tables)[2];
   int64_t num_tables;
 };
@@ -45,7 +52,7 @@ struct Projection {
   int64_t num_tiles;
 };
 
-// One mixing domain: `repeats` butterfly steps on tiles, with a projection after each.
+// One mixing domain: `repeats` butterfly steps on tiles near `tile` (tiling.h), with a projection after each.
 struct Mixing {
   Tile tile;
   int64_t repeats;

@@ -65,9 +65,9 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
     const TileProjection<T>& tile = projection.tiles[k];
     const TilePlan& planned = plan.tiles[k];
     params.tiles[k] = {planned.grid,
-                       static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                       static_cast<T>(std::sqrt(static_cast<double>(tile.region.tile.size()))),
                        planned.first_tile,
-                       static_cast<int32_t>(plan.size / tile.tile.size()),
+                       static_cast<int32_t>(plan.size / tile.region.tile.size()),
                        planned.num_chunk_sizes,
                        planned.first_table,
                        planned.first_step,

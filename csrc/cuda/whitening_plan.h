@@ -194,8 +194,10 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   }
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
+    if (tile.region.height != shape.height || tile.region.width != shape.width)
+      throw std::invalid_argument("noisetilt: the CUDA kernels take tiles that divide the plane of a sample");
     TilePlan& planned = plan.tiles[k];
-    planned = {grid_of(tile.tile, shape),
+    planned = {grid_of(tile.region.tile, shape),
                static_cast<int32_t>(num_tiles),
                static_cast<int32_t>(tile.num_tables),
                plan.num_tables,
@@ -206,7 +208,7 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
         add_table(table, !is_tiny(table.num_chunks, table.chunk_size));
       planned.counted &= is_counted(tile.tables[i][0].chunk_size);
     }
-    const int64_t in_sample = size / tile.tile.size();
+    const int64_t in_sample = size / tile.region.tile.size();
     ++plan.num_steps;
     granule = std::lcm(granule, planned.grid.band());
     num_tiles += in_sample;
@@ -251,7 +253,7 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
     for (int64_t i = 0; i < tile.num_tables; ++i) {
       const Table<T>& table = tile.tables[i][0];
       plan.chunks_inside_blocks &= is_tiny(table.num_chunks, table.chunk_size) ||
-                                   slicing.slice_size / tile.tile.size() % table.chunk_size == 0;
+                                   slicing.slice_size / tile.region.tile.size() % table.chunk_size == 0;
     }
   }
 
