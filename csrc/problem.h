@@ -32,6 +32,10 @@ struct Region {
   int64_t top, left, height, width;
   Tile tile;
   int64_t tiles_in(const Shape& shape) const { return shape.channels * height * width / tile.size(); }
+  bool fills(const Shape& shape) const { return height == shape.height && width == shape.width; }
+  // The region as the plane of samples of its own.
+  Shape own_shape(const Shape& shape) const { return {shape.channels, height, width}; }
+  Region own() const { return {0, 0, height, width, tile}; }
 };
 
 // Tiles of one size of a projection, and their tables: tables[chunk size][0: mean, 1: energy].

@@ -69,11 +69,6 @@ def _pair(op: str, tile: Sequence[int]) -> Tile:
     return int(tile[0]), int(tile[1])
 
 
-def _is_uneven(sample: Sample, tile: Tile) -> bool:
-    """Return True if the tile does not divide the plane of a sample."""
-    return bool(sample.height % tile[0] or sample.width % tile[1])
-
-
 def _check_even(op: str, size: int) -> None:
     if size % 2:
         raise ValueError(f"{op}: a sample needs an even number of values, got {size}")
@@ -128,13 +123,7 @@ def _warn_of_tokens(x: Tensor) -> None:
 def _whitening(sample: Sample, config: WhiteningConfig) -> Plan:
     plane = sample[1:3]
     tile_size = max((largest_of(tile_regions(plane, tile)) for tile in config.tile_sizes), default=0)
-    tiles = [*config.tile_sizes, *(tile for tile, _ in config.mixing)]
-    return Plan(
-        sample[:3],
-        lambda backend, samples: backend.whiten(samples, config),
-        tile_size=tile_size,
-        uneven=any(_is_uneven(sample, tile) for tile in tiles),
-    )
+    return Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), tile_size=tile_size)
 
 
 def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Plan:
@@ -187,7 +176,6 @@ def _project_tile_stats(
         sample[:3],
         lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha),
         tile_size=largest_of(regions),
-        uneven=_is_uneven(sample, pair),
     )
 
 
@@ -221,11 +209,7 @@ def _butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False
     pair = _pair("butterfly", tile)
     check_tile("butterfly", pair, sample, even=True)
     check_steps("butterfly", "steps", steps)
-    return Plan(
-        sample[:3],
-        lambda backend, samples: backend.butterfly(samples, pair, steps, inverse),
-        uneven=_is_uneven(sample, pair),
-    )
+    return Plan(sample[:3], lambda backend, samples: backend.butterfly(samples, pair, steps, inverse))
 
 
 def _hadamard_transform(x: Tensor, scale: float = 1.0) -> Plan:

@@ -43,9 +43,8 @@ class Plan(NamedTuple):
     run: Callable[..., Tensor]
     """Function of (backend, samples, *tensors) that returns samples, contiguous (B, *sample_shape)."""
     tile_size: int = 0
-    """This and the following: see `Extents`."""
+    """See `Extents`."""
     block_size: int = 0
-    uneven: bool = False
 
 
 def register(
@@ -132,9 +131,8 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
     """
     if x.numel() == 0:
         return lambda x, *tensors: torch.empty_like(x, memory_format=torch.contiguous_format)
-    sample_shape, run, tile_size, block_size, uneven = plan
-    extents = Extents(math.prod(sample_shape), tile_size, block_size, uneven)
-    backend = backend_for(op, x.device, extents)
+    sample_shape, run, tile_size, block_size = plan
+    backend = backend_for(op, x.device, Extents(math.prod(sample_shape), tile_size, block_size))
     reshaped = x.shape[1:] != sample_shape
     half, lazy = x.dtype in (torch.float16, torch.bfloat16), x.dtype.is_complex
     half &= not (backend is cuda and op in cuda.SERVES_HALF)

@@ -16,6 +16,14 @@ class Region(NamedTuple):
     width: int
     tile: tuple[int, int]
 
+    def fills(self, x: Tensor) -> bool:
+        """Return True if the rectangle is the whole plane of samples (B, C, H, W)."""
+        return (self.height, self.width) == x.shape[2:]
+
+    def own(self) -> "Region":
+        """Return the rectangle as the plane of samples of its own."""
+        return self._replace(top=0, left=0)
+
     def of(self, x: Tensor) -> Tensor:
         """Return the rectangle of samples (B, C, H, W), as a view."""
         return x[:, :, self.top : self.top + self.height, self.left : self.left + self.width]

@@ -56,8 +56,6 @@ def refusal(op: str, device: torch.device, extents: Extents) -> str | None:
         return library.cuda_failure
     if not has_kernels_for("cuda"):
         return "this build has no CUDA kernels"
-    if extents.uneven:
-        return "its kernels serve tiles that divide the plane of a sample"
     return _unserved_gpu() or compiled.refused_size(op, extents, MOST_SAMPLE_VALUES)
 
 

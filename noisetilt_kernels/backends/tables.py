@@ -340,5 +340,3 @@ class Extents(NamedTuple):
     """Values of a tile, if tile statistics are projected."""
     block_size: int = 0
     """Coefficients of a WGNC block."""
-    uneven: bool = False
-    """True if a tile does not divide the plane of a sample."""

@@ -121,8 +121,6 @@ def _refused_device(device: torch.device) -> str | None:
 
 
 def _refused_extents(extents: Extents) -> str | None:
-    if extents.uneven:
-        return "its kernels serve tiles that divide the plane of a sample"
     for what, extent, most in (
         ("samples of {} values", extents.sample_size, MOST_SAMPLE_VALUES),
         ("tiles of {} values", extents.tile_size, MOST_TILE_VALUES),

@@ -75,9 +75,7 @@ def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTable
     return Projection(
         tables_in_turn([[table] for table in values]),
         tuple(
-            TileProjection(region.tile, tables_in_turn(pairs))
-            for _, regions in tiles
-            for region, pairs in regions
+            TileProjection(region, tables_in_turn(pairs)) for _, regions in tiles for region, pairs in regions
         ),
     )
 
