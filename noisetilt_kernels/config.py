@@ -124,7 +124,11 @@ def _domain(tile: Any, repeats: Any) -> tuple[Tile, int]:
 
 def _mixing_text(tile: Tile, repeats: int) -> str:
     size = "full plane" if tile == FULL else f"{tile[0]}x{tile[1]}"
-    return f"{size} in {repeats or 'ceil(log2)'} {'step' if repeats == 1 else 'steps'}"
+    return f"{size} in {_steps_text(repeats) if repeats else 'ceil(log2) steps'}"
+
+
+def _steps_text(steps: int) -> str:
+    return f"{steps} {'step' if steps == 1 else 'steps'}"
 
 
 _PRESETS = {
@@ -270,6 +274,30 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
         check_tile("whiten", tile, sample, even=True)
         mixing.append((tile, repeats or _log2_ceil(largest_of(mixing_regions(sample[1:3], tile)))))
     return replace(config, mixing=tuple(mixing))
+
+
+def describe(config: WhiteningConfig, sample: Sample) -> str:
+    """Describe a resolved configuration on one line. A tile that does not divide the plane of the samples is
+    followed by the sides of the tiles that fill it: "8x8 (7-8 x 8)".
+    """
+    plane = sample.height, sample.width
+    tiles = [_tile_text(tile, tile_regions(plane, tile)) for tile in config.tile_sizes]
+    mixing = [
+        f"{_tile_text(tile, mixing_regions(plane, tile))} in {_steps_text(steps)}"
+        for tile, steps in config.mixing
+    ]
+    return (
+        f"chunks {', '.join(map(str, config.chunk_sizes))}; tiles {', '.join(tiles) or 'none'}; "
+        f"mixing {', '.join(mixing) or 'none'}"
+    )
+
+
+def _tile_text(tile: Tile, regions: Sequence[Region]) -> str:
+    text = f"{tile[0]}x{tile[1]}"
+    if {region.tile for region in regions} == {tile}:
+        return text
+    sides = [sorted({region.tile[axis] for region in regions}) for axis in (0, 1)]
+    return f"{text} ({' x '.join('-'.join(map(str, side)) for side in sides)})"
 
 
 def _made_even(tile: Tile) -> Tile:
