@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "problem.h"
+#include "tiling.h"
 
 namespace noisetilt {
 
@@ -68,8 +69,8 @@ inline Shape shape_of(const Tensor& x) {
 }
 
 inline Tile tile_of(int64_t height, int64_t width, Shape shape) {
-  require(height > 0 && width > 0 && shape.height % height == 0 && shape.width % width == 0,
-          "tile does not divide the plane of a sample");
+  require(height > 0 && width > 0 && height <= shape.height && width <= shape.width,
+          "a tile must fit into the plane of a sample");
   return {height, width};
 }
 
@@ -137,8 +138,8 @@ struct SampleType {
 
 // A Projection, the arrays that it points to, and the tensors that these point to. `tensors` lists
 // kTensorsPerTable tensors for each table: lower, upper and, on CUDA, its rank ranges. The tables of the
-// values come first, then for each tile those of means and energies, alternating. `tiles` lists height, width
-// and number of chunk sizes of each tile.
+// values come first, then for each region of each tile those of means and energies, alternating. `tiles`
+// lists height and width of each tile, and the number of chunk sizes of each of its regions (tiling.h).
 template <class T, size_t kTensorsPerTable>
 class OwnedProjection : public SampleType {
  public:
@@ -146,26 +147,31 @@ class OwnedProjection : public SampleType {
   OwnedProjection(const Tensor& x, std::vector<Tensor> tensors, const Ints& monotone, int64_t num_values,
                   const Ints& tiles, std::optional<Tensor> factors)
       : SampleType(x), tensors_(std::move(tensors)), factors_(std::move(factors)) {
-    require(tensors_.size() == kTensorsPerTable * monotone.size() && tiles.size() % 3 == 0,
-            "malformed projection: the numbers of tables and tiles do not agree");
+    require(tensors_.size() == kTensorsPerTable * monotone.size(), kMalformed);
     for (size_t k = 0; k < monotone.size(); ++k)
       tables_.push_back(table_of<T>(tensor(k, 0), tensor(k, 1), x, monotone[k] != 0));
-    size_t used = static_cast<size_t>(num_values);
-    for (size_t k = 0; k < tiles.size(); k += 3) used += 2 * static_cast<size_t>(tiles[k + 2]);
-    require(used == tables_.size(), "malformed projection: the numbers of tables and tiles do not agree");
-
+    require(num_values >= 0 && static_cast<size_t>(num_values) <= tables_.size(), kMalformed);
     for (int64_t k = 0; k < num_values; ++k) require_size(tables_[k], shape.size());
+
     size_t next = static_cast<size_t>(num_values);
-    for (size_t k = 0; k < tiles.size(); k += 3) {
-      const Tile tile = tile_of(tiles[k], tiles[k + 1], shape);
-      pairs_.emplace_back();
-      for (int64_t i = 0; i < tiles[k + 2]; ++i, next += 2) {
-        require_size(tables_[next], shape.size() / tile.size());
-        require_size(tables_[next + 1], shape.size() / tile.size());
-        pairs_.back().push_back({{tables_[next], tables_[next + 1]}});
+    for (size_t k = 0; k < tiles.size();) {
+      require(k + 2 < tiles.size(), kMalformed);
+      const Regions regions = tile_regions(shape, tile_of(tiles[k], tiles[k + 1], shape));
+      k += 2;
+      for (const Region& region : regions) {
+        require(k < tiles.size(), kMalformed);
+        const int64_t num_tables = tiles[k++], num_tiles = region.tiles_in(shape);
+        pairs_.emplace_back();
+        for (int64_t i = 0; i < num_tables; ++i, next += 2) {
+          require(next + 1 < tables_.size(), kMalformed);
+          require_size(tables_[next], num_tiles);
+          require_size(tables_[next + 1], num_tiles);
+          pairs_.back().push_back({{tables_[next], tables_[next + 1]}});
+        }
+        tiles_.push_back({region, nullptr, num_tables});
       }
-      tiles_.push_back({tile, nullptr, tiles[k + 2]});
     }
+    require(next == tables_.size(), kMalformed);
     for (size_t k = 0; k < tiles_.size(); ++k) tiles_[k].tables = &pairs_[k].data()->pair;
     projection_ = {shape, tables_.data(), num_values, tiles_.data(), static_cast<int64_t>(tiles_.size())};
   }
@@ -185,6 +191,8 @@ class OwnedProjection : public SampleType {
   }
 
  private:
+  static constexpr const char* kMalformed =
+      "malformed projection: the numbers of tables and tiles do not agree";
   struct MeanAndEnergy {
     Table<T> pair[2];
   };

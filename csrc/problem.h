@@ -27,10 +27,21 @@ struct Tile {
   int64_t size() const { return height * width; }
 };
 
-// One tile size of a projection, and its tables: tables[chunk size][0: mean, 1: energy].
+// Rectangle of the planes of a sample that tiles of one size fill.
+struct Region {
+  int64_t top, left, height, width;
+  Tile tile;
+  int64_t tiles_in(const Shape& shape) const { return shape.channels * height * width / tile.size(); }
+  bool fills(const Shape& shape) const { return height == shape.height && width == shape.width; }
+  // The region as the plane of samples of its own.
+  Shape own_shape(const Shape& shape) const { return {shape.channels, height, width}; }
+  Region own() const { return {0, 0, height, width, tile}; }
+};
+
+// Tiles of one size of a projection, and their tables: tables[chunk size][0: mean, 1: energy].
 template <class T>
 struct TileProjection {
-  Tile tile;
+  Region region;
   const Table<T> (*tables)[2];
   int64_t num_tables;
 };
@@ -45,7 +56,7 @@ struct Projection {
   int64_t num_tiles;
 };
 
-// One mixing domain: `repeats` butterfly steps on tiles, with a projection after each.
+// One mixing domain: `repeats` butterfly steps on tiles near `tile` (tiling.h), with a projection after each.
 struct Mixing {
   Tile tile;
   int64_t repeats;

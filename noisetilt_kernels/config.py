@@ -7,7 +7,7 @@ from operator import index
 from typing import Any, NamedTuple
 
 from .checks import check_choice, check_number, shown
-from .python_ref import DEFAULT_ALPHA, MOST_DF
+from .python_ref import DEFAULT_ALPHA, MOST_DF, Region, mixing_regions, tile_regions
 
 Tile = tuple[int, int]
 FULL: Tile = (0, 0)
@@ -55,9 +55,11 @@ class WhiteningConfig:
     Attributes:
         chunk_sizes: chunk sizes D of the 2OS projections, applied in order. Each must divide the number of
             values of a sample.
-        tile_sizes: tile sizes (th, tw) of the tile statistics, applied in order. Each must divide (H, W).
+        tile_sizes: tile sizes (th, tw) of the tile statistics, applied in order, up to (H, W). A side that a
+            tile does not divide is cut into pieces of nearly this length, which differ by at most one.
         mixing: mixing domains ((th, tw), repeats), applied in order. `FULL` is the tile that covers the H x W
-            plane. Repeats 0 stands for ceil(log2(th * tw)); at most 1024.
+            plane, but for the last column if H and W are odd. Repeats 0 stands for ceil(log2(K)), where K is
+            the number of values of the largest tile; at most 1024.
         alpha: significance level, 1e-100 to 0.999999. The confidence level is 1 - alpha.
 
     Raises:
@@ -122,7 +124,11 @@ def _domain(tile: Any, repeats: Any) -> tuple[Tile, int]:
 
 def _mixing_text(tile: Tile, repeats: int) -> str:
     size = "full plane" if tile == FULL else f"{tile[0]}x{tile[1]}"
-    return f"{size} in {repeats or 'ceil(log2)'} {'step' if repeats == 1 else 'steps'}"
+    return f"{size} in {_steps_text(repeats) if repeats else 'ceil(log2) steps'}"
+
+
+def _steps_text(steps: int) -> str:
+    return f"{steps} {'step' if steps == 1 else 'steps'}"
 
 
 _PRESETS = {
@@ -250,7 +256,6 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
     Raises:
         ValueError: the configuration does not fit the shape. The message lists values that do.
     """
-    _, height, width, _ = sample
     if sample.size % 2:
         raise ValueError(f"whiten: a sample needs an even number of values, got {_describe(sample)}")
     for chunk_size in config.chunk_sizes:
@@ -265,29 +270,66 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
         check_tile("whiten", tile, sample)
     mixing = []
     for tile, repeats in config.mixing:
-        th, tw = (height, width) if tile == FULL else tile
-        check_tile("whiten", (th, tw), sample, even=True)
-        mixing.append(((th, tw), repeats or _log2_ceil(th * tw)))
+        tile = _made_even(sample[1:3]) if tile == FULL else tile
+        check_tile("whiten", tile, sample, even=True)
+        mixing.append((tile, repeats or _log2_ceil(largest_of(mixing_regions(sample[1:3], tile)))))
     return replace(config, mixing=tuple(mixing))
 
 
+def describe(config: WhiteningConfig, sample: Sample) -> str:
+    """Describe a resolved configuration on one line. A tile that does not divide the plane of the samples is
+    followed by the sides of the tiles that fill it: "8x8 (7-8 x 8)".
+    """
+    plane = sample.height, sample.width
+    tiles = [_tile_text(tile, tile_regions(plane, tile)) for tile in config.tile_sizes]
+    mixing = [
+        f"{_tile_text(tile, mixing_regions(plane, tile))} in {_steps_text(steps)}"
+        for tile, steps in config.mixing
+    ]
+    return (
+        f"chunks {', '.join(map(str, config.chunk_sizes))}; tiles {', '.join(tiles) or 'none'}; "
+        f"mixing {', '.join(mixing) or 'none'}"
+    )
+
+
+def _tile_text(tile: Tile, regions: Sequence[Region]) -> str:
+    text = f"{tile[0]}x{tile[1]}"
+    if {region.tile for region in regions} == {tile}:
+        return text
+    sides = [sorted({region.tile[axis] for region in regions}) for axis in (0, 1)]
+    return f"{text} ({' x '.join('-'.join(map(str, side)) for side in sides)})"
+
+
+def _made_even(tile: Tile) -> Tile:
+    """Return the tile without its last column or row if its number of values is odd."""
+    height, width = tile
+    if height * width % 2 == 0 or height * width == 1:
+        return tile
+    return (height, width - 1) if width > 1 else (height - 1, width)
+
+
+def largest_of(regions: Sequence[Region]) -> int:
+    """Return the number of values of the largest tile of a plane."""
+    return max(math.prod(region.tile) for region in regions)
+
+
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raise ValueError unless `tile` divides the plane of `sample` and has 2 to MOST_DF + 1 values.
+    """Raise ValueError unless `tile` fits into the plane of `sample` and has 2 to MOST_DF + 1 values.
 
     With `even` the number of values must be even, and is not limited: the tile has no statistics.
     """
     th, tw = tile
     _, height, width, _ = sample
-    if th < 1 or tw < 1 or height % th or width % tw:
+    if not (1 <= th <= height and 1 <= tw <= width):
         raise ValueError(
-            f"{function}: tile {th}x{tw} does not divide the {height}x{width} plane of {_describe(sample)}; "
-            f"heights that do: {_some(_divisors(height))}; widths: {_some(_divisors(width))}"
+            f"{function}: tile {th}x{tw} does not fit into the {height}x{width} plane of "
+            f"{_describe(sample)}; tiles have up to {height}x{width} values"
         )
     if th * tw < 2 or (even and th * tw % 2):
         raise ValueError(
             f"{function}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
         )
-    if not even and th * tw - 1 > MOST_DF:
+    if not even and largest_of(tile_regions(sample[1:3], tile)) - 1 > MOST_DF:
         raise ValueError(f"{function}: tile {th}x{tw} must hold at most {MOST_DF + 1} values")
 
 
@@ -304,25 +346,26 @@ def _auto(sample: Sample) -> WhiteningConfig:
         )
     tiles: list[Tile] = []
     for target in (4, 8, 16):
-        tile = _nearest_tile(sample, target)
+        tile = _auto_tile(sample, target)
         if tile[0] * tile[1] >= 2 and tile not in tiles:
             tiles.append(tile)
-    mixing = [FULL] if sample.height * sample.width % 2 == 0 else []
-    small = _nearest_tile(sample, 8)
-    if small[0] * small[1] % 2 == 0:
-        mixing.append(small)
+    mixing = [FULL, _made_even(_auto_tile(sample, 8))] if tiles else []
     return WhiteningConfig(chunk_sizes, tuple(tiles), tuple((tile, 0) for tile in mixing))
 
 
-def _nearest_tile(sample: Sample, target: int) -> Tile:
-    """Return the tile nearest to target x target; for a flat sample, 1 x about target^2."""
+def _auto_tile(sample: Sample, target: int) -> Tile:
+    """Return the tile near target x target; for a flat sample, 1 x about target^2."""
     if sample.flat:
-        return 1, _nearest_divisor(sample.width, target * target)
-    return _nearest_divisor(sample.height, target), _nearest_divisor(sample.width, target)
+        return 1, _auto_side(sample.width, target * target)
+    return _auto_side(sample.height, target), _auto_side(sample.width, target)
 
 
-def _nearest_divisor(n: int, target: int) -> int:
-    return min(_divisors(n), key=lambda d: (abs(d - target), d))
+def _auto_side(side: int, target: int) -> int:
+    """Return the divisor of a side nearest to the target, or, if it differs by more than a quarter, the
+    target itself, which then leaves a remainder.
+    """
+    nearest = min(_divisors(side), key=lambda d: (abs(d - target), d))
+    return nearest if 4 * abs(nearest - target) <= target else min(target, side)
 
 
 def _divisors(n: int) -> list[int]:

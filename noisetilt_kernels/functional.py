@@ -121,16 +121,18 @@ def project_tile_stats(
 
     Args:
         x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
-        tile: tile size (th, tw), which divides (H, W) and has at least 2 values. For (N,) and (B,N) the plane
-            is 1 x N.
-        chunk_sizes: chunk sizes of 2OS. Chunk sizes that do not divide the number of tiles are skipped.
+        tile: tile size (th, tw) of at least 2 values, up to (H, W). For (N,) and (B,N) the plane is 1 x N. A
+            side that the tile does not divide is cut into pieces of nearly this length, which differ by at
+            most one.
+        chunk_sizes: chunk sizes of 2OS, for the tiles of each size. Chunk sizes that do not divide their
+            number are skipped.
         alpha: significance level, 1e-100 to 0.999999.
 
     Returns:
         Tensor of x's shape and dtype. A tile with NaN or inf becomes NaN.
 
     Raises:
-        ValueError: the tile does not divide (H, W), chunk_sizes is empty, or alpha is out of range.
+        ValueError: the tile does not fit into (H, W), chunk_sizes is empty, or alpha is out of range.
         TypeError: x is not a floating-point tensor.
     """
     return _call(_ops.project_tile_stats, x, tile, chunk_sizes, alpha)
@@ -204,8 +206,9 @@ def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False)
 
     Args:
         x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
-        tile: tile size (th, tw), which divides (H, W) and has an even number of values. For (N,) and (B,N)
-            the plane is 1 x N.
+        tile: tile size (th, tw) of an even number of values, up to (H, W). For (N,) and (B,N) the plane is 1
+            x N. A plane that the tile does not divide is cut into even tiles of nearly this size. If H and W
+            are odd, the last column stays as it is (if W is 1, the last row).
         steps: number of steps, 0 to 1024.
         inverse: apply the inverse steps instead.
 
@@ -213,7 +216,7 @@ def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False)
         Tensor of x's shape and dtype.
 
     Raises:
-        ValueError: the tile does not divide (H, W) or has an odd number of values, or steps is out of
+        ValueError: the tile does not fit into (H, W) or has an odd number of values, or steps is out of
             range.
         TypeError: x is not a floating-point tensor.
     """

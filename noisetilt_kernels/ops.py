@@ -4,7 +4,6 @@ Each `_operator` function below checks its arguments and returns a `Plan`, which
 device.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,11 +20,13 @@ from .config import (
     check_chunks,
     check_steps,
     check_tile,
+    largest_of,
     resolve,
     resolve_preset,
     sample_of,
     unflatten,
 )
+from .python_ref import tile_regions
 from .registration import Plan, register, register_gradient, register_without_gradient
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -120,8 +121,9 @@ def _warn_of_tokens(x: Tensor) -> None:
 
 
 def _whitening(sample: Sample, config: WhiteningConfig) -> Plan:
-    largest_tile = max((th * tw for th, tw in config.tile_sizes), default=0)
-    return Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), tile_size=largest_tile)
+    plane = sample[1:3]
+    tile_size = max((largest_of(tile_regions(plane, tile)) for tile in config.tile_sizes), default=0)
+    return Plan(sample[:3], lambda backend, samples: backend.whiten(samples, config), tile_size=tile_size)
 
 
 def _project_2os(x: Tensor, lower: Tensor, upper: Tensor) -> Plan:
@@ -166,12 +168,14 @@ def _project_tile_stats(
     sizes = tuple(int(d) for d in chunk_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{op}: chunk_sizes must be positive and not empty, got {list(sizes)}")
+    regions = tile_regions(sample[1:3], pair)
+    most_tiles = max(region.tiles_per_plane for region in regions)
     for chunk_size in sizes:
-        check_chunks(op, sample.size // math.prod(pair) // chunk_size, chunk_size)
+        check_chunks(op, sample.channels * most_tiles // chunk_size, chunk_size)
     return Plan(
         sample[:3],
         lambda backend, samples: backend.project_tile_stats(samples, pair, sizes, alpha),
-        tile_size=math.prod(pair),
+        tile_size=largest_of(regions),
     )
 
 

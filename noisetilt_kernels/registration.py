@@ -1,7 +1,8 @@
 """Registration of the public operators with PyTorch: dispatch to a backend, fake tensors and gradients.
 
 Each operator is defined by a function that checks the arguments and returns a `Plan`. The same function
-serves the fake (meta) implementation, so `torch.compile` reports a mistake with the same message.
+serves the fake (meta) implementation, so `torch.compile` reports a mistake with the same message, unless the
+size of a sample is symbolic.
 """
 
 import math
@@ -77,7 +78,8 @@ def register(
         return call(x, *args[:num_tensors])
 
     def fake(x: Tensor, *args: Any) -> Tensor:
-        make_plan(x, *args)
+        if not _is_symbolic(x):
+            make_plan(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _registry.impl(name, implementation, "CompositeExplicitAutograd")
@@ -155,6 +157,15 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
     ):
         return cpu.without_openmp(call)
     return call
+
+
+def _is_symbolic(x: Tensor) -> bool:
+    """Return True if the shape of a sample is symbolic, under torch.compile or torch.export.
+
+    The checks would fix it. They follow when the operator runs.
+    """
+    shape = x.shape[1:] if x.dim() in (2, 4, 5) else x.shape
+    return any(isinstance(size, torch.SymInt) for size in shape)
 
 
 def public_name(name: str) -> str:

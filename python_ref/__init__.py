@@ -19,6 +19,7 @@ from .fourier import (
 )
 from .order_stats import project_2os
 from .tile_stats import MakeTable, merge_tiles, project_tile_stats, split_tiles
+from .tiling import Region, mixing_regions, tile_regions
 from .transforms import (
     butterfly,
     butterfly_inverse,
@@ -35,6 +36,7 @@ __all__ = [
     "MakeTable",
     "Normal",
     "Reference",
+    "Region",
     "butterfly",
     "butterfly_inverse",
     "compact_fourier",
@@ -46,6 +48,7 @@ __all__ = [
     "has_defined_fft",
     "identity",
     "merge_tiles",
+    "mixing_regions",
     "norm_projection",
     "project",
     "project_2os",
@@ -54,6 +57,7 @@ __all__ = [
     "project_wgnc_blocks",
     "split_tiles",
     "sqrt_rn",
+    "tile_regions",
     "to_wgnc_spectrum",
     "tree_sum",
     "twiddle_factors",

@@ -9,6 +9,7 @@ from torch import Tensor
 from .arithmetic import sqrt_rn, tree_sum
 from .confidence_table import ChiSquare, Normal, Reference
 from .order_stats import project_2os
+from .tiling import tile_regions
 
 MakeTable = Callable[[int, int, Reference], tuple[Tensor, Tensor]]
 """Function of (num_chunks, chunk_size, reference) that returns a table (lower, upper)."""
@@ -38,9 +39,10 @@ def project_tile_stats(
 
     Args:
         x: samples (B, C, H, W), float32 or float64.
-        tile: tile size (th, tw), which divides (H, W). K = th*tw >= 2.
-        chunk_sizes: chunk sizes of 2OS on the P = C*H*W/K statistics. Chunk sizes that do not divide P are
-            skipped.
+        tile: tile size (th, tw), up to (H, W), of at least 2 values. If it does not divide (H, W), the plane
+            is cut into tiles of nearly this size (`tile_regions`).
+        chunk_sizes: chunk sizes of 2OS on the P statistics of all tiles of one size K = th*tw. Chunk sizes
+            that do not divide P are skipped.
         make_table: `make_table(num_chunks, chunk_size, reference)` returns a table of x's dtype.
 
     Returns:
@@ -50,6 +52,16 @@ def project_tile_stats(
         the last entry if K is odd. A tile with a non-finite energy becomes NaN: it contains NaN or inf, or
         values with overflowing squares (above about 1e18 in float32).
     """
+    result = x.new_empty(x.shape)
+    for region in tile_regions((x.shape[2], x.shape[3]), (tile[0], tile[1])):
+        region.of(result).copy_(_project_equal_tiles(region.of(x), region.tile, chunk_sizes, make_table))
+    return result
+
+
+def _project_equal_tiles(
+    x: Tensor, tile: Sequence[int], chunk_sizes: Sequence[int], make_table: MakeTable
+) -> Tensor:
+    """Project the statistics of tiles that divide (H, W): `project_tile_stats`."""
     tiles = split_tiles(x, tile)  # [B, C, rows, columns, K]
     size = tiles.shape[-1]
     root = torch.tensor(math.sqrt(size), dtype=x.dtype, device=x.device)

@@ -1,39 +1,54 @@
 """Orthogonal transforms (DESIGN section 4): butterfly mixing and Walsh-Hadamard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .arithmetic import SQRT_HALF
 from .tile_stats import merge_tiles, split_tiles
+from .tiling import mixing_regions
 
 
 def butterfly(x: Tensor, tile: Sequence[int], steps: int) -> Tensor:
-    """Apply `steps` butterfly steps to every tile of samples (B, C, H, W), K = th*tw even (DESIGN section 4).
+    """Apply `steps` butterfly steps to every tile of samples (B, C, H, W), th*tw even (DESIGN section 4).
 
-    One step maps a tile, flattened row-major, to (paper eq. 113)
+    If the tile does not divide the plane, the tiles have nearly this size (`mixing_regions`). One step maps a
+    tile of K values, flattened row-major, to (paper eq. 113)
 
         y[i] = (x[2i] + x[2i+1]) / sqrt2,    y[K/2+i] = (x[2i] - x[2i+1]) / sqrt2,    i < K/2.
 
     For K = 2^n, n steps are the Walsh-Hadamard transform H_K / sqrt(K) in natural order.
     """
-    v = split_tiles(x, tile)
-    for _ in range(steps):
-        even, odd = v[..., 0::2], v[..., 1::2]
-        v = torch.cat([(even + odd) * SQRT_HALF, (even - odd) * SQRT_HALF], dim=-1)
-    return merge_tiles(v, tile)
+    return _in_every_tile(x, tile, steps, _step)
 
 
 def butterfly_inverse(y: Tensor, tile: Sequence[int], steps: int) -> Tensor:
     """Inverse (and transpose) of `butterfly`."""
-    v = split_tiles(y, tile)
-    for _ in range(steps):
-        total, difference = v.chunk(2, dim=-1)
-        v = torch.stack([(total + difference) * SQRT_HALF, (total - difference) * SQRT_HALF], dim=-1).flatten(
-            -2
-        )
-    return merge_tiles(v, tile)
+    return _in_every_tile(y, tile, steps, _step_inverse)
+
+
+def _step(v: Tensor) -> Tensor:
+    even, odd = v[..., 0::2], v[..., 1::2]
+    return torch.cat([(even + odd) * SQRT_HALF, (even - odd) * SQRT_HALF], dim=-1)
+
+
+def _step_inverse(v: Tensor) -> Tensor:
+    total, difference = v.chunk(2, dim=-1)
+    return torch.stack([(total + difference) * SQRT_HALF, (total - difference) * SQRT_HALF], dim=-1).flatten(
+        -2
+    )
+
+
+def _in_every_tile(x: Tensor, tile: Sequence[int], steps: int, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a step `steps` times to the values (..., K) of every tile."""
+    result = x.clone()  # the values in no tile stay
+    for region in mixing_regions((x.shape[2], x.shape[3]), (tile[0], tile[1])):
+        v = split_tiles(region.of(x), region.tile)
+        for _ in range(steps):
+            v = step(v)
+        region.of(result).copy_(merge_tiles(v, region.tile))
+    return result
 
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:

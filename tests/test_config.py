@@ -34,10 +34,16 @@ AUTO = [
     ((32, 32, 32), (4, 16), ((4, 4), (8, 8), (16, 16)), (((32, 32), 10), ((8, 8), 6))),
     ((16, 128, 128), (4, 16), ((4, 4), (8, 8), (16, 16)), (((128, 128), 14), ((8, 8), 6))),
     ((32, 60, 104), (4, 16), ((4, 4), (6, 8), (15, 13)), (((60, 104), 13), ((6, 8), 6))),
-    ((4, 3, 5), (4,), ((3, 5),), ()),  # an odd plane mixes nothing; repeated tiles are dropped
+    ((16, 166, 166), (4, 16), ((4, 4), (8, 8), (16, 16)), (((166, 166), 15), ((8, 8), 6))),  # 166 = 2 * 83
+    ((16, 134, 240), (4, 16), ((4, 4), (8, 8), (16, 16)), (((134, 240), 15), ((8, 8), 6))),  # 134 = 2 * 67
+    # 90 has 3, 9 and 15 near the targets; 9x9 has no even number of values
+    ((16, 81, 90), (4, 16), ((3, 3), (9, 9), (16, 15)), (((81, 90), 13), ((9, 8), 7))),
+    ((16, 45, 47), (4, 16), ((3, 4), (9, 8), (15, 16)), (((45, 46), 12), ((9, 8), 7))),
+    ((16, 1, 131), (4, 16), ((1, 4), (1, 8), (1, 16)), (((1, 130), 8), ((1, 8), 4))),  # tiles up to 1x10
+    ((4, 3, 5), (4,), ((3, 5),), (((3, 4), 4),)),  # repeated tiles are dropped
     ((2, 1, 2), (4,), ((1, 2),), (((1, 2), 1),)),
     ((4, 1, 1), (4,), (), ()),  # no tile of two values
-    ((4, 7, 2), (4,), ((1, 2), (7, 2)), (((7, 2), 4),)),
+    ((4, 7, 2), (4,), ((4, 2), (7, 2)), (((7, 2), 4),)),
 ]
 
 
@@ -116,8 +122,8 @@ def test_auto_with_a_shape_is_the_configuration_of_whiten(shape: tuple[int, ...]
 def test_a_preset_with_a_shape_is_resolved() -> None:
     assert nt.preset("flux", (16, 64, 64)) == resolve(nt.preset("flux"), Sample(16, 64, 64))
     assert nt.preset("auto", (2, 16, 64, 64)) == nt.preset("flux", (16, 64, 64))
-    with pytest.raises(ValueError, match="tile 12x8 does not divide the 64x64 plane"):
-        nt.preset("wan", (16, 64, 64))
+    with pytest.raises(ValueError, match="tile 12x8 does not fit into the 8x64 plane"):
+        nt.preset("wan", (16, 8, 64))
 
 
 # ---- whiten ----

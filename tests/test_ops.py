@@ -151,6 +151,55 @@ def test_a_dynamic_batch_compiles_once(name: str) -> None:
     assert counter.frame_count == 1
 
 
+SIZES = [(6, 10), (3, 5), (7, 9), (5, 8), (9, 8), (11, 6), (13, 8), (16, 16), (17, 5), (8, 19)]
+DYNAMIC: dict[str, Callable[[Tensor], Tensor]] = {
+    "whiten": nt.whiten,
+    "2os+tiles": lambda x: nt.project_tile_stats(x, (2, 2), (4,)),
+    "butterfly": lambda x: nt.butterfly(x, (2, 2), 3),
+    "wgnc": lambda x: nt.project_wgnc(x.flatten(1), 2).view_as(x),
+    "fourier": lambda x: nt.compact_fourier(x.flatten(1)).view_as(x),
+}
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_nine_more_sizes_do_not_compile_again(name: str, rank: int) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    step = DYNAMIC[name] if rank == 4 else lambda x: DYNAMIC[name](x[None])[0]
+    compiled = torch.compile(lambda x: step(x * 2) + 1, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for height, width in SIZES:
+        x = values("1/k", (2, 4, height, width) if rank == 4 else (4, height, width))
+        assert_same_bits(compiled(x), step(x * 2) + 1, f"{height}x{width}")
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 10  # the first may be 2: a number of the call becomes a constant
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_any_size_can_be_exported(name: str) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return DYNAMIC[name](x * 2) + 1
+
+    batch, height, width = (torch.export.Dim(side, min=2, max=64) for side in ("batch", "height", "width"))
+    x = values("1/k", (3, 4, 6, 10))
+    program = torch.export.export(Module(), (x,), dynamic_shapes=({0: batch, 2: height, 3: width},))
+    for height, width in SIZES:
+        x = values("1/k", (2, 4, height, width))
+        assert_same_bits(program.module()(x), Module()(x), f"{height}x{width}")
+
+
+def test_a_size_that_does_not_fit_is_an_error_when_a_dynamic_graph_runs() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: nt.whiten(x, "flux"), dynamic=True, backend="aot_eager")
+    assert_same_bits(
+        compiled(values("1/k", (2, 16, 17, 18))), nt.whiten(values("1/k", (2, 16, 17, 18)), "flux")
+    )
+    with pytest.raises(ValueError, match="tile 8x8 does not fit into the 6x20 plane"):
+        compiled(values("1/k", (2, 16, 6, 20)))
+
+
 @pytest.mark.parametrize("name", LINEAR)
 def test_gradients_compile(name: str) -> None:
     case = CASES[name]

@@ -1,8 +1,8 @@
 // Tile statistics, DESIGN section 3: reduction, 2OS of the means and energies, rescaling.
 //
-// A band is one row of tiles; threads share the bands. Sums are formed in the halving order that DESIGN
-// defines. If the width of a tile is a power of two, the first halvings add whole rows of the band, a vector
-// of columns at a time; only the last log2(width) halvings work inside a tile.
+// A band is one row of tiles in a region of a plane; threads share the bands. Sums are formed in the halving
+// order that DESIGN defines. If the width of a tile is a power of two, the first halvings add whole rows of
+// the band, a vector of columns at a time; only the last log2(width) halvings work inside a tile.
 
 #include "tile_stats.h"
 
@@ -56,12 +56,12 @@ struct CentredSquare {
   }
 };
 
-// The tiles of one band: `rows` rows of the plane, `width` values each.
+// The tiles of one band: rows of `width` values, `stride` apart.
 template <class T>
 struct Band {
   T* x;
   Tile tile;
-  int64_t width;
+  int64_t width, stride;
   int64_t num_tiles() const { return width / tile.width; }
 };
 
@@ -75,7 +75,7 @@ inline void add_rows(const Band<T>& band, const T* means, T* sums, int64_t colum
   std::memcpy(&mean, means + column, sizeof mean);
   for (int64_t row = 0; row < band.tile.height; ++row) {
     V x;
-    std::memcpy(&x, band.x + row * band.width + column, sizeof x);
+    std::memcpy(&x, band.x + row * band.stride + column, sizeof x);
     v[row] = term(x, mean);
   }
   for (int64_t row = band.tile.height; row < padded; ++row) v[row] = V{};
@@ -104,7 +104,7 @@ void sum_tiles(const Band<T>& band, const T* means, T* sums, T* padding, T* resu
     T* v = padding;
     for (int64_t row = 0; row < tile.height; ++row) {
       for (int64_t k = i * tile.width; k < (i + 1) * tile.width; ++k)
-        *v++ = term(band.x[row * band.width + k], means[k]);
+        *v++ = term(band.x[row * band.stride + k], means[k]);
     }
     std::fill(v, padding + padded, T(0));
     result[i] = halve(padding, padded);
@@ -142,7 +142,7 @@ void rescale_constant_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r
   const int64_t size = band.tile.size();
   for (int64_t k = 0; k < size; ++k) {
     const T direction = k == size - size % 2 ? T(0) : k % 2 ? T(-1) : T(1);
-    band.x[k / band.tile.width * band.width + i * band.tile.width + k % band.tile.width] =
+    band.x[k / band.tile.width * band.stride + i * band.tile.width + k % band.tile.width] =
         r.new_mean + r.scale * direction;
   }
 }
@@ -150,7 +150,7 @@ void rescale_constant_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r
 template <class T>
 void rescale_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r) {
   for (int64_t row = 0; row < band.tile.height; ++row) {
-    T* x = band.x + row * band.width + i * band.tile.width;
+    T* x = band.x + row * band.stride + i * band.tile.width;
     for (int64_t k = 0; k < band.tile.width; ++k) x[k] = r.new_mean + r.scale * (x[k] - r.mean);
   }
 }
@@ -159,22 +159,27 @@ void rescale_tile(const Band<T>& band, int64_t i, const Rescaling<T>& r) {
 
 template <class T>
 void project_tile_stats(T* x, const Shape& shape, const TileProjection<T>& projection) {
-  const Tile tile = projection.tile;
-  const int64_t num_bands = shape.channels * (shape.height / tile.height), in_band = shape.width / tile.width;
-  const int64_t band_size = tile.height * shape.width, num_tiles = num_bands * in_band;
+  const Region region = projection.region;
+  const Tile tile = region.tile;
+  const int64_t down = region.height / tile.height, in_band = region.width / tile.width;
+  const int64_t num_bands = shape.channels * down, num_tiles = num_bands * in_band;
+  const int64_t band_size = tile.height * region.width;
   const int64_t grain = std::max<int64_t>(1, kGrain / band_size);
   const T count = static_cast<T>(tile.size());
   const T root = static_cast<T>(std::sqrt(static_cast<double>(tile.size())));
-  auto band_at = [&](int64_t i) { return Band<T>{x + i * band_size, tile, shape.width}; };
+  auto band_at = [&](int64_t i) {
+    const int64_t row = i / down * shape.height + region.top + i % down * tile.height;
+    return Band<T>{x + row * shape.width + region.left, tile, region.width, shape.width};
+  };
 
   // `stats` and `projected` hold the scaled means of all tiles, then their energies.
   Scratch<T> means(num_tiles), stats(2 * num_tiles), projected(2 * num_tiles);
   parallel_for(num_bands, grain, [&](int64_t begin, int64_t end) {
-    Scratch<T> column_means(shape.width), sums(shape.width), padding(power_of_two_from(tile.size()));
+    Scratch<T> column_means(region.width), sums(region.width), padding(power_of_two_from(tile.size()));
     for (int64_t b = begin; b < end; ++b) {
       const Band<T> band = band_at(b);
       T* mean = &means[b * in_band];
-      std::fill(column_means.data(), column_means.data() + shape.width, T(0));
+      std::fill(column_means.data(), column_means.data() + region.width, T(0));
       sum_tiles(band, column_means.data(), sums.data(), padding.data(), mean, Identity{});
       for (int64_t i = 0; i < in_band; ++i) {
         mean[i] /= count;

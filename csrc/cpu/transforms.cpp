@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../tiling.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -81,20 +82,23 @@ void scatter_tile(const T* v, int64_t stride, Tile tile, T* plane) {
     for (int64_t k = 0; k < tile.width; ++k) plane[row * stride + k] = v[row * tile.width + k];
 }
 
-}  // namespace
-
+// The tiles of a region, from x to out, which may be the same.
 template <class T>
-void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
-  const int64_t size = tile.size(), across = shape.width / tile.width;
-  const int64_t num_tiles = batch * shape.size() / size;
+void butterfly_region(const T* x, T* out, int64_t batch, const Shape& shape, const Region& region,
+                      int64_t steps, bool inverse) {
+  const Tile tile = region.tile;
+  const int64_t size = tile.size(), across = region.width / tile.width, down = region.height / tile.height;
+  const int64_t num_tiles = batch * region.tiles_in(shape);
   const bool complete = steps < 63 && size == int64_t(1) << steps;
+  const bool contiguous = tile.width == shape.width;  // the tile has no gaps between its rows
   parallel_for(num_tiles, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
     Scratch<T> buffers(3 * size);
     T *gathered = buffers.data(), *result = gathered + size, *spare = result + size;
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t place = t / across * tile.height * shape.width + t % across * tile.width;
+      const int64_t band = t / across;
+      const int64_t row = band / down * shape.height + region.top + band % down * tile.height;
+      const int64_t place = row * shape.width + region.left + t % across * tile.width;
       const T* plane = x + place;
-      const bool contiguous = across == 1;  // the tile has no gaps between its rows
       if (complete && contiguous) {
         copy(plane, out + place, size);
         (inverse ? walsh_hadamard<T, true, true> : walsh_hadamard<T, true, false>)(out + place, size);
@@ -109,6 +113,15 @@ void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_
       scatter_tile(result, shape.width, tile, out + place);
     }
   });
+}
+
+}  // namespace
+
+template <class T>
+void butterfly(const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps, bool inverse) {
+  const Regions regions = mixing_regions(shape, tile);
+  if (size_of(regions) < shape.height * shape.width) copy(x, out, batch * shape.size());
+  for (const Region& region : regions) butterfly_region(x, out, batch, shape, region, steps, inverse);
 }
 
 template void butterfly<float>(const float*, float*, int64_t, Shape, Tile, int64_t, bool);

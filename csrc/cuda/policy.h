@@ -101,7 +101,7 @@ struct PolicySm80 {
     static constexpr int32_t kLogColumns = 3;  // neighbours of a block: they fill sectors of 32 bytes
   };
 
-  // The kernels of transforms.cu whose threads stride over global memory.
+  // The kernels of transforms.cu and regions.cuh whose threads stride over global memory.
   struct Strided {
     static constexpr int kBlockThreads = 256;
   };

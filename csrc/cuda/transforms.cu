@@ -9,6 +9,7 @@
 #include "hadamard.cuh"
 #include "half_fft.cuh"
 #include "keys.cuh"
+#include "regions.cuh"
 #include "runtime.h"
 
 namespace noisetilt::cuda {
@@ -315,11 +316,10 @@ void dispatch_compact_fourier(const Launch& launch, const T* in, T* out, int64_t
           static_cast<int32_t>(h), turns, static_cast<T>(end_scale), static_cast<T>(scale));
 }
 
-}  // namespace
-
+// Tiles that divide the plane.
 template <class T>
-void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
-               bool inverse) {
+void butterfly_equal_tiles(const Launch& launch, const T* x, T* out, int64_t batch, const Shape& shape,
+                           Tile tile, int64_t steps, bool inverse) {
   const Tiles tiles{grid_of(tile, shape), batch * shape.size() / tile.size()};
   if (tiles.count == 0) return;
   if (inverse ? butterfly_in_shared<T, true>(launch, x, out, tiles, steps)
@@ -327,6 +327,26 @@ void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape sh
     return;
   (inverse ? steps_in_global<T, true, true> : steps_in_global<T, true, false>)(launch, x, out, tiles, steps,
                                                                                T(1));
+}
+
+}  // namespace
+
+template <class T>
+void butterfly(const Launch& launch, const T* x, T* out, int64_t batch, Shape shape, Tile tile, int64_t steps,
+               bool inverse) {
+  const Regions regions = mixing_regions(shape, tile);
+  if (regions.regions[0].fills(shape))
+    return butterfly_equal_tiles(launch, x, out, batch, shape, regions.regions[0].tile, steps, inverse);
+  const int64_t size = batch * shape.size();
+  if (size_of(regions) < shape.height * shape.width) copy_memory(launch, x, out, size);
+  T* packed = reinterpret_cast<T*>(working_memory(launch, 2 * static_cast<size_t>(size) * sizeof(T)));
+  T* result = packed + size;
+  for (const Region& region : regions) {
+    copy_region<true>(launch, x, packed, region, batch, shape);
+    butterfly_equal_tiles(launch, packed, result, batch, region.own_shape(shape), region.tile, steps,
+                          inverse);
+    copy_region<false>(launch, result, out, region, batch, shape);
+  }
 }
 
 template <class S>

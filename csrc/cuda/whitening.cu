@@ -6,6 +6,8 @@
 // at once. Barriers are in global memory, and the launch is cooperative. Or each team is a cluster, with
 // barriers in hardware. If there are more samples than teams, each team takes several in turn.
 //
+// Where tiles do not divide the plane, each region of tiles of one size is a launch of its own.
+//
 //   whitening_plan.h       host plan: slices, buffers, grid
 //   whitening_buffers.h    table of the buffers: who writes, who reads, which barrier lies between
 //   whitening_storage.cuh  kernel parameters and shared memory
@@ -15,6 +17,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "regions.cuh"
 #include "runtime.h"
 #include "whitening_agent.cuh"
 
@@ -65,9 +68,9 @@ ProjectParams<T> params_of(const ProjectPlan& plan, const Projection<T>& project
     const TileProjection<T>& tile = projection.tiles[k];
     const TilePlan& planned = plan.tiles[k];
     params.tiles[k] = {planned.grid,
-                       static_cast<T>(std::sqrt(static_cast<double>(tile.tile.size()))),
+                       static_cast<T>(std::sqrt(static_cast<double>(tile.region.tile.size()))),
                        planned.first_tile,
-                       static_cast<int32_t>(plan.size / tile.tile.size()),
+                       static_cast<int32_t>(plan.size / tile.region.tile.size()),
                        planned.num_chunk_sizes,
                        planned.first_table,
                        planned.first_step,
@@ -107,6 +110,85 @@ void dispatch_project(const Launch& launch, T* x, int64_t batch, const Projectio
           plan.block_threads, plan.shared_bytes, params);
 }
 
+// True if each tile size fills the planes with equal tiles: one launch can do it all.
+template <class T>
+bool is_even(const Projection<T>& projection, const Mixing* mixing, int64_t num_mixing) {
+  const Shape& shape = projection.shape;
+  return std::all_of(projection.tiles, projection.tiles + projection.num_tiles,
+                     [&](const TileProjection<T>& tile) { return tile.region.fills(shape); }) &&
+         std::all_of(mixing, mixing + num_mixing, [&](const Mixing& domain) {
+           return mixing_regions(shape, domain.tile).regions[0].fills(shape);
+         });
+}
+
+// Calls body(projection, ranges, region) for the values and for each region of tiles, in turn: a projection
+// of samples that consist of the region alone. The values have no region.
+template <class T, class Body>
+void for_each_part(const Projection<T>& projection, const RankRange* const* ranges, const Body& body) {
+  const Shape& shape = projection.shape;
+  if (projection.num_values > 0)
+    body(Projection<T>{shape, projection.values, projection.num_values, nullptr, 0}, ranges, nullptr);
+  if (ranges != nullptr) ranges += projection.num_values;
+  for (int64_t k = 0; k < projection.num_tiles; ++k) {
+    TileProjection<T> own = projection.tiles[k];
+    own.region = own.region.own();
+    const Region& region = projection.tiles[k].region;
+    body(Projection<T>{region.own_shape(shape), nullptr, 0, &own, 1}, ranges, &region);
+    if (ranges != nullptr) ranges += 2 * own.num_tables;
+  }
+}
+
+template <class T>
+void project_parts(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+                   const RankRange* const* ranges, T* packed) {
+  const Shape& shape = projection.shape;
+  const auto dispatch = [&](const Projection<T>& part, const RankRange* const* own, const Region* region) {
+    if (region == nullptr || region->fills(shape))
+      return dispatch_project(launch, x, batch, part, own, nullptr, 0);
+    copy_region<true>(launch, x, packed, *region, batch, shape);
+    dispatch_project(launch, packed, batch, part, own, nullptr, 0);
+    copy_region<false>(launch, packed, x, *region, batch, shape);
+  };
+  for_each_part(projection, ranges, dispatch);
+}
+
+template <class T>
+void mix_parts(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
+               const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing) {
+  const Shape& shape = projection.shape;
+  const int64_t size = batch * shape.size();
+  T *packed = allocate<T>(launch, size), *now = x, *next = allocate<T>(launch, size);
+  for (int64_t k = 0; k < num_mixing; ++k) {
+    const Mixing& domain = mixing[k];
+    for (int64_t step = 0; step < domain.repeats; ++step) {
+      butterfly(launch, now, next, batch, shape, domain.tile, 1, false);
+      std::swap(now, next);
+      project_parts(launch, now, batch, projection, ranges, packed);
+    }
+    butterfly(launch, now, next, batch, shape, domain.tile, domain.repeats, true);
+    std::swap(now, next);
+  }
+  if (now != x) copy_memory(launch, now, x, size);
+}
+
+// Memory of a projection.
+struct StageBytes {
+  size_t cleared, zeros, working;
+};
+
+// Memory of a projection that takes a launch for each part.
+template <class T>
+StageBytes bytes_of_parts(const Launch& launch, int64_t batch, const Projection<T>& projection) {
+  StageBytes bytes{};
+  for_each_part(projection, nullptr, [&](const Projection<T>& part, const RankRange* const*, const Region*) {
+    const ProjectPlan plan = plan_launch(launch, batch, part, nullptr, 0);
+    bytes.cleared += plan.bytes(Contents::zero_before);
+    bytes.zeros = std::max(bytes.zeros, plan.bytes(Contents::zero_always));
+    bytes.working = std::max(bytes.working, plan.bytes(Contents::any));
+  });
+  return bytes;
+}
+
 }  // namespace
 
 DeviceLimits current_device() {
@@ -129,19 +211,35 @@ DeviceLimits current_device() {
 template <class T>
 void project(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
              const RankRange* const* ranges) {
-  dispatch_project(launch, x, batch, projection, ranges, nullptr, 0);
+  if (is_even(projection, nullptr, 0))
+    return dispatch_project(launch, x, batch, projection, ranges, nullptr, 0);
+  if (batch == 0) return;
+  project_parts(launch, x, batch, projection, ranges, allocate<T>(launch, batch * projection.shape.size()));
 }
 
 template <class T>
 void project_mixing_domains(const Launch& launch, T* x, int64_t batch, const Projection<T>& projection,
                             const RankRange* const* ranges, const Mixing* mixing, int64_t num_mixing) {
-  if (num_mixing > 0) dispatch_project(launch, x, batch, projection, ranges, mixing, num_mixing);
+  if (num_mixing == 0 || batch == 0) return;
+  if (is_even(projection, mixing, num_mixing))
+    dispatch_project(launch, x, batch, projection, ranges, mixing, num_mixing);
+  else
+    mix_parts(launch, x, batch, projection, ranges, mixing, num_mixing);
 }
 
 template <class T>
 void reserve_for_whiten(const Launch& launch, int64_t batch, const Projection<T>& projection,
                         const Mixing* mixing, int64_t num_mixing) {
   if (batch == 0) return;
+  if (!is_even(projection, mixing, num_mixing)) {
+    int64_t times = 2;
+    for (int64_t k = 0; k < num_mixing; ++k) times += mixing[k].repeats;
+    const StageBytes bytes = bytes_of_parts(launch, batch, projection);
+    reserve_cleared(launch, bytes_of_flags(batch) + static_cast<size_t>(times) * bytes.cleared + bytes.zeros);
+    memory_of_zeros(launch, bytes.zeros);
+    working_memory(launch, bytes.working);
+    return;
+  }
   const ProjectPlan plain = plan_launch(launch, batch, projection, nullptr, 0);
   size_t cleared = bytes_of_flags(batch) + 2 * plain.bytes(Contents::zero_before),
          zeros = plain.bytes(Contents::zero_always), working = plain.bytes(Contents::any);

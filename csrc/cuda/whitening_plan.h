@@ -15,6 +15,7 @@
 #include <string>
 
 #include "../problem.h"
+#include "../tiling.h"
 #include "device.h"
 #include "policy.h"
 #include "rank_range.h"
@@ -161,8 +162,9 @@ inline BufferLayout lay_out(const BufferSizes& sizes) {
   return layout;
 }
 
-// Plan for `batch` > 0 samples. `fixed_shared_bytes`: shared memory of a block beside its slices. Throws
-// std::invalid_argument if the problem exceeds the kernel's capacity. Reads only the sizes of the tables.
+// Plan for `batch` > 0 samples, whose planes all tiles divide. `fixed_shared_bytes`: shared memory of a block
+// beside its slices. Throws std::invalid_argument if the problem exceeds the kernel's capacity. Reads only
+// the sizes of the tables.
 template <class T>
 ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const Mixing* mixing,
                          int64_t num_mixing, const DeviceLimits& device, size_t fixed_shared_bytes) {
@@ -195,7 +197,7 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   for (int64_t k = 0; k < projection.num_tiles; ++k) {
     const TileProjection<T>& tile = projection.tiles[k];
     TilePlan& planned = plan.tiles[k];
-    planned = {grid_of(tile.tile, shape),
+    planned = {grid_of(tile.region.tile, shape),
                static_cast<int32_t>(num_tiles),
                static_cast<int32_t>(tile.num_tables),
                plan.num_tables,
@@ -206,7 +208,7 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
         add_table(table, !is_tiny(table.num_chunks, table.chunk_size));
       planned.counted &= is_counted(tile.tables[i][0].chunk_size);
     }
-    const int64_t in_sample = size / tile.tile.size();
+    const int64_t in_sample = size / tile.region.tile.size();
     ++plan.num_steps;
     granule = std::lcm(granule, planned.grid.band());
     num_tiles += in_sample;
@@ -221,7 +223,8 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
   // Blocks that hold whole mixing tiles exchange nothing, but there may be few such blocks.
   int64_t mixing_granule = granule;
   for (int64_t k = 0; k < num_mixing; ++k) {
-    plan.mixing[k] = {grid_of(mixing[k].tile, shape), static_cast<int32_t>(mixing[k].repeats), false};
+    const Tile tile = mixing_regions(shape, mixing[k].tile).regions[0].tile;
+    plan.mixing[k] = {grid_of(tile, shape), static_cast<int32_t>(mixing[k].repeats), false};
     mixing_granule = std::lcm(mixing_granule, plan.mixing[k].grid.band());
   }
   const int64_t slices_per_block = num_mixing > 0 ? 2 : 1;
@@ -251,7 +254,7 @@ ProjectPlan plan_project(const Projection<T>& projection, int64_t batch, const M
     for (int64_t i = 0; i < tile.num_tables; ++i) {
       const Table<T>& table = tile.tables[i][0];
       plan.chunks_inside_blocks &= is_tiny(table.num_chunks, table.chunk_size) ||
-                                   slicing.slice_size / tile.tile.size() % table.chunk_size == 0;
+                                   slicing.slice_size / tile.region.tile.size() % table.chunk_size == 0;
     }
   }
 

@@ -120,9 +120,10 @@ def make_projection(
         tiles: tables of the tile statistics.
         tensors_of: returns the tensors that the device's kernels need of a table.
     """
-    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
+    of_tiles = [table for _, regions in tiles for _, pairs in regions for pair in pairs for table in pair]
+    tables = [*values, *of_tiles]
     tensors = [tensor for table in tables for tensor in tensors_of(table)]
-    sizes = [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))]
+    sizes = [n for tile, regions in tiles for n in (*tile, *(len(pairs) for _, pairs in regions))]
     monotone = [table.monotone for table in tables]
     factors = None  # only `whiten` projects values, and needs the FFT
     if values:

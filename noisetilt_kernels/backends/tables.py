@@ -19,7 +19,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..checks import shown
 from ..config import DEFAULT_ALPHA, Tile, check_alpha, check_chunks
-from ..python_ref import NORMAL, ChiSquare, Normal, Reference, twiddle_factors
+from ..python_ref import NORMAL, ChiSquare, Normal, Reference, Region, tile_regions, twiddle_factors
 from ..python_ref import confidence_table as compute_table
 from . import table_cache
 from .table_cache import Columns
@@ -195,8 +195,10 @@ They are shared: never write to them.
 
 # ---- all tables of a projection ----
 
-TileTables = tuple[Tile, list[tuple[Table, Table]]]
-"""Tile size, and the tables of mean and energy for each of its chunk sizes."""
+RegionTables = tuple[Region, list[tuple[Table, Table]]]
+"""Tiles of one size, and the tables of mean and energy for each of their chunk sizes."""
+TileTables = tuple[Tile, list[RegionTables]]
+"""Tile size of a configuration, and the tables of the regions into which it cuts a plane."""
 
 
 def projection_tables(
@@ -211,22 +213,27 @@ def projection_tables(
     """Return the tables of project(x) for samples of a shape (C, H, W) (DESIGN sections 3 and 5).
 
     Returns:
-        The tables of the values, one for each chunk size. The tables of mean and energy for each tile size, a
-        pair for each of its chunk sizes. Chunk sizes that do not divide the number of tiles are skipped.
+        The tables of the values, one for each chunk size. The tables of mean and energy for each region of
+        each tile size, a pair for each of its chunk sizes. Chunk sizes that do not divide the number of tiles
+        are skipped.
     """
+    channels, *plane = shape
     size = math.prod(shape)
 
     def table(count: int, chunk_size: int, reference: Reference) -> Table:
         return cached_table(count // chunk_size, chunk_size, alpha, reference, dtype, device)
 
-    def of_tile(tile: Tile) -> TileTables:
-        tile_size = math.prod(tile)
-        count, energy = size // tile_size, ChiSquare(tile_size - 1)
-        return tile, [
+    def of_region(region: Region) -> RegionTables:
+        count, energy = channels * region.tiles_per_plane, ChiSquare(math.prod(region.tile) - 1)
+        return region, [
             (table(count, d, NORMAL), table(count, d, energy)) for d in chunk_sizes if count % d == 0
         ]
 
-    return [table(size, d, NORMAL) for d in value_chunk_sizes], [of_tile(tile) for tile in tile_sizes]
+    values = [table(size, d, NORMAL) for d in value_chunk_sizes]
+    return values, [
+        (tile, [of_region(region) for region in tile_regions((plane[0], plane[1]), tile)])
+        for tile in tile_sizes
+    ]
 
 
 class Projections(Generic[_Made]):

@@ -8,13 +8,18 @@ from typing import Any
 import torch
 
 from ..backends import FORCED, backends, library, table_cache
+from ..checks import shown
+from ..config import DEFAULT_ALPHA, describe, resolve_preset, sample_of
 from ..versions import versions
 
 Report = dict[str, Any]
 
 
-def examine() -> Report:
+def examine(latents: str | None = None) -> Report:
     """Return the state of this installation as a JSON object.
+
+    Args:
+        latents: shape of latents, such as "16x64x64", for which the preset "auto" is resolved.
 
     Returns:
         versions: versions of the package, Python, torch, and of the optional packages that are installed.
@@ -31,7 +36,11 @@ def examine() -> Report:
         table_cache: directory of the confidence tables kept on disk (None if there is no home directory or no
             safetensors), number of files, their bytes, and most_bytes, the limit at which the oldest are
             removed.
+        whitening: description of the preset "auto" for the latents, and their shape; only with latents.
         verdict: one line of text.
+
+    Raises:
+        ValueError: the latents are no shape of one sample, or the preset does not fit them.
     """
     report: Report = {
         "versions": versions(),
@@ -44,6 +53,8 @@ def examine() -> Report:
         "devices": _devices(),
         "table_cache": _table_cache(),
     }
+    if latents is not None:
+        report["whitening"] = {"latents": latents, "auto": _whitening(latents)}
     report["verdict"] = _verdict(report)
     return report
 
@@ -62,10 +73,21 @@ def render(report: Report) -> str:
         rows.append((f"{device} backend", f"{status['backend']}: {status['detail']}{absent}"))
         rows += [("", f"not {backend}: {reason}") for backend, reason in status["refused"].items()]
     rows.append(("table cache", _render_cache(report["table_cache"])))
+    if "whitening" in report:
+        rows.append((f"W of {report['whitening']['latents']}", report["whitening"]["auto"]))
 
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:{width}}  {text}" for label, text in rows]
     return "\n".join([*lines, "", report["verdict"]])
+
+
+def _whitening(latents: str) -> str:
+    try:
+        shape = [int(side) for side in latents.lower().split("x")]
+    except ValueError:
+        raise ValueError(f"doctor: must be a shape such as 16x64x64, got {shown(latents)}") from None
+    sample = sample_of("doctor", [1, *shape] if len(shape) == 4 else shape, "the shape")
+    return describe(resolve_preset("auto", sample, DEFAULT_ALPHA), sample)
 
 
 def _cpu() -> dict[str, Any]:

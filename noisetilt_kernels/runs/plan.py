@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from ..config import DEFAULT_ALPHA, resolve_preset, sample_of
+from ..config import describe as describe_whitening
 from ..models.memory import plan_memory
 from ..sampling import Reward, SamplerOptions
 from ..sampling.methods import Method
+from ..sampling.operators import TILED
 from . import loading
 from .settings import ComputeOptions, Settings
 
 
 def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Collection[Settings] = ()) -> str:
-    """Return the plan as text: shapes, numbers of images and of function evaluations, memory.
+    """Return the plan as text: shapes, numbers of images and of function evaluations, tiles of W, memory.
 
     Args:
         settings: settings of the run, or those that all runs of a comparison share.
@@ -78,6 +81,9 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             ("method", str(run.method)),
             ("NFE", f"{run.method.nfe} per {kind}, {run.nfe:,} in total{_rounds(run, kind)}"),
         ]
+    if any(_cuts_tiles(run.method) for run in runs):
+        sample = sample_of("whiten", (1, *memory.shape))
+        rows.append(("W", describe_whitening(resolve_preset("auto", sample, DEFAULT_ALPHA), sample)))
     rows += [
         (
             "memory",
@@ -93,6 +99,10 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
 
 def _rounds(run: Settings, kind: str) -> str:
     return f" for {run.count:,} {kind}s, to keep the best of {run.rounds}" if run.rounds > 1 else ""
+
+
+def _cuts_tiles(method: Method) -> bool:
+    return "operator" in method.sampler.parameters and method.argument("operator") in TILED
 
 
 def row(name: str, text: str) -> str:

@@ -69,6 +69,9 @@ _OPERATORS: dict[str, Operator] = {
 OPERATORS = tuple(_OPERATORS)
 """Names of the operators."""
 
+TILED = ("w", "2os+tiles")
+"""Names of the operators that cut a latent into tiles, with the preset "auto"."""
+
 
 def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operator:
     """Return the named operator for latents (B, *shape).

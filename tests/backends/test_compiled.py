@@ -88,7 +88,7 @@ def test_malformed_projections_are_refused() -> None:
         ((table, [1], 1, [4]), "the numbers of tables and tiles do not agree"),
         ((table, [1], 0, []), "the numbers of tables and tiles do not agree"),
         (([t[:2] for t in table], [1], 1, []), "as many entries as there are values"),
-        ((table * 2, [1, 1], 0, [3, 4, 1]), "tile does not divide"),
+        ((table * 2, [1, 1], 0, [17, 4, 1]), "a tile must fit into the plane"),
         (([t.double() for t in table], [1], 1, []), "the dtype and the device of the samples"),
     ):
         with pytest.raises(ValueError, match=reason):

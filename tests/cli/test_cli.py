@@ -76,6 +76,34 @@ def test_doctor_text_has_the_facts_of_the_json() -> None:
             assert f"not {backend}: {reason}" in text
 
 
+def test_doctor_shows_the_tiles_of_a_size() -> None:
+    report = json.loads(run("doctor", "--json", "--latents", "16x134x240"))
+    assert report["whitening"] == {
+        "latents": "16x134x240",
+        "auto": "chunks 4, 16; tiles 4x4 (4-5 x 4), 8x8 (7-8 x 8), 16x16 (16-17 x 16); "
+        "mixing 134x240 in 15 steps, 8x8 (7-8 x 8) in 6 steps",
+    }
+    text = run("doctor", "--latents", "16x134x240")
+    assert report["whitening"]["auto"] in next(line for line in text.splitlines() if line.startswith("W of "))
+    assert "whitening" not in json.loads(run("doctor", "--json"))
+    for latents in ("16x21x60x104", "1X4096"):
+        assert "mixing" in run("doctor", "--latents", latents)
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"),
+    [
+        ("16 by 4", "--latents: must be a shape such as 16x64x64, got '16 by 4'"),
+        ("1x2x3x4x5x6", "--latents: the shape must be (N,)"),
+        ("3x5x7", "--latents: preset 'auto' needs a number of values divisible by 4 or 16"),
+    ],
+)
+def test_doctor_refuses_what_is_no_shape(latents: str, words: str) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--latents", latents])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {words}")
+
+
 def test_doctor_without_library_gives_reason_and_remedy(without_library: None) -> None:
     report = json.loads(run("doctor", "--json"))
     assert_agrees_with_backends(report)

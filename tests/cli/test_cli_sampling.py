@@ -81,6 +81,13 @@ def test_a_run_equals_the_sampler(tmp_path: Path) -> None:
             assert image.size == (32, 32)
 
 
+@pytest.mark.parametrize(("method", "shown"), [("ntrk", True), ("ntrk:operator=norm", False), ("dps", False)])
+def test_a_dry_run_shows_the_tiles_of_w(tmp_path: Path, method: str, shown: bool) -> None:
+    result = invoke(*SAMPLE[:-2], "--prompt", "3", "--method", method, "--dry-run", "--out", tmp_path / "run")
+    line = "W       chunks 4, 16; tiles 4x4, 8x8, 16x16; mixing 16x16 in 8 steps, 8x8 in 6 steps"
+    assert (line in result.output) == shown, result.output
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a 3\n\na handwritten four\n")

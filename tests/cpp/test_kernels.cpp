@@ -206,7 +206,7 @@ static void test_whitening() {
       const OwnedTable<T> values(N / 2, 2, true), stats(P, 1, true);
       const Table<T> value_table = values.view(N / 2, 2, true);
       const Table<T> stat_tables[1][2] = {{stats.view(P, 1, true), stats.view(P, 1, true)}};
-      const TileProjection<T> tile_projection{tile, stat_tables, 1};
+      const TileProjection<T> tile_projection{{0, 0, shape.height, shape.width, tile}, stat_tables, 1};
       const Projection<T> projection{shape, &value_table, 1, &tile_projection, 1};
       const Mixing mixing[] = {{tile, 3}, {{shape.height, shape.width}, 2}};
       for (Input kind : {Input::normal, Input::few, Input::special}) {

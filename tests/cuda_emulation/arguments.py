@@ -27,11 +27,12 @@ def projection(
     values, tiles = projection_tables(
         shape, value_chunk_sizes, chunk_sizes, tile_sizes, 1e-3, dtype, torch.device("cpu")
     )
-    tables = [*values, *(table for _, statistics in tiles for pair in statistics for table in pair)]
+    of_tiles = [table for _, regions in tiles for _, pairs in regions for pair in pairs for table in pair]
+    tables = [*values, *of_tiles]
     return {
         "tables": [arrays(table.lower, table.upper) for table in tables],
         "num_values": len(values),
-        "tiles": [n for (th, tw), statistics in tiles for n in (th, tw, len(statistics))],
+        "tiles": [n for tile, regions in tiles for n in (*tile, *(len(pairs) for _, pairs in regions))],
     }
 
 

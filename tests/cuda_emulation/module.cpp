@@ -15,6 +15,7 @@
 #include <device.h>  // of the emulation, or of tests/ptx
 
 #include "cuda/kernels.h"
+#include "tiling.h"
 
 namespace py = pybind11;
 
@@ -150,13 +151,17 @@ class OwnedProjection {
       tables_.push_back(table_of<T>(lower, upper));
       ranges_.push_back(ranges_of(memory, tables_.back()).first);
     }
-    require(tiles.size() % 3 == 0, "expected tiles (height, width, number of chunk sizes)");
     auto next = static_cast<size_t>(num_values);
-    for (size_t k = 0; k < tiles.size(); k += 3) {
-      pairs_.emplace_back();
-      for (int64_t i = 0; i < tiles[k + 2]; ++i, next += 2)
-        pairs_.back().push_back({{tables_.at(next), tables_.at(next + 1)}});
-      tiles_.push_back({{tiles[k], tiles[k + 1]}, nullptr, tiles[k + 2]});
+    for (size_t k = 0; k < tiles.size();) {
+      const Regions regions = tile_regions(shape, {tiles.at(k), tiles.at(k + 1)});
+      k += 2;
+      for (const Region& region : regions) {
+        const int64_t num_tables = tiles.at(k++);
+        pairs_.emplace_back();
+        for (int64_t i = 0; i < num_tables; ++i, next += 2)
+          pairs_.back().push_back({{tables_.at(next), tables_.at(next + 1)}});
+        tiles_.push_back({region, nullptr, num_tables});
+      }
     }
     require(next == tables_.size(), "the numbers of tables and tiles do not agree");
     for (size_t k = 0; k < tiles_.size(); ++k) tiles_[k].tables = &pairs_[k].data()->pair;

@@ -45,7 +45,7 @@ py::dict plan(const Ints& shape, const Ints& chunk_sizes, const std::vector<Ints
   }
   std::vector<TileProjection<T>> tiles;
   for (size_t k = 0; k < tile_sizes.size(); ++k)
-    tiles.push_back({{tile_sizes[k][0], tile_sizes[k][1]},
+    tiles.push_back({{0, 0, sample.height, sample.width, {tile_sizes[k][0], tile_sizes[k][1]}},
                      tables[k].empty() ? nullptr : &tables[k].data()->pair,
                      static_cast<int64_t>(tables[k].size())});
   std::vector<Mixing> domains;

@@ -160,6 +160,9 @@ SAMPLES = {  # shape: chunk sizes of values, of statistics, tiles
     (5, 4, 6): ((3, 40), (5, 7), ((2, 3), (4, 2))),
     (2, 7, 5): ((7,), (2,), ((7, 5), (1, 5), (7, 1))),
     (1, 48, 20): ((1, 2), (4,), ((48, 20), (24, 10))),
+    # tiles that do not divide the plane
+    (8, 10, 11): ((4, 16), (4, 16), ((4, 4), (5, 11), (8, 8))),
+    (4, 9, 13): ((4,), (5, 2), ((2, 3), (9, 6))),
 }
 
 
@@ -248,6 +251,8 @@ MIXING = {
     (1, 1, 256): (((1, 256), 8), ((1, 64), 6)),
     (5, 4, 6): (((4, 6), 3),),
     (1, 48, 20): (((48, 20), 10), ((6, 4), 3)),
+    (8, 10, 11): (((10, 11), 5), ((4, 8), 3)),
+    (4, 9, 13): (((9, 12), 5), ((4, 4), 4)),
 }
 
 
@@ -290,7 +295,7 @@ def check_mixing(
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("device", PROJECTING)
-@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8)])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 12, 8), (8, 10, 11)])
 def test_the_stages_of_whiten_share_memory(
     kernels: ModuleType, shape: tuple[int, ...], device: str, dtype: torch.dtype
 ) -> None:
@@ -393,6 +398,9 @@ PLANES = [  # (C, H, W), tile, steps
     ((2, 6, 9), (2, 3), 1),
     ((2, 16, 12), (8, 6), 4),
     ((2, 16, 12), (8, 2), 4),
+    ((2, 22, 30), (8, 8), 6),  # from here on the tiles do not divide the plane
+    ((2, 9, 13), (9, 12), 5),
+    ((2, 5, 40), (5, 16), 5),
 ]
 
 

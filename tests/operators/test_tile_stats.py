@@ -42,6 +42,11 @@ TILINGS = [
     ((1, 1, 4096), (1, 4096)),
     ((5, 2, 2), (2, 2)),
     ((4, 4, 4), (1, 2)),
+    ((4, 22, 27), (4, 8)),  # from here on the tiles do not divide the plane
+    ((2, 35, 40), (16, 16)),
+    ((5, 7, 64), (3, 8)),
+    ((1, 1, 131), (1, 16)),
+    ((16, 13, 11), (13, 11)),
 ]
 
 
@@ -106,6 +111,7 @@ def test_tiles_at_the_limit_of_constant(tile: tuple[int, int], dtype: torch.dtyp
     channels=st.integers(1, 6),
     rows=st.integers(1, 4),
     columns=st.integers(1, 12),
+    rest=st.tuples(st.sampled_from([0, 0, 1, 5]), st.sampled_from([0, 0, 1, 7])),
     tile=st.tuples(st.integers(1, 40), st.integers(1, 24)).filter(lambda tile: tile[0] * tile[1] >= 2),
     chunk_sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3).map(tuple),
     distribution=st.sampled_from(list(DISTRIBUTIONS)),
@@ -116,13 +122,14 @@ def test_hypothesis_finds_no_difference(
     channels: int,
     rows: int,
     columns: int,
+    rest: tuple[int, int],
     tile: tuple[int, int],
     chunk_sizes: tuple[int, ...],
     distribution: str,
     scale: float,
     dtype: torch.dtype,
 ) -> None:
-    shape = (1, channels, rows * tile[0], columns * tile[1])
+    shape = (1, channels, rows * tile[0] + rest[0], columns * tile[1] + rest[1])
     check(values(distribution, shape, dtype) * scale, tile, chunk_sizes)
 
 

@@ -39,6 +39,11 @@ TILINGS = [
     ((1, 1, 4096), (1, 64)),
     ((1, 1, 34), (1, 34)),
     ((1, 1, 2), (1, 2)),
+    ((2, 22, 30), (8, 8)),  # from here on the tiles do not divide the plane
+    ((2, 21, 16), (4, 16)),
+    ((3, 9, 11), (4, 4)),
+    ((3, 9, 11), (9, 10)),
+    ((2, 7, 1), (6, 1)),
 ]
 
 
@@ -65,6 +70,7 @@ def test_butterfly_bits(
     channels=st.integers(1, 4),
     rows=st.integers(1, 3),
     columns=st.integers(1, 5),
+    rest=st.tuples(st.sampled_from([0, 0, 1, 5]), st.sampled_from([0, 0, 1, 7])),
     tile=st.tuples(st.integers(1, 20), st.integers(1, 40)).filter(lambda tile: tile[0] * tile[1] % 2 == 0),
     steps=st.integers(0, 14),
     distribution=st.sampled_from(list(DISTRIBUTIONS)),
@@ -74,14 +80,14 @@ def test_hypothesis_finds_no_difference_of_butterflies(
     channels: int,
     rows: int,
     columns: int,
+    rest: tuple[int, int],
     tile: tuple[int, int],
     steps: int,
     distribution: str,
     dtype: torch.dtype,
 ) -> None:
-    check_butterfly(
-        values(distribution, (1, channels, rows * tile[0], columns * tile[1]), dtype), tile, steps
-    )
+    shape = (1, channels, rows * tile[0] + rest[0], columns * tile[1] + rest[1])
+    check_butterfly(values(distribution, shape, dtype), tile, steps)
 
 
 @pytest.mark.parametrize("size", [2, 6, 8, 10, 34])

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import noisetilt_kernels as nt
 from bench.inputs import FLUX, STRUCTURED, power_law
+from bench.whitening_sizes import low_band
 from noisetilt_kernels import python_ref
 from noisetilt_kernels.backends import reference
-from noisetilt_kernels.config import Sample, resolve_preset
+from noisetilt_kernels.config import FULL, Sample, resolve, resolve_preset
 
 whiten = torch.ops.noisetilt.whiten
 
@@ -103,6 +104,47 @@ def test_auto_serves_other_shapes(shape: tuple[int, ...]) -> None:
     assert result.numel() == x.numel()
     if x.numel() > 1000:
         assert float(cosine(x.reshape(1, -1), result.reshape(1, -1))) > 0.9999
+
+
+# ---- sizes that tiles do not divide ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "divided"), [((16, 166, 166), (16, 160, 160)), ((16, 134, 240), (16, 128, 240))]
+)
+def test_sizes_with_few_divisors_become_as_white_as_others(
+    shape: tuple[int, ...], divided: tuple[int, ...]
+) -> None:
+    """With tiles that are divisors, 2x2 and 2x16, W leaves a quarter more power at long wavelengths."""
+    low, expected = (low_band(whiten(power_law(1.0, size).float())) for size in (shape, divided))
+    assert low < 1.1 * expected
+    x = noise(1, shape)
+    assert float(cosine(x, whiten(x))) > 0.99999
+
+
+@pytest.mark.parametrize("shape", [(16, 47, 45), (16, 53, 64), (16, 1, 1031), (4, 31, 34), (3, 50, 94)])
+def test_odd_sides_and_primes_become_white(shape: tuple[int, ...]) -> None:
+    structure, x = power_law(1.0, shape).float(), noise(1, shape)
+    result = whiten(structure)
+    assert float(result.norm()) == pytest.approx(math.sqrt(result.numel()), rel=0.015)
+    assert peak(result) < 60
+    assert float(cosine(x, whiten(x))) > 0.9999
+
+
+def test_the_preset_wan_at_720p() -> None:
+    x = noise(1, (16, 2, 90, 160))
+    result = whiten(x, "wan")
+    assert_same_bits(whiten(x[0].flatten(0, 1), "wan"), result[0].flatten(0, 1), "frames are channels")
+    assert float(cosine(x, result)) > 0.99999
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_whitened_samples_of_uneven_tiles_have_the_bits_of_the_reference(dtype: torch.dtype) -> None:
+    """64 = 8*8 values of each channel: the rounding of the FFT of 2^k values is defined."""
+    for shape, tile, mixing in (((8, 2, 64), (2, 6), (2, 10)), ((16, 1, 256), (1, 6), (1, 12))):
+        config = nt.WhiteningConfig((4, 16), (tile,), ((FULL, 0), (mixing, 0)))
+        x = values("1/k", (2, *shape), dtype)
+        assert_same_bits(nt.whiten(x, config), reference.whiten(x, resolve(config, Sample(*shape))))
 
 
 # ---- not finite ----

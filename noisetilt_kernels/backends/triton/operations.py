@@ -74,7 +74,9 @@ def _make_projection(samples: Tensor, values: list[Table], tiles: list[TileTable
     """Return the tables as the kernels read them. Mean and energy are two fields."""
     return Projection(
         tables_in_turn([[table] for table in values]),
-        tuple(TileProjection(tile, tables_in_turn(statistics)) for tile, statistics in tiles),
+        tuple(
+            TileProjection(region, tables_in_turn(pairs)) for _, regions in tiles for region, pairs in regions
+        ),
     )
 
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...config import Tile
+from ...python_ref import Region
 from ...python_ref.tile_stats import CONSTANT_ENERGY, CONSTANT_RATIO
 from .arithmetic import div_rn, is_finite, pairs, rounded, sqrt_rn, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
@@ -22,9 +23,9 @@ _HUGE = 2**31 - 2**15  # leaves room for the padding of the last program
 
 
 class TileProjection(NamedTuple):
-    """Tables of one tile size, of two fields: mean and energy."""
+    """Tables of the tiles of a region, of two fields: mean and energy."""
 
-    tile: Tile
+    region: Region
     tables: TablesInTurn
 
 
@@ -158,7 +159,7 @@ def rescaled(
 
 
 def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tensor:
-    """Project mean and energy of the tiles of samples (B, C, H, W), one tile size after the other.
+    """Project mean and energy of the tiles of samples (B, C, H, W), one region after the other.
 
     Tiles have at most MOST_TILE_VALUES values (see `backends.triton`).
     """
@@ -168,12 +169,20 @@ def project_tile_stats(x: Tensor, projections: Sequence[TileProjection]) -> Tens
 def project_statistics(x: Tensor, projections: Sequence[TileProjection]) -> tuple[Tensor, Statistics | None]:
     """Do `project_tile_stats`, but for the last rescaling. Return the samples, and the statistics to which
     they still have to be rescaled, if any.
+
+    A region of the plane is copied, and projected like samples of its own.
     """
-    statistics = None
-    for projection in projections:
-        x, statistics = _measure(x, statistics, projection.tile)
-        projected = project_in_turn(statistics.measured.flatten(0, 1), projection.tables)
-        statistics = statistics._replace(projected=projected)
+    statistics, given = None, x
+    for region, tables in projections:
+        if region.fills(x):
+            x, statistics = _measure(x, statistics, region.tile)
+            projected = project_in_turn(statistics.measured.flatten(0, 1), tables)
+            statistics = statistics._replace(projected=projected)
+        else:
+            x, statistics = rescale(x, statistics), None
+            x = x.clone() if x is given else x
+            part = region.of(x)
+            part.copy_(project_tile_stats(part.contiguous(), [TileProjection(region.own(), tables)]))
     return x, statistics
 
 

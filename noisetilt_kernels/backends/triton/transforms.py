@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...config import Tile
+from ...python_ref import mixing_regions
 from .arithmetic import pairs, rounded, unpaired
 from .launch import LAUNCH_TABLE, Launch, ceil_div, planned, power_of_two
-from .tile_stats import Statistics, rescaled, rescaling_constants
+from .tile_stats import Statistics, rescale, rescaled, rescaling_constants
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 
@@ -21,9 +22,19 @@ def butterfly(
     """Apply `steps` butterfly steps, or their inverse, to every tile of samples x (B, C, H, W). Returns (B,
     C, H, W).
 
+    A region of tiles of one size is copied, if it is not the plane, and transformed like samples of its own.
+
     statistics: those to which the samples are rescaled before, if any.
     """
-    return _take_steps(x, tile, steps, inverse, None, statistics)
+    regions = mixing_regions((x.shape[2], x.shape[3]), tile)
+    if regions[0].fills(x):
+        return _take_steps(x, regions[0].tile, steps, inverse, None, statistics)
+    x = rescale(x, statistics)
+    result = x.clone()
+    for region in regions:
+        part = region.of(x).contiguous()
+        region.of(result).copy_(_take_steps(part, region.tile, steps, inverse, None))
+    return result
 
 
 def hadamard_transform(x: Tensor, scale: float) -> Tensor:

@@ -18,7 +18,7 @@ from .transforms import butterfly
 
 
 class Projection(NamedTuple):
-    """Tables of project(x): those of the values, then those of every tile size."""
+    """Tables of project(x): those of the values, then those of every region of every tile size."""
 
     values: TablesInTurn
     tiles: tuple[TileProjection, ...]
