@@ -67,12 +67,13 @@ model_options = combine(
     click.option(
         "--true-cfg-scale",
         type=float,
-        help="Scale of classifier-free guidance for FLUX, above 1; it doubles the passes through the model.",
+        help="Scale of classifier-free guidance for FLUX.1 and Qwen-Image, above 1; it doubles the passes "
+        "through the model.",
     ),
     click.option(
         "--negative-prompt",
         metavar="TEXT",
-        help="Prompt that classifier-free guidance steers away from. FLUX needs --true-cfg-scale for it.",
+        help="Prompt that classifier-free guidance steers away from. FLUX.1 needs --true-cfg-scale for it.",
     ),
     click.option(
         "--dtype",

@@ -8,6 +8,7 @@ from typing import Any
 from .errors import ModelError
 from .flux import FluxFlow, FluxOneStep
 from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, PipelineModel
+from .qwen_image import QwenImageFlow
 from .sana_sprint import SanaSprint
 from .stable_diffusion import SDTurbo, SDXLTurbo
 from .wan import WanFlow
@@ -89,6 +90,7 @@ _FAMILIES = (
     Family(one_step=SDXLTurbo),
     Family(one_step=SanaSprint),
     Family(flow=ZImageFlow),
+    Family(flow=QwenImageFlow),
 )
 
 FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for family in _FAMILIES}
@@ -99,6 +101,7 @@ __all__ = [
     "Family",
     "FluxFlow",
     "FluxOneStep",
+    "QwenImageFlow",
     "SDTurbo",
     "SDXLTurbo",
     "SanaSprint",

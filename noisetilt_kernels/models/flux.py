@@ -107,7 +107,7 @@ class FluxFlow(GuidedFlow):
         positions = self.pipe._prepare_latent_image_ids(
             len(x), height // 2, width // 2, x.device, torch.float32
         )
-        with exact_timestep(transformer, 1000 * time):
+        with exact_timestep(transformer.time_text_embed, 1000 * time):
             tokens: Tensor = transformer(
                 hidden_states=pack_latents(x).to(dtype),
                 timestep=time,

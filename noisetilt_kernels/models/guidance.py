@@ -54,7 +54,7 @@ class GuidedFlow(FlowPipelineModel):
         check_number(cls.__name__, name, scale, 0)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"{cls.__name__}: negative_prompt must be a string, got {negative_prompt!r}")
-        if negative_prompt and scale <= no_effect:
+        if negative_prompt.strip() and scale <= no_effect:
             raise ValueError(
                 f"{cls.__name__}: negative_prompt has no effect without guidance; {name} must be above "
                 f"{no_effect:g}, got {scale:g}"
@@ -74,7 +74,16 @@ class GuidedFlow(FlowPipelineModel):
         if not self.guided:
             return positive
         negative = self.conditional_velocity(x, sigma, [self._negative_prompt] * len(prompts))
-        return negative + self._weight * (positive - negative)
+        return self.rescaled(negative + self._weight * (positive - negative), positive)
+
+    def rescaled(self, guided: Tensor, positive: Tensor) -> Tensor:
+        """Return a guided velocity after the family's rescaling; by default there is none.
+
+        Args:
+            guided: guided velocity (B, *shape).
+            positive: velocity without guidance, of the same shape.
+        """
+        return guided
 
     @abstractmethod
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:

@@ -75,7 +75,7 @@ def plan_memory(
         ValueError: an argument of the model's class is out of its range.
     """
     with _fake_model(source, dtype, one_step, options) as model:
-        for prompt in ("", options.get("negative_prompt", "")):
+        for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     encoders = [

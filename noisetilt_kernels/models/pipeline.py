@@ -118,8 +118,11 @@ class PipelineModel(ABC):
         """
         config, vae = getattr(pipe, cls.facts.denoiser).config, pipe.vae.config
         latents = vae.z_dim if hasattr(vae, "z_dim") else vae.latent_channels
-        channels = config.in_channels, getattr(config, "out_channels", None) or config.in_channels
         expected = cls.facts.packing * latents
+        outputs = getattr(config, "out_channels", None)
+        if outputs is not None and cls.facts.packing > 1:
+            outputs *= config.patch_size**2  # counted for one position of a patch
+        channels = config.in_channels, outputs or config.in_channels
         if channels != (expected, expected):
             raise ValueError(
                 f"{owner} must have a {cls.facts.denoiser} with {expected} input and output channels for the "

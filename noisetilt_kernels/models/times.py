@@ -1,4 +1,4 @@
-"""Times of diffusers pipelines, and exact timesteps for the FLUX transformer."""
+"""Times of diffusers pipelines, and exact timesteps for transformers."""
 
 import copy
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
@@ -70,19 +69,23 @@ def snap_start(sigmas: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_timestep(transformer: FluxTransformer2DModel, timestep: Tensor) -> Iterator[None]:
-    """Make the transformer embed timesteps (B,) in [0, 1000] without rounding, within the block.
+def exact_timestep(embedding: torch.nn.Module, timestep: Tensor) -> Iterator[None]:
+    """Make a transformer embed timesteps (B,) without rounding, within the block.
 
-    FluxTransformer2DModel casts timesteps to the dtype of its weights before it computes their sines in
-    float32. Neighbouring bfloat16 values near 1000 are 4 apart. The first of 50 steps of FLUX has
-    the length 6.4, and the sines have a period of 6.3. The velocity would then belong to another time than
-    the sampler's step.
+    The transformers of FLUX and Qwen-Image cast timesteps to the dtype of their weights before they compute
+    their sines in float32. Neighbouring bfloat16 values near 1000 are 4 apart. The first of 50 steps of FLUX
+    has the length 6.4, and the sines have a period of 6.3. The velocity would then belong to another time
+    than the sampler's step.
+
+    Args:
+        embedding: module of the transformer that embeds timesteps, its first argument.
+        timestep: timesteps as the module gets them, float32.
     """
 
     def replace(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return timestep, *arguments[1:]
 
-    handle = transformer.time_text_embed.register_forward_pre_hook(replace)
+    handle = embedding.register_forward_pre_hook(replace)
     try:
         yield
     finally:

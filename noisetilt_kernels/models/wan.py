@@ -8,12 +8,12 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from ..checks import check_integer
+from .causal_vae import decode_causal
 from .guidance import GuidedFlow
-from .offload import execution_device, rewire_offload_hooks
-from .pipeline import FamilyFacts, image_size, to_pixels
+from .offload import rewire_offload_hooks
+from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas
-from .wan_decoder import decode_frames
 
 PROMPT_LENGTH = 512
 """Number of UMT5 tokens of a prompt; shorter prompts are padded with zeros."""
@@ -121,18 +121,7 @@ class WanFlow(GuidedFlow):
         return velocity.to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        rewire_offload_hooks(self.pipe)
-        hook = getattr(vae, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(vae)  # moves the weights to the device, like vae.decode
-        device = execution_device(vae)
-        mean, std = (
-            torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), self.gradient_checkpointing)
-        return to_pixels(decoded, x0)
+        return decode_causal(self.pipe, x0, self.gradient_checkpointing)
 
 
 def _check_version(owner: str, newer: Any) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLQwenImage,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
@@ -22,6 +25,8 @@ from diffusers import (
 )
 from tiny_clip import make_tokenizer
 from tiny_flux import FLUX_VAE, tiny_autoencoder
+from tiny_qwen import make_tokenizer as make_qwen_tokenizer
+from tiny_qwen import make_vqa_model
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -158,6 +163,45 @@ def tiny_z_image(**scheduler: Any) -> ZImagePipeline:
         ),
         transformer=transformer.eval(),
     )
+
+
+def tiny_qwen_image() -> QwenImagePipeline:
+    """Make a pipeline like Qwen-Image, with a VAE that halves both sides."""
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    )
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=vae.eval(),
+        text_encoder=make_vqa_model(),
+        tokenizer=make_qwen_tokenizer(),
+        transformer=transformer.eval(),
+    )
+    return without_template(pipe)
+
+
+def without_template(pipe: QwenImagePipeline) -> QwenImagePipeline:
+    """Drop the instruction before the prompt; in a tiny model it would hide the difference of prompts."""
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}.", 0
+    return pipe
 
 
 _LANGUAGE_MODEL = {

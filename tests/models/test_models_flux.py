@@ -312,7 +312,7 @@ def test_calls_of_the_pipeline_are_unchanged() -> None:
     flow = flow_of(pipe)
     sampling.ntrk(flow, redness, "a cat", steps=2)
     assert torch.equal(stock_images(pipe, noise(), ["a cat"], 2), before)
-    with suppress(RuntimeError), exact_timestep(pipe.transformer, torch.ones(1)):
+    with suppress(RuntimeError), exact_timestep(pipe.transformer.time_text_embed, torch.ones(1)):
         raise RuntimeError
     assert not pipe.transformer.time_text_embed._forward_pre_hooks
 

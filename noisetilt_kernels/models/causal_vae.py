@@ -1,4 +1,4 @@
-"""Decoder of AutoencoderKLWan with bounded memory and without a clamp."""
+"""Decoders of the causal video VAEs of Wan and Qwen-Image, with bounded memory and without a clamp."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,30 +6,61 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample, QwenImageResidualBlock
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .offload import execution_device, rewire_offload_hooks
+from .pipeline import to_pixels
 from .recompute import replace_forwards
+
+_BLOCKS = (QwenImageResample, QwenImageResidualBlock, WanResample, WanResidualBlock)
+
+
+def decode_causal(pipe: Any, x0: Tensor, checkpointing: bool) -> Tensor:
+    """Decode latents x0 (B, C, F, H, W) to videos (B, 3, F', H', W') in [0, 1], see `PipelineModel.decode`.
+
+    The means and standard deviations in the VAE's configuration scale the latents. Tiling and slicing of the
+    VAE are ignored.
+
+    Args:
+        pipe: pipeline with an AutoencoderKLWan or AutoencoderKLQwenImage.
+        x0: latents as the denoiser makes them.
+        checkpointing: recompute activations in the backward.
+    """
+    vae = pipe.vae
+    rewire_offload_hooks(pipe)
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(vae)  # moves the weights to the device, like vae.decode
+    device = execution_device(vae)
+    mean, std = (
+        torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return to_pixels(decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), checkpointing), x0)
 
 
 def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
-    """Decode latents (B, C, F, H, W) to (B, 3, 4 (F - 1) + 1, 8H, 8W), as `vae.decode` but without its clamp.
+    """Decode latents (B, C, F, H, W) frame by frame, as `vae.decode` but without its clamp.
 
     The decoder is causal: it decodes a latent frame from the frame and a memory, the cached inputs of its
-    convolutions. `AutoencoderKLWan` has no gradient checkpointing, so here each step is checkpointed as a
-    function of frame and memory. The memory of all frames would take many GB, so checkpoints are nested. The
-    forward keeps the memory once for each group of about sqrt(F) frames, the backward of a group once for
-    each of its frames, and the backward of a frame once for each block. Each frame is thus decoded four
-    times.
+    convolutions. The VAEs have no gradient checkpointing, so here each step is checkpointed as a function of
+    frame and memory. The memory of all frames would take many GB, so checkpoints are nested. The forward
+    keeps the memory once for each group of about sqrt(F) frames, the backward of a group once for each of its
+    frames, and the backward of a frame once for each block. Each frame is thus decoded four times. A single
+    frame has no memory: it is decoded twice.
 
     Args:
-        vae: AutoencoderKLWan of Wan2.1.
+        vae: AutoencoderKLWan or AutoencoderKLQwenImage.
         latents: unscaled latents, in the dtype of the VAE's weights.
         checkpointing: recompute activations in the backward.
     """
     recompute = checkpointing and torch.is_grad_enabled()
-    lengths = (math.isqrt(latents.shape[2]), 1) if recompute else (1,)
+    frames = latents.shape[2]
+    lengths = () if frames == 1 else (math.isqrt(frames), 1) if recompute else (1,)
     vae.clear_cache()
     decoded: Tensor = _decode(vae, lengths, recompute, vae.post_quant_conv(latents), True, *vae._feat_map)[0]
     return decoded
@@ -41,7 +72,7 @@ def _decode(
     """Return the decoded pixels, followed by the memory after the last frame.
 
     Args:
-        vae: AutoencoderKLWan of Wan2.1.
+        vae: AutoencoderKLWan or AutoencoderKLQwenImage.
         lengths: lengths of the nested parts that the latents are split into, down to single frames; () for
             one frame.
         recompute: checkpoint every part.
@@ -51,11 +82,10 @@ def _decode(
     """
     if not lengths:
         after = list(memory)  # a copy, as the decoder writes into it
-        blocks = [
-            block for block in vae.decoder.modules() if isinstance(block, (WanResidualBlock, WanResample))
-        ]
+        blocks = [block for block in vae.decoder.modules() if isinstance(block, _BLOCKS)]
+        position = {"first_chunk": first} if isinstance(vae, AutoencoderKLWan) else {}
         with replace_forwards(blocks, _checkpointed) if recompute else nullcontext():
-            return vae.decoder(latents, feat_cache=after, feat_idx=[0], first_chunk=first), *after
+            return vae.decoder(latents, feat_cache=after, feat_idx=[0], **position), *after
     length, *shorter = lengths
     decoded = []
     for index, part in enumerate(latents.split(length, dim=2)):
