@@ -11,6 +11,7 @@ from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, Pipe
 from .qwen_image import QwenImageFlow
 from .sana_sprint import SanaSprint
 from .stable_diffusion import SDTurbo, SDXLTurbo
+from .stable_diffusion_3 import SD3Flow
 from .wan import WanFlow
 from .z_image import ZImageFlow
 
@@ -80,8 +81,8 @@ class Family:
         return adapter
 
 
-_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
-"""Adapter arguments that error messages do not list: they do not describe the image or video."""
+_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing", "skip_guidance_layers")
+"""Adapter arguments that error messages do not list, as they do not describe the image or video."""
 
 _FAMILIES = (
     Family(flow=FluxFlow, one_step=FluxOneStep),
@@ -91,6 +92,7 @@ _FAMILIES = (
     Family(one_step=SanaSprint),
     Family(flow=ZImageFlow),
     Family(flow=QwenImageFlow),
+    Family(flow=SD3Flow),
 )
 
 FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for family in _FAMILIES}
@@ -102,6 +104,7 @@ __all__ = [
     "FluxFlow",
     "FluxOneStep",
     "QwenImageFlow",
+    "SD3Flow",
     "SDTurbo",
     "SDXLTurbo",
     "SanaSprint",

@@ -51,7 +51,8 @@ def rewire_offload_hooks(pipe: Any) -> None:
     if isinstance(vae, CpuOffload):
         vae.prev_module_hook = None
     networks = (
-        pipe.components.get(name) for name in ("text_encoder", "text_encoder_2", "transformer", "unet")
+        pipe.components.get(name)
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet")
     )
     hooks = [
         UserCpuOffloadHook(network, network._hf_hook)

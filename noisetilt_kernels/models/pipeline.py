@@ -26,6 +26,7 @@ class FamilyFacts:
         pipeline: the diffusers pipeline class.
         denoiser: name of the component that is called at every step.
         encoders: names of the components that encode prompts.
+        optional: names of those that may be missing; the pipeline then encodes prompts without them.
         videos: True if the models make videos, False for images.
         unused: names of components that are not loaded.
         packing: number of latent positions that share one position of the denoiser's input.
@@ -35,9 +36,15 @@ class FamilyFacts:
     pipeline: type[DiffusionPipeline]
     denoiser: str = "transformer"
     encoders: tuple[str, ...] = ("tokenizer", "text_encoder")
+    optional: tuple[str, ...] = ()
     videos: bool = False
     unused: tuple[str, ...] = ()
     packing: int = 1
+
+    @property
+    def needed_encoders(self) -> tuple[str, ...]:
+        """Names of the components without which no prompt can be encoded."""
+        return tuple(name for name in self.encoders if name not in self.optional)
 
 
 class PipelineModel(ABC):
@@ -69,7 +76,7 @@ class PipelineModel(ABC):
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.encoders, self._encode)
+        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.needed_encoders, self._encode)
         self._shape = shape
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
@@ -257,9 +264,14 @@ class PipelineModel(ABC):
         """
         vae = self.pipe.vae
         rewire_offload_hooks(self.pipe)
-        latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
-        decoded: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
+        latents = self.unscaled(x0).to(execution_device(vae), vae.dtype)
+        decoded: Tensor = vae.decode(latents, return_dict=False)[0]
         return to_pixels(decoded, x0)
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        """Return latents x0 (B, *shape) in the scale of the VAE: by its scaling and shift factors."""
+        config = self.pipe.vae.config
+        return x0 / config.scaling_factor + (config.get("shift_factor") or 0)
 
     def check_latents(self, method: str, x: Tensor, prompts: Sequence[str]) -> None:
         """Raise ValueError unless x is (B, *shape) with B prompts."""

@@ -12,7 +12,7 @@ from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
-from .times import exact_timestep, shifted_sigmas
+from .times import exact_timestep, shifted_sigmas, size_shift
 
 PROMPT_LENGTH = 512
 """Maximum number of Qwen2.5-VL tokens of a prompt; shorter prompts are padded in a batch only."""
@@ -78,14 +78,15 @@ class QwenImageFlow(GuidedFlow):
         }
 
     def sigmas(self, n: int) -> Tensor:
-        return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
+        scheduler = self.pipe.scheduler
+        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer, (height, width) = self.pipe.transformer, self._shape[1:]
         tokens, mask = self.prompts.padded(prompts)
         rewire_offload_hooks(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-        with exact_timestep(transformer.time_text_embed, time):
+        with exact_timestep(transformer.time_text_embed.time_proj, time):
             velocity: Tensor = transformer(
                 hidden_states=pack_latents(x).to(transformer.dtype),
                 timestep=time,

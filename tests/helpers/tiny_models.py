@@ -17,6 +17,8 @@ from diffusers import (
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -24,7 +26,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tiny_clip import make_tokenizer
-from tiny_flux import FLUX_VAE, tiny_autoencoder
+from tiny_flux import FLUX_VAE, tiny_autoencoder, tiny_t5, tiny_t5_tokenizer
 from tiny_qwen import make_tokenizer as make_qwen_tokenizer
 from tiny_qwen import make_vqa_model
 from transformers import (
@@ -202,6 +204,41 @@ def without_template(pipe: QwenImagePipeline) -> QwenImagePipeline:
     """Drop the instruction before the prompt; in a tiny model it would hide the difference of prompts."""
     pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "{}.", 0
     return pipe
+
+
+def tiny_sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
+    """Make a pipeline like Stable Diffusion 3.5 medium, with a VAE that halves both sides.
+
+    Args:
+        scheduler: further configuration of the scheduler.
+    """
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=36,
+        caption_projection_dim=32,
+        pooled_projection_dim=24,
+        pos_embed_max_size=20,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=tiny_autoencoder(**FLUX_VAE),
+        text_encoder=CLIPTextModelWithProjection(_clip_config()).eval(),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config()).eval(),
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=tiny_t5(36).eval(),
+        tokenizer_3=tiny_t5_tokenizer(),
+    )
 
 
 _LANGUAGE_MODEL = {

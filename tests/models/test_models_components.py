@@ -12,7 +12,14 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tiny_flux import tiny_flux
-from tiny_models import tiny_qwen_image, tiny_sana_sprint, tiny_sd_turbo, tiny_sdxl_turbo, tiny_z_image
+from tiny_models import (
+    tiny_qwen_image,
+    tiny_sana_sprint,
+    tiny_sd3,
+    tiny_sd_turbo,
+    tiny_sdxl_turbo,
+    tiny_z_image,
+)
 from tiny_wan import tiny_wan
 from torch import Tensor
 
@@ -29,6 +36,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sana": tiny_sana_sprint,
     "z-image": tiny_z_image,
     "qwen": tiny_qwen_image,
+    "sd3": tiny_sd3,
 }
 COMPONENTS = {
     "flux": ["transformer", "vae", "text_encoder", "text_encoder_2"],
@@ -38,6 +46,7 @@ COMPONENTS = {
     "sana": ["transformer", "vae", "text_encoder"],
     "z-image": ["transformer", "vae", "text_encoder"],
     "qwen": ["transformer", "vae", "text_encoder"],
+    "sd3": ["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"],
 }
 
 
