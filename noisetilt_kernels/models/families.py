@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ModelError
 from .flux import FluxFlow, FluxOneStep
+from .flux2 import Flux2Flow, Flux2KleinFlow
 from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, PipelineModel
 from .qwen_image import QwenImageFlow
 from .sana_sprint import SanaSprint
@@ -93,6 +94,8 @@ _FAMILIES = (
     Family(flow=ZImageFlow),
     Family(flow=QwenImageFlow),
     Family(flow=SD3Flow),
+    Family(flow=Flux2Flow),
+    Family(flow=Flux2KleinFlow),
 )
 
 FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for family in _FAMILIES}
@@ -101,6 +104,8 @@ FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for fam
 __all__ = [
     "FAMILIES",
     "Family",
+    "Flux2Flow",
+    "Flux2KleinFlow",
     "FluxFlow",
     "FluxOneStep",
     "QwenImageFlow",

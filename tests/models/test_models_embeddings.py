@@ -11,6 +11,8 @@ from tiny_flux import LENGTH, tiny_flux
 from tiny_flux import SIZE as FLUX_SIZE
 from tiny_models import (
     SIZE,
+    tiny_flux2,
+    tiny_flux2_klein,
     tiny_qwen_image,
     tiny_sana_sprint,
     tiny_sd3,
@@ -38,6 +40,8 @@ FAMILIES: dict[str, tuple[Maker, dict[str, Any]]] = {
     "z-image": (tiny_z_image, SIZE),
     "qwen": (tiny_qwen_image, SIZE),
     "sd3": (tiny_sd3, SIZE),
+    "flux2": (tiny_flux2, SIZE),
+    "klein": (tiny_flux2_klein, SIZE),
 }
 PROMPTS = ["a red cat", "the dog"]
 
@@ -68,6 +72,7 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
         "z-image": [""],
         "qwen": [" "],
         "sd3": [""],
+        "klein": [""],
     }
     assert list(embeddings) == PROMPTS + negative.get(name, [])
     torch.save(embeddings, tmp_path / "embeddings.pt")
