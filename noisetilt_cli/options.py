@@ -65,6 +65,11 @@ model_options = combine(
         help="Strength of the model's prompt guidance.  [default: set by the model]",
     ),
     click.option(
+        "--guidance-scale-2",
+        type=float,
+        help="Strength of guidance for the second transformer of Wan2.2 A14B.  [default: --guidance-scale]",
+    ),
+    click.option(
         "--true-cfg-scale",
         type=float,
         help="Scale of classifier-free guidance for FLUX.1 and Qwen-Image, above 1; it doubles the passes "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample, QwenImageResidualBlock
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock, unpatchify
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -40,11 +40,14 @@ def decode_causal(pipe: Any, x0: Tensor, checkpointing: bool) -> Tensor:
         torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return to_pixels(decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), checkpointing), x0)
+    decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), checkpointing)
+    if vae.config.get("patch_size") is not None:
+        decoded = unpatchify(decoded, vae.config.patch_size)
+    return to_pixels(decoded, x0)
 
 
 def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
-    """Decode latents (B, C, F, H, W) frame by frame, as `vae.decode` but without its clamp.
+    """Decode latents (B, C, F, H, W) frame by frame, as `vae.decode` but without its clamp and patches.
 
     The decoder is causal: it decodes a latent frame from the frame and a memory, the cached inputs of its
     convolutions. The VAEs have no gradient checkpointing, so here each step is checkpointed as a function of

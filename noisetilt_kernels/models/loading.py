@@ -32,7 +32,7 @@ def load_pipeline(
     variant: str | None = None,
     text_encoders: bool = True,
 ) -> DiffusionPipeline:
-    """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
+    """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan.
 
     Args:
         source: one of
@@ -170,7 +170,8 @@ def configurations(source: str | Path) -> Configurations:
             name: SimpleNamespace(
                 config=SimpleNamespace(**with_defaults(network_class(*index[name]), networks[name]))
             )
-            for name in (family.facts.denoiser, "vae")
+            for name in (family.facts.denoiser, *family.facts.experts, "vae")
+            if name in networks
         }
     with _as_refusal():
         family.check_parts(repr(source), SimpleNamespace(scheduler=scheduler, **parts))

@@ -25,6 +25,7 @@ class FamilyFacts:
         name: name of the family in messages.
         pipeline: the diffusers pipeline class.
         denoiser: name of the component that is called at every step.
+        experts: names of further denoisers that some of the models have, each for a range of times.
         encoders: names of the components that encode prompts.
         optional: names of those that may be missing; the pipeline then encodes prompts without them.
         videos: True if the models make videos, False for images.
@@ -35,6 +36,7 @@ class FamilyFacts:
     name: str
     pipeline: type[DiffusionPipeline]
     denoiser: str = "transformer"
+    experts: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("tokenizer", "text_encoder")
     optional: tuple[str, ...] = ()
     videos: bool = False
@@ -102,7 +104,8 @@ class PipelineModel(ABC):
                 raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
         cls.check_index(f"{cls.__name__}: pipe", pipe.config)
         cls.check_parts(f"{cls.__name__}: pipe", pipe)
-        check_offload(cls.__name__, pipe, (denoiser, "vae"))
+        experts = [name for name in cls.facts.experts if getattr(pipe, name) is not None]
+        check_offload(cls.__name__, pipe, (denoiser, *experts, "vae"))
 
     @classmethod  # noqa: B027 (most families have no restriction)
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
@@ -123,24 +126,35 @@ class PipelineModel(ABC):
             owner: subject of the message: the pipeline, or the user's name for the model.
             pipe: the pipeline, or an object with its scheduler and the `config` of its denoiser and VAE.
         """
-        config, vae = getattr(pipe, cls.facts.denoiser).config, pipe.vae.config
+        vae = pipe.vae.config
         latents = vae.z_dim if hasattr(vae, "z_dim") else vae.latent_channels
         expected = cls.facts.packing * latents
-        outputs = getattr(config, "out_channels", None)
-        if outputs is not None and cls.facts.packing > 1:
-            outputs *= config.patch_size**2  # counted for one position of a patch
-        channels = config.in_channels, outputs or config.in_channels
-        if channels != (expected, expected):
-            raise ValueError(
-                f"{owner} must have a {cls.facts.denoiser} with {expected} input and output channels for the "
-                f"{latents} channels of its VAE, got {channels[0]} and {channels[1]}; models for inpainting, "
-                "editing or control are not supported"
-            )
+        for name in (cls.facts.denoiser, *cls.facts.experts):
+            denoiser = getattr(pipe, name, None)
+            if denoiser is None:
+                continue
+            config = denoiser.config
+            outputs = getattr(config, "out_channels", None)
+            if outputs is not None and cls.facts.packing > 1:
+                outputs *= config.patch_size**2  # counted for one position of a patch
+            channels = config.in_channels, outputs or config.in_channels
+            if channels != (expected, expected):
+                raise ValueError(
+                    f"{owner} must have a {name} with {expected} input and output channels for the {latents} "
+                    f"channels of its VAE, got {channels[0]} and {channels[1]}; models for inpainting, "
+                    "editing or control are not supported"
+                )
 
     @property
     def denoiser(self) -> Any:
         """Transformer or U-Net, called at every step."""
         return getattr(self.pipe, self.facts.denoiser)
+
+    @property
+    def denoisers(self) -> list[Any]:
+        """The denoiser and, if the model has some, the other experts."""
+        experts = [getattr(self.pipe, name) for name in self.facts.experts]
+        return [self.denoiser, *(expert for expert in experts if expert is not None)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,7 +174,7 @@ class PipelineModel(ABC):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Choose whether activations are recomputed in the backward (True) or kept (False)."""
         self._gradient_checkpointing = enabled
-        for network in (self.denoiser, self.pipe.vae):
+        for network in (*self.denoisers, self.pipe.vae):
             if network._supports_gradient_checkpointing:
                 if enabled:
                     network.enable_gradient_checkpointing()
