@@ -65,14 +65,20 @@ model_options = combine(
         help="Strength of the model's prompt guidance.  [default: set by the model]",
     ),
     click.option(
+        "--guidance-scale-2",
+        type=float,
+        help="Strength of guidance for the second transformer of Wan2.2 A14B.  [default: --guidance-scale]",
+    ),
+    click.option(
         "--true-cfg-scale",
         type=float,
-        help="Scale of classifier-free guidance for FLUX, above 1; it doubles the passes through the model.",
+        help="Scale of classifier-free guidance for FLUX.1 and Qwen-Image, above 1; it doubles the passes "
+        "through the model.",
     ),
     click.option(
         "--negative-prompt",
         metavar="TEXT",
-        help="Prompt that classifier-free guidance steers away from. FLUX needs --true-cfg-scale for it.",
+        help="Prompt that classifier-free guidance steers away from. FLUX.1 needs --true-cfg-scale for it.",
     ),
     click.option(
         "--dtype",

@@ -7,9 +7,12 @@ from typing import Any
 
 from .errors import ModelError
 from .flux import FluxFlow, FluxOneStep
+from .flux2 import Flux2Flow, Flux2KleinFlow
 from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, PipelineModel
+from .qwen_image import QwenImageFlow
 from .sana_sprint import SanaSprint
 from .stable_diffusion import SDTurbo, SDXLTurbo
+from .stable_diffusion_3 import SD3Flow
 from .wan import WanFlow
 from .z_image import ZImageFlow
 
@@ -79,8 +82,8 @@ class Family:
         return adapter
 
 
-_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
-"""Adapter arguments that error messages do not list: they do not describe the image or video."""
+_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing", "skip_guidance_layers")
+"""Adapter arguments that error messages do not list, as they do not describe the image or video."""
 
 _FAMILIES = (
     Family(flow=FluxFlow, one_step=FluxOneStep),
@@ -89,6 +92,10 @@ _FAMILIES = (
     Family(one_step=SDXLTurbo),
     Family(one_step=SanaSprint),
     Family(flow=ZImageFlow),
+    Family(flow=QwenImageFlow),
+    Family(flow=SD3Flow),
+    Family(flow=Flux2Flow),
+    Family(flow=Flux2KleinFlow),
 )
 
 FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for family in _FAMILIES}
@@ -97,8 +104,12 @@ FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for fam
 __all__ = [
     "FAMILIES",
     "Family",
+    "Flux2Flow",
+    "Flux2KleinFlow",
     "FluxFlow",
     "FluxOneStep",
+    "QwenImageFlow",
+    "SD3Flow",
     "SDTurbo",
     "SDXLTurbo",
     "SanaSprint",

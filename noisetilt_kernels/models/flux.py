@@ -13,7 +13,7 @@ from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
-from .times import exact_timestep, shifted_sigmas
+from .times import exact_timestep, shifted_sigmas, size_shift
 
 MAX_PROMPT_LENGTH = 512
 """Maximum number of T5 tokens; FLUX.1 schnell was trained with 256."""
@@ -95,7 +95,8 @@ class FluxFlow(GuidedFlow):
         }
 
     def sigmas(self, n: int) -> Tensor:
-        return shifted_sigmas(self.pipe.scheduler, n, self._shape[1] * self._shape[2] // 4)
+        scheduler = self.pipe.scheduler
+        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
@@ -107,7 +108,7 @@ class FluxFlow(GuidedFlow):
         positions = self.pipe._prepare_latent_image_ids(
             len(x), height // 2, width // 2, x.device, torch.float32
         )
-        with exact_timestep(transformer, 1000 * time):
+        with exact_timestep(transformer.time_text_embed.time_proj, 1000 * time):
             tokens: Tensor = transformer(
                 hidden_states=pack_latents(x).to(dtype),
                 timestep=time,

@@ -18,7 +18,7 @@ class GuidedFlow(FlowPipelineModel):
 
     Args:
         pipe, shape, prompt_length, gradient_checkpointing: see `PipelineModel`.
-        weight: weight of guidance, at least 0; values below 1 act as 1.
+        weight: weight of guidance, at least 0, the largest one of all times; values below 1 act as 1.
         negative_prompt: prompt that guidance leads away from; a string.
     """
 
@@ -54,7 +54,7 @@ class GuidedFlow(FlowPipelineModel):
         check_number(cls.__name__, name, scale, 0)
         if not isinstance(negative_prompt, str):
             raise TypeError(f"{cls.__name__}: negative_prompt must be a string, got {negative_prompt!r}")
-        if negative_prompt and scale <= no_effect:
+        if negative_prompt.strip() and scale <= no_effect:
             raise ValueError(
                 f"{cls.__name__}: negative_prompt has no effect without guidance; {name} must be above "
                 f"{no_effect:g}, got {scale:g}"
@@ -62,7 +62,7 @@ class GuidedFlow(FlowPipelineModel):
 
     @property
     def guided(self) -> bool:
-        """True if guidance has an effect."""
+        """True if guidance has an effect at some time."""
         return self._weight > 1
 
     def needed_prompts(self, prompts: Sequence[str]) -> list[str]:
@@ -70,11 +70,24 @@ class GuidedFlow(FlowPipelineModel):
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         self.check_latents("velocity", x, prompts)
-        positive = self.conditional_velocity(x, sigma, prompts)
-        if not self.guided:
+        positive, weight = self.conditional_velocity(x, sigma, prompts), self.weight_at(sigma)
+        if weight <= 1:
             return positive
         negative = self.conditional_velocity(x, sigma, [self._negative_prompt] * len(prompts))
-        return negative + self._weight * (positive - negative)
+        return self.rescaled(negative + weight * (positive - negative), positive)
+
+    def weight_at(self, sigma: float) -> float:
+        """Return the weight of guidance at a time; by default it is the same at all times."""
+        return self._weight
+
+    def rescaled(self, guided: Tensor, positive: Tensor) -> Tensor:
+        """Return a guided velocity after the family's rescaling; by default there is none.
+
+        Args:
+            guided: guided velocity (B, *shape).
+            positive: velocity without guidance, of the same shape.
+        """
+        return guided
 
     @abstractmethod
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:

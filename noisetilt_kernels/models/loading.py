@@ -32,7 +32,7 @@ def load_pipeline(
     variant: str | None = None,
     text_encoders: bool = True,
 ) -> DiffusionPipeline:
-    """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan2.1.
+    """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan.
 
     Args:
         source: one of
@@ -66,8 +66,9 @@ def load_pipeline(
     configs = configurations(source)
     facts = configs.family.facts
     if text_encoders:
-        _check_present(configs.components, facts.encoders, source)
-    components: dict[str, Any] = dict.fromkeys(facts.unused)  # None: not loaded
+        _check_present(configs.components, facts.needed_encoders, source)
+    absent = [name for name in facts.optional if name not in _present(configs.components)]
+    components: dict[str, Any] = dict.fromkeys((*facts.unused, *absent))  # None: not loaded
     if not text_encoders:
         components.update(dict.fromkeys(facts.encoders))
     if denoiser is not None:
@@ -129,7 +130,7 @@ def family_at(source: str | Path) -> Family:
         ModelError: the model does not exist, has no text encoders, or belongs to no supported family.
     """
     family, index = _read_index(locate(str(source)), str(source))
-    _check_present(index, family.facts.encoders, str(source))
+    _check_present(index, family.facts.needed_encoders, str(source))
     return family
 
 
@@ -169,7 +170,8 @@ def configurations(source: str | Path) -> Configurations:
             name: SimpleNamespace(
                 config=SimpleNamespace(**with_defaults(network_class(*index[name]), networks[name]))
             )
-            for name in (family.facts.denoiser, "vae")
+            for name in (family.facts.denoiser, *family.facts.experts, "vae")
+            if name in networks
         }
     with _as_refusal():
         family.check_parts(repr(source), SimpleNamespace(scheduler=scheduler, **parts))

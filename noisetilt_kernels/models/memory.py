@@ -32,7 +32,7 @@ class MemoryPlan:
     Attributes:
         shape: shape of one latent.
         pixels: shape of one decoded image (3, H, W) or video (3, F, H, W).
-        denoiser, vae, text_encoders: size of the weights.
+        denoiser, vae, text_encoders: size of the weights; of all experts for a model with several denoisers.
         activations: peak of everything else for one micro-batch; with a gradient, mainly what the graph keeps
             for the backward.
         total: peak on the device.
@@ -64,7 +64,7 @@ def plan_memory(
         source: see `load_pipeline`; only the configurations are read.
         dtype: dtype of the weights.
         micro_batch: number of images or videos computed at once.
-        offload: see `load_pipeline`; the text encoders are then not on the device together with the denoiser.
+        offload: see `load_pipeline`; text encoders and each denoiser are then on the device alone.
         gradient: True if the method takes a gradient; without it nothing is kept for a backward.
         one_step: True to use the model as a one-step model.
         reward: a reward without weights, to count its activations as well.
@@ -75,7 +75,7 @@ def plan_memory(
         ValueError: an argument of the model's class is out of its range.
     """
     with _fake_model(source, dtype, one_step, options) as model:
-        for prompt in ("", options.get("negative_prompt", "")):
+        for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     encoders = [
@@ -83,9 +83,9 @@ def plan_memory(
         for name, network in model.pipe.components.items()
         if network is not None and "text_encoder" in name
     ]
-    denoiser, vae = _weight_bytes(model.denoiser), _weight_bytes(model.pipe.vae)
-    text_encoders = sum(map(_weight_bytes, encoders))
-    together = denoiser + vae + activations + (0 if offload else text_encoders)
+    denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
+    denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
+    together = vae + activations + (max(denoisers) if offload else denoiser + text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,

@@ -40,24 +40,30 @@ def check_offload(function: str, pipe: Any, names: Sequence[str]) -> None:
                 )
 
 
-def rewire_offload_hooks(pipe: Any) -> None:
+def rewire_offload_hooks(pipe: Any, idle: Sequence[Any] = ()) -> None:
     """Make `enable_model_cpu_offload()` keep the denoiser on the device until its backward is done.
 
     Text encoders and denoiser then move each other to the CPU. The VAE, which is small, moves no other
     network and stays on the device. Must be called before every use of a network, as each call of a pipeline
     resets the hooks.
+
+    Args:
+        pipe: the pipeline.
+        idle: denoisers that are not needed now, which are moved to the CPU.
     """
     vae = getattr(pipe.vae, "_hf_hook", None)
     if isinstance(vae, CpuOffload):
         vae.prev_module_hook = None
-    networks = (
-        pipe.components.get(name) for name in ("text_encoder", "text_encoder_2", "transformer", "unet")
-    )
-    hooks = [
-        UserCpuOffloadHook(network, network._hf_hook)
-        for network in networks
-        if isinstance(getattr(network, "_hf_hook", None), CpuOffload)
-    ]
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "unet")
+    hooks = []
+    for network in map(pipe.components.get, names):
+        hook = getattr(network, "_hf_hook", None)
+        if not isinstance(hook, CpuOffload):
+            continue
+        if any(network is one for one in idle):
+            hook.init_hook(network)
+        else:
+            hooks.append(UserCpuOffloadHook(network, hook))
     for index, hook in enumerate(hooks):
         previous = hooks[index - 1]  # the first network follows the last one
         hook.hook.prev_module_hook = previous if previous is not hook else None

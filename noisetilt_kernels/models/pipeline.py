@@ -25,7 +25,9 @@ class FamilyFacts:
         name: name of the family in messages.
         pipeline: the diffusers pipeline class.
         denoiser: name of the component that is called at every step.
+        experts: names of further denoisers that some of the models have, each for a range of times.
         encoders: names of the components that encode prompts.
+        optional: names of those that may be missing; the pipeline then encodes prompts without them.
         videos: True if the models make videos, False for images.
         unused: names of components that are not loaded.
         packing: number of latent positions that share one position of the denoiser's input.
@@ -34,10 +36,17 @@ class FamilyFacts:
     name: str
     pipeline: type[DiffusionPipeline]
     denoiser: str = "transformer"
+    experts: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("tokenizer", "text_encoder")
+    optional: tuple[str, ...] = ()
     videos: bool = False
     unused: tuple[str, ...] = ()
     packing: int = 1
+
+    @property
+    def needed_encoders(self) -> tuple[str, ...]:
+        """Names of the components without which no prompt can be encoded."""
+        return tuple(name for name in self.encoders if name not in self.optional)
 
 
 class PipelineModel(ABC):
@@ -69,7 +78,7 @@ class PipelineModel(ABC):
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.encoders, self._encode)
+        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.needed_encoders, self._encode)
         self._shape = shape
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
@@ -95,7 +104,8 @@ class PipelineModel(ABC):
                 raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
         cls.check_index(f"{cls.__name__}: pipe", pipe.config)
         cls.check_parts(f"{cls.__name__}: pipe", pipe)
-        check_offload(cls.__name__, pipe, (denoiser, "vae"))
+        experts = [name for name in cls.facts.experts if getattr(pipe, name) is not None]
+        check_offload(cls.__name__, pipe, (denoiser, *experts, "vae"))
 
     @classmethod  # noqa: B027 (most families have no restriction)
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
@@ -116,21 +126,35 @@ class PipelineModel(ABC):
             owner: subject of the message: the pipeline, or the user's name for the model.
             pipe: the pipeline, or an object with its scheduler and the `config` of its denoiser and VAE.
         """
-        config, vae = getattr(pipe, cls.facts.denoiser).config, pipe.vae.config
+        vae = pipe.vae.config
         latents = vae.z_dim if hasattr(vae, "z_dim") else vae.latent_channels
-        channels = config.in_channels, getattr(config, "out_channels", None) or config.in_channels
         expected = cls.facts.packing * latents
-        if channels != (expected, expected):
-            raise ValueError(
-                f"{owner} must have a {cls.facts.denoiser} with {expected} input and output channels for the "
-                f"{latents} channels of its VAE, got {channels[0]} and {channels[1]}; models for inpainting, "
-                "editing or control are not supported"
-            )
+        for name in (cls.facts.denoiser, *cls.facts.experts):
+            denoiser = getattr(pipe, name, None)
+            if denoiser is None:
+                continue
+            config = denoiser.config
+            outputs = getattr(config, "out_channels", None)
+            if outputs is not None and cls.facts.packing > 1:
+                outputs *= config.patch_size**2  # counted for one position of a patch
+            channels = config.in_channels, outputs or config.in_channels
+            if channels != (expected, expected):
+                raise ValueError(
+                    f"{owner} must have a {name} with {expected} input and output channels for the {latents} "
+                    f"channels of its VAE, got {channels[0]} and {channels[1]}; models for inpainting, "
+                    "editing or control are not supported"
+                )
 
     @property
     def denoiser(self) -> Any:
         """Transformer or U-Net, called at every step."""
         return getattr(self.pipe, self.facts.denoiser)
+
+    @property
+    def denoisers(self) -> list[Any]:
+        """The denoiser and, if the model has some, the other experts."""
+        experts = [getattr(self.pipe, name) for name in self.facts.experts]
+        return [self.denoiser, *(expert for expert in experts if expert is not None)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,7 +174,7 @@ class PipelineModel(ABC):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Choose whether activations are recomputed in the backward (True) or kept (False)."""
         self._gradient_checkpointing = enabled
-        for network in (self.denoiser, self.pipe.vae):
+        for network in (*self.denoisers, self.pipe.vae):
             if network._supports_gradient_checkpointing:
                 if enabled:
                     network.enable_gradient_checkpointing()
@@ -254,9 +278,14 @@ class PipelineModel(ABC):
         """
         vae = self.pipe.vae
         rewire_offload_hooks(self.pipe)
-        latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
-        decoded: Tensor = vae.decode(latents.to(execution_device(vae), vae.dtype), return_dict=False)[0]
+        latents = self.unscaled(x0).to(execution_device(vae), vae.dtype)
+        decoded: Tensor = vae.decode(latents, return_dict=False)[0]
         return to_pixels(decoded, x0)
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        """Return latents x0 (B, *shape) in the scale of the VAE: by its scaling and shift factors."""
+        config = self.pipe.vae.config
+        return x0 / config.scaling_factor + (config.get("shift_factor") or 0)
 
     def check_latents(self, method: str, x: Tensor, prompts: Sequence[str]) -> None:
         """Raise ValueError unless x is (B, *shape) with B prompts."""

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .offload import rewire_offload_hooks
 
@@ -77,3 +78,17 @@ class PromptCache:
                     f"got {name} of shapes {' and '.join(map(str, shapes))}"
                 )
         return {name: torch.cat([tensors[name] for tensors in encoded]) for name in encoded[0]}
+
+    def padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of all prompts, padded with zeros to the longest, and the mask of the prompts.
+
+        Returns:
+            Tokens (B, T, width), and a mask (B, T) that is False for padding; None if nothing is padded.
+
+        Raises:
+            ValueError: see `add`.
+        """
+        tokens = [encoded["tokens"][0] for encoded in self.get(prompts)]
+        lengths = [len(one) for one in tokens]
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return pad_sequence(tokens, batch_first=True), mask if min(lengths) < max(lengths) else None

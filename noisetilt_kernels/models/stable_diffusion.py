@@ -156,14 +156,14 @@ class SDXLTurbo(SDTurbo):
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
-    def decode(self, x0: Tensor) -> Tensor:
+    def unscaled(self, x0: Tensor) -> Tensor:
         config = self.pipe.vae.config
         if config.latents_mean is None or config.latents_std is None:
-            return super().decode(x0)
+            return super().unscaled(x0)
         mean, std = (
             x0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
         )
-        return super().decode(x0 * std + mean * config.scaling_factor)
+        return x0 * std / config.scaling_factor + mean
 
 
 class _SingleStep(NamedTuple):

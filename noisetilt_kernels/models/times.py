@@ -1,4 +1,4 @@
-"""Times of diffusers pipelines, and exact timesteps for the FLUX transformer."""
+"""Times of diffusers pipelines, and exact timesteps for transformers."""
 
 import copy
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
@@ -18,34 +17,45 @@ It is smaller than the distance between the times that models are trained on.
 """
 
 
-def shifted_sigmas(scheduler: Any, n: int, tokens: int) -> Tensor:
-    """Return the n + 1 times, float32, for pipelines that shift the times by the size of the image.
-
-    The scheduler is left unchanged.
-
-    Args:
-        scheduler: scheduler of the pipeline.
-        n: number of steps.
-        tokens: number of tokens of one image.
-    """
-    scheduler = copy.copy(scheduler)  # shallow: set_timesteps replaces tensors
+def size_shift(scheduler: Any, tokens: int) -> float:
+    """Return the shift of times for an image of this number of tokens: linear, by the configuration."""
     config = scheduler.config
-    shift = calculate_shift(
+    shift: float = calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),
         config.get("max_image_seq_len", 4096),
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
+    return shift
+
+
+def shifted_sigmas(scheduler: Any, n: int, shift: float) -> Tensor:
+    """Return the n + 1 times, float32, for pipelines that shift evenly spaced times from 1 to 1 / n.
+
+    The scheduler is left unchanged.
+
+    Args:
+        scheduler: scheduler of the pipeline.
+        n: number of steps.
+        shift: shift of the times, used by schedulers with dynamic shifting only.
+    """
+    scheduler, config = copy.copy(scheduler), scheduler.config  # shallow: set_timesteps replaces tensors
     uniform: Any = None if config.get("use_flow_sigmas", False) else np.linspace(1.0, 1 / n, n)
     retrieve_timesteps(scheduler, n, sigmas=uniform, mu=shift)
     return _flow_sigmas(scheduler)
 
 
-def scheduler_sigmas(scheduler: Any, n: int) -> Tensor:
-    """Return the scheduler's default n + 1 times for n steps, float32. The scheduler is left unchanged."""
+def scheduler_sigmas(scheduler: Any, n: int, shift: float | None = None) -> Tensor:
+    """Return the scheduler's default n + 1 times for n steps, float32. The scheduler is left unchanged.
+
+    Args:
+        scheduler: scheduler of the pipeline.
+        n: number of steps.
+        shift: shift of the times, for a scheduler with dynamic shifting; None for others.
+    """
     scheduler = copy.copy(scheduler)
-    scheduler.set_timesteps(n)
+    scheduler.set_timesteps(n, **({} if shift is None else {"mu": shift}))
     return _flow_sigmas(scheduler)
 
 
@@ -70,19 +80,25 @@ def snap_start(sigmas: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_timestep(transformer: FluxTransformer2DModel, timestep: Tensor) -> Iterator[None]:
-    """Make the transformer embed timesteps (B,) in [0, 1000] without rounding, within the block.
+def exact_timestep(time_proj: torch.nn.Module, timestep: Tensor) -> Iterator[None]:
+    """Make a transformer embed timesteps (B,) without rounding, within the block.
 
-    FluxTransformer2DModel casts timesteps to the dtype of its weights before it computes their sines in
-    float32. Neighbouring bfloat16 values near 1000 are 4 apart. The first of 50 steps of FLUX has
-    the length 6.4, and the sines have a period of 6.3. The velocity would then belong to another time than
-    the sampler's step.
+    The transformers of FLUX and Qwen-Image cast timesteps to the dtype of their weights before they compute
+    their sines in float32. Neighbouring bfloat16 values near 1000 are 4 apart. The first of 50 steps of FLUX
+    has the length 6.4, and the sines have a period of 6.3. The velocity would then belong to another time
+    than the sampler's step.
+
+    Args:
+        time_proj: module of the transformer that computes sines. Its first call is for the timestep; a second
+            one may be for the guidance scale.
+        timestep: timesteps as the module gets them, float32.
     """
 
     def replace(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return timestep, *arguments[1:]
+        handle.remove()
+        return (timestep,)
 
-    handle = transformer.time_text_embed.register_forward_pre_hook(replace)
+    handle = time_proj.register_forward_pre_hook(replace)
     try:
         yield
     finally:

@@ -32,7 +32,8 @@ class Settings:
         height, width: size of the images in pixels; None is the model's default.
         num_frames: number of frames of a video; None is the model's default.
         guidance_scale: strength of embedded or classifier-free guidance; None is the model's default.
-        true_cfg_scale: scale of FLUX's classifier-free guidance; None is the model's default.
+        guidance_scale_2: strength of guidance for the second transformer of Wan2.2; None is guidance_scale.
+        true_cfg_scale: scale of classifier-free guidance of FLUX.1 and Qwen-Image; None is the default.
         negative_prompt: prompt that classifier-free guidance steers away from; None is the model's default.
         dtype: dtype of the model's weights, "bfloat16", "float16" or "float32".
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
@@ -53,6 +54,7 @@ class Settings:
     width: int | None = None
     num_frames: int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
     negative_prompt: str | None = None
     dtype: str = "float32"
@@ -92,7 +94,8 @@ class Settings:
     @property
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments for the model's adapter class: the options that are not None."""
-        names = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale", "negative_prompt")
+        scales = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+        names = ("height", "width", "num_frames", *scales, "negative_prompt")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property

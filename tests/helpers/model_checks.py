@@ -1,12 +1,17 @@
-"""Helpers for tests of models: noise, a reward, checks of gradients, size of the graph."""
+"""Helpers for tests of models: noise, a reward, the path of the ODE, checks of gradients and batches."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gaussian_flows import mean_of_each
 from torch import Tensor
 
+from noisetilt_kernels import sampling
+from noisetilt_kernels.models import PipelineModel
+from noisetilt_kernels.models.memory import _activations, plan_memory
 from noisetilt_kernels.sampling.noise import ParticleNoise
 
 
@@ -17,6 +22,64 @@ def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
 def noise(shape: Sequence[int], count: int = 1, seed: int = 0) -> Tensor:
     """Return the noise (count, *shape) that the samplers draw for each particle."""
     return torch.cat([ParticleNoise(seed, particle, tuple(shape)).draw() for particle in range(count)])
+
+
+def ode_latents(flow: Any, prompts: Sequence[str], steps: int = 4) -> Tensor:
+    """Return the latents at the end of the ODE's path from `noise(flow.shape, len(prompts))`."""
+    return sampling.base(
+        flow,
+        redness,
+        list(prompts),
+        steps=steps,
+        schedule=sampling.Schedule("constant", 0),
+        options=sampling.SamplerOptions(micro_batch=len(prompts)),
+    ).latents
+
+
+def assert_independent(flow: Any, prompts: Sequence[str], sigma: float = 0.8) -> None:
+    """Assert that a batch has the velocities of each latent and prompt alone, and that prompts matter."""
+    x = noise(flow.shape, len(prompts))
+    with torch.no_grad():
+        together = flow.velocity(x, sigma, prompts)
+        for index, prompt in enumerate(prompts):
+            alone = flow.velocity(x[index : index + 1], sigma, [prompt])
+            torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-5)
+        other = flow.velocity(x, sigma, prompts[1:] + prompts[:1])
+    assert not torch.allclose(together[0], other[0], atol=1e-3)
+
+
+def assert_recomputed(flow: Any, function: Callable[[Tensor], Tensor], blocks: Sequence[Any]) -> None:
+    """Assert that gradient checkpointing calls each block twice, keeps less, and changes no gradient."""
+    found, counts, kept = [], [], []
+    calls: list[None] = []
+    hooks = [block.register_forward_pre_hook(lambda *_: calls.append(None)) for block in blocks]
+    x = noise(flow.shape).requires_grad_()
+    for enabled in (False, True):
+        flow.set_gradient_checkpointing(enabled)
+        calls.clear()
+        found.append(gradient(function, x.detach()))
+        counts.append(len(calls))
+        kept.append(kept_for_backward((flow.denoiser, flow.pipe.vae), lambda: function(x)))
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found[1], found[0])
+    assert counts == [len(blocks), 2 * len(blocks)]
+    assert kept[1] < 0.6 * kept[0]
+
+
+def assert_planned(folder: Path, flow: PipelineModel, **options: Any) -> None:
+    """Assert that the memory plan of a saved pipeline is what a guided step of its model takes.
+
+    The prompt has the largest length.
+    """
+    plan = plan_memory(folder, dtype=torch.float32, **options)
+    for prompt in flow.needed_prompts([""]):
+        tensors = flow.placeholder_prompt().items()
+        flow.prompts.put(prompt, {name: torch.ones_like(tensor) for name, tensor in tensors})
+    taken, pixels = _activations(flow, False, True, 1, None)
+    assert (plan.shape, plan.pixels) == (flow.shape, pixels)
+    assert plan.denoiser == sum(parameter.nbytes for parameter in flow.denoiser.parameters())
+    assert plan.activations == pytest.approx(taken, rel=0.02)
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
         vae=vae,
         text_encoder=_clip().eval(),
         tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5().eval(),
-        tokenizer_2=_t5_tokenizer(),
+        text_encoder_2=tiny_t5(32).eval(),
+        tokenizer_2=tiny_t5_tokenizer(),
         transformer=transformer.eval(),
     )
 
@@ -90,8 +90,9 @@ def _clip() -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def _t5() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+def tiny_t5(width: int) -> T5EncoderModel:
+    """Make a text encoder of one layer, in training mode."""
+    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
@@ -99,6 +100,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LENGTH)
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def tiny_t5_tokenizer() -> T5Tokenizer:
+    """Make a tokenizer of whole words, for `LENGTH` tokens."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in _WORDS)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)

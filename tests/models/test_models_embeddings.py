@@ -9,7 +9,17 @@ import torch
 from model_checks import noise
 from tiny_flux import LENGTH, tiny_flux
 from tiny_flux import SIZE as FLUX_SIZE
-from tiny_models import SIZE, tiny_sana_sprint, tiny_sd_turbo, tiny_sdxl_turbo, tiny_z_image
+from tiny_models import (
+    SIZE,
+    tiny_flux2,
+    tiny_flux2_klein,
+    tiny_qwen_image,
+    tiny_sana_sprint,
+    tiny_sd3,
+    tiny_sd_turbo,
+    tiny_sdxl_turbo,
+    tiny_z_image,
+)
 from tiny_wan import SIZE as WAN_SIZE
 from tiny_wan import tiny_wan
 from torch import Tensor
@@ -28,6 +38,10 @@ FAMILIES: dict[str, tuple[Maker, dict[str, Any]]] = {
     "sdxl": (tiny_sdxl_turbo, SIZE),
     "sana": (tiny_sana_sprint, SIZE),
     "z-image": (tiny_z_image, SIZE),
+    "qwen": (tiny_qwen_image, SIZE),
+    "sd3": (tiny_sd3, SIZE),
+    "flux2": (tiny_flux2, SIZE),
+    "klein": (tiny_flux2_klein, SIZE),
 }
 PROMPTS = ["a red cat", "the dog"]
 
@@ -52,7 +66,14 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     model = adapted(pipe, options)
     embeddings = model.embeddings(PROMPTS)
-    negative = {"wan": ["the house"], "flux guided": ["the house"], "z-image": [""]}
+    negative = {
+        "wan": ["the house"],
+        "flux guided": ["the house"],
+        "z-image": [""],
+        "qwen": [" "],
+        "sd3": [""],
+        "klein": [""],
+    }
     assert list(embeddings) == PROMPTS + negative.get(name, [])
     torch.save(embeddings, tmp_path / "embeddings.pt")
     alone = load_pipeline(tmp_path / "model", dtype=torch.float32, device="cpu", text_encoders=False)

@@ -292,8 +292,8 @@ def test_bfloat16_weights_see_exact_timesteps() -> None:
     exact = flow_of(tiny_flux())
     x = noise()
     seen: list[Tensor] = []
-    flow.pipe.transformer.time_text_embed.time_proj.register_forward_pre_hook(
-        lambda module, arguments: seen.append(arguments[0])
+    flow.pipe.transformer.time_text_embed.time_proj.register_forward_hook(
+        lambda module, arguments, output: seen.append(arguments[0])
     )
     # neighbours of 1 in bfloat16 are 0.0039 away
     times = (1.0, 0.999, 0.998, 0.997)
@@ -312,9 +312,9 @@ def test_calls_of_the_pipeline_are_unchanged() -> None:
     flow = flow_of(pipe)
     sampling.ntrk(flow, redness, "a cat", steps=2)
     assert torch.equal(stock_images(pipe, noise(), ["a cat"], 2), before)
-    with suppress(RuntimeError), exact_timestep(pipe.transformer, torch.ones(1)):
+    with suppress(RuntimeError), exact_timestep(pipe.transformer.time_text_embed.time_proj, torch.ones(1)):
         raise RuntimeError
-    assert not pipe.transformer.time_text_embed._forward_pre_hooks
+    assert not pipe.transformer.time_text_embed.time_proj._forward_pre_hooks
 
 
 def test_bfloat16_runs_end_to_end() -> None:

@@ -245,13 +245,6 @@ def test_schedulers_without_the_times_of_a_flow() -> None:
 def test_other_pipelines_are_refused() -> None:
     with pytest.raises(TypeError, match="pipe must be a WanPipeline of diffusers, got object"):
         WanFlow(object())  # type: ignore[arg-type]
-    others = [tiny_wan() for _ in range(3)]
-    others[0].register_to_config(boundary_ratio=0.9)
-    others[1].register_to_config(expand_timesteps=True)
-    others[2].vae.register_to_config(patch_size=2)
-    for pipe in others:
-        with pytest.raises(ValueError, match=r"must be Wan2\.1; Wan2\.2"):
-            flow_of(pipe)
     with pytest.raises(TypeError, match="negative_prompt must be a string"):
         flow_of(tiny_wan(), negative_prompt=None)
     with pytest.raises(ValueError, match="one latent for each prompt"):

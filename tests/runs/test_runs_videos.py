@@ -194,5 +194,5 @@ def test_wgnc_is_not_for_flows_of_videos(wan: Path, tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(main, list(map(str, arguments)))
     assert result.exit_code == 1
-    wanted = "(Wan2.1) takes more than one step, which wgnc cannot steer; use `noisetilt sample`"
+    wanted = "(Wan) takes more than one step, which wgnc cannot steer; use `noisetilt sample`"
     assert wanted in result.output

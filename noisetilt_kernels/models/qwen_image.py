@@ -1,0 +1,107 @@
+"""Qwen-Image as a model for the samplers."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import QwenImagePipeline
+from torch import Tensor
+
+from ..functional import pack_latents, unpack_latents
+from .causal_vae import decode_causal
+from .guidance import GuidedFlow
+from .offload import rewire_offload_hooks
+from .pipeline import FamilyFacts, image_size
+from .prompts import Encoded
+from .times import exact_timestep, shifted_sigmas, size_shift
+
+PROMPT_LENGTH = 512
+"""Maximum number of Qwen2.5-VL tokens of a prompt; shorter prompts are padded in a batch only."""
+
+
+class QwenImageFlow(GuidedFlow):
+    """A QwenImagePipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
+
+    Latents are unpacked, (16, H/8, W/8). They are float32 outside of the networks, in any dtype of the
+    networks. With `Schedule("constant", 0)` the samplers follow the same path as `pipe(...)` with the same
+    negative prompt. Tiling and slicing of the VAE are ignored.
+
+    In a batch, shorter prompts are padded and masked: a particle's velocity depends on the other particles by
+    rounding only.
+
+    Args:
+        pipe: Qwen-Image, or a model derived from it for text alone.
+        height, width: size of images in pixels, multiples of 16; None is 1024.
+        true_cfg_scale: scale of classifier-free guidance, v = v(negative) + scale (v(prompt) - v(negative)).
+            Each 2x2 patch of v is then scaled to the norm that it has in v(prompt). A guided velocity takes
+            two passes through the transformer; at 1 and below there is one pass and no guidance.
+        negative_prompt: prompt that guidance leads away from; a space is none, as on the model's page.
+        gradient_checkpointing: see `PipelineModel`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
+            it is under group offloading.
+    """
+
+    facts = FamilyFacts("Qwen-Image", QwenImagePipeline, packing=4)
+
+    def __init__(
+        self,
+        pipe: QwenImagePipeline,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        true_cfg_scale: float = 4.0,
+        negative_prompt: str = " ",
+        gradient_checkpointing: bool | None = None,
+    ) -> None:
+        self.check(pipe)
+        self.check_guidance(true_cfg_scale, negative_prompt, "true_cfg_scale")
+        factor, default = pipe.vae_scale_factor, pipe.default_sample_size * pipe.vae_scale_factor
+        size = image_size("QwenImageFlow", height, width, (default, default), 2 * factor)
+        shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
+        super().__init__(
+            pipe,
+            shape,
+            PROMPT_LENGTH,
+            gradient_checkpointing,
+            weight=true_cfg_scale,
+            negative_prompt=negative_prompt,
+        )
+
+    def encode_prompt(self, prompt: str) -> Encoded:
+        tokens, _ = self.pipe.encode_prompt(prompt, self.device, max_sequence_length=self.prompt_length)
+        return {"tokens": tokens}
+
+    def placeholder_prompt(self) -> Encoded:
+        return {
+            "tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.joint_attention_dim)
+        }
+
+    def sigmas(self, n: int) -> Tensor:
+        scheduler = self.pipe.scheduler
+        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
+
+    def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
+        transformer, (height, width) = self.pipe.transformer, self._shape[1:]
+        tokens, mask = self.prompts.padded(prompts)
+        rewire_offload_hooks(self.pipe)
+        time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
+        with exact_timestep(transformer.time_text_embed.time_proj, time):
+            velocity: Tensor = transformer(
+                hidden_states=pack_latents(x).to(transformer.dtype),
+                timestep=time,
+                encoder_hidden_states=tokens.to(x.device, transformer.dtype),
+                encoder_hidden_states_mask=None if mask is None else mask.to(x.device),
+                img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+                return_dict=False,
+            )[0]
+        return unpack_latents(velocity.to(x.dtype), height, width)
+
+    def rescaled(self, guided: Tensor, positive: Tensor) -> Tensor:
+        height, width = self._shape[1:]
+        packed = pack_latents(guided)
+        norm, target = (tokens.norm(dim=-1, keepdim=True) for tokens in (packed, pack_latents(positive)))
+        return unpack_latents(packed * (target / norm), height, width)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return decode_causal(self.pipe, x0.unsqueeze(2), self.gradient_checkpointing).squeeze(2)
