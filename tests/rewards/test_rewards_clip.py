@@ -18,6 +18,7 @@ from reward_checks import (
     check_incomplete,
     check_mistakes,
     check_pickle,
+    eight_bits,
     gradient_of,
     some_images,
 )
@@ -106,12 +107,6 @@ def original(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(clip, folder, dirs_exist_ok=True)
     torch.save(named_layers(), folder / "sac+logos+ava1-l14-linearMSE.pth")
     return folder
-
-
-def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Return images rounded to 8 bits, as a tensor and as PIL images."""
-    numbers = (images * 255).round().byte()
-    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 # ---- preprocessing ----

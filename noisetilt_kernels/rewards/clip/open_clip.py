@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPConfig
 
-from .checkpoint import count_layers, heads_of, shape_of
+from ..checkpoint import count_layers, heads_of, shape_of
 
 VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64
 """Widths of an attention head in open_clip's ViT-H-14, which has 16 heads in each half."""

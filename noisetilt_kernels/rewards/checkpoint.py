@@ -1,4 +1,4 @@
-"""Reader of checkpoints published as one file by torch.save, not in the format of transformers."""
+"""Reader of checkpoints published as one file, not in the format of transformers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file
 
-from ...hub import explain_failure, first_sentence
-from ..checks import RewardError
-from ..loading import FAILURES, check_source, is_unreachable
+from ..hub import explain_failure, first_sentence
+from .checks import RewardError
+from .loading import FAILURES, check_source, is_unreachable
 
 
 def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path, str] | None:
     """Return the file of a source and the folder or hub id it belongs to, or None without such a file.
 
-    A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
+    A source is the file itself, a folder with one such file, ID:FILE, a file in a repository on the hub, or
+    the https address of a file, which is downloaded once into the cache of torch.hub.
 
     Args:
         ending: ending of the file's name.
@@ -25,7 +26,7 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         RewardError: the file does not exist or cannot be downloaded, or the folder has several.
     """
     path = Path(source)
-    if path.is_file() and path.suffix != ".safetensors":
+    if path.is_file() and (path.suffix == ending or path.suffix != ".safetensors"):
         return path, str(path.parent)
     if path.is_dir():
         files = sorted(path.glob(f"*{ending}"))
@@ -35,6 +36,9 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
                 f"({', '.join(file.name for file in files)}); name one of them as the source"
             )
         return (files[0], source) if files else None
+    if source.startswith("https://"):
+        file = _downloaded(reward, source)
+        return file, str(file.parent)
     model, colon, name = source.rpartition(":")
     if not name.endswith(ending):
         return None
@@ -48,6 +52,20 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         return Path(cached_file(model, name, local_files_only=is_unreachable(model))), model
     except OSError as error:
         raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
+
+
+def _downloaded(reward: str, address: str) -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file), progress=False)
+        except OSError as error:
+            raise RewardError(
+                f"{reward}: {address} cannot be downloaded ({first_sentence(error)}); check the network, or "
+                f"download it on a machine with a network and name the file as the source"
+            ) from None
+    return file
 
 
 def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
