@@ -124,6 +124,11 @@ ENTRIES: Mapping[str, Entry] = {
         _transformers("clip.imagereward", "ImageRewardScore"),
         source="THUDM/ImageReward:ImageReward.pt",
     ),
+    "mps": Entry(
+        "human preference score of an image for its prompt by MPS (overall)",
+        _transformers("clip.mps", "MpsScore"),
+        source="RE-N-Y/mpsv1:model.safetensors",
+    ),
     "pickscore": Entry(
         "human preference score of an image for its prompt, about 18 to 24",
         _transformers("clip.pickscore", "PickScore"),

@@ -42,6 +42,7 @@ def test_names() -> None:
         "hpsv2",
         "hpsv3",
         "imagereward",
+        "mps",
         "pickscore",
         "smoothness",
         "symmetry",
@@ -156,7 +157,7 @@ def test_rewards_without_gradient_cannot_steer() -> None:
     message = (
         "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
         "'aesthetic', 'aesthetic-v2.5', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'hpsv3', "
-        "'imagereward', 'pickscore', 'smoothness', 'symmetry', 'videoreward', 'vqascore'"
+        "'imagereward', 'mps', 'pickscore', 'smoothness', 'symmetry', 'videoreward', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -174,7 +175,7 @@ def test_prompts_are_checked_before_loading() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "hpsv2", "hpsv3", "imagereward", "aesthetic", "vqascore", "videoreward"]
+    "name", ["clip", "hpsv2", "hpsv3", "imagereward", "mps", "aesthetic", "vqascore", "videoreward"]
 )
 def test_without_network_a_hub_id_fails_soon(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -209,6 +210,7 @@ def test_simple_rewards_do_not_import_transformers() -> None:
         "hpsv2",
         "hpsv3",
         "imagereward",
+        "mps",
         "pickscore",
         "videoreward",
         "vqascore",
