@@ -149,15 +149,29 @@ def load_model(
     return frozen
 
 
-def load_preprocessing(reward: str, source: str, image_size: int, round_crop: bool = False) -> Preprocessing:
+def load_preprocessing(
+    reward: str,
+    source: str,
+    image_size: int,
+    round_crop: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> Preprocessing:
     """Return the image processing of a model for images of this height and width.
 
-    A source without image processor gets the one of CLIP. For `round_crop` see `Preprocessing`.
+    Args:
+        reward: name of the reward, for errors.
+        source: folder or hub id of the model.
+        image_size: height and width of the model's images.
+        round_crop: see `Preprocessing`.
+        defaults: values for entries that the source's configuration lacks, or for a source without image
+            processor; None is those of CLIP.
 
     Raises:
         RewardError: the configuration cannot be read, asks for an unsupported step, or gives another size.
     """
-    config = processor_config(reward, source) or {"size": image_size, "crop_size": image_size}
+    defaults = defaults or {"size": image_size, "crop_size": image_size}
+    given = processor_config(reward, source)
+    config = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     try:
         preprocessing = Preprocessing.from_config(config, round_crop)
     except RewardError as error:

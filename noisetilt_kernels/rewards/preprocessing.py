@@ -12,6 +12,13 @@ from .checks import RewardError
 _MODES = {2: "bilinear", 3: "bicubic"}
 """Interpolation modes by PIL's numbers, which configurations use."""
 
+LONGEST = 8
+"""Sides of an image up to this ratio are resized whole.
+
+The ends of a longer image are cut first, if only its centre is used: with a shorter side of 1 pixel, which
+becomes 224, a longer one of 2000 pixels would become 448,000.
+"""
+
 _DEFAULTS: Mapping[str, Any] = {
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -31,6 +38,9 @@ class Preprocessing:
 
     The result is float32 (B, 3, h, w). Hugging Face's processor does the same with PIL on 8-bit images; the
     results agree up to its rounding.
+
+    If the centre is cropped, the ends of an image with a longer side of more than `LONGEST` times the shorter
+    one are cut before it is resized, so that memory is bounded.
 
     Attributes:
         shortest_edge: new length of the shorter side; the longer one is resized in proportion, rounded down.
@@ -86,7 +96,7 @@ class Preprocessing:
         return self.crop or self.size
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = images.float()
+        images = self._without_ends(images).float()
         target = self._resized(*images.shape[2:])
         if target is not None:
             # Like PIL: first the width, then the height, each followed by a clamp, because bicubic
@@ -101,6 +111,16 @@ class Preprocessing:
             images = functional.pad(images, (left, right, top, bottom))  # negative padding crops
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
+
+    def _without_ends(self, images: Tensor) -> Tensor:
+        """Return the images without ends that resizing would enlarge and the centre crop would remove."""
+        if self.shortest_edge is None or self.crop is None:
+            return images
+        height, width = images.shape[2:]
+        short = min(height, width)
+        # multiples of the shorter side become multiples of `shortest_edge`, so the crop gets the same pixels
+        top, left = (max((n - LONGEST * short) // (2 * short), 0) * short for n in (height, width))
+        return images[..., top : height - top, left : width - left]
 
     def _corner(self, excess: int) -> int:
         """Return the first pixel of the crop in a side that is `excess` pixels too long."""

@@ -79,6 +79,12 @@ ENTRIES: Mapping[str, Entry] = {
         _transformers("clip.aesthetic", "AestheticScore"),
         source="shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
     ),
+    "aesthetic-v2.5": Entry(
+        "Aesthetic Predictor V2.5 on SigLIP, 1 to 10",
+        _transformers("clip.aesthetic_v2_5", "AestheticV25Score"),
+        source="https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
+        "aesthetic_predictor_v2_5.pth",
+    ),
     "brightness": Entry("mean luminance, 0 to 1", _function(simple.brightness)),
     "clip": Entry(
         "100 times the cosine of image and prompt",
@@ -108,10 +114,20 @@ ENTRIES: Mapping[str, Entry] = {
         _transformers("clip.hpsv2", "HpsScore"),
         source="xswu/HPSv2:HPS_v2.1_compressed.pt",
     ),
+    "hpsv3": Entry(
+        "human preference score of an image for its prompt by HPSv3, about -2 to 12",
+        _transformers("vision_language.hpsv3", "HpsV3"),
+        source="MizzenAI/HPSv3:HPSv3.safetensors",
+    ),
     "imagereward": Entry(
         "human preference score of an image for its prompt, about -2 to 2",
         _transformers("clip.imagereward", "ImageRewardScore"),
         source="THUDM/ImageReward:ImageReward.pt",
+    ),
+    "mps": Entry(
+        "human preference score of an image for its prompt by MPS (overall)",
+        _transformers("clip.mps", "MpsScore"),
+        source="RE-N-Y/mpsv1:model.safetensors",
     ),
     "pickscore": Entry(
         "human preference score of an image for its prompt, about 18 to 24",

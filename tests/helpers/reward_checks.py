@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from noisetilt_kernels.checks import warn_once
@@ -18,6 +19,12 @@ def some_images(count: int, height: int = 32, width: int = 32, seed: int = 0) ->
     """Return smooth images (count, 3, height, width) from 0.2 to 0.8; resizing keeps them within [0, 1]."""
     noise = torch.rand(count, 3, 6, 5, generator=torch.Generator().manual_seed(seed))
     return 0.2 + 0.6 * torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
+
+
+def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
+    """Return images rounded to 8 bits, as a tensor and as PIL images."""
+    numbers = (images * 255).round().byte()
+    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 def gradient_of(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -242,3 +242,42 @@ def merged_model(head_rows: int = 1) -> tuple[Qwen2VLForConditionalGeneration, T
         state[f"{layer}.weight"] = state[f"{layer}.weight"] + 2 * lora[f"{layer}.lora_B"] @ lora[name]
     model.load_state_dict(state)
     return model.eval(), head
+
+
+# ---- HPSv3 ----
+
+HPSV3_MARK = "<|Reward|>"
+
+
+def make_hpsv3_tokenizer() -> Qwen2Tokenizer:
+    """Return the tokenizer with the mark of HPSv3."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([HPSV3_MARK], special_tokens=True)
+    return tokenizer
+
+
+def make_hpsv3(seed: int = 0) -> tuple[Qwen2VLForConditionalGeneration, nn.Sequential]:
+    """Return the model, with as many tokens as its tokenizer, and the head with its dropout layer."""
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(make_config(Qwen2VLConfig, len(make_hpsv3_tokenizer())))
+    widen(model)
+    head = nn.Sequential(
+        nn.Linear(WIDTH, 1024), nn.ReLU(), nn.Dropout(0.05), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+    return model.eval(), head.eval()
+
+
+def hpsv3_tensors() -> dict[str, Tensor]:
+    """Return the tensors by the published names, those of transformers 4.45."""
+    model, head = make_hpsv3()
+    tensors = {old_name(name).removeprefix("base_model.model."): t for name, t in model.state_dict().items()}
+    tensors |= {f"rm_head.{name}": tensor for name, tensor in head.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def save_hpsv3(folder: Path) -> Path:
+    """Save the published file and the configuration and tokenizer of the base model; return the folder."""
+    save_file(hpsv3_tensors(), folder / "HPSv3.safetensors")
+    make_config(Qwen2VLConfig, len(make_tokenizer()) + 5).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder

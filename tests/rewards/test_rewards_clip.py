@@ -18,6 +18,7 @@ from reward_checks import (
     check_incomplete,
     check_mistakes,
     check_pickle,
+    eight_bits,
     gradient_of,
     some_images,
 )
@@ -32,7 +33,7 @@ import tiny_clip
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModelWithProjection
 
-from noisetilt_kernels.rewards import RewardError, load_reward
+from noisetilt_kernels.rewards import RewardError, load_reward, preprocessing
 from noisetilt_kernels.rewards.clip import aesthetic
 from noisetilt_kernels.rewards.clip.aesthetic import AestheticScore
 from noisetilt_kernels.rewards.clip.clip_score import ClipScore
@@ -108,12 +109,6 @@ def original(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Return images rounded to 8 bits, as a tensor and as PIL images."""
-    numbers = (images * 255).round().byte()
-    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
-
-
 # ---- preprocessing ----
 
 
@@ -187,6 +182,40 @@ def test_old_configurations_are_read() -> None:
 def test_unsupported_configurations(config: dict[str, Any], message: str) -> None:
     with pytest.raises(RewardError, match=f"^the image processor's {re.escape(message)}"):
         Preprocessing.from_config(config)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (3, 601), (250, 7)])
+@pytest.mark.parametrize("round_crop", [True, False])
+def test_ends_of_long_images_are_cut_before_they_are_resized(
+    height: int, width: int, round_crop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The centre crop has the pixels of the whole image, as if all of it had been resized."""
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocessing.from_config({"size": 32, "crop_size": 32}, round_crop)
+    monkeypatch.setattr(preprocessing, "LONGEST", 10_000)
+    whole = preprocess(image)
+    monkeypatch.undo()
+    sizes = []
+    interpolate = nn.functional.interpolate
+
+    def watched(images: Tensor, size: tuple[int, int], **options: Any) -> Tensor:
+        sizes.append(size)
+        return interpolate(images, size=size, **options)
+
+    monkeypatch.setattr(nn.functional, "interpolate", watched)
+    # a whole number of pixels for each pixel, or one side rounded down: 0.2 pixels at most
+    exact = 32 * max(height, width) % min(height, width) == 0
+    torch.testing.assert_close(preprocess(image), whole, rtol=0, atol=1e-5 if exact else 0.1)
+    assert max(max(size) for size in sizes) <= 32 * (preprocessing.LONGEST + 2)
+
+
+def test_long_images_without_a_crop_stay_whole() -> None:
+    image = torch.rand(1, 3, 2, 90)
+    shapes = [
+        Preprocessing.from_config({"do_center_crop": False, **config})(image).shape[2:]
+        for config in ({"size": 8}, {"size": {"height": 8, "width": 8}})
+    ]
+    assert shapes == [(8, 360), (8, 8)]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -17,6 +17,7 @@ from reward_checks import (
     check_gradient,
     check_incomplete,
     check_mistakes,
+    eight_bits,
     some_images,
 )
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from noisetilt_kernels.rewards import RewardError, load_reward
-from noisetilt_kernels.rewards.clip import checkpoint, hpsv2
+from noisetilt_kernels.rewards import RewardError, checkpoint, load_reward
+from noisetilt_kernels.rewards.clip import hpsv2
 from noisetilt_kernels.rewards.clip.hpsv2 import HpsScore, WholeImage, convert_hpsv2
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
@@ -140,12 +141,6 @@ def spelled(prompt: str) -> list[int]:
     start, end = 52, 53
     tokens = [start, *tokens[: LENGTH - 2], end]
     return tokens + [0] * (LENGTH - len(tokens))
-
-
-def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Return images rounded to 8 bits, as a tensor and as PIL images."""
-    numbers = (images * 255).round().byte()
-    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 def whole_image(image: Image.Image, side: int = SIDE) -> Tensor:

@@ -14,6 +14,7 @@ from reward_checks import (
     check_incomplete,
     check_mistakes,
     check_pickle,
+    eight_bits,
     gradient_of,
     some_images,
 )
@@ -27,8 +28,8 @@ import numpy as np
 from PIL import Image
 from transformers import BertTokenizer
 
-from noisetilt_kernels.rewards import RewardError, load_reward
-from noisetilt_kernels.rewards.clip import checkpoint, imagereward
+from noisetilt_kernels.rewards import RewardError, checkpoint, load_reward
+from noisetilt_kernels.rewards.clip import imagereward
 from noisetilt_kernels.rewards.clip.imagereward import ImageRewardScore
 
 PROMPTS = ["a cat", "two red boats", "a cat"]
@@ -189,12 +190,6 @@ def spelled(prompts: list[str]) -> tuple[Tensor, Tensor]:
         rows.append(row + [0] * (LENGTH - len(row)))
     tokens = torch.tensor(rows)
     return tokens, tokens != 0
-
-
-def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Return images rounded to 8 bits, as a tensor and as PIL images."""
-    numbers = (images * 255).round().byte()
-    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 def processed(images: list[Image.Image]) -> Tensor:

@@ -33,13 +33,16 @@ from noisetilt_kernels.rewards.simple import brightness, color, symmetry
 def test_names() -> None:
     assert REWARDS == (
         "aesthetic",
+        "aesthetic-v2.5",
         "brightness",
         "clip",
         "color",
         "digit",
         "digit-judge",
         "hpsv2",
+        "hpsv3",
         "imagereward",
+        "mps",
         "pickscore",
         "smoothness",
         "symmetry",
@@ -77,7 +80,7 @@ def test_weights(spec: str, weights: dict[str, float]) -> None:
         ("", "spec must be of the form 'name=weight,name=weight', got ''"),
         ("clip,", "spec must be of the form 'name=weight,name=weight', got 'clip,'"),
         ("=2", "spec must be of the form"),
-        ("beauty=2", "unknown reward 'beauty'; valid: 'aesthetic', 'brightness'"),
+        ("beauty=2", "unknown reward 'beauty'; valid: 'aesthetic', 'aesthetic-v2.5'"),
         ("clip=1,clip=2", "each reward must be named once, got 'clip' twice"),
         ("clip=", "the weight of 'clip' must be a finite number, got ''"),
         ("clip=high", "the weight of 'clip' must be a finite number, got 'high'"),
@@ -153,8 +156,8 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
 def test_rewards_without_gradient_cannot_steer() -> None:
     message = (
         "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
-        "'aesthetic', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'imagereward', 'pickscore', "
-        "'smoothness', 'symmetry', 'videoreward', 'vqascore'"
+        "'aesthetic', 'aesthetic-v2.5', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'hpsv3', "
+        "'imagereward', 'mps', 'pickscore', 'smoothness', 'symmetry', 'videoreward', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -171,7 +174,9 @@ def test_prompts_are_checked_before_loading() -> None:
         check_prompts(["beauty"], ["3"])
 
 
-@pytest.mark.parametrize("name", ["clip", "hpsv2", "imagereward", "aesthetic", "vqascore", "videoreward"])
+@pytest.mark.parametrize(
+    "name", ["clip", "hpsv2", "hpsv3", "imagereward", "mps", "aesthetic", "vqascore", "videoreward"]
+)
 def test_without_network_a_hub_id_fails_soon(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -197,7 +202,19 @@ def test_simple_rewards_do_not_import_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["aesthetic", "clip", "hpsv2", "imagereward", "pickscore", "videoreward", "vqascore"]
+    "name",
+    [
+        "aesthetic",
+        "aesthetic-v2.5",
+        "clip",
+        "hpsv2",
+        "hpsv3",
+        "imagereward",
+        "mps",
+        "pickscore",
+        "videoreward",
+        "vqascore",
+    ],
 )
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)

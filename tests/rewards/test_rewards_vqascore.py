@@ -14,6 +14,7 @@ from reward_checks import (
     check_incomplete,
     check_mistakes,
     check_pickle,
+    eight_bits,
     gradient_of,
     some_images,
 )
@@ -50,12 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reward(folder: Path) -> VqaScore:
     return VqaScore(folder)
-
-
-def eight_bits(images: Tensor) -> tuple[Tensor, list[Image.Image]]:
-    """Return images rounded to 8 bits, as a tensor and as PIL images."""
-    numbers = (images * 255).round().byte()
-    return numbers.float() / 255, [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in numbers]
 
 
 # ---- preprocessing ----

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ..checks import RewardError, check_batch
+from ..checkpoint import find_checkpoint
+from ..checks import check_batch
 from ..loading import default_dtype, load_model, load_preprocessing, make_config, model_config
 from ..registry import default_source
-from .checkpoint import find_checkpoint, read_checkpoint
-from .linear_head import linear_head
+from .linear_head import linear_head, read_linear_head
 
 SOURCE = default_source("aesthetic")
 
@@ -65,7 +65,8 @@ class AestheticScore:
         )
         if found is not None:
             vision: Any = load_model("aesthetic", VisionModel, clip, config, "the whole vision model of CLIP")
-            predictor = _read_predictor(file, config.projection_dim)
+            what = f"LAION's linear predictor V2, {PREDICTOR_FILE}"
+            predictor = read_linear_head("aesthetic", file, config.projection_dim, "layers.", what)
         else:
             wanted = (
                 f"vision model and predictor in one, such as {SOURCE}, or add LAION's {PREDICTOR_FILE} to it"
@@ -102,23 +103,6 @@ class VisionModelWithPredictor(VisionModel):
         super().__init__(config)
         self.layers = linear_head(config.projection_dim)
         self.post_init()
-
-
-def _read_predictor(file: Path, width: int) -> nn.ModuleDict:
-    predictor = linear_head(width)
-    tensors = {
-        name.removeprefix("layers."): tensor for name, tensor in read_checkpoint("aesthetic", file).items()
-    }
-    own = predictor.state_dict()
-    for name in [*own, *tensors]:
-        wanted, found = (tuple(state[name].shape) if name in state else None for state in (own, tensors))
-        if found != wanted:
-            raise RewardError(
-                f"aesthetic: {file} must be LAION's linear predictor V2, {PREDICTOR_FILE}, for embeddings of "
-                f"width {width}, with layers.{name} of shape {wanted}, got {found}"
-            )
-    predictor.load_state_dict(tensors)
-    return predictor
 
 
 def _vision_config(source: str) -> Any:

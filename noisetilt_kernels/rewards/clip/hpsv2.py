@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
+from ..checkpoint import find_checkpoint, read_checkpoint
 from ..checks import RewardError
 from ..loading import load_model, load_tokenizer, make_config, model_config
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import find_checkpoint, read_checkpoint
 from .image_text import VIT_H_TOKENIZER, ImageTextModel
 from .open_clip import published_name, to_transformers
 from .openai_prompts import clean_prompt

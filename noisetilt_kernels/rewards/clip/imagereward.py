@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
 
+from ..checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
 from ..checks import RewardError, check_batch
 from ..loading import default_dtype, load_model, load_tokenizer, warn_of_cut
 from ..preprocessing import Preprocessing
 from ..registry import default_source
-from .checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
 from .linear_head import linear_head
 
 SOURCE = default_source("imagereward")

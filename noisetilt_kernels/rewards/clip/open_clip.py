@@ -10,11 +10,19 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPConfig
 
-from .checkpoint import count_layers, heads_of, shape_of
+from .vit_h import SizeNames, vit_h_config
 
-VISION_HEAD_WIDTH, TEXT_HEAD_WIDTH = 80, 64
-"""Widths of an attention head in open_clip's ViT-H-14, which has 16 heads in each half."""
-
+_SIZES = SizeNames(
+    patches="visual.conv1.weight",
+    vision_positions="visual.positional_embedding",
+    vision_layers="visual.transformer.resblocks.",
+    tokens="token_embedding.weight",
+    text_positions="positional_embedding",
+    text_layers="transformer.resblocks.",
+    inner="mlp.c_fc.weight",
+    projection="visual.proj",
+    embedding=1,
+)
 _PARTS = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -57,45 +65,7 @@ def to_transformers(
     Raises:
         RewardError: the tensors belong to another model.
     """
-    return _config(reward, file, tensors), dict(_renamed(tensors))
-
-
-def _config(reward: str, file: Path, tensors: Mapping[str, Tensor]) -> CLIPConfig:
-    def shape(name: str, dims: int) -> tuple[int, ...]:
-        return shape_of(reward, file, tensors, name, dims)
-
-    width, _, patch, _ = shape("visual.conv1.weight", 4)
-    positions, _ = shape("visual.positional_embedding", 2)
-    vocabulary, text_width = shape("token_embedding.weight", 2)
-    length, _ = shape("positional_embedding", 2)
-    _, embedding = shape("visual.proj", 2)
-    side = round((positions - 1) ** 0.5)  # in patches; one position belongs to the class token
-    return CLIPConfig(
-        projection_dim=embedding,
-        vision_config={
-            "hidden_size": width,
-            "intermediate_size": shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-            "num_hidden_layers": count_layers(tensors, "visual.transformer.resblocks."),
-            "num_attention_heads": heads_of(reward, file, "the vision half", width, VISION_HEAD_WIDTH),
-            "image_size": side * patch,
-            "patch_size": patch,
-            "hidden_act": "gelu",
-            "projection_dim": embedding,
-        },
-        text_config={
-            "hidden_size": text_width,
-            "intermediate_size": shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-            "num_hidden_layers": count_layers(tensors, "transformer.resblocks."),
-            "num_attention_heads": heads_of(reward, file, "the text half", text_width, TEXT_HEAD_WIDTH),
-            "max_position_embeddings": length,
-            "vocab_size": vocabulary,
-            # open_clip reads the embedding at the largest token number, the last of the vocabulary
-            "eos_token_id": vocabulary - 1,
-            "bos_token_id": vocabulary - 2,
-            "hidden_act": "gelu",
-            "projection_dim": embedding,
-        },
-    )
+    return vit_h_config(reward, file, tensors, _SIZES), dict(_renamed(tensors))
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -1,8 +1,8 @@
 """Rewards by vision-language models, Qwen2-VL and Qwen2.5-VL. They need transformers.
 
 Modules:
-    qwen.py                image patches, chat and memory, shared by the rewards
-    vqascore.py            reward of images
+    qwen.py                image patches, chat, marks and memory, shared by the rewards
+    vqascore.py, hpsv3.py  rewards of images
     videoreward.py         reward of videos; videoreward_checkpoint.py reads its weights
-    videoreward_prompt.py, videoreward_prompt.txt   text that VideoReward was trained with
+    hpsv3_prompt.*, videoreward_prompt.*   texts that HPSv3 and VideoReward were trained with
 """

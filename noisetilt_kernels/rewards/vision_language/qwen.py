@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2Tokenizer
+from transformers import Qwen2Tokenizer, Qwen2VLModel
 
 from ..checks import RewardError
-from ..loading import FAILURES, is_unreachable
+from ..loading import FAILURES, is_unreachable, load_model
 from ..preprocessing import Preprocessing
 
 LONGEST = 200
@@ -214,6 +214,75 @@ class Chat:
             )
         numbers: list[int] = self._tokenizer(chat, add_special_tokens=False).input_ids
         return numbers
+
+
+def load_marked_model(
+    reward: str,
+    source: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    chat: Chat,
+    wanted: str,
+    dtype: torch.dtype,
+) -> Any:
+    """Return a frozen Qwen2-VL without output layer, whose hidden states at the marks of `chat` are read.
+
+    Activations are recomputed in the backward pass, block by block.
+
+    Args:
+        reward: name of the reward, for errors.
+        source: place of the tensors, for errors.
+        config: configuration of the base model. Its vocabulary is set to the rows of the token embeddings:
+            the base model has spare rows, so its vocabulary is larger than the one with the marks.
+        tensors: weights by the names of `Qwen2VLModel`; those of an output layer are dropped.
+        wanted: what the source must have, for the error.
+        dtype: dtype of the weights.
+
+    Raises:
+        RewardError: tensors are missing, unknown, or have another shape.
+    """
+    words = tensors.get("language_model.embed_tokens.weight")
+    if words is not None:  # a missing tensor is reported below
+        config.text_config.vocab_size = len(words)
+    model: Any = load_model(
+        reward,
+        Qwen2VLModel,
+        source,
+        config,
+        wanted,
+        dtype,
+        {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")},
+        strict=True,
+    )
+    if max(chat.marks) >= config.text_config.vocab_size:
+        raise RewardError(
+            f"{reward}: the weights in {source} have {config.text_config.vocab_size} tokens, too few for the "
+            f"special tokens of the reward; name a source that has {wanted}"
+        )
+    recompute_blocks(model)
+    return model
+
+
+def hidden_at_marks(model: Any, chat: Chat, tokens: Tensor, **vision: Tensor) -> Tensor:
+    """Return the last hidden states (marks, width) at the marks of one question.
+
+    Args:
+        model: see `load_marked_model`.
+        chat: chat with the marks.
+        tokens: question, int64 (L,).
+        vision: arguments of the model for the image or video.
+    """
+    device = next(model.parameters()).device
+    hidden = model(
+        input_ids=tokens[None].to(device),
+        # Consecutive numbers in all three dimensions of Qwen2-VL. The published models were trained like
+        # this: their forward passed no positions, which meant consecutive numbers in transformers 4.45.
+        position_ids=torch.arange(len(tokens), device=device).expand(3, 1, -1),
+        use_cache=False,
+        **vision,
+    ).last_hidden_state[0]
+    selected: Tensor = hidden[[int((tokens == mark).nonzero()) for mark in chat.marks]]
+    return selected
 
 
 def recompute_blocks(model: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLModel
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from ...checks import check_number
-from ..checks import RewardError, check_videos
+from ..checks import check_videos
 from ..loading import default_dtype, load_model, make_config, model_config
 from ..registry import default_source
-from .qwen import Chat, Patches, recompute_blocks
+from .qwen import Chat, Patches, hidden_at_marks, load_marked_model
 from .videoreward_checkpoint import (
     fetch,
     merge_lora,
@@ -93,30 +93,18 @@ class VideoReward:
             tensors = {**_base_tensors(str(base), config), **tensors}
         head = take_head(tensors, source)
         tensors = merge_lora(tensors, settings, dtype)
-        words = tensors.get("language_model.embed_tokens.weight")
-        if words is not None:  # a missing tensor is reported below
-            # the base model has spare rows, so its vocabulary is larger than the one with the marks
-            config.text_config.vocab_size = len(words)
-        model: Any = load_model(
-            "videoreward",
-            Qwen2VLModel,
-            source,
-            config,
-            "all of VideoReward, and name a folder of its base model Qwen2-VL as base",
-            dtype,
-            {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")},
-            strict=True,
-        )
         self._chat = Chat(
             "videoreward", [str(checkpoint / "tokenizer"), str(base)], "video", config.video_token_id, MARKS
         )
-        if max(self._chat.marks) >= config.text_config.vocab_size:
-            raise RewardError(
-                f"videoreward: the weights in {source} have {config.text_config.vocab_size} tokens, too few "
-                f"for the marks {', '.join(MARKS)}; download all of VideoReward, with its tokenizer"
-            )
-        recompute_blocks(model)
-        self._model = model.to(device)
+        self._model = load_marked_model(
+            "videoreward",
+            source,
+            config,
+            tensors,
+            self._chat,
+            "all of VideoReward, with its tokenizer, and name a folder of its base model Qwen2-VL as base",
+            dtype,
+        ).to(device)
         self._head = head.to(device)
         normal = torch.tensor([settings.normal[name] for name in PARTS.values()], device=device)
         self._mean, self._std = normal.unbind(dim=1)
@@ -146,17 +134,10 @@ class VideoReward:
         pixels, grid = self._patches(frames)
         t, down, across = self._patches.tokens(grid)
         tokens = self._chat.tokens(self._text.replace("{text_prompt}", prompt), t * down * across)
-        hidden = self._model(
-            input_ids=tokens[None].to(pixels.device),
-            # Consecutive numbers in all three dimensions of Qwen2-VL. The published model was trained like
-            # this: its forward passed no positions, which meant consecutive numbers in transformers 4.45.
-            position_ids=torch.arange(len(tokens), device=pixels.device).expand(3, 1, -1),
-            pixel_values_videos=pixels,
-            video_grid_thw=grid,
-            use_cache=False,
-        ).last_hidden_state[0]
-        marks = [int((tokens == mark).nonzero()) for mark in self._chat.marks]
-        rewards = (hidden[marks].float() * self._head).sum(dim=1)
+        hidden = hidden_at_marks(
+            self._model, self._chat, tokens, pixel_values_videos=pixels, video_grid_thw=grid
+        )
+        rewards = (hidden.float() * self._head).sum(dim=1)
         return ((rewards - self._mean) / self._std)[self._parts].sum()
 
 

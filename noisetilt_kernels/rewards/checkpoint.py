@@ -1,6 +1,6 @@
-"""Reader of checkpoints published as one file by torch.save, not in the format of transformers."""
+"""Reader of checkpoints published as one file, not in the format of transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file
 
-from ...hub import explain_failure, first_sentence
-from ..checks import RewardError
-from ..loading import FAILURES, check_source, is_unreachable
+from ..hub import explain_failure, first_sentence
+from .checks import RewardError
+from .loading import FAILURES, check_source, is_unreachable
 
 
 def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path, str] | None:
     """Return the file of a source and the folder or hub id it belongs to, or None without such a file.
 
-    A source is the file itself, a folder with one such file, or ID:FILE, a file in a repository on the hub.
+    A source is the file itself, a folder with one such file, ID:FILE, a file in a repository on the hub, or
+    the https address of a file, which is downloaded once into the cache of torch.hub.
 
     Args:
         ending: ending of the file's name.
@@ -25,7 +26,7 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         RewardError: the file does not exist or cannot be downloaded, or the folder has several.
     """
     path = Path(source)
-    if path.is_file() and path.suffix != ".safetensors":
+    if path.is_file() and (path.suffix == ending or path.suffix != ".safetensors"):
         return path, str(path.parent)
     if path.is_dir():
         files = sorted(path.glob(f"*{ending}"))
@@ -35,6 +36,9 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
                 f"({', '.join(file.name for file in files)}); name one of them as the source"
             )
         return (files[0], source) if files else None
+    if source.startswith("https://"):
+        file = _downloaded(reward, source)
+        return file, str(file.parent)
     model, colon, name = source.rpartition(":")
     if not name.endswith(ending):
         return None
@@ -48,6 +52,20 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         return Path(cached_file(model, name, local_files_only=is_unreachable(model))), model
     except OSError as error:
         raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
+
+
+def _downloaded(reward: str, address: str) -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file), progress=False)
+        except OSError as error:
+            raise RewardError(
+                f"{reward}: {address} cannot be downloaded ({first_sentence(error)}); check the network, or "
+                f"download it on a machine with a network and name the file as the source"
+            ) from None
+    return file
 
 
 def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
@@ -76,6 +94,40 @@ def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if isinstance(value, Tensor)
     }
+
+
+class _Inert:
+    """Stand-in for every class and function that a pickled module names."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+
+def read_module(reward: str, file: Path) -> dict[str, Tensor]:
+    """Return the tensors by name of a whole module saved by torch.save, on the CPU. No code is run.
+
+    The classes and functions that the file names are replaced by an empty class, so they need not be
+    installed. Other files are read as by `read_checkpoint`.
+
+    Raises:
+        RewardError: the file is broken or holds something else.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except FAILURES:
+        content = None  # read_checkpoint reports it
+    if not isinstance(content, _Inert):
+        return read_checkpoint(reward, file)
+    return dict(_tensors_of(content))
+
+
+def _tensors_of(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    own = {**getattr(module, "_parameters", {}), **getattr(module, "_buffers", {})}
+    yield from ((prefix + name, tensor) for name, tensor in own.items() if isinstance(tensor, Tensor))
+    for name, child in getattr(module, "_modules", {}).items():
+        yield from _tensors_of(child, f"{prefix}{name}.")
 
 
 def shape_of(reward: str, file: Path, tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
