@@ -1,13 +1,14 @@
 """Memory of guided sampling, counted from the configurations of a model without its weights.
 
 The networks are made of torch's fake tensors, which have shapes and no values. One guided step runs on them,
-and the bytes that are alive at its peak are counted. A reward's network, workspace of GPU kernels, and
-fragmentation of the allocator are not counted.
+and the bytes that are alive at its peak are counted. Workspace of GPU kernels and fragmentation of the
+allocator are not counted.
 """
 
+import gc
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ class MemoryPlan:
     Attributes:
         shape: shape of one latent.
         pixels: shape of one decoded image (3, H, W) or video (3, F, H, W).
-        denoiser, vae, text_encoders: size of the weights; of all experts for a model with several denoisers.
+        denoiser, vae, text_encoders, rewards: size of the weights; of all experts for a model with several
+            denoisers.
         activations: peak of everything else for one micro-batch; with a gradient, mainly what the graph keeps
             for the backward.
         total: peak on the device.
@@ -43,6 +45,7 @@ class MemoryPlan:
     denoiser: int
     vae: int
     text_encoders: int
+    rewards: int
     activations: int
     total: int
 
@@ -55,7 +58,7 @@ def plan_memory(
     offload: bool = False,
     gradient: bool = True,
     one_step: bool = False,
-    reward: Reward | None = None,
+    load_reward: Callable[[], Reward | None] | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a model, without loading its weights.
@@ -67,7 +70,8 @@ def plan_memory(
         offload: see `load_pipeline`; text encoders and each denoiser are then on the device alone.
         gradient: True if the method takes a gradient; without it nothing is kept for a backward.
         one_step: True to use the model as a one-step model.
-        reward: a reward without weights, to count its activations as well.
+        load_reward: function that loads the reward, called while new tensors are fake. Tensors that it keeps
+            alive count as weights of rewards. If it returns a reward, the graph of the reward is counted.
         options: arguments of the model's class, such as height and width.
 
     Raises:
@@ -77,6 +81,10 @@ def plan_memory(
     with _fake_model(source, dtype, one_step, options) as model:
         for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
+        with PeakMemory() as loading:
+            reward = load_reward() if load_reward is not None else None
+            gc.collect()
+        rewards = loading.alive
         activations, pixels = _activations(model, one_step, gradient, micro_batch, reward)
     encoders = [
         network
@@ -85,15 +93,16 @@ def plan_memory(
     ]
     denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
     denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
-    together = vae + activations + (max(denoisers) if offload else denoiser + text_encoders)
+    together = vae + rewards + activations + (max(denoisers) if offload else denoiser + text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,
         denoiser=denoiser,
         vae=vae,
         text_encoders=text_encoders,
+        rewards=rewards,
         activations=activations,
-        total=max(together, text_encoders),
+        total=max(together, text_encoders + rewards),
     )
 
 
@@ -167,14 +176,14 @@ def _activations(
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors made within its block and still alive; `peak` is the largest count.
+    """Counts the bytes of tensors made within its block and still alive; `peak` is the largest `alive`.
 
     Tensors that share a storage count once. Tensors made before the block, such as weights, do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._alive = 0
+        self.peak = self.alive = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,18 +192,18 @@ class PeakMemory(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for storage in _storages(output):
             self._track(storage, storage.nbytes())
-        self.peak = max(self.peak, self._alive)
+        self.peak = max(self.peak, self.alive)
         return output
 
     def _track(self, storage: torch.UntypedStorage, size: int) -> None:
         if storage._cdata not in self._known:
             self._known.add(storage._cdata)
-            self._alive += size
+            self.alive += size
             weakref.finalize(storage, self._forget, storage._cdata, size)
 
     def _forget(self, storage: int, size: int) -> None:
         self._known.discard(storage)
-        self._alive -= size
+        self.alive -= size
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:

@@ -14,6 +14,7 @@ imported when they are loaded.
     clip/                  CLIP and BLIP models
     vision_language/       Qwen2-VL and Qwen2.5-VL models
     frames.py, weighted.py, custom.py   rewards of videos, weighted sums, the user's code
+    weightless.py          rewards without weights, to count their memory
 """
 
 from ..sampling import Reward

@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from ..hub import explain_failure, first_sentence
 from .checks import RewardError
 from .loading import FAILURES, check_source, is_unreachable
+from .weightless import is_weightless, read_pickle
 
 
 def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path, str] | None:
@@ -49,13 +50,16 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
         )
     check_source(reward, model)
     try:
-        return Path(cached_file(model, name, local_files_only=is_unreachable(model))), model
+        only_local = is_weightless() or is_unreachable(model)
+        return Path(cached_file(model, name, local_files_only=only_local)), model
     except OSError as error:
         raise RewardError(f"{reward}: {explain_failure(model, error, name)}") from None
 
 
 def _downloaded(reward: str, address: str) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    if is_weightless() and not file.is_file():
+        raise RewardError(f"{reward}: {address} has not been downloaded")
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,23 +81,27 @@ def read_checkpoint(reward: str, file: Path) -> dict[str, Tensor]:
     Raises:
         RewardError: the file is broken or holds something else.
     """
+
+    def named(content: Any) -> dict[str, Tensor]:
+        tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+        if not isinstance(tensors, Mapping) or not any(isinstance(one, Tensor) for one in tensors.values()):
+            raise RewardError(
+                f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; download it again"
+            )
+        return {
+            str(name).removeprefix("module."): value
+            for name, value in tensors.items()
+            if isinstance(value, Tensor)
+        }
+
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        read: dict[str, Tensor] = read_pickle(file, named)
     except FAILURES as error:
         raise RewardError(
             f"{reward}: {file} cannot be read as torch.save weights ({first_sentence(error)}); download "
             "it again"
         ) from None
-    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(tensors, Mapping) or not any(isinstance(value, Tensor) for value in tensors.values()):
-        raise RewardError(
-            f"{reward}: {file} must hold tensors by name, got {type(content).__name__}; download it again"
-        )
-    return {
-        str(name).removeprefix("module."): value
-        for name, value in tensors.items()
-        if isinstance(value, Tensor)
-    }
+    return read
 
 
 class _Inert:
@@ -115,12 +123,10 @@ def read_module(reward: str, file: Path) -> dict[str, Tensor]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            tensors: dict[str, Tensor] = read_pickle(file, lambda content: dict(_tensors_of(content)))
     except FAILURES:
-        content = None  # read_checkpoint reports it
-    if not isinstance(content, _Inert):
-        return read_checkpoint(reward, file)
-    return dict(_tensors_of(content))
+        tensors = {}
+    return tensors or read_checkpoint(reward, file)
 
 
 def _tensors_of(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

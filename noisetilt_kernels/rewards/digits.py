@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model_sources import ASSETS
 from .checks import RewardError, check_batch
+from .weightless import placed, read_safetensors
 
 DIGIT_REWARDS = ASSETS / "digit-rewards"
 """Folder of the bundled weights of both rewards."""
@@ -188,7 +188,7 @@ def _load(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
             "has it as the reward's source"
         )
     try:
-        tensors = load_file(file)
+        tensors = read_safetensors(file)
     except SafetensorError as error:
         raise RewardError(
             f"{file} is not a complete safetensors file ({error}); train or download it again"
@@ -208,4 +208,4 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _frozen(module: AnyModule, device: str | torch.device) -> AnyModule:
-    return module.to(device).eval().requires_grad_(False)
+    return placed(module, device).eval().requires_grad_(False)

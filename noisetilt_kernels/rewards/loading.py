@@ -13,12 +13,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.initialization import no_init_weights
 
 from ..checks import warn_once
 from ..hub import explain_failure, is_hub_id, offline
 from ..quiet import without_bars_if_small
 from .checks import RewardError, first_of
 from .preprocessing import Preprocessing
+from .weightless import is_weightless
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 AnyConfig = TypeVar("AnyConfig", bound=PretrainedConfig)
@@ -120,6 +122,10 @@ def load_model(
     Raises:
         RewardError: tensors are missing or have another shape; the message names the first one.
     """
+    if is_weightless():
+        with no_init_weights():
+            made: AnyModel = model_class._from_config(config, dtype=dtype)
+        return made.eval().requires_grad_(False)
     if tensors is None:
         place: dict[str, Any] = {"pretrained_model_name_or_path": source}
         place["local_files_only"] = is_unreachable(source)
@@ -242,11 +248,6 @@ def warn_of_cut(reward: str, tokenizer: Any, prompts: Sequence[str], length: int
             f"{reward}: a prompt has more than {length} tokens, start and end included; the reward does not "
             "read the rest"
         )
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 for GPUs and float32 for the CPU, where float32 is faster."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def unusable(reward: str, source: str, error: Exception) -> RewardError:

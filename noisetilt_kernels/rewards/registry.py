@@ -32,6 +32,8 @@ class Entry:
             scores every prompt.
         videos: True if the reward takes videos (B, 3, F, H, W), False if it takes images.
         custom: True for the user's code, which may have weights and may take videos.
+        counts_graph: True if the reward can be computed on fake tensors, which have no values, to count the
+            memory of its graph.
     """
 
     description: str
@@ -42,6 +44,7 @@ class Entry:
     check_prompt: Callable[[str], object] | None = None
     videos: bool = False
     custom: bool = False
+    counts_graph: bool = True
 
 
 def _function(reward: Reward) -> Callable[..., Reward]:
@@ -118,6 +121,7 @@ ENTRIES: Mapping[str, Entry] = {
         "human preference score of an image for its prompt by HPSv3, about -2 to 12",
         _transformers("vision_language.hpsv3", "HpsV3"),
         source="MizzenAI/HPSv3:HPSv3.safetensors",
+        counts_graph=False,
     ),
     "imagereward": Entry(
         "human preference score of an image for its prompt, about -2 to 2",
@@ -142,12 +146,14 @@ ENTRIES: Mapping[str, Entry] = {
         _transformers("vision_language.videoreward", "VideoReward"),
         check_argument=check_part,
         source="KwaiVGI/VideoReward",
+        counts_graph=False,
         videos=True,
     ),
     "vqascore": Entry(
         "probability that Qwen2.5-VL finds the prompt shown, 0 to 1",
         _transformers("vision_language.vqascore", "VqaScore"),
         source="Qwen/Qwen2.5-VL-7B-Instruct",
+        counts_graph=False,
     ),
 }
 

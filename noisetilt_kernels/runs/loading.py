@@ -8,8 +8,9 @@ import torch
 from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_denoiser, check_loras
 from ..models.loading import family_at
-from ..rewards import RewardSpec, WeightedSum
+from ..rewards import RewardError, RewardSpec, WeightedSum
 from ..rewards.frames import of_videos, takes_videos
+from ..rewards.weightless import without_weights
 from ..sampling import Reward
 from .early_checks import check_early, video_reward_error
 from .settings import ComputeOptions, Settings
@@ -55,11 +56,52 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
     return adapter(pipe, **settings.model_options)
 
 
-def load_weightless_reward(settings: Settings, compute: ComputeOptions) -> WeightedSum | None:
-    """Return the steering reward if none of its parts has weights to load, else None."""
-    if any(reward.has_weights for reward in settings.rewards):
+class CountedRewards:
+    """Loader of a run's rewards without weights, for `plan_memory`.
+
+    Args:
+        settings, compute: settings of the run, and how to compute it.
+
+    Attributes:
+        uncounted: names of the rewards that are not counted: custom ones, and those whose files are not on
+            this machine.
+        without_graph: names of the steering rewards of which only the weights are counted.
+    """
+
+    def __init__(self, settings: Settings, compute: ComputeOptions) -> None:
+        self._settings, self._compute = settings, compute
+        self.uncounted: list[str] = []
+        self.without_graph: list[str] = []
+        self._kept: list[Reward] = []
+
+    def __call__(self) -> Reward | None:
+        """Load the rewards; new tensors must be fake. Return the steering reward whose graph is counted."""
+        parts: dict[str, tuple[float, Reward]] = {}
+        for spec in self._settings.rewards:
+            reward = self._load(spec)
+            if reward is not None and spec.entry.counts_graph:
+                parts[spec.name] = spec.weight, reward
+            elif reward is not None:
+                self.without_graph.append(spec.name)
+        for spec in self._settings.held_out:
+            self._load(spec)
+        if not parts:
+            return None
+        summed, prompt = WeightedSum(parts), self._settings.prompts[0]
+        return lambda images, prompts: summed(images, [prompt] * len(images))
+
+    def _load(self, spec: RewardSpec) -> Reward | None:
+        if not spec.entry.custom:
+            alone = replace(self._settings, rewards=(spec,), held_out=())
+            try:
+                with without_weights(self._compute.device):
+                    loaded, _ = load_rewards(alone, replace(self._compute, device="cpu"))
+                self._kept.append(loaded)  # its weights count while they are alive
+                return loaded.rewards[spec.name][1]
+            except RewardError:
+                pass
+        self.uncounted.append(spec.name)
         return None
-    return load_rewards(replace(settings, held_out=()), replace(compute, device="cpu"))[0]
 
 
 def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedSum, dict[str, Reward]]:

@@ -32,7 +32,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         ValueError: the model has no images of that size, or the operator does not take its latents.
     """
     runs = runs or [settings]
-    weightless_reward = loading.load_weightless_reward(settings, compute)
+    rewards = loading.CountedRewards(settings, compute)
     # a micro-batch is never larger than the run
     entries = (
         run.method.entries * min(settings.count, run.method.particles_at_once(compute.micro_batch))
@@ -46,13 +46,13 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         offload=compute.offload,
         gradient=any(run.method.needs_gradient for run in runs),
         one_step=next(iter(runs)).one_step,
-        reward=weightless_reward,
+        load_reward=rewards,
         **settings.model_options,
     )
     for run in runs:
         run.method.check_shape(memory.shape)
     shape = " x ".join(map(str, memory.shape))
-    rewards = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
+    steering = " ".join(f"{reward.weight:+g} {reward.name}" for reward in settings.rewards)
     held_out = (
         f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
     )
@@ -64,7 +64,11 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         pixels = 4 * 3 * micro_batch * count_at_once * height * width
         at_once = f"; {count_at_once} of {frames[0]} frames at once ({format_bytes(pixels)} of pixels)"
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
-    reward_memory = "; plus the reward model" if weightless_reward is None else ""
+    reward_memory = "".join(
+        f"; plus the {what} of {', '.join(names)}"
+        for what, names in {"reward model": rewards.uncounted, "graph": rewards.without_graph}.items()
+        if names
+    )
     offloaded = " (offloaded)" if compute.offload else ""
     kind = "video" if frames else "image"
     rows = [
@@ -74,7 +78,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "
             f"latents {shape} (N = {math.prod(memory.shape):,})",
         ),
-        ("reward", rewards + held_out + at_once),
+        ("reward", steering + held_out + at_once),
     ]
     for run in runs:
         rows += [
@@ -90,6 +94,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
             f"VAE {format_bytes(memory.vae)}, "
             f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
+            f"rewards {format_bytes(memory.rewards)}, "
             f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",
         ),
         ("folder", str(out)),

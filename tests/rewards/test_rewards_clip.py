@@ -184,7 +184,7 @@ def test_unsupported_configurations(config: dict[str, Any], message: str) -> Non
         Preprocessing.from_config(config)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (3, 601), (250, 7)])
+@pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (3, 602), (250, 7)])
 @pytest.mark.parametrize("round_crop", [True, False])
 def test_ends_of_long_images_are_cut_before_they_are_resized(
     height: int, width: int, round_crop: bool, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +205,7 @@ def test_ends_of_long_images_are_cut_before_they_are_resized(
     monkeypatch.setattr(nn.functional, "interpolate", watched)
     # a whole number of pixels for each pixel, or one side rounded down: 0.2 pixels at most
     exact = 32 * max(height, width) % min(height, width) == 0
-    torch.testing.assert_close(preprocess(image), whole, rtol=0, atol=1e-5 if exact else 0.1)
+    torch.testing.assert_close(preprocess(image), whole, rtol=0, atol=1e-5 if exact else 0.05)
     assert max(max(size) for size in sizes) <= 32 * (preprocessing.LONGEST + 2)
 
 
@@ -252,7 +252,8 @@ def test_the_scale_is_the_models_own(tmp_path: Path) -> None:
     ratio = PickScore(folder)(images, PROMPTS) / ClipScore(folder)(images, PROMPTS)
     torch.testing.assert_close(ratio, torch.full((3,), 20.0855 / 100))
     # not rounded to 20.1 with the weights
-    assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16).scale == pytest.approx(20.0855, rel=1e-5)
+    scale = ImageTextModel.load("clip", folder, dtype=torch.bfloat16).scale
+    assert float(scale) == pytest.approx(20.0855, rel=1e-5)
     assert ImageTextModel.load("clip", folder, dtype=torch.bfloat16)._model.dtype == torch.bfloat16
 
 

@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_clip
+import tiny_qwen
 import torch
 from click.testing import CliRunner
 from gaussian_flows import LatentFlow, brightness, left_half
@@ -469,13 +472,46 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     assert "activations of 6 at once" in rows(svdd, ComputeOptions(micro_batch=50))["memory"]
     alone = replace(settings, method=Method("rbf"))
     assert "activations of 1 at once" in rows(alone, ComputeOptions(micro_batch=50))["memory"]
-    assert "plus the reward model" not in one["memory"]
-    assert (
-        "plus the reward model"
-        in rows(replace(settings, rewards=parse_rewards("clip")), ComputeOptions())["memory"]
-    )
+    assert "plus the" not in one["memory"]
+    custom = replace(settings, rewards=parse_rewards("mine:taste,brightness"))
+    assert rows(custom, ComputeOptions())["memory"].endswith("; plus the reward model of mine:taste")
     base = rows(replace(settings, method=Method("base")), ComputeOptions())["memory"]
     assert base.rsplit(" ", 2)[1:] != one["memory"].rsplit(" ", 2)[1:]  # activations differ
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_plan_counts_rewards_with_weights(tmp_path: Path) -> None:
+    from noisetilt_kernels.runs.plan import describe
+
+    tiny_clip.save_clip(tmp_path / "clip", tiny_clip.make_model())
+    tiny_qwen.save_vqa(tmp_path / "qwen", tiny_qwen.make_vqa_model())
+    sources = {"clip": str(tmp_path / "clip"), "vqascore": str(tmp_path / "qwen")}
+
+    def memory(rewards: str, held_out: str = "", device: str = "cpu") -> str:
+        judges = parse_rewards(held_out, sources) if held_out else ()
+        settings = Settings(
+            "digits", ("a 7",), Method("ntrk"), parse_rewards(rewards, sources), held_out=judges
+        )
+        (line,) = [
+            line
+            for line in describe(settings, ComputeOptions(device), tmp_path).splitlines()
+            if line.startswith("memory")
+        ]
+        return line
+
+    def size(line: str, of: str) -> float:
+        number, unit = re.search(rf"{of} ([\d.]+) (\w+)", line).groups()  # type: ignore[union-attr]
+        return float(number) * {"B": 1, "KB": 1e3, "MB": 1e6}[unit]
+
+    weights = sum(p.nbytes for p in tiny_clip.make_model().parameters())
+    clip, digit, plain = memory("clip"), memory("digit"), memory("brightness", "clip", "cuda")
+    assert size(clip, "rewards") == pytest.approx(weights, rel=0.1) and "plus the" not in clip
+    assert size(plain, "rewards") == pytest.approx(weights / 2, rel=0.1), "bfloat16"
+    activations = "activations of 1 at once"
+    assert size(digit, activations) > size(clip, activations) and size(digit, "rewards") > 1e3
+    both = memory("clip,vqascore,hpsv2")
+    assert size(both, "rewards") > size(clip, "rewards")
+    assert both.endswith("; plus the reward model of hpsv2; plus the graph of vqascore")
 
 
 def test_a_comparison_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjec
 
 from ..checkpoint import find_checkpoint
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, load_preprocessing, make_config, model_config
+from ..loading import load_model, load_preprocessing, make_config, model_config
 from ..registry import default_source
+from ..weightless import default_dtype, placed
 from .linear_head import linear_head, read_linear_head
 
 SOURCE = default_source("aesthetic")
@@ -74,8 +75,8 @@ class AestheticScore:
             vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
             predictor = vision.layers
             del vision.layers  # stays float32
-        self._predictor = list(predictor.requires_grad_(False).to(device).values())
-        self._vision = vision.to(device=device, dtype=dtype or default_dtype(device))
+        self._predictor = list(placed(predictor.requires_grad_(False), device).values())
+        self._vision = placed(vision, device, dtype or default_dtype(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("aesthetic", images, prompts)

@@ -11,8 +11,9 @@ from transformers import SiglipConfig, SiglipVisionConfig, SiglipVisionModel
 
 from ..checkpoint import find_checkpoint
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_model, load_preprocessing, make_config, model_config
+from ..loading import load_model, load_preprocessing, make_config, model_config
 from ..registry import default_source
+from ..weightless import default_dtype, placed
 from .linear_head import read_linear_head
 
 NAME = "aesthetic-v2.5"
@@ -66,9 +67,9 @@ class AestheticV25Score:
         predictor = read_linear_head(
             NAME, file, config.hidden_size, "scoring_head.", f"the predictor V2.5, {PREDICTOR_FILE}", last="8"
         )
-        self._predictor = list(predictor.to(device).values())
+        self._predictor = list(placed(predictor, device).values())
         vision: Any = load_model(NAME, VisionModel, siglip, config, "the whole vision model of SigLIP")
-        self._vision = vision.to(device=device, dtype=dtype or default_dtype(device))
+        self._vision = placed(vision, device, dtype or default_dtype(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch(NAME, images, prompts)

@@ -10,15 +10,8 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checks import check_batch
-from ..loading import (
-    default_dtype,
-    load_model,
-    load_preprocessing,
-    load_tokenizer,
-    make_config,
-    model_config,
-    warn_of_cut,
-)
+from ..loading import load_model, load_preprocessing, load_tokenizer, make_config, model_config, warn_of_cut
+from ..weightless import default_dtype, placed
 
 VIT_H_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """Hub id of the base model of PickScore and HPS v2, which are published without a tokenizer."""
@@ -41,7 +34,7 @@ class ImageTextModel:
         clean: function that prepares a prompt for the tokenizer.
 
     Attributes:
-        scale: factor of the cosines that the model was trained with.
+        scale: factor of the cosines that the model was trained with, float32 ().
     """
 
     def __init__(
@@ -57,8 +50,8 @@ class ImageTextModel:
         device = torch.device(device)
         self._preprocess, self._tokenizer, self._clean = preprocess, tokenizer, clean
         # read before the model is rounded to dtype, which would change the scale
-        self.scale: float = model.logit_scale.exp().item()
-        self._model = model.to(device=device, dtype=dtype or default_dtype(device))
+        self.scale = model.logit_scale.exp().to(device)
+        self._model = placed(model, device, dtype or default_dtype(device))
         self._reward, self._length = reward, model.config.text_config.max_position_embeddings
         self._texts: dict[str, Tensor] = {}
 

@@ -11,9 +11,10 @@ from transformers import BertTokenizer, BlipConfig, BlipPreTrainedModel, BlipTex
 
 from ..checkpoint import count_layers, find_checkpoint, heads_of, read_checkpoint, shape_of
 from ..checks import RewardError, check_batch
-from ..loading import default_dtype, load_model, load_tokenizer, warn_of_cut
+from ..loading import load_model, load_tokenizer, warn_of_cut
 from ..preprocessing import Preprocessing
 from ..registry import default_source
+from ..weightless import default_dtype, placed
 from .linear_head import linear_head
 
 SOURCE = default_source("imagereward")
@@ -104,9 +105,9 @@ class ImageRewardScore:
             tensors=dict(_renamed(tensors)),
             published_name=_published_name,
         )
-        self._head = list(model.mlp.to(device).values())
+        self._head = list(placed(model.mlp, device).values())
         del model.mlp  # stays float32
-        self._model = model.to(device=device, dtype=dtype or default_dtype(device))
+        self._model = placed(model, device, dtype or default_dtype(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("imagereward", images, prompts)

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from ..checkpoint import count_layers, find_checkpoint, read_module, shape_of
 from ..checks import RewardError, check_batch
-from ..loading import FAILURES, default_dtype, load_model, load_tokenizer, unusable, warn_of_cut
+from ..loading import FAILURES, load_model, load_tokenizer, unusable, warn_of_cut
 from ..preprocessing import Preprocessing
 from ..registry import default_source
+from ..weightless import default_dtype, placed, read_safetensors
 from .cross_attention import CrossLayer, SelfLayer
 from .image_text import VIT_H_TOKENIZER
 from .vit_h import SizeNames, vit_h_config
@@ -105,8 +105,9 @@ class MpsScore:
             tensors=tensors,
             published_name=_published_name,
         )
-        self._scale: float = model.logit_scale.exp().item()  # read before the model is rounded to dtype
-        self._model = model.to(device=device, dtype=dtype or default_dtype(device))
+        # read before the model is rounded to dtype
+        self._scale = model.logit_scale.exp().to(device)
+        self._model = placed(model, device, dtype or default_dtype(device))
         self._condition, _ = self._text_tokens(condition)
         self._prompts: dict[str, Prompt] = {}
 
@@ -190,7 +191,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     """Return the tensors of the file by the names of `MpsModel`, and the frequencies of the positions."""
     if file.suffix == ".safetensors":
         try:
-            tensors = load_file(file)
+            tensors = read_safetensors(file)
         except FAILURES as error:
             raise unusable("mps", str(file), error) from None
     else:

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig
 
 from ..checkpoint import find_checkpoint
 from ..checks import RewardError, check_batch
-from ..loading import FAILURES, default_dtype, make_config, model_config, unusable
+from ..loading import FAILURES, make_config, model_config, unusable
 from ..registry import default_source
+from ..weightless import default_dtype, placed, read_safetensors
 from .hpsv3_prompt import MARK, PROMPT_FILE
 from .qwen import Chat, Patches, hidden_at_marks, load_marked_model
 from .videoreward_checkpoint import plain_name
@@ -74,16 +74,12 @@ class HpsV3:
         )
         self._chat = Chat("hpsv3", [str(base)], "image", config.image_token_id, [MARK])
         tensors = _read(file)
-        self._head = [layer.to(device) for layer in _take_head(tensors, file, config.text_config.hidden_size)]
-        self._model = load_marked_model(
-            "hpsv3",
-            str(file),
-            config,
-            tensors,
-            self._chat,
-            "all of HPSv3",
-            dtype or default_dtype(device),
-        ).to(device)
+        self._head = [
+            placed(layer, device) for layer in _take_head(tensors, file, config.text_config.hidden_size)
+        ]
+        dtype = dtype or default_dtype(device)
+        model = load_marked_model("hpsv3", str(file), config, tensors, self._chat, "all of HPSv3", dtype)
+        self._model = placed(model, device)
         vision = config.vision_config
         pixels = TOKENS * (vision.patch_size * vision.spatial_merge_size) ** 2
         self._patches = Patches(
@@ -116,7 +112,7 @@ class HpsV3:
 def _read(file: Path) -> dict[str, Tensor]:
     """Return the tensors of the file by the names of `Qwen2VLModel` of transformers 5."""
     try:
-        return {plain_name(name): tensor for name, tensor in load_file(file).items()}
+        return {plain_name(name): tensor for name, tensor in read_safetensors(file).items()}
     except FAILURES as error:
         raise unusable("hpsv3", str(file), error) from None
 

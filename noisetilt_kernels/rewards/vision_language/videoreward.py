@@ -10,8 +10,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from ...checks import check_number
 from ..checks import check_videos
-from ..loading import default_dtype, load_model, make_config, model_config
+from ..loading import load_model, make_config, model_config
 from ..registry import default_source
+from ..weightless import default_dtype, placed
 from .qwen import Chat, Patches, hidden_at_marks, load_marked_model
 from .videoreward_checkpoint import (
     fetch,
@@ -96,15 +97,11 @@ class VideoReward:
         self._chat = Chat(
             "videoreward", [str(checkpoint / "tokenizer"), str(base)], "video", config.video_token_id, MARKS
         )
-        self._model = load_marked_model(
-            "videoreward",
-            source,
-            config,
-            tensors,
-            self._chat,
-            "all of VideoReward, with its tokenizer, and name a folder of its base model Qwen2-VL as base",
-            dtype,
-        ).to(device)
+        wanted = (
+            "all of VideoReward, with its tokenizer, and name a folder of its base model Qwen2-VL as base"
+        )
+        model = load_marked_model("videoreward", source, config, tensors, self._chat, wanted, dtype)
+        self._model = placed(model, device)
         self._head = head.to(device)
         normal = torch.tensor([settings.normal[name] for name in PARTS.values()], device=device)
         self._mean, self._std = normal.unbind(dim=1)

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checks import RewardError
 from ..loading import FAILURES, check_source, is_unreachable, unusable
+from ..weightless import is_weightless, read_pickle, read_safetensors
 from .videoreward_prompt import PARTS, PROMPT_TYPE
 
 CONFIG_FILE = "model_config.json"
@@ -72,7 +72,9 @@ def fetch(source: str) -> Path:
     try:
         return Path(
             snapshot_download(
-                source, allow_patterns=[CONFIG_FILE, "checkpoint-*"], local_files_only=is_unreachable(source)
+                source,
+                allow_patterns=[CONFIG_FILE, "checkpoint-*"],
+                local_files_only=is_weightless() or is_unreachable(source),
             )
         )
     except FAILURES as error:
@@ -159,17 +161,13 @@ def read_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         tensors: dict[str, Tensor] = {}
         for file in files:
-            tensors |= load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+            tensors |= (
+                read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file, mmap=True)
+            )
     except FAILURES as error:
         raise unusable("videoreward", str(checkpoint), error) from None
     named = {plain_name(name): tensor for name, tensor in tensors.items() if ".original_module." not in name}
     return named, files == [full]
-
-
-def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file as memory maps, which are read when they are used."""
-    tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return tensors
 
 
 def plain_name(name: str) -> str:

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ..checks import check_batch
-from ..loading import default_dtype, load_model, make_config, model_config, processor_config
+from ..loading import load_model, make_config, model_config, processor_config
 from ..registry import default_source
+from ..weightless import default_dtype, placed
 from .qwen import Chat, image_patches, recompute_blocks
 
 SOURCE = default_source("vqascore")
@@ -70,7 +71,7 @@ class VqaScore:
             dtype or default_dtype(device),
         )
         recompute_blocks(model.model)
-        self._model = model.to(device)
+        self._model = placed(model, device)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("vqascore", images, prompts)
