@@ -1,7 +1,7 @@
 """Configuration of the whitening operator: presets (DESIGN section 5), and how they adapt to a shape."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple
@@ -254,7 +254,7 @@ def resolve(config: WhiteningConfig, sample: Sample) -> WhiteningConfig:
     """Return `config` with `FULL` and repeats 0 replaced by their values for this sample.
 
     Raises:
-        ValueError: the configuration does not fit the shape. The message lists values that do.
+        ValueError: the configuration does not fit the shape. The message says what does.
     """
     if sample.size % 2:
         raise ValueError(f"whiten: a sample needs an even number of values, got {_describe(sample)}")
@@ -314,23 +314,28 @@ def largest_of(regions: Sequence[Region]) -> int:
 
 
 def check_tile(function: str, tile: Tile, sample: Sample, *, even: bool = False) -> None:
-    """Raise ValueError unless `tile` fits into the plane of `sample` and has 2 to MOST_DF + 1 values.
+    """Raise ValueError unless `tile` fits into the plane of `sample` and has at least 2 values.
 
-    With `even` the number of values must be even, and is not limited: the tile has no statistics.
+    The tiles into which it cuts the plane may have MOST_DF + 1 values. With `even` the number of values of
+    `tile` must be even, and is not limited: there are no statistics.
     """
     th, tw = tile
     _, height, width, _ = sample
     if not (1 <= th <= height and 1 <= tw <= width):
         raise ValueError(
             f"{function}: tile {th}x{tw} does not fit into the {height}x{width} plane of "
-            f"{_describe(sample)}; tiles have up to {height}x{width} values"
+            f"{_describe(sample)}; a tile may be at most {height}x{width}"
         )
     if th * tw < 2 or (even and th * tw % 2):
         raise ValueError(
             f"{function}: tile {th}x{tw} must hold {'an even number of' if even else 'at least 2'} values"
         )
-    if not even and largest_of(tile_regions(sample[1:3], tile)) - 1 > MOST_DF:
-        raise ValueError(f"{function}: tile {th}x{tw} must hold at most {MOST_DF + 1} values")
+    most = largest_of(tile_regions(sample[1:3], tile))
+    if not even and most - 1 > MOST_DF:
+        raise ValueError(
+            f"{function}: tile {th}x{tw} cuts the {height}x{width} plane into tiles of up to {most} values; "
+            f"a tile may have {MOST_DF + 1}"
+        )
 
 
 def _auto(sample: Sample) -> WhiteningConfig:
@@ -346,26 +351,59 @@ def _auto(sample: Sample) -> WhiteningConfig:
         )
     tiles: list[Tile] = []
     for target in (4, 8, 16):
-        tile = _auto_tile(sample, target)
+        tile = _auto_tile(sample, target, _near)
+        if not _all_projected(sample, tile, chunk_sizes):
+            tile = _auto_tile(sample, target, _nearest_divisor)
         if tile[0] * tile[1] >= 2 and tile not in tiles:
             tiles.append(tile)
-    mixing = [FULL, _made_even(_auto_tile(sample, 8))] if tiles else []
+    mixing = [FULL, _auto_mixing_tile(sample)] if tiles else []
     return WhiteningConfig(chunk_sizes, tuple(tiles), tuple((tile, 0) for tile in mixing))
 
 
-def _auto_tile(sample: Sample, target: int) -> Tile:
-    """Return the tile near target x target; for a flat sample, 1 x about target^2."""
-    if sample.flat:
-        return 1, _auto_side(sample.width, target * target)
-    return _auto_side(sample.height, target), _auto_side(sample.width, target)
+def _auto_tile(sample: Sample, target: int, side: Callable[[int, int], int]) -> Tile:
+    """Return the tile near target x target; for a flat sample, 1 x about target^2.
 
-
-def _auto_side(side: int, target: int) -> int:
-    """Return the divisor of a side nearest to the target, or, if it differs by more than a quarter, the
-    target itself, which then leaves a remainder.
+    Args:
+        side: function of the length of a side and the target that returns the side of the tile.
     """
-    nearest = min(_divisors(side), key=lambda d: (abs(d - target), d))
+    if sample.flat:
+        return 1, side(sample.width, target * target)
+    return side(sample.height, target), side(sample.width, target)
+
+
+def _all_projected(sample: Sample, tile: Tile, chunk_sizes: Sequence[int]) -> bool:
+    """Return True if for tiles of every size a chunk size divides their number."""
+    counts = (sample.channels * region.tiles_per_plane for region in tile_regions(sample[1:3], tile))
+    return all(any(count % chunk_size == 0 for chunk_size in chunk_sizes) for count in counts)
+
+
+def _auto_mixing_tile(sample: Sample) -> Tile:
+    """Return the tile of the small mixing domain, which has an even number of values.
+
+    If the tile of target 8 has an odd one, the side that `mixing_regions` cuts in pairs becomes even: a
+    divisor of the side, if there is one near the target.
+    """
+    th, tw = _auto_tile(sample, 8, _near)
+    if th * tw % 2 == 0:
+        return th, tw
+    if sample.width % 2 == 0:
+        return th, _near(sample.width, 64 if sample.flat else 8, step=2)
+    if sample.height % 2 == 0:
+        return _near(sample.height, 8, step=2), tw
+    return _made_even((th, tw))
+
+
+def _near(side: int, target: int, step: int = 1) -> int:
+    """Return the divisor of a side nearest to the target, or, if it differs by more than a quarter, the
+    target itself, which then leaves a remainder. Divisors that `step` does not divide do not count.
+    """
+    nearest = _nearest_divisor(side, target, step)
     return nearest if 4 * abs(nearest - target) <= target else min(target, side)
+
+
+def _nearest_divisor(side: int, target: int, step: int = 1) -> int:
+    """Return the divisor of a side nearest to the target, ties to the smaller one."""
+    return min((d for d in _divisors(side) if d % step == 0), key=lambda d: (abs(d - target), d))
 
 
 def _divisors(n: int) -> list[int]:

@@ -207,8 +207,9 @@ def butterfly(x: Tensor, tile: Sequence[int], steps: int, inverse: bool = False)
     Args:
         x: samples (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W), float16, bfloat16, float32 or float64.
         tile: tile size (th, tw) of an even number of values, up to (H, W). For (N,) and (B,N) the plane is 1
-            x N. A plane that the tile does not divide is cut into even tiles of nearly this size. If H and W
-            are odd, the last column stays as it is (if W is 1, the last row).
+            x N. A plane that the tile does not divide is cut into tiles of an even number of values: the
+            width is cut in pairs, or the height if only the width is odd. If H and W are odd, the last column
+            stays as it is (if W is 1, the last row).
         steps: number of steps, 0 to 1024.
         inverse: apply the inverse steps instead.
 

@@ -13,8 +13,8 @@ from .tiling import mixing_regions
 def butterfly(x: Tensor, tile: Sequence[int], steps: int) -> Tensor:
     """Apply `steps` butterfly steps to every tile of samples (B, C, H, W), th*tw even (DESIGN section 4).
 
-    If the tile does not divide the plane, the tiles have nearly this size (`mixing_regions`). One step maps a
-    tile of K values, flattened row-major, to (paper eq. 113)
+    If the tile does not divide the plane, it is cut into tiles of an even number of values
+    (`mixing_regions`). One step maps a tile of K values, flattened row-major, to (paper eq. 113)
 
         y[i] = (x[2i] + x[2i+1]) / sqrt2,    y[K/2+i] = (x[2i] - x[2i+1]) / sqrt2,    i < K/2.
 

@@ -70,6 +70,7 @@ class GuidedFlow(FlowPipelineModel):
 
     def velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         self.check_latents("velocity", x, prompts)
+        self.prompts.add(self.needed_prompts(prompts))  # both, before the denoiser is on the device
         positive, weight = self.conditional_velocity(x, sigma, prompts), self.weight_at(sigma)
         if weight <= 1:
             return positive

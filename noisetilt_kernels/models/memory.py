@@ -67,7 +67,7 @@ def plan_memory(
         source: see `load_pipeline`; only the configurations are read.
         dtype: dtype of the weights.
         micro_batch: number of images or videos computed at once.
-        offload: see `load_pipeline`; text encoders and each denoiser are then on the device alone.
+        offload: see `load_pipeline`; text encoders and denoisers are then not on the device together.
         gradient: True if the method takes a gradient; without it nothing is kept for a backward.
         one_step: True to use the model as a one-step model.
         load_reward: function that loads the reward, called while new tensors are fake. Tensors that it keeps

@@ -78,7 +78,13 @@ class PipelineModel(ABC):
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        self.prompts = PromptCache(type(self).__name__, pipe, self.facts.needed_encoders, self._encode)
+        # one that may be missing from a pipeline, but is not, must not be removed later
+        encoders = [
+            name
+            for name in self.facts.encoders
+            if name in self.facts.needed_encoders or getattr(pipe, name, None) is not None
+        ]
+        self.prompts = PromptCache(type(self).__name__, pipe, encoders, self._encode)
         self._shape = shape
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):

@@ -34,7 +34,7 @@ class QwenImageFlow(GuidedFlow):
         true_cfg_scale: scale of classifier-free guidance, v = v(negative) + scale (v(prompt) - v(negative)).
             Each 2x2 patch of v is then scaled to the norm that it has in v(prompt). A guided velocity takes
             two passes through the transformer; at 1 and below there is one pass and no guidance.
-        negative_prompt: prompt that guidance leads away from; a space is none, as on the model's page.
+        negative_prompt: prompt that guidance leads away from; a space means no negative prompt.
         gradient_checkpointing: see `PipelineModel`.
 
     Raises:

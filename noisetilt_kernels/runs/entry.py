@@ -1,4 +1,4 @@
-"""Entries of a comparison: a method, and the number of images of which the best one is kept."""
+"""Entries of a comparison: a method, and the number of images to choose the best from."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -96,6 +96,9 @@ def execute(
     """
     prompts = settings.particle_prompts
     fps = getattr(model, "fps", 16)  # models of images have no frame rate
+    for judge in (*(one for _, one in reward.rewards.values()), *held_out.values()):
+        if hasattr(judge, "fps"):
+            judge.fps = fps
 
     finished = frozenset(folder.outcomes)
 

@@ -35,8 +35,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
     rewards = loading.CountedRewards(settings, compute)
     # a micro-batch is never larger than the run
     entries = (
-        run.method.entries * min(settings.count, run.method.particles_at_once(compute.micro_batch))
-        for run in runs
+        run.method.entries * min(run.count, run.method.particles_at_once(compute.micro_batch)) for run in runs
     )
     micro_batch = min(compute.micro_batch, max(entries))
     memory = plan_memory(

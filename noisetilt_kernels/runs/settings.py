@@ -27,7 +27,8 @@ class Settings:
         rewards: rewards that steer, as a weighted sum.
         held_out: rewards that only judge finished images.
         particles: number of particles for each prompt in each round.
-        rounds: number of rounds. Each has all prompts with new noise; the best of n compares n rounds.
+        rounds: number of rounds. A round samples every particle once, with new noise. The best of n takes
+            the best over n rounds.
         seed: seed of the run; particle p draws from the stream of (seed, p).
         height, width: size of the images in pixels; None is the model's default.
         num_frames: number of frames of a video; None is the model's default.
@@ -159,7 +160,7 @@ class ComputeOptions:
     Attributes:
         device: device of the model and the rewards.
         micro_batch: number of batch entries in a forward pass of the model.
-        offload: keep the text encoders off the device while they are not in use.
+        offload: keep text encoders and idle transformers off the device.
         frames_at_once: number of frames of a video in a forward pass of an image reward.
         progress: show a progress bar.
     """

@@ -69,10 +69,13 @@ def prno(x: Tensor, permutations: Tensor) -> Tensor:
 
 
 def _prno(x: Tensor, permutations: Tensor) -> Tensor:
-    # gather, because the backward of an index sorts it on a GPU
-    permuted = x.expand_as(permutations).gather(1, permutations)
-    bounds = _Concentration.apply(torch.cat([x[None], permuted]))
-    return -bounds[0] - bounds[1:].mean() if len(permuted) else -bounds[0]
+    bounds = _Concentration.apply(torch.cat([x[None], _permuted(x, permutations)]))
+    return -bounds[0] - bounds[1:].mean() if len(permutations) else -bounds[0]
+
+
+def _permuted(x: Tensor, permutations: Tensor) -> Tensor:
+    """Return x (N,) in several orders, (P, N)."""
+    return x.expand_as(permutations).gather(1, permutations)  # the backward of an index sorts it on a GPU
 
 
 class _Concentration(torch.autograd.Function):
@@ -122,12 +125,12 @@ def mpgr(x: Tensor, permutations: Tensor) -> Tensor:
 
 def _mpgr(x: Tensor, permutations: Tensor) -> Tensor:
     moments = x.mean().abs() + (x.square().mean().sqrt() - 1).abs()
-    return moments + 25 * spectral_deviation(x[permutations]).mean()
+    return moments + 25 * spectral_deviation(_permuted(x, permutations)).mean()
 
 
 def spectral_deviation(x: Tensor) -> Tensor:
     """Return the deviation of the spectrum of samples (P, N) from that of noise, (P,), see `mpgr`."""
-    spectrum = pack_spectrum(torch.fft.rfft(x, norm="ortho"))  # a library's FFT: its bits do not matter here
+    spectrum = pack_spectrum(torch.fft.rfft(x, norm="ortho"))  # faster than the defined FFT
     magnitudes = spectrum.abs().unflatten(1, (-1, BLOCK))
     return (magnitudes.mean(dim=2) - _RAYLEIGH_MEAN).abs().mean(dim=1)
 

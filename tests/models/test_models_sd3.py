@@ -104,6 +104,14 @@ def test_arguments_out_of_range(options: dict[str, Any], message: str) -> None:
         flow_of(**options)
 
 
+def test_an_encoder_that_is_removed_later_is_missed() -> None:
+    pipe = tiny_sd3()
+    flow = flow_of(pipe, guidance_scale=1)
+    pipe.text_encoder_3 = None
+    with pytest.raises(ValueError, match="text_encoder_3"):
+        flow.velocity(noise(SHAPE), 0.5, ["a new prompt"])
+
+
 def test_saving_and_planning(tmp_path: Path) -> None:
     assert SD3Flow(tiny_sd3()).shape == (4, 16, 16)
     tiny_sd3().save_pretrained(tmp_path)

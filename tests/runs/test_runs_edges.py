@@ -434,6 +434,7 @@ def test_best_of_is_a_positive_integer_and_in_the_plan(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "methods must differ" in result.output
     result = invoke(*compare, "base", "--method", "base:best_of=20", "--method", "ntrk")
     assert result.exit_code == 0, result.output
+    assert "activations of 8 at once" in invoke(*compare, "base:best_of=2", "--micro-batch", 9).output
     plan = [line for line in result.output.splitlines() if line.startswith("NFE")]
     assert plan == [
         "NFE     25 per image, 2,000 in total for 80 images, to keep the best of 20",

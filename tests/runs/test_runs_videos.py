@@ -139,11 +139,23 @@ def test_a_run_of_videos(wan: Path, tmp_path: Path) -> None:
         assert sheet.width > 2 * 720
 
 
+class RateJudge:
+    """Reward of videos that knows their frame rate, and returns it."""
+
+    takes_videos = True
+    fps = 16.0
+
+    def __call__(self, videos: torch.Tensor, prompts: object) -> torch.Tensor:
+        return torch.full((len(videos),), self.fps)
+
+
 def test_videos_have_the_models_frame_rate(tmp_path: Path) -> None:
     settings = Settings("none", ("a cat",), Method("base", {"steps": 1}), parse_rewards("brightness"))
     reward = WeightedSum({"brightness": (1.0, of_videos(brightness, 4))})
     folder = RunFolder(tmp_path, settings.to_json())
-    execute(settings, ComputeOptions(), folder, WanFlow(tiny_wan(), fps=8, **SIZE), reward, {})
+    model = WanFlow(tiny_wan(), fps=8, **SIZE)
+    execute(settings, ComputeOptions(), folder, model, reward, {"rate": RateJudge()})
+    assert folder.outcomes[0].parts["rate"] == 8
     with av.open(io.BytesIO(folder.video_file(0).read_bytes())) as container:
         assert container.streams.video[0].average_rate == 8
 

@@ -107,7 +107,7 @@ class VideoReward:
         self._mean, self._std = normal.unbind(dim=1)
         self._parts = [list(PARTS).index(part)] if part else list(range(len(PARTS)))
         self._text = PROMPT_FILE.read_text(encoding="utf-8")
-        self._fps, self._rate = fps, settings.fps
+        self.fps, self._rate = fps, settings.fps
         vision = config.vision_config
         self._patches = Patches(
             "videoreward",
@@ -120,7 +120,7 @@ class VideoReward:
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         check_videos("videoreward", videos, prompts)
-        frames = chosen_frames(videos.shape[2], self._fps, self._rate)
+        frames = chosen_frames(videos.shape[2], self.fps, self._rate)
         videos = videos.transpose(1, 2)[:, frames]
         return torch.stack(
             [self._reward_of(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
