@@ -174,7 +174,7 @@ def _make_table(
     return Table(columns.lower.to(device).t(), columns.upper.to(device).t(), columns.monotone)
 
 
-cached_table = KeptResults(_make_table, most=64)
+cached_table = KeptResults(_make_table, most=256)
 """Function that returns a table from memory, from disk, or computed now. Tables are shared: never write to
 one.
 """

@@ -82,7 +82,7 @@ class Family:
         return adapter
 
 
-_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing", "skip_guidance_layers")
+_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
 """Adapter arguments that error messages do not list, as they do not describe the image or video."""
 
 _FAMILIES = (

@@ -1,7 +1,6 @@
 """Stable Diffusion 3.5 as a model for the samplers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -33,7 +32,6 @@ class SD3Flow(GuidedFlow):
             no guidance.
         negative_prompt: prompt that guidance leads away from.
         max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512.
-        skip_guidance_layers: must be None, as skip-layer guidance is not supported.
         gradient_checkpointing: see `PipelineModel`.
 
     Raises:
@@ -65,7 +63,6 @@ class SD3Flow(GuidedFlow):
         guidance_scale: float = 7.0,
         negative_prompt: str = "",
         max_sequence_length: int = 256,
-        skip_guidance_layers: Any = None,
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
@@ -74,10 +71,6 @@ class SD3Flow(GuidedFlow):
         if max_sequence_length > MAX_T5_LENGTH:
             raise ValueError(
                 f"SD3Flow: max_sequence_length must be at most {MAX_T5_LENGTH}, got {max_sequence_length}"
-            )
-        if skip_guidance_layers is not None:
-            raise ValueError(
-                "SD3Flow: skip_guidance_layers must be None, as skip-layer guidance is not supported"
             )
         self._t5_length = max_sequence_length
         config, factor = pipe.transformer.config, pipe.vae_scale_factor

@@ -90,10 +90,6 @@ def test_bfloat16_weights_see_exact_times() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"skip_guidance_layers": [1]},
-            "skip_guidance_layers must be None, as skip-layer guidance is not supported",
-        ),
         ({"max_sequence_length": 513}, "max_sequence_length must be at most 512, got 513"),
         ({"height": 84}, "height must be at most 80, the last position that the model knows, got 84"),
         ({"guidance_scale": 1, "negative_prompt": "a"}, "negative_prompt has no effect without guidance"),
