@@ -13,7 +13,7 @@ from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
-from .times import exact_timestep, shifted_sigmas, size_shift
+from .times import exact_timestep, sigmas_of_patches
 
 MAX_PROMPT_LENGTH = 512
 """Maximum number of T5 tokens; FLUX.1 schnell was trained with 256."""
@@ -95,8 +95,7 @@ class FluxFlow(GuidedFlow):
         }
 
     def sigmas(self, n: int) -> Tensor:
-        scheduler = self.pipe.scheduler
-        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
+        return sigmas_of_patches(self.pipe.scheduler, n, self._shape)
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer

@@ -12,7 +12,7 @@ from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
-from .times import exact_timestep, shifted_sigmas, size_shift
+from .times import exact_timestep, sigmas_of_patches
 
 PROMPT_LENGTH = 512
 """Maximum number of Qwen2.5-VL tokens of a prompt; shorter prompts are padded in a batch only."""
@@ -78,8 +78,7 @@ class QwenImageFlow(GuidedFlow):
         }
 
     def sigmas(self, n: int) -> Tensor:
-        scheduler = self.pipe.scheduler
-        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
+        return sigmas_of_patches(self.pipe.scheduler, n, self._shape)
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer, (height, width) = self.pipe.transformer, self._shape[1:]

@@ -46,6 +46,11 @@ def shifted_sigmas(scheduler: Any, n: int, shift: float) -> Tensor:
     return _flow_sigmas(scheduler)
 
 
+def sigmas_of_patches(scheduler: Any, n: int, shape: tuple[int, ...]) -> Tensor:
+    """Return `shifted_sigmas` for a latent (C, H, W) that the transformer reads in patches of 2x2."""
+    return shifted_sigmas(scheduler, n, size_shift(scheduler, shape[1] * shape[2] // 4))
+
+
 def scheduler_sigmas(scheduler: Any, n: int, shift: float | None = None) -> Tensor:
     """Return the scheduler's default n + 1 times for n steps, float32. The scheduler is left unchanged.
 

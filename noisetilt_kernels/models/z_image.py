@@ -10,7 +10,7 @@ from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
-from .times import shifted_sigmas, size_shift
+from .times import sigmas_of_patches
 
 PROMPT_LENGTH = 512
 """Maximum number of Qwen3 tokens of a prompt; shorter prompts are not padded."""
@@ -74,8 +74,7 @@ class ZImageFlow(GuidedFlow):
         return {"tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.cap_feat_dim)}
 
     def sigmas(self, n: int) -> Tensor:
-        scheduler = self.pipe.scheduler
-        return shifted_sigmas(scheduler, n, size_shift(scheduler, self._shape[1] * self._shape[2] // 4))
+        return sigmas_of_patches(self.pipe.scheduler, n, self._shape)
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer

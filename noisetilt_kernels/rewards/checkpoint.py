@@ -1,5 +1,6 @@
 """Reader of checkpoints published as one file, not in the format of transformers."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
 
 
 def _downloaded(reward: str, address: str) -> Path:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+    # the whole address, because different files have the same name
+    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / key / address.rpartition("/")[2]
     if is_weightless() and not file.is_file():
         raise RewardError(f"{reward}: {address} has not been downloaded")
     if not file.is_file():

@@ -175,6 +175,9 @@ def test_the_default_is_downloaded_once(
     for _ in range(2):
         torch.testing.assert_close(load_reward("aesthetic-v2.5")(images, PROMPTS), reward(images, PROMPTS))
     assert addresses == [ENTRIES["aesthetic-v2.5"].source]
+    elsewhere = f"https://example.org/{FILE}"  # another file of the same name
+    AestheticV25Score(elsewhere)
+    assert addresses[1:] == [elsewhere]
 
 
 # ---- properties ----
