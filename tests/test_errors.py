@@ -144,7 +144,7 @@ def mistakes() -> dict[str, Mistake]:
         "whiten",
         "tiles",
         ValueError,
-        "tile 8x8 does not fit into the 6x8 plane of a 16x6x8 sample; tiles have up to 6x8 values",
+        "tile 8x8 does not fit into the 6x8 plane of a 16x6x8 sample; a tile may be at most 6x8",
         x=real(16, 6, 8),
         preset="flux",
     )
@@ -267,7 +267,7 @@ def mistakes() -> dict[str, Mistake]:
         add(op, "tile of three", ValueError, "tile must be (th, tw), got [4, 4, 4]", tile=[4, 4, 4])
         for tile in ([9, 2], [4, 16], [0, 2], [-4, 2]):
             message = f"tile {tile[0]}x{tile[1]} does not fit into the 8x8 plane of a 4x8x8 sample; "
-            message += "tiles have up to 8x8 values"
+            message += "a tile may be at most 8x8"
             add(op, f"tile {tile}", ValueError, message, tile=tile)
         add(
             op,
@@ -721,7 +721,8 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "tile of more values": (
         lambda: nt.project_tile_stats(torch.empty(2**21, device="meta"), (1, 2**21), (1,)),
         ValueError,
-        "project_tile_stats: tile 1x2097152 must hold at most 1048577 values",
+        "project_tile_stats: tile 1x2097152 cuts the 1x2097152 plane into tiles of up to 2097152 values; "
+        "a tile may have 1048577",
     ),
     "chi-square 1.5": (lambda: nt.ChiSquare(1.5), TypeError, "ChiSquare: df must be an integer, got 1.5"),
     "chi-square nan": (
