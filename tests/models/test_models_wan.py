@@ -293,7 +293,9 @@ def test_the_plan_counts_backward_reward_and_text_encoders(tmp_path: Path) -> No
     # the backward, which recomputes activations
     assert planned(gradient_checkpointing=True).activations > 2 * planned(gradient=False).activations
     # the reward
-    copies = planned(reward=lambda videos, prompts: videos.repeat(1, 40, 1, 1, 1).square().flatten(1).sum(1))
+    copies = planned(
+        load_reward=lambda: lambda videos, prompts: videos.repeat(1, 40, 1, 1, 1).square().flatten(1).sum(1)
+    )
     assert copies.activations > planned().activations + 40 * 4 * math.prod(copies.pixels)
     # text encoders, alone on the device and larger than everything else
     config = tmp_path / "text_encoder" / "config.json"
