@@ -146,7 +146,8 @@ def test_model_offload_moves_the_other_expert_away() -> None:
     for time, other in ((0.95, "transformer_2"), (0.5, "transformer")):
         moved.clear()
         flow.velocity(noise(flow.shape), time, ["a cat"])
-        assert moved == [other]
+        # older versions of accelerate move the text encoder again, which is on the CPU
+        assert [name for name in moved if name != "text_encoder"] == [other]
         active = pipe.transformer_2 if other == "transformer" else pipe.transformer
         assert active._hf_hook.prev_module_hook.model is pipe.text_encoder
 

@@ -108,7 +108,7 @@ def published(folder: Path, images: list[Image.Image]) -> Tensor:
         return predictor_as_published()(embeddings / embeddings.norm(dim=-1, keepdim=True))[:, 0]
 
 
-@pytest.mark.parametrize(("height", "width", "tolerance"), [(36, 36, 1e-4), (75, 50, 0.01), (20, 51, 0.01)])
+@pytest.mark.parametrize(("height", "width", "tolerance"), [(36, 36, 1e-4), (75, 50, 0.012), (20, 51, 0.01)])
 def test_it_is_the_published_score(
     reward: AestheticV25Score, folder: Path, height: int, width: int, tolerance: float
 ) -> None:
