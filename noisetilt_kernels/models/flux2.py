@@ -9,22 +9,19 @@ from torch import Tensor
 
 from ..checks import check_number
 from ..functional import pack_latents, unpack_latents
-from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
-from .pipeline import FamilyFacts, image_size
-from .prompts import Encoded
+from .patched import PatchedFlow
+from .pipeline import FamilyFacts
 from .times import exact_timestep, shifted_sigmas
 
-PROMPT_LENGTH = 512
-"""Number of tokens that prompts are cut or padded to; the transformer reads the padding too."""
 
-
-class Flux2KleinFlow(GuidedFlow):
+class Flux2KleinFlow(PatchedFlow):
     """A Flux2KleinPipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
 
     Latents are unpacked, (32, H/8, W/8). They are float32 outside of the networks, in any dtype of the
     networks. In place of a scaling factor, the VAE has a mean and a variance for each channel of a 2x2 patch.
     With `Schedule("constant", 0)` the samplers follow the same path as `pipe(...)`.
+    Prompts are cut or padded to 512 tokens; the transformer reads the padding too.
 
     Args:
         pipe: FLUX.2 klein, distilled or base, or a model derived from it.
@@ -56,39 +53,14 @@ class Flux2KleinFlow(GuidedFlow):
         self.check_guidance(guidance_scale, negative_prompt)
         if pipe.config.is_distilled and negative_prompt:
             raise ValueError("Flux2KleinFlow: negative_prompt must be empty for a distilled model")
-        weight = 1 if pipe.config.is_distilled else guidance_scale
-        self._set_up(pipe, height, width, gradient_checkpointing, weight, negative_prompt)
-
-    def _set_up(
-        self,
-        pipe: Flux2KleinPipeline | Flux2Pipeline,
-        height: int | None,
-        width: int | None,
-        gradient_checkpointing: bool | None,
-        weight: float,
-        negative_prompt: str,
-    ) -> None:
-        """Finish the set-up of a model whose pipeline and guidance are checked."""
-        factor, default = pipe.vae_scale_factor, pipe.default_sample_size * pipe.vae_scale_factor
-        size = image_size(type(self).__name__, height, width, (default, default), 2 * factor)
-        shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
         super().__init__(
             pipe,
-            shape,
-            PROMPT_LENGTH,
+            height,
+            width,
             gradient_checkpointing,
-            weight=weight,
+            weight=1 if pipe.config.is_distilled else guidance_scale,
             negative_prompt=negative_prompt,
         )
-
-    def encode_prompt(self, prompt: str) -> Encoded:
-        tokens, _ = self.pipe.encode_prompt(prompt, self.device, max_sequence_length=self.prompt_length)
-        return {"tokens": tokens}
-
-    def placeholder_prompt(self) -> Encoded:
-        return {
-            "tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.joint_attention_dim)
-        }
 
     def sigmas(self, n: int) -> Tensor:
         shift = compute_empirical_mu(self._shape[1] * self._shape[2] // 4, n)
@@ -150,7 +122,8 @@ class Flux2Flow(Flux2KleinFlow):
         self.check(pipe)
         check_number("Flux2Flow", "guidance_scale", guidance_scale, 0)
         self._guidance_scale = float(guidance_scale)
-        self._set_up(pipe, height, width, gradient_checkpointing, weight=1, negative_prompt="")
+        # the parent's __init__ is for klein
+        PatchedFlow.__init__(self, pipe, height, width, gradient_checkpointing, weight=1, negative_prompt="")
 
     def embedded_guidance(self) -> float:
         return self._guidance_scale

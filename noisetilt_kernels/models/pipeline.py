@@ -78,12 +78,9 @@ class PipelineModel(ABC):
     ) -> None:
         self.pipe = pipe
         self.prompt_length = prompt_length
-        # one that may be missing from a pipeline, but is not, must not be removed later
-        encoders = [
-            name
-            for name in self.facts.encoders
-            if name in self.facts.needed_encoders or getattr(pipe, name, None) is not None
-        ]
+        # an optional encoder that the pipeline has is needed, too
+        optional = [name for name in self.facts.optional if getattr(pipe, name) is None]
+        encoders = [name for name in self.facts.encoders if name not in optional]
         self.prompts = PromptCache(type(self).__name__, pipe, encoders, self._encode)
         self._shape = shape
         for component in pipe.components.values():

@@ -8,17 +8,13 @@ from torch import Tensor
 
 from ..functional import pack_latents, unpack_latents
 from .causal_vae import decode_causal
-from .guidance import GuidedFlow
 from .offload import rewire_offload_hooks
-from .pipeline import FamilyFacts, image_size
-from .prompts import Encoded
+from .patched import PatchedFlow
+from .pipeline import FamilyFacts
 from .times import exact_timestep, sigmas_of_patches
 
-PROMPT_LENGTH = 512
-"""Maximum number of Qwen2.5-VL tokens of a prompt; shorter prompts are padded in a batch only."""
 
-
-class QwenImageFlow(GuidedFlow):
+class QwenImageFlow(PatchedFlow):
     """A QwenImagePipeline as `sampling.FlowModel`. See `PipelineModel` for how the pipeline is used.
 
     Latents are unpacked, (16, H/8, W/8). They are float32 outside of the networks, in any dtype of the
@@ -56,26 +52,14 @@ class QwenImageFlow(GuidedFlow):
     ) -> None:
         self.check(pipe)
         self.check_guidance(true_cfg_scale, negative_prompt, "true_cfg_scale")
-        factor, default = pipe.vae_scale_factor, pipe.default_sample_size * pipe.vae_scale_factor
-        size = image_size("QwenImageFlow", height, width, (default, default), 2 * factor)
-        shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
         super().__init__(
             pipe,
-            shape,
-            PROMPT_LENGTH,
+            height,
+            width,
             gradient_checkpointing,
             weight=true_cfg_scale,
             negative_prompt=negative_prompt,
         )
-
-    def encode_prompt(self, prompt: str) -> Encoded:
-        tokens, _ = self.pipe.encode_prompt(prompt, self.device, max_sequence_length=self.prompt_length)
-        return {"tokens": tokens}
-
-    def placeholder_prompt(self) -> Encoded:
-        return {
-            "tokens": torch.empty(1, self.prompt_length, self.pipe.transformer.config.joint_attention_dim)
-        }
 
     def sigmas(self, n: int) -> Tensor:
         return sigmas_of_patches(self.pipe.scheduler, n, self._shape)

@@ -141,8 +141,8 @@ def warnings_of(settings: Settings, rows: Sequence[Row], out: Path) -> list[str]
     held-out score is below that of the method `base`, if their 95 % intervals do not overlap.
     """
     sentences = []
-    weakest = {row.method: row for row in sorted(rows, key=lambda row: -row.best_of)}
-    single = [row for row in rows if row is weakest[row.method]]
+    fewest = {row.method: row for row in sorted(rows, key=lambda row: -row.best_of)}
+    single = [row for row in rows if row is fewest[row.method]]
     base = next((row for row in single if row.method.name == "base"), None)
     for row in single:
         summary = json.loads((out / folder_name(row.method) / "summary.json").read_text())
