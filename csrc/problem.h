@@ -33,7 +33,7 @@ struct Region {
   Tile tile;
   int64_t tiles_in(const Shape& shape) const { return shape.channels * height * width / tile.size(); }
   bool fills(const Shape& shape) const { return height == shape.height && width == shape.width; }
-  // The region as the plane of samples of its own.
+  // The region as a whole plane, and the shape of samples that consist of it.
   Shape own_shape(const Shape& shape) const { return {shape.channels, height, width}; }
   Region own() const { return {0, 0, height, width, tile}; }
 };

@@ -42,7 +42,6 @@ inline std::array<Run, 2> runs_of(const Cut& cut, int64_t unit = 1) {
 
 // Pieces of even lengths near `piece`. The last value of an odd side is in none.
 inline std::array<Run, 2> even_runs(int64_t side, int64_t piece) {
-  if (side % 2 == 0 && piece % 2 == 0 && side % piece == 0) return runs_of(Cut::of(side, piece));
   return runs_of(Cut::of(side / 2, std::max<int64_t>(1, std::min(piece, side) / 2)), 2);
 }
 

@@ -21,7 +21,7 @@ class Region(NamedTuple):
         return (self.height, self.width) == x.shape[2:]
 
     def own(self) -> "Region":
-        """Return the rectangle as the plane of samples of its own."""
+        """Return the rectangle as a whole plane, which begins at (0, 0)."""
         return self._replace(top=0, left=0)
 
     def of(self, x: Tensor) -> Tensor:
@@ -78,8 +78,6 @@ def _cut(side: int, piece: int) -> _Pieces:
 
 def _cut_pairs(side: int, piece: int) -> _Pieces:
     """Return pieces of even lengths near `piece`. The last value of an odd side is in none."""
-    if side % 2 == piece % 2 == side % piece == 0:
-        return _cut(side, piece)
     return [(2 * pairs, count) for pairs, count in _cut(side // 2, max(1, min(piece, side) // 2))]
 
 

@@ -1,5 +1,5 @@
 // Regions of tiles of one size, where tiles do not divide the plane (../tiling.h). A region is copied to
-// memory of its own, where it is the plane of a sample, and back.
+// separate memory, where it is the whole plane of a sample, and back.
 #pragma once
 
 #include "../tiling.h"

@@ -6,7 +6,7 @@
 // at once. Barriers are in global memory, and the launch is cooperative. Or each team is a cluster, with
 // barriers in hardware. If there are more samples than teams, each team takes several in turn.
 //
-// Where tiles do not divide the plane, each region of tiles of one size is a launch of its own.
+// Where tiles do not divide the plane, each region of tiles of one size takes a separate launch.
 //
 //   whitening_plan.h       host plan: slices, buffers, grid
 //   whitening_buffers.h    table of the buffers: who writes, who reads, which barrier lies between

@@ -170,7 +170,7 @@ def project_statistics(x: Tensor, projections: Sequence[TileProjection]) -> tupl
     """Do `project_tile_stats`, but for the last rescaling. Return the samples, and the statistics to which
     they still have to be rescaled, if any.
 
-    A region of the plane is copied, and projected like samples of its own.
+    A region of the plane is copied, and projected as the plane of separate samples.
     """
     statistics, given = None, x
     for region, tables in projections:
