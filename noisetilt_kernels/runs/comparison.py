@@ -81,11 +81,8 @@ def compare(
         model = load_model(next((run for run in runs.values() if run.one_step), settings), compute)
         for method, run in runs.items():
             execute(run, compute, folders[method], model, reward, held_out, workers)
-        outcomes = {
-            method: [folder.outcomes[particle] for particle in sorted(folder.outcomes)]
-            for method, folder in folders.items()
-        }
-        rows = tabulate(outcomes, comparison.entries, settings.count_of_round, settings.score_names)
+        results = {method: folder.results() for method, folder in folders.items()}
+        rows = tabulate(results, comparison.entries, settings.count_of_round, settings.score_names)
         if workers.is_first:
             _write(settings, out, rows, folders)
     return rows

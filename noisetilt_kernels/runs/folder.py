@@ -20,12 +20,12 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from safetensors import safe_open
@@ -84,6 +84,15 @@ class Outcome:
         return Outcome(**{**values, "reward": _number_or_nan(values["reward"])})
 
 
+class Results(NamedTuple):
+    """Finished particles of a run."""
+
+    outcomes: dict[int, Outcome]
+    """Outcomes by particle."""
+    seconds: dict[int, float]
+    """Time that the steps of a particle took: in the model, the reward and the operator."""
+
+
 class RunFolder:
     """Files of a run.
 
@@ -131,6 +140,7 @@ class RunFolder:
             )
         else:
             _warn_of_other_rounding(path, before, compute)
+            _keep_rounds(path / "run.json", self.settings)
         for name in ("images", "latents"):
             (path / name).mkdir(exist_ok=True)
         self.merge_lines(self._check_files)
@@ -141,18 +151,9 @@ class RunFolder:
         Args:
             keep: returns False for a particle that counts as unfinished in spite of its line.
         """
-        outcomes = {
-            one.particle: one
-            for file in _line_files(self.path, "results")
-            for one in _read_outcomes(file, self.settings)
-            if keep(one)
-        }
-        records = {
-            (record.particle, record.step): record
-            for file in _line_files(self.path, "records")
-            for record in _read_records(file)
-            if record.particle in outcomes
-        }
+        finished = _all_outcomes(self.path, self.settings)
+        outcomes = {particle: one for particle, one in finished.items() if keep(one)}
+        records = _records_of(self.path, outcomes)
         _rewrite(self.path / "results.jsonl", [outcomes[particle].to_json() for particle in sorted(outcomes)])
         _rewrite(self.path / "records.jsonl", [record.to_json() for record in records.values()])
         for name in ("results", "records"):
@@ -166,9 +167,12 @@ class RunFolder:
         return [record.noise_peak for record in records if record.noise_peak is not None]
 
     def read_outcomes(self) -> None:
-        """Set `outcomes` from the lines of finished particles in results.jsonl."""
-        lines = _read_outcomes(self.path / "results.jsonl", self.settings)
-        self.outcomes = {one.particle: one for one in lines}
+        """Set `outcomes` from the lines of finished particles."""
+        self.outcomes = _all_outcomes(self.path, self.settings)
+
+    def results(self) -> Results:
+        """Return the finished particles."""
+        return Results(self.outcomes, _seconds_of(self.path, self.outcomes))
 
     def _check_files(self, one: Outcome) -> bool:
         """Return True if the files of a particle can be read; otherwise report the first that cannot."""
@@ -278,6 +282,24 @@ def check_folder(path: Path, settings: Mapping[str, Any], resume: bool) -> None:
             _read_records(file)
 
 
+def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
+    """Return the particles that a run has finished, also while it goes on.
+
+    Args:
+        path: folder of the run; without run.json there are no particles.
+        settings: settings of the run in JSON form.
+
+    Raises:
+        RunFolderError: the folder holds a run with other settings, or a line is wrong.
+    """
+    if not (path / "run.json").exists():
+        return Results({}, {})
+    settings = json.loads(json.dumps(settings))
+    _check_same_settings(path, read_run(path / "run.json")[0], settings)
+    outcomes = _all_outcomes(path, settings)
+    return Results(outcomes, _seconds_of(path, outcomes))
+
+
 def check_link(path: Path) -> None:
     """Raise RunFolderError for a symbolic link to nothing, where no folder can be made."""
     if path.is_symlink() and not path.exists():
@@ -339,7 +361,7 @@ def read_run(run_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return written["settings"], written["compute"]
 
 
-_RESUMABLE_SETTINGS = {"non_finite"}
+_RESUMABLE_SETTINGS = {"non_finite", "rounds"}
 """Settings that may change when a run is resumed: no finished particle depends on them."""
 
 
@@ -355,6 +377,14 @@ def _check_same_settings(path: Path, before: Mapping[str, Any], settings: Mappin
             f"{path} holds a run with {'; with '.join(other)}; choose another folder, or "
             "leave these options out: --resume takes them from run.json"
         )
+
+
+def _keep_rounds(run_file: Path, settings: Mapping[str, Any]) -> None:
+    """Write the number of rounds to run.json if it has grown. Fewer rounds remove no particles."""
+    written = json.loads(run_file.read_bytes())
+    if settings.get("rounds", 1) > written["settings"].get("rounds", 1):
+        written["settings"]["rounds"] = settings["rounds"]
+        write_whole(run_file, _pretty(written))
 
 
 _ROUNDING = {
@@ -460,8 +490,28 @@ def _read_outcomes(path: Path, settings: Mapping[str, Any]) -> list[Outcome]:
     return _read_lines(path, read, "a finished image")
 
 
+def _all_outcomes(path: Path, settings: Mapping[str, Any]) -> dict[int, Outcome]:
+    """Return the finished particles of all processes."""
+    lines = (one for file in _line_files(path, "results") for one in _read_outcomes(file, settings))
+    return {one.particle: one for one in lines}
+
+
 def _read_records(path: Path) -> list[StepRecord]:
     return _read_lines(path, StepRecord.from_json, "a step")
+
+
+def _records_of(path: Path, particles: Collection[int]) -> dict[tuple[int, int], StepRecord]:
+    """Return the records of some particles by particle and step, of all processes."""
+    lines = (record for file in _line_files(path, "records") for record in _read_records(file))
+    return {(record.particle, record.step): record for record in lines if record.particle in particles}
+
+
+def _seconds_of(path: Path, particles: Collection[int]) -> dict[int, float]:
+    """Return the time that the steps of each particle took."""
+    seconds = dict.fromkeys(particles, 0.0)
+    for record in _records_of(path, particles).values():
+        seconds[record.particle] += record.seconds_model + record.seconds_reward + record.seconds_whitening
+    return seconds
 
 
 def _rewrite(path: Path, lines: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -23,22 +24,40 @@ _EQUAL = 0.006
 """Part of an axis below which a difference cannot be seen."""
 
 
-def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -> Figure:
+def draw_comparison(
+    rows: Sequence[Row],
+    held_out: Sequence[str],
+    reward: str,
+    *,
+    names: Sequence[str] | None = None,
+    titles: Mapping[str, str] = MappingProxyType({}),
+) -> Figure:
     """Draw the plots of a comparison, with 95 % confidence intervals as bars.
 
     The first panel shows the reward against NFE with a line for each method. Methods that differ only in
     numbers that set the NFE share a line. If all rows have the same NFE, it shows a row for each method
-    instead. A panel for each held-out reward shows it against the reward, with
-    a point for each row. A method with the results of an earlier one is drawn beside it, so that both are
-    seen.
+    instead. If the time of every row is known, a panel shows the reward against seconds. A panel for each
+    held-out reward shows it against the reward, with a point for each row. A method with the results of an
+    earlier one is drawn beside it, so that both are seen.
+
+    Args:
+        rows: rows of the table.
+        held_out: names of the held-out rewards.
+        reward: title of the steering reward.
+        names: name of the line of each row, in place of its method.
+        titles: titles of the held-out rewards by name, where they have one.
     """
     one_nfe = len({row.nfe for row in rows}) == 1
+    if names is None:
+        names = [row.label if one_nfe else row.line for row in rows]
     by_method: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.nfe):
-        by_method.setdefault(row.label if one_nfe else row.line, []).append(row)
+    for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: pair[0].nfe):
+        by_method.setdefault(name, []).append(row)
+    timed = all(row.seconds > 0 for row in rows)
+    count = 1 + timed + len(held_out)
     with default_style():
-        figure = Figure(figsize=(5.2 * (1 + len(held_out)), 5.4), dpi=100, layout="constrained")
-        panels = figure.subplots(1, 1 + len(held_out), squeeze=False)[0]
+        figure = Figure(figsize=(5.2 * count, 5.4), dpi=100, layout="constrained")
+        panels = figure.subplots(1, count, squeeze=False)[0]
         if one_nfe:
             _draw_rewards(panels[0], by_method)
             panels[0].set(xlabel=reward, title=f"Reward at {rows[0].nfe} NFE per image")
@@ -47,13 +66,18 @@ def draw_comparison(rows: Sequence[Row], held_out: Sequence[str], reward: str) -
                 xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
             )
             _draw_lines(figure, panels[0], by_method, None, "-")
-            panels[0].set_xscale("log", base=2)
-            panels[0].set_xticks(_ticks(row.nfe for row in rows))
-            panels[0].minorticks_off()
-            panels[0].xaxis.set_major_formatter(ScalarFormatter())
-        for panel, name in zip(panels[1:], held_out, strict=True):
+            _set_ticks(panels[0], [row.nfe for row in rows])
+        if timed:
+            panels[1].set(
+                xlabel="measured seconds per image", ylabel=reward, title="Reward against time"
+            )
+            _draw_lines(figure, panels[1], by_method, None, "none" if one_nfe else "-", seconds=True)
+            panels[1].set_xscale("log")
+        for panel, name in zip(panels[1 + timed :], held_out, strict=True):
             panel.set(
-                xlabel=reward, ylabel=f"{name} (held out)", title="Trade-off: up and to the right is better"
+                xlabel=reward,
+                ylabel=f"{titles.get(name, name)} (held out)",
+                title="Trade-off: up and to the right is better",
             )
             _draw_lines(figure, panel, by_method, name, ":")
         for panel in panels:
@@ -73,11 +97,24 @@ def _draw_rewards(panel: Axes, by_method: Mapping[str, Sequence[Row]]) -> None:
     panel.margins(y=1 / (1 + len(by_method)))
 
 
+def _set_ticks(panel: Axes, values: Sequence[int]) -> None:
+    """Give a logarithmic axis of NFE its ticks."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(_ticks(values))
+    panel.minorticks_off()
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+
+
 def _draw_lines(
-    figure: Figure, panel: Axes, by_method: Mapping[str, Sequence[Row]], held_out: str | None, linestyle: str
+    figure: Figure,
+    panel: Axes,
+    by_method: Mapping[str, Sequence[Row]],
+    held_out: str | None,
+    linestyle: str,
+    seconds: bool = False,
 ) -> None:
     """Draw a line for each method: a held-out reward against the reward, or without one the reward against
-    NFE.
+    NFE or seconds.
     """
     lines = {}
     for label, rows in by_method.items():
@@ -85,7 +122,8 @@ def _draw_lines(
         if held_out:
             x, x_halves = _bars([row.scores["reward"] for row in rows])
         else:
-            x, x_halves = [float(row.nfe) for row in rows], [0.0] * len(rows)
+            x = [row.seconds if seconds else float(row.nfe) for row in rows]
+            x_halves = [0.0] * len(rows)
         lines[label] = (x, y, x_halves, y_halves)
     places = _places([np.array([x, y]) for x, y, *_ in lines.values()])
     for index, (label, (x, y, x_halves, y_halves)) in enumerate(lines.items()):

@@ -8,7 +8,7 @@ from typing import Any
 from ..sampling.methods import Method
 from ..sampling.result import best_index
 from .entry import Entry
-from .folder import Outcome
+from .folder import Outcome, Results
 from .statistics import Estimate, estimate
 
 
@@ -23,6 +23,7 @@ class Row:
         scores: mean scores of the chosen particles: "reward", the steering reward, and others by name.
         differences: mean paired differences to a row of the first method, see `tabulate`; empty for rows of
             the first method.
+        seconds: mean time that the steps of the n particles took; NaN if it is not known.
     """
 
     method: Method
@@ -30,6 +31,7 @@ class Row:
     nfe: int
     scores: dict[str, Estimate]
     differences: dict[str, Estimate]
+    seconds: float = math.nan
 
     @property
     def label(self) -> str:
@@ -47,49 +49,79 @@ class Row:
             "method": str(self.method),
             "best_of": self.best_of,
             "nfe": self.nfe,
+            "seconds": None if math.isnan(self.seconds) else self.seconds,
             "scores": {name: one.to_json() for name, one in self.scores.items()},
             "differences": {name: one.to_json() for name, one in self.differences.items()},
         }
 
 
 def tabulate(
-    outcomes: Mapping[Method, Sequence[Outcome]], entries: Iterable[Entry], count: int, names: Sequence[str]
+    results: Mapping[Method, Results], entries: Iterable[Entry], count: int, names: Sequence[str]
 ) -> list[Row]:
     """Return a row for every entry.
 
-    Differences are to a row of the first entry's method: to that with the nearest NFE by ratio.
+    Differences are to a row of the first entry's method: to that with the nearest NFE by ratio. Of runs that
+    are not finished, only the particles count of which all n are.
 
     Args:
-        outcomes: outcomes of all particles in order, by method.
-        entries: methods with their numbers n. A row has `count` chosen particles: of particle i of the first
-            n rounds the one with the best reward.
+        results: finished particles by method.
+        entries: methods with their numbers n. A row has up to `count` chosen particles: of particle i of the
+            first n rounds the one with the best reward.
         count: number of particles in a round.
         names: names of the scores to show beside the steering reward.
     """
-    chosen = {entry: _choose_best(outcomes[entry.method], entry.best_of, count, names) for entry in entries}
+    best = {entry: best_of(results[entry.method].outcomes, entry.best_of, count) for entry in entries}
+    chosen = {entry: _scores(outcomes, names) for entry, outcomes in best.items()}
     first = [entry for entry in chosen if entry.method == next(iter(chosen)).method]
     rows = []
     for entry, scores in chosen.items():
         near = min(first, key=lambda other: abs(math.log(other.nfe / entry.nfe)))
         differences = {
-            name: estimate(a - b for a, b in zip(values, chosen[near][name], strict=True))
+            name: estimate(
+                value - chosen[near][name][place]
+                for place, value in values.items()
+                if place in chosen[near][name]
+            )
             for name, values in scores.items()
             if entry not in first
         }
-        means = {name: estimate(values) for name, values in scores.items()}
-        rows.append(Row(entry.method, entry.best_of, entry.nfe, means, differences))
+        means = {name: estimate(values.values()) for name, values in scores.items()}
+        times = results[entry.method].seconds
+        seconds = estimate(
+            math.fsum(times.get(particle, math.nan) for particle in _group(place, entry.best_of, count))
+            for place in best[entry]
+        ).mean
+        rows.append(Row(entry.method, entry.best_of, entry.nfe, means, differences, seconds))
     return rows
 
 
-def _choose_best(
-    outcomes: Sequence[Outcome], n: int, count: int, names: Sequence[str]
-) -> dict[str, list[float]]:
-    """Return the scores of the best of n particles, {name: `count` values}."""
-    groups = (outcomes[start : n * count : count] for start in range(count))
-    best = [group[best_index([one.reward for one in group])] for group in groups]
+def best_of(outcomes: Mapping[int, Outcome], n: int, count: int) -> dict[int, Outcome]:
+    """Return the particle with the best reward of each group of n, by its place in a round.
+
+    Args:
+        outcomes: finished particles; a group with an unfinished one is left out.
+        n: number of rounds.
+        count: number of particles in a round.
+    """
+    groups = {place: _group(place, n, count) for place in range(count)}
+    finished = {
+        place: [outcomes[particle] for particle in group]
+        for place, group in groups.items()
+        if outcomes.keys() >= set(group)
+    }
+    return {place: group[best_index([one.reward for one in group])] for place, group in finished.items()}
+
+
+def _group(place: int, n: int, count: int) -> range:
+    """Return the particles at a place of the first n rounds."""
+    return range(place, n * count, count)
+
+
+def _scores(outcomes: Mapping[int, Outcome], names: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Return the scores by name and by place."""
     return {
-        "reward": [one.reward for one in best],
-        **{name: [one.parts[name] for one in best] for name in names},
+        "reward": {place: one.reward for place, one in outcomes.items()},
+        **{name: {place: one.parts[name] for place, one in outcomes.items()} for name in names},
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs.entry import Entry, parse_entries, runs_of
-from noisetilt_kernels.runs.folder import Outcome
+from noisetilt_kernels.runs.folder import Outcome, Results
 from noisetilt_kernels.runs.settings import Settings
 from noisetilt_kernels.runs.statistics import Estimate, estimate
 from noisetilt_kernels.runs.table import Row, markdown, tabulate
@@ -25,17 +25,38 @@ def test_estimates_use_students_quantile() -> None:
     assert str(Estimate(1.0, 0.0, 9)) == "1"
 
 
+def test_table_of_unfinished_runs_counts_whole_groups_and_pairs() -> None:
+    def results(rewards: dict[int, float]) -> Results:
+        return Results({i: Outcome(i, "", r, {}) for i, r in rewards.items()}, {})
+
+    first, second = parse_method("base:steps=5"), parse_method("ntrk:steps=5")
+    rows = tabulate(
+        {first: results({0: 1.0, 1: 2.0, 3: 8.0}), second: results({1: 5.0, 2: 9.0})},
+        [Entry(first), Entry(first, 2), Entry(second), Entry(second, 2)],
+        count=2,
+        names=[],
+    )
+    # of the second round of `first`, particle 3 is finished, and particle 2 is not
+    assert [row.scores["reward"].mean for row in rows[:3]] == [1.5, 8.0, 5.0]
+    assert [row.scores["reward"].count for row in rows] == [2, 1, 1, 0]
+    assert rows[2].differences["reward"].mean == 3.0  # of particle 1, which both have
+    assert rows[3].differences["reward"].count == 0
+    assert math.isnan(rows[0].seconds)
+
+
 def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
-    def outcomes(rewards: list[float], judged: list[float]) -> list[Outcome]:
-        return [Outcome(i, "", r, {"judge": j}) for i, (r, j) in enumerate(zip(rewards, judged, strict=True))]
+    def results(rewards: list[float], judged: list[float]) -> Results:
+        pairs = enumerate(zip(rewards, judged, strict=True))
+        outcomes = {i: Outcome(i, "", r, {"judge": j}) for i, (r, j) in pairs}
+        return Results(outcomes, {i: 10.0 + i for i in outcomes})
 
     first, second = parse_method("base:steps=5"), parse_method("ntrk:steps=5")
     third = parse_method("svdd:steps=5,candidates=2")
     rows = tabulate(
         {
-            first: outcomes([1, 3, 2, 0], [0, 1, 1, 0]),
-            second: outcomes([2, 4, 5, math.nan], [0, 0, 1, 1]),
-            third: outcomes([9, 7], [1, 1]),
+            first: results([1, 3, 2, 0], [0, 1, 1, 0]),
+            second: results([2, 4, 5, math.nan], [0, 0, 1, 1]),
+            third: results([9, 7], [1, 1]),
         },
         [Entry(first), Entry(first, 2), Entry(second), Entry(second, 2), Entry(third)],
         count=2,
@@ -55,6 +76,8 @@ def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
     # 5 NFE are compared with 5, 10 and 9 with 10
     assert [row.differences["reward"].mean for row in rows[2:]] == [1.0, 2.0, 5.5]
     assert rows[3].differences["judge"].mean == -0.5
+    # the steps of particles 0 and 2 together took 22 seconds, those of 1 and 3 24
+    assert [row.seconds for row in rows] == [10.5, 23.0, 10.5, 23.0, 10.5]
     header, line, *cells = markdown(rows).splitlines()
     assert header == "| method | NFE | reward | judge | reward, difference | judge, difference |"
     assert len(cells) == 5 and all(cell.count("|") == line.count("|") for cell in cells)
