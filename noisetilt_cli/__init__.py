@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import bench, compare, demo, doctor, models, optimize, rewards, sample
+from . import bench, compare, demo, doctor, experiment, models, optimize, rewards, sample
 
 
 class _Commands(click.Group):
@@ -41,5 +41,6 @@ main.add_command(demo.demo)
 main.add_command(sample.sample)
 main.add_command(optimize.optimize)
 main.add_command(compare.compare)
+main.add_command(experiment.experiment)
 main.add_command(rewards.rewards)
 main.add_command(models.models)

@@ -154,7 +154,7 @@ def settings_of(
     Raises:
         click.ClickException: an option is not written as its help says, or has a wrong value.
     """
-    source_of = dict(map(_parse_source, sources))
+    source_of = dict(map(parse_source, sources))
     with of_option("--reward-source"):
         check_sources(source_of)
     prompt_origins = _all_prompts(prompts, prompt_file)
@@ -232,7 +232,7 @@ def compute_options_of(
     )
 
 
-def _parse_source(text: str) -> tuple[str, str]:
+def parse_source(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not equals or not name or not source:
         raise click.UsageError(f"--reward-source must be written NAME=FOLDER or NAME=ID, got {text!r}")

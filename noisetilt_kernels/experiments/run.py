@@ -3,21 +3,26 @@
 from pathlib import Path
 
 from ..runs.comparison import check, check_folders, compare
-from ..runs.comparison_folder import folder_name
-from ..runs.entry import runs_of
-from ..runs.folder import read_results
-from ..runs.settings import ComputeOptions
-from ..runs.table import Row, tabulate
+from ..runs.settings import ComputeOptions, Settings
 from ..runs.workers import SINGLE_PROCESS, Workers
-from .report import Table, write_report
-from .spec import Experiment, ExperimentComparison
+from .report import Table, read_tables, write_report
+from .spec import Experiment
 
 
-def check_experiment(experiment: Experiment, compute: ComputeOptions, out: Path, resume: bool) -> None:
-    """Raise the errors of `run_experiment` that need no model, before any work."""
+def check_experiment(
+    experiment: Experiment, compute: ComputeOptions, out: Path, resume: bool
+) -> list[list[Settings]]:
+    """Raise the errors of `run_experiment` that need no weights, before any work.
+
+    Returns:
+        The runs of each comparison.
+    """
+    runs = []
     for one in experiment.comparisons:
-        runs = check(one.settings, one.comparison, compute)
-        check_folders(runs, out / one.name, resume)
+        own = check(one.settings, one.comparison, compute)
+        check_folders(own, out / one.name, resume)
+        runs.append(list(own.values()))
+    return runs
 
 
 def run_experiment(
@@ -44,6 +49,7 @@ def run_experiment(
         Errors of `runs.comparison.compare`.
     """
     tables = read_tables(experiment, out) if resume else []
+    workers.wait()
     for number, one in enumerate(experiment.comparisons):
         if tables and tables[number].complete and (out / one.name / "table.md").exists():
             continue
@@ -52,23 +58,3 @@ def run_experiment(
             write_report(experiment, read_tables(experiment, out), out)
         workers.wait()
     return read_tables(experiment, out)
-
-
-def read_tables(experiment: Experiment, out: Path) -> list[Table]:
-    """Return the tables of an experiment from the images that are finished, also while it runs.
-
-    Raises:
-        RunFolderError: a folder holds a run with other settings.
-    """
-    return [_read_table(one, out / one.name) for one in experiment.comparisons]
-
-
-def _read_table(one: ExperimentComparison, folder: Path) -> Table:
-    entries = [row.entry for row in one.methods]
-    settings = one.settings
-    results = {
-        method: read_results(folder / folder_name(method), run.to_json())
-        for method, run in runs_of(settings, entries).items()
-    }
-    rows: list[Row] = tabulate(results, entries, settings.count_of_round, settings.score_names)
-    return Table(one, tuple(rows), folder)

@@ -8,7 +8,7 @@ An experiment is a TOML file with one table of results, or several:
 
     [[comparison]]
     model = "black-forest-labs/FLUX.1-dev"
-    prompts = "animals"
+    prompt_lists = ["animals"]
     reward = "aesthetic"
     held_out = ["pickscore"]
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import NoisetiltError, did_you_mean, shown
-from ..prompt_lists import PROMPT_LISTS, prompts_of
+from ..prompt_lists import PROMPT_LISTS, prompt_lines, prompts_of
 from ..rewards import RewardSpec, parse_rewards
 from ..runs.comparison_folder import Comparison
 from ..runs.entry import Entry, parse_entries
@@ -144,7 +144,8 @@ class Experiment:
             )
             if name not in known:
                 raise ExperimentError(
-                    f"{self.name} has no method {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}"
+                    f"{self.name} has no method {name!r}{did_you_mean(name, known)}; it has: "
+                    f"{', '.join(known)}"
                 )
         kept = [
             replace(
@@ -193,8 +194,8 @@ def read_experiment(
     except FileNotFoundError:
         known = bundled_experiments()
         raise ExperimentError(
-            f"{source!r} is not an experiment{did_you_mean(source, known)}; give the path of a TOML file, or one "
-            f"of {', '.join(known)}"
+            f"{source!r} is not an experiment{did_you_mean(source, known)}; give the path of a TOML file, or "
+            f"one of {', '.join(known)}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{file} is not a TOML file: {error}") from None
@@ -236,9 +237,7 @@ class _Reader:
         comparisons = [self._comparison(number, table) for number, table in enumerate(tables, start=1)]
         names = [one.name for one in comparisons]
         if not names or len(set(names)) < len(names):
-            raise self._error(
-                "", f"needs comparisons with different names, got {', '.join(names) or 'none'}"
-            )
+            raise self._error("", f"needs comparisons with different names, got {', '.join(names) or 'none'}")
         return Experiment(
             self._file.stem,
             self._value("", values, "title", _STRINGS),
@@ -249,9 +248,10 @@ class _Reader:
 
     def _comparison(self, number: int, values: dict[str, Any]) -> ExperimentComparison:
         where = f"comparison {number}"
-        own = {"name", "title", "prompts", "seeds", "reward", "held_out", "columns", "scale", "method"}
-        self._check_keys(where, values, own | _SETTINGS)
-        settings = {name: value for name, value in values.items() if name in _SETTINGS} | self._given
+        own = {"name", "title", "prompts", "prompt_lists", "seeds", "reward", "held_out", "columns", "scale"}
+        self._check_keys(where, values, own | {"method"} | _SETTINGS)
+        settings = {name: value for name, value in values.items() if name in _SETTINGS}
+        settings.update(self._given)
         held_out = self._strings(where, values, "held_out")
         rows = [
             self._method(f"{where}, method {index}", row)
@@ -260,15 +260,20 @@ class _Reader:
         if not rows:
             raise self._error(where, "needs at least one method")
         settings.setdefault("dtype", default_dtype(self._device))
+        prompts = self._prompts(where, values)
+        reward, seeds = (
+            self._value(where, values, "reward", _STRINGS),
+            self._value(where, values, "seeds", (int,), 1),
+        )
         if "lora" in settings:
             settings["lora"] = tuple(settings["lora"])
         try:
             made = Settings(
                 method=rows[0].entry.method,
-                prompts=self._prompts(where, values),
-                rewards=parse_rewards(self._value(where, values, "reward", _STRINGS), self._sources),
+                prompts=prompts,
+                rewards=parse_rewards(reward, self._sources),
                 held_out=tuple(RewardSpec.parse(name, sources=self._sources) for name in held_out),
-                particles=self._value(where, values, "seeds", (int,), 1),
+                particles=seeds,
                 **settings,
             )
             for reward in made.rewards:
@@ -300,7 +305,9 @@ class _Reader:
         self._check_keys(where, values, {"label", "method", "paper"})
         text = self._value(where, values, "method", _STRINGS)
         row = ExperimentMethod(
-            self._value(where, values, "label", _STRINGS, text), text, self._value(where, values, "paper", (dict,), {})
+            self._value(where, values, "label", _STRINGS, text),
+            text,
+            self._value(where, values, "paper", (dict,), {}),
         )
         try:
             row.entry.method.check()
@@ -312,21 +319,20 @@ class _Reader:
         return row
 
     def _prompts(self, where: str, values: dict[str, Any]) -> tuple[str, ...]:
-        """Return the prompts of a bundled list, of a file beside the experiment, or of the file itself."""
-        source = self._value(where, values, "prompts", (str, list))
-        if isinstance(source, list):
-            prompts = self._strings(where, values, "prompts")
-        elif source in PROMPT_LISTS:
-            prompts = prompts_of(source)
-        else:
-            beside = self._file.parent / source
-            if not beside.is_file():
+        """Return the prompts: those of the file, then those of bundled lists and of files beside it."""
+        prompts = self._strings(where, values, "prompts")
+        for name in self._strings(where, values, "prompt_lists"):
+            beside = self._file.parent / name
+            if name in PROMPT_LISTS:
+                prompts += prompts_of(name)
+            elif beside.is_file():
+                prompts += [prompt for _, prompt in prompt_lines(beside.read_text(encoding="utf-8"))]
+            else:
                 raise self._error(
                     where,
-                    f"has prompts = {source!r}, which is no file and none of {', '.join(PROMPT_LISTS)}",
+                    f"has a prompt list {name!r}, which is neither a file nor one of "
+                    f"{', '.join(PROMPT_LISTS)}",
                 )
-            lines = map(str.strip, beside.read_text(encoding="utf-8").splitlines())
-            prompts = [line for line in lines if line and not line.startswith("#")]
         if not prompts:
             raise self._error(where, "has no prompts")
         return tuple(prompts[: self._most_prompts])
@@ -336,21 +342,26 @@ class _Reader:
             raise self._error(where, f"must be a table, got {shown(values)}")
         for name in values:
             if name not in valid:
-                raise self._error(
-                    where, f"has an unknown key {name!r}{did_you_mean(name, valid)}"
-                )
+                raise self._error(where, f"has an unknown key {name!r}{did_you_mean(name, valid)}")
 
     _REQUIRED = object()
 
     def _value(
-        self, where: str, values: Mapping[str, Any], name: str, kinds: tuple[type, ...], default: Any = _REQUIRED
+        self,
+        where: str,
+        values: Mapping[str, Any],
+        name: str,
+        kinds: tuple[type, ...],
+        default: Any = _REQUIRED,
     ) -> Any:
         if name not in values:
             if default is self._REQUIRED:
                 raise self._error(where, f"has no {name!r}")
             return default
         if type(values[name]) not in kinds:
-            wanted = " or ".join({str: "a string", list: "a list", dict: "a table", int: "an integer"}[k] for k in kinds)
+            wanted = " or ".join(
+                {str: "a string", list: "a list", dict: "a table", int: "an integer"}[k] for k in kinds
+            )
             raise self._error(where, f"must have {wanted} as {name!r}, got {shown(values[name])}")
         return values[name]
 

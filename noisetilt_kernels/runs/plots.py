@@ -68,9 +68,7 @@ def draw_comparison(
             _draw_lines(figure, panels[0], by_method, None, "-")
             _set_ticks(panels[0], [row.nfe for row in rows])
         if timed:
-            panels[1].set(
-                xlabel="measured seconds per image", ylabel=reward, title="Reward against time"
-            )
+            panels[1].set(xlabel="measured seconds per image", ylabel=reward, title="Reward against time")
             _draw_lines(figure, panels[1], by_method, None, "none" if one_nfe else "-", seconds=True)
             panels[1].set_xscale("log")
         for panel, name in zip(panels[1 + timed :], held_out, strict=True):

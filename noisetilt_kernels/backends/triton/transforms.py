@@ -22,7 +22,8 @@ def butterfly(
     """Apply `steps` butterfly steps, or their inverse, to every tile of samples x (B, C, H, W). Returns (B,
     C, H, W).
 
-    A region of tiles of one size is copied, if it is not the plane, and transformed as the plane of separate samples.
+    A region of tiles of one size is copied, if it is not the plane, and transformed as the plane of
+    separate samples.
 
     statistics: those to which the samples are rescaled before, if any.
     """
