@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..runs.files import write_whole
 from ..runs.folder import Results, png, read_results
 from ..runs.plan import format_bytes, format_seconds
 from ..runs.plots import draw_comparison, figure_png
-from ..runs.statistics import Estimate
 from ..runs.table import Row, best_of, tabulate
 from .spec import Experiment, ExperimentComparison, ExperimentMethod
 
@@ -52,6 +51,15 @@ class Table:
         return self.finished == self.total
 
     @property
+    def scaled_rows(self) -> list[Row]:
+        """The rows with scores in the paper's units."""
+        factors = self.spec.scale
+        return [
+            replace(row, scores={name: one.scaled(factors.get(name, 1)) for name, one in row.scores.items()})
+            for row in self.rows
+        ]
+
+    @property
     def header(self) -> list[str]:
         """Titles of the columns."""
         titles = [self.spec.title_of(name) for name in self.spec.score_names]
@@ -65,11 +73,11 @@ class Table:
                 method.label,
                 _with_paper(str(row.nfe), method, "nfe"),
                 *(
-                    _with_paper(_scaled(row.scores[name], self.spec.scale.get(name, 1)), method, name)
+                    _with_paper(str(row.scores[name]) if row.scores[name].count else "", method, name)
                     for name in self.spec.score_names
                 ),
             ]
-            for method, row in zip(self.spec.methods, self.rows, strict=True)
+            for method, row in zip(self.spec.methods, self.scaled_rows, strict=True)
         ]
 
     @property
@@ -200,12 +208,6 @@ def _markdown_table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> st
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
-def _scaled(one: Estimate, factor: float) -> str:
-    if one.count == 0:
-        return ""
-    return str(Estimate(one.mean * factor, one.half_width * abs(factor), one.count))
-
-
 def _with_paper(text: str, method: ExperimentMethod, name: str) -> str:
     """Return our number, with the paper's in brackets if it has one."""
     if name not in method.paper or (name == "nfe" and text == str(method.paper[name])):
@@ -233,7 +235,7 @@ def _draw(table: Table) -> dict[str, bytes]:
     spec = table.spec
     shown = [
         (method, row)
-        for method, row in zip(spec.methods, table.rows, strict=True)
+        for method, row in zip(spec.methods, table.scaled_rows, strict=True)
         if row.scores["reward"].count
     ]
     figure = draw_comparison(

@@ -121,6 +121,9 @@ def execute(
         if step.particle not in finished:
             records.write(step)
 
+    on_gpu = torch.device(compute.device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(compute.device)
     with RecordWriter(folder.records_file) as records, out_of_memory_explained(compute):
         at_once = settings.method.particles_at_once(compute.micro_batch)
         mine = workers.share(folder.missing_batches(len(prompts), at_once))
@@ -144,7 +147,8 @@ def execute(
     if workers.is_first:
         folder.merge_lines()
         write_contact_sheet(settings, folder)
-        folder.write_summary(summarise(settings, folder))
+        peak = torch.cuda.max_memory_allocated(compute.device) if on_gpu and mine else None
+        folder.write_summary({**summarise(settings, folder), "peak_memory": peak})
     workers.wait()
     if not workers.is_first:
         folder.read_outcomes()

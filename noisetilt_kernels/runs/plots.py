@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from .statistics import Estimate
@@ -66,11 +65,11 @@ def draw_comparison(
                 xlabel="function evaluations (NFE) per image", ylabel=reward, title="Reward against NFE"
             )
             _draw_lines(figure, panels[0], by_method, None, "-")
-            _set_ticks(panels[0], [row.nfe for row in rows])
+            _set_ticks(panels[0], [row.nfe for row in rows], base=2)
         if timed:
             panels[1].set(xlabel="measured seconds per image", ylabel=reward, title="Reward against time")
             _draw_lines(figure, panels[1], by_method, None, "none" if one_nfe else "-", seconds=True)
-            panels[1].set_xscale("log")
+            _set_ticks(panels[1], [row.seconds for row in rows], base=10)
         for panel, name in zip(panels[1 + timed :], held_out, strict=True):
             panel.set(
                 xlabel=reward,
@@ -95,12 +94,12 @@ def _draw_rewards(panel: Axes, by_method: Mapping[str, Sequence[Row]]) -> None:
     panel.margins(y=1 / (1 + len(by_method)))
 
 
-def _set_ticks(panel: Axes, values: Sequence[int]) -> None:
-    """Give a logarithmic axis of NFE its ticks."""
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(_ticks(values))
+def _set_ticks(panel: Axes, values: Sequence[float], base: int) -> None:
+    """Make the horizontal axis logarithmic, with ticks at some of the values."""
+    ticks = _ticks(values)
+    panel.set_xscale("log", base=base)
+    panel.set_xticks(ticks, [f"{tick}" if isinstance(tick, int) else f"{tick:.2g}" for tick in ticks])
     panel.minorticks_off()
-    panel.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def _draw_lines(
@@ -154,9 +153,9 @@ def _bars(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     return [one.mean for one in estimates], [one.half_width for one in estimates]
 
 
-def _ticks(values: Iterable[int]) -> list[int]:
+def _ticks(values: Iterable[float]) -> list[float]:
     """Return the values that are far enough apart for their labels on a logarithmic axis."""
-    ticks: list[int] = []
+    ticks: list[float] = []
     for value in sorted(values):
         if not ticks or value > 1.2 * ticks[-1]:
             ticks.append(value)

@@ -38,6 +38,11 @@ class Estimate:
         share = f"{round(self.mean * self.count)} of {self.count}"
         return f"{share} ({self})" if self.half_width > 0 else share
 
+    def scaled(self, factor: float) -> "Estimate":
+        """Return the estimate of the values multiplied by a factor."""
+        answers = self.yes_or_no and factor == 1
+        return Estimate(self.mean * factor, self.half_width * abs(factor), self.count, answers)
+
     def __str__(self) -> str:
         return format(self, "")
 
