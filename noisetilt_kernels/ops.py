@@ -27,7 +27,7 @@ from .config import (
     unflatten,
 )
 from .python_ref import tile_regions
-from .registration import Plan, register, register_gradient, register_without_gradient
+from .registration import Plan, register
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
@@ -225,27 +225,20 @@ register("project_2os", _project_2os, num_tensors=2)
 register("project_tile_stats", _project_tile_stats)
 register("project_wgnc", _project_wgnc)
 register("project_wgnc_blocks", _project_wgnc_blocks)
-register("compact_fourier", _compact_fourier, linear=True)
-register("butterfly", _butterfly, linear=True)
-register("hadamard_transform", _hadamard_transform, linear=True)
-
-
-# ---- gradients ----
-
-for _name in (
-    "whiten",
-    "_whiten_config",
-    "project_2os",
-    "project_tile_stats",
-    "project_wgnc",
-    "project_wgnc_blocks",
-):
-    register_without_gradient(_name)
-
-# The gradient of an orthogonal transform is its inverse. The Walsh-Hadamard transform is symmetric.
+# The transpose of an orthogonal transform is its inverse. The Walsh-Hadamard transform is symmetric.
 _ops = torch.ops.noisetilt
-register_gradient("compact_fourier", lambda grad, inverse: _ops.compact_fourier(grad, not inverse))
-register_gradient(
-    "butterfly", lambda grad, tile, steps, inverse: _ops.butterfly(grad, tile, steps, not inverse)
+register(
+    "compact_fourier",
+    _compact_fourier,
+    transpose=lambda grad, inverse=False: _ops.compact_fourier(grad, not inverse),
 )
-register_gradient("hadamard_transform", lambda grad, scale: _ops.hadamard_transform(grad, scale))
+register(
+    "butterfly",
+    _butterfly,
+    transpose=lambda grad, tile, steps, inverse=False: _ops.butterfly(grad, tile, steps, not inverse),
+)
+register(
+    "hadamard_transform",
+    _hadamard_transform,
+    transpose=lambda grad, scale=1.0: _ops.hadamard_transform(grad, scale),
+)

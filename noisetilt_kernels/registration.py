@@ -6,7 +6,7 @@ size of a sample is symbolic.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +49,11 @@ class Plan(NamedTuple):
 
 
 def register(
-    name: str, make_plan: Callable[..., Plan], *, num_tensors: int = 0, linear: bool = False
+    name: str,
+    make_plan: Callable[..., Plan],
+    *,
+    num_tensors: int = 0,
+    transpose: Callable[..., Tensor] | None = None,
 ) -> None:
     """Implement operator `name`.
 
@@ -57,7 +61,9 @@ def register(
         make_plan: function of the operator's arguments that checks them and returns a plan. A plan depends
             only on the metadata of the tensors and on the other arguments, and is kept for later calls.
         num_tensors: number of tensor arguments that follow x.
-        linear: the operator is linear in x: its forward-mode derivative is the operator itself.
+        transpose: function of (grad, *arguments after x) that applies the transpose of an operator that is
+            linear in x. It is the gradient; the forward-mode derivative is the operator itself. None for a
+            projection, which has no gradient.
     """
     calls: dict[Any, Callable[..., Tensor]] = {}
 
@@ -88,9 +94,12 @@ def register(
         name,
         implementation,
         num_tensors=num_tensors,
-        no_tangent=None if linear else _no_gradient(name, "Pass x.detach()."),
+        transpose=transpose,
+        no_gradient=_no_gradient(name),
     )
     torch.library.register_fake(f"noisetilt::{name}", fake, lib=_registry)
+    _register_autograd(name, transpose)
+    torch.library.register_vmap(f"noisetilt::{name}", _vmapped(name, num_tensors), lib=_registry)
 
     def refuse(x: Tensor, *args: Any) -> Tensor:
         raise TypeError(f"{public_name(name)}: {NOT_DENSE}")
@@ -99,30 +108,46 @@ def register(
         _registry.impl(name, refuse, key)
 
 
-def register_without_gradient(name: str) -> None:
-    """Let the backward of operator `name` raise an error that explains why there is no gradient."""
-
-    def backward(ctx: Any, grad: Tensor) -> None:
-        raise NotImplementedError(_no_gradient(name, "Pass x.detach(), or call it under torch.no_grad()."))
-
-    torch.library.register_autograd(f"noisetilt::{name}", backward, lib=_registry)
-
-
-def register_gradient(name: str, backward: Callable[..., Tensor]) -> None:
-    """Let `backward(grad, *arguments)` compute the gradient of operator `name` in x.
-
-    `arguments` are the operator's arguments after x.
-    """
+def _register_autograd(name: str, transpose: Callable[..., Tensor] | None) -> None:
+    """Register the gradient of operator `name`; without a transpose, the error that there is none."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.arguments = inputs[1:]
 
-    def of_all_arguments(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return backward(grad, *ctx.arguments), *[None] * len(ctx.arguments)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if transpose is None:
+            raise NotImplementedError(_no_gradient(name, ", or call it under torch.no_grad()"))
+        return transpose(grad, *ctx.arguments), *[None] * len(ctx.arguments)
 
     torch.library.register_autograd(
-        f"noisetilt::{name}", of_all_arguments, setup_context=setup_context, lib=_registry
+        f"noisetilt::{name}", backward, setup_context=setup_context, lib=_registry
     )
+
+
+_BATCHED_RANKS = (2, 4, 5)
+"""Numbers of dimensions of tensors whose first dimension is a batch."""
+
+
+def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
+    """Return the rule by which `torch.func.vmap` calls operator `name` once for all its samples."""
+    operator = getattr(torch.ops.noisetilt, name)
+
+    def rule(info: Any, in_dims: Sequence[Any], x: Tensor, *args: Any) -> tuple[Tensor, int]:
+        own, tables = in_dims[0], in_dims[1 : 1 + num_tensors]
+        rank = x.dim() - (own is not None)
+        if any(dim is not None for dim in tables) or not 1 <= rank <= 5:
+            parts = [
+                [arg] * info.batch_size if dim is None else arg.unbind(dim)
+                for arg, dim in zip((x, *args[:num_tensors]), (own, *tables), strict=True)
+            ]
+            results = [operator(*tensors, *args[num_tensors:]) for tensors in zip(*parts, strict=True)]
+            return torch.stack(results), 0
+        samples = x.movedim(own, 0)
+        if rank not in _BATCHED_RANKS:
+            return operator(samples, *args), 0
+        return operator(samples.flatten(0, 1), *args).unflatten(0, samples.shape[:2]), 0
+
+    return rule
 
 
 def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
@@ -173,8 +198,8 @@ def public_name(name: str) -> str:
     return name.strip("_").removesuffix("_config")
 
 
-def _no_gradient(name: str, remedy: str) -> str:
-    return f"{public_name(name)} has no gradient: it is a projection. {remedy}"
+def _no_gradient(name: str, more: str = "") -> str:
+    return f"{public_name(name)} has no gradient: it is a projection. Pass x.detach(){more}."
 
 
 def _metadata(arg: Any) -> Any:

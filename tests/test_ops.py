@@ -267,7 +267,6 @@ def test_forward_mode_derivatives_of_linear_operators(name: str) -> None:
     assert torch.autograd.gradgradcheck(case, (x,), check_fwd_over_rev=True)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", LINEAR)
 def test_forward_mode_jacobian(name: str) -> None:
     case = CASES[name]
@@ -289,13 +288,65 @@ def test_forward_mode_compiles(name: str) -> None:
         assert_same_bits(result, expected)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("in_dim", [0, -1])
 @pytest.mark.parametrize("name", CASES)
-def test_vmap(name: str) -> None:
-    """vmap over pairs of samples."""
+def test_vmap(name: str, in_dim: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """vmap over pairs of samples, and over single samples, in one call of the operator."""
     case = CASES[name]
     x = case.input(4)
-    assert_same_bits(torch.func.vmap(case)(x.unflatten(0, (2, 2))).flatten(0, 1), case(x))
+    pairs = x.unflatten(0, (2, 2)).movedim(0, in_dim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_bits(torch.func.vmap(case, in_dims=in_dim)(pairs).flatten(0, 1), case(x))
+        assert_same_bits(torch.func.vmap(case, in_dims=in_dim)(x.movedim(0, in_dim)), case(x))
+        assert_same_bits(
+            torch.func.vmap(torch.func.vmap(case))(x.unflatten(0, (2, 2))).flatten(0, 1), case(x)
+        )
+    assert "performance drop" not in capfd.readouterr().err  # PyTorch warns on the terminal, too
+
+
+def test_vmap_over_tables_and_wrong_shapes() -> None:
+    x = torch.randn(3, 64)
+    lower = torch.linspace(-2, 1, 64).reshape(16, 4) - torch.arange(3.0)[:, None, None]
+    project = torch.ops.noisetilt.project_2os
+    expected = torch.stack([project(x[i], lower[i], lower[i] + 3) for i in range(3)])
+    assert_same_bits(torch.func.vmap(project)(x, lower, lower + 3), expected)
+    assert_same_bits(
+        torch.func.vmap(project, in_dims=(None, 0, 0))(x[0], lower, lower + 3),
+        torch.stack([project(x[0], lower[i], lower[i] + 3) for i in range(3)]),
+    )
+    with pytest.raises(ValueError, match=r"x must be \(N,\)"):
+        torch.func.vmap(torch.ops.noisetilt.whiten)(x[:, 0])
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_gradients_of_torch_func(name: str) -> None:
+    case = CASES[name]
+    x = case.input(2, torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return case(x).pow(3).sum()
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(energy(leaf), leaf)
+    assert_same_bits(torch.func.grad(energy)(x), expected)
+    assert_same_bits(torch.func.vmap(torch.func.grad(energy))(x), expected)
+    size = x[0].numel()
+    one = x[:1]
+    backward = torch.func.jacrev(case)(one).reshape(size, size)
+    torch.testing.assert_close(backward, torch.func.jacfwd(case)(one).reshape(size, size))
+    # the energy is a sum of cubes of J x, so its second derivative is J^T diag(6 J x) J
+    hessian = torch.func.hessian(energy)(one).reshape(size, size)
+    torch.testing.assert_close(hessian, backward.T @ torch.diag(6 * case(one).flatten()) @ backward)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_gradient_of_torch_func_through_a_projection_is_an_error(name: str) -> None:
+    case = CASES[name]
+    x = case.input()
+    real = torch.view_as_real if x.is_complex() else (lambda x: x)
+    with pytest.raises(NotImplementedError, match="has no gradient: it is a projection"):
+        torch.func.grad(lambda x: real(case(x)).sum())(x)
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -88,7 +88,8 @@ def execute(
         workers: processes of the run. Each of them calls this function with the folder opened for its rank.
 
     Returns:
-        The summary, see `summarise`.
+        The summary, see `summarise`, and "peak_memory": the largest memory in bytes that this process
+        allocated on its GPU, or None.
 
     Raises:
         OutOfMemoryError: the device ran out of memory.
@@ -143,16 +144,16 @@ def execute(
                 progress=compute.progress and workers.is_first,
             )
             settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
+    peak = torch.cuda.max_memory_allocated(compute.device) if on_gpu and mine else None
     workers.wait()
     if workers.is_first:
         folder.merge_lines()
         write_contact_sheet(settings, folder)
-        peak = torch.cuda.max_memory_allocated(compute.device) if on_gpu and mine else None
         folder.write_summary({**summarise(settings, folder), "peak_memory": peak})
     workers.wait()
     if not workers.is_first:
         folder.read_outcomes()
-    return summarise(settings, folder)
+    return {**summarise(settings, folder), "peak_memory": peak}
 
 
 def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:

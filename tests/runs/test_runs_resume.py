@@ -81,6 +81,21 @@ def test_a_run_killed_between_two_particles_continues_to_the_same_images(
     ]
 
 
+def test_rounds_can_be_added_and_left_out(tmp_path: Path) -> None:
+    one = replace(SETTINGS, particles=3)  # micro-batches of 3 end with the rounds
+    two = replace(one, rounds=2)
+    run(tmp_path / "whole", two)
+    run(tmp_path / "grown", one)
+    kept = (tmp_path / "grown" / "images" / "0000.png").stat().st_mtime_ns
+    run(tmp_path / "grown", two, resume=True)
+    assert (tmp_path / "grown" / "images" / "0000.png").stat().st_mtime_ns == kept
+    assert equal_files(tmp_path / "grown") == equal_files(tmp_path / "whole")
+    run(tmp_path / "grown", one, resume=True)  # the second round stays
+    assert len(list((tmp_path / "grown" / "images").iterdir())) == 12
+    written = json.loads((tmp_path / "grown" / "run.json").read_text())
+    assert written["settings"]["rounds"] == 2
+
+
 def test_any_lost_particles_are_made_again(tmp_path: Path) -> None:
     run(tmp_path)
     whole = equal_files(tmp_path)
