@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..model_sources import BUNDLED
+from ..prompt_lists import PROMPT_LISTS
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..sampling import NON_FINITE
 from ..sampling.registry import REQUIRED, SAMPLERS, Parameter, Sampler
@@ -19,6 +20,7 @@ def facts() -> dict[str, Any]:
 
     Returns:
         bundled_models: names of the bundled models.
+        prompt_lists: names of the bundled lists of prompts.
         non_finite: valid values of --non-finite.
         frames_at_once: default of --frames-at-once.
         samplers: for each kind of sampler, the help of --method, and flag, type, choices and help of each
@@ -26,6 +28,7 @@ def facts() -> dict[str, Any]:
     """
     return {
         "bundled_models": list(BUNDLED),
+        "prompt_lists": list(PROMPT_LISTS),
         "non_finite": list(NON_FINITE),
         "frames_at_once": FRAMES_AT_ONCE,
         "samplers": {kind: _samplers(kind) for kind in ("flow", "one-step")},

@@ -12,6 +12,7 @@ import click
 import torch
 
 from ..checks import did_you_mean
+from ..prompt_lists import PROMPT_LISTS, prompt_lines
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.spec import check_sources
 from ..runs import workers
@@ -250,7 +251,8 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[tup
     collected = [(prompt, "--prompt") for prompt in prompts]
     if prompt_file is None:
         return collected
-    data = prompt_file.read_bytes()
+    bundled = PROMPT_LISTS.get(str(prompt_file))
+    data = (bundled.file if bundled and not prompt_file.exists() else prompt_file).read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -258,8 +260,5 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[tup
         raise click.UsageError(
             f"--prompt-file {prompt_file}, line {number} must be UTF-8 text; save the file as UTF-8"
         ) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            collected.append((stripped, f"--prompt-file {prompt_file}, line {number}"))
-    return collected
+    origin = f"--prompt-file {prompt_file}, line "
+    return collected + [(prompt, f"{origin}{number}") for number, prompt in prompt_lines(text)]
