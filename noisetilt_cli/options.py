@@ -126,6 +126,14 @@ reward_options = combine(
         help="Rewards that only judge the finished images and do not steer.",
     ),
     click.option(
+        "--diversity",
+        default="",
+        metavar="NAME[:FEATURES],...",
+        help=f"Measures of diversity of the finished images ({', '.join(FACTS['diversity'])}), and the "
+        f"features that they compare ({', '.join(FACTS['features'])}), such as vendi:clip. "
+        "[default features: digits for bundled models, else clip]",
+    ),
+    click.option(
         "--reward-source",
         "sources",
         multiple=True,

@@ -17,6 +17,7 @@ from ..rewards import RewardSpec, parse_rewards
 from ..rewards.spec import check_sources
 from ..runs import workers
 from ..runs.comparison_folder import Comparison
+from ..runs.diversity import parse_diversity
 from ..runs.entry import parse_entries
 from ..runs.errors import RunFolderError
 from ..runs.folder import read_run
@@ -141,6 +142,7 @@ def settings_of(
     prompt_file: Path | None,
     reward: str | None,
     held_out: str,
+    diversity: str,
     sources: tuple[str, ...],
     **others: Any,
 ) -> Settings:
@@ -150,7 +152,8 @@ def settings_of(
         method: the sampler and its arguments.
         before: run to be resumed. It supplies everything that is not given.
         device: device of the run.
-        model, dtype, prompts, prompt_file, reward, held_out, sources, others: values of the options.
+        model, dtype, prompts, prompt_file, reward, held_out, diversity, sources, others: values of the
+            options.
 
     Raises:
         click.ClickException: an option is not written as its help says, or has a wrong value.
@@ -190,7 +193,11 @@ def settings_of(
                 settings,
                 rewards=tuple(one.with_sources(source_of) for one in settings.rewards),
                 held_out=tuple(one.with_sources(source_of) for one in settings.held_out),
+                diversity=tuple(one.with_sources(source_of) for one in settings.diversity),
             )
+    if before is None or is_given("diversity"):
+        with of_option("--diversity"):
+            settings = replace(settings, diversity=parse_diversity(diversity, settings.model, source_of))
     for one in (*settings.rewards, *settings.held_out):
         for prompt, origin in prompt_origins:
             with of_option(origin):

@@ -55,6 +55,9 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
     held_out = (
         f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
     )
+    diversity = (
+        f"; diversity: {', '.join(one.name for one in settings.diversity)}" if settings.diversity else ""
+    )
     *frames, height, width = memory.pixels[1:]
     extent = f"{height} x {width}" if not frames else f"{frames[0]} frames of {height} x {width}"
     at_once = ""
@@ -77,7 +80,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "
             f"latents {shape} (N = {math.prod(memory.shape):,})",
         ),
-        ("reward", steering + held_out + at_once),
+        ("reward", steering + held_out + diversity + at_once),
     ]
     for run in runs:
         rows += [
