@@ -8,12 +8,16 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ..hub import first_sentence
 from .checks import RewardError
 from .digits import scan
 from .registry import default_source
 
 Features = Callable[[Tensor], Tensor]
 """Function from images (B, 3, H, W) in [0, 1] to one row of numbers for each image, float32 (B, d)."""
+
+
+_TORCHVISION = f"install the torchvision that belongs to torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,12 @@ def _clip(source: str, device: str | torch.device) -> Features:
 
 
 def _inception(source: str, device: str | torch.device) -> Features:
-    from .inception import InceptionProbabilities
-
+    try:
+        from .inception import InceptionProbabilities
+    except (ImportError, OSError, RuntimeError) as error:  # of a torchvision for another torch
+        raise RewardError(
+            f"features: torchvision cannot be imported ({first_sentence(error)}); {_TORCHVISION}"
+        ) from None
     return InceptionProbabilities(device)
 
 
@@ -54,7 +62,7 @@ FEATURES: Mapping[str, FeaturesEntry] = {
     "inception": FeaturesEntry(
         _inception,
         package="torchvision",
-        install=f"install the torchvision that belongs to torch {torch.__version__}",
+        install=_TORCHVISION,
     ),
 }
 """Features by name: image embeddings of CLIP, grey means of 8 x 8 tiles, class probabilities."""

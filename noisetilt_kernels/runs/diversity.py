@@ -83,7 +83,7 @@ class DiversitySpec:
         return cls(measure, features, FEATURES[features].source).with_sources(sources)
 
     def with_sources(self, sources: Mapping[str, str]) -> "DiversitySpec":
-        """Return the spec with the source of its features' name; unchanged without one, or without weights."""
+        """Return the spec with the source of its features' name; unchanged if there is none."""
         return self if self.source is None else replace(self, source=sources.get(self.features, self.source))
 
     @property

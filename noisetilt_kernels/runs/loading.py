@@ -71,14 +71,16 @@ class CountedRewards:
         settings, compute: settings of the run, and how to compute it.
 
     Attributes:
-        uncounted: names of the rewards and features that are not counted: custom rewards, and those whose
-            files are not on this machine.
+        uncounted: names of the rewards that are not counted: custom ones, and those whose files are not on
+            this machine.
+        uncounted_features: names of the features whose files are not on this machine.
         without_graph: names of the steering rewards of which only the weights are counted.
     """
 
     def __init__(self, settings: Settings, compute: ComputeOptions) -> None:
         self._settings, self._compute = settings, compute
         self.uncounted: list[str] = []
+        self.uncounted_features: list[str] = []
         self.without_graph: list[str] = []
         self._kept: list[Any] = []
 
@@ -94,28 +96,28 @@ class CountedRewards:
         for spec in self._settings.held_out:
             self._load(spec)
         for one in _distinct_features(self._settings):
-            self._count(f"features {one.features}", partial(load_features, one.features, one.source))
+            if self._count(partial(load_features, one.features, one.source)) is None:
+                self.uncounted_features.append(one.features)
         if not parts:
             return None
         summed, prompt = WeightedSum(parts), self._settings.prompts[0]
         return lambda images, prompts: summed(images, [prompt] * len(images))
 
     def _load(self, spec: RewardSpec) -> Reward | None:
-        if spec.entry.custom:
-            self.uncounted.append(spec.name)
-            return None
         alone = replace(self._settings, rewards=(spec,), held_out=())
         on_cpu = replace(self._compute, device="cpu")
-        loaded = self._count(spec.name, lambda: load_rewards(alone, on_cpu)[0])
-        return None if loaded is None else loaded.rewards[spec.name][1]
+        loaded = None if spec.entry.custom else self._count(lambda: load_rewards(alone, on_cpu)[0])
+        if loaded is None:
+            self.uncounted.append(spec.name)
+            return None
+        return loaded.rewards[spec.name][1]
 
-    def _count(self, name: str, load: Callable[[], Loaded]) -> Loaded | None:
-        """Return what `load` loads without weights; None, and the name is not counted, if it cannot."""
+    def _count(self, load: Callable[[], Loaded]) -> Loaded | None:
+        """Return what `load` loads, without weights; None if it cannot."""
         try:
             with without_weights(self._compute.device):
                 loaded = load()
         except RewardError:
-            self.uncounted.append(name)
             return None
         self._kept.append(loaded)  # its weights count while they are alive
         return loaded

@@ -68,7 +68,11 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     reward_memory = "".join(
         f"; plus the {what} of {', '.join(names)}"
-        for what, names in {"reward model": rewards.uncounted, "graph": rewards.without_graph}.items()
+        for what, names in {
+            "reward model": rewards.uncounted,
+            "graph": rewards.without_graph,
+            "features": rewards.uncounted_features,
+        }.items()
         if names
     )
     offloaded = " (offloaded)" if compute.offload else ""
