@@ -65,7 +65,7 @@ FEATURES: Mapping[str, FeaturesEntry] = {
         install=_TORCHVISION,
     ),
 }
-"""Features by name: image embeddings of CLIP, grey means of 8 x 8 tiles, class probabilities."""
+"""Features by name: image embeddings of CLIP, means of grey in a grid of 8 x 8, class probabilities."""
 
 
 def check_features(name: str) -> None:
