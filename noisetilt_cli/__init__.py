@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import bench, compare, demo, doctor, experiment, models, optimize, rewards, sample
+from . import bench, compare, demo, doctor, experiment, models, optimize, prompts, rewards, sample
 
 
 class _Commands(click.Group):
@@ -44,3 +44,4 @@ main.add_command(compare.compare)
 main.add_command(experiment.experiment)
 main.add_command(rewards.rewards)
 main.add_command(models.models)
+main.add_command(prompts.prompts)

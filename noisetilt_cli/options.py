@@ -87,13 +87,27 @@ model_options = combine(
     ),
 )
 
+
+class _PromptFile(click.Path):
+    """An existing file, or the name of a bundled list of prompts."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in FACTS["prompt_lists"] and not Path(value).exists():
+            return Path(value)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message} `noisetilt prompts` lists the bundled lists.", param, ctx)
+
+
 prompt_options = combine(
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be repeated."),
     click.option(
         "--prompt-file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=_PromptFile(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE|NAME",
         help="Text file (UTF-8) with one prompt per line; empty lines and lines that begin with # are "
-        "skipped.",
+        "skipped. Or the name of a bundled list; `noisetilt prompts` lists them.",
     ),
 )
 
@@ -110,6 +124,14 @@ reward_options = combine(
         default="",
         metavar="NAME,...",
         help="Rewards that only judge the finished images and do not steer.",
+    ),
+    click.option(
+        "--diversity",
+        default="",
+        metavar="NAME[:FEATURES],...",
+        help=f"Measures of diversity of the finished images ({', '.join(FACTS['diversity'])}), and the "
+        f"features that they compare ({', '.join(FACTS['features'])}), such as vendi:clip. "
+        "[default features: digits for bundled models, else clip]",
     ),
     click.option(
         "--reward-source",

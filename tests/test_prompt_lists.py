@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -42,9 +43,9 @@ def test_counting_has_two_numbers_of_every_noun() -> None:
     assert set(Counter(noun for _, noun in pairs).values()) == {2}
     numbers = sorted(number for number, _ in pairs)
     assert numbers[0] == 2 and numbers[-1] == 82 and len(set(numbers)) == 40
-    assert {after - before for before, after in zip(numbers, numbers[1:], strict=False)} == {2, 3}
+    assert {after - before for before, after in pairwise(numbers)} == {2, 3}
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="unknown prompt list 'animal'.*did you mean 'animals'"):
+    with pytest.raises(ValueError, match=r"unknown prompt list 'animal'.*did you mean 'animals'"):
         prompts_of("animal")

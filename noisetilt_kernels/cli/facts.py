@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..model_sources import BUNDLED
+from ..prompt_lists import PROMPT_LISTS
 from ..rewards.frames import FRAMES_AT_ONCE
+from ..runs.diversity import CHOICES, MEASURES
 from ..sampling import NON_FINITE
 from ..sampling.registry import REQUIRED, SAMPLERS, Parameter, Sampler
 from .parsing import flag
@@ -19,6 +21,9 @@ def facts() -> dict[str, Any]:
 
     Returns:
         bundled_models: names of the bundled models.
+        prompt_lists: names of the bundled lists of prompts.
+        diversity: names of the measures of diversity.
+        features: names of the features that the measures can compare.
         non_finite: valid values of --non-finite.
         frames_at_once: default of --frames-at-once.
         samplers: for each kind of sampler, the help of --method, and flag, type, choices and help of each
@@ -26,6 +31,9 @@ def facts() -> dict[str, Any]:
     """
     return {
         "bundled_models": list(BUNDLED),
+        "prompt_lists": list(PROMPT_LISTS),
+        "diversity": list(MEASURES),
+        "features": list(CHOICES),
         "non_finite": list(NON_FINITE),
         "frames_at_once": FRAMES_AT_ONCE,
         "samplers": {kind: _samplers(kind) for kind in ("flow", "one-step")},

@@ -1,6 +1,7 @@
-"""Lines of `noisetilt rewards` and `noisetilt models`."""
+"""Lines of `noisetilt rewards`, `noisetilt models` and `noisetilt prompts`."""
 
 from ..model_sources import BUNDLED
+from ..prompt_lists import PROMPT_LISTS
 from ..rewards.registry import ENTRIES
 
 
@@ -40,3 +41,11 @@ def model_lines() -> list[str]:
 
 def _commands(flow: bool, one_step: bool) -> str:
     return ", ".join([*(["sample", "compare"] if flow else []), *(["optimize"] if one_step else [])])
+
+
+def prompt_list_lines() -> list[str]:
+    """Return a line for each bundled list: name, number of prompts, description, licence, source."""
+    return [
+        f"{name:<23}{len(one.prompts):>5}  {one.description}; {one.license}; {one.source or 'this package'}"
+        for name, one in PROMPT_LISTS.items()
+    ]

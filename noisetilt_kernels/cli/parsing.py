@@ -12,10 +12,12 @@ import click
 import torch
 
 from ..checks import did_you_mean
+from ..prompt_lists import PROMPT_LISTS, prompt_lines
 from ..rewards import RewardSpec, parse_rewards
 from ..rewards.spec import check_sources
 from ..runs import workers
 from ..runs.comparison_folder import Comparison
+from ..runs.diversity import parse_diversity
 from ..runs.entry import parse_entries
 from ..runs.errors import RunFolderError
 from ..runs.folder import read_run
@@ -140,6 +142,7 @@ def settings_of(
     prompt_file: Path | None,
     reward: str | None,
     held_out: str,
+    diversity: str,
     sources: tuple[str, ...],
     **others: Any,
 ) -> Settings:
@@ -149,7 +152,8 @@ def settings_of(
         method: the sampler and its arguments.
         before: run to be resumed. It supplies everything that is not given.
         device: device of the run.
-        model, dtype, prompts, prompt_file, reward, held_out, sources, others: values of the options.
+        model, dtype, prompts, prompt_file, reward, held_out, diversity, sources, others: values of the
+            options.
 
     Raises:
         click.ClickException: an option is not written as its help says, or has a wrong value.
@@ -189,7 +193,11 @@ def settings_of(
                 settings,
                 rewards=tuple(one.with_sources(source_of) for one in settings.rewards),
                 held_out=tuple(one.with_sources(source_of) for one in settings.held_out),
+                diversity=tuple(one.with_sources(source_of) for one in settings.diversity),
             )
+    if before is None or is_given("diversity"):
+        with of_option("--diversity"):
+            settings = replace(settings, diversity=parse_diversity(diversity, settings.model, source_of))
     for one in (*settings.rewards, *settings.held_out):
         for prompt, origin in prompt_origins:
             with of_option(origin):
@@ -250,7 +258,8 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[tup
     collected = [(prompt, "--prompt") for prompt in prompts]
     if prompt_file is None:
         return collected
-    data = prompt_file.read_bytes()
+    bundled = PROMPT_LISTS.get(str(prompt_file))
+    data = (bundled.file if bundled and not prompt_file.exists() else prompt_file).read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -258,8 +267,5 @@ def _all_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[tup
         raise click.UsageError(
             f"--prompt-file {prompt_file}, line {number} must be UTF-8 text; save the file as UTF-8"
         ) from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            collected.append((stripped, f"--prompt-file {prompt_file}, line {number}"))
-    return collected
+    origin = f"--prompt-file {prompt_file}, line "
+    return collected + [(prompt, f"{origin}{number}") for number, prompt in prompt_lines(text)]

@@ -85,12 +85,13 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
             with out_of_memory_explained(compute):
                 # rewards first: a missing reward is found sooner
                 reward, held_out = loading.load_rewards(settings, compute)
+                features = loading.load_all_features(settings, compute)
                 model = loading.load_model(settings, compute)
                 if workers.count == 1:
                     left = settings.count - len(folder.outcomes)
                     time = plan.describe_time(settings, compute, model, reward, left) if left else None
                     click.echo(time or plan.row("time", "not measured, because the run is short"))
-            summary = execute(settings, compute, folder, model, reward, held_out, workers)
+            summary = execute(settings, compute, folder, model, reward, held_out, workers, features)
         if workers.is_first:
             click.echo(_summary_table(summary))
             click.echo(f"images, record and settings: {out.resolve()}")
@@ -98,7 +99,7 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
 
 
 def _summary_table(summary: dict[str, Any]) -> str:
-    rewards = {"reward": summary["reward"], **summary["parts"]}
+    rewards = {"reward": summary["reward"], **summary["parts"], **summary["diversity"]}
     width = max(map(len, rewards)) + 2
     intervals = any(estimate["half_width"] is not None for estimate in rewards.values())
     lines = [f"{'':<{width}}{'mean':>12}{'  95 % interval' if intervals else ''}"]

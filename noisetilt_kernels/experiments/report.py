@@ -132,7 +132,14 @@ def _read_table(spec: ExperimentComparison, folder: Path) -> Table:
     results = {
         method: read_results(folder / folder_name(method), run.to_json()) for method, run in runs.items()
     }
-    rows = tabulate(results, entries, settings.count_of_round, settings.score_names)
+    rows = tabulate(
+        results,
+        entries,
+        settings.count_of_round,
+        settings.score_names,
+        settings.diversity,
+        settings.particles,
+    )
     return Table(
         spec,
         tuple(rows),

@@ -34,6 +34,7 @@ from ..checks import NoisetiltError, did_you_mean, shown
 from ..prompt_lists import PROMPT_LISTS, prompt_lines, prompts_of
 from ..rewards import RewardSpec, parse_rewards
 from ..runs.comparison_folder import Comparison
+from ..runs.diversity import parse_diversity
 from ..runs.entry import Entry, parse_entries
 from ..runs.settings import Settings, default_dtype
 
@@ -99,7 +100,8 @@ class ExperimentComparison:
     @property
     def score_names(self) -> list[str]:
         """Names of the scores: "reward", and the others in the order of the settings."""
-        return ["reward", *self.settings.score_names]
+        measures = (one.name for one in self.settings.diversity)
+        return ["reward", *self.settings.score_names, *measures]
 
     def title_of(self, score: str) -> str:
         """Return the title of a column."""
@@ -208,6 +210,7 @@ _SETTINGS = {field.name for field in fields(Settings)} - {
     "method",
     "rewards",
     "held_out",
+    "diversity",
     "particles",
     "rounds",
     "non_finite",
@@ -248,11 +251,12 @@ class _Reader:
 
     def _comparison(self, number: int, values: dict[str, Any]) -> ExperimentComparison:
         where = f"comparison {number}"
-        own = {"name", "title", "prompts", "prompt_lists", "seeds", "reward", "held_out", "columns", "scale"}
-        self._check_keys(where, values, own | {"method"} | _SETTINGS)
+        own = {"name", "title", "prompts", "prompt_lists", "seeds", "reward", "held_out", "diversity"}
+        self._check_keys(where, values, own | {"columns", "scale", "method"} | _SETTINGS)
         settings = {name: value for name, value in values.items() if name in _SETTINGS}
         settings.update(self._given)
         held_out = self._strings(where, values, "held_out")
+        diversity = ",".join(self._strings(where, values, "diversity"))
         rows = [
             self._method(f"{where}, method {index}", row)
             for index, row in enumerate(self._value(where, values, "method", (list,)), start=1)
@@ -276,6 +280,7 @@ class _Reader:
                 particles=seeds,
                 **settings,
             )
+            made = replace(made, diversity=parse_diversity(diversity, made.model, self._sources))
             for reward in made.rewards:
                 reward.check_steers()
         except (TypeError, NoisetiltError, ValueError) as error:

@@ -16,7 +16,7 @@ from .errors import RunFolderError
 from .execute import execute, open_folder
 from .files import remove_temporary, write_whole
 from .folder import RunFolder, check_folder, check_link, png
-from .loading import check_settings, load_model, load_rewards
+from .loading import check_settings, load_all_features, load_model, load_rewards
 from .lock import check_unlocked, locked
 from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
@@ -77,12 +77,20 @@ def compare(
             for method, run in runs.items()
         }
         reward, held_out = load_rewards(settings, compute)
+        features = load_all_features(settings, compute)
         # every run has been checked above, so a one-step model for wgnc also works with the other methods
         model = load_model(next((run for run in runs.values() if run.one_step), settings), compute)
         for method, run in runs.items():
-            execute(run, compute, folders[method], model, reward, held_out, workers)
+            execute(run, compute, folders[method], model, reward, held_out, workers, features)
         results = {method: folder.results() for method, folder in folders.items()}
-        rows = tabulate(results, comparison.entries, settings.count_of_round, settings.score_names)
+        rows = tabulate(
+            results,
+            comparison.entries,
+            settings.count_of_round,
+            settings.score_names,
+            settings.diversity,
+            settings.particles,
+        )
         if workers.is_first:
             _write(settings, out, rows, folders)
     return rows

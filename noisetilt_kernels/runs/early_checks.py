@@ -3,6 +3,7 @@
 import torch
 
 from ..model_sources import BUNDLED, locate, unknown_words
+from ..rewards.features import check_features
 from .settings import ComputeOptions, Settings, check_limits
 
 
@@ -25,6 +26,13 @@ def check_early(settings: Settings, compute: ComputeOptions) -> None:
     for reward in (*settings.rewards, *settings.held_out):
         reward.check_exists()
         reward.check_prompts(settings.prompts)
+    if settings.diversity and settings.particles < 2:
+        raise ValueError(
+            "--diversity compares the images of a prompt, so --particles must be at least 2, got "
+            f"{settings.particles}"
+        )
+    for measure in settings.diversity:
+        check_features(measure.features)
     locate(settings.model)
     bundled = BUNDLED.get(settings.model)
     if bundled is None:

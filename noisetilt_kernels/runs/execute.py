@@ -4,21 +4,25 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..rewards import WeightedSum
 from ..rewards.checks import is_out_of_memory
+from ..rewards.features import Features
 from ..sampling import FinishedParticle, RecordWriter, Reward, SamplerOptions, StepRecord
 from ..sampling.methods import Method
 from ..sampling.result import best_index
 from ..sampling.reward_call import call_reward
 from ..sampling.typicality import COLLAPSED
 from .contact_sheet import contact_sheet
+from .diversity import features_of_files
 from .errors import OutOfMemoryError
 from .files import write_whole
-from .folder import Outcome, RunFolder, check_folder, png
+from .folder import Outcome, RunFolder, check_folder, finite_or_none, png
 from .lock import locked
 from .settings import ComputeOptions, Settings
 from .statistics import estimate
@@ -71,6 +75,7 @@ def execute(
     reward: WeightedSum,
     held_out: Mapping[str, Reward],
     workers: Workers = SINGLE_PROCESS,
+    features: Mapping[str, Features] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Sample the missing particles of a run, then write its contact sheet and its summary.
 
@@ -86,6 +91,7 @@ def execute(
         reward: the reward that steers, named by `settings`.
         held_out: held-out rewards by name, named by `settings`.
         workers: processes of the run. Each of them calls this function with the folder opened for its rank.
+        features: features by name that the measures of diversity of `settings` compare.
 
     Returns:
         The summary, see `summarise`, and "peak_memory": the largest memory in bytes that this process
@@ -148,6 +154,12 @@ def execute(
     workers.wait()
     if workers.is_first:
         folder.merge_lines()
+        if features:
+            files = [folder.image_file(particle) for particle in range(len(prompts))]
+            with out_of_memory_explained(compute):
+                folder.write_features(
+                    {name: features_of_files(files, one, compute.device) for name, one in features.items()}
+                )
         write_contact_sheet(settings, folder)
         folder.write_summary({**summarise(settings, folder), "peak_memory": peak})
     workers.wait()
@@ -160,6 +172,8 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     """Return mean rewards with confidence intervals, and the best particle of each prompt, of a finished run.
 
     "parts" has the single rewards if the steering reward is a sum of several, and the held-out rewards.
+    "diversity" has the measures of diversity: their mean over the prompts, where they have a value for each
+    prompt, and "all_images", the value of all images together.
     "noise_peak" is the mean peak of the steered noise (`sampling.StepRecord`), or None; "warnings" has a
     sentence if it says that the images have collapsed.
     """
@@ -174,9 +188,22 @@ def summarise(settings: Settings, folder: RunFolder) -> dict[str, Any]:
         "parts": {
             name: estimate(one.parts[name] for one in outcomes).to_json() for name in settings.score_names
         },
+        "diversity": _diversity(settings, folder.results().features),
         "best": _best(settings, outcomes),
         "noise_peak": peak,
         "warnings": [] if peak is None or peak <= COLLAPSED else [_collapse_warning(settings.method, peak)],
+    }
+
+
+def _diversity(settings: Settings, features: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the measures of diversity by name in the form of summary.json."""
+    sets = [settings.particles_of(index) for index in range(len(settings.prompts))]
+    return {
+        one.name: {
+            **estimate(one.values(features, sets).values()).to_json(),
+            "all_images": finite_or_none(one.value(features[one.features])),
+        }
+        for one in settings.diversity
     }
 
 

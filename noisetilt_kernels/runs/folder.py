@@ -7,6 +7,7 @@
     results.jsonl             a line for every finished particle
     records.jsonl             a line for every step of every particle
     contact-sheet.png         written at the end
+    features.safetensors      written at the end, for measures of diversity
     summary.json              written at the end
 
 A particle's line in results.jsonl is written after its other files, so a particle with a line is complete
@@ -25,11 +26,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..checks import json_fields, shown
@@ -42,6 +44,8 @@ from .lock import LOCK, check_unlocked
 from .videos import check_mp4, film_strip, mp4
 
 _LOG = logging.getLogger(__name__)
+
+_FEATURES = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Outcome:
     def to_json(self) -> str:
         """Return one line of strict JSON without the newline; NaN and infinity become null."""
         values = asdict(self)
-        values["reward"] = _finite_or_none(self.reward)
-        values["parts"] = {name: _finite_or_none(value) for name, value in self.parts.items()}
+        values["reward"] = finite_or_none(self.reward)
+        values["parts"] = {name: finite_or_none(value) for name, value in self.parts.items()}
         return json.dumps(values, allow_nan=False)
 
     @staticmethod
@@ -91,6 +95,8 @@ class Results(NamedTuple):
     """Outcomes by particle."""
     seconds: dict[int, float]
     """Time that the steps of a particle took: in the model, the reward and the operator."""
+    features: Mapping[str, Tensor] = MappingProxyType({})
+    """Features of the particles of a run that has ended, by name, (particles, d) each."""
 
 
 class RunFolder:
@@ -140,7 +146,7 @@ class RunFolder:
             )
         else:
             _warn_of_other_rounding(path, before, compute)
-            _keep_rounds(path / "run.json", self.settings)
+            _keep_settings(path / "run.json", self.settings)
         for name in ("images", "latents"):
             (path / name).mkdir(exist_ok=True)
         self.merge_lines(self._check_files)
@@ -172,7 +178,7 @@ class RunFolder:
 
     def results(self) -> Results:
         """Return the finished particles."""
-        return Results(self.outcomes, _seconds_of(self.path, self.outcomes))
+        return Results(self.outcomes, _seconds_of(self.path, self.outcomes), _features_of(self.path))
 
     def _check_files(self, one: Outcome) -> bool:
         """Return True if the files of a particle can be read; otherwise report the first that cannot."""
@@ -254,6 +260,10 @@ class RunFolder:
         append_line(self.results_file, one.to_json())
         self.outcomes[one.particle] = one
 
+    def write_features(self, features: Mapping[str, Tensor]) -> None:
+        """Write features.safetensors: features of all particles by name, (particles, d) each."""
+        write_whole(self.path / _FEATURES, save(dict(features)))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_whole(self.path / "summary.json", _pretty(summary))
@@ -297,7 +307,7 @@ def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
     settings = json.loads(json.dumps(settings))
     _check_same_settings(path, read_run(path / "run.json")[0], settings)
     outcomes = _all_outcomes(path, settings)
-    return Results(outcomes, _seconds_of(path, outcomes))
+    return Results(outcomes, _seconds_of(path, outcomes), _features_of(path))
 
 
 def check_link(path: Path) -> None:
@@ -361,7 +371,7 @@ def read_run(run_file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return written["settings"], written["compute"]
 
 
-_RESUMABLE_SETTINGS = {"non_finite", "rounds"}
+_RESUMABLE_SETTINGS = {"diversity", "non_finite", "rounds"}
 """Settings that may change when a run is resumed: no finished particle depends on them."""
 
 
@@ -379,12 +389,20 @@ def _check_same_settings(path: Path, before: Mapping[str, Any], settings: Mappin
         )
 
 
-def _keep_rounds(run_file: Path, settings: Mapping[str, Any]) -> None:
-    """Write the number of rounds to run.json if it has grown. Fewer rounds remove no particles."""
+def _keep_settings(run_file: Path, settings: Mapping[str, Any]) -> None:
+    """Write resumable settings to run.json: the measures of diversity, and the rounds if there are more.
+
+    Fewer rounds remove no particles.
+    """
     written = json.loads(run_file.read_bytes())
-    if settings.get("rounds", 1) > written["settings"].get("rounds", 1):
-        written["settings"]["rounds"] = settings["rounds"]
-        write_whole(run_file, _pretty(written))
+    before = written["settings"]
+    kept = {
+        **before,
+        "diversity": settings.get("diversity", {}),
+        "rounds": max(settings.get("rounds", 1), before.get("rounds", 1)),
+    }
+    if kept != before:
+        write_whole(run_file, _pretty({**written, "settings": kept}))
 
 
 _ROUNDING = {
@@ -514,6 +532,14 @@ def _seconds_of(path: Path, particles: Collection[int]) -> dict[int, float]:
     return seconds
 
 
+def _features_of(path: Path) -> dict[str, Tensor]:
+    """Return the features of `RunFolder.write_features`; empty without a readable file."""
+    try:
+        return load((path / _FEATURES).read_bytes())
+    except (OSError, SafetensorError):
+        return {}
+
+
 def _rewrite(path: Path, lines: Iterable[str]) -> None:
     lines = list(lines)
     if lines or path.exists():
@@ -528,7 +554,8 @@ def _describe_setting(setting: Any) -> str:
     return shown(setting)
 
 
-def _finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return a number as JSON has it: NaN and infinity become None."""
     return value if math.isfinite(value) else None
 
 

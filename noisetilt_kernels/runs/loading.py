@@ -1,7 +1,9 @@
 """Loading of the model and the rewards named by the settings of a run."""
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -9,12 +11,16 @@ from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_denoiser, check_loras
 from ..models.loading import family_at
 from ..rewards import RewardError, RewardSpec, WeightedSum
+from ..rewards.features import Features, load_features
 from ..rewards.frames import of_videos, takes_videos
 from ..rewards.weightless import without_weights
 from ..sampling import Reward
+from .diversity import DiversitySpec
 from .early_checks import check_early, video_reward_error
 from .settings import ComputeOptions, Settings
 from .videos import check_available
+
+Loaded = TypeVar("Loaded")
 
 
 def check_settings(settings: Settings, compute: ComputeOptions) -> None:
@@ -35,6 +41,8 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     for reward in (*settings.rewards, *settings.held_out):
         if reward.videos and not family.videos:
             raise video_reward_error(reward.name, settings.model)
+    if settings.diversity and family.videos:
+        raise ValueError(f"--diversity compares images, but {settings.model!r} makes videos")
 
 
 def load_model(settings: Settings, compute: ComputeOptions) -> Any:
@@ -57,7 +65,7 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
 
 
 class CountedRewards:
-    """Loader of a run's rewards without weights, for `plan_memory`.
+    """Loader of a run's rewards and features without weights, for `plan_memory`.
 
     Args:
         settings, compute: settings of the run, and how to compute it.
@@ -65,14 +73,16 @@ class CountedRewards:
     Attributes:
         uncounted: names of the rewards that are not counted: custom ones, and those whose files are not on
             this machine.
+        uncounted_features: names of the features whose files are not on this machine.
         without_graph: names of the steering rewards of which only the weights are counted.
     """
 
     def __init__(self, settings: Settings, compute: ComputeOptions) -> None:
         self._settings, self._compute = settings, compute
         self.uncounted: list[str] = []
+        self.uncounted_features: list[str] = []
         self.without_graph: list[str] = []
-        self._kept: list[Reward] = []
+        self._kept: list[Any] = []
 
     def __call__(self) -> Reward | None:
         """Load the rewards; new tensors must be fake. Return the steering reward whose graph is counted."""
@@ -85,23 +95,49 @@ class CountedRewards:
                 self.without_graph.append(spec.name)
         for spec in self._settings.held_out:
             self._load(spec)
+        for one in _distinct_features(self._settings):
+            if self._count(partial(load_features, one.features, one.source)) is None:
+                self.uncounted_features.append(one.features)
         if not parts:
             return None
         summed, prompt = WeightedSum(parts), self._settings.prompts[0]
         return lambda images, prompts: summed(images, [prompt] * len(images))
 
     def _load(self, spec: RewardSpec) -> Reward | None:
-        if not spec.entry.custom:
-            alone = replace(self._settings, rewards=(spec,), held_out=())
-            try:
-                with without_weights(self._compute.device):
-                    loaded, _ = load_rewards(alone, replace(self._compute, device="cpu"))
-                self._kept.append(loaded)  # its weights count while they are alive
-                return loaded.rewards[spec.name][1]
-            except RewardError:
-                pass
-        self.uncounted.append(spec.name)
-        return None
+        alone = replace(self._settings, rewards=(spec,), held_out=())
+        on_cpu = replace(self._compute, device="cpu")
+        loaded = None if spec.entry.custom else self._count(lambda: load_rewards(alone, on_cpu)[0])
+        if loaded is None:
+            self.uncounted.append(spec.name)
+            return None
+        return loaded.rewards[spec.name][1]
+
+    def _count(self, load: Callable[[], Loaded]) -> Loaded | None:
+        """Return what `load` loads, without weights; None if it cannot."""
+        try:
+            with without_weights(self._compute.device):
+                loaded = load()
+        except RewardError:
+            return None
+        self._kept.append(loaded)  # its weights count while they are alive
+        return loaded
+
+
+def _distinct_features(settings: Settings) -> Collection[DiversitySpec]:
+    """Return a measure for each kind of features."""
+    return {one.features: one for one in settings.diversity}.values()
+
+
+def load_all_features(settings: Settings, compute: ComputeOptions) -> dict[str, Features]:
+    """Load the features by name that the measures of diversity compare.
+
+    Raises:
+        RewardError: features cannot be loaded.
+    """
+    return {
+        one.features: load_features(one.features, one.source, compute.device)
+        for one in _distinct_features(settings)
+    }
 
 
 def load_rewards(settings: Settings, compute: ComputeOptions) -> tuple[WeightedSum, dict[str, Reward]]:

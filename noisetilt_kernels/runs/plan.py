@@ -55,6 +55,9 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
     held_out = (
         f"; held out: {', '.join(reward.name for reward in settings.held_out)}" if settings.held_out else ""
     )
+    diversity = (
+        f"; diversity: {', '.join(one.name for one in settings.diversity)}" if settings.diversity else ""
+    )
     *frames, height, width = memory.pixels[1:]
     extent = f"{height} x {width}" if not frames else f"{frames[0]} frames of {height} x {width}"
     at_once = ""
@@ -65,7 +68,11 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     reward_memory = "".join(
         f"; plus the {what} of {', '.join(names)}"
-        for what, names in {"reward model": rewards.uncounted, "graph": rewards.without_graph}.items()
+        for what, names in {
+            "reward model": rewards.uncounted,
+            "graph": rewards.without_graph,
+            "features": rewards.uncounted_features,
+        }.items()
         if names
     )
     offloaded = " (offloaded)" if compute.offload else ""
@@ -77,7 +84,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "
             f"latents {shape} (N = {math.prod(memory.shape):,})",
         ),
-        ("reward", steering + held_out + at_once),
+        ("reward", steering + held_out + diversity + at_once),
     ]
     for run in runs:
         rows += [

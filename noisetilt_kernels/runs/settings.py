@@ -1,7 +1,7 @@
 """Settings of a run, and options for computing it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from ..model_sources import default_arguments
 from ..rewards import RewardSpec
 from ..rewards.frames import FRAMES_AT_ONCE
 from ..sampling.methods import Method
+from .diversity import DiversitySpec
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
         method: the sampler and its arguments.
         rewards: rewards that steer, as a weighted sum.
         held_out: rewards that only judge finished images.
+        diversity: measures of diversity of the finished images.
         particles: number of particles for each prompt in each round.
         rounds: number of rounds. A round samples every particle once, with new noise. The best of n takes
             the best over n rounds.
@@ -48,6 +50,7 @@ class Settings:
     method: Method
     rewards: tuple[RewardSpec, ...]
     held_out: tuple[RewardSpec, ...] = ()
+    diversity: tuple[DiversitySpec, ...] = ()
     particles: int = 1
     rounds: int = 1
     seed: int = 0
@@ -117,6 +120,7 @@ class Settings:
             "method": asdict(self.method),
             "rewards": {reward.name: reward.weight for reward in self.rewards},
             "held_out": [reward.name for reward in self.held_out],
+            "diversity": {one.name: one.source for one in self.diversity},
             "sources": {
                 reward.name: reward.source
                 for reward in (*self.rewards, *self.held_out)
@@ -144,6 +148,10 @@ class Settings:
                 "method": Method(**values["method"]),
                 "rewards": tuple(spec(name, weight) for name, weight in values["rewards"].items()),
                 "held_out": tuple(map(spec, values["held_out"])),
+                "diversity": tuple(
+                    replace(DiversitySpec.parse(name, values["model"], {}), source=source)
+                    for name, source in values.get("diversity", {}).items()
+                ),
             }
         )
 

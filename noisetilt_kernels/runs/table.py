@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from ..sampling.methods import Method
 from ..sampling.result import best_index
+from .diversity import DiversitySpec
 from .entry import Entry
 from .folder import Outcome, Results
 from .statistics import Estimate, estimate
@@ -56,7 +59,12 @@ class Row:
 
 
 def tabulate(
-    results: Mapping[Method, Results], entries: Iterable[Entry], count: int, names: Sequence[str]
+    results: Mapping[Method, Results],
+    entries: Iterable[Entry],
+    count: int,
+    names: Sequence[str],
+    diversity: Sequence[DiversitySpec] = (),
+    particles: int = 1,
 ) -> list[Row]:
     """Return a row for every entry.
 
@@ -69,9 +77,18 @@ def tabulate(
             first n rounds the one with the best reward.
         count: number of particles in a round.
         names: names of the scores to show beside the steering reward.
+        diversity: measures of diversity of the chosen particles to show after them. They are left out for
+            prompts of which not all are finished.
+        particles: number of particles of each prompt in a round, for these measures.
     """
     best = {entry: best_of(results[entry.method].outcomes, entry.best_of, count) for entry in entries}
-    chosen = {entry: _scores(outcomes, names) for entry, outcomes in best.items()}
+    chosen = {
+        entry: {
+            **_scores(outcomes, names),
+            **_diversity(outcomes, results[entry.method].features, count, diversity, particles),
+        }
+        for entry, outcomes in best.items()
+    }
     first = [entry for entry in chosen if entry.method == next(iter(chosen)).method]
     rows = []
     for entry, scores in chosen.items():
@@ -86,6 +103,8 @@ def tabulate(
             if entry not in first
         }
         means = {name: estimate(values.values()) for name, values in scores.items()}
+        for one in diversity:  # the distance of equal images is 0, which is not an answer no
+            means[one.name] = replace(means[one.name], yes_or_no=False)
         times = results[entry.method].seconds
         seconds = estimate(
             math.fsum(times.get(particle, math.nan) for particle in _group(place, entry.best_of, count))
@@ -123,6 +142,22 @@ def _scores(outcomes: Mapping[int, Outcome], names: Sequence[str]) -> dict[str, 
         "reward": {place: one.reward for place, one in outcomes.items()},
         **{name: {place: one.parts[name] for place, one in outcomes.items()} for name in names},
     }
+
+
+def _diversity(
+    outcomes: Mapping[int, Outcome],
+    features: Mapping[str, Tensor],
+    count: int,
+    diversity: Sequence[DiversitySpec],
+    particles: int,
+) -> dict[str, dict[int, float]]:
+    """Return the measures of diversity by name and by number of the prompt."""
+    places = (range(start, start + particles) for start in range(0, count, particles))
+    sets = [
+        [outcomes[place].particle for place in of_prompt] if outcomes.keys() >= set(of_prompt) else []
+        for of_prompt in places
+    ]
+    return {one.name: one.values(features, sets) for one in diversity}
 
 
 def markdown(rows: Sequence[Row]) -> str:

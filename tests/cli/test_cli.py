@@ -202,7 +202,7 @@ print(json.dumps(report))
 
 
 def test_help_and_wrong_options_do_not_import_torch() -> None:
-    commands = ("sample", "optimize", "compare", "demo", "doctor", "bench", "rewards", "models")
+    commands = ("sample", "optimize", "compare", "demo", "doctor", "bench", "rewards", "models", "prompts")
     lines = ["--help", "--version", *(f"{command} --help" for command in commands)]
     lines += ["sample --particles 0 --out x", "compare --best-of 0 --method base --out x"]
     report = imported_by(*lines)

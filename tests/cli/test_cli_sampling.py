@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from noisetilt_cli import main
 from noisetilt_kernels import sampling
+from noisetilt_kernels.prompt_lists import PROMPT_LISTS, prompts_of
 from noisetilt_kernels.rewards import parse_rewards
 from noisetilt_kernels.runs import execute as execution
 from noisetilt_kernels.runs.loading import load_model
@@ -381,6 +382,34 @@ def test_prompt_files_have_comments_and_errors_name_the_line(tmp_path: Path) -> 
     file.write_text("# one\na 3\n")
     result = invoke(*arguments, "--out", tmp_path / "run")
     assert result.exit_code == 0 and "1 for each of 1 prompt;" in result.output
+
+
+def test_a_prompt_file_can_be_a_bundled_list_or_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dry = [*SAMPLE[:3], *SAMPLE[5:], "--dry-run", "--out", tmp_path / "run", "--prompt-file"]
+    result = invoke(*dry, "animals")
+    assert result.exit_code == 0 and "1 for each of 45 prompts;" in result.output, result.output
+    result = invoke(*dry, "counting", "--reward", "digit")
+    assert_one_sentence(
+        result, "--prompt-file counting, line 3: prompt must name exactly one digit", "'53 apples'"
+    )
+    Path("animals").write_text("a cat\n")
+    result = invoke(*dry, "animals")
+    assert result.exit_code == 0 and "1 for each of 1 prompt;" in result.output
+    result = invoke(*dry, "animal")
+    assert result.exit_code == 2
+    assert "'animal' does not exist. `noisetilt prompts` lists" in " ".join(result.output.split())
+
+
+def test_prompts_lists_the_bundled_lists_and_prints_one() -> None:
+    lines = invoke("prompts").output.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [name, str(len(one.prompts))] for name, one in PROMPT_LISTS.items()
+    ]
+    assert "; MIT; github.com/kvablack/ddpo-pytorch/blob/1958463/" in lines[0]
+    assert invoke("prompts", "animals").output.splitlines() == prompts_of("animals")
 
 
 def test_unknown_words_are_a_warning(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_numbers_of_the_papers_are_those_of_their_tables() -> None:
         (("seeds = 2", 'seeds = "2"'), "comparison 1, must have an integer as 'seeds', got '2'"),
         (('reward = "brightness"', 'reward = "lightness"'), "comparison 1, cannot be used: "),
         (('reward = "brightness"', 'reward = "digit-judge"'), "digit-judge"),
+        (("seeds = 2", 'diversity = ["vendy"]'), "comparison 1, cannot be used: "),
         (
             ("rho=0.01", "rho=2"),
             "comparison 1, method 2, has a wrong method: ntrk: rho must be in [0, 1], got 2",
@@ -197,6 +198,18 @@ def test_experiment_runs_and_reports(file: Path, tmp_path: Path, monkeypatch: py
     run_experiment(experiment, compute, out, resume=True)
     with pytest.raises(Exception, match="--resume"):
         check_experiment(experiment, compute, out, resume=False)
+
+
+def test_measures_of_diversity_are_columns(file: Path, tmp_path: Path) -> None:
+    text = FILE.replace("seeds = 2", 'seeds = 2\ndiversity = ["vendi", "pairwise"]')
+    file.write_text(text.replace("paper = { nfe = 5 }", 'paper = { "vendi:digits" = 1.75 }'))
+    experiment = read_experiment(str(file))
+    (table,) = run_experiment(experiment, ComputeOptions(), tmp_path / "out")
+    assert table.header[-2:] == ["vendi:digits", "pairwise:digits"]
+    means = [row.scores["vendi:digits"].mean for row in table.rows]
+    assert all(1 < mean < 2 for mean in means) and means[0] != means[1]
+    assert table.cells[1][-2].endswith("(1.75)")
+    assert read_tables(experiment, tmp_path / "out")[0].cells == table.cells
 
 
 def test_pages_escape_texts(file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 Modules:
     image_text.py          cosine of image and text, shared by the rewards that use a `CLIPModel`
+    vision.py              vision half of a CLIP model, and embeddings of images
     clip_score.py, pickscore.py, hpsv2.py, aesthetic.py   rewards by CLIP
     aesthetic_v2_5.py      reward by SigLIP
     imagereward.py         reward by BLIP

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig
 
 from ..checkpoint import find_checkpoint
 from ..checks import check_batch
-from ..loading import load_model, load_preprocessing, make_config, model_config
+from ..loading import load_model, load_preprocessing
 from ..registry import default_source
 from ..weightless import default_dtype, placed
 from .linear_head import linear_head, read_linear_head
+from .vision import VisionModel, vision_config
 
 SOURCE = default_source("aesthetic")
 
@@ -57,7 +58,7 @@ class AestheticScore:
         if found is not None:  # the predictor alone, or beside a CLIP model
             file = found[0]
             clip = str(file.parent) if (file.parent / "config.json").exists() else CLIP
-        config = _vision_config(clip)
+        config = vision_config("aesthetic", clip, ["aesthetics_predictor"])
         self._preprocess = load_preprocessing(
             "aesthetic",
             clip,
@@ -87,16 +88,6 @@ class AestheticScore:
         return score[:, 0]
 
 
-class VisionModel(CLIPVisionModelWithProjection):
-    """Vision half of a CLIP model; the checkpoint may hold the text half as well."""
-
-    _keys_to_ignore_on_load_unexpected: set[str] | list[str] | None = [  # noqa: RUF012, as in transformers
-        r"^text_(model|projection)\.",
-        "^logit_scale$",
-        "position_ids",
-    ]
-
-
 class VisionModelWithPredictor(VisionModel):
     """Vision half and aesthetic predictor, with the names of the published conversion to transformers."""
 
@@ -104,16 +95,3 @@ class VisionModelWithPredictor(VisionModel):
         super().__init__(config)
         self.layers = linear_head(config.projection_dim)
         self.post_init()
-
-
-def _vision_config(source: str) -> Any:
-    """Return the vision configuration of a source that holds a whole CLIP model or its vision half."""
-    types = ["clip", "clip_vision_model", "aesthetics_predictor"]
-    config = dict(model_config("aesthetic", source, types))
-    if config["model_type"] != "clip":
-        config["model_type"] = "clip_vision_model"
-        return make_config("aesthetic", source, CLIPVisionConfig, config)
-    both = make_config("aesthetic", source, CLIPConfig, config)
-    vision: Any = both.vision_config
-    vision.projection_dim = both.projection_dim
-    return vision
