@@ -15,9 +15,9 @@ from ..quiet import without_bars_if_small
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
 from .files import read_json
-from .fine_tuned import add_loras, load_denoiser
+from .fine_tuned import GGUF, add_loras, load_denoiser
 from .networks import load_network, network_class, variants_in, with_defaults
-from .quantize import check_not_quantised, check_package, quantise
+from .quantize import check_kind, check_not_quantised, quantise
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -142,7 +142,9 @@ def check_quantize(kind: str | None, source: str | Path, denoiser: str | Path | 
     """
     if kind is None:
         return
-    check_package(kind)
+    check_kind(kind)
+    if str(denoiser).endswith(GGUF):
+        raise ModelError(f"{str(denoiser)!r} is already quantised, so quantize must be None")
     configs = configurations(source)
     facts = configs.family.facts
     for name in (facts.denoiser, *facts.experts):

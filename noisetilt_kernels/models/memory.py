@@ -137,9 +137,8 @@ def _fake_model(
         model = adapter(_fake_pipeline(configs, lengths), **options)
         if quantize is not None:
             for denoiser in model.denoisers:
-                # layers of bitsandbytes cannot be fake; restoring a layer takes the same memory in all kinds
-                kind = "int8" if quantize == "nf4" else quantize
-                quantise(f"the denoiser of {str(source)!r}", denoiser, kind, torch.device("cpu"))
+                owner = f"the denoiser of {str(source)!r}"
+                quantise(owner, denoiser, quantize, torch.device("cpu"), stand_in=True)
         yield model
 
 

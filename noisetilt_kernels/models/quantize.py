@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, ModuleList, Parameter
 
+from ..checks import check_choice
 from .errors import ModelError
 
 QUANTISATIONS = ("int8", "fp8", "nf4")
@@ -22,16 +23,21 @@ NF4_BLOCK = 64
 """Number of weights of NF4 that share a float32 scale."""
 
 
-def check_package(kind: str | None) -> None:
+def check_kind(kind: str) -> None:
     """Raise ModelError unless the package that a kind of quantisation needs is installed.
 
     Raises:
         ValueError: the kind is unknown.
     """
-    if kind is not None and kind not in QUANTISATIONS:
-        raise ValueError(f"load_pipeline: quantize must be one of {', '.join(QUANTISATIONS)}, got {kind!r}")
-    if kind == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError('quantize="nf4" needs bitsandbytes: pip install "noisetilt-kernels[quantize]"')
+    check_choice("load_pipeline", "quantize", kind, QUANTISATIONS)
+    if kind == "nf4":
+        check_package("bitsandbytes", "quantize='nf4'")
+
+
+def check_package(name: str, owner: str) -> None:
+    """Raise ModelError, which says that `owner` needs it, unless a package for quantised weights is there."""
+    if importlib.util.find_spec(name) is None:
+        raise ModelError(f'{owner} needs {name}: pip install "noisetilt-kernels[quantize]"')
 
 
 def check_not_quantised(owner: str, config: Any) -> None:
@@ -44,17 +50,24 @@ def check_not_quantised(owner: str, config: Any) -> None:
         )
 
 
-def linear_layers(network: torch.nn.Module) -> dict[str, Linear]:
-    """Return the layers to quantise by name: linear layers of the blocks, without those of LoRA."""
+def linear_layers(network: torch.nn.Module, kind: str) -> dict[str, Linear]:
+    """Return the layers to quantise by name: linear layers of the blocks, without those of LoRA.
+
+    NF4 needs rows of whole blocks, which all large models have.
+    """
+    multiple = NF4_BLOCK if kind == "nf4" else 1
     blocks = tuple(f"{name}." for name, one in network.named_modules() if isinstance(one, ModuleList))
     return {
         name: one
         for name, one in network.named_modules()
-        if type(one) is Linear and name.startswith(blocks) and "lora_" not in name
+        if type(one) is Linear
+        and name.startswith(blocks)
+        and "lora_" not in name
+        and one.in_features % multiple == 0
     }
 
 
-def quantise(owner: str, network: Any, kind: str, device: torch.device) -> None:
+def quantise(owner: str, network: Any, kind: str, device: torch.device, *, stand_in: bool = False) -> None:
     """Quantise the weights of a network in place, layer by layer.
 
     At most one layer at a time has unquantised weights on the device.
@@ -64,6 +77,8 @@ def quantise(owner: str, network: Any, kind: str, device: torch.device) -> None:
         network: denoiser of diffusers, with its LoRA layers.
         kind: one of `QUANTISATIONS`.
         device: device on which weights are quantised, and stay; other weights are not moved.
+        stand_in: use layers in 8 bits in place of layers in NF4, to plan memory: those can be fake, and take
+            the same memory beside their weights. See `nf4_difference`.
 
     Raises:
         ModelError: the weights are quantised already, or a LoRA has magnitudes (DoRA), which are computed
@@ -72,12 +87,12 @@ def quantise(owner: str, network: Any, kind: str, device: torch.device) -> None:
     check_not_quantised(owner, network.config)
     if any("lora_magnitude_vector" in name for name, _ in network.named_parameters()):
         raise ModelError(f"{owner} has a LoRA with magnitudes (DoRA), so quantize must be None")
-    for name, layer in linear_layers(network).items():
+    for name, layer in linear_layers(network, kind).items():
         weight = layer.weight.detach().to(device)
-        if kind == "nf4":
+        if kind == "nf4" and not stand_in:
             network.set_submodule(name, _nf4_layer(layer, weight))
         else:
-            _store_in_8_bits(layer, weight, torch.int8 if kind == "int8" else torch.float8_e4m3fn)
+            _store_in_8_bits(layer, weight, torch.float8_e4m3fn if kind == "fp8" else torch.int8)
 
 
 def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
@@ -97,14 +112,14 @@ def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
 class EightBitLinear(Linear):
     """Linear layer whose weight (outputs, inputs) is stored in 8 bits, with a scale (outputs, 1) in float32.
 
-    The product has the dtype of the input. The weight gets no gradient.
+    It computes in the dtype of the input. Weight and bias get no gradients.
     """
 
     scale: Parameter
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = _Product.apply(input, self.weight, self.scale)
-        return output if self.bias is None else output + self.bias
+        output: Tensor = _Linear.apply(input, self.weight, self.scale, self.bias)
+        return output
 
 
 def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
@@ -120,18 +135,18 @@ def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
     layer.__class__ = EightBitLinear
 
 
-class _Product(torch.autograd.Function):
-    """Product of an input and a stored weight. The graph keeps the stored weight, not a copy in 16 bits."""
+class _Linear(torch.autograd.Function):
+    """Linear function with a stored weight. The graph keeps the stored weight, not a copy in 16 bits."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    def forward(context: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         context.save_for_backward(weight, scale)
-        return torch.nn.functional.linear(x, _restored(weight, scale, x.dtype))
+        return torch.nn.functional.linear(x, _restored(weight, scale, x.dtype), bias)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = context.saved_tensors
-        return gradient @ _restored(weight, scale, gradient.dtype), None, None
+        return gradient @ _restored(weight, scale, gradient.dtype), None, None, None
 
 
 def _restored(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
