@@ -123,7 +123,10 @@ class EightBitLinear(Linear):
 
 
 def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
-    """Make a layer an `EightBitLinear` with this weight. The largest weight of a row becomes the largest value of `dtype`."""
+    """Make a layer an `EightBitLinear` with this weight.
+
+    The largest magnitude of a row becomes the largest value of `dtype`.
+    """
     limit = (torch.finfo if dtype.is_floating_point else torch.iinfo)(dtype).max
     weight = weight.float()
     scale = (weight.abs().amax(dim=1, keepdim=True) / limit).clamp_min(torch.finfo(torch.float32).tiny)
