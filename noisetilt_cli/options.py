@@ -45,6 +45,12 @@ model_options = combine(
         help="Variant of the model's weights, such as fp16 for files named *.fp16.safetensors.",
     ),
     click.option(
+        "--quantize",
+        type=click.Choice(["int8", "fp8", "nf4"]),
+        help="Store the weights of the model's transformer or U-Net in 8 bits (int8, fp8) or 4 bits (nf4, "
+        "which needs bitsandbytes). They compute in --dtype.  [default: not quantised]",
+    ),
+    click.option(
         "--height",
         type=click.IntRange(1),
         help="Height of the images in pixels, with --width.  [default: set by the model]",

@@ -1,5 +1,6 @@
 """Messages of diffusers and transformers that say nothing about a user's model."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,23 +18,28 @@ def errors_only(*loggings: Any) -> Iterator[None]:
     Args:
         loggings: modules `diffusers.utils.logging` and `transformers.utils.logging`, or one of them.
     """
-    before = [logging.get_verbosity() for logging in loggings]
-    for logging in loggings:
-        logging.set_verbosity_error()
+    before = [library.get_verbosity() for library in loggings]
+    for library in loggings:
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        for logging, level in zip(loggings, before, strict=True):
-            logging.set_verbosity(level)
+        for library, level in zip(loggings, before, strict=True):
+            library.set_verbosity(level)
 
 
 @contextmanager
 def without_import_warnings() -> Iterator[None]:
-    """Hide transformers' warnings about optional packages that are not used here, such as torchvision."""
-    from transformers.utils import logging
+    """Hide the warnings that libraries log while they are imported.
 
-    with errors_only(logging):
+    They are about optional packages that are not used here, such as torchvision or kernels of torchao.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
         yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .offload import execution_device, rewire_offload_hooks
 from .pipeline import to_pixels
 from .recompute import replace_forwards
+from .weights import compute_dtype
 
 _BLOCKS = (QwenImageResample, QwenImageResidualBlock, WanResample, WanResidualBlock)
 
@@ -40,7 +41,7 @@ def decode_causal(pipe: Any, x0: Tensor, checkpointing: bool) -> Tensor:
         torch.tensor(values, device=device, dtype=x0.dtype).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    decoded = decode_frames(vae, (x0.to(device) * std + mean).to(vae.dtype), checkpointing)
+    decoded = decode_frames(vae, (x0.to(device) * std + mean).to(compute_dtype(vae)), checkpointing)
     if vae.config.get("patch_size") is not None:
         decoded = unpatchify(decoded, vae.config.patch_size)
     return to_pixels(decoded, x0)

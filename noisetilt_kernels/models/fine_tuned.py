@@ -1,15 +1,18 @@
 """Fine-tuned weights for a pipeline: LoRA, and complete denoisers as MixGRPO and others publish them."""
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
@@ -20,8 +23,11 @@ from ..model_sources import Location
 from .errors import ModelError, as_model_error
 from .files import read_json
 from .networks import check_weights, load_network, remedy_for
+from .quantize import check_package
 
 _CONFIG = "config.json"
+GGUF = ".gguf"
+"""End of the names of files with quantised weights."""
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _ORIGINAL_PREFIX = "model.diffusion_model."
 """Prefix of names of weights in files that hold more than the denoiser, and in ComfyUI's files."""
@@ -53,10 +59,10 @@ def check_denoiser(source: str) -> None:
     check_weights_exist(source)
     place, file = _split_source(source)
     name = file or (place if Path(place).expanduser().is_file() else _WEIGHTS)
-    if not name.endswith(".safetensors"):
-        raise ModelError(
-            f"{source!r} is not a safetensors file; convert its weights to safetensors without quantisation"
-        )
+    if not name.endswith((".safetensors", GGUF)):
+        raise ModelError(f"{source!r} is not a safetensors or GGUF file; convert its weights to safetensors")
+    if name.endswith(GGUF):
+        check_package("gguf", f"{source!r}")
 
 
 def check_peft() -> None:
@@ -146,7 +152,7 @@ def load_denoiser(
     Args:
         source: one of
             - a folder or hub id with the network's config.json, as diffusers saves it;
-            - a safetensors file;
+            - a safetensors file, or a GGUF file, whose weights stay quantised;
             - a folder or hub id with `diffusion_pytorch_model.safetensors` alone;
             - "FOLDER_OR_ID:FILE", one file of a folder or hub repository.
             Files without a configuration have diffusers' parameter names or the original ones.
@@ -177,6 +183,8 @@ def load_denoiser(
             path = path / file
             if not path.is_file():
                 raise _no_weights_in(source, path.parent)
+        if path.suffix == GGUF:
+            return _load_gguf(network, source, path, config, dtype)
         return _load_bare_weights(network, source, load_file(path), config, dtype)
 
 
@@ -207,26 +215,52 @@ def _load_bare_weights(
     network: Any, source: str, tensors: dict[str, torch.Tensor], config: dict[str, Any], dtype: torch.dtype
 ) -> torch.nn.Module:
     """Make a network from tensors that were saved without a configuration."""
-    with init_empty_weights():
-        empty: torch.nn.Module = network.from_config(config)
-    expected = empty.state_dict()
-    tensors = _named_as_in_diffusers(network, tensors, config, expected)
-    check_weights(
-        repr(source),
-        expected.keys() - tensors.keys(),
-        tensors.keys() - expected.keys(),
-        [
-            (name, tensor.shape, expected[name].shape)
-            for name, tensor in tensors.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-        remedy_for(network.__name__),
-    )
+    empty, tensors = _checked_weights(network, source, tensors, config)
     in_float32 = set(network._keep_in_fp32_modules or ())
     for name, tensor in tensors.items():
         tensors[name] = tensor.to(torch.float32 if in_float32.intersection(name.split(".")) else dtype)
     empty.load_state_dict(tensors, assign=True)
     return empty.eval()
+
+
+def _load_gguf(
+    network: Any, source: str, path: Path, config: dict[str, Any], dtype: torch.dtype
+) -> torch.nn.Module:
+    """Make a network from a GGUF file, with diffusers' names or the original ones."""
+    _, tensors = _checked_weights(network, source, load_gguf_checkpoint(str(path)), config)
+    with TemporaryDirectory() as folder:
+        Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        loaded: torch.nn.Module = network.from_single_file(
+            tensors,
+            config=folder,
+            quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
+            torch_dtype=dtype,
+            local_files_only=True,
+        )
+    return loaded
+
+
+def _checked_weights(
+    network: Any, source: str, tensors: dict[str, torch.Tensor], config: dict[str, Any]
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Return a network without weights, and tensors with its names; raise ModelError if one does not fit."""
+    with init_empty_weights():
+        empty: torch.nn.Module = network.from_config(config)
+    expected = empty.state_dict()
+    tensors = _named_as_in_diffusers(network, tensors, config, expected)
+    shapes = {name: getattr(tensor, "quant_shape", tensor.shape) for name, tensor in tensors.items()}
+    check_weights(
+        repr(source),
+        expected.keys() - tensors.keys(),
+        tensors.keys() - expected.keys(),
+        [
+            (name, shape, expected[name].shape)
+            for name, shape in shapes.items()
+            if name in expected and shape != expected[name].shape
+        ],
+        remedy_for(network.__name__),
+    )
+    return empty, tensors
 
 
 def _named_as_in_diffusers(

@@ -14,6 +14,7 @@ from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
 from .times import exact_timestep, sigmas_of_patches
+from .weights import compute_dtype
 
 MAX_PROMPT_LENGTH = 512
 """Maximum number of T5 tokens; FLUX.1 schnell was trained with 256."""
@@ -99,7 +100,7 @@ class FluxFlow(GuidedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
-        dtype, (height, width) = transformer.dtype, self._shape[1:]
+        dtype, (height, width) = compute_dtype(transformer), self._shape[1:]
         prompt = self.prompts.batch(prompts)
         rewire_offload_hooks(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)

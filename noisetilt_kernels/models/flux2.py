@@ -13,6 +13,7 @@ from .offload import rewire_offload_hooks
 from .patched import PatchedFlow
 from .pipeline import FamilyFacts
 from .times import exact_timestep, shifted_sigmas
+from .weights import compute_dtype
 
 
 class Flux2KleinFlow(PatchedFlow):
@@ -72,17 +73,17 @@ class Flux2KleinFlow(PatchedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         pipe, transformer, (height, width) = self.pipe, self.pipe.transformer, self._shape[1:]
-        tokens = self.prompts.batch(prompts)["tokens"]
+        dtype, tokens = compute_dtype(transformer), self.prompts.batch(prompts)["tokens"]
         rewire_offload_hooks(pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         guidance = self.embedded_guidance()
         patches = torch.empty(1, 0, height // 2, width // 2)
         with exact_timestep(transformer.time_guidance_embed.time_proj, 1000 * time):
             velocity: Tensor = transformer(
-                hidden_states=pack_latents(x).to(transformer.dtype),
+                hidden_states=pack_latents(x).to(dtype),
                 timestep=time,
                 guidance=None if guidance is None else torch.full_like(time, guidance),
-                encoder_hidden_states=tokens.to(x.device, transformer.dtype),
+                encoder_hidden_states=tokens.to(x.device, dtype),
                 txt_ids=pipe._prepare_text_ids(tokens[:1])[0].to(x.device),
                 img_ids=pipe._prepare_latent_ids(patches)[0].to(x.device),
                 return_dict=False,

@@ -15,8 +15,9 @@ from ..quiet import without_bars_if_small
 from .errors import ModelError, as_model_error
 from .families import FAMILIES, Family
 from .files import read_json
-from .fine_tuned import add_loras, load_denoiser
+from .fine_tuned import GGUF, add_loras, load_denoiser
 from .networks import load_network, network_class, variants_in, with_defaults
+from .quantize import check_kind, check_not_quantised, quantise
 
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -30,6 +31,7 @@ def load_pipeline(
     denoiser: str | Path | None = None,
     lora: str | Path | Sequence[str | Path] = (),
     variant: str | None = None,
+    quantize: str | None = None,
     text_encoders: bool = True,
 ) -> DiffusionPipeline:
     """Load a pipeline of one of the families (`FAMILIES`), such as FLUX or Wan.
@@ -46,13 +48,15 @@ def load_pipeline(
         lora: LoRA weights, or a sequence of them: each a file, a folder, a hub id, or "FOLDER_OR_ID:FILE",
             with "=WEIGHT" after it for a weight other than 1, such as "style.safetensors=0.8"; needs peft.
         variant: variant of the weights such as "fp16", for networks that are saved in it.
+        quantize: quantisation of the denoiser's weights, "int8", "fp8" or "nf4"; None for none. "nf4" needs
+            bitsandbytes. Text encoders and VAE are not quantised.
         text_encoders: False leaves text encoders and tokenizers out. The model then takes the embeddings of
             its prompts from `PipelineModel.add_embeddings`.
 
     Raises:
         ModelError: the model does not exist, is incomplete, belongs to no supported family, or does not fit
             into the device's memory.
-        ValueError: offload with a CPU as device.
+        ValueError: offload with a CPU as device, or an unknown quantisation.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,6 +69,7 @@ def load_pipeline(
     location = locate(source)
     configs = configurations(source)
     facts = configs.family.facts
+    check_quantize(quantize, source, denoiser)
     if text_encoders:
         _check_present(configs.components, facts.needed_encoders, source)
     absent = [name for name in facts.optional if name not in _present(configs.components)]
@@ -109,6 +114,12 @@ def load_pipeline(
         pipe = facts.pipeline.from_pretrained(location.name, local_files_only=True, **components)
     add_loras(pipe, [str(one) for one in ([lora] if isinstance(lora, (str, Path)) else lora)], facts.name)
     try:
+        if quantize is not None:
+            for name in (facts.denoiser, *facts.experts):
+                network = getattr(pipe, name)
+                if network is not None:
+                    quantise(f"the {name} of {source!r}", network, quantize, device)
+                    network.to("cpu" if offload else device)  # the next one may need the memory
         if offload:
             pipe.enable_model_cpu_offload(device=device)
         else:
@@ -118,6 +129,27 @@ def load_pipeline(
             f"{source!r} does not fit into the memory of {device}; offload=True needs less"
         ) from None
     return pipe
+
+
+def check_quantize(kind: str | None, source: str | Path, denoiser: str | Path | None = None) -> None:
+    """Raise ModelError if a model's denoisers cannot be quantised, as far as their configurations show.
+
+    Args:
+        kind, source, denoiser: `quantize`, `source` and `denoiser` of `load_pipeline`.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+    if kind is None:
+        return
+    check_kind(kind)
+    if str(denoiser).endswith(GGUF):
+        raise ModelError(f"{str(denoiser)!r} is already quantised, so quantize must be None")
+    configs = configurations(source)
+    facts = configs.family.facts
+    for name in (facts.denoiser, *facts.experts):
+        if name in configs.networks and not (name == facts.denoiser and denoiser is not None):
+            check_not_quantised(f"the {name} of {str(source)!r}", configs.networks[name])
 
 
 def family_at(source: str | Path) -> Family:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..sampling import Reward
 from .loading import Configurations, configurations, prompt_lengths
 from .networks import network_class
+from .quantize import nf4_difference, quantise
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def plan_memory(
     offload: bool = False,
     gradient: bool = True,
     one_step: bool = False,
+    quantize: str | None = None,
     load_reward: Callable[[], Reward | None] | None = None,
     **options: Any,
 ) -> MemoryPlan:
@@ -70,6 +72,7 @@ def plan_memory(
         offload: see `load_pipeline`; text encoders and denoisers are then not on the device together.
         gradient: True if the method takes a gradient; without it nothing is kept for a backward.
         one_step: True to use the model as a one-step model.
+        quantize: see `load_pipeline`.
         load_reward: function that loads the reward, called while new tensors are fake. Tensors that it keeps
             alive count as weights of rewards. If it returns a reward, the graph of the reward is counted.
         options: arguments of the model's class, such as height and width.
@@ -78,7 +81,7 @@ def plan_memory(
         ModelError: the model does not exist, or cannot be used in this way.
         ValueError: an argument of the model's class is out of its range.
     """
-    with _fake_model(source, dtype, one_step, options) as model:
+    with _fake_model(source, dtype, one_step, options, quantize) as model:
         for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         with PeakMemory() as loading:
@@ -92,6 +95,8 @@ def plan_memory(
         if network is not None and "text_encoder" in name
     ]
     denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
+    if quantize == "nf4":
+        denoisers = [size + nf4_difference(one) for size, one in zip(denoisers, model.denoisers, strict=True)]
     denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
     together = vae + rewards + activations + (max(denoisers) if offload else denoiser + text_encoders)
     return MemoryPlan(
@@ -118,14 +123,23 @@ def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) 
 
 @contextmanager
 def _fake_model(
-    source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]
+    source: str | Path,
+    dtype: torch.dtype,
+    one_step: bool,
+    options: dict[str, Any],
+    quantize: str | None = None,
 ) -> Iterator[Any]:
     """Yield a model made of fake tensors; within the block all new tensors are fake."""
     configs, lengths = configurations(source), prompt_lengths(source)
     adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device: there, unlike on real devices, attention keeps its full weight matrix
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        yield adapter(_fake_pipeline(configs, lengths), **options)
+        model = adapter(_fake_pipeline(configs, lengths), **options)
+        if quantize is not None:
+            for denoiser in model.denoisers:
+                owner = f"the denoiser of {str(source)!r}"
+                quantise(owner, denoiser, quantize, torch.device("cpu"), stand_in=True)
+        yield model
 
 
 def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:

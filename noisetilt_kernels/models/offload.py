@@ -8,7 +8,10 @@ kind of offloading:
 - `enable_sequential_cpu_offload()`: every layer gets a copy of its weights for one call, and the graph holds
   these copies. Gradients are right. With gradient checkpointing the graph holds the copies of one block only.
 - `enable_group_offload()`: weights are swapped within the same tensors, which corrupts the graph.
-  `check_offload` refuses it.
+  `check_hooks` refuses it.
+
+`enable_layerwise_casting()` swaps weights in the same way. The graph of a linear layer keeps a view of the
+weights that were used, so its gradient is right; `check_hooks` refuses other layers.
 """
 
 from collections.abc import Sequence
@@ -16,6 +19,10 @@ from typing import Any
 
 import torch
 from accelerate.hooks import CpuOffload, UserCpuOffloadHook
+from torch.nn import Embedding, Linear
+
+_DIFFERENTIATED = ("transformer", "transformer_2", "unet", "vae")
+"""Names of the components through which gradients are taken."""
 
 
 def execution_device(model: torch.nn.Module) -> torch.device:
@@ -27,16 +34,33 @@ def execution_device(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def check_offload(function: str, pipe: Any, names: Sequence[str]) -> None:
-    """Raise ValueError if one of the named networks is under group offloading, which breaks its gradients."""
-    for name in names:
-        for module in getattr(pipe, name).modules():
+def check_hooks(owner: str, pipe: Any) -> None:
+    """Raise ValueError if hooks of diffusers swap weights of a denoiser or VAE before their backward.
+
+    Args:
+        owner: subject of the message.
+        pipe: the pipeline.
+    """
+    for name in _DIFFERENTIATED:
+        network = getattr(pipe, name, None)
+        for path, module in network.named_modules() if network is not None else ():
             hooks = getattr(module, "_diffusers_hook", None)
-            if hooks is not None and hooks.get_hook("group_offloading") is not None:
+            if hooks is None:
+                if ".lora_" in path and any(one.dtype.itemsize == 1 for one in module.parameters(False)):
+                    raise ValueError(
+                        f"{owner} must have its {name} with LoRA weights of 16 or 32 bits, got float8; "
+                        "load LoRA weights before enable_layerwise_casting()"
+                    )
+            elif hooks.get_hook("group_offloading") is not None:
                 raise ValueError(
-                    f"{function}: pipe must have its {name} without group offloading, which moves weights "
-                    "away before their backward; use enable_model_cpu_offload() or "
-                    "enable_sequential_cpu_offload()"
+                    f"{owner} must have its {name} without group offloading, which moves weights away before "
+                    "their backward; use enable_model_cpu_offload() or enable_sequential_cpu_offload()"
+                )
+            elif hooks.get_hook("layerwise_casting") and not isinstance(module, (Linear, Embedding)):
+                raise ValueError(
+                    f"{owner} must have its {name} without layerwise casting of a {type(module).__name__}, "
+                    "whose weights change before their backward; use "
+                    'load_pipeline(quantize="fp8"), or skip_modules_classes'
                 )
 
 
@@ -50,11 +74,15 @@ def rewire_offload_hooks(pipe: Any, idle: Sequence[Any] = ()) -> None:
     Args:
         pipe: the pipeline.
         idle: denoisers that are not needed now, which are moved to the CPU.
+
+    Raises:
+        ValueError: the pipeline has got other hooks since it was checked, see `check_hooks`.
     """
+    check_hooks(type(pipe).__name__, pipe)
     vae = getattr(pipe.vae, "_hf_hook", None)
     if isinstance(vae, CpuOffload):
         vae.prev_module_hook = None
-    names = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "transformer_2", "unet")
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3", *_DIFFERENTIATED[:-1])
     hooks = []
     for network in map(pipe.components.get, names):
         hook = getattr(network, "_hf_hook", None)

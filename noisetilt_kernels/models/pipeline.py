@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..checks import check_integer, prompt_list
-from .offload import check_offload, execution_device, rewire_offload_hooks
+from .offload import check_hooks, execution_device, rewire_offload_hooks
 from .prompts import Encoded, PromptCache
+from .weights import compute_dtype, leave_inference_mode
 
 CHECKPOINTING_THRESHOLD = 100_000_000
 """Gradient checkpointing is the default for denoisers with at least this number of weights."""
@@ -86,6 +87,8 @@ class PipelineModel(ABC):
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
+        for network in (*self.denoisers, pipe.vae):
+            leave_inference_mode(network)
         if gradient_checkpointing is None:
             gradient_checkpointing = self.denoiser.num_parameters() >= CHECKPOINTING_THRESHOLD
         self.set_gradient_checkpointing(gradient_checkpointing)
@@ -94,8 +97,8 @@ class PipelineModel(ABC):
     def check(cls, pipe: Any) -> None:
         """Raise TypeError or ValueError unless the model can use the pipeline.
 
-        The pipeline must be of the family's class, with denoiser and VAE that belong together, and not under
-        group offloading.
+        The pipeline must be of the family's class, with denoiser and VAE that belong together, and without
+        hooks that break gradients, see `check_hooks`.
         """
         pipeline, denoiser = cls.facts.pipeline, cls.facts.denoiser
         if not isinstance(pipe, pipeline):
@@ -107,8 +110,7 @@ class PipelineModel(ABC):
                 raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
         cls.check_index(f"{cls.__name__}: pipe", pipe.config)
         cls.check_parts(f"{cls.__name__}: pipe", pipe)
-        experts = [name for name in cls.facts.experts if getattr(pipe, name) is not None]
-        check_offload(cls.__name__, pipe, (denoiser, *experts, "vae"))
+        check_hooks(f"{cls.__name__}: pipe", pipe)
 
     @classmethod  # noqa: B027 (most families have no restriction)
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
@@ -281,7 +283,7 @@ class PipelineModel(ABC):
         """
         vae = self.pipe.vae
         rewire_offload_hooks(self.pipe)
-        latents = self.unscaled(x0).to(execution_device(vae), vae.dtype)
+        latents = self.unscaled(x0).to(execution_device(vae), compute_dtype(vae))
         decoded: Tensor = vae.decode(latents, return_dict=False)[0]
         return to_pixels(decoded, x0)
 

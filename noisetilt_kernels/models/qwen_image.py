@@ -12,6 +12,7 @@ from .offload import rewire_offload_hooks
 from .patched import PatchedFlow
 from .pipeline import FamilyFacts
 from .times import exact_timestep, sigmas_of_patches
+from .weights import compute_dtype
 
 
 class QwenImageFlow(PatchedFlow):
@@ -66,14 +67,15 @@ class QwenImageFlow(PatchedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer, (height, width) = self.pipe.transformer, self._shape[1:]
+        dtype = compute_dtype(transformer)
         tokens, mask = self.prompts.padded(prompts)
         rewire_offload_hooks(self.pipe)
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         with exact_timestep(transformer.time_text_embed.time_proj, time):
             velocity: Tensor = transformer(
-                hidden_states=pack_latents(x).to(transformer.dtype),
+                hidden_states=pack_latents(x).to(dtype),
                 timestep=time,
-                encoder_hidden_states=tokens.to(x.device, transformer.dtype),
+                encoder_hidden_states=tokens.to(x.device, dtype),
                 encoder_hidden_states_mask=None if mask is None else mask.to(x.device),
                 img_shapes=[[(1, height // 2, width // 2)]] * len(x),
                 return_dict=False,

@@ -17,6 +17,7 @@ from .offload import execution_device, rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size, to_pixels
 from .prompts import Encoded
 from .recompute import replace_forwards
+from .weights import compute_dtype
 
 PROMPT_LENGTH = 300
 """Number of Gemma tokens kept: the first one, and the last 299 of instruction and prompt."""
@@ -101,6 +102,7 @@ class SanaSprint(OneStepPipelineModel):
         """
         self.check_latents("denoised", x, prompts)
         transformer = self.pipe.transformer
+        dtype = compute_dtype(transformer)
         prompt = self.prompts.batch(prompts)
         rewire_offload_hooks(self.pipe)
         cos, sin = math.cos(_DEFAULTS["max_timesteps"]), math.sin(_DEFAULTS["max_timesteps"])
@@ -109,8 +111,8 @@ class SanaSprint(OneStepPipelineModel):
         noisy = norm * x
         time = torch.full((len(x),), s, dtype=torch.float32, device=x.device)
         output: Tensor = transformer(
-            noisy.to(transformer.dtype),
-            encoder_hidden_states=prompt["tokens"].to(x.device, transformer.dtype),
+            noisy.to(dtype),
+            encoder_hidden_states=prompt["tokens"].to(x.device, dtype),
             encoder_attention_mask=prompt["mask"].to(x.device),
             timestep=time,
             # float32; the pipeline would round it to the dtype of the embeddings
@@ -123,7 +125,7 @@ class SanaSprint(OneStepPipelineModel):
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
         rewire_offload_hooks(self.pipe)
-        latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), vae.dtype)
+        latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), compute_dtype(vae))
         layers = [layer for block in vae.decoder.up_blocks for layer in block]
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         with (

@@ -18,6 +18,7 @@ from ..checks import check_choice
 from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
+from .weights import compute_dtype
 
 PROMPT_LENGTH = 77
 """Number of CLIP tokens of a prompt, for pipelines without a tokenizer."""
@@ -88,13 +89,12 @@ class SDTurbo(OneStepPipelineModel):
     def denoised(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         self.check_latents("denoised", x, prompts)
         unet, step = self.pipe.unet, _single_step(f"{type(self).__name__}: pipe", self.pipe.scheduler)
-        prompt = {
-            name: tensor.to(x.device, unet.dtype) for name, tensor in self.prompts.batch(prompts).items()
-        }
+        dtype = compute_dtype(unet)
+        prompt = {name: tensor.to(x.device, dtype) for name, tensor in self.prompts.batch(prompts).items()}
         rewire_offload_hooks(self.pipe)
         noisy = step.noise * x
         output: Tensor = unet(
-            (noisy / (step.sigma**2 + 1) ** 0.5).to(unet.dtype),
+            (noisy / (step.sigma**2 + 1) ** 0.5).to(dtype),
             torch.full((len(x),), step.time, dtype=torch.float32, device=x.device),
             encoder_hidden_states=prompt["tokens"],
             added_cond_kwargs=self.added_conditions(prompt),
@@ -132,7 +132,7 @@ class SDXLTurbo(SDTurbo):
     @classmethod
     def check(cls, pipe: Any) -> None:
         super().check(pipe)
-        if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        if compute_dtype(pipe.vae) == torch.float16 and pipe.vae.config.force_upcast:
             raise ValueError(
                 f"{cls.__name__}: pipe must have its VAE in bfloat16 or float32, "
                 "as this one overflows in float16"

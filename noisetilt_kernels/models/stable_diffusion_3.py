@@ -12,6 +12,7 @@ from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas, size_shift
+from .weights import compute_dtype
 
 MAX_T5_LENGTH = 512
 """Maximum number of T5 tokens of a prompt."""
@@ -113,14 +114,15 @@ class SD3Flow(GuidedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
+        dtype = compute_dtype(transformer)
         prompt = self.prompts.batch(prompts)
         rewire_offload_hooks(self.pipe)
         velocity: Tensor = transformer(
-            hidden_states=x.to(transformer.dtype),
+            hidden_states=x.to(dtype),
             # float32 for any dtype of the weights
             timestep=torch.full((len(x),), 1000 * sigma, dtype=torch.float32, device=x.device),
-            encoder_hidden_states=prompt["tokens"].to(x.device, transformer.dtype),
-            pooled_projections=prompt["pooled"].to(x.device, transformer.dtype),
+            encoder_hidden_states=prompt["tokens"].to(x.device, dtype),
+            pooled_projections=prompt["pooled"].to(x.device, dtype),
             return_dict=False,
         )[0]
         return velocity.to(x.dtype)

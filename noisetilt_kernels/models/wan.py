@@ -14,6 +14,7 @@ from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas
+from .weights import compute_dtype
 
 PROMPT_LENGTH = 512
 """Number of UMT5 tokens of a prompt; shorter prompts are padded with zeros."""
@@ -122,10 +123,11 @@ class WanFlow(GuidedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.denoisers[self._expert_at(sigma)]
-        tokens = self.prompts.batch(prompts)["tokens"].to(x.device, transformer.dtype)
+        dtype = compute_dtype(transformer)
+        tokens = self.prompts.batch(prompts)["tokens"].to(x.device, dtype)
         rewire_offload_hooks(self.pipe, [one for one in self.denoisers if one is not transformer])
         velocity: Tensor = transformer(
-            hidden_states=x.to(transformer.dtype),
+            hidden_states=x.to(dtype),
             # float32, not rounded to integers as in schedulers; one time for all tokens, also of Wan2.2 5B
             timestep=torch.full((len(x),), 1000 * sigma, dtype=torch.float32, device=x.device),
             encoder_hidden_states=tokens,

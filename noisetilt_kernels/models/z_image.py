@@ -11,6 +11,7 @@ from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import sigmas_of_patches
+from .weights import compute_dtype
 
 PROMPT_LENGTH = 512
 """Maximum number of Qwen3 tokens of a prompt; shorter prompts are not padded."""
@@ -78,13 +79,12 @@ class ZImageFlow(GuidedFlow):
 
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.pipe.transformer
-        tokens = [
-            encoded["tokens"][0].to(x.device, transformer.dtype) for encoded in self.prompts.get(prompts)
-        ]
+        dtype = compute_dtype(transformer)
+        tokens = [encoded["tokens"][0].to(x.device, dtype) for encoded in self.prompts.get(prompts)]
         rewire_offload_hooks(self.pipe)
         # the transformer's time runs from noise at 0 to data at 1: its output is -v; embedded in float32
         negative_velocity: list[Tensor] = transformer(
-            list(x.to(transformer.dtype).unsqueeze(2)),  # (C, 1, H, W) each
+            list(x.to(dtype).unsqueeze(2)),  # (C, 1, H, W) each
             torch.full((len(x),), 1 - sigma, dtype=torch.float32, device=x.device),
             tokens,
             return_dict=False,

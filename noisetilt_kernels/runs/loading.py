@@ -9,7 +9,7 @@ import torch
 
 from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_denoiser, check_loras
-from ..models.loading import family_at
+from ..models.loading import check_quantize, family_at
 from ..rewards import RewardError, RewardSpec, WeightedSum
 from ..rewards.features import Features, load_features
 from ..rewards.frames import of_videos, takes_videos
@@ -34,6 +34,7 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     if settings.denoiser:
         check_denoiser(settings.denoiser)
     check_loras(settings.lora)
+    check_quantize(settings.quantize, settings.model, settings.denoiser)
     family = family_at(settings.model)
     if family.videos:
         check_available()
@@ -59,6 +60,7 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
         denoiser=settings.denoiser,
         lora=settings.lora,
         variant=settings.variant,
+        quantize=settings.quantize,
     )
     adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
     return adapter(pipe, **settings.model_options)

@@ -45,6 +45,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         offload=compute.offload,
         gradient=any(run.method.needs_gradient for run in runs),
         one_step=next(iter(runs)).one_step,
+        quantize=settings.quantize,
         load_reward=rewards,
         **settings.model_options,
     )
@@ -75,10 +76,11 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         }.items()
         if names
     )
+    quantised = f" with the denoiser in {settings.quantize}" if settings.quantize else ""
     offloaded = " (offloaded)" if compute.offload else ""
     kind = "video" if frames else "image"
     rows = [
-        ("model", f"{settings.model}, {settings.dtype} on {compute.device}"),
+        ("model", f"{settings.model}, {settings.dtype}{quantised} on {compute.device}"),
         (
             f"{kind}s",
             f"{settings.count:,} of {extent}: {settings.particles:,} for each of {prompts}; "

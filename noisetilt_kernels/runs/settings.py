@@ -42,6 +42,7 @@ class Settings:
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
         lora: LoRA weights: each a folder, file or hub id, and "=WEIGHT" after it for a weight other than 1.
         variant: variant of the model's weights such as "fp16"; None is the default one.
+        quantize: quantisation of the denoiser's weights, "int8", "fp8" or "nf4"; None for none.
         non_finite: treatment of values that are not finite, see `sampling.SamplerOptions`.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     denoiser: str | None = None
     lora: tuple[str, ...] = ()
     variant: str | None = None
+    quantize: str | None = None
     non_finite: str = "raise"
 
     def __post_init__(self) -> None:

@@ -178,11 +178,11 @@ def test_missing_and_broken_weights(flux: Path, tuned: Path, tmp_path: Path) -> 
     assert "cannot be loaded: Error while deserializing header" in raised_by(
         flux, tmp_path / "cut.safetensors"
     )
-    for name in ("pickle.bin", "model.gguf", "model.ckpt", "model.pt"):
+    for name in ("pickle.bin", "model.ckpt", "model.pt"):
         (tmp_path / name).write_bytes(b"GGUF")
         for source in (tmp_path / name, f"{tmp_path}:{name}"):
             assert raised_by(flux, source).endswith(
-                "is not a safetensors file; convert its weights to safetensors without quantisation"
+                "is not a safetensors or GGUF file; convert its weights to safetensors"
             )
     shutil.copy(tuned / "config.json", tmp_path)
     assert "no file named diffusion_pytorch_model.safetensors" in raised_by(flux, tmp_path)

@@ -235,6 +235,7 @@ def test_model_and_rewards_are_loaded_from_the_settings(monkeypatch: pytest.Monk
         "denoiser": None,
         "lora": ("l",),
         "variant": None,
+        "quantize": None,
         "height": 32,
         "width": 48,
         "scale": 2.0,

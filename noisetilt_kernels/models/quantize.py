@@ -1,0 +1,172 @@
+"""Quantised weights of denoisers: 8-bit integers, 8-bit floats, or NF4 of bitsandbytes.
+
+The linear layers of a denoiser's blocks, which hold nearly all of its weights, are quantised one by one.
+They compute in the dtype of their input. Embeddings, norms, biases, convolutions and LoRA weights stay as
+they are.
+"""
+
+import importlib.util
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, ModuleList, Parameter
+
+from ..checks import check_choice
+from .errors import ModelError
+
+QUANTISATIONS = ("int8", "fp8", "nf4")
+"""Kinds of quantisation: 8-bit integers, float8_e4m3fn, or 4-bit NF4."""
+
+NF4_BLOCK = 64
+"""Number of weights of NF4 that share a float32 scale."""
+
+
+def check_kind(kind: str) -> None:
+    """Raise ModelError unless the package that a kind of quantisation needs is installed.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+    check_choice("load_pipeline", "quantize", kind, QUANTISATIONS)
+    if kind == "nf4":
+        check_package("bitsandbytes", "quantize='nf4'")
+
+
+def check_package(name: str, owner: str) -> None:
+    """Raise ModelError, which says that `owner` needs it, unless a package for quantised weights is there."""
+    if importlib.util.find_spec(name) is None:
+        raise ModelError(f'{owner} needs {name}: pip install "noisetilt-kernels[quantize]"')
+
+
+def check_not_quantised(owner: str, config: Any) -> None:
+    """Raise ModelError if a network's configuration says that its weights are quantised already."""
+    found = config.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if hasattr(found, "get") else getattr(found, "quant_method", "")
+        raise ModelError(
+            f"{owner} is already quantised ({getattr(method, 'value', method)}), so quantize must be None"
+        )
+
+
+def linear_layers(network: torch.nn.Module, kind: str) -> dict[str, Linear]:
+    """Return the layers to quantise by name: linear layers of the blocks, without those of LoRA.
+
+    NF4 needs rows of whole blocks, which all large models have.
+    """
+    multiple = NF4_BLOCK if kind == "nf4" else 1
+    blocks = tuple(f"{name}." for name, one in network.named_modules() if isinstance(one, ModuleList))
+    return {
+        name: one
+        for name, one in network.named_modules()
+        if type(one) is Linear
+        and name.startswith(blocks)
+        and "lora_" not in name
+        and one.in_features % multiple == 0
+    }
+
+
+def quantise(owner: str, network: Any, kind: str, device: torch.device, *, stand_in: bool = False) -> None:
+    """Quantise the weights of a network in place, layer by layer.
+
+    At most one layer at a time has unquantised weights on the device.
+
+    Args:
+        owner: name of the network in messages.
+        network: denoiser of diffusers, with its LoRA layers.
+        kind: one of `QUANTISATIONS`.
+        device: device on which weights are quantised, and stay; other weights are not moved.
+        stand_in: use layers in 8 bits in place of layers in NF4, to plan memory: those can be fake, and take
+            the same memory beside their weights. See `nf4_difference`.
+
+    Raises:
+        ModelError: the weights are quantised already, or a LoRA has magnitudes (DoRA), which are computed
+            from unquantised weights.
+    """
+    check_not_quantised(owner, network.config)
+    if any("lora_magnitude_vector" in name for name, _ in network.named_parameters()):
+        raise ModelError(f"{owner} has a LoRA with magnitudes (DoRA), so quantize must be None")
+    for name, layer in linear_layers(network, kind).items():
+        weight = layer.weight.detach().to(device)
+        if kind == "nf4" and not stand_in:
+            network.set_submodule(name, _nf4_layer(layer, weight))
+        else:
+            _store_in_8_bits(layer, weight, torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+
+
+def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
+    """Return a layer of bitsandbytes with this weight in NF4, and the bias of a layer."""
+    import bitsandbytes
+
+    options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": False}
+    quantised = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, False, compute_dtype=weight.dtype, device="meta", **options
+    )
+    parameter = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=NF4_BLOCK, **options)
+    quantised.weight = parameter.to(weight.device)  # quantises
+    quantised.bias = layer.bias
+    return quantised.train(layer.training)
+
+
+class EightBitLinear(Linear):
+    """Linear layer whose weight (outputs, inputs) is stored in 8 bits, with a scale (outputs, 1) in float32.
+
+    It computes in the dtype of the input. Weight and bias get no gradients.
+    """
+
+    scale: Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = _Linear.apply(input, self.weight, self.scale, self.bias)
+        return output
+
+
+def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
+    """Make a layer an `EightBitLinear` with this weight.
+
+    The largest magnitude of a row becomes the largest value of `dtype`.
+    """
+    limit = (torch.finfo if dtype.is_floating_point else torch.iinfo)(dtype).max
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1, keepdim=True) / limit).clamp_min(torch.finfo(torch.float32).tiny)
+    weight = weight / scale
+    if not dtype.is_floating_point:
+        weight = weight.round()
+    layer.weight = Parameter(weight.to(dtype), requires_grad=False)
+    layer.scale = Parameter(scale, requires_grad=False)
+    layer.__class__ = EightBitLinear
+
+
+class _Linear(torch.autograd.Function):
+    """Linear function with a stored weight. The graph keeps the stored weight, not a copy in 16 bits."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(weight, scale)
+        return torch.nn.functional.linear(x, _restored(weight, scale, x.dtype), bias)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scale = context.saved_tensors
+        return gradient @ _restored(weight, scale, gradient.dtype), None, None, None
+
+
+def _restored(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight that is stored, in `dtype`."""
+    return weight.to(dtype).mul_(scale.to(dtype))
+
+
+def nf4_difference(network: torch.nn.Module) -> int:
+    """Return how many bytes a network takes more in NF4 than with its layers in 8 bits; it is negative.
+
+    A layer in NF4 has four bits for each weight, a float32 scale for each `NF4_BLOCK` weights, and a table of
+    16 values in float32.
+    """
+    difference = 0
+    for layer in network.modules():
+        if isinstance(layer, EightBitLinear):
+            count = layer.weight.numel()
+            difference += math.ceil(count / 2) + 4 * math.ceil(count / NF4_BLOCK) + 4 * 16
+            difference -= layer.weight.nbytes + layer.scale.nbytes
+    return difference
