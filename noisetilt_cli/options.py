@@ -45,6 +45,12 @@ model_options = combine(
         help="Variant of the model's weights, such as fp16 for files named *.fp16.safetensors.",
     ),
     click.option(
+        "--reward-decoder",
+        metavar="FOLDER|ID",
+        help="Tiny autoencoder, such as madebyollin/taef1, that decodes the images judged during sampling. "
+        "It takes less memory than the VAE, which decodes the finished images.",
+    ),
+    click.option(
         "--height",
         type=click.IntRange(1),
         help="Height of the images in pixels, with --width.  [default: set by the model]",

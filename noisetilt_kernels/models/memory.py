@@ -15,15 +15,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers.utils.logging
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..quiet import errors_only
 from ..sampling import Reward
 from .loading import Configurations, configurations, prompt_lengths
 from .networks import network_class
+from .tiny_decoder import tiny_config
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class MemoryPlan:
     Attributes:
         shape: shape of one latent.
         pixels: shape of one decoded image (3, H, W) or video (3, F, H, W).
-        denoiser, vae, text_encoders, rewards: size of the weights; of all experts for a model with several
-            denoisers.
+        denoiser, vae, reward_decoder, text_encoders, rewards: size of the weights; of all experts for a model
+            with several denoisers.
         activations: peak of everything else for one micro-batch; with a gradient, mainly what the graph keeps
-            for the backward.
+            for the backward. With a reward decoder it may be the VAE's decoding of finished images.
         total: peak on the device.
     """
 
@@ -44,6 +48,7 @@ class MemoryPlan:
     pixels: tuple[int, ...]
     denoiser: int
     vae: int
+    reward_decoder: int
     text_encoders: int
     rewards: int
     activations: int
@@ -59,6 +64,7 @@ def plan_memory(
     gradient: bool = True,
     one_step: bool = False,
     load_reward: Callable[[], Reward | None] | None = None,
+    reward_decoder: str | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a model, without loading its weights.
@@ -72,13 +78,15 @@ def plan_memory(
         one_step: True to use the model as a one-step model.
         load_reward: function that loads the reward, called while new tensors are fake. Tensors that it keeps
             alive count as weights of rewards. If it returns a reward, the graph of the reward is counted.
+        reward_decoder: folder or hub id of the tiny autoencoder that decodes for rewards during sampling, see
+            `PipelineModel`; None for the VAE.
         options: arguments of the model's class, such as height and width.
 
     Raises:
         ModelError: the model does not exist, or cannot be used in this way.
         ValueError: an argument of the model's class is out of its range.
     """
-    with _fake_model(source, dtype, one_step, options) as model:
+    with _fake_model(source, dtype, one_step, reward_decoder, options) as model:
         for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         with PeakMemory() as loading:
@@ -92,39 +100,52 @@ def plan_memory(
         if network is not None and "text_encoder" in name
     ]
     denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
+    tiny = 0 if model.reward_decoder is None else _weight_bytes(model.reward_decoder)
     denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
-    together = vae + rewards + activations + (max(denoisers) if offload else denoiser + text_encoders)
+    always = tiny + rewards
+    together = vae + always + activations + (max(denoisers) if offload else denoiser + text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,
         denoiser=denoiser,
         vae=vae,
+        reward_decoder=tiny,
         text_encoders=text_encoders,
         rewards=rewards,
         activations=activations,
-        total=max(together, text_encoders + rewards),
+        total=max(together, text_encoders + always),
     )
 
 
-def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) -> tuple[int, ...]:
+def latent_shape(
+    source: str | Path, *, one_step: bool = False, reward_decoder: str | None = None, **options: Any
+) -> tuple[int, ...]:
     """Return the shape of one latent of a model, without loading its weights.
 
     Arguments and errors are the same as for `plan_memory`.
     """
-    with _fake_model(source, torch.bfloat16, one_step, options) as model:
+    with _fake_model(source, torch.bfloat16, one_step, reward_decoder, options) as model:
         shape: tuple[int, ...] = model.shape
     return shape
 
 
 @contextmanager
 def _fake_model(
-    source: str | Path, dtype: torch.dtype, one_step: bool, options: dict[str, Any]
+    source: str | Path,
+    dtype: torch.dtype,
+    one_step: bool,
+    reward_decoder: str | None,
+    options: dict[str, Any],
 ) -> Iterator[Any]:
     """Yield a model made of fake tensors; within the block all new tensors are fake."""
     configs, lengths = configurations(source), prompt_lengths(source)
     adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device: there, unlike on real devices, attention keeps its full weight matrix
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
+        if reward_decoder is not None:
+            configs.family.check_tiny(str(source))
+            tiny = _fake_network(AutoencoderTiny, tiny_config(reward_decoder))
+            options = {**options, "reward_decoder": tiny}
         yield adapter(_fake_pipeline(configs, lengths), **options)
 
 
@@ -135,7 +156,7 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
         library, class_name = configs.components[name]
         network = network_class(library, class_name)
         components[name] = (
-            network.from_config(config)
+            _fake_network(network, config)
             if library == "diffusers"
             else network(network.config_class.from_dict(config))
         )
@@ -151,6 +172,12 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
     return pipe
 
 
+def _fake_network(network: Any, config: Mapping[str, Any]) -> Any:
+    """Make a network of diffusers without a warning of entries that its configuration files have in excess."""
+    with errors_only(diffusers.utils.logging):
+        return network.from_config(config)
+
+
 def _activations(
     model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
 ) -> tuple[int, tuple[int, ...]]:
@@ -162,17 +189,24 @@ def _activations(
     prompts = [""] * micro_batch
     judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
     x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)
-    with PeakMemory() as memory, torch.set_grad_enabled(gradient):
-        output = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
-        latents = output.detach().requires_grad_(gradient)
-        images = model.decode(latents)
-        shape = tuple(images.shape[1:])
-        rewards = judge(images, prompts)
-        del images
-        if gradient:
-            (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
-            torch.autograd.grad(output, x, cotangent)
-    return memory.peak, shape
+    # each expert of a model is used at one of these times
+    times = (0.5,) if len(model.denoisers) == 1 else (1.0, 0.5)
+    with PeakMemory() as memory:
+        for time in times:
+            with torch.set_grad_enabled(gradient):
+                output = model.denoised(x, prompts) if one_step else model.velocity(x, time, prompts)
+                latents = output.detach().requires_grad_(gradient)
+                rewards = judge((model.decode_preview or model.decode)(latents), prompts)
+                if gradient:
+                    (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
+                    torch.autograd.grad(output, x, cotangent)
+                    del cotangent
+            x0 = latents.detach()
+            del output, latents, rewards
+        with torch.no_grad():
+            images = model.decode(x0)
+            judge(images, prompts)
+    return memory.peak, tuple(images.shape[1:])
 
 
 class PeakMemory(TorchDispatchMode):

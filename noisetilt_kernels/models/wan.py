@@ -10,7 +10,6 @@ from torch import Tensor
 from ..checks import check_integer, check_number
 from .causal_vae import decode_causal
 from .guidance import GuidedFlow
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas
@@ -89,6 +88,7 @@ class WanFlow(GuidedFlow):
 
     @classmethod
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
+        super().check_index(owner, index)
         ratio, (_, second) = index.get("boundary_ratio"), index.get("transformer_2") or (None, None)
         if ratio is not None and second is None:
             raise ValueError(
@@ -123,7 +123,7 @@ class WanFlow(GuidedFlow):
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         transformer = self.denoisers[self._expert_at(sigma)]
         tokens = self.prompts.batch(prompts)["tokens"].to(x.device, transformer.dtype)
-        rewire_offload_hooks(self.pipe, [one for one in self.denoisers if one is not transformer])
+        self.prepare([one for one in self.denoisers if one is not transformer])
         velocity: Tensor = transformer(
             hidden_states=x.to(transformer.dtype),
             # float32, not rounded to integers as in schedulers; one time for all tokens, also of Wan2.2 5B

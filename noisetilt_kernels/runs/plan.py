@@ -46,6 +46,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         gradient=any(run.method.needs_gradient for run in runs),
         one_step=next(iter(runs)).one_step,
         load_reward=rewards,
+        reward_decoder=settings.reward_decoder,
         **settings.model_options,
     )
     for run in runs:
@@ -68,6 +69,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         for what, names in {"reward model": rewards.uncounted, "graph": rewards.without_graph}.items()
         if names
     )
+    decoder = f"reward decoder {format_bytes(memory.reward_decoder)}, " if settings.reward_decoder else ""
     offloaded = " (offloaded)" if compute.offload else ""
     kind = "video" if frames else "image"
     rows = [
@@ -92,6 +94,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             "memory",
             f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
             f"VAE {format_bytes(memory.vae)}, "
+            f"{decoder}"
             f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
             f"rewards {format_bytes(memory.rewards)}, "
             f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",

@@ -40,6 +40,8 @@ class Settings:
         denoiser: folder, file or hub id of fine-tuned weights for the model's transformer or U-Net, or None.
         lora: LoRA weights: each a folder, file or hub id, and "=WEIGHT" after it for a weight other than 1.
         variant: variant of the model's weights such as "fp16"; None is the default one.
+        reward_decoder: folder or hub id of a tiny autoencoder that decodes the images judged during sampling;
+            None for the VAE.
         non_finite: treatment of values that are not finite, see `sampling.SamplerOptions`.
     """
 
@@ -62,6 +64,7 @@ class Settings:
     denoiser: str | None = None
     lora: tuple[str, ...] = ()
     variant: str | None = None
+    reward_decoder: str | None = None
     non_finite: str = "raise"
 
     def __post_init__(self) -> None:
