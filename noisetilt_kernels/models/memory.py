@@ -173,7 +173,7 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
 
 
 def _fake_network(network: Any, config: Mapping[str, Any]) -> Any:
-    """Make a network of diffusers without a warning of entries that its configuration files have in excess."""
+    """Make a network of diffusers, without the warnings of unexpected entries in its configuration."""
     with errors_only(diffusers.utils.logging):
         return network.from_config(config)
 
