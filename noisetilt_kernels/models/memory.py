@@ -181,7 +181,7 @@ def _fake_network(network: Any, config: Mapping[str, Any]) -> Any:
 def _activations(
     model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
 ) -> tuple[int, tuple[int, ...]]:
-    """Run one guided step as the samplers do.
+    """Run one guided step as the samplers do, with each expert of the model, and finish with the VAE.
 
     Returns:
         Peak of the bytes alive beside the weights, and the shape of one decoded image or video.
@@ -189,24 +189,25 @@ def _activations(
     prompts = [""] * micro_batch
     judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
     x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)
-    # each expert of a model is used at one of these times
-    times = (0.5,) if len(model.denoisers) == 1 else (1.0, 0.5)
+    decode = model.decode_preview or model.decode
     with PeakMemory() as memory:
-        for time in times:
+        for time in (0.5,) if len(model.denoisers) == 1 else (1.0, 0.5):  # one time for each expert
             with torch.set_grad_enabled(gradient):
                 output = model.denoised(x, prompts) if one_step else model.velocity(x, time, prompts)
                 latents = output.detach().requires_grad_(gradient)
-                rewards = judge((model.decode_preview or model.decode)(latents), prompts)
+                images = decode(latents)
+                shape = tuple(images.shape[1:])
+                rewards = judge(images, prompts)
+                del images
                 if gradient:
                     (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
                     torch.autograd.grad(output, x, cotangent)
                     del cotangent
-            x0 = latents.detach()
-            del output, latents, rewards
-        with torch.no_grad():
-            images = model.decode(x0)
-            judge(images, prompts)
-    return memory.peak, tuple(images.shape[1:])
+            del output, rewards
+        if model.decode_preview is not None:
+            with torch.no_grad():
+                judge(model.decode(latents), prompts)
+    return memory.peak, shape
 
 
 class PeakMemory(TorchDispatchMode):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling
 from noisetilt_kernels.models import FluxFlow, FluxOneStep, ModelError, family_of, load_pipeline
-from noisetilt_kernels.models.memory import plan_memory
+from noisetilt_kernels.models.memory import PeakMemory, _activations, plan_memory
 from noisetilt_kernels.sampling.methods import parse_method
 
 PROMPTS = ["a red cat", "the dog"]
@@ -307,6 +307,44 @@ def test_a_vae_is_no_reward_decoder() -> None:
     assert str(caught.value) == (
         "FluxFlow: reward_decoder must be an AutoencoderTiny of diffusers, got AutoencoderKL"
     )
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_plan_counts_the_reward_decoder_and_the_vae(gradient: bool, tmp_path: Path) -> None:
+    tiny = tiny_taesd()
+    tiny_flux().save_pretrained(tmp_path / "model")
+    tiny.save_pretrained(tmp_path / "tiny")
+    given: dict[str, Any] = {"dtype": torch.float32, "gradient": gradient, "height": 128, "width": 128}
+    source = tmp_path / "model"
+    plain = plan_memory(source, **given)
+    plan = plan_memory(source, reward_decoder=str(tmp_path / "tiny"), **given)
+    assert plan.reward_decoder == sum(parameter.nbytes for parameter in tiny.parameters())
+    assert (
+        plan.total == plan.denoiser + plan.vae + plan.reward_decoder + plan.text_encoders + plan.activations
+    )
+    assert (plan.shape, plan.pixels) == (plain.shape, plain.pixels)
+
+    model = FluxFlow(tiny_flux(), height=128, width=128, reward_decoder=tiny)
+    model.prompts.put("", {name: torch.ones_like(one) for name, one in model.placeholder_prompt().items()})
+    taken, _ = _activations(model, False, gradient, 1, None)
+    assert plan.activations == pytest.approx(taken, rel=0.02)
+    if gradient:
+        assert plan.activations < 0.8 * plain.activations
+    else:  # the VAE without a gradient, which is larger than all other parts
+        assert plan.activations == pytest.approx(plain.activations, rel=0.02)
+        with PeakMemory() as memory, torch.no_grad():
+            model.decode(torch.zeros(1, *model.shape))
+        assert plan.activations == pytest.approx(memory.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_reward_decoders_of_other_families_are_refused(name: str, tmp_path: Path) -> None:
+    pipe = OTHERS[name]()
+    message = r"\) cannot have a reward decoder: diffusers' AutoencoderTiny is for the images of FLUX.1, "
+    with pytest.raises(ModelError, match=message):
+        family_of(pipe).check_tiny("it")
+    with pytest.raises(TypeError, match="reward_decoder"):
+        adapted(pipe, reward_decoder=tiny_taesd())
 
 
 # ---- a tiny autoencoder as the pipeline's own VAE ----
