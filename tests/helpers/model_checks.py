@@ -39,9 +39,9 @@ def ode_latents(flow: Any, prompts: Sequence[str], steps: int = 4) -> Tensor:
 def steered(model: Any, prompts: Sequence[str]) -> Tensor:
     """Return the latents of a short guided run of a flow or a one-step model."""
     options = sampling.SamplerOptions(micro_batch=len(prompts))
-    if hasattr(model, "velocity"):
-        return sampling.ntrk(model, redness, prompts, steps=3, rho=0.5, options=options).latents
-    return sampling.wgnc(model, redness, prompts, iterations=2, lr=0.1, options=options).latents
+    if hasattr(model, "generate"):
+        return sampling.wgnc(model, redness, prompts, iterations=2, lr=0.1, options=options).latents
+    return sampling.ntrk(model, redness, prompts, steps=3, rho=0.5, options=options).latents
 
 
 def assert_independent(flow: Any, prompts: Sequence[str], sigma: float = 0.8) -> None:

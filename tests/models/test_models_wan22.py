@@ -195,4 +195,4 @@ def test_saving_and_planning(name: str, tmp_path: Path) -> None:
         plan_memory(tmp_path, guidance_scale=first, guidance_scale_2=second, **given).activations
         for first, second in ((1, 1), (4, 1), (1, 4), (4, 4))
     ]
-    assert plans[1:] == [pytest.approx(plans[3], rel=0.01)] * 3 and plans[3] > 1.2 * plans[0]
+    assert plans[1] == plans[2] == plans[3] > plans[0]
