@@ -51,6 +51,12 @@ model_options = combine(
         "which needs bitsandbytes). They compute in --dtype.  [default: not quantised]",
     ),
     click.option(
+        "--reward-decoder",
+        metavar="FOLDER|ID",
+        help="Tiny autoencoder, such as madebyollin/taef1, that decodes the images judged during sampling. "
+        "It takes less memory than the VAE, which decodes the finished images.",
+    ),
+    click.option(
         "--height",
         type=click.IntRange(1),
         help="Height of the images in pixels, with --width.  [default: set by the model]",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
     frame and memory. The memory of all frames would take many GB, so checkpoints are nested. The forward
     keeps the memory once for each group of about sqrt(F) frames, the backward of a group once for each of its
     frames, and the backward of a frame once for each block. Each frame is thus decoded four times. A single
-    frame has no memory: it is decoded twice.
+    frame has no memory, and its blocks are checkpointed by themselves: it is decoded twice.
 
     Args:
         vae: AutoencoderKLWan or AutoencoderKLQwenImage.
@@ -63,11 +64,28 @@ def decode_frames(vae: Any, latents: Tensor, checkpointing: bool) -> Tensor:
         checkpointing: recompute activations in the backward.
     """
     recompute = checkpointing and torch.is_grad_enabled()
-    frames = latents.shape[2]
-    lengths = () if frames == 1 else (math.isqrt(frames), 1) if recompute else (1,)
+    frames, latents = latents.shape[2], vae.post_quant_conv(latents)
+    decoded: Tensor
+    if frames == 1:
+        call = partial(checkpoint, use_reentrant=False)
+        with replace_forwards(_blocks(vae), call) if recompute else nullcontext():
+            decoded = vae.decoder(latents, **_position(vae, True))
+        return decoded
     vae.clear_cache()
-    decoded: Tensor = _decode(vae, lengths, recompute, vae.post_quant_conv(latents), True, *vae._feat_map)[0]
+    decoded = _decode(
+        vae, (math.isqrt(frames), 1) if recompute else (1,), recompute, latents, True, *vae._feat_map
+    )[0]
     return decoded
+
+
+def _blocks(vae: Any) -> list[torch.nn.Module]:
+    """Return the blocks of the decoder that are checkpointed."""
+    return [block for block in vae.decoder.modules() if isinstance(block, _BLOCKS)]
+
+
+def _position(vae: Any, first: bool) -> dict[str, bool]:
+    """Return the decoder's argument for the first frame or a later one."""
+    return {"first_chunk": first} if isinstance(vae, AutoencoderKLWan) else {}
 
 
 def _decode(
@@ -86,10 +104,8 @@ def _decode(
     """
     if not lengths:
         after = list(memory)  # a copy, as the decoder writes into it
-        blocks = [block for block in vae.decoder.modules() if isinstance(block, _BLOCKS)]
-        position = {"first_chunk": first} if isinstance(vae, AutoencoderKLWan) else {}
-        with replace_forwards(blocks, _checkpointed) if recompute else nullcontext():
-            return vae.decoder(latents, feat_cache=after, feat_idx=[0], **position), *after
+        with replace_forwards(_blocks(vae), _checkpointed) if recompute else nullcontext():
+            return vae.decoder(latents, feat_cache=after, feat_idx=[0], **_position(vae, first)), *after
     length, *shorter = lengths
     decoded = []
     for index, part in enumerate(latents.split(length, dim=2)):

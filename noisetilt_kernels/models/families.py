@@ -55,6 +55,18 @@ class Family:
         """True if the models make videos, False for images."""
         return self.facts.videos
 
+    def check_tiny(self, source: str) -> None:
+        """Raise ModelError unless an AutoencoderTiny of diffusers can decode the latents of the models.
+
+        Args:
+            source: the user's name for the model, for the message.
+        """
+        if not self.facts.tiny:
+            raise ModelError(
+                f"{source!r} ({self.facts.name}) cannot have a reward decoder: diffusers' AutoencoderTiny is "
+                "for the images of FLUX.1, Z-Image, Stable Diffusion 3, SD-Turbo and SDXL-Turbo; leave it out"
+            )
+
     def adapter(self, source: str, one_step: bool, options: Iterable[str] = ()) -> type[PipelineModel]:
         """Return the class that adapts a pipeline to the samplers.
 
@@ -82,7 +94,7 @@ class Family:
         return adapter
 
 
-_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing")
+_NOT_IMAGE_SETTINGS = ("pipe", "max_sequence_length", "fps", "gradient_checkpointing", "reward_decoder")
 """Adapter arguments that error messages do not list, as they do not describe the image or video."""
 
 _FAMILIES = (

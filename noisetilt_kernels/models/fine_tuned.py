@@ -79,7 +79,8 @@ def _split_source(source: str) -> tuple[str, str | None]:
     return source, None
 
 
-def _locate(place: str) -> Location:
+def locate_weights(place: str) -> Location:
+    """Return the folder, file or hub repository of weights; the hub is not contacted."""
     path = Path(place).expanduser()
     return Location(str(path), local=True) if path.exists() else Location(place, local=False)
 
@@ -122,7 +123,7 @@ def add_loras(pipe: Any, loras: Sequence[str], family: str) -> None:
     for number, lora in enumerate(loras):
         source, weight = _split_weight(lora)
         place, file = _split_source(source)
-        location, name = _locate(place), f"lora_{number}"
+        location, name = locate_weights(place), f"lora_{number}"
         with as_model_error(source), warnings.catch_warnings():
             # peft warns of several LoRAs, which are meant here
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -167,7 +168,7 @@ def load_denoiser(
     check_denoiser(source)
     place, file = _split_source(source)
     network: Any = getattr(diffusers, class_name)
-    location = _locate(place)
+    location = locate_weights(place)
     with as_model_error(source):
         tuned_config = _find_config(location) if file is None else None
         if tuned_config is not None:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderTiny, FluxPipeline
 from torch import Tensor
 
 from ..checks import check_integer, check_number
 from ..functional import pack_latents, unpack_latents
 from .guidance import GuidedFlow
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
 from .times import exact_timestep, sigmas_of_patches
@@ -37,7 +36,7 @@ class FluxFlow(GuidedFlow):
         negative_prompt: prompt that classifier-free guidance leads away from.
         max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512; None is 512,
             or 256 for models without embedded guidance, or the tokenizer's maximum if that is less.
-        gradient_checkpointing: see `PipelineModel`.
+        gradient_checkpointing, reward_decoder: see `PipelineModel`.
 
     Raises:
         ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
@@ -49,6 +48,7 @@ class FluxFlow(GuidedFlow):
         FluxPipeline,
         encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
         packing=4,
+        tiny=True,
     )
 
     def __init__(
@@ -62,6 +62,7 @@ class FluxFlow(GuidedFlow):
         negative_prompt: str = "",
         max_sequence_length: int | None = None,
         gradient_checkpointing: bool | None = None,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
         name = type(self).__name__
         self.check(pipe)
@@ -69,8 +70,9 @@ class FluxFlow(GuidedFlow):
         self.check_guidance(true_cfg_scale, negative_prompt, "true_cfg_scale")
         self._guidance_scale = float(guidance_scale)
         length = _prompt_length(name, pipe, max_sequence_length)
-        default = pipe.vae.config.sample_size  # the pipeline's default, 128 latents, ignores the model
         factor = pipe.vae_scale_factor
+        # the pipeline's default, 128 latents, ignores the model; a tiny autoencoder does not name a size
+        default = pipe.vae.config.get("sample_size") or factor * pipe.default_sample_size
         size = image_size(name, height, width, (default, default), 2 * factor)
         shape = (pipe.transformer.config.in_channels // 4, *(side // factor for side in size))
         super().__init__(
@@ -80,6 +82,7 @@ class FluxFlow(GuidedFlow):
             gradient_checkpointing,
             weight=true_cfg_scale,
             negative_prompt=negative_prompt,
+            reward_decoder=reward_decoder,
         )
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -102,7 +105,7 @@ class FluxFlow(GuidedFlow):
         transformer = self.pipe.transformer
         dtype, (height, width) = compute_dtype(transformer), self._shape[1:]
         prompt = self.prompts.batch(prompts)
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         # float32: the pipeline's bfloat16 is exact only for integers up to 256; text positions are zero
         positions = self.pipe._prepare_latent_image_ids(

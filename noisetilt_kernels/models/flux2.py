@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..checks import check_number
 from ..functional import pack_latents, unpack_latents
-from .offload import rewire_offload_hooks
 from .patched import PatchedFlow
 from .pipeline import FamilyFacts
 from .times import exact_timestep, shifted_sigmas
@@ -74,7 +73,7 @@ class Flux2KleinFlow(PatchedFlow):
     def conditional_velocity(self, x: Tensor, sigma: float, prompts: Sequence[str]) -> Tensor:
         pipe, transformer, (height, width) = self.pipe, self.pipe.transformer, self._shape[1:]
         dtype, tokens = compute_dtype(transformer), self.prompts.batch(prompts)["tokens"]
-        rewire_offload_hooks(pipe)
+        self.prepare()
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         guidance = self.embedded_guidance()
         patches = torch.empty(1, 0, height // 2, width // 2)

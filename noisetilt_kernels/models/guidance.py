@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from ..checks import check_number
@@ -17,7 +18,7 @@ class GuidedFlow(FlowPipelineModel):
     guidance.
 
     Args:
-        pipe, shape, prompt_length, gradient_checkpointing: see `PipelineModel`.
+        pipe, shape, prompt_length, gradient_checkpointing, reward_decoder: see `PipelineModel`.
         weight: weight of guidance, at least 0, the largest one of all times; values below 1 act as 1.
         negative_prompt: prompt that guidance leads away from; a string.
     """
@@ -31,9 +32,10 @@ class GuidedFlow(FlowPipelineModel):
         *,
         weight: float,
         negative_prompt: str,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
         self._weight, self._negative_prompt = float(weight), negative_prompt
-        super().__init__(pipe, shape, prompt_length, gradient_checkpointing)
+        super().__init__(pipe, shape, prompt_length, gradient_checkpointing, reward_decoder)
 
     @classmethod
     def check_guidance(

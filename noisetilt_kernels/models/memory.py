@@ -15,16 +15,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers.utils.logging
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..quiet import errors_only
 from ..sampling import Reward
 from .loading import Configurations, configurations, prompt_lengths
 from .networks import network_class
 from .quantize import nf4_difference, quantise
+from .tiny_decoder import tiny_config
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class MemoryPlan:
     Attributes:
         shape: shape of one latent.
         pixels: shape of one decoded image (3, H, W) or video (3, F, H, W).
-        denoiser, vae, text_encoders, rewards: size of the weights; of all experts for a model with several
-            denoisers.
+        denoiser, vae, reward_decoder, text_encoders, rewards: size of the weights; of all experts for a model
+            with several denoisers.
         activations: peak of everything else for one micro-batch; with a gradient, mainly what the graph keeps
-            for the backward.
+            for the backward. With a reward decoder it may be the VAE's decoding of finished images.
         total: peak on the device.
     """
 
@@ -45,6 +49,7 @@ class MemoryPlan:
     pixels: tuple[int, ...]
     denoiser: int
     vae: int
+    reward_decoder: int
     text_encoders: int
     rewards: int
     activations: int
@@ -61,6 +66,7 @@ def plan_memory(
     one_step: bool = False,
     quantize: str | None = None,
     load_reward: Callable[[], Reward | None] | None = None,
+    reward_decoder: str | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a model, without loading its weights.
@@ -75,13 +81,15 @@ def plan_memory(
         quantize: see `load_pipeline`.
         load_reward: function that loads the reward, called while new tensors are fake. Tensors that it keeps
             alive count as weights of rewards. If it returns a reward, the graph of the reward is counted.
+        reward_decoder: folder or hub id of the tiny autoencoder that decodes for rewards during sampling, see
+            `PipelineModel`; None for the VAE.
         options: arguments of the model's class, such as height and width.
 
     Raises:
         ModelError: the model does not exist, or cannot be used in this way.
         ValueError: an argument of the model's class is out of its range.
     """
-    with _fake_model(source, dtype, one_step, options, quantize) as model:
+    with _fake_model(source, dtype, one_step, options, quantize, reward_decoder) as model:
         for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         with PeakMemory() as loading:
@@ -97,26 +105,31 @@ def plan_memory(
     denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
     if quantize == "nf4":
         denoisers = [size + nf4_difference(one) for size, one in zip(denoisers, model.denoisers, strict=True)]
+    tiny = 0 if model.reward_decoder is None else _weight_bytes(model.reward_decoder)
     denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
-    together = vae + rewards + activations + (max(denoisers) if offload else denoiser + text_encoders)
+    always = tiny + rewards
+    together = vae + always + activations + (max(denoisers) if offload else denoiser + text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,
         denoiser=denoiser,
         vae=vae,
+        reward_decoder=tiny,
         text_encoders=text_encoders,
         rewards=rewards,
         activations=activations,
-        total=max(together, text_encoders + rewards),
+        total=max(together, text_encoders + always),
     )
 
 
-def latent_shape(source: str | Path, *, one_step: bool = False, **options: Any) -> tuple[int, ...]:
+def latent_shape(
+    source: str | Path, *, one_step: bool = False, reward_decoder: str | None = None, **options: Any
+) -> tuple[int, ...]:
     """Return the shape of one latent of a model, without loading its weights.
 
     Arguments and errors are the same as for `plan_memory`.
     """
-    with _fake_model(source, torch.bfloat16, one_step, options) as model:
+    with _fake_model(source, torch.bfloat16, one_step, options, reward_decoder=reward_decoder) as model:
         shape: tuple[int, ...] = model.shape
     return shape
 
@@ -128,12 +141,17 @@ def _fake_model(
     one_step: bool,
     options: dict[str, Any],
     quantize: str | None = None,
+    reward_decoder: str | None = None,
 ) -> Iterator[Any]:
     """Yield a model made of fake tensors; within the block all new tensors are fake."""
     configs, lengths = configurations(source), prompt_lengths(source)
     adapter = configs.family.adapter(str(source), one_step, options)
     # not the meta device: there, unlike on real devices, attention keeps its full weight matrix
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
+        if reward_decoder is not None:
+            configs.family.check_tiny(str(source))
+            tiny = _fake_network(AutoencoderTiny, tiny_config(reward_decoder))
+            options = {**options, "reward_decoder": tiny}
         model = adapter(_fake_pipeline(configs, lengths), **options)
         if quantize is not None:
             for denoiser in model.denoisers:
@@ -149,7 +167,7 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
         library, class_name = configs.components[name]
         network = network_class(library, class_name)
         components[name] = (
-            network.from_config(config)
+            _fake_network(network, config)
             if library == "diffusers"
             else network(network.config_class.from_dict(config))
         )
@@ -165,10 +183,16 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
     return pipe
 
 
+def _fake_network(network: Any, config: Mapping[str, Any]) -> Any:
+    """Make a network of diffusers, without the warnings of unexpected entries in its configuration."""
+    with errors_only(diffusers.utils.logging):
+        return network.from_config(config)
+
+
 def _activations(
     model: Any, one_step: bool, gradient: bool, micro_batch: int, reward: Reward | None
 ) -> tuple[int, tuple[int, ...]]:
-    """Run one guided step as the samplers do.
+    """Run one guided step as the samplers do, with each expert of the model, and finish with the VAE.
 
     Returns:
         Peak of the bytes alive beside the weights, and the shape of one decoded image or video.
@@ -176,16 +200,24 @@ def _activations(
     prompts = [""] * micro_batch
     judge = reward or (lambda pixels, prompts: pixels.flatten(1).sum(dim=1))
     x = torch.empty(micro_batch, *model.shape, dtype=torch.float32, requires_grad=gradient)
-    with PeakMemory() as memory, torch.set_grad_enabled(gradient):
-        output = model.denoised(x, prompts) if one_step else model.velocity(x, 0.5, prompts)
-        latents = output.detach().requires_grad_(gradient)
-        images = model.decode(latents)
-        shape = tuple(images.shape[1:])
-        rewards = judge(images, prompts)
-        del images
-        if gradient:
-            (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
-            torch.autograd.grad(output, x, cotangent)
+    decode = model.decode_preview or model.decode
+    with PeakMemory() as memory:
+        for time in (0.5,) if len(model.denoisers) == 1 else (1.0, 0.5):  # one time for each expert
+            with torch.set_grad_enabled(gradient):
+                output = model.denoised(x, prompts) if one_step else model.velocity(x, time, prompts)
+                latents = output.detach().requires_grad_(gradient)
+                images = decode(latents)
+                shape = tuple(images.shape[1:])
+                rewards = judge(images, prompts)
+                del images
+                if gradient:
+                    (cotangent,) = torch.autograd.grad(rewards.sum(), latents)
+                    torch.autograd.grad(output, x, cotangent)
+                    del cotangent
+            del output, rewards
+        if model.decode_preview is not None:
+            with torch.no_grad():
+                judge(model.decode(latents), prompts)
     return memory.peak, shape
 
 

@@ -1,17 +1,18 @@
 """Base classes that adapt diffusers pipelines to the samplers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from torch import Tensor
 
 from ..checks import check_integer, prompt_list
 from .offload import check_hooks, execution_device, rewire_offload_hooks
 from .prompts import Encoded, PromptCache
+from .tiny_decoder import check_tiny
 from .weights import compute_dtype, leave_inference_mode
 
 CHECKPOINTING_THRESHOLD = 100_000_000
@@ -32,6 +33,7 @@ class FamilyFacts:
         videos: True if the models make videos, False for images.
         unused: names of components that are not loaded.
         packing: number of latent positions that share one position of the denoiser's input.
+        tiny: True if diffusers' AutoencoderTiny can decode the latents.
     """
 
     name: str
@@ -43,6 +45,7 @@ class FamilyFacts:
     videos: bool = False
     unused: tuple[str, ...] = ()
     packing: int = 1
+    tiny: bool = False
 
     @property
     def needed_encoders(self) -> tuple[str, ...]:
@@ -70,21 +73,31 @@ class PipelineModel(ABC):
         prompt_length: number of tokens that a prompt is cut or padded to.
         gradient_checkpointing: recompute activations block by block in the backward, which takes a third more
             time and a fraction of the memory; None: only for denoisers of 100 million weights or more.
+        reward_decoder: tiny autoencoder such as TAESD, whose decoder makes the images that are judged during
+            sampling: those of gradients and of estimates. It takes less memory than the VAE, which still
+            makes the finished images. None: the VAE makes all images.
     """
 
     facts: ClassVar[FamilyFacts]
 
     def __init__(
-        self, pipe: Any, shape: tuple[int, ...], prompt_length: int, gradient_checkpointing: bool | None
+        self,
+        pipe: Any,
+        shape: tuple[int, ...],
+        prompt_length: int,
+        gradient_checkpointing: bool | None,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
-        self.pipe = pipe
+        if reward_decoder is not None:
+            self._check_reward_decoder(pipe, reward_decoder, shape[0])
+        self.pipe, self.reward_decoder = pipe, reward_decoder
         self.prompt_length = prompt_length
         # an optional encoder that the pipeline has is needed, too
         optional = [name for name in self.facts.optional if getattr(pipe, name) is None]
         encoders = [name for name in self.facts.encoders if name not in optional]
         self.prompts = PromptCache(type(self).__name__, pipe, encoders, self._encode)
         self._shape = shape
-        for component in pipe.components.values():
+        for component in (*pipe.components.values(), reward_decoder):
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
         for network in (*self.denoisers, pipe.vae):
@@ -110,9 +123,12 @@ class PipelineModel(ABC):
                 raise ValueError(f"{cls.__name__}: pipe must have a {denoiser} and a VAE, its {name} is None")
         cls.check_index(f"{cls.__name__}: pipe", pipe.config)
         cls.check_parts(f"{cls.__name__}: pipe", pipe)
+        if isinstance(pipe.vae, AutoencoderTiny):
+            owner = f"{cls.__name__}: the VAE of pipe"
+            check_tiny(owner, pipe.vae, pipe.vae.config.latent_channels, pipe.vae_scale_factor)
         check_hooks(f"{cls.__name__}: pipe", pipe)
 
-    @classmethod  # noqa: B027 (most families have no restriction)
+    @classmethod
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
         """Raise ValueError if model_index.json shows a model that the class cannot use.
 
@@ -120,6 +136,12 @@ class PipelineModel(ABC):
             owner: subject of the message: the pipeline, or the user's name for the model.
             index: content of model_index.json, or the pipeline's `config`.
         """
+        _, vae = index.get("vae") or (None, None)
+        if vae == AutoencoderTiny.__name__ and not cls.facts.tiny:
+            raise ValueError(
+                f"{owner} must have the VAE that {cls.facts.name} was made with, got an {vae}, which cannot "
+                "decode its latents"
+            )
 
     @classmethod
     def check_parts(cls, owner: str, pipe: Any) -> None:
@@ -150,6 +172,14 @@ class PipelineModel(ABC):
                     "editing or control are not supported"
                 )
 
+    @classmethod
+    def _check_reward_decoder(cls, pipe: Any, decoder: Any, channels: int) -> None:
+        """Raise TypeError or ValueError unless the reward decoder makes images of the model's latents."""
+        owner = f"{cls.__name__}: reward_decoder"
+        if not isinstance(decoder, AutoencoderTiny):
+            raise TypeError(f"{owner} must be an AutoencoderTiny of diffusers, got {type(decoder).__name__}")
+        check_tiny(owner, decoder, channels, pipe.vae_scale_factor)
+
     @property
     def denoiser(self) -> Any:
         """Transformer or U-Net, called at every step."""
@@ -177,14 +207,34 @@ class PipelineModel(ABC):
         return self._gradient_checkpointing
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Choose whether activations are recomputed in the backward (True) or kept (False)."""
+        """Choose whether activations are recomputed in the backward (True) or kept (False).
+
+        Another model of the same networks keeps its own choice.
+        """
         self._gradient_checkpointing = enabled
-        for network in (*self.denoisers, self.pipe.vae):
-            if network._supports_gradient_checkpointing:
-                if enabled:
-                    network.enable_gradient_checkpointing()
-                else:
-                    network.disable_gradient_checkpointing()
+        self._apply_checkpointing()
+
+    def _apply_checkpointing(self) -> None:
+        networks = [*self.denoisers, self.pipe.vae]
+        if self.reward_decoder is not None:
+            networks.append(self.reward_decoder)
+        for network in networks:
+            enabled = self._gradient_checkpointing
+            if not network._supports_gradient_checkpointing or network.is_gradient_checkpointing == enabled:
+                continue
+            if enabled:
+                network.enable_gradient_checkpointing()
+            else:
+                network.disable_gradient_checkpointing()
+
+    def prepare(self, idle: Sequence[Any] = ()) -> None:
+        """Prepare the networks for a call, as another model may have used them since the last one.
+
+        Args:
+            idle: denoisers that are not needed for this call, see `rewire_offload_hooks`.
+        """
+        rewire_offload_hooks(self.pipe, idle)
+        self._apply_checkpointing()
 
     def encode(self, prompts: str | Sequence[str]) -> None:
         """Encode prompts ahead of sampling. Without this call, a prompt is encoded when it is first needed.
@@ -281,16 +331,26 @@ class PipelineModel(ABC):
         The result has x0's dtype and is differentiable. Values outside [0, 1] are clamped, with the gradient
         of the identity.
         """
-        vae = self.pipe.vae
-        rewire_offload_hooks(self.pipe)
-        latents = self.unscaled(x0).to(execution_device(vae), compute_dtype(vae))
-        decoded: Tensor = vae.decode(latents, return_dict=False)[0]
-        return to_pixels(decoded, x0)
+        return self._decoded(self.pipe.vae, self.unscaled(x0), x0)
+
+    @property
+    def decode_preview(self) -> Callable[[Tensor], Tensor] | None:
+        """Function like `decode` that uses the reward decoder; None if the model has none."""
+        tiny = self.reward_decoder
+        # by its own factors, not those of the VAE
+        return None if tiny is None else lambda x0: self._decoded(tiny, _unscaled(x0, tiny.config), x0)
+
+    def _decoded(self, vae: Any, latents: Tensor, like: Tensor) -> Tensor:
+        """Decode latents in the scale of the autoencoder to pixels in `like`'s dtype and on its device."""
+        self.prepare()
+        decoded: Tensor = vae.decode(
+            latents.to(execution_device(vae), compute_dtype(vae)), return_dict=False
+        )[0]
+        return to_pixels(decoded, like)
 
     def unscaled(self, x0: Tensor) -> Tensor:
         """Return latents x0 (B, *shape) in the scale of the VAE: by its scaling and shift factors."""
-        config = self.pipe.vae.config
-        return x0 / config.scaling_factor + (config.get("shift_factor") or 0)
+        return _unscaled(x0, self.pipe.vae.config)
 
     def check_latents(self, method: str, x: Tensor, prompts: Sequence[str]) -> None:
         """Raise ValueError unless x is (B, *shape) with B prompts."""
@@ -336,6 +396,11 @@ class OneStepPipelineModel(PipelineModel):
         Differentiable. Same errors as `denoised`.
         """
         return self.decode(self.denoised(x, prompts))
+
+
+def _unscaled(x0: Tensor, config: Any) -> Tensor:
+    """Return latents in the scale of the autoencoder with this configuration."""
+    return x0 / config.scaling_factor + (config.get("shift_factor") or 0)
 
 
 def to_pixels(decoded: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..functional import pack_latents, unpack_latents
 from .causal_vae import decode_causal
-from .offload import rewire_offload_hooks
 from .patched import PatchedFlow
 from .pipeline import FamilyFacts
 from .times import exact_timestep, sigmas_of_patches
@@ -69,7 +68,7 @@ class QwenImageFlow(PatchedFlow):
         transformer, (height, width) = self.pipe.transformer, self._shape[1:]
         dtype = compute_dtype(transformer)
         tokens, mask = self.prompts.padded(prompts)
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         time = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         with exact_timestep(transformer.time_text_embed.time_proj, time):
             velocity: Tensor = transformer(

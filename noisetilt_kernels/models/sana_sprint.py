@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_number
-from .offload import execution_device, rewire_offload_hooks
+from .offload import execution_device
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size, to_pixels
 from .prompts import Encoded
 from .recompute import replace_forwards
@@ -104,7 +104,7 @@ class SanaSprint(OneStepPipelineModel):
         transformer = self.pipe.transformer
         dtype = compute_dtype(transformer)
         prompt = self.prompts.batch(prompts)
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         cos, sin = math.cos(_DEFAULTS["max_timesteps"]), math.sin(_DEFAULTS["max_timesteps"])
         s = sin / (cos + sin)
         norm = math.hypot(s, 1 - s)
@@ -124,7 +124,7 @@ class SanaSprint(OneStepPipelineModel):
 
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         latents = (x0 / vae.config.scaling_factor).to(execution_device(vae), compute_dtype(vae))
         layers = [layer for block in vae.decoder.up_blocks for layer in block]
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
+    AutoencoderTiny,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..checks import check_choice
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size
 from .prompts import Encoded
 from .weights import compute_dtype
@@ -41,7 +41,7 @@ class SDTurbo(OneStepPipelineModel):
         pipe: SD-Turbo, or a model derived from it, with an Euler scheduler, ancestral or not.
         height, width: size of images in pixels, multiples of 8; None is the size in the U-Net's
             configuration, 512.
-        gradient_checkpointing: see `PipelineModel`.
+        gradient_checkpointing, reward_decoder: see `PipelineModel`.
 
     Raises:
         ValueError, TypeError: an argument is out of its range, the pipeline has no U-Net or no VAE, has
@@ -53,6 +53,7 @@ class SDTurbo(OneStepPipelineModel):
         StableDiffusionPipeline,
         denoiser="unet",
         unused=(*_IMAGE_PROMPT_COMPONENTS, "safety_checker"),
+        tiny=True,
     )
 
     def __init__(
@@ -62,6 +63,7 @@ class SDTurbo(OneStepPipelineModel):
         height: int | None = None,
         width: int | None = None,
         gradient_checkpointing: bool | None = None,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
         name = type(self).__name__
         self.check(pipe)
@@ -72,7 +74,7 @@ class SDTurbo(OneStepPipelineModel):
         length = (
             PROMPT_LENGTH if pipe.tokenizer is None else min(PROMPT_LENGTH, pipe.tokenizer.model_max_length)
         )
-        super().__init__(pipe, shape, length, gradient_checkpointing)
+        super().__init__(pipe, shape, length, gradient_checkpointing, reward_decoder)
 
     @classmethod
     def check_parts(cls, owner: str, pipe: Any) -> None:
@@ -91,7 +93,7 @@ class SDTurbo(OneStepPipelineModel):
         unet, step = self.pipe.unet, _single_step(f"{type(self).__name__}: pipe", self.pipe.scheduler)
         dtype = compute_dtype(unet)
         prompt = {name: tensor.to(x.device, dtype) for name, tensor in self.prompts.batch(prompts).items()}
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         noisy = step.noise * x
         output: Tensor = unet(
             (noisy / (step.sigma**2 + 1) ** 0.5).to(dtype),
@@ -115,7 +117,7 @@ class SDXLTurbo(SDTurbo):
 
     Args:
         pipe: SDXL-Turbo, or a model derived from it. Its VAE must not be in float16, in which it overflows.
-        height, width, gradient_checkpointing: see `SDTurbo`.
+        height, width, gradient_checkpointing, reward_decoder: see `SDTurbo`.
 
     Raises:
         ValueError, TypeError: see `SDTurbo`; also if the VAE is in float16.
@@ -127,6 +129,7 @@ class SDXLTurbo(SDTurbo):
         denoiser="unet",
         encoders=("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
         unused=_IMAGE_PROMPT_COMPONENTS,
+        tiny=True,
     )
 
     @classmethod
@@ -158,7 +161,7 @@ class SDXLTurbo(SDTurbo):
 
     def unscaled(self, x0: Tensor) -> Tensor:
         config = self.pipe.vae.config
-        if config.latents_mean is None or config.latents_std is None:
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
             return super().unscaled(x0)
         mean, std = (
             x0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderTiny, StableDiffusion3Pipeline
 from torch import Tensor
 
 from ..checks import check_integer
 from .guidance import GuidedFlow
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas, size_shift
@@ -33,7 +32,7 @@ class SD3Flow(GuidedFlow):
             no guidance.
         negative_prompt: prompt that guidance leads away from.
         max_sequence_length: number of T5 tokens that prompts are cut or padded to, at most 512.
-        gradient_checkpointing: see `PipelineModel`.
+        gradient_checkpointing, reward_decoder: see `PipelineModel`.
 
     Raises:
         ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
@@ -53,6 +52,7 @@ class SD3Flow(GuidedFlow):
         ),
         optional=("tokenizer_3", "text_encoder_3"),
         unused=("feature_extractor", "image_encoder"),
+        tiny=True,
     )
 
     def __init__(
@@ -65,6 +65,7 @@ class SD3Flow(GuidedFlow):
         negative_prompt: str = "",
         max_sequence_length: int = 256,
         gradient_checkpointing: bool | None = None,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
         self.check(pipe)
         self.check_guidance(guidance_scale, negative_prompt)
@@ -85,6 +86,7 @@ class SD3Flow(GuidedFlow):
             gradient_checkpointing,
             weight=guidance_scale,
             negative_prompt=negative_prompt,
+            reward_decoder=reward_decoder,
         )
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -116,7 +118,7 @@ class SD3Flow(GuidedFlow):
         transformer = self.pipe.transformer
         dtype = compute_dtype(transformer)
         prompt = self.prompts.batch(prompts)
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         velocity: Tensor = transformer(
             hidden_states=x.to(dtype),
             # float32 for any dtype of the weights

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..checks import check_integer, check_number
 from .causal_vae import decode_causal
 from .guidance import GuidedFlow
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import scheduler_sigmas
@@ -90,6 +89,7 @@ class WanFlow(GuidedFlow):
 
     @classmethod
     def check_index(cls, owner: str, index: Mapping[str, Any]) -> None:
+        super().check_index(owner, index)
         ratio, (_, second) = index.get("boundary_ratio"), index.get("transformer_2") or (None, None)
         if ratio is not None and second is None:
             raise ValueError(
@@ -125,7 +125,7 @@ class WanFlow(GuidedFlow):
         transformer = self.denoisers[self._expert_at(sigma)]
         dtype = compute_dtype(transformer)
         tokens = self.prompts.batch(prompts)["tokens"].to(x.device, dtype)
-        rewire_offload_hooks(self.pipe, [one for one in self.denoisers if one is not transformer])
+        self.prepare([one for one in self.denoisers if one is not transformer])
         velocity: Tensor = transformer(
             hidden_states=x.to(dtype),
             # float32, not rounded to integers as in schedulers; one time for all tokens, also of Wan2.2 5B

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import ZImagePipeline
+from diffusers import AutoencoderTiny, ZImagePipeline
 from torch import Tensor
 
 from .guidance import GuidedFlow
-from .offload import rewire_offload_hooks
 from .pipeline import FamilyFacts, image_size
 from .prompts import Encoded
 from .times import sigmas_of_patches
@@ -34,14 +33,14 @@ class ZImageFlow(GuidedFlow):
             (v(prompt) - v(negative)). A guided velocity takes two passes through the transformer; at 0, which
             Turbo was made for, there is one pass and no guidance.
         negative_prompt: prompt that guidance leads away from.
-        gradient_checkpointing: see `PipelineModel`.
+        gradient_checkpointing, reward_decoder: see `PipelineModel`.
 
     Raises:
         ValueError, TypeError: an argument is out of its range, the pipeline has no transformer or no VAE, or
             it is under group offloading.
     """
 
-    facts = FamilyFacts("Z-Image", ZImagePipeline)
+    facts = FamilyFacts("Z-Image", ZImagePipeline, tiny=True)
 
     def __init__(
         self,
@@ -52,6 +51,7 @@ class ZImageFlow(GuidedFlow):
         guidance_scale: float = 5.0,
         negative_prompt: str = "",
         gradient_checkpointing: bool | None = None,
+        reward_decoder: AutoencoderTiny | None = None,
     ) -> None:
         self.check(pipe)
         self.check_guidance(guidance_scale, negative_prompt, no_effect=0)
@@ -62,7 +62,13 @@ class ZImageFlow(GuidedFlow):
         shape = (pipe.transformer.in_channels, *(side // factor for side in size))
         weight = 1 + guidance_scale  # v(negative) + (1 + scale) (v(prompt) - v(negative)) is the same
         super().__init__(
-            pipe, shape, PROMPT_LENGTH, gradient_checkpointing, weight=weight, negative_prompt=negative_prompt
+            pipe,
+            shape,
+            PROMPT_LENGTH,
+            gradient_checkpointing,
+            weight=weight,
+            negative_prompt=negative_prompt,
+            reward_decoder=reward_decoder,
         )
 
     def encode_prompt(self, prompt: str) -> Encoded:
@@ -81,7 +87,7 @@ class ZImageFlow(GuidedFlow):
         transformer = self.pipe.transformer
         dtype = compute_dtype(transformer)
         tokens = [encoded["tokens"][0].to(x.device, dtype) for encoded in self.prompts.get(prompts)]
-        rewire_offload_hooks(self.pipe)
+        self.prepare()
         # the transformer's time runs from noise at 0 to data at 1: its output is -v; embedded in float32
         negative_velocity: list[Tensor] = transformer(
             list(x.to(dtype).unsqueeze(2)),  # (C, 1, H, W) each

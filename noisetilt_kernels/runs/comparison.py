@@ -61,7 +61,12 @@ def compare(
     if workers.is_first:
         check_folders(runs, out, resume)
         shapes = {
-            one_step: latent_shape(settings.model, one_step=one_step, **settings.model_options)
+            one_step: latent_shape(
+                settings.model,
+                one_step=one_step,
+                reward_decoder=settings.reward_decoder,
+                **settings.model_options,
+            )
             for one_step in {method.one_step for method in runs}
         }
         for method in runs:

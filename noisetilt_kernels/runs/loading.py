@@ -10,6 +10,7 @@ import torch
 from ..models import family_of, load_pipeline
 from ..models.fine_tuned import check_denoiser, check_loras
 from ..models.loading import check_quantize, family_at
+from ..models.tiny_decoder import load_tiny, tiny_config
 from ..rewards import RewardError, RewardSpec, WeightedSum
 from ..rewards.features import Features, load_features
 from ..rewards.frames import of_videos, takes_videos
@@ -39,6 +40,9 @@ def check_settings(settings: Settings, compute: ComputeOptions) -> None:
     if family.videos:
         check_available()
     family.adapter(settings.model, settings.one_step, settings.model_options)
+    if settings.reward_decoder is not None:
+        family.check_tiny(settings.model)
+        tiny_config(settings.reward_decoder)
     for reward in (*settings.rewards, *settings.held_out):
         if reward.videos and not family.videos:
             raise video_reward_error(reward.name, settings.model)
@@ -52,9 +56,13 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
     Raises:
         ModelError, ImportError: the model cannot be loaded.
     """
+    dtype = getattr(torch, settings.dtype)
+    decoder: dict[str, Any] = {}
+    if settings.reward_decoder is not None:
+        decoder["reward_decoder"] = load_tiny(settings.reward_decoder, dtype=dtype, device=compute.device)
     pipe = load_pipeline(
         settings.model,
-        dtype=getattr(torch, settings.dtype),
+        dtype=dtype,
         device=compute.device,
         offload=compute.offload,
         denoiser=settings.denoiser,
@@ -63,7 +71,7 @@ def load_model(settings: Settings, compute: ComputeOptions) -> Any:
         quantize=settings.quantize,
     )
     adapter: Any = family_of(pipe).adapter(settings.model, settings.one_step, settings.model_options)
-    return adapter(pipe, **settings.model_options)
+    return adapter(pipe, **settings.model_options, **decoder)
 
 
 class CountedRewards:

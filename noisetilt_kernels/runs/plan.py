@@ -47,6 +47,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         one_step=next(iter(runs)).one_step,
         quantize=settings.quantize,
         load_reward=rewards,
+        reward_decoder=settings.reward_decoder,
         **settings.model_options,
     )
     for run in runs:
@@ -77,6 +78,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         if names
     )
     quantised = f" with the denoiser in {settings.quantize}" if settings.quantize else ""
+    decoder = f"reward decoder {format_bytes(memory.reward_decoder)}, " if settings.reward_decoder else ""
     offloaded = " (offloaded)" if compute.offload else ""
     kind = "video" if frames else "image"
     rows = [
@@ -101,6 +103,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             "memory",
             f"{format_bytes(memory.total)}: denoiser {format_bytes(memory.denoiser)}, "
             f"VAE {format_bytes(memory.vae)}, "
+            f"{decoder}"
             f"text encoders {format_bytes(memory.text_encoders)}{offloaded}, "
             f"rewards {format_bytes(memory.rewards)}, "
             f"activations of {micro_batch} at once {format_bytes(memory.activations)}{reward_memory}",

@@ -43,6 +43,8 @@ class Settings:
         lora: LoRA weights: each a folder, file or hub id, and "=WEIGHT" after it for a weight other than 1.
         variant: variant of the model's weights such as "fp16"; None is the default one.
         quantize: quantisation of the denoiser's weights, "int8", "fp8" or "nf4"; None for none.
+        reward_decoder: folder or hub id of a tiny autoencoder that decodes the images judged during sampling;
+            None for the VAE.
         non_finite: treatment of values that are not finite, see `sampling.SamplerOptions`.
     """
 
@@ -67,6 +69,7 @@ class Settings:
     lora: tuple[str, ...] = ()
     variant: str | None = None
     quantize: str | None = None
+    reward_decoder: str | None = None
     non_finite: str = "raise"
 
     def __post_init__(self) -> None:

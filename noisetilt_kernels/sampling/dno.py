@@ -10,9 +10,9 @@ from . import regularizers
 from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
 from .gradients import Guidance, check_graph, guidance_through
 from .loop import Batch, start_particles
-from .optimize import Answer, check_optimizer, optimize
+from .optimize import Answer, check_optimizer, finished, optimize
 from .options import SamplerOptions
-from .protocols import FlowModel, Reward
+from .protocols import FlowModel, Reward, decoder_of_estimates, preview_of
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
@@ -99,6 +99,7 @@ def dno(
         schedule=schedule,
     )
     plan = plan_flow("dno", model, steps, schedule)
+    decode = decoder_of_estimates(model)
     if weight:
         regularizers.check_size("dno", (steps, *model.shape), regularizers.ROW)
 
@@ -107,13 +108,13 @@ def dno(
 
             def evaluate(noise: Tensor, iteration: int, batch: Batch = batch) -> Guidance:
                 return guidance_through(
-                    batch, lambda noise: trajectory(batch, model, noise, plan), model.decode, noise, iteration
+                    batch, lambda noise: trajectory(batch, model, noise, plan), decode, noise, iteration
                 )
 
             def judge(noise: Tensor, batch: Batch = batch) -> tuple[Tensor, Tensor]:
                 x0 = trajectory(batch, model, noise, plan)
                 with batch.time("reward"):
-                    return x0, batch.rewards(model.decode(x0), batch.prompts)
+                    return x0, batch.rewards(decode(x0), batch.prompts)
 
             found = optimize(
                 batch,
@@ -130,10 +131,9 @@ def dno(
             total.add(found.noise[:, 0], 1.0)
             for step in plan[:-1]:
                 total.add(step.sigma * found.noise[:, step.index + 1], step.sigma)
-            batch.record(iterations, 1.0, found.rewards.tolist(), noise_peaks=total.peaks())
-            with batch.time("reward"):
-                images = model.decode(found.output)
-            batch.finish(found.output, images, found.rewards)
+            images, rewards = finished(batch, model.decode, found, preview_of(model) is not None)
+            batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=total.peaks())
+            batch.finish(found.output, images, rewards)
         return particles.result()
 
 

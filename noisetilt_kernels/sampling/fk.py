@@ -19,7 +19,7 @@ from .population import (
     Population,
     check_population,
 )
-from .protocols import FlowModel, Reward
+from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .resampling import Resampling
 from .result import Result
@@ -128,7 +128,7 @@ def fk(
             for step in plan[:-1]:
                 velocity = velocities_of(batch, model, x, step.t)
                 if weighed := (step.index + 1) % every == 0:
-                    rewards = rewards_of(batch, model, denoised(x, velocity, step.t))
+                    rewards = rewards_of(batch, decoder_of_estimates(model), denoised(x, velocity, step.t))
                     finite, scores, twists = apply_potential(potential, rewards, alpha, scores, twists)
                     reasons = fallbacks_of(batch, step.index, rewards)
                     population.weigh(torch.where(finite, twists, math.nan).tolist(), rewards, reasons)

@@ -1,6 +1,6 @@
 """Parts that all samplers of flows share: checks, plan of the steps, the unguided last step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -46,10 +46,10 @@ def plan_flow(
     return [replace(step, index=start.iterations + step.index) for step in plan]
 
 
-def rewards_of(batch: Batch, model: FlowModel, x0: Tensor) -> list[float]:
+def rewards_of(batch: Batch, decode: Callable[[Tensor], Tensor], x0: Tensor) -> list[float]:
     """Return the rewards of the decoded latents x0 (B K, *shape), in micro-batches."""
     with batch.time("reward"):
-        rewards = [batch.rewards(model.decode(part), prompts) for part, prompts in batch.parts(x0)]
+        rewards = [batch.rewards(decode(part), prompts) for part, prompts in batch.parts(x0)]
         return torch.cat(rewards).tolist()  # one transfer from the device
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .loop import Batch
-from .protocols import FlowModel, OneStepModel
+from .protocols import FlowModel, decoder_of_estimates
 from .steps import Step, denoised
 from .velocity import velocity_of
 
@@ -22,7 +22,7 @@ class Guidance(NamedTuple):
     """Rewards of a micro-batch and their gradients at x (B, *shape)."""
 
     output: Tensor
-    """Output of the model at x, without a graph: velocity, images of a one-step model, or x_0 with `dno`."""
+    """Output of the model at x, without a graph: velocity, x_0, or images of a one-step model."""
     rewards: list[float]
     """Reward of each particle."""
     gradient: Tensor
@@ -58,22 +58,12 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
         leaf, velocity = _with_graph(
             batch, partial(velocity_of, batch, model, t=step.t, prompts=prompts), part
         )
-        values, at_denoised = _of_images(batch, model.decode, denoised(leaf, velocity, step.t), prompts)
+        estimates = denoised(leaf, velocity, step.t)
+        values, at_denoised = _of_images(batch, decoder_of_estimates(model), estimates, prompts)
         rewards.append(values)
         gradients.append(at_denoised - step.t * _pull_back(batch, velocity, leaf, at_denoised))
         velocities.append(velocity.detach())
     return _guidance(batch, step.index, torch.cat(velocities), torch.cat(rewards), torch.cat(gradients))
-
-
-def one_step_guidance(batch: Batch, model: OneStepModel, x: Tensor, iteration: int) -> Guidance:
-    """Return the gradient in x of r(M(x)) for a one-step model M. Errors: see `flow_guidance`."""
-    return guidance_through(
-        batch,
-        lambda x: batch.meter.forward(model.generate, x, batch.prompts),
-        lambda images: images,
-        x,
-        iteration,
-    )
 
 
 def guidance_through(

@@ -1,22 +1,26 @@
 """The loop of the methods that optimise noise: WGNC, ReNO, PRNO, MPGR and DNO."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
-from .gradients import Guidance, column_of, cosines, norms, one_step_guidance
+from .gradients import Guidance, column_of, cosines, guidance_through, norms
 from .loop import Batch, start_particles
 from .operators import Operator
 from .options import SamplerOptions
-from .protocols import OneStepModel, Reward, check_model
+from .protocols import OneStepModel, Reward, check_model, preview_of
 from .result import Result
 from .typicality import spectral_peaks
 
 Answer = Literal["last", "best"]
-"""Iterate that a method returns: the last one, or the one with the highest reward."""
+"""Iterate that a method returns: the last one, or the one with the highest reward.
+
+Rewards of iterates are compared as they were computed for the gradient: by `decode_preview` if the model has
+it. The reward of the answer itself is then that of its finished image.
+"""
 
 Direction = Callable[[Batch, Tensor, Guidance], Tensor]
 """Function that makes the direction of ascent, (B, *shape), of the noise and the gradients of the rewards."""
@@ -122,6 +126,29 @@ def better(best: Evaluated | None, new: Evaluated, keep_non_finite: bool = False
     )
 
 
+def finished(
+    batch: Batch, decode: Callable[[Tensor], Tensor], answer: Evaluated, previewed: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the finished images (B, 3, H, W) and their rewards (B,), on the CPU, of an answer.
+
+    With `non_finite="raise"` a reward of a preview that is not finite is kept, so that it becomes an error.
+
+    Args:
+        batch: micro-batch.
+        decode: decoder of finished images.
+        answer: answer with latents x_0 as output.
+        previewed: True if the rewards of the answer are those of previews.
+    """
+    with batch.time("reward"):
+        images = decode(answer.output)
+        if not previewed:
+            return images, answer.rewards
+        rewards = batch.rewards(images, batch.prompts).cpu()
+    if batch.options.non_finite == "raise":
+        rewards = torch.where(answer.rewards.isfinite(), rewards, answer.rewards)
+    return images, rewards
+
+
 def optimize_one_step(
     function: str,
     model: OneStepModel,
@@ -138,16 +165,26 @@ def optimize_one_step(
 ) -> Result:
     """Optimise the noise of a one-step model, one particle for each prompt; see `optimize`."""
     check_model(function, model, OneStepModel)
+    # in two stages, with latents x_0 between them, or in one
+    staged: Any = model
+    preview = preview_of(model)
+    forward, decode = (model.generate, _unchanged) if preview is None else (staged.denoised, preview)
     with start_particles(function, model, reward, prompts, options, iterations + 1) as particles:
         for batch in particles.batches():
 
             def evaluate(noise: Tensor, iteration: int, batch: Batch = batch) -> Guidance:
-                return one_step_guidance(batch, model, noise, iteration)
+                return guidance_through(
+                    batch,
+                    lambda noise: batch.meter.forward(forward, noise, batch.prompts),
+                    decode,
+                    noise,
+                    iteration,
+                )
 
             def judge(noise: Tensor, batch: Batch = batch) -> tuple[Tensor, Tensor]:
-                images = batch.meter.forward(model.generate, noise, batch.prompts)
+                output = batch.meter.forward(forward, noise, batch.prompts)
                 with batch.time("reward"):
-                    return images, batch.rewards(images, batch.prompts)
+                    return output, batch.rewards(decode(output), batch.prompts)
 
             found = optimize(
                 batch,
@@ -161,7 +198,13 @@ def optimize_one_step(
                 project=project,
                 answer=answer,
             )
+            decode_finished = _unchanged if preview is None else staged.decode
+            images, rewards = finished(batch, decode_finished, found, preview is not None)
             peaks = spectral_peaks(found.noise)
-            batch.record(iterations, 1.0, found.rewards.tolist(), noise_peaks=peaks)
-            batch.finish(found.noise, found.output, found.rewards)
+            batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=peaks)
+            batch.finish(found.noise, images, rewards)
         return particles.result()
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images

@@ -231,7 +231,7 @@ class Population:
                 `TotalNoise`.
         """
         velocities = velocities_of(self._batch, model, x, last.t)
-        rewards = rewards_of(self._batch, model, mean(x, velocities, last))
+        rewards = rewards_of(self._batch, model.decode, mean(x, velocities, last))
         reasons = [None if math.isfinite(reward) else "non-finite reward" for reward in rewards]
         self.weigh(log_twists_of(rewards), rewards, reasons)
         if self._batch.options.non_finite == "raise":  # an error, after the other particles are finished

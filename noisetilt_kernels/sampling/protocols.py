@@ -3,6 +3,11 @@
 Each entry of a batch has its own prompt: `prompts` is a sequence with one string for each batch entry. A
 model of images returns (B, 3, H, W), a model of videos (B, 3, F, H, W). A call of a model must not depend on
 earlier calls; a model may cache the encoding of a prompt. Batch entries must not influence one another.
+
+A model may have a second decoder, which takes less memory. Its function `decode_preview(x0)` is like
+`decode`, and its images are judged during sampling: gradients, estimates of x_0, iterates of an optimiser.
+Finished images, their rewards and the final weights of copies come from `decode`. A one-step model with
+`decode_preview` also has `denoised(x, prompts)`, the latents x_0 of noise x, and `decode(x0)`.
 """
 
 import inspect
@@ -81,6 +86,17 @@ class OneStepModel(Protocol):
         """Return images (B, 3, H, W) in [0, 1] of float32 noise (B, *shape)."""
 
 
+def preview_of(model: FlowModel | OneStepModel) -> Callable[[Tensor], Tensor] | None:
+    """Return the model's function `decode_preview`, or None for a model without a second decoder."""
+    preview: Callable[[Tensor], Tensor] | None = getattr(model, "decode_preview", None)
+    return preview
+
+
+def decoder_of_estimates(model: FlowModel) -> Callable[[Tensor], Tensor]:
+    """Return the function that decodes latents during sampling: `decode_preview` if the model has it."""
+    return preview_of(model) or model.decode
+
+
 def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneStepModel]) -> None:
     """Check that a model has every member of the protocol, and latents that the operators accept.
 
@@ -89,6 +105,8 @@ def check_model(function: str, model: Any, protocol: type[FlowModel] | type[OneS
         ValueError: the shape of the latents is not valid.
     """
     needed = sorted(name for name in vars(protocol) if not name.startswith("_"))
+    if protocol is OneStepModel and preview_of(model) is not None:
+        needed += ["decode", "denoised"]
     missing = [name for name in needed if not hasattr(model, name)]
     if missing:
         raise TypeError(

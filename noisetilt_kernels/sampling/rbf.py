@@ -11,7 +11,7 @@ from ..checks import check_integer
 from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
 from .loop import Batch, start_particles
 from .options import SamplerOptions
-from .protocols import FlowModel, Reward
+from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
@@ -142,7 +142,7 @@ class Level:
         batch, model = self._batch, self._model
         velocity = velocity_of(batch, model, x, self._t, batch.prompts)
         with batch.time("reward"):
-            images = model.decode(denoised(x, velocity, self._t))
+            images = decoder_of_estimates(model)(denoised(x, velocity, self._t))
             reward = float(batch.rewards(images, batch.prompts))
         if not math.isfinite(reward):
             self._bad += 1

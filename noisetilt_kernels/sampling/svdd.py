@@ -15,7 +15,7 @@ from .flow import (
 )
 from .loop import Batch, start_particles
 from .options import SamplerOptions
-from .protocols import FlowModel, Reward
+from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .result import Result, best_index
 from .schedules import Schedule
@@ -90,7 +90,7 @@ def svdd(
                 drawn = center + step.sigma * batch.draw(candidates)
                 t = step.t - step.delta
                 velocities = velocities_of(batch, model, drawn, t)
-                rewards = rewards_of(batch, model, denoised(drawn, velocities, t))
+                rewards = rewards_of(batch, decoder_of_estimates(model), denoised(drawn, velocities, t))
                 chosen, fallbacks = choose(batch, step.index, rewards, candidates)
                 x, velocity = drawn[chosen], velocities[chosen]
                 batch.record(step.index, step.t, [rewards[index] for index in chosen], fallbacks=fallbacks)

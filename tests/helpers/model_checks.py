@@ -36,6 +36,14 @@ def ode_latents(flow: Any, prompts: Sequence[str], steps: int = 4) -> Tensor:
     ).latents
 
 
+def steered(model: Any, prompts: Sequence[str]) -> Tensor:
+    """Return the latents of a short guided run of a flow or a one-step model."""
+    options = sampling.SamplerOptions(micro_batch=len(prompts))
+    if hasattr(model, "generate"):
+        return sampling.wgnc(model, redness, prompts, iterations=2, lr=0.1, options=options).latents
+    return sampling.ntrk(model, redness, prompts, steps=3, rho=0.5, options=options).latents
+
+
 def assert_independent(flow: Any, prompts: Sequence[str], sigma: float = 0.8) -> None:
     """Assert that a batch has the velocities of each latent and prompt alone, and that prompts matter."""
     x = noise(flow.shape, len(prompts))

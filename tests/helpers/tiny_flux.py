@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 _WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
@@ -67,6 +73,29 @@ def tiny_autoencoder(**config: Any) -> AutoencoderKL:
         sample_size=32,
         **config,
     )
+    return vae.eval()
+
+
+def tiny_taesd(seed: int = 5, stages: int = 2, **config: Any) -> AutoencoderTiny:
+    """Make an autoencoder like TAESD for latents (4, 16, 16), whose decoder doubles both sides.
+
+    Args:
+        seed: seed of the weights.
+        stages: number of stages; each but the first doubles the sides.
+        config: further configuration.
+    """
+    torch.manual_seed(seed)
+    channels, blocks = (8,) * stages, (1,) * stages
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=blocks,
+        num_decoder_blocks=blocks,
+        **config,
+    )
+    with torch.no_grad():  # images within [0, 1], where nothing is clamped
+        vae.decoder.layers[-1].weight.mul_(0.3)
+        vae.decoder.layers[-1].bias.fill_(0.5)
     return vae.eval()
 
 

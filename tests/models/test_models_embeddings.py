@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_checks import noise
+from model_checks import noise, steered
 from tiny_flux import LENGTH, tiny_flux
 from tiny_flux import SIZE as FLUX_SIZE
 from tiny_models import (
@@ -84,6 +84,7 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
         output(without)
     without.add_embeddings(torch.load(tmp_path / "embeddings.pt", weights_only=True))
     assert torch.equal(output(without), output(model))
+    assert torch.equal(steered(without, PROMPTS), steered(model, PROMPTS))
 
 
 def test_tokens_and_mask_have_the_same_length() -> None:

@@ -12,6 +12,7 @@ from model_checks import (
     assert_planned,
     assert_recomputed,
     gradient,
+    kept_for_backward,
     noise,
     ode_latents,
 )
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from noisetilt_kernels import pack_latents, unpack_latents
 from noisetilt_kernels.models import QwenImageFlow, family_of, load_pipeline
+from noisetilt_kernels.models.causal_vae import _decode, decode_frames
 
 SHAPE = (4, 16, 32)
 PROMPTS = ["a red cat", "the dog of the house"]
@@ -118,3 +120,24 @@ def test_saving_and_planning(tmp_path: Path) -> None:
     expected = flow_of().velocity(noise(SHAPE, 2), 0.5, PROMPTS)
     torch.testing.assert_close(flow.velocity(noise(SHAPE, 2), 0.5, PROMPTS), expected)
     assert_planned(tmp_path, flow_of(), **SIZE)
+
+
+def test_a_single_frame_needs_no_memory_of_frames() -> None:
+    """The decoder's memory is for the next frame: without it the image is the same, and less is kept."""
+    vae = tiny_qwen_image().vae.requires_grad_(False)
+    latents = noise(SHAPE, 2).unsqueeze(2)
+    found, expected = decode_frames(vae, latents, False), vae.decode(latents).sample
+    assert torch.equal(found.clamp(-1, 1), expected)
+    vae.clear_cache()
+
+    def with_memory(x: Tensor) -> Tensor:
+        decoded: Tensor = _decode(vae, (), True, vae.post_quant_conv(x), True, *vae._feat_map)[0]
+        return decoded
+
+    def without(x: Tensor) -> Tensor:
+        return decode_frames(vae, x, True)
+
+    x = latents.requires_grad_()
+    assert torch.equal(gradient(without, x.detach()), gradient(with_memory, x.detach()))
+    kept = [kept_for_backward((vae,), lambda call=call: call(x)) for call in (without, with_memory)]
+    assert kept[0] < 0.75 * kept[1]

@@ -189,3 +189,10 @@ def test_saving_and_planning(name: str, tmp_path: Path) -> None:
     assert together.denoiser == 2 * 2 * sum(one.numel() for one in loaded.transformer.parameters())
     saving = together.denoiser // 2 + together.text_encoders
     assert together.total - offloaded.total == saving  # one expert at a time
+    # passes of each expert; without checkpointing two passes keep twice as much
+    given = {**SIZE, "gradient_checkpointing": False}
+    plans = [
+        plan_memory(tmp_path, guidance_scale=first, guidance_scale_2=second, **given).activations
+        for first, second in ((1, 1), (4, 1), (1, 4), (4, 4))
+    ]
+    assert plans[1] == plans[2] == plans[3] > plans[0]
