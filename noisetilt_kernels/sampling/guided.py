@@ -59,8 +59,8 @@ class GuidedSteps:
         ]
         if len(plan) > 1 and not window:
             raise ValueError(
-                f"{function}: a step must start at until_t < t <= from_t to be guided, got none of {len(plan)} "
-                f"for from_t={self.from_t:g} and until_t={self.until_t:g}; widen the window or take more steps"
+                f"{function}: guided steps must start at until_t < t <= from_t, got none of {len(plan)} for "
+                f"from_t={self.from_t:g} and until_t={self.until_t:g}; widen the window or take more steps"
             )
         guided = set(window[:: self.every])
         return [replace(step, guided=step.index in guided) for step in plan]
