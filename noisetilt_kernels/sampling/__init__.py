@@ -14,6 +14,7 @@ from .dno import dno
 from .dps import dps
 from .fk import fk
 from .freedom import freedom
+from .guided import GuidedSteps
 from .methods import Method, parse_method
 from .mpgr import mpgr
 from .ntrk import ntrk
@@ -42,6 +43,7 @@ __all__ = [
     "VP_SCHEDULES",
     "FinishedParticle",
     "FlowModel",
+    "GuidedSteps",
     "Method",
     "NonFiniteError",
     "OneStepModel",

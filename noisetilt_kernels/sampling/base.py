@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import (
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    finish_flow,
+    plan_flow,
+    unguided_step,
+)
 from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
@@ -10,8 +18,6 @@ from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
 from .starts import Start, as_start, forwards_of_start
-from .steps import advance
-from .velocity import velocity_of
 
 
 def check_base(*, steps: int, schedule: str | Schedule, start: str | Start) -> None:
@@ -61,8 +67,6 @@ def base(
         for batch in particles.batches():
             x = start(batch, model, plan[0])
             for step in plan[:-1]:
-                velocity = velocity_of(batch, model, x, step.t, batch.prompts)
-                x = advance(x, velocity, step, batch.draw())
-                batch.record(step.index, step.t)
+                x = unguided_step(batch, model, x, step)
             finish_flow(batch, model, x, plan[-1])
         return particles.result()

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import check_number
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, plan_flow
+from .flow import (
+    ALL_STEPS,
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    plan_flow,
+    unguided_step,
+)
 from .gradients import drift_of, flow_guidance
+from .guided import GuidedSteps, check_guided_start
 from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .population import (
@@ -38,11 +47,14 @@ def check_das(
     steps: int,
     schedule: str | Schedule,
     start: str | Start,
+    guide: GuidedSteps,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `das` out of its range."""
     check_population("das", alpha=alpha, copies=copies, threshold=threshold, resampling=resampling)
     check_number("das", "tempering", tempering, 0, 1)
-    check_flow("das", steps, schedule, start)
+    check_flow("das", steps, schedule, start, guide)
+    if math.isfinite(as_start("das", start).alpha):
+        check_guided_start("das", guide)
 
 
 @register_sampler(
@@ -65,6 +77,7 @@ def das(
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     start: str | Start = DEFAULT_START,
+    guide: GuidedSteps = ALL_STEPS,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Guide K copies of a particle by the gradient, weigh and resample them; the heaviest one is the answer.
@@ -95,6 +108,8 @@ def das(
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. Every copy has its own chain,
             whose forwards are counted in addition. The weights do not count its rewards twice.
+        guide: steps that are guided; all by default. Pass a `GuidedSteps`, with from_t = 1 for the start
+            "pcnl". Copies are weighed at guided steps only, and follow the same law.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Returns:
@@ -114,9 +129,10 @@ def das(
         steps=steps,
         schedule=schedule,
         start=start,
+        guide=guide,
     )
     start = as_start("das", start)
-    plan = plan_flow("das", model, steps, schedule, start)
+    plan = plan_flow("das", model, steps, schedule, start, guide)
     shares = tempered(steps, tempering)
     with start_particles(
         "das", model, reward, prompts, options, start.iterations + steps, entries=copies
@@ -150,6 +166,9 @@ def steer(
     """
     total = TotalNoise(x)
     for step, precision, next_precision in zip(plan[:-1], precisions[:-1], precisions[1:], strict=True):
+        if not step.guided:  # by the kernel of `base`, with the last twist: no weight changes
+            x = unguided_step(batch, model, x, step, total)
+            continue
         guidance = flow_guidance(batch, model, x, step)
         rewards = guidance.rewards
         population.weigh([precision * r for r in rewards], rewards, guidance.fallbacks)

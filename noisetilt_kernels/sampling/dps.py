@@ -6,8 +6,18 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..checks import check_number
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import (
+    ALL_STEPS,
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    finish_flow,
+    plan_flow,
+    unguided_step,
+)
 from .gradients import flow_guidance
+from .guided import GuidedSteps
 from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
@@ -31,11 +41,16 @@ def strength_at(strength: float | Callable[[float], float], t: float) -> float:
 
 
 def check_dps(
-    *, strength: float | Callable[[float], float], steps: int, schedule: str | Schedule, start: str | Start
+    *,
+    strength: float | Callable[[float], float],
+    steps: int,
+    schedule: str | Schedule,
+    start: str | Start,
+    guide: GuidedSteps,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `dps` out of its range."""
     check_strength("dps", strength)
-    check_flow("dps", steps, schedule, start)
+    check_flow("dps", steps, schedule, start, guide)
 
 
 @register_sampler(
@@ -53,6 +68,7 @@ def dps(
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     start: str | Start = DEFAULT_START,
+    guide: GuidedSteps = ALL_STEPS,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with lambda_t grad r(x0_hat) added to the mean of each step (NoiseTilt eq. 6).
@@ -70,6 +86,7 @@ def dps(
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
+        guide: steps that are guided; all by default. Pass a `GuidedSteps`.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -77,14 +94,17 @@ def dps(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_dps(strength=strength, steps=steps, schedule=schedule, start=start)
+    check_dps(strength=strength, steps=steps, schedule=schedule, start=start, guide=guide)
     start = as_start("dps", start)
-    plan = plan_flow("dps", model, steps, schedule, start)
+    plan = plan_flow("dps", model, steps, schedule, start, guide)
     with start_particles("dps", model, reward, prompts, options, start.iterations + steps) as particles:
         for batch in particles.batches():
             x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step in plan[:-1]:
+                if not step.guided:
+                    x = unguided_step(batch, model, x, step, total)
+                    continue
                 guidance = flow_guidance(batch, model, x, step)
                 noise = batch.draw()
                 shift = torch.where(guidance.usable, strength_at(strength, step.t) * guidance.gradient, 0)

@@ -1,4 +1,4 @@
-"""Parts that all samplers of flows share: checks, plan of the steps, the unguided last step."""
+"""Parts that all samplers of flows share: checks, plan of the steps, steps without guidance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,26 +6,35 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, shown
+from .guided import GuidedSteps
 from .loop import Batch
 from .protocols import FlowModel, check_model
 from .schedules import Schedule, as_schedule
 from .starts import PlainNoise, Start, as_start
-from .steps import Step, mean, plan_steps
-from .velocity import velocity_of
+from .steps import Step, advance, mean, plan_steps
+from .typicality import TotalNoise
+from .velocity import velocities_of, velocity_of
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULE = "linear"
 DEFAULT_START = "noise"
+ALL_STEPS = GuidedSteps()
 
 
 def check_flow(
-    function: str, steps: int, schedule: str | Schedule, start: str | Start = DEFAULT_START
+    function: str,
+    steps: int,
+    schedule: str | Schedule,
+    start: str | Start = DEFAULT_START,
+    guide: GuidedSteps = ALL_STEPS,
 ) -> None:
     """Raise ValueError or TypeError for an argument out of its range that samplers of flows share."""
     check_integer(function, "steps", steps, 1)
     as_schedule(function, schedule)
     as_start(function, start)
+    if not isinstance(guide, GuidedSteps):
+        raise TypeError(f"{function}: guide must be a GuidedSteps, got {shown(guide)}")
 
 
 def plan_flow(
@@ -34,15 +43,16 @@ def plan_flow(
     steps: int,
     schedule: str | Schedule,
     start: Start = PlainNoise(),  # noqa: B008  (has no state)
+    guide: GuidedSteps = ALL_STEPS,
 ) -> list[Step]:
     """Return the steps of a trajectory of the model, numbered after those of its start.
 
     Raises:
         TypeError: the model lacks a member of `FlowModel`.
-        ValueError: the shape of its latents or its times are not valid.
+        ValueError: the shape of its latents or its times are not valid, or no step would be guided.
     """
     check_model(function, model, FlowModel)
-    plan = plan_steps(function, model, steps, as_schedule(function, schedule))
+    plan = guide.mark(function, plan_steps(function, model, steps, as_schedule(function, schedule)))
     return [replace(step, index=start.iterations + step.index) for step in plan]
 
 
@@ -51,6 +61,27 @@ def rewards_of(batch: Batch, decode: Callable[[Tensor], Tensor], x0: Tensor) -> 
     with batch.time("reward"):
         rewards = [batch.rewards(decode(part), prompts) for part, prompts in batch.parts(x0)]
         return torch.cat(rewards).tolist()  # one transfer from the device
+
+
+def unguided_step(
+    batch: Batch, model: FlowModel, x: Tensor, step: Step, total: TotalNoise | None = None
+) -> Tensor:
+    """Take a step of `base`, with plain noise and without a graph, and record it without a reward.
+
+    Args:
+        batch: micro-batch of B particles.
+        model: flow.
+        x: latents (B K, *shape) of K entries of each particle, at time step.t.
+        step: step of the plan.
+        total: noise of all steps, to which that of this one is added.
+    """
+    velocity = velocities_of(batch, model, x, step.t)
+    noise = batch.draw(len(x) // len(batch))
+    if total is not None:
+        total.add(step.sigma * noise, step.sigma)
+    x = advance(x, velocity, step, noise)
+    batch.record(step.index, step.t)
+    return x
 
 
 def finish_flow(

@@ -10,8 +10,18 @@ from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
 from .dps import check_strength, strength_at
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import (
+    ALL_STEPS,
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    finish_flow,
+    plan_flow,
+    unguided_step,
+)
 from .gradients import column_of, flow_guidance, norm_of_each
+from .guided import GuidedSteps
 from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
@@ -36,6 +46,7 @@ def check_freedom(
     steps: int,
     schedule: str | Schedule,
     start: str | Start,
+    guide: GuidedSteps,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `freedom` out of its range."""
     check_strength("freedom", strength)
@@ -43,7 +54,7 @@ def check_freedom(
     check_integer("freedom", "travel", travel, 1)
     check_number("freedom", "travel_from", travel_from, 0, 1)
     check_number("freedom", "travel_to", travel_to, 0, 1)
-    check_flow("freedom", steps, schedule, start)
+    check_flow("freedom", steps, schedule, start, guide)
 
 
 def nfe_of_freedom(arguments: Mapping[str, Any]) -> int:
@@ -67,6 +78,7 @@ def freedom(
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     start: str | Start = DEFAULT_START,
+    guide: GuidedSteps = ALL_STEPS,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with kappa_t grad r(x0_hat) added to each step, and repeat the steps in the middle.
@@ -78,7 +90,8 @@ def freedom(
     t = 1, and the last one does not, because it is not guided.
 
     With strength = 0 and travel = 1 the latents are those of `base`, bit for bit. NFE per particle: the
-    number of passes, steps + (travel - 1) * (steps in the window). There is a record for each pass.
+    number of passes, steps + (travel - 1) * (steps in the window). There is a record for each pass. A step
+    that `guide` leaves out travels too, and is guided in none of its passes.
 
     Args:
         model: flow to sample from.
@@ -96,6 +109,7 @@ def freedom(
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
+        guide: steps that are guided; all by default. Pass a `GuidedSteps`.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -112,9 +126,10 @@ def freedom(
         steps=steps,
         schedule=schedule,
         start=start,
+        guide=guide,
     )
     start = as_start("freedom", start)
-    plan = plan_flow("freedom", model, steps, schedule, start)
+    plan = plan_flow("freedom", model, steps, schedule, start, guide)
     passes = plan_passes(plan, travel, travelling_steps(steps, travel_from, travel_to))
     with start_particles(
         "freedom", model, reward, prompts, options, start.iterations + len(passes)
@@ -123,6 +138,11 @@ def freedom(
             x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step, travels in passes[:-1]:
+                if not step.guided:
+                    x = unguided_step(batch, model, x, step, total)
+                    if travels:
+                        x = renoise(x, step.t - step.delta, step.t, batch.draw())
+                    continue
                 guidance = flow_guidance(batch, model, x, step)
                 noise = batch.draw()
                 scale: float | Tensor = strength_at(strength, step.t)

@@ -10,7 +10,7 @@ from ..checks import check_choice, did_you_mean
 from .operators import operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
-from .registry import DETAILS, REQUIRED, SAMPLERS, Sampler
+from .registry import REQUIRED, SAMPLERS, Sampler
 from .result import Result
 from .schedules import Schedule
 
@@ -22,7 +22,7 @@ class Method:
     Args:
         name: name of a sampler in SAMPLERS.
         arguments: keyword arguments of the sampler; `schedule` and `scale` describe a `Schedule`, `start` and
-            `start_iterations` etc. a `Start`.
+            `start_iterations` etc. a `Start`, `guide_every` etc. the `GuidedSteps`.
 
     Raises:
         ValueError: an unknown name, an argument that the sampler does not have, or a missing one without a
@@ -41,7 +41,7 @@ class Method:
                     f"{self.name} has no argument {name!r}{did_you_mean(name, parameters)}; "
                     f"it has: {', '.join(parameters)}"
                 )
-        for owner, details in DETAILS.items():
+        for owner, details in self.sampler.details.items():
             for name in self.arguments:
                 if name in details.arguments and not details.apply_to(self.arguments.get(owner)):
                     wanted = "NAME" if details.needed is None else " or ".join(details.needed)
@@ -58,7 +58,8 @@ class Method:
         """Return the method with a value for every argument: given, by `defaults`, or by the sampler.
 
         An argument that follows another one by default, such as `chain_alpha` of `psi`, is left out.
-        The arguments of a start that the method does not have are left out.
+        The arguments of a start that the method does not have are left out, and those of the guided steps at
+        their defaults.
 
         Args:
             defaults: values by name that take precedence over the sampler's defaults. Names that the sampler
@@ -78,9 +79,13 @@ class Method:
         if "schedule" in arguments and arguments["scale"] is None:
             arguments["scale"] = Schedule(arguments["schedule"]).scale
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        for owner, details in DETAILS.items():
-            if owner in arguments and not details.apply_to(arguments[owner]):
-                arguments = {name: arguments[name] for name in arguments if name not in details.arguments}
+        for owner, details in self.sampler.details.items():
+            for name in details.arguments.keys() & arguments.keys():
+                default = self.sampler.parameters[name].default
+                if not details.apply_to(arguments.get(owner)) or (
+                    not details.named and arguments[name] == default
+                ):
+                    del arguments[name]
         return Method(self.name, arguments)
 
     def sample(
@@ -91,13 +96,13 @@ class Method:
         options: SamplerOptions | None = None,
     ) -> Result:
         """Run the sampler. Arguments, result and errors: see the sampler, for example `ntrk`."""
-        arguments = _with_details(self.arguments)
+        arguments = self._with_details(self.arguments)
         return self.sampler.function(model, reward, prompts, options=options, **arguments)
 
     def check(self) -> None:
         """Raise ValueError for an argument out of its range."""
         try:
-            self.sampler.check(**_with_details(self._all_arguments))
+            self.sampler.check(**self._with_details(self._all_arguments))
         except TypeError as error:
             raise ValueError(str(error)) from None
 
@@ -150,6 +155,17 @@ class Method:
     def _all_arguments(self) -> dict[str, Any]:
         return {name: self.argument(name) for name in self.sampler.parameters}
 
+    def _with_details(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments with details replaced by the values that they describe."""
+        merged = dict(arguments)
+        for owner, details in self.sampler.details.items():
+            given = {of: merged.pop(name) for name, of in details.arguments.items() if name in merged}
+            if owner in merged:
+                merged[owner] = details.make(merged[owner], **given)
+            elif given:  # the value has no name
+                merged[owner] = details.make(**given)
+        return merged
+
     def __str__(self) -> str:
         """Return the text that `parse_method` reads."""
         return self.text_without(())
@@ -199,16 +215,6 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"method {text!r}: {argument} must be given once")
         arguments[argument] = _value(value)
     return name.strip(), arguments
-
-
-def _with_details(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with schedule and scale replaced by a `Schedule`, and the start by a `Start`."""
-    merged = dict(arguments)
-    for owner, details in DETAILS.items():
-        if owner in merged:
-            given = {of: merged.pop(name) for name, of in details.arguments.items() if name in merged}
-            merged[owner] = details.make(merged[owner], **given)
-    return merged
 
 
 def _value(text: str) -> int | float | str:

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 import torch
 
 from ..checks import check_choice, check_number
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
+from .flow import (
+    ALL_STEPS,
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    check_flow,
+    finish_flow,
+    plan_flow,
+    unguided_step,
+)
 from .gradients import cosines, flow_guidance
+from .guided import GuidedSteps
 from .loop import start_particles
 from .operators import OPERATORS, operator_by_name
 from .options import SamplerOptions
@@ -21,12 +31,18 @@ from .typicality import TotalNoise
 
 
 def check_ntrk(
-    *, rho: float, operator: str, steps: int, schedule: str | Schedule, start: str | Start
+    *,
+    rho: float,
+    operator: str,
+    steps: int,
+    schedule: str | Schedule,
+    start: str | Start,
+    guide: GuidedSteps,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `ntrk` out of its range."""
     check_number("ntrk", "rho", rho, 0, 1)
     check_choice("ntrk", "operator", operator, OPERATORS)
-    check_flow("ntrk", steps, schedule, start)
+    check_flow("ntrk", steps, schedule, start, guide)
 
 
 @register_sampler(
@@ -45,6 +61,7 @@ def ntrk(
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     start: str | Start = DEFAULT_START,
+    guide: GuidedSteps = ALL_STEPS,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Sample with tilted noise sqrt(rho) W(grad r(x0_hat)) + sqrt(1 - rho) eps (NoiseTilt eq. 11 and 12).
@@ -66,6 +83,7 @@ def ntrk(
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
             counted in addition.
+        guide: steps that are guided; all by default. Pass a `GuidedSteps`.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:
@@ -73,15 +91,18 @@ def ntrk(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule, start=start)
+    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule, start=start, guide=guide)
     start = as_start("ntrk", start)
-    plan = plan_flow("ntrk", model, steps, schedule, start)
+    plan = plan_flow("ntrk", model, steps, schedule, start, guide)
     whiten = operator_by_name("ntrk", operator, tuple(model.shape))
     with start_particles("ntrk", model, reward, prompts, options, start.iterations + steps) as particles:
         for batch in particles.batches():
             x = start(batch, model, plan[0])
             total = TotalNoise(x)
             for step in plan[:-1]:
+                if not step.guided:
+                    x = unguided_step(batch, model, x, step, total)
+                    continue
                 guidance = flow_guidance(batch, model, x, step)
                 with batch.time("whitening"):
                     direction = whiten(guidance.gradient)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number
 from .das import steer
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
+from .flow import ALL_STEPS, DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
 from .gradients import Guidance
+from .guided import GuidedSteps, check_guided_start
 from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .population import (
@@ -45,6 +46,7 @@ def check_psi(
     resampling: Resampling,
     steps: int,
     schedule: str | Schedule,
+    guide: GuidedSteps,
 ) -> None:
     """Raise ValueError or TypeError for an argument of `psi` out of its range."""
     check_population("psi", alpha=alpha, copies=copies, threshold=threshold, resampling=resampling)
@@ -64,7 +66,8 @@ def check_psi(
         raise ValueError("psi: chain_epsilon must be above 0, got 0")
     if chain_clip is not None:
         check_number("psi", "chain_clip", chain_clip, 0)
-    check_flow("psi", steps, schedule)
+    check_flow("psi", steps, schedule, guide=guide)
+    check_guided_start("psi", guide)
 
 
 def nfe_of_psi(arguments: Mapping[str, Any]) -> int:
@@ -98,6 +101,7 @@ def psi(
     resampling: Resampling = DEFAULT_RESAMPLING,
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
+    guide: GuidedSteps = ALL_STEPS,
     options: SamplerOptions | None = None,
 ) -> Result:
     """Start K guided copies at states of Markov chains, weigh and resample them; the best one is the answer.
@@ -134,6 +138,8 @@ def psi(
         resampling: unbiased resampling, "systematic" or "ssp".
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
+        guide: steps of stage 2 that are guided; all by default. Pass a `GuidedSteps` with from_t = 1. Copies
+            are weighed at guided steps only, and follow the same law.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Returns:
@@ -158,6 +164,7 @@ def psi(
         resampling=resampling,
         steps=steps,
         schedule=schedule,
+        guide=guide,
     )
     chain = PCNL(
         burn_in + kept,
@@ -165,7 +172,7 @@ def psi(
         chain_epsilon,
         clip if chain_clip is None else chain_clip,
     )
-    plan = plan_flow("psi", model, steps, schedule, chain)
+    plan = plan_flow("psi", model, steps, schedule, chain, guide)
     records = chain.iterations + steps
     with start_particles("psi", model, reward, prompts, options, records, entries=copies) as particles:
         for batch in particles.batches():

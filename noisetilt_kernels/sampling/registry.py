@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from .guided import GuidedSteps
 from .operators import OPERATORS
 from .result import Result
 from .schedules import SCHEDULES, VP_SCHEDULES, Schedule
@@ -25,23 +26,31 @@ class Details(NamedTuple):
     """Parameters of every sampler that describe the value of another one, such as `scale` the `schedule`."""
 
     make: Callable[..., Any]
-    """Function that makes the described value from the name and these arguments."""
+    """Function that makes the described value from these arguments, and from its name before them."""
     described_by: Callable[..., Any]
     """Function with these arguments in its signature and docstring."""
     arguments: Mapping[str, str]
     """Argument of the functions for the name of each parameter."""
     needed: tuple[str, ...] | None = None
     """Names that have these details; None is all of them."""
+    named: bool = True
+    """False for a value that has these details and no name. Each of them is left out at its default."""
 
     def apply_to(self, value: str | None) -> bool:
         """Return True if a parameter with this value, or None if it is not given, has these details."""
-        return value is not None and (self.needed is None or value in self.needed)
+        return not self.named or (value is not None and (self.needed is None or value in self.needed))
 
 
 DETAILS: Mapping[str, Details] = {
     "schedule": Details(Schedule, Schedule, {"scale": "scale"}),
     "start": Details(
         start_of, PCNL, {f"start_{name}": name for name in inspect.signature(PCNL).parameters}, ("pcnl",)
+    ),
+    "guide": Details(
+        GuidedSteps,
+        GuidedSteps,
+        {"guide_every": "every", "guide_from": "from_t", "guide_until": "until_t"},
+        named=False,
     ),
 }
 """Details of a parameter by its name."""
@@ -89,14 +98,28 @@ class Sampler:
     def parameters(self) -> Mapping[str, Parameter]:
         """Parameters by name. Its `DETAILS` follow a parameter, such as `scale` after `schedule`."""
         found: dict[str, Parameter] = {}
-        for name, parameter in inspect.signature(self.function).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "options":
+        for name in self._keywords:
+            details = self.details.get(name)
+            if details is None or details.named:
                 found[name] = _parameter_of(self.function, name)
-                if name in DETAILS:
-                    details = DETAILS[name]
-                    for detail, argument in details.arguments.items():
-                        found[detail] = _parameter_of(details.described_by, argument)
+            if details is not None:
+                for detail, argument in details.arguments.items():
+                    found[detail] = _parameter_of(details.described_by, argument)
         return found
+
+    @cached_property
+    def details(self) -> Mapping[str, Details]:
+        """`DETAILS` of the parameters that the sampler has."""
+        return {name: DETAILS[name] for name in self._keywords if name in DETAILS}
+
+    @property
+    def _keywords(self) -> list[str]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return [
+            one.name
+            for one in parameters
+            if one.kind is inspect.Parameter.KEYWORD_ONLY and one.name != "options"
+        ]
 
 
 SAMPLERS: dict[str, Sampler] = {}

@@ -36,6 +36,8 @@ class Step:
     """Factors of x, -v and the score in `mean`, for a step in VP time; None in the time of the flow."""
     start: float = 1.0
     """Factor that makes standard normal noise the latents at t, for a first step in VP time."""
+    guided: bool = True
+    """False for a step that a guided sampler makes without guidance, see `GuidedSteps`."""
 
 
 def plan_steps(function: str, model: FlowModel, steps: int, schedule: Schedule) -> list[Step]:

@@ -12,6 +12,7 @@ from noisetilt_kernels.sampling import (
     PCNL,
     SAMPLERS,
     FlowModel,
+    GuidedSteps,
     SamplerOptions,
     Schedule,
     base,
@@ -44,6 +45,7 @@ from noisetilt_kernels.sampling.registry import REQUIRED
         "psi:alpha=0.1,copies=4,chains=2,burn_in=2,kept=3,steps=3",
         "psi:alpha=0.1,copies=2,chains=1,burn_in=0,kept=2,steps=1",
         "das:alpha=0.1,copies=2,steps=3,start=pcnl,start_iterations=2",
+        "ntrk:steps=4,guide_every=2,guide_from=0.8",
     ],
 )
 def test_planned_nfe_is_the_counted_nfe(text: str) -> None:
@@ -208,12 +210,16 @@ def test_parameters_come_from_signature_and_docstring(name: str) -> None:
             assert facts.default is None and "schedule" in sampler.parameters
         elif parameter.startswith("start_"):
             assert facts.default == getattr(PCNL(), parameter.removeprefix("start_"))
+        elif parameter.startswith("guide_"):
+            names = {"guide_every": "every", "guide_from": "from_t", "guide_until": "until_t"}
+            assert facts.default == getattr(GuidedSteps(), names[parameter])
         else:
             assert facts.default == signature[parameter].default
     checked = inspect.signature(sampler.check).parameters
-    assert list(checked) == [
-        name for name in sampler.parameters if name != "scale" and not name.startswith("start_")
+    assert [name for name in checked if name != "guide"] == [
+        name for name in sampler.parameters if name != "scale" and not name.startswith(("start_", "guide_"))
     ]
+    assert ("guide" in checked) == ("guide_every" in sampler.parameters)
 
 
 def test_parameters_of_ntrk_and_dps() -> None:
@@ -221,6 +227,7 @@ def test_parameters_of_ntrk_and_dps() -> None:
     assert list(parameters) == [
         *("rho", "operator", "steps", "schedule", "scale", "start"),
         *("start_iterations", "start_alpha", "start_epsilon", "start_clip"),
+        *("guide_every", "guide_from", "guide_until"),
     ]
     assert parameters["rho"][:2] == (float, 0.3) and parameters["rho"].choices is None
     assert parameters["rho"].help.startswith("Guidance strength in [0, 1]; ")
@@ -263,6 +270,31 @@ def test_a_registered_sampler_is_a_method(registry: dict[str, Any]) -> None:
         parse_method("twofold:twice=0").check()
     with pytest.raises(ValueError, match="the name 'twofold' is taken"):
         register(twofold)
+
+
+def test_a_sampler_may_have_parameters_with_names_of_details(registry: dict[str, Any]) -> None:
+    """A `scale` without a schedule, and a `guide_every` without guided steps, are the sampler's."""
+
+    def own(
+        model: Any, reward: Any, prompts: Any, *, scale: int = 2, guide_every: int = 1, options: Any = None
+    ) -> Any:
+        """Run base.
+
+        Args:
+            scale: number of steps.
+            guide_every: another number of steps.
+        """
+        return base(model, reward, prompts, steps=scale * guide_every, options=options)
+
+    register_sampler(
+        kind="flow",
+        needs_gradient=False,
+        check=lambda *, scale, guide_every: None,
+        nfe=lambda arguments: arguments["scale"] * arguments["guide_every"],
+    )(own)
+    method = parse_method("own:scale=3,guide_every=2").resolved()
+    method.check()
+    assert method.sample(LatentFlow(), brightness, "").nfe == 6 == method.nfe
 
 
 def test_parameters_need_simple_types(registry: dict[str, Any]) -> None:
