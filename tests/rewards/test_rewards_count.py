@@ -8,6 +8,7 @@ import torch
 from reward_checks import check_mistakes, some_images
 from torch import Tensor
 
+from noisetilt_kernels.prompt_lists import prompts_of
 from noisetilt_kernels.rewards import RewardError, RewardSpec, check_prompts, load_reward, load_rewards
 from noisetilt_kernels.rewards.counting.count import Count, CountError, CountExact
 from noisetilt_kernels.rewards.counting.quantity import Quantity, quantity_of
@@ -50,6 +51,11 @@ def test_prompts_without_one_number(prompt: str, problem: str) -> None:
         ValueError, match=rf"^quantity_of: prompt must name .* '37 strawberries'; {problem}: "
     ):
         quantity_of(prompt)
+
+
+def test_the_bundled_prompts_are_understood() -> None:
+    for prompt in prompts_of("counting"):
+        assert "{} {}".format(*quantity_of(prompt)) == prompt
 
 
 # ---- any counter ----
