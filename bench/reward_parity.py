@@ -19,6 +19,8 @@ from torch import Tensor
 
 from noisetilt_kernels.rewards import load_reward
 
+from .published_t2icount import t2icount
+
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["a cat", "two red boats", "a lighthouse"]
 
@@ -157,6 +159,7 @@ CASES: list[tuple[str, str, Callable[[Path], tuple[Score, int]]]] = [
     ("hpsv2", "hpsv2", hpsv2),
     ("hpsv2", "open_clip_torch", hpsv2_open_clip),
     ("mps", "imscore", mps),
+    ("count:3 boats", "T2ICount", t2icount),
 ]
 
 

@@ -4,15 +4,16 @@
     result = sampling.ntrk(model, reward, ["a cat"] * 4)
 
 A reward takes images (B, 3, H, W) with values in [0, 1] and B prompts, and returns (B,). Each image is scored
-independently of the others in its batch. All bundled rewards but "digit-judge" are differentiable. Most score
-images; `PerFrame` turns a reward of images into a reward of videos. Rewards that need transformers are
-imported when they are loaded.
+independently of the others in its batch. All bundled rewards are differentiable but the judges
+"digit-judge", "count-error" and "count-exact". Most score images; `PerFrame` turns a reward of images into a
+reward of videos. Rewards that need transformers are imported when they are loaded.
 
     registry.py            the bundled rewards by name
     spec.py                a reward as the user names it, parsed once; loading
     simple.py, digits.py   rewards that need no download
     clip/                  CLIP and BLIP models
     vision_language/       Qwen2-VL and Qwen2.5-VL models
+    counting/              numbers of objects
     frames.py, weighted.py, custom.py   rewards of videos, weighted sums, the user's code
     weightless.py          rewards without weights, to count their memory
 """

@@ -5,16 +5,21 @@ and imported when they are loaded.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any
 
 import torch
 
 from ..sampling import Reward
 from . import simple
 from .checks import RewardError
+from .counting.count import Count, CountError, CountExact
+from .counting.quantity import quantity_of
+from .custom import is_custom, load_custom
 from .digits import DIGIT_REWARDS, DigitJudgeReward, DigitReward, digit_of
 from .vision_language.videoreward_prompt import check_part
+from .vision_language.vlm_question import question_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Entry:
         load: function (argument, source, device) that returns the reward.
         check_argument: function that raises ValueError unless an argument (the text after the colon) is
             valid; None if the reward takes no argument.
+        needs_argument: True if the reward has no default argument.
+        for_argument: function from this entry and a valid argument to the entry of the reward with the
+            argument; None if it is this entry.
         source: default folder or hub id of the weights; None for a reward without weights.
         differentiable: True if the reward can steer; False if it can only judge finished images.
         check_prompt: function that raises ValueError for a prompt that the reward cannot score; None if it
@@ -39,6 +47,8 @@ class Entry:
     description: str
     load: Callable[[str | None, str, str | torch.device], Reward]
     check_argument: Callable[[str], object] | None = None
+    needs_argument: bool = False
+    for_argument: Callable[["Entry", str], "Entry"] | None = None
     source: str | None = None
     differentiable: bool = True
     check_prompt: Callable[[str], object] | None = None
@@ -76,6 +86,37 @@ def _transformers(module: str, class_name: str) -> Callable[..., Reward]:
     return load
 
 
+def _counting(reward_class: type[Count]) -> Callable[..., Reward]:
+    """Return the loader of a reward that counts by T2ICount, or by the custom counter of the argument."""
+
+    def load(argument: str | None, source: str, device: str | torch.device) -> Reward:
+        if argument is not None and is_custom(argument):
+            return reward_class(load_custom(argument))
+        wanted = None if argument is None else quantity_of(argument)
+        return reward_class(_transformers("counting.t2icount", "T2ICount")(None, source, device), wanted)
+
+    return load
+
+
+def _check_quantity(argument: str) -> None:
+    if not is_custom(argument):
+        quantity_of(argument)
+
+
+def _counting_entry(entry: Entry, argument: str) -> Entry:
+    """Return the entry for a custom counter, which is the user's code, or for a quantity of all prompts."""
+    return (
+        replace(entry, custom=True, source=None) if is_custom(argument) else replace(entry, check_prompt=None)
+    )
+
+
+_COUNTING: Mapping[str, Any] = {
+    "check_argument": _check_quantity,
+    "for_argument": _counting_entry,
+    "source": "best_model_paper.pth",  # on Google Drive, so it cannot be downloaded from here
+    "check_prompt": quantity_of,
+}
+
 ENTRIES: Mapping[str, Entry] = {
     "aesthetic": Entry(
         "LAION aesthetic predictor V2, about 1 to 10",
@@ -98,6 +139,24 @@ ENTRIES: Mapping[str, Entry] = {
         "closeness of the mean colour to red, or to another one as in color:blue, -1 to 0",
         _color,
         check_argument=simple.color,
+    ),
+    "count": Entry(
+        "minus the smooth L1 distance of the objects counted and named in the prompt, as in '37 apples', at "
+        "most 0; count:MODULE:NAME counts by your function",
+        _counting(Count),
+        **_COUNTING,
+    ),
+    "count-error": Entry(
+        "minus the absolute error of the number of objects; arguments as count; no gradient",
+        _counting(CountError),
+        differentiable=False,
+        **_COUNTING,
+    ),
+    "count-exact": Entry(
+        "1 if the rounded number of objects is right, else 0; arguments as count; no gradient",
+        _counting(CountExact),
+        differentiable=False,
+        **_COUNTING,
     ),
     "digit": Entry(
         "log-probability of the handwritten digit that the prompt names, at most 0",
@@ -148,6 +207,15 @@ ENTRIES: Mapping[str, Entry] = {
         source="KwaiVGI/VideoReward",
         counts_graph=False,
         videos=True,
+    ),
+    "vlm": Entry(
+        "probability that Qwen2.5-VL answers a question about the image as wanted, 0 to 1: vlm:QUESTION?, "
+        "vlm:FILE.json, or the questions vlm:depth and vlm:horizon with an overlay",
+        _transformers("vision_language.vlm", "VisionQuestion"),
+        check_argument=question_of,
+        needs_argument=True,
+        source="Qwen/Qwen2.5-VL-7B-Instruct",
+        counts_graph=False,
     ),
     "vqascore": Entry(
         "probability that Qwen2.5-VL finds the prompt shown, 0 to 1",

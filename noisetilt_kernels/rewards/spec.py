@@ -97,7 +97,7 @@ class RewardSpec:
     def check_exists(self) -> None:
         """Raise RewardError if a custom reward is in a file that does not exist; nothing is imported."""
         if self.entry.custom:
-            check_custom(self.name)
+            check_custom(self.argument or self.name)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError for a prompt that the reward cannot score."""
@@ -211,7 +211,7 @@ def check_sources(sources: Mapping[str, str]) -> None:
     """
     for name, source in sources.items():
         check_choice("rewards", "reward in sources", name, REWARDS)
-        RewardSpec.parse(name).with_source(source)
+        RewardSpec(name, ENTRIES[name]).with_source(source)
         places = source, source.rpartition(":")[0] or source  # FOLDER:FILE names a file within a folder
         if source.startswith(("/", ".", "~")) and not any(
             os.path.exists(os.path.expanduser(place)) for place in places
@@ -233,13 +233,15 @@ def _parse_name(name: Any) -> tuple[str, Entry, str | None]:
         return base, _custom_entry(name), None
     check_choice("rewards", "reward", base, REWARDS)
     entry = ENTRIES[base]
+    if not colon and entry.needs_argument:
+        raise ValueError(f"rewards: reward {base!r} needs an argument after a colon: {entry.description}")
     if not colon:
         return base, entry, None
     if entry.check_argument is None:
-        takers = " and ".join(repr(other) for other, one in ENTRIES.items() if one.check_argument is not None)
+        takers = ", ".join(repr(other) for other, one in ENTRIES.items() if one.check_argument is not None)
         raise ValueError(f"rewards: reward {base!r} takes no argument, got {name!r}; only {takers} do")
     entry.check_argument(argument)
-    return base, entry, argument
+    return base, entry if entry.for_argument is None else entry.for_argument(entry, argument), argument
 
 
 def _custom_entry(name: str) -> Entry:

@@ -37,6 +37,9 @@ def test_names() -> None:
         "brightness",
         "clip",
         "color",
+        "count",
+        "count-error",
+        "count-exact",
         "digit",
         "digit-judge",
         "hpsv2",
@@ -47,9 +50,11 @@ def test_names() -> None:
         "smoothness",
         "symmetry",
         "videoreward",
+        "vlm",
         "vqascore",
     )
-    assert [name for name in REWARDS if not ENTRIES[name].differentiable] == ["digit-judge"]
+    judges = ["count-error", "count-exact", "digit-judge"]
+    assert [name for name in REWARDS if not ENTRIES[name].differentiable] == judges
     assert [name for name in REWARDS if ENTRIES[name].videos] == ["videoreward"]
     for entry in ENTRIES.values():
         assert entry.description
@@ -86,7 +91,7 @@ def test_weights(spec: str, weights: dict[str, float]) -> None:
         ("clip=high", "the weight of 'clip' must be a finite number, got 'high'"),
         ("clip=nan", "the weight of 'clip' must be a finite number, got 'nan'"),
         ("clip=-inf", "the weight of 'clip' must be a finite number, got '-inf'"),
-        ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color' and 'videoreward' do"),
+        ("clip:red=1", "reward 'clip' takes no argument, got 'clip:red'; only 'color', 'count', 'count-e"),
     ],
 )
 def test_invalid_weights(spec: str, message: str) -> None:
@@ -156,8 +161,8 @@ def test_mistakes(call: Callable[[], Any], message: str) -> None:
 def test_rewards_without_gradient_cannot_steer() -> None:
     message = (
         "rewards: reward 'digit-judge' has no gradient, so it can judge images but not steer; valid: "
-        "'aesthetic', 'aesthetic-v2.5', 'brightness', 'clip', 'color', 'digit', 'hpsv2', 'hpsv3', "
-        "'imagereward', 'mps', 'pickscore', 'smoothness', 'symmetry', 'videoreward', 'vqascore'"
+        "'aesthetic', 'aesthetic-v2.5', 'brightness', 'clip', 'color', 'count', 'digit', 'hpsv2', 'hpsv3', "
+        "'imagereward', 'mps', 'pickscore', 'smoothness', 'symmetry', 'videoreward', 'vlm', 'vqascore'"
     )
     # before anything is loaded: there is no such folder
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -175,7 +180,8 @@ def test_prompts_are_checked_before_loading() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "hpsv2", "hpsv3", "imagereward", "mps", "aesthetic", "vqascore", "videoreward"]
+    "name",
+    ["clip", "hpsv2", "hpsv3", "imagereward", "mps", "aesthetic", "vqascore", "videoreward", "vlm:depth"],
 )
 def test_without_network_a_hub_id_fails_soon(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -213,12 +219,18 @@ def test_simple_rewards_do_not_import_transformers() -> None:
         "mps",
         "pickscore",
         "videoreward",
+        "vlm:depth",
         "vqascore",
+        "count",
+        "count-exact",
     ],
 )
 def test_without_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    ours = tuple(f"noisetilt_kernels.rewards.{part}" for part in ("clip.", "vision_language.", "loading"))
+    ours = tuple(
+        f"noisetilt_kernels.rewards.{part}"
+        for part in ("clip.", "counting.t2", "vision_language.", "loading")
+    )
     for module in [name for name in sys.modules if name.startswith(ours)]:
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(

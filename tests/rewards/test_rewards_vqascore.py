@@ -189,7 +189,9 @@ def test_prompts_with_the_token_of_images(reward: VqaScore) -> None:
 # ---- values ----
 
 
-def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) -> Tensor:
+def expected_values(
+    folder: Path, pil: list[Image.Image], prompts: list[str], question: str = QUESTION
+) -> Tensor:
     """Return P("Yes") among all tokens by the processor and model of transformers, image by image."""
     processor, tokenizer = tiny_qwen.make_image_processor(), tiny_qwen.make_tokenizer()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
@@ -204,7 +206,7 @@ def expected_values(folder: Path, pil: list[Image.Image], prompts: list[str]) ->
                         {"type": "image"},
                         {
                             "type": "text",
-                            "text": f'Does this image show "{prompt}"?',
+                            "text": question.format(prompt),
                         },
                     ],
                 }

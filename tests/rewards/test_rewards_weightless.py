@@ -20,9 +20,11 @@ import test_rewards_imagereward as imagereward
 import test_rewards_mps as mps
 import tiny_clip
 import tiny_qwen
+import tiny_t2icount
 
 from noisetilt_kernels.models.memory import PeakMemory
 from noisetilt_kernels.rewards import RewardError, checkpoint, load_reward, weightless
+from noisetilt_kernels.rewards.counting import t2icount
 from noisetilt_kernels.rewards.registry import ENTRIES
 from noisetilt_kernels.rewards.weightless import without_weights
 
@@ -57,19 +59,24 @@ SAVE: dict[str, Callable[[Path], Any]] = {
     "aesthetic": save_aesthetic,
     "aesthetic-v2.5": save_siglip,
     "clip": save_clip,
+    "count:2 cats": tiny_t2icount.save_t2icount,
     "hpsv2": lambda folder: hpsv2.save_checkpoint(folder, hpsv2.make_open_clip().state_dict()),
     "hpsv3": tiny_qwen.save_hpsv3,
     "imagereward": lambda folder: imagereward.save_checkpoint(folder, imagereward.make_tensors()),
     "mps": save_mps,
     "pickscore": save_clip,
     "videoreward": save_videoreward,
+    "vlm:depth": lambda folder: tiny_qwen.save_vqa(folder, tiny_qwen.make_vqa_model()),
     "vqascore": lambda folder: tiny_qwen.save_vqa(folder, tiny_qwen.make_vqa_model()),
 }
 
 
 @pytest.fixture(params=SAVE)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+def source(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Path]:
     """Name of a reward and the folder of its weights."""
+    monkeypatch.setattr(t2icount, "SIDE", 64)
     SAVE[request.param](tmp_path)
     return request.param, tmp_path
 
@@ -117,7 +124,7 @@ def test_weights_and_graph_are_those_of_the_real_reward(source: tuple[str, Path]
     name, folder = source
     real = load_reward(name, source=str(folder))
     images = some_images(2, 50, 40)
-    counts_graph = ENTRIES[name].counts_graph
+    counts_graph = ENTRIES[name.partition(":")[0]].counts_graph
     expected = measured(real, images) if counts_graph else 0
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake, weights = loaded(name, folder, "cpu")

@@ -39,11 +39,15 @@ class VqaScore:
         device: device of the model and of the images.
         dtype: dtype of the model; None is bfloat16 on GPUs and float32 on the CPU.
         question: text that is asked, with {} once in place of the prompt.
+        answer: text whose probability is the value; one token.
 
     Raises:
         RewardError: the weights or their files are missing or do not match; the message says what to do.
         ValueError: the question does not contain {} once.
     """
+
+    name = "vqascore"
+    """Name of the reward, for errors."""
 
     def __init__(
         self,
@@ -51,19 +55,20 @@ class VqaScore:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         question: str = QUESTION,
+        answer: str = ANSWER,
     ) -> None:
         if question.count("{}") != 1:
             raise ValueError(f"VqaScore: question must contain {{}} once, for the prompt, got {question!r}")
         self._question = question
         source, device = str(source), torch.device(device)
         config: Any = make_config(
-            "vqascore", source, Qwen2_5_VLConfig, model_config("vqascore", source, ["qwen2_5_vl"])
+            self.name, source, Qwen2_5_VLConfig, model_config(self.name, source, ["qwen2_5_vl"])
         )
-        self._patches = image_patches("vqascore", config.vision_config, processor_config("vqascore", source))
-        self._chat = Chat("vqascore", [source], "image", config.image_token_id)
-        self._yes = self._chat.one_token(ANSWER)
+        self._patches = image_patches(self.name, config.vision_config, processor_config(self.name, source))
+        self._chat = Chat(self.name, [source], "image", config.image_token_id)
+        self._answer = self._chat.one_token(answer)
         model: Any = load_model(
-            "vqascore",
+            self.name,
             Qwen2_5_VLForConditionalGeneration,
             source,
             config,
@@ -74,13 +79,13 @@ class VqaScore:
         self._model = placed(model, device)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        check_batch("vqascore", images, prompts)
+        check_batch(self.name, images, prompts)
         return torch.stack(
-            [self._yes_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+            [self._answer_of(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         )
 
-    def _yes_of(self, image: Tensor, prompt: str) -> Tensor:
-        """Return the probability of "Yes", a scalar, for one image (3, H, W)."""
+    def _answer_of(self, image: Tensor, prompt: str) -> Tensor:
+        """Return the probability of the answer, a scalar, for one image (3, H, W)."""
         pixels, grid = self._patches(image[None])
         _, down, across = self._patches.tokens(grid)
         tokens = self._chat.tokens(self._question.replace("{}", prompt), down * across)
@@ -93,7 +98,7 @@ class VqaScore:
             use_cache=False,
         ).last_hidden_state
         logits = self._model.lm_head(hidden[0, -1]).float()
-        return logits.softmax(dim=0)[self._yes]
+        return logits.softmax(dim=0)[self._answer]
 
 
 def positions(length: int, start: int, down: int, across: int) -> Tensor:
