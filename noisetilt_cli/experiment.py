@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from .options import compute_options, dry_run_option
+from .options import (
+    compute_options,
+    dry_run_option,
+    dtype_option,
+    quantize_option,
+    reward_decoder_option,
+    source_option,
+)
 
 
 @click.command()
@@ -28,18 +35,10 @@ from .options import compute_options, dry_run_option
     metavar="NAME|FOLDER|ID",
     help="Model in place of the experiment's, such as a folder with its weights.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Dtype of the model's weights.  [default: float32 on the CPU, else bfloat16]",
-)
-@click.option(
-    "--reward-source",
-    "sources",
-    multiple=True,
-    metavar="NAME=FOLDER|ID",
-    help="Folder, file or hub id of a reward's weights, instead of the default source; may be repeated.",
-)
+@dtype_option
+@quantize_option
+@reward_decoder_option
+@source_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the experiment; created if necessary."
 )

@@ -20,6 +20,34 @@ def combine(*options: Decorator) -> Decorator:
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Dtype of the model's weights.  [default: float32 on the CPU, else bfloat16]",
+)
+
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(["int8", "fp8", "nf4"]),
+    help="Store the weights of the model's transformer or U-Net in 8 bits (int8, fp8) or 4 bits (nf4, "
+    "which needs bitsandbytes). They compute in --dtype.  [default: not quantised]",
+)
+
+reward_decoder_option = click.option(
+    "--reward-decoder",
+    metavar="FOLDER|ID",
+    help="Tiny autoencoder, such as madebyollin/taef1, that decodes the images judged during sampling. "
+    "It takes less memory than the VAE, which decodes the finished images.",
+)
+
+source_option = click.option(
+    "--reward-source",
+    "sources",
+    multiple=True,
+    metavar="NAME=FOLDER|ID",
+    help="Folder, file or hub id of a reward's weights, instead of the default source; may be repeated.",
+)
+
 model_options = combine(
     click.option(
         "--model",
@@ -44,18 +72,8 @@ model_options = combine(
         metavar="NAME",
         help="Variant of the model's weights, such as fp16 for files named *.fp16.safetensors.",
     ),
-    click.option(
-        "--quantize",
-        type=click.Choice(["int8", "fp8", "nf4"]),
-        help="Store the weights of the model's transformer or U-Net in 8 bits (int8, fp8) or 4 bits (nf4, "
-        "which needs bitsandbytes). They compute in --dtype.  [default: not quantised]",
-    ),
-    click.option(
-        "--reward-decoder",
-        metavar="FOLDER|ID",
-        help="Tiny autoencoder, such as madebyollin/taef1, that decodes the images judged during sampling. "
-        "It takes less memory than the VAE, which decodes the finished images.",
-    ),
+    quantize_option,
+    reward_decoder_option,
     click.option(
         "--height",
         type=click.IntRange(1),
@@ -92,11 +110,7 @@ model_options = combine(
         metavar="TEXT",
         help="Prompt that classifier-free guidance steers away from. FLUX.1 needs --true-cfg-scale for it.",
     ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["bfloat16", "float16", "float32"]),
-        help="Dtype of the model's weights.  [default: float32 on the CPU, else bfloat16]",
-    ),
+    dtype_option,
 )
 
 
@@ -145,13 +159,7 @@ reward_options = combine(
         f"features that they compare ({', '.join(FACTS['features'])}), such as vendi:clip. "
         "[default features: digits for bundled models, else clip]",
     ),
-    click.option(
-        "--reward-source",
-        "sources",
-        multiple=True,
-        metavar="NAME=FOLDER|ID",
-        help="Folder, file or hub id of a reward's weights, instead of the default source; may be repeated.",
-    ),
+    source_option,
 )
 
 seed_options = combine(

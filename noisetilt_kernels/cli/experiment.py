@@ -22,6 +22,8 @@ def run(
     prompts: int | None,
     model: str | None,
     dtype: str | None,
+    quantize: str | None,
+    reward_decoder: str | None,
     sources: Sequence[str],
     out: Path | None,
     resume: bool,
@@ -57,7 +59,14 @@ def run(
         with of_option("--reward-source"):
             check_sources(source_of)
         experiment = read_experiment(
-            name, device=compute.device, model=model, prompts=prompts, sources=source_of, dtype=dtype
+            name,
+            device=compute.device,
+            model=model,
+            prompts=prompts,
+            sources=source_of,
+            dtype=dtype,
+            quantize=quantize,
+            reward_decoder=reward_decoder,
         ).only(only)
         folder = out or Path(experiment.name)
 

@@ -68,8 +68,8 @@ def test_bundled_experiments_are_valid(name: str) -> None:
         assert len(set(texts)) == len(texts)
         for row in comparison.methods:
             row.entry.method.check()
-            # the papers count an SVDD, RBF or Psi-Sampler of 481, 500 or 495 evaluations as 500
-            assert row.paper.get("nfe", row.entry.nfe) == pytest.approx(row.entry.nfe, rel=0.04), row
+            # the papers count an SVDD of 481 evaluations and a Psi-Sampler of 495 as 500
+            assert row.paper.get("nfe", row.entry.nfe) == pytest.approx(row.entry.nfe, rel=0.05), row
 
 
 def test_numbers_of_the_papers_are_those_of_their_tables() -> None:
