@@ -74,6 +74,7 @@ def _transformers(module: str, class_name: str) -> Callable[..., Reward]:
 
     def load(argument: str | None, source: str, device: str | torch.device) -> Reward:
         try:
+            import_module("transformers")  # without it diffusers has an error that does not name it
             reward_class = getattr(import_module(f".{module}", __package__), class_name)
         except ImportError as error:
             raise RewardError(
