@@ -38,7 +38,7 @@ def execution_device(model: torch.nn.Module) -> torch.device:
 def check_hooks(owner: str, pipe: Any) -> None:
     """Raise ValueError if hooks of diffusers break the gradients of a denoiser or VAE.
 
-    They swap weights before their backward, or reuse results of an earlier call, for another time or particle.
+    They swap weights before the backward, or reuse results of a call for another time or particle.
 
     Args:
         owner: subject of the message.
@@ -61,8 +61,8 @@ def check_hooks(owner: str, pipe: Any) -> None:
                 )
             elif any(hook._is_stateful for hook in hooks.hooks.values()):
                 raise ValueError(
-                    f"{owner} must have its {name} without a step cache, which reuses results of earlier calls "
-                    f"without their gradients; use pipe.{name}.disable_cache()"
+                    f"{owner} must have its {name} without a step cache, which reuses results of earlier "
+                    f"calls without their gradients; use pipe.{name}.disable_cache()"
                 )
             elif hooks.get_hook("layerwise_casting") and not isinstance(module, (Linear, Embedding)):
                 raise ValueError(
