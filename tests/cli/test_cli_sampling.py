@@ -481,8 +481,9 @@ def test_one_particle_has_no_interval(tmp_path: Path) -> None:
     assert "not measured, because the run is short" in result.output
 
 
-def test_a_long_run_tells_its_time(tmp_path: Path) -> None:
-    result = invoke(*SAMPLE[:-2], "--steps", 40, "--method", "base", "--out", tmp_path / "run")
+@pytest.mark.parametrize("method", ["base", "ntrk:guide_from=0.1"])
+def test_a_long_run_tells_its_time(tmp_path: Path, method: str) -> None:
+    result = invoke(*SAMPLE[:-2], "--steps", 40, "--method", method, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert re.search(
         r"time +about [\d.]+ \w+, [\d.]+ \w+ per image; measured on 2 of 40 function", result.output
