@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..quiet import errors_only
-from ..sampling import Reward
+from ..sampling import FlowModel, Reward
 from .loading import Configurations, configurations, prompt_lengths
 from .networks import network_class
 from .quantize import nf4_difference, quantise
@@ -132,6 +132,16 @@ def latent_shape(
     with _fake_model(source, torch.bfloat16, one_step, options, reward_decoder=reward_decoder) as model:
         shape: tuple[int, ...] = model.shape
     return shape
+
+
+def flow_without_weights(source: str | Path, **options: Any) -> FlowModel:
+    """Return a flow whose times can be computed, and its networks not.
+
+    Arguments and errors are the same as for `plan_memory`.
+    """
+    with _fake_model(source, torch.bfloat16, False, options) as model:
+        flow: FlowModel = model
+    return flow
 
 
 @contextmanager

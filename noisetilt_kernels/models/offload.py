@@ -11,7 +11,8 @@ kind of offloading:
   `check_hooks` refuses it.
 
 `enable_layerwise_casting()` swaps weights in the same way. The graph of a linear layer keeps a view of the
-weights that were used, so its gradient is right; `check_hooks` refuses other layers.
+weights that were used, so its gradient is right; `check_hooks` refuses other layers. It also refuses the step
+caches of `enable_cache()`, whose hooks keep results from one call to the next.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def execution_device(model: torch.nn.Module) -> torch.device:
 
 
 def check_hooks(owner: str, pipe: Any) -> None:
-    """Raise ValueError if hooks of diffusers swap weights of a denoiser or VAE before their backward.
+    """Raise ValueError if hooks of diffusers break the gradients of a denoiser or VAE.
+
+    They swap weights before the backward, or reuse results of a call for another time or particle.
 
     Args:
         owner: subject of the message.
@@ -55,6 +58,11 @@ def check_hooks(owner: str, pipe: Any) -> None:
                 raise ValueError(
                     f"{owner} must have its {name} without group offloading, which moves weights away before "
                     "their backward; use enable_model_cpu_offload() or enable_sequential_cpu_offload()"
+                )
+            elif any(hook._is_stateful for hook in hooks.hooks.values()):
+                raise ValueError(
+                    f"{owner} must have its {name} without a step cache, which reuses results of earlier "
+                    f"calls without their gradients; use pipe.{name}.disable_cache()"
                 )
             elif hooks.get_hook("layerwise_casting") and not isinstance(module, (Linear, Embedding)):
                 raise ValueError(

@@ -18,6 +18,7 @@ from .files import remove_temporary, write_whole
 from .folder import RunFolder, check_folder, check_link, png
 from .loading import check_settings, load_all_features, load_model, load_rewards
 from .lock import check_unlocked, locked
+from .plan import guided_steps
 from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
 from .table import Row, markdown, tabulate
@@ -53,7 +54,7 @@ def compare(
 
     Raises:
         ValueError: two methods are the same, an argument of a method is out of its range, or a method cannot
-            use the model.
+            use the model or guides no step.
         RunFolderError: a folder cannot be used, see `RunFolder`.
         ModelError, RewardError, ImportError: the model or a reward cannot be loaded.
     """
@@ -69,8 +70,9 @@ def compare(
             )
             for one_step in {method.one_step for method in runs}
         }
-        for method in runs:
+        for method, run in runs.items():
             method.check_shape(shapes[method.one_step])
+            guided_steps(run)
     with ExitStack() as stack:
         if workers.is_first:
             out.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,12 @@ import torch
 
 from ..config import DEFAULT_ALPHA, resolve_preset, sample_of
 from ..config import describe as describe_whitening
-from ..models.memory import plan_memory
+from ..models.memory import flow_without_weights, plan_memory
 from ..sampling import Reward, SamplerOptions
+from ..sampling.flow import ALL_STEPS
 from ..sampling.methods import Method
 from ..sampling.operators import TILED
+from ..sampling.registry import DETAILS
 from . import loading
 from .settings import ComputeOptions, Settings
 
@@ -95,6 +97,8 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
             ("method", str(run.method)),
             ("NFE", f"{run.method.nfe} per {kind}, {run.nfe:,} in total{_rounds(run, kind)}"),
         ]
+        if guided := guided_steps(run):
+            rows.append(("guided", guided))
     if any(_cuts_tiles(run.method) for run in runs):
         sample = sample_of("whiten", (1, *memory.shape))
         rows.append(("W", describe_whitening(resolve_preset("auto", sample, DEFAULT_ALPHA), sample)))
@@ -111,6 +115,18 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         ("folder", str(out)),
     ]
     return "\n".join(row(name, text) for name, text in rows)
+
+
+def guided_steps(run: Settings) -> str | None:
+    """Return text on the number of guided steps, or None if the method does not choose some of them.
+
+    Raises:
+        ValueError: no step would be guided.
+    """
+    if run.method.guide == ALL_STEPS:
+        return None
+    plan = run.method.plan(flow_without_weights(run.model, **run.model_options))
+    return f"{sum(step.guided for step in plan)} of {len(plan)} steps; the last one never is"
 
 
 def _rounds(run: Settings, kind: str) -> str:
@@ -135,7 +151,8 @@ def describe_time(
 ) -> str | None:
     """Measure a short run of the method and return the line of the plan with the time of the whole run.
 
-    The sampler runs with two steps, or one iteration, on one micro-batch. Its images are thrown away.
+    The sampler runs with two steps, of which it guides the first one, or with one iteration, on one
+    micro-batch. Its images are thrown away.
 
     Args:
         settings: settings of the run.
@@ -148,7 +165,11 @@ def describe_time(
     """
     shortest = {"steps": 2, "iterations": 1, "start_iterations": 1, "burn_in": 0, "starts": 1, "budget": 3}
     method = settings.method
-    short = Method(method.name, {name: shortest.get(name, value) for name, value in method.arguments.items()})
+    arguments, guide = method.arguments.items(), DETAILS["guide"].arguments
+    short = Method(
+        method.name,
+        {name: shortest.get(name, value) for name, value in arguments if name not in guide},
+    )
     batch = min(method.particles_at_once(compute.micro_batch), particles)
     total = method.nfe * particles
     if short.nfe * batch > _PROBE_SHARE * total:

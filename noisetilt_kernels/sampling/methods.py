@@ -7,12 +7,15 @@ from types import MappingProxyType
 from typing import Any
 
 from ..checks import check_choice, did_you_mean
+from .flow import ALL_STEPS, plan_flow
+from .guided import GuidedSteps
 from .operators import operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, OneStepModel, Reward
 from .registry import REQUIRED, SAMPLERS, Sampler
 from .result import Result
 from .schedules import Schedule
+from .steps import Step
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,15 @@ class Method:
         except TypeError as error:
             raise ValueError(str(error)) from None
 
+    def plan(self, model: FlowModel) -> list[Step]:
+        """Return the steps of a sampler of flows, without those of its start.
+
+        Raises:
+            ValueError: the times of the model are not valid, or no step would be guided.
+        """
+        arguments = self._with_details(self._all_arguments)
+        return plan_flow(self.name, model, arguments["steps"], arguments["schedule"], guide=self.guide)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError if the operator does not take latents of this shape."""
         if "operator" in self.sampler.parameters:
@@ -125,6 +137,12 @@ class Method:
     def needs_gradient(self) -> bool:
         """True if the sampler or its start uses the gradient of the reward."""
         return self.sampler.needs_gradient or self.arguments.get("start") == "pcnl"
+
+    @property
+    def guide(self) -> GuidedSteps:
+        """Guided steps; all steps for a sampler without this choice."""
+        guide: GuidedSteps = self._with_details(self.arguments).get("guide", ALL_STEPS)
+        return guide
 
     @property
     def nfe(self) -> int:

@@ -12,7 +12,7 @@ from ..checks import json_fields
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of one particle. A value that the method does not compute is None."""
+    """One step of one particle. A value that the method does not compute at this step is None."""
 
     method: str
     """Name of the sampler."""

@@ -102,6 +102,42 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "guided"),
+    [
+        ("ntrk:guide_every=2", "12 of 25 steps; the last one never is"),
+        ("freedom:guide_from=0.5,guide_until=0.2,steps=10", "3 of 10 steps; the last one never is"),
+        ("dps:strength=1,guide_from=0.99,schedule=vp,guide_every=30", "1 of 25 steps; the last one never is"),
+        ("ntrk:guide_every=1", None),
+        ("base", None),
+    ],
+)
+def test_a_dry_run_shows_the_number_of_guided_steps(tmp_path: Path, method: str, guided: str | None) -> None:
+    result = invoke(*SAMPLE[:-2], "--prompt", "3", "--method", method, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    rows = dict(line.split(maxsplit=1) for line in result.output.splitlines() if line)
+    assert rows.get("guided") == guided
+
+
+def test_a_run_without_guided_steps_is_refused_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("noisetilt_kernels.runs.loading.load_pipeline", None)
+    error = (
+        "ntrk: guided steps must start at until_t < t <= from_t, got none of 3 for from_t=0.5 and until_t=0.4"
+    )
+    for dry_run in ([], ["--dry-run"]):
+        options = [*dry_run, "--out", tmp_path / "run"]
+        run = [*SAMPLE, "--guide-from", 0.5, "--guide-until", 0.4]
+        assert_one_sentence(invoke(*run, *options), error)
+        method = "ntrk:steps=3,guide_from=0.5,guide_until=0.4"
+        compare = ["compare", *SAMPLE[1:-2], "--seeds", 2, "--method", "base", "--method", method]
+        assert_one_sentence(invoke(*compare, *options), error)
+        wrong = [*SAMPLE, "--guide-from", 0.2, "--guide-until", 0.3]
+        assert_one_sentence(invoke(*wrong, *options), "until_t must be below from_t")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*SAMPLE, "--particles", 3, "--method", "base", "--out", tmp_path / "run"]
     keep = execution.RunFolder.save_particle
@@ -130,6 +166,8 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("svdd:steps=3,candidates=2", 5),
         ("freedom:steps=5,travel=2", 7),
+        ("freedom:steps=5,travel=2,guide_every=2", 7),
+        ("das:alpha=0.05,copies=2,steps=4,guide_from=0.8", 8),
         ("das:alpha=0.05,copies=2,steps=3", 6),
         ("fk:alpha=0.05,copies=2,steps=3,every=1", 6),
         ("psi:alpha=0.05,copies=2,chains=1,burn_in=0,kept=2,steps=3,schedule=vp", 7),
@@ -443,8 +481,9 @@ def test_one_particle_has_no_interval(tmp_path: Path) -> None:
     assert "not measured, because the run is short" in result.output
 
 
-def test_a_long_run_tells_its_time(tmp_path: Path) -> None:
-    result = invoke(*SAMPLE[:-2], "--steps", 40, "--method", "base", "--out", tmp_path / "run")
+@pytest.mark.parametrize("method", ["base", "ntrk:guide_from=0.1"])
+def test_a_long_run_tells_its_time(tmp_path: Path, method: str) -> None:
+    result = invoke(*SAMPLE[:-2], "--steps", 40, "--method", method, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert re.search(
         r"time +about [\d.]+ \w+, [\d.]+ \w+ per image; measured on 2 of 40 function", result.output

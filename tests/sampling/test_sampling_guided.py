@@ -13,7 +13,7 @@ from noisetilt_kernels import sampling
 from noisetilt_kernels.sampling import GuidedSteps, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.methods import Method, parse_method
 from noisetilt_kernels.sampling.noise import ParticleNoise
-from noisetilt_kernels.sampling.steps import advance, plan_steps
+from noisetilt_kernels.sampling.steps import advance, plan_steps, renoise
 
 GUIDED: dict[str, tuple[Callable[..., Result], dict[str, Any]]] = {
     "ntrk": (sampling.ntrk, {"rho": 0.3}),
@@ -181,6 +181,21 @@ def test_unguided_steps_move_by_the_particles_plain_noise(name: str, schedule: s
         plain = advance(x, model.velocity(x, step.t, []), step, stream.draw())
         assert torch.equal(after, plain) == (not step.guided)
     assert [step.guided for step in plan] == [True, False, True, False, True, False]
+
+
+def test_unguided_passes_of_freedom_travel() -> None:
+    """The step from 5/6 is not guided and has two passes."""
+    model = LatentFlow(bend=0.1)
+    visited = path(lambda spy: run_guided("freedom", HALF, spy, prompts="", options=SamplerOptions(seed=3)))
+    assert [round(6 * t) for t, _ in visited] == [6, 5, 5, 4, 4, 3, 2, 1, 0]
+    step = plan_steps("test", model, STEPS, Schedule("linear"))[1]
+    stream = ParticleNoise(3, 0, model.shape)
+    stream.draw(2)  # the start, and the noise of the first step
+    for (_, x), (_, after), travels in zip(visited[1:3], visited[2:4], (True, False), strict=True):
+        wanted = advance(x, model.velocity(x, step.t, []), step, stream.draw())
+        if travels:
+            wanted = renoise(wanted, step.t - step.delta, step.t, stream.draw())
+        assert_same_bits(after, wanted)
 
 
 def test_rho_0_at_a_part_of_the_steps_is_base_and_measures_its_noise() -> None:

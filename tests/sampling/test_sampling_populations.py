@@ -13,7 +13,7 @@ from gaussian_flows import GaussianFlow, LatentFlow, Spy, after_steps, left_half
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import NonFiniteError, Result, SamplerOptions, Schedule
+from noisetilt_kernels.sampling import GuidedSteps, NonFiniteError, Result, SamplerOptions, Schedule
 from noisetilt_kernels.sampling.das import tempered
 from noisetilt_kernels.sampling.fk import Potential, apply_potential
 from noisetilt_kernels.sampling.gradients import flow_guidance
@@ -257,6 +257,39 @@ def test_das_estimates_z_and_the_tilted_mean(tempering: float, threshold: float,
     assert (float(resampled) == 0) if threshold == 0 else (float(resampled) > 0.01)
 
 
+@pytest.mark.parametrize(
+    "guide",
+    [
+        GuidedSteps(every=2),
+        GuidedSteps(from_t=0.7),
+        pytest.param(GuidedSteps(until_t=0.5), marks=pytest.mark.slow),
+        pytest.param(GuidedSteps(every=2, from_t=0.9), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("tempering", [0.6, 0.0])
+def test_das_guided_at_a_part_of_the_steps_keeps_its_law(guide: GuidedSteps, tempering: float) -> None:
+    alpha, schedule = 0.35, Schedule("linear")
+
+    def run(model: Any, options: SamplerOptions) -> Result:
+        return sampling.das(
+            model,
+            first_value,
+            [""] * RUNS,
+            alpha=alpha,
+            copies=COPIES,
+            tempering=tempering,
+            threshold=0.9,
+            steps=STEPS,
+            schedule=schedule,
+            guide=guide,
+            options=options,
+        )
+
+    result = assert_unbiased(run, alpha, schedule)
+    ess = [record.ess for record in result.records]
+    assert any(one is not None and one < 0.9 * COPIES for one in ess[:-RUNS])  # some are resampled
+
+
 @pytest.mark.slow
 def test_das_estimates_z_and_the_tilted_mean_in_vp_time() -> None:
     alpha, schedule = 0.35, Schedule("vp")
@@ -350,7 +383,8 @@ def assert_z_of_steep(result: Result, alpha: float) -> None:
     assert abs(float(estimates.mean()) - 1) < 4 * error
 
 
-def test_the_rewards_of_a_start_do_not_count_twice() -> None:
+@pytest.mark.parametrize("guide", [GuidedSteps(), GuidedSteps(every=3), GuidedSteps(until_t=0.5)])
+def test_the_rewards_of_a_start_do_not_count_twice(guide: GuidedSteps) -> None:
     result = sampling.das(
         STEEP,
         first_value,
@@ -361,13 +395,15 @@ def test_the_rewards_of_a_start_do_not_count_twice() -> None:
         threshold=0.9,
         steps=STEPS,
         start=ExactStart(),
+        guide=guide,
         options=SamplerOptions(seed=2, micro_batch=RUNS * COPIES),
     )
     assert_z_of_steep(result, 1.2)
 
 
 @pytest.mark.slow
-def test_psi_estimates_z_from_its_chains() -> None:
+@pytest.mark.parametrize("guide", [GuidedSteps(), GuidedSteps(every=2)])
+def test_psi_estimates_z_from_its_chains(guide: GuidedSteps) -> None:
     """After 20 iterations the chains have forgotten their starts: 0.78^20 is 0.007."""
     result = sampling.psi(
         STEEP,
@@ -381,6 +417,7 @@ def test_psi_estimates_z_from_its_chains() -> None:
         kept=12,
         threshold=0.9,
         steps=STEPS,
+        guide=guide,
         options=SamplerOptions(seed=2, micro_batch=RUNS * COPIES),
     )
     assert_z_of_steep(result, 1.2)
