@@ -100,7 +100,7 @@ class PipelineModel(ABC):
         for component in (*pipe.components.values(), reward_decoder):
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
-        for network in (*self.denoisers, pipe.vae):
+        for network in self._differentiated:
             leave_inference_mode(network)
         if gradient_checkpointing is None:
             gradient_checkpointing = self.denoiser.num_parameters() >= CHECKPOINTING_THRESHOLD
@@ -192,6 +192,12 @@ class PipelineModel(ABC):
         return [self.denoiser, *(expert for expert in experts if expert is not None)]
 
     @property
+    def _differentiated(self) -> list[Any]:
+        """Networks through which gradients are taken."""
+        networks = [*self.denoisers, self.pipe.vae, self.reward_decoder]
+        return [network for network in networks if network is not None]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one unpacked latent: (C, H, W) for images, (C, F, H, W) for videos."""
         return self._shape
@@ -215,10 +221,7 @@ class PipelineModel(ABC):
         self._apply_checkpointing()
 
     def _apply_checkpointing(self) -> None:
-        networks = [*self.denoisers, self.pipe.vae]
-        if self.reward_decoder is not None:
-            networks.append(self.reward_decoder)
-        for network in networks:
+        for network in self._differentiated:
             enabled = self._gradient_checkpointing
             if not network._supports_gradient_checkpointing or network.is_gradient_checkpointing == enabled:
                 continue

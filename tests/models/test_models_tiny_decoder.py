@@ -268,6 +268,14 @@ def test_the_reward_decoder_follows_gradient_checkpointing() -> None:
     assert not tiny.training
 
 
+def test_a_reward_decoder_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        tiny = tiny_taesd()
+    found = gradient(adapted(tiny_flux(), reward_decoder=tiny).decode_preview, noise(SHAPE))
+    expected = gradient(adapted(tiny_flux(), reward_decoder=tiny_taesd()).decode_preview, noise(SHAPE))
+    assert torch.equal(found, expected)
+
+
 def test_bfloat16_previews() -> None:
     model = adapted(tiny_flux(), reward_decoder=tiny_taesd().to(torch.bfloat16))
     preview = model.decode_preview(noise(SHAPE))
