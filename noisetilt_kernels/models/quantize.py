@@ -103,7 +103,7 @@ def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
     quantised = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, False, compute_dtype=weight.dtype, device="meta", **options
     )
-    parameter = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=NF4_BLOCK, **options)
+    parameter: Any = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=NF4_BLOCK, **options)
     quantised.weight = parameter.to(weight.device)  # quantises
     quantised.bias = layer.bias
     return quantised.train(layer.training)
