@@ -9,6 +9,8 @@ import torch
 from model_checks import noise, steered
 from tiny_flux import LENGTH, tiny_flux
 from tiny_flux import SIZE as FLUX_SIZE
+from tiny_ltx import SIZE as LTX_SIZE
+from tiny_ltx import tiny_ltx
 from tiny_models import (
     SIZE,
     tiny_flux2,
@@ -42,6 +44,7 @@ FAMILIES: dict[str, tuple[Maker, dict[str, Any]]] = {
     "sd3": (tiny_sd3, SIZE),
     "flux2": (tiny_flux2, SIZE),
     "klein": (tiny_flux2_klein, SIZE),
+    "ltx": (tiny_ltx, LTX_SIZE),
 }
 PROMPTS = ["a red cat", "the dog"]
 
@@ -73,6 +76,7 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
         "qwen": [" "],
         "sd3": [""],
         "klein": [""],
+        "ltx": [""],
     }
     assert list(embeddings) == PROMPTS + negative.get(name, [])
     torch.save(embeddings, tmp_path / "embeddings.pt")
