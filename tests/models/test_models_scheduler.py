@@ -3,16 +3,19 @@
 import inspect
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from gaussian_flows import GaussianFlow, LatentFlow, after_steps, brightness
 from tiny_flux import LENGTH, SIZE, tiny_flux
 from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling
 from noisetilt_kernels.models import FlowSDEScheduler, FluxFlow
+from noisetilt_kernels.models.times import size_shift
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.steps import plan_steps
 
@@ -228,6 +231,14 @@ def test_times_start_at_one_despite_rounding() -> None:
 
 
 # ---- errors ----
+
+
+def test_a_scheduler_without_shifts_has_those_of_the_pipelines() -> None:
+    defaults = inspect.signature(calculate_shift).parameters
+    small, large = (defaults[f"{name}_seq_len"].default for name in ("base", "max"))
+    scheduler = SimpleNamespace(config={})
+    assert size_shift(scheduler, small) == pytest.approx(defaults["base_shift"].default)
+    assert size_shift(scheduler, large) == pytest.approx(defaults["max_shift"].default)
 
 
 def test_errors() -> None:
