@@ -62,6 +62,13 @@ def adapted(pipe: Any, options: dict[str, Any]) -> Any:
     return adapter(pipe, **options)
 
 
+def test_embeddings_keep_no_graph_of_trainable_encoders() -> None:
+    model = adapted(tiny_sd3(), SIZE)
+    model.pipe.text_encoder.requires_grad_(True)
+    tensors = [tensor for encoded in model.embeddings("a red cat").values() for tensor in encoded.values()]
+    assert tensors and not any(tensor.requires_grad for tensor in tensors)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
     make, options = FAMILIES[name]
