@@ -83,7 +83,7 @@ class Diffusion(nn.Module):
         return self.diffusion_model(latents, t, context=torch.cat(c_crossattn, 1))
 
 
-def t2icount(folder: Path) -> tuple[Any, int]:
+def t2icount(folder: Path) -> tuple[Any, tuple[int, ...]]:
     """Save the weights for the code of T2ICount; return the reward by its count, and the image size."""
     import tiny_clip
     from transformers.models.clip import modeling_clip
@@ -129,4 +129,4 @@ def t2icount(folder: Path) -> tuple[Any, int]:
         counts = density.sum(dim=(1, 2, 3)) / 60
         return -functional.smooth_l1_loss(counts, torch.full([number], NUMBER), reduction="none", beta=1.0)
 
-    return score, SIDE
+    return score, (SIDE, SIDE)

@@ -8,6 +8,7 @@ from typing import Any
 from .errors import ModelError
 from .flux import FluxFlow, FluxOneStep
 from .flux2 import Flux2Flow, Flux2KleinFlow
+from .ltx import LTXFlow
 from .pipeline import FamilyFacts, FlowPipelineModel, OneStepPipelineModel, PipelineModel
 from .qwen_image import QwenImageFlow
 from .sana_sprint import SanaSprint
@@ -108,6 +109,7 @@ _FAMILIES = (
     Family(flow=SD3Flow),
     Family(flow=Flux2Flow),
     Family(flow=Flux2KleinFlow),
+    Family(flow=LTXFlow),
 )
 
 FAMILIES: Mapping[str, Family] = {family.facts.pipeline.__name__: family for family in _FAMILIES}
@@ -120,6 +122,7 @@ __all__ = [
     "Flux2KleinFlow",
     "FluxFlow",
     "FluxOneStep",
+    "LTXFlow",
     "QwenImageFlow",
     "SD3Flow",
     "SDTurbo",

@@ -50,9 +50,12 @@ class Flux2KleinFlow(PatchedFlow):
         gradient_checkpointing: bool | None = None,
     ) -> None:
         self.check(pipe)
-        self.check_guidance(guidance_scale, negative_prompt)
         if pipe.config.is_distilled and negative_prompt:
-            raise ValueError("Flux2KleinFlow: negative_prompt must be empty for a distilled model")
+            raise ValueError(
+                "Flux2KleinFlow: negative_prompt must be empty for a distilled model, which has no guidance, "
+                f"got {negative_prompt!r}"
+            )
+        self.check_guidance(guidance_scale, negative_prompt)
         super().__init__(
             pipe,
             height,

@@ -468,3 +468,24 @@ def image_size(
             f"{function}: height and width must be given together, got height {height} and width {width}"
         )
     return size
+
+
+def latent_frames(function: str, num_frames: int, factor: int) -> int:
+    """Return the number of latent frames of a video: the first one holds one frame, every other one `factor`.
+
+    Args:
+        function: name of the model's class, for error messages.
+        num_frames: number of frames of the video.
+        factor: number of frames of a latent frame.
+
+    Raises:
+        ValueError, TypeError: num_frames is not a positive integer of the form factor k + 1.
+    """
+    check_integer(function, "num_frames", num_frames, 1)
+    if (num_frames - 1) % factor:
+        below = (num_frames - 1) // factor * factor + 1
+        raise ValueError(
+            f"{function}: num_frames must be {factor} k + 1, got {num_frames}; "
+            f"{below} and {below + factor} are nearest"
+        )
+    return (num_frames - 1) // factor + 1

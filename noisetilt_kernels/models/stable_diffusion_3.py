@@ -1,4 +1,4 @@
-"""Stable Diffusion 3.5 as a model for the samplers."""
+"""Stable Diffusion 3 and 3.5 as a model for the samplers."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ class SD3Flow(GuidedFlow):
     """
 
     facts = FamilyFacts(
-        "Stable Diffusion 3",
+        "Stable Diffusion 3 and 3.5",
         StableDiffusion3Pipeline,
         encoders=(
             "tokenizer",

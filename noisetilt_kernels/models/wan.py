@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_integer, check_number
 from .causal_vae import decode_causal
 from .guidance import GuidedFlow
-from .pipeline import FamilyFacts, image_size
+from .pipeline import FamilyFacts, image_size, latent_frames
 from .prompts import Encoded
 from .times import scheduler_sigmas
 from .weights import compute_dtype
@@ -71,7 +71,7 @@ class WanFlow(GuidedFlow):
         positions = pipe.transformer.config.rope_max_seq_len
         most = spatial * patch * positions
         size = image_size("WanFlow", height, width, (480, 832), spatial * patch, (most, most))
-        frames = _latent_frames(81 if num_frames is None else num_frames, temporal)
+        frames = latent_frames("WanFlow", 81 if num_frames is None else num_frames, temporal)
         if frames > positions:
             raise ValueError(
                 f"WanFlow: num_frames must be at most {(positions - 1) * temporal + 1}, the last position "
@@ -150,15 +150,3 @@ def _guidance_scales(pipe: Any, first: float, second: float | None) -> tuple[flo
             f"WanFlow: guidance_scale_2 must be None for a model with one transformer, got {second:g}"
         )
     return first, second
-
-
-def _latent_frames(num_frames: int, factor: int) -> int:
-    """Return the number of latent frames; raise TypeError or ValueError unless num_frames is factor k + 1."""
-    check_integer("WanFlow", "num_frames", num_frames, 1)
-    if (num_frames - 1) % factor:
-        below = (num_frames - 1) // factor * factor + 1
-        raise ValueError(
-            f"WanFlow: num_frames must be {factor} k + 1, got {num_frames}; "
-            f"{below} and {below + factor} are nearest"
-        )
-    return (num_frames - 1) // factor + 1

@@ -19,13 +19,15 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
     """Return the file of a source and the folder or hub id it belongs to, or None without such a file.
 
     A source is the file itself, a folder with one such file, ID:FILE, a file in a repository on the hub, or
-    the https address of a file, which is downloaded once into the cache of torch.hub.
+    the https address of a file, which is downloaded once into the cache of torch.hub. The address may end
+    with #sha256=DIGEST; the downloaded file must then have this digest.
 
     Args:
         ending: ending of the file's name.
 
     Raises:
-        RewardError: the file does not exist or cannot be downloaded, or the folder has several.
+        RewardError: the file does not exist, cannot be downloaded or has another digest, or the folder has
+            several.
     """
     path = Path(source)
     if path.is_file() and (path.suffix == ending or path.suffix != ".safetensors"):
@@ -58,6 +60,7 @@ def find_checkpoint(reward: str, source: str, ending: str = ".pt") -> tuple[Path
 
 
 def _downloaded(reward: str, address: str) -> Path:
+    address, _, digest = address.partition("#sha256=")
     # the whole address, because different files have the same name
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
     file = Path(torch.hub.get_dir()) / "checkpoints" / key / address.rpartition("/")[2]
@@ -66,7 +69,12 @@ def _downloaded(reward: str, address: str) -> Path:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(address, str(file), progress=False)
+            torch.hub.download_url_to_file(address, str(file), digest, progress=False)
+        except RuntimeError:  # torch's error for another digest
+            raise RewardError(
+                f"{reward}: the file at {address} must have the SHA-256 digest {digest}, got another one; "
+                "download it again, or name a file that you trust as the source"
+            ) from None
         except OSError as error:
             raise RewardError(
                 f"{reward}: {address} cannot be downloaded ({first_sentence(error)}); check the network, or "

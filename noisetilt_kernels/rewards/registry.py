@@ -127,8 +127,9 @@ ENTRIES: Mapping[str, Entry] = {
     "aesthetic-v2.5": Entry(
         "Aesthetic Predictor V2.5 on SigLIP, 1 to 10",
         _transformers("clip.aesthetic_v2_5", "AestheticV25Score"),
-        source="https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
-        "aesthetic_predictor_v2_5.pth",
+        source="https://github.com/discus0434/aesthetic-predictor-v2-5/raw/"
+        "c0e15567fa61252cbff43d70c49a8bd27202ca9a/models/aesthetic_predictor_v2_5.pth"
+        "#sha256=a6caf256b3dc434273c98dcb12f6bf17c5d4fc647d8df11f038386923dd06220",
     ),
     "brightness": Entry("mean luminance, 0 to 1", _function(simple.brightness)),
     "clip": Entry(

@@ -10,9 +10,9 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-_WORDS = ("a", "cat", "dog", "red", "house", "of", "the")
+_WORDS = ("a", "cat", "dog", "red", "house", "of", "the", "runs")
 SIZE = 32
 """Height and width of small images, in pixels: latents (4, 16, 16), 64 tokens."""
 LENGTH = 24
@@ -46,8 +46,8 @@ def tiny_flux(dev: bool = True, seed: int = 0, **scheduler: Any) -> FluxPipeline
         vae=vae,
         text_encoder=_clip().eval(),
         tokenizer=_clip_tokenizer(),
-        text_encoder_2=tiny_t5(32).eval(),
-        tokenizer_2=tiny_t5_tokenizer(),
+        text_encoder_2=tiny_t5(32),
+        tokenizer_2=tiny_t5_tokenizer(model_max_length=LENGTH),
         transformer=transformer.eval(),
     )
 
@@ -61,9 +61,9 @@ FLUX_VAE = {
 """Configuration of FLUX's autoencoder, which Z-Image uses too."""
 
 
-def tiny_autoencoder(**config: Any) -> AutoencoderKL:
+def tiny_autoencoder(vae_class: Any = AutoencoderKL, **config: Any) -> Any:
     """Make an autoencoder of images (3, 32, 32) and latents (4, 16, 16), with further configuration."""
-    vae = AutoencoderKL(
+    vae = vae_class(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -119,9 +119,10 @@ def _clip() -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def tiny_t5(width: int) -> T5EncoderModel:
-    """Make a text encoder of one layer, in training mode."""
-    return T5EncoderModel(T5Config(vocab_size=64, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2))
+def tiny_t5(width: int, encoder_class: Any = T5EncoderModel) -> Any:
+    """Make a text encoder of one layer."""
+    sizes = {"vocab_size": 64, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return encoder_class(encoder_class.config_class(d_model=width, **sizes)).eval()
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
@@ -129,7 +130,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LENGTH)
 
 
-def tiny_t5_tokenizer() -> T5Tokenizer:
-    """Make a tokenizer of whole words, for `LENGTH` tokens."""
+def tiny_t5_tokenizer(**config: Any) -> T5Tokenizer:
+    """Make a tokenizer of whole words, with further configuration."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in _WORDS)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=LENGTH)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, **config)

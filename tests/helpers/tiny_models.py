@@ -30,7 +30,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from tiny_clip import make_tokenizer
-from tiny_flux import FLUX_VAE, tiny_autoencoder, tiny_t5, tiny_t5_tokenizer
+from tiny_flux import FLUX_VAE, LENGTH, tiny_autoencoder, tiny_t5, tiny_t5_tokenizer
 from tiny_qwen import make_tokenizer as make_qwen_tokenizer
 from tiny_qwen import make_vqa_model
 from transformers import (
@@ -240,8 +240,8 @@ def tiny_sd3(**scheduler: Any) -> StableDiffusion3Pipeline:
         tokenizer=make_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip_config()).eval(),
         tokenizer_2=make_tokenizer(),
-        text_encoder_3=tiny_t5(36).eval(),
-        tokenizer_3=tiny_t5_tokenizer(),
+        text_encoder_3=tiny_t5(36),
+        tokenizer_3=tiny_t5_tokenizer(model_max_length=LENGTH),
     )
 
 
@@ -287,21 +287,13 @@ def _flux2_parts(guidance_embeds: bool) -> dict[str, Any]:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=guidance_embeds,
     )
-    vae = AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
+    vae = tiny_autoencoder(AutoencoderKLFlux2)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         "transformer": transformer.eval(),
-        "vae": vae.eval(),
+        "vae": vae,
     }
 
 

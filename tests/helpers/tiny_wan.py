@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+from tiny_flux import tiny_t5, tiny_t5_tokenizer
+from transformers import UMT5EncoderModel
 
 SIZE = {"height": 32, "width": 48, "num_frames": 9}
 """Size of small videos: latents (4, 3, 4, 6)."""
@@ -22,10 +23,8 @@ def tiny_wan(seed: int = 0, scheduler: Any = None) -> WanPipeline:
     torch.manual_seed(seed)
     transformer, vae = _transformer(), _vae()
     return WanPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=UMT5EncoderModel(
-            UMT5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
-        ).eval(),
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(32, UMT5EncoderModel),
         vae=vae,
         scheduler=scheduler
         or UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
@@ -72,9 +71,3 @@ def _vae(**config: Any) -> AutoencoderKLWan:
         **config,
     )
     return vae.eval()
-
-
-def _tokenizer() -> T5Tokenizer:
-    words = ("a", "cat", "dog", "red", "house", "of", "the", "runs")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -2.0) for word in words)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)

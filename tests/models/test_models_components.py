@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from tiny_flux import tiny_flux
+from tiny_ltx import tiny_ltx
 from tiny_models import (
     tiny_flux2,
     tiny_flux2_klein,
@@ -41,6 +42,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sd3": tiny_sd3,
     "flux2": tiny_flux2,
     "klein": tiny_flux2_klein,
+    "ltx": tiny_ltx,
     "wan 5b": tiny_wan_5b,
     "wan a14b": tiny_wan_a14b,
 }
@@ -55,6 +57,7 @@ COMPONENTS = {
     "sd3": ["transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"],
     "flux2": ["transformer", "vae", "text_encoder"],
     "klein": ["transformer", "vae", "text_encoder"],
+    "ltx": ["transformer", "vae", "text_encoder"],
     "wan 5b": ["transformer", "vae"],
     "wan a14b": ["transformer", "transformer_2"],
 }

@@ -9,6 +9,8 @@ import torch
 from model_checks import noise, steered
 from tiny_flux import LENGTH, tiny_flux
 from tiny_flux import SIZE as FLUX_SIZE
+from tiny_ltx import SIZE as LTX_SIZE
+from tiny_ltx import tiny_ltx
 from tiny_models import (
     SIZE,
     tiny_flux2,
@@ -42,6 +44,7 @@ FAMILIES: dict[str, tuple[Maker, dict[str, Any]]] = {
     "sd3": (tiny_sd3, SIZE),
     "flux2": (tiny_flux2, SIZE),
     "klein": (tiny_flux2_klein, SIZE),
+    "ltx": (tiny_ltx, LTX_SIZE),
 }
 PROMPTS = ["a red cat", "the dog"]
 
@@ -59,6 +62,13 @@ def adapted(pipe: Any, options: dict[str, Any]) -> Any:
     return adapter(pipe, **options)
 
 
+def test_embeddings_keep_no_graph_of_trainable_encoders() -> None:
+    model = adapted(tiny_sd3(), SIZE)
+    model.pipe.text_encoder.requires_grad_(True)
+    tensors = [tensor for encoded in model.embeddings("a red cat").values() for tensor in encoded.values()]
+    assert tensors and not any(tensor.requires_grad for tensor in tensors)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
     make, options = FAMILIES[name]
@@ -73,6 +83,7 @@ def test_a_pipeline_without_text_encoders(name: str, tmp_path: Path) -> None:
         "qwen": [" "],
         "sd3": [""],
         "klein": [""],
+        "ltx": [""],
     }
     assert list(embeddings) == PROMPTS + negative.get(name, [])
     torch.save(embeddings, tmp_path / "embeddings.pt")

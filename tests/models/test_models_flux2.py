@@ -142,8 +142,9 @@ def test_errors() -> None:
     assert type(flow_of(tiny_flux2())) is Flux2Flow
     with pytest.raises(ModelError, match="has no negative_prompt; it has height, width, guidance_scale"):
         family_of(tiny_flux2()).adapter("it", False, ["negative_prompt"])
-    with pytest.raises(ValueError, match="Flux2KleinFlow: negative_prompt must be empty for a distilled"):
-        flow_of(tiny_flux2_klein(is_distilled=True), negative_prompt="the dog")
+    for scale in (1.0, 4.0):  # a larger scale would not help
+        with pytest.raises(ValueError, match="Flux2KleinFlow: negative_prompt must be empty for a distilled"):
+            flow_of(tiny_flux2_klein(is_distilled=True), negative_prompt="the dog", guidance_scale=scale)
     with pytest.raises(TypeError, match="Flux2Flow: pipe must be a Flux2Pipeline of diffusers, got Flux2K"):
         Flux2Flow(tiny_flux2_klein())
     with pytest.raises(ValueError, match="Flux2Flow: guidance_scale must be finite and at least 0, got -1"):

@@ -3,16 +3,19 @@
 import inspect
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from gaussian_flows import GaussianFlow, LatentFlow, after_steps, brightness
 from tiny_flux import LENGTH, SIZE, tiny_flux
 from torch import Tensor
 
 from noisetilt_kernels import pack_latents, sampling
 from noisetilt_kernels.models import FlowSDEScheduler, FluxFlow
+from noisetilt_kernels.models.times import size_shift
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.steps import plan_steps
 
@@ -208,8 +211,8 @@ def test_result_has_the_models_dtype() -> None:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         scheduler.set_timesteps(4)
-        found.append(scheduler.step(velocity.to(dtype), scheduler.timesteps[0], x.to(dtype), noise=noise)[0])
-    assert found[1].dtype == torch.bfloat16
+        found.append(scheduler.step(velocity.to(dtype), scheduler.timesteps[0], x, noise=noise)[0])
+        assert found[-1].dtype == dtype
     torch.testing.assert_close(found[1].float(), found[0], rtol=0.02, atol=0.03)
     pipe = flux(schedule="linear").to(dtype=torch.bfloat16)
     assert bool(images(pipe).isfinite().all())
@@ -228,6 +231,14 @@ def test_times_start_at_one_despite_rounding() -> None:
 
 
 # ---- errors ----
+
+
+def test_a_scheduler_without_shifts_has_those_of_the_pipelines() -> None:
+    defaults = inspect.signature(calculate_shift).parameters
+    small, large = (defaults[f"{name}_seq_len"].default for name in ("base", "max"))
+    scheduler = SimpleNamespace(config={})
+    assert size_shift(scheduler, small) == pytest.approx(defaults["base_shift"].default)
+    assert size_shift(scheduler, large) == pytest.approx(defaults["max_shift"].default)
 
 
 def test_errors() -> None:

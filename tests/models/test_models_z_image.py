@@ -249,6 +249,17 @@ def test_arguments_out_of_range(options: dict[str, Any], kind: type[Exception], 
         flow_of(**options)
 
 
+def test_sides_end_at_the_positions_that_the_model_knows() -> None:
+    pipe = tiny_z_image()
+    pipe.transformer.axes_lens = [600, 8, 16]  # of the prompt, rows and columns
+    assert flow_of(pipe, height=32, width=64).shape == SHAPE
+    for side, size in (("height", {"height": 36, "width": 64}), ("width", {"height": 32, "width": 68})):
+        with pytest.raises(
+            ValueError, match=f"ZImageFlow: {side} must be at most {size[side] - 4}, the last"
+        ):
+            flow_of(pipe, **size)
+
+
 def test_other_pipelines_and_latents_are_errors() -> None:
     with pytest.raises(
         TypeError, match="ZImageFlow: pipe must be a ZImagePipeline of diffusers, got StableDiffusion"

@@ -1,9 +1,11 @@
 """Aesthetic Predictor V2.5, compared with Hugging Face's SigLIP processor and model on PIL images."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -164,8 +166,8 @@ def test_the_default_is_downloaded_once(
 ) -> None:
     addresses = []
 
-    def download(address: str, file: str, progress: bool) -> None:
-        addresses.append(address)
+    def download(address: str, file: str, digest: str, progress: bool) -> None:
+        addresses.append(f"{address}#sha256={digest}" if digest else address)
         shutil.copy(folder / FILE, file)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -178,6 +180,16 @@ def test_the_default_is_downloaded_once(
     elsewhere = f"https://example.org/{FILE}"  # another file of the same name
     AestheticV25Score(elsewhere)
     assert addresses[1:] == [elsewhere]
+
+
+def test_a_download_has_its_digest(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", lambda request: urlopen((folder / FILE).as_uri()))
+    monkeypatch.setattr(aesthetic_v2_5, "SIGLIP", str(folder))
+    address = f"https://example.org/{FILE}"
+    check(f"{address}#sha256={64 * '0'}", f"the file at {address} must have the SHA-256 digest 0+, got anoth")
+    assert not list(tmp_path.rglob("*.pth"))
+    AestheticV25Score(f"{address}#sha256={hashlib.sha256((folder / FILE).read_bytes()).hexdigest()}")
 
 
 # ---- properties ----
@@ -229,7 +241,7 @@ def test_no_predictor(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def download(address: str, file: str, progress: bool) -> None:
+    def download(address: str, file: str, digest: str, progress: bool) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))

@@ -76,15 +76,14 @@ class AestheticScore:
             vision = load_model("aesthetic", VisionModelWithPredictor, clip, config, wanted)
             predictor = vision.layers
             del vision.layers  # stays float32
-        self._predictor = list(placed(predictor.requires_grad_(False), device).values())
+        self._predictor = placed(predictor.requires_grad_(False), device)
         self._vision = placed(vision, device, dtype or default_dtype(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch("aesthetic", images, prompts)
         pixels = self._preprocess(images).to(self._vision.dtype)
-        score = functional.normalize(self._vision(pixel_values=pixels).image_embeds.float(), dim=-1)
-        for layer in self._predictor:
-            score = layer(score)
+        embeddings = self._vision(pixel_values=pixels).image_embeds.float()
+        score: Tensor = self._predictor(functional.normalize(embeddings, dim=-1))
         return score[:, 0]
 
 

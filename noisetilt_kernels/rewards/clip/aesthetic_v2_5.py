@@ -67,16 +67,15 @@ class AestheticV25Score:
         predictor = read_linear_head(
             NAME, file, config.hidden_size, "scoring_head.", f"the predictor V2.5, {PREDICTOR_FILE}", last="8"
         )
-        self._predictor = list(placed(predictor, device).values())
+        self._predictor = placed(predictor, device)
         vision: Any = load_model(NAME, VisionModel, siglip, config, "the whole vision model of SigLIP")
         self._vision = placed(vision, device, dtype or default_dtype(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         check_batch(NAME, images, prompts)
         pixels = self._preprocess(images).to(self._vision.dtype)
-        score = functional.normalize(self._vision(pixel_values=pixels).pooler_output.float(), dim=-1)
-        for layer in self._predictor:
-            score = layer(score)
+        embeddings = self._vision(pixel_values=pixels).pooler_output.float()
+        score: Tensor = self._predictor(functional.normalize(embeddings, dim=-1))
         return score[:, 0]
 
 

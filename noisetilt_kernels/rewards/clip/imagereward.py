@@ -105,7 +105,7 @@ class ImageRewardScore:
             tensors=dict(_renamed(tensors)),
             published_name=_published_name,
         )
-        self._head = list(placed(model.mlp, device).values())
+        self._head = placed(model.mlp, device)
         del model.mlp  # stays float32
         self._model = placed(model, device, dtype or default_dtype(device))
 
@@ -117,9 +117,7 @@ class ImageRewardScore:
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(images.device)
         pixels = self._preprocess(images).to(self._model.dtype)
-        score = self._model(pixels, tokens.input_ids, tokens.attention_mask).float()
-        for layer in self._head:
-            score = layer(score)
+        score = self._head(self._model(pixels, tokens.input_ids, tokens.attention_mask).float())
         return (score[:, 0] - MEAN) / STD
 
 

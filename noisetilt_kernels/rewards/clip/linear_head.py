@@ -1,5 +1,6 @@
 """Layers that turn an embedding into a score, in the aesthetic predictors and in ImageReward."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 from torch import nn
@@ -8,8 +9,8 @@ from ..checkpoint import read_checkpoint
 from ..checks import RewardError
 
 
-def linear_head(width: int, last: str = "7") -> nn.ModuleDict:
-    """Return five linear layers that map embeddings (B, width) to (B, 1), to be applied one after the other.
+def linear_head(width: int, last: str = "7") -> nn.Sequential:
+    """Return five linear layers, one after the other, that map embeddings (B, width) to scores (B, 1).
 
     The numbers leave room for the dropout layers of the training, as in the published checkpoints.
 
@@ -18,12 +19,12 @@ def linear_head(width: int, last: str = "7") -> nn.ModuleDict:
         last: number of the last layer.
     """
     sizes = {"0": (width, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), last: (16, 1)}
-    return nn.ModuleDict({number: nn.Linear(*size) for number, size in sizes.items()})
+    return nn.Sequential(OrderedDict((number, nn.Linear(*size)) for number, size in sizes.items()))
 
 
 def read_linear_head(
     reward: str, file: Path, width: int, prefix: str, what: str, last: str = "7"
-) -> nn.ModuleDict:
+) -> nn.Sequential:
     """Return the layers in a published file of the layers alone.
 
     Args:
@@ -46,4 +47,4 @@ def read_linear_head(
                 f"shape {wanted}, got {found}"
             )
     head.load_state_dict(tensors)
-    return head.requires_grad_(False)
+    return head.eval().requires_grad_(False)
