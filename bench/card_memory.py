@@ -40,8 +40,6 @@ class Model(NamedTuple):
     """Maximum number of tokens of each tokenizer."""
     sizes: tuple[dict[str, int], ...]
     tiny_decoder: bool
-    settings: dict[str, Any] = {}
-    """Further entries of model_index.json."""
 
 
 def _text(class_name: str, config: transformers.PretrainedConfig) -> tuple[str, str, dict[str, Any]]:
@@ -193,7 +191,7 @@ MODELS = {
 
 def write(model: Model, folder: Path) -> None:
     """Write the configuration files of a pipeline."""
-    index: dict[str, Any] = {"_class_name": model.pipeline, **model.settings}
+    index: dict[str, Any] = {"_class_name": model.pipeline}
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": index["scheduler"][1]})
     for name, (library, class_name, config) in model.components.items():
@@ -238,7 +236,7 @@ def main() -> None:
                 cells = []
                 for options in OPTIONS.values():
                     count = total(folder, tiny if model.tiny_decoder else None, size, options)
-                    cells.append("–" if count is None else f"{count / 1e9:.1f} GB: {card_of(count)}")
+                    cells.append("" if count is None else f"{count / 1e9:.1f} GB: {card_of(count)}")
                 extent = " x ".join(map(str, size.values()))
                 print(f"| {name} | {extent} | {' | '.join(cells)} |", flush=True)
 

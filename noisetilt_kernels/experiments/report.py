@@ -51,6 +51,24 @@ class Table:
         return self.finished == self.total
 
     @property
+    def names(self) -> list[str]:
+        """Name of each row: its label, with the arguments in which rows of one label and NFE differ."""
+        names = []
+        for method, row in zip(self.spec.methods, self.rows, strict=True):
+            alike = [
+                other.method.arguments
+                for one, other in zip(self.spec.methods, self.rows, strict=True)
+                if (one.label, other.nfe) == (method.label, row.nfe)
+            ]
+            own = ", ".join(
+                f"{name} = {value}"
+                for name, value in row.method.arguments.items()
+                if any(arguments.get(name) != value for arguments in alike)
+            )
+            names.append(f"{method.label}, {own}" if own else method.label)
+        return names
+
+    @property
     def scaled_rows(self) -> list[Row]:
         """The rows with scores in the paper's units."""
         factors = self.spec.scale
@@ -70,26 +88,26 @@ class Table:
         """Cells of the rows: our numbers, and behind them those of the paper in brackets."""
         return [
             [
-                method.label,
+                name,
                 _with_paper(str(row.nfe), method, "nfe"),
                 *(
-                    _with_paper(str(row.scores[name]) if row.scores[name].count else "", method, name)
-                    for name in self.spec.score_names
+                    _with_paper(str(row.scores[score]) if row.scores[score].count else "", method, score)
+                    for score in self.spec.score_names
                 ),
             ]
-            for method, row in zip(self.spec.methods, self.scaled_rows, strict=True)
+            for name, method, row in zip(self.names, self.spec.methods, self.scaled_rows, strict=True)
         ]
 
     @property
     def costs(self) -> list[list[str]]:
         """Cost of each row: label, sampler, NFE, seconds and hours, and the peak of the memory."""
         lines = []
-        for method, row in zip(self.spec.methods, self.rows, strict=True):
+        for name, method, row in zip(self.names, self.spec.methods, self.rows, strict=True):
             known = not math.isnan(row.seconds)
             count = self.spec.settings.count_of_round
             lines.append(
                 [
-                    method.label,
+                    name,
                     method.text,
                     f"{row.nfe:,}",
                     format_seconds(row.seconds) if known else "",
@@ -202,8 +220,10 @@ def _description(table: Table) -> str:
     prompts = f"{len(settings.prompts)} prompt{'s' if len(settings.prompts) > 1 else ''}"
     text = (
         f"Model: {settings.model}. {prompts}, {images} for each, seed {settings.seed}. Each number has half "
-        "of its 95 % confidence interval after ±, and the paper's number in brackets."
+        "of its 95 % confidence interval after ±"
     )
+    papers = any(method.paper for method in table.spec.methods)
+    text += ", and the paper's number in brackets." if papers else "."
     if not table.complete:
         text += f" Not finished: {table.finished:,} of {table.total:,} images."
     return text

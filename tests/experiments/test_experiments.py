@@ -212,6 +212,22 @@ def test_measures_of_diversity_are_columns(file: Path, tmp_path: Path) -> None:
     assert read_tables(experiment, tmp_path / "out")[0].cells == table.cells
 
 
+def test_rows_of_one_label_name_what_differs(file: Path, tmp_path: Path) -> None:
+    more = """
+[[comparison.method]]
+label = "Best"
+method = "ntrk:steps=4,rho=0.03"
+
+[[comparison.method]]
+label = "Base"
+method = "base:steps=4"
+"""
+    file.write_text(FILE + more)
+    (table,) = read_tables(read_experiment(str(file)), tmp_path)
+    # Best has two rows of 4 evaluations; the rows of Base have 2 and 4
+    assert table.names == ["Base", "Best, steps = 2, rho = 0.01", "Best, steps = 4, rho = 0.03", "Base"]
+
+
 def test_pages_escape_texts(file: Path, tmp_path: Path) -> None:
     file.write_text(FILE.replace("A note.", "<script>alert(1)</script>"))
     experiment = read_experiment(str(file))
