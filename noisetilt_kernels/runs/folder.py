@@ -396,11 +396,11 @@ def _keep_settings(run_file: Path, settings: Mapping[str, Any]) -> None:
     """
     written = json.loads(run_file.read_bytes())
     before = written["settings"]
-    kept = {
-        **before,
-        "diversity": settings.get("diversity", {}),
-        "rounds": max(settings.get("rounds", 1), before.get("rounds", 1)),
-    }
+    kept = dict(before)
+    if settings.get("diversity", {}) != before.get("diversity", {}):
+        kept["diversity"] = settings.get("diversity", {})
+    if settings.get("rounds", 1) > before.get("rounds", 1):
+        kept["rounds"] = settings["rounds"]
     if kept != before:
         write_whole(run_file, _pretty({**written, "settings": kept}))
 
