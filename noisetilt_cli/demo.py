@@ -1,4 +1,4 @@
-"""`noisetilt demo`: operators on a photograph and on noise, then every sampler on a small model."""
+"""`noisetilt demo`: operators on a photograph and on noise, then samplers on a small model."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def demo(out: Path, seed: int) -> None:
     The first part applies norm projection, WGNC and W to a photograph and to Gaussian noise. A good operator
     removes the structure of the photograph, keeps its direction, and leaves the noise unchanged.
 
-    The second part draws digits with a small bundled model, steered toward more ink, with every sampler and
-    every operator. An independent classifier counts how many digits are still readable. The
-    demo takes about a minute.
+    The second part draws digits with a small bundled model, steered toward more ink by ntrk with four
+    operators, dps and svdd, beside unguided ones. An independent classifier counts how many digits are still
+    readable. The demo takes about a minute.
     """
     from noisetilt_kernels.cli.demo import run
 

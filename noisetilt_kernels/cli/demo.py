@@ -1,4 +1,4 @@
-"""`noisetilt demo`: operators on a photograph and on noise, then every sampler on a small model."""
+"""`noisetilt demo`: operators on a photograph and on noise, then samplers on a small model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -85,7 +85,8 @@ def _method_help(samplers: Sequence[Sampler]) -> str:
     names = [sampler.name for sampler in samplers]
     if len(names) == 1:
         return f"Sampler ({names[0]}) with its options. The options below are shorthands."
+    example = "ntrk:rho=0.1,operator=w" if "ntrk" in names else "wgnc:iterations=50,lr=0.02"
     return (
-        f"Sampler ({', '.join(names[:-1])} or {names[-1]}) with its options, such as "
-        "ntrk:rho=0.1,operator=w. The options below are shorthands."
+        f"Sampler ({', '.join(names[:-1])} or {names[-1]}) with its options, such as {example}. The options "
+        "below are shorthands."
     )

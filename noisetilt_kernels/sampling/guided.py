@@ -25,7 +25,7 @@ class GuidedSteps:
     Args:
         every: distance between guided steps, at least 1. 2 guides every other step.
         from_t: time from which steps are guided, in (0, 1]. 1 is noise.
-        until_t: time until which steps are guided, in [0, 1), below from_t. A step that starts there is not
+        until_t: time until which steps are guided, in [0, 1), below the one from which they are. A step that starts there is not
             guided.
 
     Raises:
