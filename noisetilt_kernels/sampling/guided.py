@@ -25,8 +25,8 @@ class GuidedSteps:
     Args:
         every: distance between guided steps, at least 1. 2 guides every other step.
         from_t: time from which steps are guided, in (0, 1]. 1 is noise.
-        until_t: time until which steps are guided, in [0, 1), below the one from which they are. A step that starts there is not
-            guided.
+        until_t: time until which steps are guided, in [0, 1), below the one from which they are. A step that
+            starts there is not guided.
 
     Raises:
         ValueError, TypeError: an argument is out of its range.
