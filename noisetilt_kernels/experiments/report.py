@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
+import matplotlib
+from PIL import Image, ImageFont
 
 from ..runs.comparison_folder import folder_name
 from ..runs.contact_sheet import contact_sheet
 from ..runs.entry import runs_of
 from ..runs.files import write_whole
-from ..runs.folder import Results, png, read_results
+from ..runs.folder import Results, peak_memory, png, read_results
 from ..runs.plan import format_bytes, format_seconds
 from ..runs.plots import draw_comparison, figure_png
 from ..runs.table import Row, best_of, tabulate
@@ -85,10 +86,14 @@ class Table:
 
     @property
     def cells(self) -> list[list[str]]:
-        """Cells of the rows: our numbers, and behind them those of the paper in brackets."""
+        """Cells of the rows: our numbers, and behind them those of the paper in brackets.
+
+        Names of rows have the number of images if the table is not complete.
+        """
+        count = self.spec.settings.count_of_round
         return [
             [
-                name,
+                name if self.complete else f"{name} ({row.scores['reward'].count} of {count})",
                 _with_paper(str(row.nfe), method, "nfe"),
                 *(
                     _with_paper(str(row.scores[score]) if row.scores[score].count else "", method, score)
@@ -222,7 +227,7 @@ def _description(table: Table) -> str:
         f"Model: {settings.model}. {prompts}, {images} for each, seed {settings.seed}. Each number has half "
         "of its 95 % confidence interval after ±"
     )
-    papers = any(method.paper for method in table.spec.methods)
+    papers = any(method.paper.keys() - {"nfe"} for method in table.spec.methods)
     text += ", and the paper's number in brackets." if papers else "."
     if not table.complete:
         text += f" Not finished: {table.finished:,} of {table.total:,} images."
@@ -244,9 +249,7 @@ def _with_paper(text: str, method: ExperimentMethod, name: str) -> str:
 
 def _peak_memory(folder: Path) -> str:
     """Return the largest memory of a run on the GPU, or "" if it is not known."""
-    if not (folder / "summary.json").exists():
-        return ""
-    peak = json.loads((folder / "summary.json").read_bytes()).get("peak_memory")
+    peak = peak_memory(folder)
     return "" if peak is None else format_bytes(peak)
 
 
@@ -286,19 +289,24 @@ def _sheet_file(index: int) -> str:
 
 def _sheet(table: Table, index: int) -> Image.Image | None:
     """Return a sheet with the chosen images of a prompt, a row for each method; None without images."""
-    settings = table.spec.settings
+    settings, factor = table.spec.settings, table.spec.scale.get("reward", 1)
     places = range(index * settings.particles, (index + 1) * settings.particles)[:_MOST_IMAGES]
-    titles, images, captions = [], [], []
-    for method, results in zip(table.spec.methods, table.results, strict=True):
+    titles, images, captions, videos = [], [], [], False
+    for name, method, results in zip(table.names, table.spec.methods, table.results, strict=True):
         entry = method.entry
         best = best_of(results.outcomes, entry.best_of, settings.count_of_round)
         chosen = [best[place] for place in places if place in best]
         if chosen:
-            titles.append(f"{method.label}, {entry.nfe} NFE")
+            titles.append(f"{name}, {entry.nfe} NFE")
             folder = table.folder / folder_name(entry.method) / "images"
             images.append([folder / f"{one.particle:04d}.png" for one in chosen])
-            captions.append([f"{one.reward:#.4g}" for one in chosen])
-    return contact_sheet(images, titles, captions) if images else None
+            captions.append([f"{factor * one.reward:#.4g}" for one in chosen])
+            videos |= any(one.video for one in chosen)
+    if not images:
+        return None
+    # labels of the papers have letters that Pillow's own font lacks
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    return contact_sheet(images, titles, captions, cell=(480, 64) if videos else (160, 160), font=font)
 
 
 _ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -1,8 +1,11 @@
 """Execution of an experiment into its folder."""
 
+import gc
 from pathlib import Path
 
-from ..runs.comparison import check, check_folders, compare
+import torch
+
+from ..runs.comparison import check, check_folders, check_latents, compare
 from ..runs.settings import ComputeOptions, Settings
 from ..runs.workers import SINGLE_PROCESS, Workers
 from .report import Table, read_tables, write_report
@@ -10,9 +13,11 @@ from .spec import Experiment
 
 
 def check_experiment(
-    experiment: Experiment, compute: ComputeOptions, out: Path, resume: bool
+    experiment: Experiment, compute: ComputeOptions, out: Path | None, resume: bool
 ) -> list[list[Settings]]:
     """Raise the errors of `run_experiment` that need no weights, before any work.
+
+    Without `out`, folders are not checked.
 
     Returns:
         The runs of each comparison.
@@ -20,7 +25,9 @@ def check_experiment(
     runs = []
     for one in experiment.comparisons:
         own = check(one.settings, one.comparison, compute)
-        check_folders(own, out / one.name, resume)
+        check_latents(one.settings, own)
+        if out is not None:
+            check_folders(own, out / one.name, resume)
         runs.append(list(own.values()))
     return runs
 
@@ -54,7 +61,14 @@ def run_experiment(
         if tables and tables[number].complete and (out / one.name / "table.md").exists():
             continue
         compare(one.settings, one.comparison, compute, out / one.name, resume=resume, workers=workers)
+        # networks with recomputed blocks refer to themselves: free them before the next comparison loads
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if workers.is_first:
             write_report(experiment, read_tables(experiment, out), out)
         workers.wait()
-    return read_tables(experiment, out)
+    tables = read_tables(experiment, out)
+    if workers.is_first:  # also if an earlier call finished the comparisons and not the report
+        write_report(experiment, tables, out)
+    return tables

@@ -24,11 +24,13 @@ An experiment is a TOML file with one table of results, or several:
     paper = { nfe = 25, reward = 7.4510, pickscore = 0.2200 }
 """
 
+import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..checks import NoisetiltError, did_you_mean, shown
 from ..prompt_lists import PROMPT_LISTS, prompt_lines, prompts_of
@@ -205,19 +207,17 @@ def read_experiment(
     return _Reader(file, device, given, prompts, sources or {}).experiment(values)
 
 
-_SETTINGS = {field.name for field in fields(Settings)} - {
-    "prompts",
-    "method",
-    "rewards",
-    "held_out",
-    "diversity",
-    "particles",
-    "rounds",
-    "non_finite",
+_OTHERS = {"prompts", "method", "rewards", "held_out", "diversity", "particles", "rounds", "lora"}
+_SETTINGS: Mapping[str, tuple[type, ...]] = {
+    name: (*get_args(hint), int) if float in get_args(hint) else get_args(hint) or (hint,)
+    for name, hint in get_type_hints(Settings).items()
+    if name not in _OTHERS
 }
-"""Settings that a comparison may have under their own name."""
+"""Settings that a comparison may have under their own name, with their types."""
 
 _STRINGS = (str,)
+_KINDS = {str: "a string", list: "a list", dict: "a table", int: "an integer", float: "a number"}
+_DTYPES = ("bfloat16", "float16", "float32")
 
 
 class _Reader:
@@ -252,10 +252,15 @@ class _Reader:
     def _comparison(self, number: int, values: dict[str, Any]) -> ExperimentComparison:
         where = f"comparison {number}"
         own = {"name", "title", "prompts", "prompt_lists", "seeds", "reward", "held_out", "diversity"}
-        self._check_keys(where, values, own | {"columns", "scale", "method"} | _SETTINGS)
-        settings = {name: value for name, value in values.items() if name in _SETTINGS}
+        self._check_keys(where, values, own | {"columns", "scale", "method", "lora"} | _SETTINGS.keys())
+        settings = {
+            name: self._value(where, values, name, kinds)
+            for name, kinds in _SETTINGS.items()
+            if name in values
+        }
+        settings["lora"] = tuple(self._strings(where, values, "lora"))
         settings.update(self._given)
-        held_out = self._strings(where, values, "held_out")
+        held_out = dict.fromkeys(self._strings(where, values, "held_out"))
         diversity = ",".join(self._strings(where, values, "diversity"))
         rows = [
             self._method(f"{where}, method {index}", row)
@@ -269,8 +274,15 @@ class _Reader:
             self._value(where, values, "reward", _STRINGS),
             self._value(where, values, "seeds", (int,), 1),
         )
-        if "lora" in settings:
-            settings["lora"] = tuple(settings["lora"])
+        if "model" not in settings:
+            raise self._error(where, "has no 'model'")
+        for key, wrong, wanted in (
+            ("seeds", seeds < 1, "at least 1"),
+            ("seed", settings.get("seed", 0) < 0, "not negative"),
+            ("dtype", settings["dtype"] not in _DTYPES, f"one of {', '.join(_DTYPES)}"),
+        ):
+            if wrong:
+                raise self._error(where, f"must have a {key} that is {wanted}")
         try:
             made = Settings(
                 method=rows[0].entry.method,
@@ -290,9 +302,15 @@ class _Reader:
             title=self._value(where, values, "title", _STRINGS, ""),
             methods=tuple(rows),
             settings=made,
-            columns=self._value(where, values, "columns", (dict,), {}),
-            scale=self._value(where, values, "scale", (dict,), {}),
+            columns=self._table(where, values, "columns", _STRINGS),
+            scale=self._table(where, values, "scale", (int, float)),
         )
+        if not re.fullmatch(r"\w[\w.-]*", result.name):
+            raise self._error(where, f"must have a name for a folder as 'name', got {result.name!r}")
+        if any(factor <= 0 for factor in result.scale.values()):
+            raise self._error(where, "must have factors above 0 in 'scale'")
+        if len({row.entry for row in rows}) < len(rows):
+            raise self._error(where, "must have different methods")
         scores = result.score_names
         for key, named in (
             ("columns", result.columns),
@@ -312,15 +330,12 @@ class _Reader:
         row = ExperimentMethod(
             self._value(where, values, "label", _STRINGS, text),
             text,
-            self._value(where, values, "paper", (dict,), {}),
+            self._table(where, values, "paper", (int, float)),
         )
         try:
             row.entry.method.check()
         except (NoisetiltError, ValueError) as error:
             raise self._error(where, f"has a wrong method: {error}") from None
-        for name, value in row.paper.items():
-            if type(value) not in (int, float):
-                raise self._error(where, f"has paper.{name} = {shown(value)}, which is not a number")
         return row
 
     def _prompts(self, where: str, values: dict[str, Any]) -> tuple[str, ...]:
@@ -331,7 +346,11 @@ class _Reader:
             if name in PROMPT_LISTS:
                 prompts += prompts_of(name)
             elif beside.is_file():
-                prompts += [prompt for _, prompt in prompt_lines(beside.read_text(encoding="utf-8"))]
+                try:
+                    text = beside.read_text(encoding="utf-8-sig")
+                except UnicodeDecodeError:
+                    raise self._error(where, f"has a prompt list {name!r} that is not UTF-8 text") from None
+                prompts += [prompt for _, prompt in prompt_lines(text)]
             else:
                 raise self._error(
                     where,
@@ -364,11 +383,20 @@ class _Reader:
                 raise self._error(where, f"has no {name!r}")
             return default
         if type(values[name]) not in kinds:
-            wanted = " or ".join(
-                {str: "a string", list: "a list", dict: "a table", int: "an integer"}[k] for k in kinds
-            )
+            wanted = " or ".join(text for kind, text in _KINDS.items() if kind in kinds)
             raise self._error(where, f"must have {wanted} as {name!r}, got {shown(values[name])}")
         return values[name]
+
+    def _table(
+        self, where: str, values: Mapping[str, Any], name: str, kinds: tuple[type, ...]
+    ) -> dict[str, Any]:
+        """Return a table whose values have one of the types; numbers must be finite."""
+        found = self._value(where, values, name, (dict,), {})
+        for key, value in found.items():
+            if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+                wanted = "a string" if kinds == _STRINGS else "a number"
+                raise self._error(where, f"must have {wanted} as {name}.{key}, got {shown(value)}")
+        return dict(found)
 
     def _strings(self, where: str, values: Mapping[str, Any], name: str) -> list[str]:
         found = self._value(where, values, name, (list,), [])

@@ -22,6 +22,7 @@ from .quantize import check_kind, check_not_quantised, quantise
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
+@torch.inference_mode(False)  # weights must be usable by autograd
 def load_pipeline(
     source: str | Path,
     *,

@@ -22,6 +22,8 @@ import torch
 from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 from torch.nn import Embedding, Linear
 
+from .quantize import EightBitLinear
+
 _DIFFERENTIATED = ("transformer", "transformer_2", "unet", "vae")
 """Names of the components through which gradients are taken."""
 
@@ -35,17 +37,18 @@ def execution_device(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def check_hooks(owner: str, pipe: Any) -> None:
-    """Raise ValueError if hooks of diffusers break the gradients of a denoiser or VAE.
+def check_hooks(owner: str, pipe: Any, reward_decoder: Any = None) -> None:
+    """Raise ValueError if hooks of diffusers break the gradients of a denoiser, VAE or reward decoder.
 
     They swap weights before the backward, or reuse results of a call for another time or particle.
 
     Args:
         owner: subject of the message.
         pipe: the pipeline.
+        reward_decoder: the reward decoder, if the model has one.
     """
-    for name in _DIFFERENTIATED:
-        network = getattr(pipe, name, None)
+    networks = {name: getattr(pipe, name, None) for name in _DIFFERENTIATED}
+    for name, network in {**networks, "reward decoder": reward_decoder}.items():
         for path, module in network.named_modules() if network is not None else ():
             hooks = getattr(module, "_diffusers_hook", None)
             if hooks is None:
@@ -64,7 +67,13 @@ def check_hooks(owner: str, pipe: Any) -> None:
                     f"{owner} must have its {name} without a step cache, which reuses results of earlier "
                     f"calls without their gradients; use pipe.{name}.disable_cache()"
                 )
-            elif hooks.get_hook("layerwise_casting") and not isinstance(module, (Linear, Embedding)):
+            elif not hooks.get_hook("layerwise_casting"):
+                continue
+            elif isinstance(module, EightBitLinear):
+                raise ValueError(
+                    f"{owner} must have its {name} without layerwise casting, because it is quantised already"
+                )
+            elif not isinstance(module, (Linear, Embedding)):
                 raise ValueError(
                     f"{owner} must have its {name} without layerwise casting of a {type(module).__name__}, "
                     "whose weights change before their backward; use "
@@ -72,7 +81,7 @@ def check_hooks(owner: str, pipe: Any) -> None:
                 )
 
 
-def rewire_offload_hooks(pipe: Any, idle: Sequence[Any] = ()) -> None:
+def rewire_offload_hooks(pipe: Any, idle: Sequence[Any] = (), reward_decoder: Any = None) -> None:
     """Make `enable_model_cpu_offload()` keep the denoiser on the device until its backward is done.
 
     Text encoders and denoiser then move each other to the CPU. The VAE, which is small, moves no other
@@ -82,11 +91,12 @@ def rewire_offload_hooks(pipe: Any, idle: Sequence[Any] = ()) -> None:
     Args:
         pipe: the pipeline.
         idle: denoisers that are not needed now, which are moved to the CPU.
+        reward_decoder: the reward decoder, whose hooks are checked; None if there is none.
 
     Raises:
         ValueError: the pipeline has got other hooks since it was checked, see `check_hooks`.
     """
-    check_hooks(type(pipe).__name__, pipe)
+    check_hooks(type(pipe).__name__, pipe, reward_decoder)
     vae = getattr(pipe.vae, "_hf_hook", None)
     if isinstance(vae, CpuOffload):
         vae.prev_module_hook = None

@@ -13,7 +13,7 @@ from ..checks import check_integer, prompt_list
 from .offload import check_hooks, execution_device, rewire_offload_hooks
 from .prompts import Encoded, PromptCache
 from .tiny_decoder import check_tiny
-from .weights import compute_dtype, leave_inference_mode
+from .weights import compute_dtype, make_differentiable
 
 CHECKPOINTING_THRESHOLD = 100_000_000
 """Gradient checkpointing is the default for denoisers with at least this number of weights."""
@@ -90,6 +90,10 @@ class PipelineModel(ABC):
     ) -> None:
         if reward_decoder is not None:
             self._check_reward_decoder(pipe, reward_decoder, shape[0])
+            check_hooks(type(self).__name__, pipe, reward_decoder)
+            device = execution_device(getattr(pipe, self.facts.denoiser))
+            if execution_device(reward_decoder) != device:
+                reward_decoder.to(device)
         self.pipe, self.reward_decoder = pipe, reward_decoder
         self.prompt_length = prompt_length
         # an optional encoder that the pipeline has is needed, too
@@ -101,7 +105,7 @@ class PipelineModel(ABC):
             if isinstance(component, torch.nn.Module):
                 component.eval().requires_grad_(False)
         for network in self._differentiated:
-            leave_inference_mode(network)
+            make_differentiable(network)
         if gradient_checkpointing is None:
             gradient_checkpointing = self.denoiser.num_parameters() >= CHECKPOINTING_THRESHOLD
         self.set_gradient_checkpointing(gradient_checkpointing)
@@ -236,7 +240,7 @@ class PipelineModel(ABC):
         Args:
             idle: denoisers that are not needed for this call, see `rewire_offload_hooks`.
         """
-        rewire_offload_hooks(self.pipe, idle)
+        rewire_offload_hooks(self.pipe, idle, self.reward_decoder)
         self._apply_checkpointing()
 
     def encode(self, prompts: str | Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import Linear, ModuleList, Parameter
 
 from ..checks import check_choice
 from .errors import ModelError
+from .weights import disable_cpu_packing
 
 QUANTISATIONS = ("int8", "fp8", "nf4")
 """Kinds of quantisation: 8-bit integers, float8_e4m3fn, or 4-bit NF4."""
@@ -84,6 +85,7 @@ def quantise(owner: str, network: Any, kind: str, device: torch.device, *, stand
         ModelError: the weights are quantised already, or a LoRA has magnitudes (DoRA), which are computed
             from unquantised weights.
     """
+    check_choice("quantise", "quantize", kind, QUANTISATIONS)
     check_not_quantised(owner, network.config)
     if any("lora_magnitude_vector" in name for name, _ in network.named_parameters()):
         raise ModelError(f"{owner} has a LoRA with magnitudes (DoRA), so quantize must be None")
@@ -106,6 +108,7 @@ def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
     parameter: Any = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=NF4_BLOCK, **options)
     quantised.weight = parameter.to(weight.device)  # quantises
     quantised.bias = layer.bias
+    disable_cpu_packing(quantised)
     return quantised.train(layer.training)
 
 
@@ -120,6 +123,16 @@ class EightBitLinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = _Linear.apply(input, self.weight, self.scale, self.bias)
         return output
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Apply `fn`, such as a move to a device, and keep the dtypes of weight and scale."""
+        stored = {name: getattr(self, name).data for name in ("weight", "scale")}
+        super()._apply(fn, recurse)
+        for name, before in stored.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, Parameter(before.to(after.device), requires_grad=False))
+        return self
 
 
 def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
@@ -154,7 +167,7 @@ class _Linear(torch.autograd.Function):
 
 def _restored(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight that is stored, in `dtype`."""
-    return weight.to(dtype).mul_(scale.to(dtype))
+    return weight.to(dtype, copy=True).mul_(scale.to(dtype))
 
 
 def nf4_difference(network: torch.nn.Module) -> int:

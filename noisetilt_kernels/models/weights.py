@@ -26,12 +26,31 @@ def _holds_latents(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
-def leave_inference_mode(network: torch.nn.Module) -> None:
-    """Replace weights that were made under `torch.inference_mode`, which autograd refuses, by copies."""
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_inference():
-                setattr(module, name, Parameter(parameter.clone(), requires_grad=False))
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_inference():
-                setattr(module, name, buffer.clone())
+def make_differentiable(network: torch.nn.Module) -> None:
+    """Change what would stop gradients in a loaded network.
+
+    Weights that were made under `torch.inference_mode`, which autograd refuses, are replaced by copies.
+    Layers in NF4 do not pack their weights for the CPU, see `disable_cpu_packing`.
+    """
+    with torch.inference_mode(False):
+        for module in network.modules():
+            _leave_inference_mode(module)
+            disable_cpu_packing(module)
+
+
+def disable_cpu_packing(module: Any) -> None:
+    """Stop a layer of bitsandbytes from packing its NF4 weights at its first call without a gradient.
+
+    It does so on CPUs with bfloat16 instructions. The kernel of packed weights has no gradient.
+    """
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
+
+
+def _leave_inference_mode(module: torch.nn.Module) -> None:
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.is_inference():
+            setattr(module, name, Parameter(parameter.clone(), requires_grad=False))
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_inference():
+            setattr(module, name, buffer.clone())

@@ -61,18 +61,7 @@ def compare(
     runs = check(settings, comparison, compute)
     if workers.is_first:
         check_folders(runs, out, resume)
-        shapes = {
-            one_step: latent_shape(
-                settings.model,
-                one_step=one_step,
-                reward_decoder=settings.reward_decoder,
-                **settings.model_options,
-            )
-            for one_step in {method.one_step for method in runs}
-        }
-        for method, run in runs.items():
-            method.check_shape(shapes[method.one_step])
-            guided_steps(run)
+        check_latents(settings, runs)
     with ExitStack() as stack:
         if workers.is_first:
             out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +92,28 @@ def compare(
     return rows
 
 
+def check_latents(settings: Settings, runs: Mapping[Method, Settings]) -> None:
+    """Check that the methods can use the model's latents; `compare` raises the same errors.
+
+    Raises:
+        ValueError: the model has no images of that size, an operator does not take its latents, or a method
+            guides no step.
+        ModelError: the model does not exist.
+    """
+    shapes = {
+        one_step: latent_shape(
+            settings.model,
+            one_step=one_step,
+            reward_decoder=settings.reward_decoder,
+            **settings.model_options,
+        )
+        for one_step in {method.one_step for method in runs}
+    }
+    for method, run in runs.items():
+        method.check_shape(shapes[method.one_step])
+        guided_steps(run)
+
+
 def check_folders(runs: Mapping[Method, Settings], out: Path, resume: bool) -> None:
     """Check the folders of a comparison's runs without writing anything; `compare` raises the same errors."""
     check_unlocked(out)
@@ -117,8 +128,7 @@ def check_folders(runs: Mapping[Method, Settings], out: Path, resume: bool) -> N
 
 
 def _write(settings: Settings, out: Path, rows: list[Row], folders: Mapping[Method, RunFolder]) -> None:
-    """Write the table, the plots and the contact sheet."""
-    write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
+    """Write the plots and the contact sheet, and last the table, which shows that all is there."""
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
     plots = draw_comparison(
         rows,
@@ -127,6 +137,7 @@ def _write(settings: Settings, out: Path, rows: list[Row], folders: Mapping[Meth
     )
     write_whole(out / "comparison.png", figure_png(plots))
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, folders)))
+    write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
 
 
 def check(settings: Settings, comparison: Comparison, compute: ComputeOptions) -> dict[Method, Settings]:

@@ -22,6 +22,7 @@ def contact_sheet(
     chosen: Sequence[Sequence[bool]] | None = None,
     cell: tuple[int, int] = (160, 160),
     column_titles: Sequence[str] = (),
+    font: Any = None,
 ) -> Image.Image:
     """Return a sheet with rows of images, each row below its title.
 
@@ -33,8 +34,10 @@ def contact_sheet(
         chosen: True for images to frame.
         cell: width and height of a cell in pixels.
         column_titles: title of each column, in lines as wide as the column.
+        font: font of 13 pixels; None is Pillow's, which has Latin letters only.
     """
-    font = ImageFont.load_default(13)
+    if font is None:
+        font = ImageFont.load_default(13)
     title_height, caption_height = 22, 18 if captions else 0
     columns = max(len(row) for row in rows)
     cell_width, cell_height = cell

@@ -94,8 +94,8 @@ def execute(
         features: features by name that the measures of diversity of `settings` compare.
 
     Returns:
-        The summary, see `summarise`, and "peak_memory": the largest memory in bytes that this process
-        allocated on its GPU, or None.
+        The summary, see `summarise`, and "peak_memory": the largest memory in bytes that this process has
+        allocated on its GPU, also in earlier calls; None without a GPU.
 
     Raises:
         OutOfMemoryError: the device ran out of memory.
@@ -150,7 +150,9 @@ def execute(
                 progress=compute.progress and workers.is_first,
             )
             settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
-    peak = torch.cuda.max_memory_allocated(compute.device) if on_gpu and mine else None
+    peak = folder.peak_memory()
+    if on_gpu and mine:
+        peak = max(peak or 0, torch.cuda.max_memory_allocated(compute.device))
     workers.wait()
     if workers.is_first:
         folder.merge_lines()

@@ -264,6 +264,10 @@ class RunFolder:
         """Write features.safetensors: features of all particles by name, (particles, d) each."""
         write_whole(self.path / _FEATURES, save(dict(features)))
 
+    def peak_memory(self) -> int | None:
+        """Return the largest memory in bytes that summary.json of an earlier call has, or None."""
+        return peak_memory(self.path)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_whole(self.path / "summary.json", _pretty(summary))
@@ -308,6 +312,13 @@ def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
     _check_same_settings(path, read_run(path / "run.json")[0], settings)
     outcomes = _all_outcomes(path, settings)
     return Results(outcomes, _seconds_of(path, outcomes), _features_of(path))
+
+
+def peak_memory(path: Path) -> int | None:
+    """Return the largest memory in bytes that the summary.json of a run has, or None."""
+    file = path / "summary.json"
+    found = json.loads(file.read_bytes()).get("peak_memory") if file.exists() else None
+    return None if found is None else int(found)
 
 
 def check_link(path: Path) -> None:
@@ -384,8 +395,8 @@ def _check_same_settings(path: Path, before: Mapping[str, Any], settings: Mappin
     ]
     if other:
         raise RunFolderError(
-            f"{path} holds a run with {'; with '.join(other)}; choose another folder, or "
-            "leave these options out: --resume takes them from run.json"
+            f"{path} holds a run with {'; with '.join(other)}; choose another folder, or give the options of "
+            "that run (sample, optimize and compare with --resume take those left out from run.json)"
         )
 
 

@@ -87,6 +87,50 @@ def test_gradient_of_each_kind(flux: Path, kind: str, checkpointing: bool) -> No
         assert cosine(found, expected) > 0.98 and not torch.allclose(found, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+def test_gradient_after_calls_without_gradient_and_casts(flux: Path, kind: str) -> None:
+    """A call without a gradient, and a cast of the pipeline, leave the weights as they are."""
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    pipe = load_pipeline(flux, dtype=torch.float32, device="cpu", quantize=kind)
+    expected = reward_gradient(pipe)
+    if kind != "nf4":  # diffusers refuses a cast of bitsandbytes
+        pipe.transformer.to(torch.bfloat16).to(torch.float32)
+    model = FluxFlow(pipe, **SIDES)
+    with torch.no_grad():
+        model.velocity(noise(model.shape), 0.6, [PROMPT])
+    for layer in pipe.transformer.modules():
+        if isinstance(layer, EightBitLinear):
+            assert layer.weight.dtype.itemsize == 1 and layer.scale.dtype == torch.float32
+        assert not getattr(layer, "support_avx512bf16_for_cpu", False)
+    assert cosine(reward_gradient(pipe), expected) > 0.999
+
+
+def test_quantised_layers_refuse_layerwise_casting(flux: Path) -> None:
+    pipe = load_pipeline(flux, dtype=torch.float32, device="cpu", quantize="int8")
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    with pytest.raises(ValueError, match="because it is quantised already"):
+        FluxFlow(pipe, **SIDES)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_everything_under_inference_mode(flux: Path, kind: str) -> None:
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    expected = reward_gradient(load_pipeline(flux, dtype=torch.float32, device="cpu", quantize=kind))
+    with torch.inference_mode():
+        pipe = load_pipeline(flux, dtype=torch.float32, device="cpu", quantize=kind)
+        model = FluxFlow(pipe, **SIDES)
+    with torch.enable_grad():
+        found = gradient(lambda x: model.decode(model.velocity(x, 0.6, [PROMPT])), noise(model.shape))
+    assert cosine(found, expected) > 0.999
+
+
+def test_plan_of_an_unknown_kind_is_an_error(flux: Path) -> None:
+    with pytest.raises(ValueError, match="unknown quantize 'int4'"):
+        plan_memory(str(flux), quantize="int4", **SIDES)
+
+
 FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     "wan": (tiny_wan, WAN_SIZE),
     "wan-a14b": (tiny_wan_a14b, WAN_SIZE),

@@ -89,7 +89,7 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
     RunFolder(tmp_path, SETTINGS)
     with pytest.raises(
         RunFolderError,
-        match=r"seed 3, not 4; choose another folder, or leave these options out: --resume takes them",
+        match=r"seed 3, not 4; choose another folder, or give the options of that run",
     ):
         RunFolder(tmp_path, {**SETTINGS, "seed": 4}, resume=True)
     with pytest.raises(RunFolderError, match="operator None, not 'w'"):
