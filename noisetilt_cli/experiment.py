@@ -9,6 +9,7 @@ from .options import (
     compute_options,
     dry_run_option,
     dtype_option,
+    non_finite_option,
     quantize_option,
     reward_decoder_option,
     source_option,
@@ -39,6 +40,7 @@ from .options import (
 @quantize_option
 @reward_decoder_option
 @source_option
+@non_finite_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the experiment; created if necessary."
 )

@@ -162,6 +162,15 @@ reward_options = combine(
     source_option,
 )
 
+non_finite_option = click.option(
+    "--non-finite",
+    type=click.Choice(FACTS["non_finite"]),
+    default="raise",
+    show_default=True,
+    help="Action when a reward or gradient is NaN or infinite: stop (raise), or take that step without "
+    "guidance (plain_noise).",
+)
+
 seed_options = combine(
     click.option(
         "--seed",
@@ -170,14 +179,7 @@ seed_options = combine(
         show_default=True,
         help="Seed of all random numbers; the same seed gives the same noise.",
     ),
-    click.option(
-        "--non-finite",
-        type=click.Choice(FACTS["non_finite"]),
-        default="raise",
-        show_default=True,
-        help="Action when a reward or gradient is NaN or infinite: stop (raise), or take that step without "
-        "guidance (plain_noise).",
-    ),
+    non_finite_option,
 )
 
 dry_run_option = click.option(

@@ -10,7 +10,7 @@ from ..rewards.spec import check_sources
 from ..runs.errors import RunFolderError
 from ..runs.settings import check_device
 from ..runs.workers import connected, is_reporting_process
-from .errors import HOW_TO_RESUME, explained, of_option, on_interrupt
+from .errors import HOW_TO_RESUME, explained, of_option, on_interrupt, print_warnings
 from .parsing import compute_options_of, parse_source
 
 
@@ -24,6 +24,7 @@ def run(
     dtype: str | None,
     quantize: str | None,
     reward_decoder: str | None,
+    non_finite: str,
     sources: Sequence[str],
     out: Path | None,
     resume: bool,
@@ -37,14 +38,15 @@ def run(
     """
     with explained():
         try:
+            import jinja2 as _jinja2  # noqa: F401
             import matplotlib as _matplotlib  # noqa: F401
             import PIL as _pil  # noqa: F401
+
+            from ..experiments.spec import bundled_experiments, read_experiment
         except ImportError as error:
             raise click.ClickException(
                 f'experiment needs {error.name}: pip install "noisetilt-kernels[demo]"'
             ) from error
-
-        from ..experiments.spec import bundled_experiments, read_experiment
 
         if list_names:
             for bundled in bundled_experiments():
@@ -67,11 +69,12 @@ def run(
             dtype=dtype,
             quantize=quantize,
             reward_decoder=reward_decoder,
+            non_finite=non_finite,
         ).only(only)
-        folder = out or Path(experiment.name)
+        folder = out or Path(experiment.name)  # a plan needs none
 
         # diffusers and transformers take seconds to import
-        from ..experiments.report import markdown, read_tables, write_report
+        from ..experiments.report import REPORT, markdown, read_tables, warnings_of, write_report
         from ..experiments.run import check_experiment, run_experiment
         from ..runs import plan
 
@@ -79,13 +82,19 @@ def run(
             if not folder.is_dir():
                 raise RunFolderError(f"{folder} does not exist, so it holds no experiment to report")
             tables = read_tables(experiment, folder)
+            if not any(table.finished for table in tables):
+                raise RunFolderError(f"{folder} has no finished images of the experiment {experiment.name}")
             write_report(experiment, tables, folder)
             click.echo(markdown(experiment, tables))
             return
+        if (folder / REPORT).exists() and not resume and not dry_run:
+            raise RunFolderError(
+                f"{folder} already has a {REPORT}; continue it with --resume, or choose another folder"
+            )
         if not dry_run:  # a plan may be for another machine
             check_device(compute.device)
         if is_reporting_process():
-            runs = check_experiment(experiment, compute, folder, resume)
+            runs = check_experiment(experiment, compute, out, resume)
             for one, own in zip(experiment.comparisons, runs, strict=True) if dry_run else ():
                 click.echo(one.title or one.name)
                 click.echo(plan.describe(one.settings, compute, folder / one.name, own))
@@ -99,3 +108,4 @@ def run(
         if workers.is_first:
             click.echo(markdown(experiment, tables))
             click.echo(f"report: {(folder / 'report.html').resolve()}")
+            print_warnings(warnings_of(tables))

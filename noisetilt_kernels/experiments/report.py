@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jinja2
 import matplotlib
 from PIL import Image, ImageFont
 
+from ..runs.comparison import warnings_of as comparison_warnings
 from ..runs.comparison_folder import folder_name
 from ..runs.contact_sheet import contact_sheet
 from ..runs.entry import runs_of
@@ -173,6 +174,20 @@ def _read_table(spec: ExperimentComparison, folder: Path) -> Table:
     )
 
 
+REPORT = "report.md"
+"""Report of an experiment in its folder."""
+
+
+def warnings_of(tables: Iterable[Table]) -> list[str]:
+    """Return the warnings of the complete tables, see `runs.comparison.warnings_of`."""
+    return [
+        sentence
+        for table in tables
+        if table.complete
+        for sentence in comparison_warnings(table.spec.settings, table.rows, table.folder)
+    ]
+
+
 def write_report(experiment: Experiment, tables: list[Table], out: Path) -> None:
     """Write report.md, report.json and report.html, and the plots and contact sheets that they show.
 
@@ -188,7 +203,7 @@ def write_report(experiment: Experiment, tables: list[Table], out: Path) -> None
             path.parent.mkdir(exist_ok=True)
             write_whole(path, data)
     plots = {name: f"{name}/{_PLOT}" for name in pictures}
-    write_whole(out / "report.md", markdown(experiment, tables, plots).encode())
+    write_whole(out / REPORT, markdown(experiment, tables, plots).encode())
     values = {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -199,7 +214,7 @@ def write_report(experiment: Experiment, tables: list[Table], out: Path) -> None
     write_whole(out / "report.html", _html(experiment, tables, pictures).encode())
 
 
-def markdown(experiment: Experiment, tables: Iterable[Table], plots: dict[str, str] | None = None) -> str:
+def markdown(experiment: Experiment, tables: Sequence[Table], plots: dict[str, str] | None = None) -> str:
     """Return the report as Markdown.
 
     Args:
@@ -215,7 +230,7 @@ def markdown(experiment: Experiment, tables: Iterable[Table], plots: dict[str, s
         if plots and table.spec.name in plots:
             parts.append(f"![Reward against cost, and held-out rewards]({plots[table.spec.name]})")
         parts.append(_markdown_table(_COST_HEADER, table.costs))
-    parts += [f"- {note}" for note in experiment.notes]
+    parts += [f"- {note}" for note in (*experiment.notes, *warnings_of(tables))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -333,7 +348,8 @@ def _html(experiment: Experiment, tables: list[Table], pictures: dict[str, dict[
         for table in tables
         for files in [pictures.get(table.spec.name, {})]
     ]
-    return template.render(experiment=experiment, sections=sections, cost_header=_COST_HEADER)
+    notes = [*experiment.notes, *warnings_of(tables)]
+    return template.render(experiment=experiment, sections=sections, cost_header=_COST_HEADER, notes=notes)
 
 
 def _data_uri(data: bytes, kind: str) -> str:

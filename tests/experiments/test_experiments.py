@@ -114,10 +114,25 @@ def test_numbers_of_the_papers_are_those_of_their_tables() -> None:
             "comparison 1, method 2, has a wrong method: ntrk: rho must be in [0, 1], got 2",
         ),
         (("reward = 12.5", "judge = 12.5"), "names 'judge', which is none of reward, digit-judge"),
-        (("reward = 12.5", "reward = true"), "comparison 1, method 1, has paper.reward = True, which is not"),
+        (
+            ("reward = 12.5", "reward = true"),
+            "comparison 1, method 1, must have a number as paper.reward, got True",
+        ),
         (('prompts = ["a handwritten one", "a handwritten two"]', 'prompt_lists = ["beasts"]'), "'beasts'"),
         (('prompts = ["a handwritten one", "a handwritten two"]', ""), "comparison 1, has no prompts"),
         (("[comparison.scale]", "[comparison.scale"), "is not a TOML file"),
+        (("seeds = 2", "seeds = 0"), "comparison 1, must have a seeds that is at least 1"),
+        (("seeds = 2", "seed = -1"), "comparison 1, must have a seed that is not negative"),
+        (("seeds = 2", 'dtype = "bf16"'), "comparison 1, must have a dtype that is one of bfloat16, float16"),
+        (("seeds = 2", 'lora = "org/style"'), "comparison 1, must have a list as 'lora', got 'org/style'"),
+        (("seeds = 2", "height = 1.5"), "comparison 1, must have an integer as 'height', got 1.5"),
+        (('model = "digits"', ""), "comparison 1, has no 'model'"),
+        (('name = "ink"', 'name = ".."'), "comparison 1, must have a name for a folder as 'name', got '..'"),
+        (('reward = "Brightness"', "reward = 2"), "must have a string as columns.reward, got 2"),
+        (("reward = 100", 'reward = "100"'), "must have a number as scale.reward, got '100'"),
+        (("reward = 100", "reward = -1"), "must have factors above 0 in 'scale'"),
+        (("reward = 12.5", "reward = nan"), "must have a number as paper.reward, got nan"),
+        (("ntrk:steps=2,rho=0.01,best_of=2", "base:steps=2"), "comparison 1, must have different methods"),
     ],
 )
 def test_mistakes_in_a_file_name_the_place(file: Path, change: tuple[str, str], message: str) -> None:
@@ -164,7 +179,7 @@ def test_experiment_runs_and_reports(file: Path, tmp_path: Path, monkeypatch: py
     assert one.complete and [row.method.name for row in one.rows] == ["base"]
     (part,) = read_tables(experiment, out)
     assert not part.complete and (part.finished, part.total) == (4, 12)
-    assert part.cells[1] == ["Best", "4 (5)", "", ""]
+    assert part.cells[1] == ["Best (0 of 4)", "4 (5)", "", ""]
     assert "Not finished: 4 of 12 images." in markdown(experiment, [part])
 
     # the rest; images that exist are kept
@@ -195,7 +210,9 @@ def test_experiment_runs_and_reports(file: Path, tmp_path: Path, monkeypatch: py
         raise AssertionError("compare must not be called")
 
     monkeypatch.setattr(experiment_run, "compare", fail)
+    (out / "report.html").unlink()  # an earlier call was stopped while it wrote the report
     run_experiment(experiment, compute, out, resume=True)
+    assert (out / "report.html").read_text() == page
     with pytest.raises(Exception, match="--resume"):
         check_experiment(experiment, compute, out, resume=False)
 
@@ -248,6 +265,7 @@ def test_command_lists_plans_and_refuses(file: Path, tmp_path: Path) -> None:
         ([], "Missing argument 'NAME'"),
         ([str(file)], "Missing option '--out'"),
         ([str(file), "--report", "--out", str(tmp_path / "none")], "does not exist"),
+        ([str(file), "--report", "--out", str(tmp_path)], "has no finished images of the experiment mine"),
         ([str(file), "--only", "Bets", "--out", "x"], "did you mean 'Best'"),
     ):
         result = CliRunner().invoke(main, ["experiment", *arguments])
