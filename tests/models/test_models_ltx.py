@@ -64,6 +64,15 @@ def test_decoding_with_a_time_and_noise_is_the_pipelines_without_noise() -> None
     assert not torch.allclose(other, videos, atol=1e-3)
 
 
+def test_slicing_decodes_a_batch_with_a_time() -> None:
+    pipe = tiny_ltx_0_9_1()
+    model = flow_of(pipe)
+    latents = noise(SHAPE, 3)
+    expected = model.decode(latents)
+    pipe.vae.enable_slicing()
+    torch.testing.assert_close(model.decode(latents), expected)
+
+
 def test_batches_of_prompts_of_unequal_lengths() -> None:
     assert_independent(flow_of(), PROMPTS)
 

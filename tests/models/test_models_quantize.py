@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from diffusers import FluxTransformer2DModel, GGUFQuantizationConfig
 from model_checks import assert_planned, gradient, kept_for_backward, noise, redness
 from tiny_flux import SIZE, tiny_flux
+from tiny_ltx import SIZE as LTX_SIZE
+from tiny_ltx import tiny_ltx
 from tiny_models import SIZE as WIDE
 from tiny_models import (
     tiny_flux2,
@@ -134,6 +136,7 @@ def test_plan_of_an_unknown_kind_is_an_error(flux: Path) -> None:
 FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, int]]] = {
     "wan": (tiny_wan, WAN_SIZE),
     "wan-a14b": (tiny_wan_a14b, WAN_SIZE),
+    "ltx": (tiny_ltx, LTX_SIZE),
     "z-image": (tiny_z_image, WIDE),
     "qwen-image": (tiny_qwen_image, WIDE),
     "sd3": (tiny_sd3, WIDE),

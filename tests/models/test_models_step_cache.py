@@ -13,6 +13,8 @@ from diffusers.hooks import (
 )
 from model_checks import noise, redness
 from tiny_flux import tiny_flux
+from tiny_ltx import SIZE as LTX_SIZE
+from tiny_ltx import tiny_ltx
 from tiny_models import (
     tiny_flux2,
     tiny_flux2_klein,
@@ -32,6 +34,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux": tiny_flux,
     "wan": tiny_wan,
     "wan a14b": tiny_wan_a14b,
+    "ltx": tiny_ltx,
     "z-image": tiny_z_image,
     "qwen": tiny_qwen_image,
     "sd3": tiny_sd3,
@@ -45,6 +48,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 SIZES = {
     "wan": {"height": 32, "width": 32, "num_frames": 5},
     "wan a14b": {"height": 32, "width": 32, "num_frames": 5},
+    "ltx": LTX_SIZE,
     "z-image": {"height": 64, "width": 64},
 }
 """Small sizes for the families whose defaults do not follow the model's configuration."""
