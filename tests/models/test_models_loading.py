@@ -134,9 +134,9 @@ def test_files_and_other_folders(tmp_path: Path) -> None:
 
 def test_other_pipelines(copy: Path) -> None:
     index = copy / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LTXPipeline"}))
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "HunyuanVideoPipeline"}))
     assert raised_by(copy).startswith(
-        f"{str(copy)!r} is a LTXPipeline; supported pipelines are FluxPipeline, "
+        f"{str(copy)!r} is a HunyuanVideoPipeline; supported pipelines are FluxPipeline, "
     )
     index.write_text("{")
     assert "not a valid JSON file" in raised_by(copy)
