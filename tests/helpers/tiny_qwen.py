@@ -62,7 +62,8 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Qwen2Tokenizer:
 
 def make_image_processor() -> Qwen2VLImageProcessorPil:
     """Return the real image processor with smaller patches and images."""
-    return Qwen2VLImageProcessorPil(patch_size=SIDE, min_pixels=LEAST, max_pixels=MOST)
+    # not min_pixels and max_pixels: transformers 5.6 keeps them for all later processors
+    return Qwen2VLImageProcessorPil(patch_size=SIDE, size={"shortest_edge": LEAST, "longest_edge": MOST})
 
 
 def make_config(config_class: Any, words: int) -> Any:
