@@ -175,6 +175,10 @@ class Sample(NamedTuple):
         return self.channels * self.height * self.width
 
 
+BATCHED_RANKS = (2, 4, 5)
+"""Numbers of dimensions of tensors of several samples: (B,N), (B,C,H,W) and (B,C,F,H,W)."""
+
+
 def sample_of(function: str, shape: Sequence[int], name: str = "x") -> Sample:
     """Return the shape of one sample of a tensor (N,), (B,N), (C,H,W), (B,C,H,W) or (B,C,F,H,W).
 
@@ -185,7 +189,7 @@ def sample_of(function: str, shape: Sequence[int], name: str = "x") -> Sample:
     try:
         rank = len(shape)
         # the size of the batch stays symbolic under torch.compile
-        sizes = [index(n) for n in (shape[1:] if rank in (2, 4, 5) else shape)]
+        sizes = [index(n) for n in (shape[1:] if rank in BATCHED_RANKS else shape)]
     except TypeError:
         raise TypeError(f"{function}: the shape must be a sequence of integers, got {shown(shape)}") from None
     if not 1 <= rank <= 5:

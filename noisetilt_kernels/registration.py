@@ -16,6 +16,7 @@ from . import autograd_shortcut
 from .backends import backend_for, cpu, cuda
 from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.tables import Extents
+from .config import BATCHED_RANKS
 
 _CALLS_KEPT = 256
 _HASHABLE = (int, float, bool, str)
@@ -124,10 +125,6 @@ def _register_autograd(name: str, transpose: Callable[..., Tensor] | None) -> No
     )
 
 
-_BATCHED_RANKS = (2, 4, 5)
-"""Numbers of dimensions of tensors whose first dimension is a batch."""
-
-
 def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
     """Return the rule by which `torch.func.vmap` calls operator `name` once for all its samples."""
     operator = getattr(torch.ops.noisetilt, name)
@@ -143,7 +140,7 @@ def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
             results = [operator(*tensors, *args[num_tensors:]) for tensors in zip(*parts, strict=True)]
             return torch.stack(results), 0
         samples = x.movedim(own, 0)
-        if rank not in _BATCHED_RANKS:
+        if rank not in BATCHED_RANKS:
             return operator(samples, *args), 0
         return operator(samples.flatten(0, 1), *args).unflatten(0, samples.shape[:2]), 0
 
@@ -189,7 +186,7 @@ def _is_symbolic(x: Tensor) -> bool:
 
     The checks would fix it. They follow when the operator runs.
     """
-    shape = x.shape[1:] if x.dim() in (2, 4, 5) else x.shape
+    shape = x.shape[1:] if x.dim() in BATCHED_RANKS else x.shape
     return any(isinstance(size, torch.SymInt) for size in shape)
 
 

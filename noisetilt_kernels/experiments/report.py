@@ -80,6 +80,15 @@ class Table:
         ]
 
     @property
+    def carried_out(self) -> bool:
+        """True if the comparison has come to its end: it has its table, and each run its summary."""
+        files = [
+            self.folder / "table.md",
+            *(self.folder / folder_name(row.method) / "summary.json" for row in self.rows),
+        ]
+        return self.complete and all(file.exists() for file in files)
+
+    @property
     def header(self) -> list[str]:
         """Titles of the columns."""
         titles = [self.spec.title_of(name) for name in self.spec.score_names]
@@ -179,11 +188,11 @@ REPORT = "report.md"
 
 
 def warnings_of(tables: Iterable[Table]) -> list[str]:
-    """Return the warnings of the complete tables, see `runs.comparison.warnings_of`."""
+    """Return the warnings of the comparisons that are carried out, see `runs.comparison.warnings_of`."""
     return [
         sentence
         for table in tables
-        if table.complete
+        if table.carried_out
         for sentence in comparison_warnings(table.spec.settings, table.rows, table.folder)
     ]
 

@@ -55,11 +55,11 @@ def run_experiment(
     Raises:
         Errors of `runs.comparison.compare`.
     """
-    tables = read_tables(experiment, out) if resume else []
+    before = read_tables(experiment, out) if resume else []
+    carried_out = {table.spec.name for table in before if table.carried_out}
+    left = [one for one in experiment.comparisons if one.name not in carried_out]
     workers.wait()
-    for number, one in enumerate(experiment.comparisons):
-        if tables and tables[number].complete and (out / one.name / "table.md").exists():
-            continue
+    for one in left:
         compare(one.settings, one.comparison, compute, out / one.name, resume=resume, workers=workers)
         # networks with recomputed blocks refer to themselves: free them before the next comparison loads
         gc.collect()
@@ -69,6 +69,6 @@ def run_experiment(
             write_report(experiment, read_tables(experiment, out), out)
         workers.wait()
     tables = read_tables(experiment, out)
-    if workers.is_first:  # also if an earlier call finished the comparisons and not the report
+    if workers.is_first and not left:  # an earlier call may have been stopped while it wrote the report
         write_report(experiment, tables, out)
     return tables

@@ -126,14 +126,15 @@ class LTXFlow(GuidedFlow):
         )
         # one by one with slicing, which diffusers cannot do for latents with a time
         count = 1 if vae.use_slicing else len(x0)
-        times = time.split(count) if time is not None else [None] * len(x0)
-        parts = []
-        for part, at in zip(latents.split(count), times, strict=False):
+        decoded = []
+        for start in range(0, len(x0), count):
+            part = slice(start, start + count)
             # checkpointing restores the state for the recomputation, so the backward sees the same noise
-            with torch.random.fork_rng(devices=[part.device] if part.is_cuda else []):
-                torch.manual_seed(0)
-                parts.append(vae.decode(part, at, return_dict=False)[0])
-        return to_pixels(torch.cat(parts), x0)
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(0)  # of all devices
+                at = None if time is None else time[part]
+                decoded.append(vae.decode(latents[part], at, return_dict=False)[0])
+        return to_pixels(torch.cat(decoded), x0)
 
     def unscaled(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae

@@ -22,7 +22,7 @@ from .contact_sheet import contact_sheet
 from .diversity import features_of_files
 from .errors import OutOfMemoryError
 from .files import write_whole
-from .folder import Outcome, RunFolder, check_folder, finite_or_none, png
+from .folder import Outcome, RunFolder, check_folder, finite_or_none, peak_memory, png
 from .lock import locked
 from .settings import ComputeOptions, Settings
 from .statistics import estimate
@@ -150,7 +150,7 @@ def execute(
                 progress=compute.progress and workers.is_first,
             )
             settings.method.sample(model, reward, prompts[particles.start : particles.stop], options)
-    peak = folder.peak_memory()
+    peak = peak_memory(folder.path)
     if on_gpu and mine:
         peak = max(peak or 0, torch.cuda.max_memory_allocated(compute.device))
     workers.wait()

@@ -264,10 +264,6 @@ class RunFolder:
         """Write features.safetensors: features of all particles by name, (particles, d) each."""
         write_whole(self.path / _FEATURES, save(dict(features)))
 
-    def peak_memory(self) -> int | None:
-        """Return the largest memory in bytes that summary.json of an earlier call has, or None."""
-        return peak_memory(self.path)
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_whole(self.path / "summary.json", _pretty(summary))

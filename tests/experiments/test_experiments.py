@@ -216,6 +216,14 @@ def test_experiment_runs_and_reports(file: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(Exception, match="--resume"):
         check_experiment(experiment, compute, out, resume=False)
 
+    # all images are finished, and the last run is not: a report can be written, and the comparison goes on
+    (out / "ink" / "ntrk-steps2-rho0.01" / "summary.json").unlink()
+    (table,) = read_tables(experiment, out)
+    assert table.complete and not table.carried_out
+    write_report(experiment, [table], out)
+    with pytest.raises(AssertionError, match="compare must not be called"):
+        run_experiment(experiment, compute, out, resume=True)
+
 
 def test_measures_of_diversity_are_columns(file: Path, tmp_path: Path) -> None:
     text = FILE.replace("seeds = 2", 'seeds = 2\ndiversity = ["vendi", "pairwise"]')

@@ -42,6 +42,10 @@ def test_table_of_unfinished_runs_counts_whole_groups_and_pairs() -> None:
     assert rows[2].differences["reward"].mean == 3.0  # of particle 1, which both have
     assert rows[3].differences["reward"].count == 0
     assert math.isnan(rows[0].seconds)
+    # a particle that only the second method has is in no difference
+    runs = {first: results({1: 2.0}), second: results({0: 9.0, 1: 5.0})}
+    difference = tabulate(runs, [Entry(first), Entry(second)], count=2, names=[])[1].differences["reward"]
+    assert (difference.mean, difference.count) == (3.0, 1)
 
 
 def test_table_chooses_the_best_by_reward_and_pairs_differences() -> None:
