@@ -18,7 +18,7 @@ from .guided import GuidedSteps
 from .methods import Method, parse_method
 from .mpgr import mpgr
 from .ntrk import ntrk
-from .operators import OPERATORS
+from .operators import OPERATORS, Operator
 from .options import NON_FINITE, SamplerOptions
 from .prno import prno
 from .protocols import FlowModel, OneStepModel, Reward
@@ -29,7 +29,8 @@ from .registry import SAMPLERS, Parameter, Sampler, register_sampler
 from .reno import reno
 from .result import FinishedParticle, NonFiniteError, Result
 from .schedules import SCHEDULES, VP_SCHEDULES, Schedule
-from .starts import PCNL, STARTS, Start
+from .starts import PCNL, STARTS, FromImage, Start
+from .stepwise import SamplingRun, StepOutput, stepwise
 from .svdd import svdd
 from .wgnc import wgnc
 
@@ -43,18 +44,22 @@ __all__ = [
     "VP_SCHEDULES",
     "FinishedParticle",
     "FlowModel",
+    "FromImage",
     "GuidedSteps",
     "Method",
     "NonFiniteError",
     "OneStepModel",
+    "Operator",
     "Parameter",
     "RecordWriter",
     "Result",
     "Reward",
     "Sampler",
     "SamplerOptions",
+    "SamplingRun",
     "Schedule",
     "Start",
+    "StepOutput",
     "StepRecord",
     "base",
     "best_of_n",
@@ -71,6 +76,7 @@ __all__ = [
     "rbf",
     "register_sampler",
     "reno",
+    "stepwise",
     "svdd",
     "wgnc",
 ]

@@ -1,34 +1,46 @@
 """The base sampler: the unguided reverse SDE of a flow (DESIGN section 7; NoiseTilt eq. 4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from .batch import Batch
 from .flow import (
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    finish_flow,
-    plan_flow,
-    unguided_step,
+    FlowAlgorithm,
+    FlowState,
 )
-from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
+from .starts import Start, forwards_of_start
+from .steps import Step
+from .stepwise import stepwise
 
 
-def check_base(*, steps: int, schedule: str | Schedule, start: str | Start) -> None:
-    """Raise ValueError or TypeError for an argument of `base` out of its range."""
-    check_flow("base", steps, schedule, start)
+@dataclass(kw_only=True)
+class Base(FlowAlgorithm[FlowState]):
+    """Steps of `base`."""
+
+    name, state_type = "base", FlowState
+
+    def begin(self, batch: Batch) -> FlowState:
+        """Return the first latents."""
+        point = self.first(batch)
+        return FlowState(point.x, point.known)
+
+    def guided_step(self, batch: Batch, state: FlowState, step: Step) -> None:
+        """Make an unguided step."""
+        self.unguided_step(batch, state, step)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=False,
-    check=check_base,
+    algorithm=Base,
     nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
 )
 def base(
@@ -60,13 +72,13 @@ def base(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_base(steps=steps, schedule=schedule, start=start)
-    start = as_start("base", start)
-    plan = plan_flow("base", model, steps, schedule, start)
-    with start_particles("base", model, reward, prompts, options, start.iterations + steps) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0])
-            for step in plan[:-1]:
-                x = unguided_step(batch, model, x, step)
-            finish_flow(batch, model, x, plan[-1])
-        return particles.result()
+    return stepwise(
+        base,
+        model,
+        reward,
+        prompts,
+        options=options,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+    ).result()

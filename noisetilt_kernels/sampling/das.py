@@ -1,30 +1,29 @@
 """DAS, sequential Monte Carlo of guided copies with a temperature that falls (DAS algorithm 1, for flows)."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from ..checks import check_number
+from .batch import Batch
 from .flow import (
     ALL_STEPS,
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    plan_flow,
-    unguided_step,
 )
-from .gradients import drift_of, flow_guidance
+from .gradients import drift_of
 from .guided import GuidedSteps, check_guided_start
-from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .population import (
     DEFAULT_COPIES,
     DEFAULT_RESAMPLING,
     DEFAULT_THRESHOLD,
     Population,
-    check_population,
+    PopulationAlgorithm,
+    PopulationState,
+    PopulationStateT,
     log_ratio,
 )
 from .protocols import FlowModel, Reward
@@ -32,35 +31,81 @@ from .registry import register_sampler
 from .resampling import Resampling
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
+from .starts import Start, forwards_of_start
 from .steps import Step, advance
+from .stepwise import stepwise
 from .typicality import TotalNoise
 
 
-def check_das(
-    *,
-    alpha: float,
-    copies: int,
-    tempering: float,
-    threshold: float,
-    resampling: Resampling,
-    steps: int,
-    schedule: str | Schedule,
-    start: str | Start,
-    guide: GuidedSteps,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `das` out of its range."""
-    check_population("das", alpha=alpha, copies=copies, threshold=threshold, resampling=resampling)
-    check_number("das", "tempering", tempering, 0, 1)
-    check_flow("das", steps, schedule, start, guide)
-    if math.isfinite(as_start("das", start).alpha):
-        check_guided_start("das", guide)
+@dataclass(kw_only=True)
+class GuidedCopies(PopulationAlgorithm[PopulationStateT]):
+    """Algorithm of a sampler whose weighted copies move along the gradient of the reward."""
+
+    @property
+    @abstractmethod
+    def precisions(self) -> list[float]:
+        """Factor of the reward in the log of the twist at every step."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> float:
+        """Largest norm of a drift."""
+
+    def guided_step(self, batch: Batch, state: PopulationStateT, step: Step) -> None:
+        """Weigh and resample the copies, and move them along the gradient."""
+        population, total = state.population, state.total
+        assert total is not None
+        precision, next_precision = self.precisions[self.plan.index(step) :][:2]
+        guidance = self.guidance(batch, state, step)
+        rewards = guidance.rewards
+        population.weigh([precision * r for r in rewards], rewards, guidance.fallbacks, self.answer)
+        drift = drift_of(guidance, next_precision, self.longest)
+        x, velocity, drift, total.sum = population.resample(
+            batch, self.threshold, self.resampling, state.x, guidance.output, drift, total.sum
+        )
+        noise = batch.draw(self.copies)
+        shift = step.sigma**2 * drift
+        state.x = advance(x, velocity, step, noise) + shift
+        total.add(step.sigma * noise + shift, step.sigma)
+        population.correct(log_ratio(step.sigma, drift, noise))
+        population.record(batch, step, rewards, guidance.norms)
+
+    def last_log_twists(self, rewards: Sequence[float]) -> list[float]:
+        """Return the last precision times the rewards."""
+        return [self.precisions[-1] * reward for reward in rewards]
+
+
+@dataclass(kw_only=True)
+class DAS(GuidedCopies[PopulationState]):
+    """Steps of `das`. An unguided step is one of `base`, with the last twist, so that no weight changes."""
+
+    name, state_type = "das", PopulationState
+
+    tempering: float
+    longest = math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("das", "tempering", self.tempering, 0, 1)
+        if math.isfinite(self.chain.alpha):
+            check_guided_start("das", self.guide)
+
+    @property
+    def precisions(self) -> list[float]:
+        """lambda_i / alpha of every step."""
+        return [share / self.alpha for share in tempered(len(self.plan), self.tempering)]
+
+    def begin(self, batch: Batch) -> PopulationState:
+        """Return the first latents of all copies, with equal weights."""
+        point = self.first(batch, self.copies)
+        population = Population.equal(batch, self.copies, self.chain.alpha)
+        return PopulationState(point.x, point.known, TotalNoise.like(point.x), population)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=True,
-    check=check_das,
+    algorithm=DAS,
     nfe=lambda arguments: arguments["copies"] * (arguments["steps"] + forwards_of_start(arguments)),
     entries=lambda arguments: arguments["copies"],
 )
@@ -120,7 +165,12 @@ def das(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_das(
+    return stepwise(
+        das,
+        model,
+        reward,
+        prompts,
+        options=options,
         alpha=alpha,
         copies=copies,
         tempering=tempering,
@@ -130,57 +180,7 @@ def das(
         schedule=schedule,
         start=start,
         guide=guide,
-    )
-    start = as_start("das", start)
-    plan = plan_flow("das", model, steps, schedule, start, guide)
-    shares = tempered(steps, tempering)
-    with start_particles(
-        "das", model, reward, prompts, options, start.iterations + steps, entries=copies
-    ) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0], copies)
-            population = Population(batch, copies, threshold, resampling, start_alpha=start.alpha)
-            steer(batch, model, plan, x, population, [share / alpha for share in shares])
-        return particles.result()
-
-
-def steer(
-    batch: Batch,
-    model: FlowModel,
-    plan: Sequence[Step],
-    x: Tensor,
-    population: Population,
-    precisions: Sequence[float],
-    clip: float = math.inf,
-) -> None:
-    """Move guided and weighted copies x (B K, *shape) through all steps, and finish the batch.
-
-    Args:
-        batch: micro-batch of B particles.
-        model: flow.
-        plan: steps.
-        x: latents of all copies at the first step.
-        population: their weights.
-        precisions: lambda_i / alpha of each step.
-        clip: largest norm of a drift.
-    """
-    total = TotalNoise(x)
-    for step, precision, next_precision in zip(plan[:-1], precisions[:-1], precisions[1:], strict=True):
-        if not step.guided:  # by the kernel of `base`, with the last twist: no weight changes
-            x = unguided_step(batch, model, x, step, total)
-            continue
-        guidance = flow_guidance(batch, model, x, step)
-        rewards = guidance.rewards
-        population.weigh([precision * r for r in rewards], rewards, guidance.fallbacks)
-        drift = drift_of(guidance, next_precision, clip)
-        x, velocity, drift, total.sum = population.resample(x, guidance.output, drift, total.sum)
-        noise = batch.draw(len(x) // len(batch))
-        shift = step.sigma**2 * drift
-        x = advance(x, velocity, step, noise) + shift
-        total.add(step.sigma * noise + shift, step.sigma)
-        population.correct(log_ratio(step.sigma, drift, noise))
-        population.record(step, rewards, guidance.norms)
-    population.finish(model, x, plan[-1], lambda rewards: [precisions[-1] * r for r in rewards], total.peaks)
+    ).result()
 
 
 def tempered(steps: int, tempering: float) -> list[float]:

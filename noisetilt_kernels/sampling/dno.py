@@ -1,48 +1,102 @@
 """DNO: all noise of a trajectory of a flow, optimised through all of its steps (DNO, for flows)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
 from . import regularizers
+from .batch import Batch
 from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
 from .gradients import Guidance, check_graph, guidance_through
-from .loop import Batch, start_particles
-from .optimize import Answer, check_optimizer, finished, optimize
+from .optimize import Answer, Evaluated, NoiseAlgorithm, NoiseState, finished
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward, decoder_of_estimates, preview_of
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
 from .steps import Step, advance, mean
+from .stepwise import stepwise
 from .typicality import TotalNoise
 from .velocity import velocity_of
 
 
-def check_dno(
-    *,
-    iterations: int,
-    lr: float,
-    clip: float,
-    weight: float,
-    shuffles: int,
-    answer: Answer,
-    steps: int,
-    schedule: str | Schedule,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `dno` out of its range."""
-    check_optimizer("dno", iterations, lr, clip, answer)
-    check_number("dno", "weight", weight, 0)
-    check_integer("dno", "shuffles", shuffles, 0)
-    check_flow("dno", steps, schedule)
+@dataclass(kw_only=True)
+class DNO(NoiseAlgorithm):
+    """Steps of `dno`. The noise of a particle is that of all steps, (n, *shape)."""
+
+    name = "dno"
+    fixed = (*NoiseAlgorithm.fixed, "steps", "schedule")
+
+    weight: float
+    shuffles: int
+    steps: int
+    schedule: str | Schedule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("dno", "weight", self.weight, 0)
+        check_integer("dno", "shuffles", self.shuffles, 0)
+        check_flow("dno", self.steps, self.schedule)
+
+    def prepare(self, model: FlowModel) -> None:
+        """Keep the model and plan the steps of a trajectory."""
+        self._model, self._decode = model, decoder_of_estimates(model)
+        self._plan = plan_flow("dno", model, self.steps, self.schedule)
+        if self.weight:
+            regularizers.check_size("dno", (self.steps, *model.shape), regularizers.ROW)
+
+    def begin(self, batch: Batch) -> NoiseState:
+        """Return the first noise of all steps, (B, n, *shape)."""
+        first, others = batch.draw(), batch.draw(self.steps - 1)
+        return NoiseState(torch.cat([first[:, None], others.unflatten(0, (len(batch), -1))], dim=1))
+
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
+
+    def evaluate(self, batch: Batch, noise: Tensor, iteration: int) -> Guidance:
+        """Return the gradient of the rewards in all noise."""
+        return guidance_through(
+            batch,
+            lambda noise: trajectory(batch, self._model, noise, self._plan),
+            self._decode,
+            noise,
+            iteration,
+        )
+
+    def judge(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_0 and rewards of noise."""
+        x0 = trajectory(batch, self._model, noise, self._plan)
+        with batch.time("reward"):
+            return x0, batch.rewards(self._decode(x0), batch.prompts)
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the gradient of the reward minus that of the regularizer."""
+        return regularizers.within_bounds(batch, x, guidance.gradient, self.weight, self.shuffles)
+
+    def show(self, batch: Batch, output: Tensor) -> None:
+        """Let the present step show x_0."""
+        batch.show(self._decode, lambda: output)
+
+    def finish(self, batch: Batch, found: Evaluated) -> None:
+        """Record the answer and finish the batch."""
+        total = TotalNoise.like(found.output)
+        total.add(found.noise[:, 0], 1.0)
+        for step in self._plan[:-1]:
+            total.add(step.sigma * found.noise[:, step.index + 1], step.sigma)
+        previewed = preview_of(self._model) is not None
+        images, rewards = finished(batch, self._model.decode, found, previewed)
+        batch.record(self.iterations, 1.0, rewards.tolist(), noise_peaks=total.peaks())
+        batch.finish(found.output, images, rewards)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=True,
-    check=check_dno,
+    algorithm=DNO,
     nfe=lambda arguments: (arguments["iterations"] + 1) * arguments["steps"],
 )
 def dno(
@@ -88,7 +142,12 @@ def dno(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_dno(
+    return stepwise(
+        dno,
+        model,
+        reward,
+        prompts,
+        options=options,
         iterations=iterations,
         lr=lr,
         clip=clip,
@@ -97,44 +156,7 @@ def dno(
         answer=answer,
         steps=steps,
         schedule=schedule,
-    )
-    plan = plan_flow("dno", model, steps, schedule)
-    decode = decoder_of_estimates(model)
-    if weight:
-        regularizers.check_size("dno", (steps, *model.shape), regularizers.ROW)
-
-    with start_particles("dno", model, reward, prompts, options, iterations + 1) as particles:
-        for batch in particles.batches():
-
-            def evaluate(noise: Tensor, iteration: int, batch: Batch = batch) -> Guidance:
-                return guidance_through(
-                    batch, lambda noise: trajectory(batch, model, noise, plan), decode, noise, iteration
-                )
-
-            def judge(noise: Tensor, batch: Batch = batch) -> tuple[Tensor, Tensor]:
-                x0 = trajectory(batch, model, noise, plan)
-                with batch.time("reward"):
-                    return x0, batch.rewards(decode(x0), batch.prompts)
-
-            found = optimize(
-                batch,
-                batch.draw(steps).unflatten(0, (-1, steps)),
-                evaluate,
-                judge,
-                iterations=iterations,
-                optimizer=lambda z: torch.optim.Adam(z, lr=lr, maximize=True),
-                clip=clip,
-                direction=regularizers.within_bounds(weight, shuffles),
-                answer=answer,
-            )
-            total = TotalNoise(found.output)
-            total.add(found.noise[:, 0], 1.0)
-            for step in plan[:-1]:
-                total.add(step.sigma * found.noise[:, step.index + 1], step.sigma)
-            images, rewards = finished(batch, model.decode, found, preview_of(model) is not None)
-            batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=total.peaks())
-            batch.finish(found.output, images, rewards)
-        return particles.result()
+    ).result()
 
 
 def trajectory(batch: Batch, model: FlowModel, noise: Tensor, plan: Sequence[Step]) -> Tensor:

@@ -2,31 +2,29 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..checks import check_number
+from .batch import Batch
 from .flow import (
     ALL_STEPS,
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    finish_flow,
-    plan_flow,
-    unguided_step,
+    FlowState,
+    GuidedFlow,
 )
-from .gradients import flow_guidance
 from .guided import GuidedSteps
-from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
-from .steps import advance
-from .typicality import TotalNoise
+from .starts import Start, forwards_of_start
+from .steps import Step
+from .stepwise import stepwise
 
 
 def check_strength(function: str, strength: float | Callable[[float], float]) -> None:
@@ -40,23 +38,31 @@ def strength_at(strength: float | Callable[[float], float], t: float) -> float:
     return strength(t) if callable(strength) else strength
 
 
-def check_dps(
-    *,
-    strength: float | Callable[[float], float],
-    steps: int,
-    schedule: str | Schedule,
-    start: str | Start,
-    guide: GuidedSteps,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `dps` out of its range."""
-    check_strength("dps", strength)
-    check_flow("dps", steps, schedule, start, guide)
+@dataclass(kw_only=True)
+class DPS(GuidedFlow):
+    """Steps of `dps`."""
+
+    name = "dps"
+
+    strength: float | Callable[[float], float]
+
+    def __post_init__(self) -> None:
+        check_strength("dps", self.strength)
+        super().__post_init__()
+
+    def guided_step(self, batch: Batch, state: FlowState, step: Step) -> None:
+        """Shift the mean of a step along the gradient."""
+        guidance = self.guidance(batch, state, step)
+        noise = batch.draw()
+        shift = torch.where(guidance.usable, strength_at(self.strength, step.t) * guidance.gradient, 0)
+        self.advance(state, guidance.output, step, noise, shift)
+        batch.record(step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=True,
-    check=check_dps,
+    algorithm=DPS,
     nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
 )
 def dps(
@@ -94,24 +100,15 @@ def dps(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_dps(strength=strength, steps=steps, schedule=schedule, start=start, guide=guide)
-    start = as_start("dps", start)
-    plan = plan_flow("dps", model, steps, schedule, start, guide)
-    with start_particles("dps", model, reward, prompts, options, start.iterations + steps) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0])
-            total = TotalNoise(x)
-            for step in plan[:-1]:
-                if not step.guided:
-                    x = unguided_step(batch, model, x, step, total)
-                    continue
-                guidance = flow_guidance(batch, model, x, step)
-                noise = batch.draw()
-                shift = torch.where(guidance.usable, strength_at(strength, step.t) * guidance.gradient, 0)
-                x = advance(x, guidance.output, step, noise) + shift
-                total.add(step.sigma * noise + shift, step.sigma)
-                batch.record(
-                    step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks
-                )
-            finish_flow(batch, model, x, plan[-1], noise_peaks=total.peaks())
-        return particles.result()
+    return stepwise(
+        dps,
+        model,
+        reward,
+        prompts,
+        options=options,
+        strength=strength,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+        guide=guide,
+    ).result()

@@ -2,58 +2,102 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow, rewards_of
+from .batch import Batch
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, rewards_of
 from .gradients import fallbacks_of
-from .loop import start_particles
 from .options import SamplerOptions
+from .plain import OnCPU
 from .population import (
     DEFAULT_COPIES,
     DEFAULT_RESAMPLING,
     DEFAULT_THRESHOLD,
     Population,
-    check_population,
+    PopulationAlgorithm,
+    PopulationState,
 )
 from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .resampling import Resampling
 from .result import Result
 from .schedules import Schedule
-from .starts import PlainNoise
-from .steps import advance, denoised
-from .velocity import velocities_of
+from .steps import Step, advance, denoised
+from .stepwise import stepwise
 
 Potential = Literal["max", "sum", "difference"]
 """Potential of the rewards of a copy, see `fk`."""
 
 
-def check_fk(
-    *,
-    alpha: float,
-    copies: int,
-    potential: Potential,
-    every: int,
-    threshold: float,
-    resampling: Resampling,
-    steps: int,
-    schedule: str | Schedule,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `fk` out of its range."""
-    check_population("fk", alpha=alpha, copies=copies, threshold=threshold, resampling=resampling)
-    check_choice("fk", "potential", potential, get_args(Potential))
-    check_integer("fk", "every", every, 1)
-    check_flow("fk", steps, schedule)
+@dataclass
+class FKState(PopulationState):
+    """State of `fk`.
+
+    Args:
+        scores: rewards of each copy as the potential combines them, float64 (B K,).
+        twists: log of the last twist of each copy, float64 (B K,).
+    """
+
+    scores: OnCPU = field(default_factory=lambda: torch.zeros(0))
+    twists: OnCPU = field(default_factory=lambda: torch.zeros(0))
+
+
+@dataclass(kw_only=True)
+class FK(PopulationAlgorithm[FKState]):
+    """Steps of `fk`."""
+
+    name, state_type = "fk", FKState
+
+    potential: Potential
+    every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("fk", "potential", self.potential, get_args(Potential))
+        check_integer("fk", "every", self.every, 1)
+
+    def begin(self, batch: Batch) -> FKState:
+        """Return the first latents of all copies, with equal weights."""
+        point = self.first(batch, self.copies)
+        twists = torch.zeros(len(point.x), dtype=torch.float64)
+        scores = torch.full_like(twists, -math.inf if self.potential == "max" else 0)
+        population = Population.equal(batch, self.copies)
+        return FKState(point.x, point.known, population=population, scores=scores, twists=twists)
+
+    def guided_step(self, batch: Batch, state: FKState, step: Step) -> None:
+        """Weigh and resample the copies at every `every`-th step, and move them as in `base`."""
+        x, velocity = state.x, self.velocity(batch, state, step)
+        self.show(batch, x, velocity, step.t)
+        if weighed := (step.index + 1) % self.every == 0:
+            rewards = rewards_of(batch, decoder_of_estimates(self.model), denoised(x, velocity, step.t))
+            finite, scores, twists = apply_potential(
+                self.potential, rewards, self.alpha, state.scores, state.twists
+            )
+            reasons = fallbacks_of(batch, step.index, rewards)
+            state.population.weigh(torch.where(finite, twists, math.nan).tolist(), rewards, reasons)
+            x, velocity, state.scores, state.twists = state.population.resample(
+                batch, self.threshold, self.resampling, x, velocity, scores, twists
+            )
+        state.x = advance(x, velocity, step, batch.draw(self.copies))
+        if weighed:
+            state.population.record(batch, step, rewards)
+        else:
+            batch.record(step.index, step.t)
+
+    def last_log_twists(self, rewards: Sequence[float]) -> list[float]:
+        """Return r / alpha: the weighted copies follow the tilted law."""
+        return [reward / self.alpha for reward in rewards]
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=False,
-    check=check_fk,
+    algorithm=FK,
     nfe=lambda arguments: arguments["copies"] * arguments["steps"],
     entries=lambda arguments: arguments["copies"],
 )
@@ -108,7 +152,12 @@ def fk(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_fk(
+    return stepwise(
+        fk,
+        model,
+        reward,
+        prompts,
+        options=options,
         alpha=alpha,
         copies=copies,
         potential=potential,
@@ -117,29 +166,7 @@ def fk(
         resampling=resampling,
         steps=steps,
         schedule=schedule,
-    )
-    plan = plan_flow("fk", model, steps, schedule)
-    with start_particles("fk", model, reward, prompts, options, steps, entries=copies) as particles:
-        for batch in particles.batches():
-            x = PlainNoise()(batch, model, plan[0], copies)
-            population = Population(batch, copies, threshold, resampling)
-            twists = torch.zeros(len(x), dtype=torch.float64)
-            scores = torch.full_like(twists, -math.inf if potential == "max" else 0)
-            for step in plan[:-1]:
-                velocity = velocities_of(batch, model, x, step.t)
-                if weighed := (step.index + 1) % every == 0:
-                    rewards = rewards_of(batch, decoder_of_estimates(model), denoised(x, velocity, step.t))
-                    finite, scores, twists = apply_potential(potential, rewards, alpha, scores, twists)
-                    reasons = fallbacks_of(batch, step.index, rewards)
-                    population.weigh(torch.where(finite, twists, math.nan).tolist(), rewards, reasons)
-                    x, velocity, scores, twists = population.resample(x, velocity, scores, twists)
-                x = advance(x, velocity, step, batch.draw(copies))
-                if weighed:
-                    population.record(step, rewards)
-                else:
-                    batch.record(step.index, step.t)
-            population.finish(model, x, plan[-1], lambda rewards: [r / alpha for r in rewards])
-        return particles.result()
+    ).result()
 
 
 def apply_potential(

@@ -2,59 +2,85 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
+from .batch import Batch
 from .dps import check_strength, strength_at
 from .flow import (
     ALL_STEPS,
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    finish_flow,
-    plan_flow,
-    unguided_step,
+    FlowState,
+    GuidedFlow,
 )
-from .gradients import column_of, flow_guidance, norm_of_each
+from .gradients import column_of, norm_of_each
 from .guided import GuidedSteps
-from .loop import start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
-from .steps import Step, advance, renoise
-from .typicality import TotalNoise
+from .starts import Start, forwards_of_start
+from .steps import Step, renoise
+from .stepwise import stepwise
 
 Scaling = Literal["velocity", "none"]
 """Scaling of the gradient, see `freedom`."""
 
 
-def check_freedom(
-    *,
-    strength: float | Callable[[float], float],
-    scaling: Scaling,
-    travel: int,
-    travel_from: float,
-    travel_to: float,
-    steps: int,
-    schedule: str | Schedule,
-    start: str | Start,
-    guide: GuidedSteps,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `freedom` out of its range."""
-    check_strength("freedom", strength)
-    check_choice("freedom", "scaling", scaling, get_args(Scaling))
-    check_integer("freedom", "travel", travel, 1)
-    check_number("freedom", "travel_from", travel_from, 0, 1)
-    check_number("freedom", "travel_to", travel_to, 0, 1)
-    check_flow("freedom", steps, schedule, start, guide)
+@dataclass(kw_only=True)
+class FreeDoM(GuidedFlow):
+    """Steps of `freedom`."""
+
+    name = "freedom"
+    fixed = (*GuidedFlow.fixed, "travel", "travel_from", "travel_to")
+
+    strength: float | Callable[[float], float]
+    scaling: Scaling
+    travel: int
+    travel_from: float
+    travel_to: float
+
+    def __post_init__(self) -> None:
+        check_strength("freedom", self.strength)
+        check_choice("freedom", "scaling", self.scaling, get_args(Scaling))
+        check_integer("freedom", "travel", self.travel, 1)
+        check_number("freedom", "travel_from", self.travel_from, 0, 1)
+        check_number("freedom", "travel_to", self.travel_to, 0, 1)
+        super().__post_init__()
+
+    def prepare(self, model: FlowModel) -> None:
+        """Keep the model and plan the steps of all passes."""
+        super().prepare(model)
+        window = travelling_steps(self.steps, self.travel_from, self.travel_to)
+        passes = plan_passes(self.plan, self.travel, window)
+        self.plan = [step for step, _ in passes]
+        self._travels = {step.index for step, travels in passes if travels}
+
+    def step(self, batch: Batch, state: FlowState, index: int) -> None:
+        """Make a step, and travel back if another pass follows."""
+        super().step(batch, state, index)
+        if index in self._travels:
+            step = self.plan[index - self.chain.iterations]
+            state.x = renoise(state.x, step.t - step.delta, step.t, batch.draw())
+
+    def guided_step(self, batch: Batch, state: FlowState, step: Step) -> None:
+        """Shift the mean of a step along the gradient."""
+        guidance = self.guidance(batch, state, step)
+        noise = batch.draw()
+        scale: float | Tensor = strength_at(self.strength, step.t)
+        if self.scaling == "velocity":
+            lengths = step.delta * norm_of_each(guidance.output) / norm_of_each(guidance.gradient)
+            scale = column_of((scale * lengths).to(noise.dtype), noise)
+        shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
+        self.advance(state, guidance.output, step, noise, shift)  # renoising is not steered
+        batch.record(step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks)
 
 
 def nfe_of_freedom(arguments: Mapping[str, Any]) -> int:
@@ -64,7 +90,7 @@ def nfe_of_freedom(arguments: Mapping[str, Any]) -> int:
     return int(steps + len(window) * (arguments["travel"] - 1) + forwards_of_start(arguments))
 
 
-@register_sampler(kind="flow", needs_gradient=True, check=check_freedom, nfe=nfe_of_freedom)
+@register_sampler(kind="flow", needs_gradient=True, algorithm=FreeDoM, nfe=nfe_of_freedom)
 def freedom(
     model: FlowModel,
     reward: Reward,
@@ -117,7 +143,12 @@ def freedom(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_freedom(
+    return stepwise(
+        freedom,
+        model,
+        reward,
+        prompts,
+        options=options,
         strength=strength,
         scaling=scaling,
         travel=travel,
@@ -127,38 +158,7 @@ def freedom(
         schedule=schedule,
         start=start,
         guide=guide,
-    )
-    start = as_start("freedom", start)
-    plan = plan_flow("freedom", model, steps, schedule, start, guide)
-    passes = plan_passes(plan, travel, travelling_steps(steps, travel_from, travel_to))
-    with start_particles(
-        "freedom", model, reward, prompts, options, start.iterations + len(passes)
-    ) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0])
-            total = TotalNoise(x)
-            for step, travels in passes[:-1]:
-                if not step.guided:
-                    x = unguided_step(batch, model, x, step, total)
-                    if travels:
-                        x = renoise(x, step.t - step.delta, step.t, batch.draw())
-                    continue
-                guidance = flow_guidance(batch, model, x, step)
-                noise = batch.draw()
-                scale: float | Tensor = strength_at(strength, step.t)
-                if scaling == "velocity":
-                    lengths = step.delta * norm_of_each(guidance.output) / norm_of_each(guidance.gradient)
-                    scale = column_of((scale * lengths).to(x.dtype), x)
-                shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
-                x = advance(x, guidance.output, step, noise) + shift
-                total.add(step.sigma * noise + shift, step.sigma)  # renoising is not steered
-                if travels:
-                    x = renoise(x, step.t - step.delta, step.t, batch.draw())
-                batch.record(
-                    step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks
-                )
-            finish_flow(batch, model, x, passes[-1][0], noise_peaks=total.peaks())
-        return particles.result()
+    ).result()
 
 
 def travelling_steps(steps: int, travel_from: float, travel_to: float) -> range:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .loop import Batch
+from .batch import Batch
 from .protocols import FlowModel, decoder_of_estimates
 from .steps import Step, denoised
 from .velocity import velocity_of
@@ -42,17 +42,13 @@ class Guidance(NamedTuple):
 def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guidance:
     """Return the gradient of r(x0_hat) in x_t, and the velocity that the step needs, from one forward.
 
-    x has one or more entries of each particle, (B K, *shape), which are divided into micro-batches. The start
-    of a sampler may know the result at the tensor x already (`Batch.known`). With
+    x has one or more entries of each particle, (B K, *shape), which are divided into micro-batches. With
     v = v(x_t) and h the gradient of r at x0_hat = x_t - t v, the gradient in x_t is h - t (dv/dx)^T h.
 
     Raises:
         NonFiniteError: a reward or gradient is not finite and `options.non_finite` is "raise".
         ValueError: the model or the reward interrupts the graph.
     """
-    known = batch.take_known(x)
-    if known is not None:
-        return known
     velocities, rewards, gradients = [], [], []
     for part, prompts in batch.parts(x):
         leaf, velocity = _with_graph(

@@ -105,7 +105,7 @@ class Method:
     def check(self) -> None:
         """Raise ValueError for an argument out of its range."""
         try:
-            self.sampler.check(**self._with_details(self._all_arguments))
+            self.sampler.algorithm(**self._with_details(self._all_arguments))
         except TypeError as error:
             raise ValueError(str(error)) from None
 

@@ -1,31 +1,56 @@
 """MPGR: the noise of a one-step model optimised toward the moments and power spectrum of noise (MPGR)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..checks import check_number
 from . import regularizers
+from .batch import Batch
 from .gradients import Guidance, column_of, norm_of_each
-from .loop import Batch
-from .optimize import Answer, check_optimizer, optimize_one_step
+from .optimize import Answer, OneStepAlgorithm
 from .options import SamplerOptions
-from .protocols import OneStepModel, Reward, check_model
+from .protocols import OneStepModel, Reward
 from .registry import register_sampler
 from .result import Result
+from .stepwise import stepwise
 
 
-def check_mpgr(*, iterations: int, lr: float, clip: float, weight: float, answer: Answer) -> None:
-    """Raise ValueError or TypeError for an argument of `mpgr` out of its range."""
-    check_optimizer("mpgr", iterations, lr, clip, answer)
-    check_number("mpgr", "weight", weight, 0)
+@dataclass(kw_only=True)
+class MPGR(OneStepAlgorithm):
+    """Steps of `mpgr`."""
+
+    name = "mpgr"
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("mpgr", "weight", self.weight, 0)
+
+    def prepare(self, model: OneStepModel) -> None:
+        """Keep the model, whose noise the regularizer must be able to divide."""
+        super().prepare(model)
+        regularizers.check_size("mpgr", tuple(model.shape), 2 * regularizers.BLOCK)
+
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return gradient ascent with Nesterov's momentum."""
+        return torch.optim.SGD(latents, lr=self.lr, momentum=0.9, nesterov=True, maximize=True)
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the gradient of the reward minus that of the regularizer, rescaled to the same norm."""
+        permutations = batch.permutations(1, x[0].numel())
+        gradient = regularizers.gradient_of(lambda x: regularizers.mpgr(x, permutations), x)
+        scale = self.weight * norm_of_each(guidance.gradient) / norm_of_each(gradient).clamp(min=1e-30)
+        return guidance.gradient - column_of(scale.to(x.dtype), x) * gradient
 
 
 @register_sampler(
     kind="one-step",
     needs_gradient=True,
-    check=check_mpgr,
+    algorithm=MPGR,
     nfe=lambda arguments: arguments["iterations"] + 1,
 )
 def mpgr(
@@ -67,26 +92,15 @@ def mpgr(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_mpgr(iterations=iterations, lr=lr, clip=clip, weight=weight, answer=answer)
-
-    check_model("mpgr", model, OneStepModel)
-    regularizers.check_size("mpgr", tuple(model.shape), 2 * regularizers.BLOCK)
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        permutations = batch.permutations(1, x[0].numel())
-        gradient = regularizers.gradient_of(lambda x: regularizers.mpgr(x, permutations), x)
-        scale = weight * norm_of_each(guidance.gradient) / norm_of_each(gradient).clamp(min=1e-30)
-        return guidance.gradient - column_of(scale.to(x.dtype), x) * gradient
-
-    return optimize_one_step(
-        "mpgr",
+    return stepwise(
+        mpgr,
         model,
         reward,
         prompts,
-        options,
+        options=options,
         iterations=iterations,
-        optimizer=lambda x: torch.optim.SGD(x, lr=lr, momentum=0.9, nesterov=True, maximize=True),
+        lr=lr,
         clip=clip,
-        direction=direction,
+        weight=weight,
         answer=answer,
-    )
+    ).result()

@@ -2,53 +2,69 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ..checks import check_choice, check_number
+from ..checks import check_number
+from .batch import Batch
 from .flow import (
     ALL_STEPS,
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    finish_flow,
-    plan_flow,
-    unguided_step,
+    FlowState,
+    GuidedFlow,
 )
-from .gradients import cosines, flow_guidance
+from .gradients import cosines
 from .guided import GuidedSteps
-from .loop import start_particles
-from .operators import OPERATORS, operator_by_name
+from .operators import Operator, check_operator, operator_by_name
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
-from .steps import advance
-from .typicality import TotalNoise
+from .starts import Start, forwards_of_start
+from .steps import Step
+from .stepwise import stepwise
 
 
-def check_ntrk(
-    *,
-    rho: float,
-    operator: str,
-    steps: int,
-    schedule: str | Schedule,
-    start: str | Start,
-    guide: GuidedSteps,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `ntrk` out of its range."""
-    check_number("ntrk", "rho", rho, 0, 1)
-    check_choice("ntrk", "operator", operator, OPERATORS)
-    check_flow("ntrk", steps, schedule, start, guide)
+@dataclass(kw_only=True)
+class NTRK(GuidedFlow):
+    """Steps of `ntrk`."""
+
+    name = "ntrk"
+
+    rho: float
+    operator: str | Operator
+
+    def __post_init__(self) -> None:
+        check_number("ntrk", "rho", self.rho, 0, 1)
+        check_operator("ntrk", self.operator)
+        super().__post_init__()
+
+    def prepare(self, model: FlowModel) -> None:
+        """Keep the model and the operator, and plan the steps."""
+        super().prepare(model)
+        self._whiten = operator_by_name("ntrk", self.operator, tuple(model.shape))
+
+    def guided_step(self, batch: Batch, state: FlowState, step: Step) -> None:
+        """Tilt the noise of a step by the whitened gradient."""
+        guidance = self.guidance(batch, state, step)
+        with batch.time("whitening"):
+            direction = self._whiten(guidance.gradient)
+        noise = batch.draw()
+        tilted = math.sqrt(self.rho) * direction + math.sqrt(1 - self.rho) * noise
+        used = torch.where(guidance.usable, tilted, noise)
+        self.advance(state, guidance.output, step, used)
+        similarity = cosines(guidance, direction)
+        batch.record(step.index, step.t, guidance.rewards, guidance.norms, similarity, guidance.fallbacks)
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=True,
-    check=check_ntrk,
+    algorithm=NTRK,
     nfe=lambda arguments: arguments["steps"] + forwards_of_start(arguments),
 )
 def ntrk(
@@ -91,29 +107,16 @@ def ntrk(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_ntrk(rho=rho, operator=operator, steps=steps, schedule=schedule, start=start, guide=guide)
-    start = as_start("ntrk", start)
-    plan = plan_flow("ntrk", model, steps, schedule, start, guide)
-    whiten = operator_by_name("ntrk", operator, tuple(model.shape))
-    with start_particles("ntrk", model, reward, prompts, options, start.iterations + steps) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0])
-            total = TotalNoise(x)
-            for step in plan[:-1]:
-                if not step.guided:
-                    x = unguided_step(batch, model, x, step, total)
-                    continue
-                guidance = flow_guidance(batch, model, x, step)
-                with batch.time("whitening"):
-                    direction = whiten(guidance.gradient)
-                noise = batch.draw()
-                tilted = math.sqrt(rho) * direction + math.sqrt(1 - rho) * noise
-                used = torch.where(guidance.usable, tilted, noise)
-                total.add(step.sigma * used, step.sigma)
-                x = advance(x, guidance.output, step, used)
-                similarity = cosines(guidance, direction)
-                batch.record(
-                    step.index, step.t, guidance.rewards, guidance.norms, similarity, guidance.fallbacks
-                )
-            finish_flow(batch, model, x, plan[-1], noise_peaks=total.peaks())
-        return particles.result()
+    return stepwise(
+        ntrk,
+        model,
+        reward,
+        prompts,
+        options=options,
+        rho=rho,
+        operator=operator,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+        guide=guide,
+    ).result()

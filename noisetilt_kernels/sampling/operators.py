@@ -11,12 +11,13 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..backends.tables import NORMAL, cached_table
-from ..checks import check_choice
+from ..checks import check_choice, shown
 from ..config import preset
 from ..python_ref import identity, norm_projection
 
@@ -73,18 +74,40 @@ TILED = ("w", "2os+tiles")
 """Names of the operators that cut a latent into tiles, with the preset "auto"."""
 
 
-def operator_by_name(function: str, name: str, shape: tuple[int, ...]) -> Operator:
-    """Return the named operator for latents (B, *shape).
+def check_operator(function: str, operator: str | Operator) -> None:
+    """Raise ValueError for an unknown name, or TypeError for what is neither a name nor a function."""
+    if isinstance(operator, str):
+        check_choice(function, "operator", operator, OPERATORS)
+    elif not callable(operator):
+        raise TypeError(
+            f"{function}: operator must be a name or a function of latents (B, *shape), got {shown(operator)}"
+        )
+
+
+def operator_by_name(function: str, operator: str | Operator, shape: tuple[int, ...]) -> Operator:
+    """Return the named operator for latents (B, *shape), or a checked form of a given function.
 
     Raises:
-        ValueError: the name is unknown, or the operator does not accept this shape.
+        ValueError: the name is unknown, or the operator does not accept this shape. The checked function raises
+            it if the given one returns another shape.
+        TypeError: the operator is neither a name nor a function.
     """
-    check_choice(function, "operator", name, OPERATORS)
-    operator = _OPERATORS[name]
+    check_operator(function, operator)
+    if not isinstance(operator, str):
+        return partial(_checked, function, operator)
     try:
-        operator(torch.empty((1, *shape), device="meta"))  # only the checks of the operator
+        _OPERATORS[operator](torch.empty((1, *shape), device="meta"))  # only the checks of the operator
     except ValueError as error:
         raise ValueError(
-            f"{function}: operator {name!r} does not take latents of shape {shape}: {error}"
+            f"{function}: operator {operator!r} does not take latents of shape {shape}: {error}"
         ) from error
-    return operator
+    return _OPERATORS[operator]
+
+
+def _checked(function: str, operator: Operator, x: Tensor) -> Tensor:
+    """Return operator(x), of the shape and dtype of x."""
+    result = operator(x)
+    if not isinstance(result, Tensor) or result.shape != x.shape:
+        got = tuple(result.shape) if isinstance(result, Tensor) else shown(result)
+        raise ValueError(f"{function}: operator must return a tensor {tuple(x.shape)}, got {got}")
+    return result.to(x)

@@ -1,18 +1,19 @@
-"""The loop of the methods that optimise noise: WGNC, ReNO, PRNO, MPGR and DNO."""
+"""Steps of the methods that optimise noise: WGNC, ReNO, PRNO, MPGR and DNO."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number
+from .algorithm import Algorithm
+from .batch import Batch
 from .gradients import Guidance, column_of, cosines, guidance_through, norms
-from .loop import Batch, start_particles
-from .operators import Operator
-from .options import SamplerOptions
-from .protocols import OneStepModel, Reward, check_model, preview_of
-from .result import Result
+from .plain import OnCPU
+from .protocols import OneStepModel, preview_of
 from .typicality import spectral_peaks
 
 Answer = Literal["last", "best"]
@@ -22,9 +23,6 @@ Rewards of iterates are compared as they were computed for the gradient: by `dec
 it. The reward of the answer itself is then that of its finished image.
 """
 
-Direction = Callable[[Batch, Tensor, Guidance], Tensor]
-"""Function that makes the direction of ascent, (B, *shape), of the noise and the gradients of the rewards."""
-
 
 class Evaluated(NamedTuple):
     """Noise of a micro-batch and what the model made of it."""
@@ -33,82 +31,119 @@ class Evaluated(NamedTuple):
     """(B, *shape)."""
     output: Tensor
     """Output of the model, (B, ...)."""
-    rewards: Tensor
+    rewards: OnCPU
     """Rewards, float32 (B,), on the CPU."""
 
 
-def check_optimizer(function: str, iterations: int, lr: float, clip: float, answer: str) -> None:
-    """Raise ValueError or TypeError for an argument out of its range that the methods share."""
-    check_integer(function, "iterations", iterations, 0)
-    check_number(function, "lr", lr, 0)
-    check_number(function, "clip", clip, 0)
-    check_choice(function, "answer", answer, get_args(Answer))
-
-
-def optimize(
-    batch: Batch,
-    noise: Tensor,
-    evaluate: Callable[[Tensor, int], Guidance],
-    judge: Callable[[Tensor], tuple[Tensor, Tensor]],
-    *,
-    iterations: int,
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-    clip: float,
-    direction: Direction,
-    project: Operator | None = None,
-    answer: str,
-) -> Evaluated:
-    """Move noise toward higher rewards, with a record of each iteration.
-
-    A particle without a usable gradient stays where it is at that iteration.
+@dataclass
+class NoiseState:
+    """State of a method that optimises noise.
 
     Args:
-        batch: micro-batch.
-        noise: first noise (B, *shape).
-        evaluate: function that returns the gradient of the rewards in the noise, at an iteration.
-        judge: function that returns output and rewards without a gradient, for the last noise.
-        iterations: number of moves. The noise is evaluated once more often.
-        optimizer: function that makes the optimiser of parameters, with maximize=True.
-        clip: largest norm of the direction that the optimiser gets, for each particle.
-        direction: function that makes the direction of ascent.
-        project: function that maps the moved noise to the noise of the next iteration.
-        answer: "last" or "best".
-
-    Returns:
-        The last noise or that with the highest reward, and what the model makes of it.
-
-    Raises:
-        NonFiniteError: a reward or gradient is not finite and `options.non_finite` is "raise".
+        x: noise (B, *shape).
+        memory: state of the optimiser.
+        best: noise with the highest reward of each particle so far, if the method returns it.
     """
-    # One parameter for each particle: the optimiser then works on the same lengths in every micro-batch, and
-    # skips a particle without a gradient.
-    latents = list(noise)
-    steps = optimizer(latents)
+
+    x: Tensor
+    memory: dict[int, Any] = field(default_factory=dict)
     best: Evaluated | None = None
-    for iteration in range(iterations):
-        noise = torch.stack(latents)
-        guidance = evaluate(noise, iteration)
-        if answer == "best":
-            best = better(best, Evaluated(noise, guidance.output, torch.tensor(guidance.rewards)))
+
+
+@dataclass(kw_only=True)
+class NoiseAlgorithm(Algorithm[NoiseState]):
+    """Algorithm that moves noise toward higher rewards.
+
+    A particle without a usable gradient stays where it is at that iteration. The noise is evaluated once more
+    than it is moved. `direction` and `projected` can be changed by subclasses.
+    """
+
+    state_type = NoiseState
+    fixed: ClassVar[tuple[str, ...]] = ("iterations",)
+
+    iterations: int
+    lr: float
+    clip: float
+    answer: Answer
+
+    def __post_init__(self) -> None:
+        check_integer(self.name, "iterations", self.iterations, 0)
+        check_number(self.name, "lr", self.lr, 0)
+        check_number(self.name, "clip", self.clip, 0)
+        check_choice(self.name, "answer", self.answer, get_args(Answer))
+
+    @property
+    def records(self) -> int:
+        """Number of evaluations of the noise."""
+        return self.iterations + 1
+
+    @abstractmethod
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimiser of parameters, with maximize=True."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, noise: Tensor, iteration: int) -> Guidance:
+        """Return the gradient of the rewards in the noise (B, *shape)."""
+
+    @abstractmethod
+    def judge(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output (B, ...) and rewards (B,) of noise, without a gradient."""
+
+    @abstractmethod
+    def show(self, batch: Batch, output: Tensor) -> None:
+        """Let the present step show the output of the model, see `Batch.show`."""
+
+    @abstractmethod
+    def finish(self, batch: Batch, found: Evaluated) -> None:
+        """Record the answer and finish the batch."""
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the direction of ascent (B, *shape) of the noise, from the gradients of the rewards."""
+        return guidance.gradient
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Return the noise of the next iteration, from the moved noise (B, *shape)."""
+        return x
+
+    def step(self, batch: Batch, state: NoiseState, index: int) -> None:
+        """Move the noise once, or finish."""
+        if index == self.iterations:
+            output, rewards = self.judge(batch, state.x)
+            last = Evaluated(state.x, output, rewards.cpu())
+            keep_non_finite = batch.options.non_finite == "raise"
+            self.finish(batch, last if self.answer == "last" else better(state.best, last, keep_non_finite))
+            return
+        guidance = self.evaluate(batch, state.x, index)
+        self.show(batch, guidance.output)
+        if self.answer == "best":
+            found = Evaluated(state.x, guidance.output, torch.tensor(guidance.rewards))
+            state.best = better(state.best, found)
         with batch.time("whitening"):
-            ascent = direction(batch, noise, guidance)
-        sizes = norms(ascent)
-        for latent, move, size, reason in zip(latents, ascent, sizes, guidance.fallbacks, strict=True):
-            factor = clip / size if size > clip else 1.0
-            latent.grad = move * factor if reason is None else None
-        steps.step()
-        if project is not None:
-            with batch.time("whitening"):
-                projected = project(torch.stack(latents))
-            for latent, moved, reason in zip(latents, projected, guidance.fallbacks, strict=True):
-                if reason is None:
-                    latent.copy_(moved)
+            ascent = self.direction(batch, state.x, guidance)
+        state.x = self._moved(batch, state, ascent, guidance)
         similarity = cosines(guidance, ascent)
-        batch.record(iteration, 1.0, guidance.rewards, guidance.norms, similarity, guidance.fallbacks)
-    noise = torch.stack(latents)
-    output, rewards = judge(noise)
-    last = Evaluated(noise, output, rewards.cpu())
-    return last if answer == "last" else better(best, last, batch.options.non_finite == "raise")
+        batch.record(index, 1.0, guidance.rewards, guidance.norms, similarity, guidance.fallbacks)
+
+    def _moved(self, batch: Batch, state: NoiseState, ascent: Tensor, guidance: Guidance) -> Tensor:
+        """Return the noise after a step of the optimiser along the direction of ascent."""
+        # One parameter for each particle: the optimiser then works on the same lengths in every micro-batch,
+        # and skips a particle without a gradient.
+        latents = list(state.x.clone())
+        optimizer = self.optimizer(latents)
+        # The arguments of the optimiser are those of this step.
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state.memory})
+        for latent, move, size, reason in zip(
+            latents, ascent, norms(ascent), guidance.fallbacks, strict=True
+        ):
+            factor = self.clip / size if size > self.clip else 1.0
+            latent.grad = move * factor if reason is None else None
+        optimizer.step()
+        state.memory = optimizer.state_dict()["state"]
+        moved = torch.stack(latents).detach()
+        with batch.time("whitening"):
+            projected = self.projected(moved)
+        free = torch.tensor([reason is None for reason in guidance.fallbacks], device=moved.device)
+        return torch.where(column_of(free, moved), projected, moved)
 
 
 def better(best: Evaluated | None, new: Evaluated, keep_non_finite: bool = False) -> Evaluated:
@@ -149,61 +184,48 @@ def finished(
     return images, rewards
 
 
-def optimize_one_step(
-    function: str,
-    model: OneStepModel,
-    reward: Reward,
-    prompts: str | Sequence[str],
-    options: SamplerOptions | None,
-    *,
-    iterations: int,
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
-    clip: float,
-    direction: Direction,
-    project: Operator | None = None,
-    answer: str,
-) -> Result:
-    """Optimise the noise of a one-step model, one particle for each prompt; see `optimize`."""
-    check_model(function, model, OneStepModel)
-    # in two stages, with latents x_0 between them, or in one
-    staged: Any = model
-    preview = preview_of(model)
-    forward, decode = (model.generate, _unchanged) if preview is None else (staged.denoised, preview)
-    with start_particles(function, model, reward, prompts, options, iterations + 1) as particles:
-        for batch in particles.batches():
+@dataclass(kw_only=True)
+class OneStepAlgorithm(NoiseAlgorithm):
+    """Algorithm that optimises the noise of a one-step model."""
 
-            def evaluate(noise: Tensor, iteration: int, batch: Batch = batch) -> Guidance:
-                return guidance_through(
-                    batch,
-                    lambda noise: batch.meter.forward(forward, noise, batch.prompts),
-                    decode,
-                    noise,
-                    iteration,
-                )
+    def prepare(self, model: OneStepModel) -> None:
+        """Keep the functions of the model: in two stages with latents x_0 between them, or in one."""
+        staged: Any = model
+        preview = preview_of(model)
+        self._previewed = preview is not None
+        self._forward: Callable[..., Tensor] = model.generate if preview is None else staged.denoised
+        self._decode: Callable[[Tensor], Tensor] = _unchanged if preview is None else preview
+        self._decode_finished: Callable[[Tensor], Tensor] = _unchanged if preview is None else staged.decode
 
-            def judge(noise: Tensor, batch: Batch = batch) -> tuple[Tensor, Tensor]:
-                output = batch.meter.forward(forward, noise, batch.prompts)
-                with batch.time("reward"):
-                    return output, batch.rewards(decode(output), batch.prompts)
+    def begin(self, batch: Batch) -> NoiseState:
+        """Return the first noise."""
+        return NoiseState(batch.draw())
 
-            found = optimize(
-                batch,
-                batch.draw(),
-                evaluate,
-                judge,
-                iterations=iterations,
-                optimizer=optimizer,
-                clip=clip,
-                direction=direction,
-                project=project,
-                answer=answer,
-            )
-            decode_finished = _unchanged if preview is None else staged.decode
-            images, rewards = finished(batch, decode_finished, found, preview is not None)
-            peaks = spectral_peaks(found.noise)
-            batch.record(iterations, 1.0, rewards.tolist(), noise_peaks=peaks)
-            batch.finish(found.noise, images, rewards)
-        return particles.result()
+    def evaluate(self, batch: Batch, noise: Tensor, iteration: int) -> Guidance:
+        """Return the gradient of the rewards in the noise."""
+        return guidance_through(
+            batch,
+            lambda noise: batch.meter.forward(self._forward, noise, batch.prompts),
+            self._decode,
+            noise,
+            iteration,
+        )
+
+    def judge(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return output and rewards of noise."""
+        output = batch.meter.forward(self._forward, noise, batch.prompts)
+        with batch.time("reward"):
+            return output, batch.rewards(self._decode(output), batch.prompts)
+
+    def show(self, batch: Batch, output: Tensor) -> None:
+        """Let the present step show the images of the noise."""
+        batch.show(self._decode, lambda: output, latent=self._previewed)
+
+    def finish(self, batch: Batch, found: Evaluated) -> None:
+        """Record the answer and finish the batch."""
+        images, rewards = finished(batch, self._decode_finished, found, self._previewed)
+        batch.record(self.iterations, 1.0, rewards.tolist(), noise_peaks=spectral_peaks(found.noise))
+        batch.finish(found.noise, images, rewards)
 
 
 def _unchanged(images: Tensor) -> Tensor:

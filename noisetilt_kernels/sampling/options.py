@@ -1,9 +1,11 @@
 """Options that every sampler takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..checks import check_choice, check_integer
+from torch import Tensor
+
+from ..checks import check_choice, check_integer, shown
 from .records import StepRecord
 from .result import FinishedParticle
 
@@ -24,6 +26,12 @@ class SamplerOptions:
         non_finite: "raise" stops at a reward or gradient that is not finite. "plain_noise" leaves that step
             of that particle unguided and records the reason; the reward of a finished particle may then be
             NaN.
+        latents: first noise of the particles in place of random noise, (P, *shape) with values like those of
+            N(0, 1): x_1 of a flow, or the noise that a one-step model begins with. All copies of a particle
+            begin there. The later noise is that of the seed.
+        noise: function of (particle, number of the draw from 0) -> noise (*shape), in place of the noise of the
+            seed. Decisions, such as those of resampling, still come from the seed. The same arguments must
+            give the same noise.
         on_finished: function called with each `FinishedParticle` as soon as its micro-batch is complete. The
             samplers let KeyboardInterrupt pass, so a caller that saves particles here loses none of them on
             Ctrl-C.
@@ -38,6 +46,8 @@ class SamplerOptions:
     micro_batch: int = 1
     first_particle: int = 0
     non_finite: str = "raise"
+    latents: Tensor | None = field(default=None, compare=False)
+    noise: Callable[[int, int], Tensor] | None = None
     on_finished: Callable[[FinishedParticle], None] | None = None
     on_record: Callable[[StepRecord], None] | None = None
     progress: bool = False
@@ -47,7 +57,9 @@ class SamplerOptions:
         check_integer("SamplerOptions", "micro_batch", self.micro_batch, 1)
         check_integer("SamplerOptions", "first_particle", self.first_particle, 0)
         check_choice("SamplerOptions", "non_finite", self.non_finite, NON_FINITE)
-        for name in ("on_finished", "on_record"):
+        if self.latents is not None and not isinstance(self.latents, Tensor):
+            raise TypeError(f"SamplerOptions: latents must be a tensor or None, got {shown(self.latents)}")
+        for name in ("noise", "on_finished", "on_record"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"SamplerOptions: {name} must be callable or None, got {value!r}")

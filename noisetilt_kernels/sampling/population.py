@@ -12,35 +12,28 @@ float64, on the CPU. A step needs one transfer of them from the device.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from .flow import finish_flow, rewards_of
+from .batch import Batch, joined
+from .flow import FlowAlgorithm, FlowState, finish_flow, rewards_of
 from .gradients import dot_of_each
-from .loop import Batch, joined
-from .protocols import FlowModel
 from .resampling import Resampling, Rounding, rounding_by_name
 from .result import best_index
 from .steps import Step, mean
-from .velocity import velocities_of
+
+Answer = Literal["weight", "reward"]
+"""Copy that stands for its particle: the one of the largest weight or reward."""
 
 DEFAULT_COPIES = 4
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_RESAMPLING: Resampling = "systematic"
-
-
-def check_population(
-    function: str, *, alpha: float, copies: int, threshold: float, resampling: Resampling
-) -> None:
-    """Raise ValueError or TypeError for an argument out of its range that samplers with copies share."""
-    check_temperature(function, "alpha", alpha)
-    check_integer(function, "copies", copies, 1)
-    check_number(function, "threshold", threshold, 0, 1)
-    rounding_by_name(function, resampling)
 
 
 def check_temperature(function: str, name: str, alpha: float) -> None:
@@ -60,19 +53,24 @@ def log_ratio(sigma: float, drift: Tensor, noise: Tensor) -> Tensor:
     return -sigma * dot_of_each(drift, noise.double() + sigma / 2 * drift)
 
 
+@dataclass
 class Weights:
     """Weights of the K copies of one particle, in float64.
 
-    Attributes:
+    Args:
         logs: log w of each copy; -inf for weight 0.
         log_twists: last log psi of each copy.
         log_z: sum of log mean(w) over the resamplings so far.
     """
 
-    def __init__(self, copies: int) -> None:
-        self.logs = [0.0] * copies
-        self.log_z = 0.0
-        self.log_twists = [0.0] * copies
+    logs: list[float]
+    log_twists: list[float]
+    log_z: float = 0.0
+
+    @staticmethod
+    def equal(copies: int) -> "Weights":
+        """Return equal weights of copies that no step has weighed."""
+        return Weights([0.0] * copies, [0.0] * copies)
 
     def weigh(self, log_twists: Sequence[float]) -> None:
         """Multiply each weight by psi_i / psi_{i-1}.
@@ -127,39 +125,42 @@ class Weights:
         return [math.exp(log - largest) for log in self.logs]
 
 
+@dataclass
 class Population:
     """The copies of every particle of a micro-batch. Entry b K + k of a tensor (B K, ...) is copy k of b.
 
     Args:
-        batch: micro-batch of B particles.
-        copies: number K of copies of a particle.
-        threshold: a particle is resampled when the effective sample size of its copies is below threshold K.
-        resampling: "systematic" or "ssp".
-        answer: copy that stands for its particle in records and in the result: the one of the largest
-            "weight" or "reward".
-        start_alpha: temperature of the law of x_1, see `Start`. The weights do not count its rewards twice.
+        weights: weights of each particle's copies.
+        start_alpha: temperature of the law of x_1, see `Start`; None after the first step. The weights do not
+            count its rewards twice.
+        shown: entry that stood for each particle when it was weighed last.
+        ess: effective sample size then.
+        reasons: reason then why copies were not guided or not weighed, or None.
     """
 
-    def __init__(
-        self,
-        batch: Batch,
-        copies: int,
-        threshold: float,
-        resampling: Resampling,
-        answer: Literal["weight", "reward"] = "weight",
-        start_alpha: float = math.inf,
-    ) -> None:
-        self._batch, self._copies, self._threshold, self._answer = batch, copies, threshold, answer
-        self._rounding = rounding_by_name("Population", resampling)
-        self._particles = batch.entries(len(batch) * copies)
-        self._weights = [Weights(copies) for _ in range(len(batch))]
-        self._start_alpha: float | None = start_alpha  # None after the first step
-        self._shown: list[int] = []
-        self._ess: list[float] = []
-        self._reasons: list[str | None] = []
+    weights: list[Weights]
+    start_alpha: float | None = math.inf
+    shown: list[int] = field(default_factory=list)
+    ess: list[float] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+
+    @staticmethod
+    def equal(batch: Batch, copies: int, start_alpha: float = math.inf) -> "Population":
+        """Return equally weighted copies of the particles of a micro-batch."""
+        return Population([Weights.equal(copies) for _ in range(len(batch))], start_alpha)
+
+    @property
+    def entries(self) -> list[range]:
+        """Entries of each particle."""
+        copies = len(self.weights[0].logs)
+        return [range(first, first + copies) for first in range(0, copies * len(self.weights), copies)]
 
     def weigh(
-        self, log_twists: Sequence[float], rewards: Sequence[float], reasons: Sequence[str | None]
+        self,
+        log_twists: Sequence[float],
+        rewards: Sequence[float],
+        reasons: Sequence[str | None],
+        answer: Answer = "weight",
     ) -> None:
         """Weigh every copy, see `Weights.weigh`.
 
@@ -167,30 +168,38 @@ class Population:
             log_twists: log psi_i of every copy, (B K,); not finite where the reward is not finite.
             rewards: reward of every copy, (B K,).
             reasons: reason why a copy is not guided or not weighed, or None; (B K,).
+            answer: copy that stands for its particle in records and in the result: the one of the largest
+                "weight" or "reward".
         """
-        self._shown, self._ess, self._reasons = [], [], []
-        for weights, copies in zip(self._weights, self._particles, strict=True):
+        self.shown, self.ess, self.reasons = [], [], []
+        for weights, copies in zip(self.weights, self.entries, strict=True):
             finite = [rewards[entry] if math.isfinite(rewards[entry]) else math.nan for entry in copies]
-            if self._start_alpha is not None:
-                counted = [reward / self._start_alpha for reward in finite]
+            if self.start_alpha is not None:
+                counted = [reward / self.start_alpha for reward in finite]
                 weights.log_twists = [0.0 if math.isnan(log) else log for log in counted]
             weights.weigh([log_twists[entry] for entry in copies])
-            self._shown.append(copies[best_index(weights.logs if self._answer == "weight" else finite)])
-            self._ess.append(weights.ess)
-            self._reasons.append(joined([reasons[entry] for entry in copies]))
-        self._start_alpha = None
+            self.shown.append(copies[best_index(weights.logs if answer == "weight" else finite)])
+            self.ess.append(weights.ess)
+            self.reasons.append(joined([reasons[entry] for entry in copies]))
+        self.start_alpha = None
 
-    def resample(self, *tensors: Tensor) -> list[Tensor]:
+    def resample(
+        self, batch: Batch, threshold: float, resampling: Resampling, *tensors: Tensor
+    ) -> list[Tensor]:
         """Resample the particles whose effective sample size is too small, and return their tensors.
 
         Args:
+            batch: micro-batch, whose particles make the decisions.
+            threshold: a particle is resampled when the effective sample size is below threshold K.
+            resampling: "systematic" or "ssp".
             tensors: everything that belongs to a copy and is used later, each (B K, ...).
         """
+        rounding = rounding_by_name("Population", resampling)
         ancestors: list[int] = []
-        for index, (weights, copies) in enumerate(zip(self._weights, self._particles, strict=True)):
-            chosen = list(range(self._copies))
-            if weights.ess < self._threshold * self._copies:
-                chosen = weights.resample(self._rounding, self._batch.choices(index).random)
+        for index, (weights, copies) in enumerate(zip(self.weights, self.entries, strict=True)):
+            chosen = list(range(len(copies)))
+            if weights.ess < threshold * len(copies):
+                chosen = weights.resample(rounding, batch.choices(index).random)
             ancestors += [copies[copy] for copy in chosen]
         at = torch.tensor(ancestors)
         return [tensor[at.to(tensor.device)] for tensor in tensors]
@@ -198,58 +207,87 @@ class Population:
     def correct(self, log_ratios: Tensor) -> None:
         """Correct the weights of all copies (B K,) for the kernel by which they move, see `log_ratio`."""
         values = log_ratios.tolist()
-        for weights, copies in zip(self._weights, self._particles, strict=True):
+        for weights, copies in zip(self.weights, self.entries, strict=True):
             weights.correct([values[entry] for entry in copies])
 
-    def record(self, step: Step, rewards: Sequence[float], norms: Sequence[float] | None = None) -> None:
+    def record(
+        self, batch: Batch, step: Step, rewards: Sequence[float], norms: Sequence[float] | None = None
+    ) -> None:
         """Record the step of every particle, with the values of the copy that stood for it when weighed."""
-        self._batch.record(
+        batch.record(
             step.index,
             step.t,
-            [rewards[entry] for entry in self._shown],
-            None if norms is None else [norms[entry] for entry in self._shown],
-            fallbacks=self._reasons,
-            ess=self._ess,
+            [rewards[entry] for entry in self.shown],
+            None if norms is None else [norms[entry] for entry in self.shown],
+            fallbacks=self.reasons,
+            ess=self.ess,
         )
 
-    def finish(
-        self,
-        model: FlowModel,
-        x: Tensor,
-        last: Step,
-        log_twists_of: Callable[[Sequence[float]], Sequence[float]],
-        noise_peaks: Callable[[Sequence[int]], Sequence[float] | None] = lambda entries: None,
-    ) -> None:
-        """Take the last step of all copies, weigh them by their final rewards, and finish the batch.
 
-        Args:
-            model: flow.
-            x: latents of all copies, (B K, *shape), at time last.t.
-            last: last step of the plan.
-            log_twists_of: function of the final rewards (B K,) -> log of the last twist (B K,).
-            noise_peaks: function of the entries that stand for the particles (B,) -> their peaks, see
-                `TotalNoise`.
-        """
-        velocities = velocities_of(self._batch, model, x, last.t)
-        rewards = rewards_of(self._batch, model.decode, mean(x, velocities, last))
+@dataclass
+class PopulationState(FlowState):
+    """State of a sampler with copies.
+
+    Args:
+        population: weights of the copies, for all of which latents (B K, *shape) are kept.
+    """
+
+    population: Population = field(default_factory=lambda: Population([]))
+
+
+PopulationStateT = TypeVar("PopulationStateT", bound=PopulationState)
+
+
+@dataclass(kw_only=True)
+class PopulationAlgorithm(FlowAlgorithm[PopulationStateT]):
+    """Algorithm of a sampler with K weighted copies of each particle.
+
+    Attributes:
+        answer: copy that is the answer: the one of the largest "weight" or "reward".
+    """
+
+    fixed = (*FlowAlgorithm.fixed, "copies")
+    answer: ClassVar[Answer] = "weight"
+
+    alpha: float
+    copies: int = DEFAULT_COPIES
+    threshold: float = DEFAULT_THRESHOLD
+    resampling: Resampling = DEFAULT_RESAMPLING
+
+    def __post_init__(self) -> None:
+        check_temperature(self.name, "alpha", self.alpha)
+        check_integer(self.name, "copies", self.copies, 1)
+        check_number(self.name, "threshold", self.threshold, 0, 1)
+        rounding_by_name(self.name, self.resampling)
+        super().__post_init__()
+
+    @abstractmethod
+    def last_log_twists(self, rewards: Sequence[float]) -> list[float]:
+        """Return the log of the last twist of each copy, (B K,), from the final rewards (B K,)."""
+
+    def finish(self, batch: Batch, state: PopulationStateT, last: Step) -> None:
+        """Make the last step of all copies, weigh them by their final rewards, and finish the batch."""
+        population, total = state.population, state.total
+        velocities = self.velocity(batch, state, last)
+        rewards = rewards_of(batch, self.model.decode, mean(state.x, velocities, last))
         reasons = [None if math.isfinite(reward) else "non-finite reward" for reward in rewards]
-        self.weigh(log_twists_of(rewards), rewards, reasons)
-        if self._batch.options.non_finite == "raise":  # an error, after the other particles are finished
-            for index, copies in enumerate(self._particles):
-                self._shown[index] = next(
-                    (entry for entry in copies if reasons[entry] is not None), self._shown[index]
+        population.weigh(self.last_log_twists(rewards), rewards, reasons, self.answer)
+        if batch.options.non_finite == "raise":  # an error, after the other particles are finished
+            for index, copies in enumerate(population.entries):
+                population.shown[index] = next(
+                    (entry for entry in copies if reasons[entry] is not None), population.shown[index]
                 )
-        self._batch.keep_weights(
-            [weights.normalised for weights in self._weights],
-            [weights.log_z + weights.log_mean for weights in self._weights],
+        batch.keep_weights(
+            [weights.normalised for weights in population.weights],
+            [weights.log_z + weights.log_mean for weights in population.weights],
         )
         finish_flow(
-            self._batch,
-            model,
-            x[self._shown],
+            batch,
+            self.model,
+            state.x[population.shown],
             last,
-            velocities[self._shown],
-            noise_peaks(self._shown),
-            fallbacks=self._reasons,
-            ess=self._ess,
+            velocities[population.shown],
+            None if total is None else total.peaks(population.shown),
+            fallbacks=population.reasons,
+            ess=population.ess,
         )

@@ -1,31 +1,55 @@
 """PRNO: the noise of a one-step model optimised under concentration bounds (DNO section 4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..checks import check_integer, check_number
 from . import regularizers
-from .optimize import Answer, check_optimizer, optimize_one_step
+from .batch import Batch
+from .gradients import Guidance
+from .optimize import Answer, OneStepAlgorithm
 from .options import SamplerOptions
-from .protocols import OneStepModel, Reward, check_model
+from .protocols import OneStepModel, Reward
 from .registry import register_sampler
 from .result import Result
+from .stepwise import stepwise
 
 
-def check_prno(
-    *, iterations: int, lr: float, clip: float, weight: float, shuffles: int, answer: Answer
-) -> None:
-    """Raise ValueError or TypeError for an argument of `prno` out of its range."""
-    check_optimizer("prno", iterations, lr, clip, answer)
-    check_number("prno", "weight", weight, 0)
-    check_integer("prno", "shuffles", shuffles, 0)
+@dataclass(kw_only=True)
+class PRNO(OneStepAlgorithm):
+    """Steps of `prno`."""
+
+    name = "prno"
+
+    weight: float
+    shuffles: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("prno", "weight", self.weight, 0)
+        check_integer("prno", "shuffles", self.shuffles, 0)
+
+    def prepare(self, model: OneStepModel) -> None:
+        """Keep the model, whose noise the regularizer must be able to divide."""
+        super().prepare(model)
+        regularizers.check_size("prno", tuple(model.shape), regularizers.ROW)
+
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the gradient of the reward minus that of the regularizer."""
+        return regularizers.within_bounds(batch, x, guidance.gradient, self.weight, self.shuffles)
 
 
 @register_sampler(
     kind="one-step",
     needs_gradient=True,
-    check=check_prno,
+    algorithm=PRNO,
     nfe=lambda arguments: arguments["iterations"] + 1,
 )
 def prno(
@@ -68,19 +92,16 @@ def prno(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_prno(iterations=iterations, lr=lr, clip=clip, weight=weight, shuffles=shuffles, answer=answer)
-
-    check_model("prno", model, OneStepModel)
-    regularizers.check_size("prno", tuple(model.shape), regularizers.ROW)
-    return optimize_one_step(
-        "prno",
+    return stepwise(
+        prno,
         model,
         reward,
         prompts,
-        options,
+        options=options,
         iterations=iterations,
-        optimizer=lambda x: torch.optim.Adam(x, lr=lr, maximize=True),
+        lr=lr,
         clip=clip,
-        direction=regularizers.within_bounds(weight, shuffles),
+        weight=weight,
+        shuffles=shuffles,
         answer=answer,
-    )
+    ).result()

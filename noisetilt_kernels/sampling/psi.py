@@ -1,23 +1,24 @@
 """Psi-Sampler: start points from Markov chains, then guided copies at a fixed temperature (two stages)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from .das import steer
-from .flow import ALL_STEPS, DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
+from .batch import Batch
+from .das import GuidedCopies
+from .flow import ALL_STEPS, DEFAULT_SCHEDULE, DEFAULT_STEPS
 from .gradients import Guidance
 from .guided import GuidedSteps, check_guided_start
-from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .population import (
     DEFAULT_RESAMPLING,
     DEFAULT_THRESHOLD,
     Population,
-    check_population,
+    PopulationState,
     check_temperature,
 )
 from .protocols import FlowModel, Reward
@@ -25,49 +26,98 @@ from .registry import register_sampler
 from .resampling import Resampling
 from .result import Result
 from .schedules import Schedule
-from .starts import PCNL
-from .steps import Step
+from .starts import PCNL, Point
+from .stepwise import stepwise
+from .typicality import TotalNoise
 
 _Value = TypeVar("_Value")
 
 
-def check_psi(
-    *,
-    alpha: float,
-    clip: float,
-    copies: int,
-    chains: int,
-    burn_in: int,
-    kept: int,
-    chain_alpha: float | None,
-    chain_epsilon: float,
-    chain_clip: float | None,
-    threshold: float,
-    resampling: Resampling,
-    steps: int,
-    schedule: str | Schedule,
-    guide: GuidedSteps,
-) -> None:
-    """Raise ValueError or TypeError for an argument of `psi` out of its range."""
-    check_population("psi", alpha=alpha, copies=copies, threshold=threshold, resampling=resampling)
-    check_number("psi", "clip", clip, 0)
-    check_integer("psi", "chains", chains, 1)
-    check_integer("psi", "burn_in", burn_in, 0)
-    check_integer("psi", "kept", kept, 1)
-    if copies % chains or copies // chains > kept:
-        raise ValueError(
-            f"psi: each of {chains} chains must give the same number of the {copies} copies, "
-            f"at most one for each of its {kept} kept states"
+@dataclass
+class PsiState(PopulationState):
+    """State of `psi`.
+
+    Args:
+        kept: states of the chains so far at which copies start, each with the latents (B chains, *shape).
+    """
+
+    kept: list[Point] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Psi(GuidedCopies[PsiState]):
+    """Steps of `psi`: those of its chains, then those of `das` from their states."""
+
+    name, state_type, answer = "psi", PsiState, "reward"
+    fixed = (*GuidedCopies.fixed, "chains", "burn_in", "kept")
+
+    clip: float
+    chains: int
+    burn_in: int
+    kept: int
+    chain_alpha: float | None
+    chain_epsilon: float
+    chain_clip: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("psi", "clip", self.clip, 0)
+        check_integer("psi", "chains", self.chains, 1)
+        check_integer("psi", "burn_in", self.burn_in, 0)
+        check_integer("psi", "kept", self.kept, 1)
+        if self.copies % self.chains or self.copies // self.chains > self.kept:
+            raise ValueError(
+                f"psi: each of {self.chains} chains must give the same number of the {self.copies} copies, "
+                f"at most one for each of its {self.kept} kept states"
+            )
+        if self.chain_alpha is not None:
+            check_temperature("psi", "chain_alpha", self.chain_alpha)
+        check_number("psi", "chain_epsilon", self.chain_epsilon, 0, 4)
+        if self.chain_epsilon == 0:
+            raise ValueError("psi: chain_epsilon must be above 0, got 0")
+        if self.chain_clip is not None:
+            check_number("psi", "chain_clip", self.chain_clip, 0)
+        check_guided_start("psi", self.guide)
+
+    @property
+    def chain(self) -> PCNL:
+        """Chains of the first stage."""
+        return PCNL(
+            self.burn_in + self.kept,
+            self.alpha if self.chain_alpha is None else self.chain_alpha,
+            self.chain_epsilon,
+            self.clip if self.chain_clip is None else self.chain_clip,
         )
-    if chain_alpha is not None:
-        check_temperature("psi", "chain_alpha", chain_alpha)
-    check_number("psi", "chain_epsilon", chain_epsilon, 0, 4)
-    if chain_epsilon == 0:
-        raise ValueError("psi: chain_epsilon must be above 0, got 0")
-    if chain_clip is not None:
-        check_number("psi", "chain_clip", chain_clip, 0)
-    check_flow("psi", steps, schedule, guide=guide)
-    check_guided_start("psi", guide)
+
+    @property
+    def precisions(self) -> list[float]:
+        """1 / alpha at every step."""
+        return [1 / self.alpha] * len(self.plan)
+
+    @property
+    def longest(self) -> float:
+        """Largest norm of a drift."""
+        return self.clip
+
+    def begin(self, batch: Batch) -> PsiState:
+        """Return the first states of the chains."""
+        point = self.first(batch, self.chains)
+        population = Population.equal(batch, self.copies, self.chain.alpha)
+        return PsiState(point.x, point.known, population=population)
+
+    def step(self, batch: Batch, state: PsiState, index: int) -> None:
+        """Make a step. Those of the chains keep the states at which copies start.
+
+        They are the last state of every chain and others at equal distances within the last `kept` iterations.
+        """
+        super().step(batch, state, index)
+        left, each = self.chain.iterations - 1 - index, self.copies // self.chains
+        distance = self.kept // each
+        if 0 <= left < each * distance and left % distance == 0:
+            state.kept.append(Point(state.x, state.known))
+        if left == 0:
+            state.x, state.known, state.kept = *_woven_points(state.kept), []
+            state.total = TotalNoise.like(state.x)
 
 
 def nfe_of_psi(arguments: Mapping[str, Any]) -> int:
@@ -79,7 +129,7 @@ def nfe_of_psi(arguments: Mapping[str, Any]) -> int:
 @register_sampler(
     kind="flow",
     needs_gradient=True,
-    check=check_psi,
+    algorithm=Psi,
     nfe=nfe_of_psi,
     entries=lambda arguments: arguments["copies"],
 )
@@ -150,7 +200,12 @@ def psi(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_psi(
+    return stepwise(
+        psi,
+        model,
+        reward,
+        prompts,
+        options=options,
         alpha=alpha,
         clip=clip,
         copies=copies,
@@ -165,46 +220,19 @@ def psi(
         steps=steps,
         schedule=schedule,
         guide=guide,
-    )
-    chain = PCNL(
-        burn_in + kept,
-        alpha if chain_alpha is None else chain_alpha,
-        chain_epsilon,
-        clip if chain_clip is None else chain_clip,
-    )
-    plan = plan_flow("psi", model, steps, schedule, chain, guide)
-    records = chain.iterations + steps
-    with start_particles("psi", model, reward, prompts, options, records, entries=copies) as particles:
-        for batch in particles.batches():
-            x = thinned(chain, batch, model, plan[0], chains, copies // chains, kept)
-            population = Population(batch, copies, threshold, resampling, "reward", chain.alpha)
-            steer(batch, model, plan, x, population, [1 / alpha] * steps, clip)
-        return particles.result()
+    ).result()
 
 
-def thinned(
-    chain: PCNL, batch: Batch, model: FlowModel, step: Step, chains: int, each: int, kept: int
-) -> Tensor:
-    """Run the chains of every particle, and return `each` states of each one, (B chains each, *shape).
-
-    They are the last state and others at equal distances within the last `kept` iterations. `batch.known`
-    gets their velocities and gradients.
-    """
-    wanted = range(chain.iterations, chain.iterations - kept, -(kept // each))[:each]
-    numbered = enumerate(chain.states(batch, model, step, chains))
-    xs, known = zip(*[state for number, state in numbered if number in wanted], strict=True)
-    x = _woven_tensors(xs)
-    batch.known = (
-        x,
-        Guidance(
-            _woven_tensors([state.output for state in known]),
-            _woven([state.rewards for state in known]),
-            _woven_tensors([state.gradient for state in known]),
-            _woven([state.norms for state in known]),
-            _woven([state.fallbacks for state in known]),
-        ),
+def _woven_points(points: Sequence[Point]) -> tuple[Tensor, Guidance]:
+    """Return latents of all states, (B chains each, *shape), and what is known there."""
+    known = [point.known for point in points if point.known is not None]
+    return _woven_tensors([point.x for point in points]), Guidance(
+        _woven_tensors([one.output for one in known]),
+        _woven([one.rewards for one in known]),
+        _woven_tensors([one.gradient for one in known]),
+        _woven([one.norms for one in known]),
+        _woven([one.fallbacks for one in known]),
     )
-    return x
 
 
 def _woven(lists: Sequence[Sequence[_Value]]) -> list[_Value]:

@@ -2,35 +2,173 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..checks import check_integer
-from .flow import DEFAULT_SCHEDULE, DEFAULT_START, DEFAULT_STEPS, check_flow, finish_flow, plan_flow
-from .loop import Batch, start_particles
+from .batch import Batch
+from .flow import (
+    DEFAULT_SCHEDULE,
+    DEFAULT_START,
+    DEFAULT_STEPS,
+    FlowAlgorithm,
+    FlowState,
+)
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .result import Result
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
-from .steps import denoised, mean
-from .velocity import velocity_of
+from .starts import Point, Start, forwards_of_start
+from .steps import Step, denoised, mean
+from .stepwise import stepwise
+from .velocity import velocities_of
 
 
-def check_rbf(*, budget: int, starts: int, steps: int, schedule: str | Schedule, start: str | Start) -> None:
-    """Raise ValueError or TypeError for an argument of `rbf` out of its range."""
-    check_integer("rbf", "starts", starts, 1)
-    check_flow("rbf", steps, schedule, start)
-    check_integer("rbf", "budget", budget, 1)
-    least = starts * (1 + as_start("rbf", start).iterations) + steps - 1
-    if budget < least:
-        raise ValueError(
-            f"rbf: budget must be at least {least}, for {starts} starts and one draw at each of "
-            f"{steps - 1} steps, got {budget}"
+@dataclass
+class RBFState(FlowState):
+    """State of `rbf`: its latents are the best of the draws at one time, of which the first one wins a tie.
+
+    Args:
+        velocity: velocity at the latents; None before the first draw.
+        reward: r(x0_hat) there; -inf if no reward is finite.
+        draws: number of draws at this time.
+        bad: number of them whose reward is not finite.
+        highest: highest reward of the steps before.
+        left: number of function evaluations that are left.
+        allowed: number of draws that the next step may make.
+        chain: chain that runs at present, for a start with iterations.
+    """
+
+    velocity: Tensor | None = None
+    reward: float = -math.inf
+    draws: int = 0
+    bad: int = 0
+    highest: float = -math.inf
+    left: int = 0
+    allowed: int = 0
+    chain: Point | None = None
+
+
+@dataclass(kw_only=True)
+class RBF(FlowAlgorithm[RBFState]):
+    """Steps of `rbf`."""
+
+    name, state_type = "rbf", RBFState
+    fixed = (*FlowAlgorithm.fixed, "budget", "starts")
+
+    budget: int
+    starts: int
+
+    def __post_init__(self) -> None:
+        check_integer("rbf", "starts", self.starts, 1)
+        super().__post_init__()
+        check_integer("rbf", "budget", self.budget, 1)
+        least = self.starts * (1 + self.chain.iterations) + self.steps - 1
+        if self.budget < least:
+            raise ValueError(
+                f"rbf: budget must be at least {least}, for {self.starts} starts and one draw at each of "
+                f"{self.steps - 1} steps, got {self.budget}"
+            )
+
+    @property
+    def chains(self) -> int:
+        """Number of iterations of all chains."""
+        return self.starts * self.chain.iterations
+
+    @property
+    def quota(self) -> int:
+        """Number of draws of a step, without those that roll over to it."""
+        return (self.budget - self.starts - self.chains) // max(1, len(self.plan) - 1)
+
+    @property
+    def records(self) -> int:
+        """Number of steps, with those of all chains."""
+        return self.chains + len(self.plan)
+
+    def prepare(self, model: FlowModel) -> None:
+        """Keep the model, and plan the steps, numbered after those of all chains."""
+        super().prepare(model)
+        self.plan = [replace(step, index=self.chains + number) for number, step in enumerate(self.plan)]
+
+    def begin(self, batch: Batch) -> RBFState:
+        """Return the best start point, or the beginning of the first chain."""
+        chain = self._begin_chain(batch, 1)
+        left = self.budget - self.starts - self.chains
+        state = RBFState(chain.x, left=left, allowed=self.quota, chain=chain)
+        if not self.chains:
+            self._draw(batch, state, chain, self.plan[0].t, 0)
+            for number in range(2, self.starts + 1):
+                self._draw(batch, state, self._begin_chain(batch, number), self.plan[0].t, 0)
+        return state
+
+    def step(self, batch: Batch, state: RBFState, index: int) -> None:
+        """Make an iteration of a chain, a step of the search, or the last step."""
+        if index < self.chains:
+            self._move_chain(batch, state, index)
+        elif index < self.records - 1:
+            self.guided_step(batch, state, self.plan[index - self.chains])
+        else:
+            self.finish(batch, state, self.plan[-1])
+
+    def guided_step(self, batch: Batch, state: RBFState, step: Step) -> None:
+        """Draw until a reward is higher than all before, or all allowed draws are made."""
+        last = step is self.plan[-2]
+        allowed = state.left if last else state.allowed
+        center = mean(state.x, self.velocity(batch, state, step), step)
+        state.highest = max(state.highest, state.reward)
+        state.reward, state.draws, state.bad = -math.inf, 0, 0
+        while state.draws < allowed:
+            drawn = Point(center + step.sigma * batch.draw())
+            self._draw(batch, state, drawn, step.t - step.delta, step.index)
+            if state.reward > state.highest and not last:
+                break
+        state.left -= state.draws
+        state.allowed = self.quota + allowed - state.draws
+        reason = f"non-finite reward of {state.bad} of {state.draws} draws" if state.bad else None
+        batch.record(step.index, step.t, [state.reward], fallbacks=[reason])
+
+    def velocity(self, batch: Batch, state: RBFState, step: Step) -> Tensor:
+        """Return the velocity at the best draw."""
+        assert state.velocity is not None
+        return state.velocity
+
+    def _begin_chain(self, batch: Batch, number: int) -> Point:
+        """Return the beginning of a chain, numbered from 1."""
+        return self.chain.begin(
+            batch, self.model, replace(self.plan[0], index=number * self.chain.iterations)
         )
+
+    def _move_chain(self, batch: Batch, state: RBFState, index: int) -> None:
+        number, iteration = divmod(index, self.chain.iterations)
+        if number > 0 and iteration == 0:
+            state.chain = self._begin_chain(batch, number + 1)
+        assert state.chain is not None
+        self.chain.move(batch, self.model, replace(self.plan[0], index=index), state.chain)
+        if iteration == self.chain.iterations - 1:
+            self._draw(batch, state, state.chain, self.plan[0].t, self.plan[0].index)
+
+    def _draw(self, batch: Batch, state: RBFState, drawn: Point, t: float, index: int) -> None:
+        """Evaluate latents (1, *shape) at time t with one forward, and keep them if they are the best.
+
+        Raises:
+            NonFiniteError: the reward is not finite and `options.non_finite` is "raise".
+        """
+        known = drawn.take_known()
+        velocity = velocities_of(batch, self.model, drawn.x, t) if known is None else known.output
+        decode = decoder_of_estimates(self.model)
+        with batch.time("reward"):
+            reward = float(batch.rewards(decode(denoised(drawn.x, velocity, t)), batch.prompts))
+        if not math.isfinite(reward):
+            state.bad += 1
+            batch.fall_back(index, 0, "non-finite reward")
+            reward = -math.inf
+        if reward > state.reward or state.draws == 0:
+            state.x, state.velocity, state.reward = drawn.x, velocity, reward
+            self.show(batch, drawn.x, velocity, t)
+        state.draws += 1
 
 
 def nfe_of_rbf(arguments: Mapping[str, Any]) -> int:
@@ -40,7 +178,7 @@ def nfe_of_rbf(arguments: Mapping[str, Any]) -> int:
     return int(arguments["starts"] * (1 + forwards_of_start(arguments)))
 
 
-@register_sampler(kind="flow", needs_gradient=False, check=check_rbf, nfe=nfe_of_rbf, alone=True)
+@register_sampler(kind="flow", needs_gradient=False, algorithm=RBF, nfe=nfe_of_rbf, alone=True)
 def rbf(
     model: FlowModel,
     reward: Reward,
@@ -85,74 +223,15 @@ def rbf(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_rbf(budget=budget, starts=starts, steps=steps, schedule=schedule, start=start)
-    start = as_start("rbf", start)
-    chains = starts * start.iterations
-    plan = [
-        replace(step, index=chains + n) for n, step in enumerate(plan_flow("rbf", model, steps, schedule))
-    ]
-    quota = (budget - starts - chains) // max(1, steps - 1)
-    with start_particles("rbf", model, reward, prompts, options, chains + steps, alone=True) as particles:
-        for batch in particles.batches():
-            level = Level(batch, model, plan[0].t, plan[0].index)
-            for chain in range(1, starts + 1):
-                level.draw(start(batch, model, replace(plan[0], index=chain * start.iterations)))
-            highest, left, allowed = level.reward, budget - starts - chains, quota
-            for step in plan[:-1]:
-                last = step is plan[-2]
-                allowed = left if last else allowed
-                center = mean(level.x, level.velocity, step)
-                level = Level(batch, model, step.t - step.delta, step.index)
-                while level.draws < allowed:
-                    level.draw(center + step.sigma * batch.draw())
-                    if level.reward > highest and not last:
-                        break
-                highest = max(highest, level.reward)
-                left -= level.draws
-                allowed = quota + allowed - level.draws
-                batch.record(step.index, step.t, [level.reward], fallbacks=[level.fallback])
-            finish_flow(batch, model, level.x, plan[-1], level.velocity)
-        return particles.result()
-
-
-class Level:
-    """Draws of one particle at one time, of which the best is kept; the first one wins a tie.
-
-    Attributes:
-        x: latents of the best draw, (1, *shape).
-        velocity: velocity there.
-        reward: r(x0_hat) there; -inf if no reward is finite.
-        draws: number of draws.
-        fallback: reason if a reward is not finite, or None.
-    """
-
-    x: Tensor
-    velocity: Tensor
-
-    def __init__(self, batch: Batch, model: FlowModel, t: float, step: int) -> None:
-        self._batch, self._model, self._t, self._step = batch, model, t, step
-        self.reward, self.draws, self._bad = -math.inf, 0, 0
-
-    def draw(self, x: Tensor) -> None:
-        """Evaluate latents (1, *shape) and keep them if they are the best, with one forward.
-
-        Raises:
-            NonFiniteError: the reward is not finite and `options.non_finite` is "raise".
-        """
-        batch, model = self._batch, self._model
-        velocity = velocity_of(batch, model, x, self._t, batch.prompts)
-        with batch.time("reward"):
-            images = decoder_of_estimates(model)(denoised(x, velocity, self._t))
-            reward = float(batch.rewards(images, batch.prompts))
-        if not math.isfinite(reward):
-            self._bad += 1
-            batch.fall_back(self._step, 0, "non-finite reward")
-            reward = -math.inf
-        if reward > self.reward or self.draws == 0:
-            self.x, self.velocity, self.reward = x, velocity, reward
-        self.draws += 1
-
-    @property
-    def fallback(self) -> str | None:
-        """Reason why draws were not compared, or None."""
-        return f"non-finite reward of {self._bad} of {self.draws} draws" if self._bad else None
+    return stepwise(
+        rbf,
+        model,
+        reward,
+        prompts,
+        options=options,
+        budget=budget,
+        starts=starts,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+    ).result()

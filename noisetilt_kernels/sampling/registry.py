@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from .algorithm import Algorithm
 from .guided import GuidedSteps
 from .operators import OPERATORS
 from .result import Result
@@ -76,8 +77,8 @@ class Sampler:
     Args:
         name: name of the sampler.
         function: the sampler, called as function(model, reward, prompts, options=..., **arguments).
-        check: function that takes the arguments by keyword, and raises ValueError or TypeError for an
-            argument out of its range.
+        algorithm: class of the steps, called with the arguments by keyword. It raises ValueError or TypeError
+            for an argument out of its range.
         kind: "flow" for a `FlowModel`, "one-step" for a `OneStepModel`.
         needs_gradient: the sampler uses the gradient of the reward.
         nfe: function that maps the arguments to the number of function evaluations of a particle.
@@ -87,7 +88,7 @@ class Sampler:
 
     name: str
     function: Callable[..., Result]
-    check: Callable[..., None]
+    algorithm: Callable[..., Algorithm[Any]]
     kind: Literal["flow", "one-step"]
     needs_gradient: bool
     nfe: Callable[[Mapping[str, Any]], int]
@@ -98,7 +99,7 @@ class Sampler:
     def parameters(self) -> Mapping[str, Parameter]:
         """Parameters by name. Its `DETAILS` follow a parameter, such as `scale` after `schedule`."""
         found: dict[str, Parameter] = {}
-        for name in self._keywords:
+        for name in self.keywords:
             details = self.details.get(name)
             if details is None or details.named:
                 found[name] = _parameter_of(self.function, name)
@@ -110,16 +111,27 @@ class Sampler:
     @cached_property
     def details(self) -> Mapping[str, Details]:
         """`DETAILS` of the parameters that the sampler has."""
-        return {name: DETAILS[name] for name in self._keywords if name in DETAILS}
+        return {name: DETAILS[name] for name in self.keywords if name in DETAILS}
 
     @property
-    def _keywords(self) -> list[str]:
+    def keywords(self) -> list[str]:
+        """Names of the arguments of the function, without model, reward, prompts and options."""
         parameters = inspect.signature(self.function).parameters.values()
         return [
             one.name
             for one in parameters
             if one.kind is inspect.Parameter.KEYWORD_ONLY and one.name != "options"
         ]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Default values of the arguments of the function that have one."""
+        parameters = inspect.signature(self.function).parameters
+        return {
+            name: parameters[name].default
+            for name in self.keywords
+            if parameters[name].default is not REQUIRED
+        }
 
 
 SAMPLERS: dict[str, Sampler] = {}
@@ -132,7 +144,7 @@ def register_sampler(
     *,
     kind: Literal["flow", "one-step"],
     needs_gradient: bool,
-    check: Callable[..., None],
+    algorithm: Callable[..., Algorithm[Any]],
     nfe: Callable[[Mapping[str, Any]], int],
     entries: Callable[[Mapping[str, Any]], int] = lambda arguments: 1,
     alone: bool = False,
@@ -149,7 +161,7 @@ def register_sampler(
         name = function.__name__
         if name in SAMPLERS:
             raise ValueError(f"register_sampler: the name {name!r} is taken; rename the function")
-        SAMPLERS[name] = Sampler(name, function, check, kind, needs_gradient, nfe, entries, alone)
+        SAMPLERS[name] = Sampler(name, function, algorithm, kind, needs_gradient, nfe, entries, alone)
         return function
 
     return register

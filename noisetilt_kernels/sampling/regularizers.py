@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from ..python_ref.wgnc import pack_spectrum
-from .gradients import Guidance
-from .loop import Batch
-from .optimize import Direction
+from .batch import Batch
 
 ROW = 4
 """Values of a row in `prno`: the published code has 4^k values, with k = 1."""
@@ -146,19 +144,14 @@ _AT_ONCE = 2**24
 """Values of the permuted copies of a sample that are in memory at once."""
 
 
-def within_bounds(weight: float, shuffles: int) -> Direction:
-    """Return the function that makes grad r - weight * grad R; R is `prno`, with fresh permutations."""
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        gradient = guidance.gradient
-        if not weight:
-            return gradient
-        size = x[0].numel()
-        at_once = max(1, _AT_ONCE // size)
-        for count in [min(at_once, shuffles - start) for start in range(0, shuffles, at_once)] or [0]:
-            permutations = batch.permutations(count, size)
-            share = count / shuffles if shuffles else 1.0
-            gradient = gradient - weight * share * gradient_of(lambda x: prno(x, permutations), x)  # noqa: B023
+def within_bounds(batch: Batch, x: Tensor, gradient: Tensor, weight: float, shuffles: int) -> Tensor:
+    """Return gradient - weight * grad R at noise x (B, *shape); R is `prno`, with fresh permutations."""
+    if not weight:
         return gradient
-
-    return direction
+    size = x[0].numel()
+    at_once = max(1, _AT_ONCE // size)
+    for count in [min(at_once, shuffles - start) for start in range(0, shuffles, at_once)] or [0]:
+        permutations = batch.permutations(count, size)
+        share = count / shuffles if shuffles else 1.0
+        gradient = gradient - weight * share * gradient_of(lambda x: prno(x, permutations), x)  # noqa: B023
+    return gradient

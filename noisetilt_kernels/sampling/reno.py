@@ -1,31 +1,48 @@
 """ReNO: the noise of a one-step model optimised with its norm held near that of noise (ReNO section 3)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..checks import check_number
+from .batch import Batch
 from .gradients import Guidance
-from .loop import Batch
-from .optimize import Answer, check_optimizer, optimize_one_step
+from .optimize import Answer, OneStepAlgorithm
 from .options import SamplerOptions
 from .protocols import OneStepModel, Reward
 from .registry import register_sampler
 from .regularizers import gradient_of, norm
 from .result import Result
+from .stepwise import stepwise
 
 
-def check_reno(*, iterations: int, lr: float, clip: float, weight: float, answer: Answer) -> None:
-    """Raise ValueError or TypeError for an argument of `reno` out of its range."""
-    check_optimizer("reno", iterations, lr, clip, answer)
-    check_number("reno", "weight", weight, 0)
+@dataclass(kw_only=True)
+class ReNO(OneStepAlgorithm):
+    """Steps of `reno`."""
+
+    name = "reno"
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("reno", "weight", self.weight, 0)
+
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return gradient ascent with Nesterov's momentum."""
+        return torch.optim.SGD(latents, lr=self.lr, momentum=0.9, nesterov=True, maximize=True)
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the gradient of the reward minus that of the regularizer."""
+        return guidance.gradient - self.weight * gradient_of(norm, x)
 
 
 @register_sampler(
     kind="one-step",
     needs_gradient=True,
-    check=check_reno,
+    algorithm=ReNO,
     nfe=lambda arguments: arguments["iterations"] + 1,
 )
 def reno(
@@ -65,20 +82,15 @@ def reno(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_reno(iterations=iterations, lr=lr, clip=clip, weight=weight, answer=answer)
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        return guidance.gradient - weight * gradient_of(norm, x)
-
-    return optimize_one_step(
-        "reno",
+    return stepwise(
+        reno,
         model,
         reward,
         prompts,
-        options,
+        options=options,
         iterations=iterations,
-        optimizer=lambda x: torch.optim.SGD(x, lr=lr, momentum=0.9, nesterov=True, maximize=True),
+        lr=lr,
         clip=clip,
-        direction=direction,
+        weight=weight,
         answer=answer,
-    )
+    ).result()

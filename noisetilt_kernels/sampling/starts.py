@@ -1,27 +1,47 @@
 """Start points x_1 of the samplers of flows: plain noise, or the last state of a Markov chain."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number, shown
+from .batch import Batch, joined
 from .gradients import Guidance, column_of, dot_of_each, drift_of, flow_guidance
-from .loop import Batch, joined
-from .protocols import FlowModel
+from .protocols import FlowModel, decoder_of_estimates
 from .result import best_index
-from .steps import Step
+from .steps import Step, denoised
 
 STARTS = ("noise", "pcnl")
 """Names of the starts."""
 
 
+@dataclass
+class Point:
+    """Latents of K entries of each particle, and what a start knows there.
+
+    Args:
+        x: latents (B K, *shape).
+        known: velocities, rewards and gradients there, if they are known already. The first step takes them in
+            place of a second forward.
+    """
+
+    x: Tensor
+    known: Guidance | None = None
+
+    def take_known(self) -> Guidance | None:
+        """Return what is known and forget it."""
+        known, self.known = self.known, None
+        return known
+
+
 @runtime_checkable
 class Start(Protocol):
-    """Start of a sampler: a function that makes the latents x_1 of a micro-batch.
+    """Start of a sampler: it makes the latents of a micro-batch at the first step, x_1 in most cases.
 
     Attributes:
         iterations: number of forwards that it makes for each copy beyond that of the first step, at least 0.
@@ -37,8 +57,21 @@ class Start(Protocol):
     def alpha(self) -> float:
         """Temperature of the law of x_1."""
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
-        """Return x_1, (B copies, *shape). `batch.known` may hold velocity and gradient of the first step."""
+    def begin(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Point:
+        """Return the first latents, (B copies, *shape), with what is known there.
+
+        Args:
+            batch: micro-batch of B particles.
+            model: flow.
+            step: first step after the start.
+            copies: number of copies of a particle.
+        """
+
+    def move(self, batch: Batch, model: FlowModel, step: Step, point: Point) -> None:
+        """Make one of the iterations, and record it under the number step.index. The point is changed."""
+
+    def left_out(self, steps: int) -> int:
+        """Return how many of the first steps of a trajectory of `steps` steps are left out."""
 
 
 class PlainNoise:
@@ -46,9 +79,57 @@ class PlainNoise:
 
     iterations, alpha = 0, math.inf
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
+    def begin(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Point:
         """Return the first draws of every particle."""
-        return step.start * batch.draw(copies)
+        return Point(step.start * batch.draw(copies))
+
+    def move(self, batch: Batch, model: FlowModel, step: Step, point: Point) -> None:
+        """Never called, as there are no iterations."""
+
+    def left_out(self, steps: int) -> int:
+        """Return 0: no step is left out."""
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class FromImage(PlainNoise):
+    """Start at given images with noise (image to image). The first steps are left out.
+
+    The first latents are (1 - t) x_0 + t eps at the time t of the first step that is made. It is the time at
+    which int(steps strength) steps are left, as in pipelines of diffusers.
+
+    Args:
+        latents: latents x_0 of the images, float32 (P, *shape) for P particles, or (1, *shape) for all of them.
+        strength: share of the steps that are made, in (0, 1]. With 1 nothing is left of the images.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range. A sampler raises ValueError for latents of
+            another shape than those of its model, and if no step would be made.
+    """
+
+    latents: Tensor
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.latents, Tensor):
+            raise TypeError(f"FromImage: latents must be a tensor, got {shown(self.latents)}")
+        check_number("FromImage", "strength", self.strength, 0, 1)
+
+    def begin(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Point:
+        """Return the images of the particles with noise."""
+        noise = batch.draw(copies)
+        rows = batch.rows_of("FromImage: latents", self.latents).to(noise.device, noise.dtype)
+        return Point((1 - step.t) * rows.repeat_interleave(copies, dim=0) + step.t * noise)
+
+    def left_out(self, steps: int) -> int:
+        """Return the number of steps that are left out."""
+        made = int(steps * self.strength)
+        if made < 1:
+            raise ValueError(
+                f"FromImage: strength={self.strength:g} leaves none of {steps} steps; it must be at least "
+                f"{1 / steps:g}"
+            )
+        return steps - made
 
 
 @dataclass(frozen=True)
@@ -94,45 +175,41 @@ class PCNL:
             if getattr(self, name) == 0:
                 raise ValueError(f"PCNL: {name} must be above 0, got 0")
 
-    def __call__(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Tensor:
-        """Run one chain for every copy and return their last states."""
-        for x, guidance in self.states(batch, model, step, copies):  # noqa: B007  (only the last ones)
-            pass
-        batch.known = x, guidance
-        return x
+    def begin(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Point:
+        """Return the first states of one chain for every copy."""
+        x = step.start * batch.draw(copies)
+        first = replace(step, index=step.index - self.iterations)
+        return Point(x, flow_guidance(batch, model, x, first))
 
-    def states(
-        self, batch: Batch, model: FlowModel, step: Step, chains: int
-    ) -> Iterator[tuple[Tensor, Guidance]]:
-        """Yield the first latents (B chains, *shape) and those after each iteration, with their guidance.
-
-        The states x of the chains are noise; the latents are step.start x.
-        """
+    def move(self, batch: Batch, model: FlowModel, step: Step, point: Point) -> None:
+        """Propose a next state of every chain, accept it or not, and record the iteration."""
+        assert point.known is not None
         c = self.epsilon / 4
         shrink = (1 - c) / (1 + c)
         spread = math.sqrt(1 - shrink**2)
         half = math.sqrt(self.epsilon) / 2
-        x = batch.draw(chains)
-        first = step.index - self.iterations
-        here = self._at(batch, model, x, replace(step, index=first))
-        yield step.start * x, here.guidance
-        for iteration in range(first, step.index):
-            z = batch.draw(chains) + half * here.drift
-            proposal = shrink * x + spread * z
-            there = self._at(batch, model, proposal, replace(step, index=iteration))
-            forth = here.log_density(z, half)
-            back = there.log_density((x - shrink * proposal) / spread, half)
-            log_u = torch.log(batch.uniform(chains)).to(x.device)
-            accept = log_u < back - forth  # False for NaN: neither state has a finite reward
-            accepted = accept.tolist()
-            _record(batch, iteration, step.t, here.guidance, there.guidance, accepted)
-            x = torch.where(column_of(accept, x), proposal, x)
-            here = _chosen(accept, accepted, there, here)
-            yield step.start * x, here.guidance
+        x, here = point.x / step.start, self._state(step, point.known)
+        chains = len(x) // len(batch)
+        z = batch.draw(chains) + half * here.drift
+        proposal = shrink * x + spread * z
+        there = self._state(step, flow_guidance(batch, model, step.start * proposal, step))
+        forth = here.log_density(z, half)
+        back = there.log_density((x - shrink * proposal) / spread, half)
+        log_u = torch.log(batch.uniform(chains)).to(x.device)
+        accept = log_u < back - forth  # False for NaN: neither state has a finite reward
+        accepted = accept.tolist()
+        point.x = torch.where(column_of(accept, x), step.start * proposal, point.x)
+        point.known = _chosen(accept, accepted, there.guidance, here.guidance)
+        batch.show(decoder_of_estimates(model), partial(denoised, point.x, point.known.output, step.t))
+        _record(batch, step.index, step.t, here.guidance, there.guidance, accepted)
 
-    def _at(self, batch: Batch, model: FlowModel, x: Tensor, step: Step) -> "_State":
-        guidance = flow_guidance(batch, model, step.start * x, step)
-        rewards = torch.tensor(guidance.rewards, dtype=torch.float64, device=x.device) / self.alpha
+    def left_out(self, steps: int) -> int:
+        """Return 0: no step is left out."""
+        return 0
+
+    def _state(self, step: Step, guidance: Guidance) -> "_State":
+        rewards = torch.tensor(guidance.rewards, dtype=torch.float64, device=guidance.gradient.device)
+        rewards = rewards / self.alpha
         phi = torch.where(rewards.isfinite(), rewards, -math.inf)
         return _State(guidance, phi, drift_of(guidance, step.start / self.alpha, self.clip))
 
@@ -174,22 +251,20 @@ def _record(
     )
 
 
-def _chosen(mask: Tensor, accepted: list[bool], new: _State, old: _State) -> _State:
-    """Return the new state of each particle that has accepted it, and the old one of the others."""
+def _chosen(mask: Tensor, accepted: list[bool], new: Guidance, old: Guidance) -> Guidance:
+    """Return the new guidance of each particle that has accepted it, and the old one of the others."""
 
     def of_each(a: list[Any], b: list[Any]) -> list[Any]:
         return [x if yes else y for yes, x, y in zip(accepted, a, b, strict=True)]
 
-    wide = column_of(mask, new.drift)
-    a, b = new.guidance, old.guidance
-    guidance = Guidance(
-        torch.where(wide, a.output, b.output),
-        of_each(a.rewards, b.rewards),
-        torch.where(wide, a.gradient, b.gradient),
-        of_each(a.norms, b.norms),
-        of_each(a.fallbacks, b.fallbacks),
+    wide = column_of(mask, new.gradient)
+    return Guidance(
+        torch.where(wide, new.output, old.output),
+        of_each(new.rewards, old.rewards),
+        torch.where(wide, new.gradient, old.gradient),
+        of_each(new.norms, old.norms),
+        of_each(new.fallbacks, old.fallbacks),
     )
-    return _State(guidance, torch.where(mask, new.phi, old.phi), torch.where(wide, new.drift, old.drift))
 
 
 def as_start(function: str, start: str | Start) -> Start:
@@ -201,7 +276,7 @@ def as_start(function: str, start: str | Start) -> Start:
     if isinstance(start, str):
         check_choice(function, "start", start, STARTS)
         return PCNL() if start == "pcnl" else PlainNoise()
-    if not isinstance(start, Start) or not callable(start):
+    if not isinstance(start, Start):
         raise TypeError(f"{function}: start must be a name or a Start such as PCNL, got {shown(start)}")
     check_integer(function, "start.iterations", start.iterations, 0)
     return start

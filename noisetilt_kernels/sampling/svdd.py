@@ -2,38 +2,83 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..checks import check_integer
+from .batch import Batch
 from .flow import (
     DEFAULT_SCHEDULE,
     DEFAULT_START,
     DEFAULT_STEPS,
-    check_flow,
-    finish_flow,
-    plan_flow,
+    FlowAlgorithm,
+    FlowState,
     rewards_of,
 )
-from .loop import Batch, start_particles
 from .options import SamplerOptions
 from .protocols import FlowModel, Reward, decoder_of_estimates
 from .registry import register_sampler
 from .result import Result, best_index
 from .schedules import Schedule
-from .starts import Start, as_start, forwards_of_start
-from .steps import denoised, mean
-from .velocity import velocities_of, velocity_of
+from .starts import Start, forwards_of_start
+from .steps import Step, denoised, mean
+from .stepwise import stepwise
+from .velocity import velocities_of
 
 
-def check_svdd(*, candidates: int, steps: int, schedule: str | Schedule, start: str | Start) -> None:
-    """Raise ValueError or TypeError for an argument of `svdd` out of its range."""
-    check_integer("svdd", "candidates", candidates, 1)
-    check_flow("svdd", steps, schedule, start)
+@dataclass
+class SVDDState(FlowState):
+    """State of `svdd`.
+
+    Args:
+        velocity: velocity at the latents, once it is known.
+    """
+
+    velocity: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class SVDD(FlowAlgorithm[SVDDState]):
+    """Steps of `svdd`."""
+
+    name, state_type = "svdd", SVDDState
+    fixed = (*FlowAlgorithm.fixed, "candidates")
+
+    candidates: int
+
+    def __post_init__(self) -> None:
+        check_integer("svdd", "candidates", self.candidates, 1)
+        super().__post_init__()
+
+    def begin(self, batch: Batch) -> SVDDState:
+        """Return the first latents."""
+        point = self.first(batch)
+        return SVDDState(point.x, point.known)
+
+    def guided_step(self, batch: Batch, state: SVDDState, step: Step) -> None:
+        """Draw candidates and keep the best one of each particle."""
+        model, candidates = self.model, self.candidates
+        velocity = self.velocity(batch, state, step)
+        center = mean(state.x, velocity, step).repeat_interleave(candidates, dim=0)
+        drawn = center + step.sigma * batch.draw(candidates)
+        t = step.t - step.delta
+        velocities = velocities_of(batch, model, drawn, t)
+        rewards = rewards_of(batch, decoder_of_estimates(model), denoised(drawn, velocities, t))
+        chosen, fallbacks = choose(batch, step.index, rewards, candidates)
+        state.x, state.velocity = drawn[chosen], velocities[chosen]
+        self.show(batch, state.x, state.velocity, t)
+        batch.record(step.index, step.t, [rewards[index] for index in chosen], fallbacks=fallbacks)
+
+    def velocity(self, batch: Batch, state: SVDDState, step: Step) -> Tensor:
+        """Return the velocity at the latents, from the last step if there was one."""
+        return super().velocity(batch, state, step) if state.velocity is None else state.velocity
 
 
 @register_sampler(
     kind="flow",
     needs_gradient=False,
-    check=check_svdd,
+    algorithm=SVDD,
     nfe=lambda arguments: (
         1 + arguments["candidates"] * (arguments["steps"] - 1) + forwards_of_start(arguments)
     ),
@@ -76,26 +121,17 @@ def svdd(
             reward returns a wrong shape.
         NonFiniteError: a reward or latent is not finite.
     """
-    check_svdd(candidates=candidates, steps=steps, schedule=schedule, start=start)
-    start = as_start("svdd", start)
-    plan = plan_flow("svdd", model, steps, schedule, start)
-    with start_particles(
-        "svdd", model, reward, prompts, options, start.iterations + steps, entries=candidates
-    ) as particles:
-        for batch in particles.batches():
-            x = start(batch, model, plan[0])
-            velocity = velocity_of(batch, model, x, plan[0].t, batch.prompts)
-            for step in plan[:-1]:
-                center = mean(x, velocity, step).repeat_interleave(candidates, dim=0)
-                drawn = center + step.sigma * batch.draw(candidates)
-                t = step.t - step.delta
-                velocities = velocities_of(batch, model, drawn, t)
-                rewards = rewards_of(batch, decoder_of_estimates(model), denoised(drawn, velocities, t))
-                chosen, fallbacks = choose(batch, step.index, rewards, candidates)
-                x, velocity = drawn[chosen], velocities[chosen]
-                batch.record(step.index, step.t, [rewards[index] for index in chosen], fallbacks=fallbacks)
-            finish_flow(batch, model, x, plan[-1], velocity)
-        return particles.result()
+    return stepwise(
+        svdd,
+        model,
+        reward,
+        prompts,
+        options=options,
+        candidates=candidates,
+        steps=steps,
+        schedule=schedule,
+        start=start,
+    ).result()
 
 
 def choose(

@@ -7,6 +7,7 @@ that the reward likes.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,26 +35,29 @@ def spectral_peaks(noise: Tensor) -> list[float]:
     return peaks
 
 
+@dataclass
 class TotalNoise:
     """Sum of the noise that the steps of a micro-batch add, scaled to variance 1 for independent noise.
 
     Args:
-        like: latents (B, *shape), for shape and device.
-
-    Attributes:
         sum: the sum of each sample, (B, *shape). Resampling permutes it.
+        variance: variance of a value of the sum, if the noise is independent.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self.sum = torch.zeros_like(like)
-        self._variance = 0.0
+    sum: Tensor
+    variance: float = 0.0
+
+    @staticmethod
+    def like(x: Tensor) -> "TotalNoise":
+        """Return the sum of no steps, for latents x (B, *shape)."""
+        return TotalNoise(torch.zeros_like(x))
 
     def add(self, added: Tensor, sigma: float) -> None:
         """Add what a step added to the latents (B, *shape). Unguided, it has the standard deviation sigma."""
         self.sum += added
-        self._variance += sigma**2
+        self.variance += sigma**2
 
     def peaks(self, samples: Sequence[int] | None = None) -> list[float] | None:
         """Return the peak of each sample, or of the given ones; None if no step had noise."""
         chosen = self.sum if samples is None else self.sum[list(samples)]
-        return spectral_peaks(chosen / math.sqrt(self._variance)) if self._variance else None
+        return spectral_peaks(chosen / math.sqrt(self.variance)) if self.variance else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .loop import Batch
+from .batch import Batch
 from .protocols import FlowModel
 
 
@@ -22,15 +22,12 @@ def velocity_of(
 ) -> Tensor:
     """Return v(x, t), float32, and count the forward.
 
-    The start of a sampler may know the velocity at the tensor x already (`Batch.known`). With `checkpointed`
-    the graph keeps x alone, and the backward computes the forward again, which is not counted.
+    With `checkpointed` the graph keeps x alone, and the backward computes the forward again, which is not
+    counted.
 
     Raises:
         ValueError: the velocity has another shape than x.
     """
-    known = batch.take_known(x)
-    if known is not None:
-        return known.output
     forward = model.velocity
     if checkpointed:
         forward = partial(checkpoint, model.velocity, use_reentrant=False, preserve_rng_state=False)
@@ -45,7 +42,4 @@ def velocity_of(
 
 def velocities_of(batch: Batch, model: FlowModel, x: Tensor, t: float) -> Tensor:
     """Return v(x, t) of any number of entries of each particle, x (B K, *shape), in micro-batches."""
-    known = batch.take_known(x)
-    if known is not None:
-        return known.output
     return torch.cat([velocity_of(batch, model, part, t, prompts) for part, prompts in batch.parts(x)])

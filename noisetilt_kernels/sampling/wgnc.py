@@ -1,38 +1,64 @@
 """WGNC: the noise of a one-step model optimised under white Gaussian noise constraints (WGNC algorithm 1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import check_choice
+from .batch import Batch
 from .gradients import Guidance
-from .loop import Batch
-from .operators import OPERATORS, operator_by_name
-from .optimize import Answer, check_optimizer, optimize_one_step
+from .operators import Operator, check_operator, operator_by_name
+from .optimize import Answer, OneStepAlgorithm
 from .options import SamplerOptions
-from .protocols import OneStepModel, Reward, check_model
+from .protocols import OneStepModel, Reward
 from .registry import register_sampler
 from .result import Result
+from .stepwise import stepwise
 
 Projected = Literal["both", "gradient", "latent", "neither"]
 """Object of the projection of `wgnc`: gradient and noise, one of them, or neither."""
 
 
-def check_wgnc(
-    *, iterations: int, lr: float, clip: float, operator: str, project: Projected, answer: Answer
-) -> None:
-    """Raise ValueError or TypeError for an argument of `wgnc` out of its range."""
-    check_optimizer("wgnc", iterations, lr, clip, answer)
-    check_choice("wgnc", "project", project, get_args(Projected))
-    check_choice("wgnc", "operator", operator, OPERATORS)
+@dataclass(kw_only=True)
+class WGNC(OneStepAlgorithm):
+    """Steps of `wgnc`."""
+
+    name = "wgnc"
+
+    operator: str | Operator
+    project: Projected
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_operator("wgnc", self.operator)
+        check_choice("wgnc", "project", self.project, get_args(Projected))
+
+    def prepare(self, model: OneStepModel) -> None:
+        """Keep the model and the operator."""
+        super().prepare(model)
+        self._projection = operator_by_name("wgnc", self.operator, tuple(model.shape))
+
+    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
+        """Return Adam."""
+        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
+
+    def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
+        """Return the gradient, projected if it is to be."""
+        gradient = guidance.gradient
+        return self._projection(gradient) if self.project in ("both", "gradient") else gradient
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Return the noise, projected if it is to be."""
+        return self._projection(x) if self.project in ("both", "latent") else x
 
 
 @register_sampler(
     kind="one-step",
     needs_gradient=True,
-    check=check_wgnc,
+    algorithm=WGNC,
     nfe=lambda arguments: arguments["iterations"] + 1,
 )
 def wgnc(
@@ -75,23 +101,16 @@ def wgnc(
             reward returns a wrong shape or has no gradient.
         NonFiniteError: a reward, gradient or latent is not finite.
     """
-    check_wgnc(iterations=iterations, lr=lr, clip=clip, operator=operator, project=project, answer=answer)
-    check_model("wgnc", model, OneStepModel)
-    projection = operator_by_name("wgnc", operator, tuple(model.shape))
-
-    def direction(batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
-        return projection(guidance.gradient) if project in ("both", "gradient") else guidance.gradient
-
-    return optimize_one_step(
-        "wgnc",
+    return stepwise(
+        wgnc,
         model,
         reward,
         prompts,
-        options,
+        options=options,
         iterations=iterations,
-        optimizer=lambda x: torch.optim.Adam(x, lr=lr, maximize=True),
+        lr=lr,
         clip=clip,
-        direction=direction,
-        project=projection if project in ("both", "latent") else None,
+        operator=operator,
+        project=project,
         answer=answer,
-    )
+    ).result()

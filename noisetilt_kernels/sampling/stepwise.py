@@ -1,0 +1,347 @@
+"""Samplers advanced step by step, in a loop of the caller."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_choice, prompt_list
+from .algorithm import Algorithm
+from .batch import Batch, Particles
+from .options import SamplerOptions
+from .plain import from_plain, to_plain
+from .progress import progress_bar
+from .protocols import FlowModel, OneStepModel, Reward, check_model, check_reward
+from .records import StepRecord
+from .registry import SAMPLERS, Sampler
+from .result import FinishedParticle, Result
+
+_VERSION = 1
+"""Version of the form of `SamplingRun.state_dict`."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutput:
+    """State of a micro-batch of B particles after a step. A sampler with copies has K entries of each."""
+
+    particles: range
+    """Numbers of the particles."""
+    prompts: tuple[str, ...]
+    """Prompt of each particle."""
+    index: int
+    """Number of the step, from 0."""
+    count: int
+    """Number of steps of the micro-batch."""
+    latents: Tensor
+    """Latents after the step, (B K, *shape), on the device of the model. `dno` has the noise of all n steps of a
+    trajectory, (B, n, *shape). After the last step, latents of the finished images, or the noise that makes
+    them."""
+    records: tuple[StepRecord, ...]
+    """Record of the step of each particle."""
+    finished: tuple[FinishedParticle, ...]
+    """Finished particles, after the last step."""
+    _predicted: Callable[[], Tensor] | None
+    _preview: Callable[[], Tensor] | None
+
+    @property
+    def last(self) -> bool:
+        """True after the last step of the micro-batch."""
+        return self.index == self.count - 1
+
+    @property
+    def denoised(self) -> Tensor | None:
+        """Estimate x0_hat of the latents x_0, (B K, *shape). None for a one-step model that makes images at once.
+
+        At the beginning of the step; for `svdd` and `rbf` at its end.
+        """
+        with _sampling():
+            return None if self._predicted is None else self._predicted()
+
+    def preview(self) -> Tensor:
+        """Decode the estimates. It takes a decoder's time and calls no model.
+
+        Returns:
+            Images (B K, 3, H, W) or videos (B K, 3, F, H, W), float32, on the device of the model. The values
+            of an image are about in [0, 1].
+        """
+        assert self._preview is not None
+        with _sampling():
+            return self._preview().float()
+
+
+class SamplingRun:
+    """Run of a sampler, advanced step by step; see `stepwise`.
+
+    Iterate over it, or call `next`: each item is the `StepOutput` of one micro-batch. A run can be left after
+    any step. Several runs do not disturb each other, also on one model.
+
+    After an exception in a step the run cannot go on, because the step is made in part. `load_state_dict` takes
+    it back to a state before.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        model: FlowModel | OneStepModel,
+        reward: Reward,
+        prompts: str | Sequence[str],
+        options: SamplerOptions | None,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        name = sampler.name
+        self._sampler, self._arguments = sampler, dict(arguments)
+        self._algorithm: Algorithm[Any] = sampler.algorithm(**arguments)
+        check_model(name, model, FlowModel if sampler.kind == "flow" else OneStepModel)
+        prompts = prompt_list(name, prompts)
+        check_reward(name, reward)
+        options = SamplerOptions() if options is None else options
+        if not isinstance(options, SamplerOptions):
+            raise TypeError(f"{name}: options must be a SamplerOptions, got {options!r}")
+        self._model, self._options = model, options
+        self._algorithm.prepare(model)
+        at_once = 1 if sampler.alone else max(1, options.micro_batch // sampler.entries(arguments))
+        self._new = lambda: Particles(name, model, reward, prompts, options, at_once, self._algorithm.records)
+        self._particles = self._new()
+        self._number, self._index = 0, 0  # of the micro-batch and of its next step
+        self._batch: Batch | None = None
+        self._state: Any = None
+        self._failed = False
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Arguments of the sampler, with defaults."""
+        return MappingProxyType(self._arguments)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of all micro-batches together."""
+        return self._particles.batches * self._algorithm.records
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps so far."""
+        return self._number * self._algorithm.records + self._index
+
+    @property
+    def records(self) -> tuple[StepRecord, ...]:
+        """Records of all steps so far."""
+        return tuple(self._particles.records)
+
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations so far, see `Result`."""
+        return self._particles.meter.nfe
+
+    def __iter__(self) -> "SamplingRun":
+        return self
+
+    def __next__(self) -> StepOutput:
+        """Make the next step.
+
+        Raises:
+            StopIteration: all particles are finished.
+            RuntimeError: a step before has failed.
+            ValueError, TypeError: the model or the reward returns a wrong shape or has no gradient.
+            NonFiniteError: a reward, gradient or latent is not finite.
+        """
+        if self._failed:
+            raise RuntimeError(
+                f"{self._sampler.name}: a step of this run has failed; load a state from before, or begin anew"
+            )
+        if self._number == self._particles.batches:
+            raise StopIteration
+        self._failed = True  # until the step is complete
+        index = self._index
+        with _sampling():
+            if self._batch is None:
+                self._batch = self._particles.batch(self._number)
+                self._state = self._algorithm.begin(self._batch)
+            batch = self._batch
+            batch.begin_step()
+            self._algorithm.step(batch, self._state, index)
+        latents = self._state.x if batch.latents is None else batch.latents
+        self._index += 1
+        if self._index == self._algorithm.records:
+            self._number, self._index, self._batch, self._state = self._number + 1, 0, None, None
+        self._failed = False
+        return StepOutput(
+            batch.particles,
+            tuple(batch.prompts),
+            index,
+            self._algorithm.records,
+            latents,
+            tuple(batch.steps),
+            tuple(batch.finished),
+            batch.predicted,
+            batch.preview,
+        )
+
+    def result(self) -> Result:
+        """Make all steps that are left, and return the result of all particles.
+
+        It shows a progress bar if the options ask for one. Errors: see `__next__`.
+        """
+        total = len(self._particles.prompts) * self._algorithm.records
+        with progress_bar(self._options.progress, self._sampler.name, total) as bar:
+            bar.update(len(self._particles.records))
+            for output in self:
+                bar.update(len(output.records))
+        return self._particles.result()
+
+    def change(self, **arguments: Any) -> None:
+        """Change arguments of the sampler from the next step on, such as the strength rho of `ntrk`.
+
+        Raises:
+            ValueError, TypeError: an argument is unknown, out of its range, or cannot change between steps, such
+                as the number of steps. Nothing is changed then.
+        """
+        name = self._sampler.name
+        fixed = sorted(set(arguments) & set(self._algorithm.fixed))
+        if fixed:
+            raise ValueError(f"{name}: {', '.join(fixed)} cannot change between steps")
+        changed = {**self._arguments, **_checked(self._sampler, arguments)}
+        algorithm = self._sampler.algorithm(**changed)
+        algorithm.prepare(self._model)
+        self._arguments, self._algorithm = changed, algorithm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the run needs to continue: dicts and lists of tensors, numbers and texts.
+
+        `torch.save` writes it, and `torch.load` reads it with its default `weights_only=True`. Tensors are on
+        the CPU. Model, reward, arguments and options are not part of it.
+
+        Raises:
+            RuntimeError: a step before has failed.
+        """
+        if self._failed:
+            raise RuntimeError(
+                f"{self._sampler.name}: a step of this run has failed; it has no state to keep"
+            )
+        particles, batch = self._particles, self._batch
+        return {
+            **self._identity,
+            "micro_batch_number": self._number,
+            "step": self._index,
+            "nfe": particles.meter.nfe,
+            "latents": to_plain(particles.latents),
+            "rewards": list(particles.rewards),
+            "weights": to_plain(particles.weights),
+            "log_z": list(particles.log_z),
+            "records": [asdict(record) for record in particles.records],
+            "state": to_plain(self._state),
+            "noise": None if batch is None else [stream.state_dict() for stream in batch.streams],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of a run with the same sampler, prompts, seed, micro-batches and latents' shape.
+
+        Callbacks are not called again for what is in the state.
+
+        Raises:
+            ValueError: the state is that of another run.
+        """
+        for key, own in self._identity.items():
+            if key not in state or state[key] != own:
+                raise ValueError(
+                    f"{self._sampler.name}: the state must be of a run with {key}={own!r}, "
+                    f"got {state.get(key)!r}"
+                )
+        particles = self._new()
+        particles.latents = to_plain(state["latents"])
+        particles.rewards, particles.log_z = list(state["rewards"]), list(state["log_z"])
+        particles.weights = to_plain(state["weights"])
+        particles.records = [StepRecord(**record) for record in state["records"]]
+        particles.meter.nfe = state["nfe"]
+        batch = None
+        if state["noise"] is not None:
+            batch = particles.batch(state["micro_batch_number"])
+            for stream, place in zip(batch.streams, state["noise"], strict=True):
+                stream.load_state_dict(place)
+        device = torch.device(self._model.device)
+        self._state = from_plain(self._algorithm.state_type | None, state["state"], device)
+        self._particles, self._batch = particles, batch
+        self._number, self._index = state["micro_batch_number"], state["step"]
+        self._failed = False
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """Facts in which a run and a state must agree."""
+        options = self._options
+        return {
+            "version": _VERSION,
+            "method": self._sampler.name,
+            "prompts": list(self._particles.prompts),
+            "shape": list(self._model.shape),
+            "seed": options.seed,
+            "first_particle": options.first_particle,
+            "micro_batch": options.micro_batch,
+            **{
+                name: self._arguments[name]
+                for name in self._algorithm.fixed
+                if isinstance(self._arguments.get(name), (int, float, str))
+            },
+        }
+
+
+@contextmanager
+def _sampling() -> Iterator[None]:
+    """Context of a step: samplers enable gradients where they need them, with tensors outside of inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def stepwise(
+    sampler: str | Callable[..., Result],
+    model: FlowModel | OneStepModel,
+    reward: Reward,
+    prompts: str | Sequence[str],
+    *,
+    options: SamplerOptions | None = None,
+    **arguments: Any,
+) -> SamplingRun:
+    """Begin a run of a sampler that the caller advances step by step.
+
+        run = stepwise(ntrk, model, reward, ["a cat"], rho=0.1)
+        for step in run:
+            show(step.preview(), step.records)
+            if cancelled():
+                break
+
+    Arguments are checked, and no forward is made before the first step. `run.result()` makes all steps that are
+    left; every sampler is `stepwise(...).result()`.
+
+    Args:
+        sampler: sampler, such as `ntrk`, or its name.
+        model: flow or one-step model, as the sampler needs.
+        reward: function that judges the images.
+        prompts: one prompt for each particle; a string is one particle.
+        options: seed, micro-batches, first noise, callbacks; None means `SamplerOptions()`.
+        **arguments: further arguments of the sampler.
+
+    Raises:
+        ValueError, TypeError: an argument is unknown, missing or out of its range, or the model does not fit.
+    """
+    name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    if not isinstance(sampler, str) and (name not in SAMPLERS or SAMPLERS[name].function is not sampler):
+        raise TypeError(f"stepwise: sampler must be a sampler such as ntrk or its name, got {sampler!r}")
+    check_choice("stepwise", "sampler", name, SAMPLERS)
+    found = SAMPLERS[name]
+    given = {**found.defaults, **_checked(found, arguments)}
+    missing = [key for key in found.keywords if key not in given]
+    if missing:
+        raise TypeError(f"{name}: missing {', '.join(missing)}")
+    return SamplingRun(found, model, reward, prompts, options, given)
+
+
+def _checked(sampler: Sampler, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments, or raise TypeError for a name that the sampler does not have."""
+    unknown = sorted(set(arguments) - set(sampler.keywords))
+    if unknown:
+        raise TypeError(
+            f"{sampler.name}: unknown {', '.join(unknown)}; its arguments are {', '.join(sampler.keywords)}"
+        )
+    return arguments
