@@ -11,8 +11,8 @@ State = TypeVar("State")
 class Algorithm(ABC, Generic[State]):
     """A sampler with its arguments, advanced step by step by a `SamplingRun`.
 
-    Everything that a micro-batch keeps between two steps is in its state. So a run can stop after any step and
-    continue elsewhere, and arguments can change between steps.
+    Everything that a micro-batch keeps between two steps is in its state. So a run can stop after any step
+    and continue elsewhere, and arguments can change between steps.
 
     A subclass is a dataclass. Its fields are the arguments of the sampler, checked by `__post_init__`.
 

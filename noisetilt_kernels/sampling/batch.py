@@ -128,8 +128,8 @@ class Batch:
         steps: records of the present step.
         finished: particles that the present step has finished.
         latents: latents of the result, (B, *shape), once the particles are finished.
-        predicted: function that computes the estimate of x_0 at the present step, (B K, *shape) for K copies of
-            each particle, or None for a one-step model.
+        predicted: function that computes the estimates of x_0 at the present step, (B K, *shape) for K copies
+            of each particle, or None for images without latents.
         preview: function that computes the images of the estimates, (B K, 3, H, W).
     """
 

@@ -88,8 +88,8 @@ def operator_by_name(function: str, operator: str | Operator, shape: tuple[int, 
     """Return the named operator for latents (B, *shape), or a checked form of a given function.
 
     Raises:
-        ValueError: the name is unknown, or the operator does not accept this shape. The checked function raises
-            it if the given one returns another shape.
+        ValueError: the name is unknown, or the operator does not accept this shape. The checked function
+            raises it if the given one returns another shape.
         TypeError: the operator is neither a name nor a function.
     """
     check_operator(function, operator)

@@ -29,9 +29,9 @@ class SamplerOptions:
         latents: first noise of the particles in place of random noise, (P, *shape) with values like those of
             N(0, 1): x_1 of a flow, or the noise that a one-step model begins with. All copies of a particle
             begin there. The later noise is that of the seed.
-        noise: function of (particle, number of the draw from 0) -> noise (*shape), in place of the noise of the
-            seed. Decisions, such as those of resampling, still come from the seed. The same arguments must
-            give the same noise.
+        noise: function of (particle, number of the draw from 0) -> noise (*shape), in place of the noise of
+            the seed. The same arguments must give the same noise. Decisions, such as those of resampling,
+            still come from the seed.
         on_finished: function called with each `FinishedParticle` as soon as its micro-batch is complete. The
             samplers let KeyboardInterrupt pass, so a caller that saves particles here loses none of them on
             Ctrl-C.

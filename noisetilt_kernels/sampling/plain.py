@@ -1,4 +1,4 @@
-"""Plain forms of states: dicts and lists of tensors, numbers and texts, which `torch.save` and others keep."""
+"""Plain forms of states: dicts and lists of tensors, numbers and texts, which `torch.save` writes."""
 
 import types
 import typing

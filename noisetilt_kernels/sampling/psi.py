@@ -108,7 +108,8 @@ class Psi(GuidedCopies[PsiState]):
     def step(self, batch: Batch, state: PsiState, index: int) -> None:
         """Make a step. Those of the chains keep the states at which copies start.
 
-        They are the last state of every chain and others at equal distances within the last `kept` iterations.
+        They are the last state of every chain and others before it, at equal distances within the last `kept`
+        iterations.
         """
         super().step(batch, state, index)
         left, each = self.chain.iterations - 1 - index, self.copies // self.chains

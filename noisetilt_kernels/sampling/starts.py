@@ -26,8 +26,8 @@ class Point:
 
     Args:
         x: latents (B K, *shape).
-        known: velocities, rewards and gradients there, if they are known already. The first step takes them in
-            place of a second forward.
+        known: velocities, rewards and gradients there, if they are known already. The first step takes them
+            in place of a second forward.
     """
 
     x: Tensor
@@ -99,7 +99,7 @@ class FromImage(PlainNoise):
     which int(steps strength) steps are left, as in pipelines of diffusers.
 
     Args:
-        latents: latents x_0 of the images, float32 (P, *shape) for P particles, or (1, *shape) for all of them.
+        latents: latents x_0 of the images, float32 (P, *shape) for P particles, or (1, *shape) for all.
         strength: share of the steps that are made, in (0, 1]. With 1 nothing is left of the images.
 
     Raises:

@@ -37,9 +37,8 @@ class StepOutput:
     count: int
     """Number of steps of the micro-batch."""
     latents: Tensor
-    """Latents after the step, (B K, *shape), on the device of the model. `dno` has the noise of all n steps of a
-    trajectory, (B, n, *shape). After the last step, latents of the finished images, or the noise that makes
-    them."""
+    """Latents after the step, (B K, *shape), on the device of the model. `dno` has the noise of all n steps
+    of a trajectory, (B, n, *shape). After the last step they are those of the result, (B, *shape)."""
     records: tuple[StepRecord, ...]
     """Record of the step of each particle."""
     finished: tuple[FinishedParticle, ...]
@@ -54,9 +53,9 @@ class StepOutput:
 
     @property
     def denoised(self) -> Tensor | None:
-        """Estimate x0_hat of the latents x_0, (B K, *shape). None for a one-step model that makes images at once.
+        """Estimates x0_hat of the latents x_0, (B K, *shape); None for a one-step model that makes images.
 
-        At the beginning of the step; for `svdd` and `rbf` at its end.
+        They belong to the latents before the step; for `svdd` and `rbf` to those after it.
         """
         with _sampling():
             return None if self._predicted is None else self._predicted()
@@ -79,8 +78,8 @@ class SamplingRun:
     Iterate over it, or call `next`: each item is the `StepOutput` of one micro-batch. A run can be left after
     any step. Several runs do not disturb each other, also on one model.
 
-    After an exception in a step the run cannot go on, because the step is made in part. `load_state_dict` takes
-    it back to a state before.
+    After an exception in a step the run cannot go on, because the step is made in part. `load_state_dict`
+    takes it back to a state before.
     """
 
     def __init__(
@@ -150,7 +149,8 @@ class SamplingRun:
         """
         if self._failed:
             raise RuntimeError(
-                f"{self._sampler.name}: a step of this run has failed; load a state from before, or begin anew"
+                f"{self._sampler.name}: a step of this run has failed; load a state from before it, or begin "
+                "a new run"
             )
         if self._number == self._particles.batches:
             raise StopIteration
@@ -190,14 +190,15 @@ class SamplingRun:
             bar.update(len(self._particles.records))
             for output in self:
                 bar.update(len(output.records))
-        return self._particles.result()
+        with _sampling():
+            return self._particles.result()
 
     def change(self, **arguments: Any) -> None:
         """Change arguments of the sampler from the next step on, such as the strength rho of `ntrk`.
 
         Raises:
-            ValueError, TypeError: an argument is unknown, out of its range, or cannot change between steps, such
-                as the number of steps. Nothing is changed then.
+            ValueError, TypeError: an argument is unknown, out of its range, or cannot change between steps,
+                such as the number of steps. Nothing is changed then.
         """
         name = self._sampler.name
         fixed = sorted(set(arguments) & set(self._algorithm.fixed))
@@ -237,12 +238,12 @@ class SamplingRun:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of a run with the same sampler, prompts, seed, micro-batches and latents' shape.
+        """Continue from a state of a run with the same sampler, prompts, seed and micro-batches.
 
         Callbacks are not called again for what is in the state.
 
         Raises:
-            ValueError: the state is that of another run.
+            ValueError: the state is that of another run. Nothing is changed then.
         """
         for key, own in self._identity.items():
             if key not in state or state[key] != own:
@@ -289,7 +290,7 @@ class SamplingRun:
 
 @contextmanager
 def _sampling() -> Iterator[None]:
-    """Context of a step: samplers enable gradients where they need them, with tensors outside of inference mode."""
+    """Leave inference mode and disable gradients. Samplers enable gradients where they need them."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -311,8 +312,8 @@ def stepwise(
             if cancelled():
                 break
 
-    Arguments are checked, and no forward is made before the first step. `run.result()` makes all steps that are
-    left; every sampler is `stepwise(...).result()`.
+    Arguments are checked here. The first forward is made by the first step. `run.result()` makes all steps
+    that are left. Every sampler is `stepwise(...).result()`.
 
     Args:
         sampler: sampler, such as `ntrk`, or its name.

@@ -15,10 +15,11 @@ from noisetilt_kernels.sampling import (
     GuidedSteps,
     SamplerOptions,
     Schedule,
-    base,
     ntrk,
     register_sampler,
+    stepwise,
 )
+from noisetilt_kernels.sampling.base import Base
 from noisetilt_kernels.sampling.methods import Method, parse_method
 from noisetilt_kernels.sampling.registry import REQUIRED
 
@@ -215,11 +216,10 @@ def test_parameters_come_from_signature_and_docstring(name: str) -> None:
             assert facts.default == getattr(GuidedSteps(), names[parameter])
         else:
             assert facts.default == signature[parameter].default
-    checked = inspect.signature(sampler.check).parameters
-    assert [name for name in checked if name != "guide"] == [
-        name for name in sampler.parameters if name != "scale" and not name.startswith(("start_", "guide_"))
-    ]
-    assert ("guide" in checked) == ("guide_every" in sampler.parameters)
+    assert set(sampler.keywords) <= set(inspect.signature(sampler.algorithm).parameters)
+    assert set(sampler.defaults) == {
+        key for key in sampler.keywords if signature[key].default is not REQUIRED
+    }
 
 
 def test_parameters_of_ntrk_and_dps() -> None:
@@ -247,9 +247,10 @@ def registry() -> Iterator[dict[str, Any]]:
 
 
 def test_a_registered_sampler_is_a_method(registry: dict[str, Any]) -> None:
-    def check(*, twice: int) -> None:
+    def twofold_steps(*, twice: int) -> Base:
         if twice < 1:
             raise ValueError("twofold: twice must be positive")
+        return Base(steps=2 * twice)
 
     def twofold(model: Any, reward: Any, prompts: Any, *, twice: int = 2, options: Any = None) -> Any:
         """Run base with twice as many steps.
@@ -257,10 +258,13 @@ def test_a_registered_sampler_is_a_method(registry: dict[str, Any]) -> None:
         Args:
             twice: half the number of steps. At least 1.
         """
-        return base(model, reward, prompts, steps=2 * twice, options=options)
+        return stepwise("twofold", model, reward, prompts, twice=twice, options=options).result()
 
     register = register_sampler(
-        kind="flow", needs_gradient=False, check=check, nfe=lambda arguments: 2 * arguments["twice"]
+        kind="flow",
+        needs_gradient=False,
+        algorithm=twofold_steps,
+        nfe=lambda arguments: 2 * arguments["twice"],
     )
     assert register(twofold) is twofold
     method = parse_method("twofold:twice=3")
@@ -284,12 +288,12 @@ def test_a_sampler_may_have_parameters_with_names_of_details(registry: dict[str,
             scale: number of steps.
             guide_every: another number of steps.
         """
-        return base(model, reward, prompts, steps=scale * guide_every, options=options)
+        return stepwise(own, model, reward, prompts, scale=scale, guide_every=guide_every).result()
 
     register_sampler(
         kind="flow",
         needs_gradient=False,
-        check=lambda *, scale, guide_every: None,
+        algorithm=lambda *, scale, guide_every: Base(steps=scale * guide_every),
         nfe=lambda arguments: arguments["scale"] * arguments["guide_every"],
     )(own)
     method = parse_method("own:scale=3,guide_every=2").resolved()
@@ -301,7 +305,7 @@ def test_parameters_need_simple_types(registry: dict[str, Any]) -> None:
     def odd(model: Any, reward: Any, prompts: Any, *, flag: list[int], options: Any = None) -> Any:
         """Do nothing."""
 
-    register_sampler(kind="flow", needs_gradient=False, check=print, nfe=len)(odd)
+    register_sampler(kind="flow", needs_gradient=False, algorithm=print, nfe=len)(odd)
     with pytest.raises(
         TypeError, match=r"odd: flag must be annotated with int, float, str or a union .* got list"
     ):

@@ -33,7 +33,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 def test_noise_of_steps_is_scaled_by_its_variance() -> None:
     steps = noise(20, 8, 4, 16, 16)
-    total = TotalNoise(steps[0])
+    total = TotalNoise.like(steps[0])
     assert total.peaks() is None
     for index, step in enumerate(steps):
         total.add((index + 1) * step, index + 1)

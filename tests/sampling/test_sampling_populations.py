@@ -13,15 +13,23 @@ from gaussian_flows import GaussianFlow, LatentFlow, Spy, after_steps, left_half
 from torch import Tensor
 
 from noisetilt_kernels import sampling
-from noisetilt_kernels.sampling import GuidedSteps, NonFiniteError, Result, SamplerOptions, Schedule
+from noisetilt_kernels.sampling import (
+    GuidedSteps,
+    NonFiniteError,
+    Result,
+    SamplerOptions,
+    SamplingRun,
+    Schedule,
+    stepwise,
+)
+from noisetilt_kernels.sampling.batch import Batch
 from noisetilt_kernels.sampling.das import tempered
 from noisetilt_kernels.sampling.fk import Potential, apply_potential
 from noisetilt_kernels.sampling.gradients import flow_guidance
-from noisetilt_kernels.sampling.loop import Batch, start_particles
 from noisetilt_kernels.sampling.noise import ParticleNoise
 from noisetilt_kernels.sampling.population import Weights, log_ratio
-from noisetilt_kernels.sampling.psi import thinned
 from noisetilt_kernels.sampling.resampling import Resampling, rounding_by_name, ssp, systematic
+from noisetilt_kernels.sampling.starts import PlainNoise, Point
 from noisetilt_kernels.sampling.steps import Step, advance, plan_steps
 from noisetilt_kernels.sampling.typicality import spectral_peaks
 
@@ -118,7 +126,7 @@ def test_weights_permute_with_their_copies() -> None:
     order = [3, 0, 4, 1, 2]
     steps = [[0.1, -2.0, 0.7, 1.3, 0.2], [0.5, 0.1, -0.3, 2.0, math.nan], [1.0, 0.0, 0.9, 0.4, 0.3]]
     ratios = [-0.3, 0.2, 0.01, -0.4, 0.5]
-    plain, permuted = Weights(5), Weights(5)
+    plain, permuted = Weights.equal(5), Weights.equal(5)
     for twists in steps:
         plain.weigh(twists)
         plain.correct(ratios)
@@ -131,7 +139,7 @@ def test_weights_permute_with_their_copies() -> None:
 
 def test_the_twists_follow_the_ancestors() -> None:
     """After resampling, the next twist is compared with that of the ancestor."""
-    weights = Weights(3)
+    weights = Weights.equal(3)
     weights.weigh([0.0, 30.0, 1.0])
     assert weights.resample(systematic, lambda: 0.5) == [1, 1, 1]
     assert weights.logs == [0.0] * 3
@@ -142,7 +150,7 @@ def test_the_twists_follow_the_ancestors() -> None:
 
 def test_tempering_telescopes() -> None:
     """Without resampling the weight is the last twist, times the ratios of densities."""
-    weights, rewards = Weights(2), torch.randn(6, 2, dtype=torch.float64).tolist()
+    weights, rewards = Weights.equal(2), torch.randn(6, 2, dtype=torch.float64).tolist()
     for share, reward in zip(tempered(6, 0.5), rewards, strict=True):
         weights.weigh([share * r / 0.1 for r in reward])
         weights.correct([0.25, -0.5])
@@ -163,7 +171,7 @@ def test_tempering_rises_from_0_to_1() -> None:
 
 def test_a_copy_that_is_not_finite_has_weight_0_until_it_is_resampled() -> None:
     for bad in (math.nan, math.inf, -math.inf):
-        weights = Weights(3)
+        weights = Weights.equal(3)
         weights.weigh([1.0, bad, 2.0])
         weights.weigh([1.0, 5.0, 2.0])
         assert weights.normalised[1] == 0 and sum(weights.normalised) == pytest.approx(1)
@@ -363,13 +371,13 @@ class SteepFlow(LinearFlow):
 STEEP, START_ALPHA = SteepFlow([0.0], [[1.0]]), 0.8
 
 
-class ExactStart:
+class ExactStart(PlainNoise):
     """Start with the law N(0, 1) exp(r / alpha) of STEEP in closed form: N(1 / (2 alpha), 1)."""
 
-    iterations, alpha = 0, START_ALPHA
+    alpha = START_ALPHA
 
-    def __call__(self, batch: Batch, model: Any, step: Step, copies: int = 1) -> Tensor:
-        return batch.draw(copies) + 0.5 / self.alpha
+    def begin(self, batch: Batch, model: Any, step: Step, copies: int = 1) -> Point:
+        return Point(batch.draw(copies) + 0.5 / self.alpha)
 
 
 def assert_z_of_steep(result: Result, alpha: float) -> None:
@@ -561,25 +569,32 @@ def log_psi_of(potential: Potential, paths: Tensor) -> Tensor:
 
 def test_copies_start_at_equal_distances_of_their_chains() -> None:
     """Also their velocities, rewards and gradients are those of the states."""
-    model, chain = LatentFlow(bend=0.2), sampling.PCNL(5, alpha=1e30)  # accepts everything
-    step = plan_steps("test", model, 4, Schedule("linear"))[0]
-    with start_particles(
-        "test", model, left_half, ["", ""], SamplerOptions(micro_batch=8), 9, 4
-    ) as particles:
-        (batch,) = particles.batches()
-        x = thinned(chain, batch, model, step, chains=2, each=2, kept=4)
-        known = flow_guidance(batch, model, x, step)
-        assert particles.meter.nfe == 2 * 2 * 6
-        fresh = flow_guidance(batch, model, x.clone(), step)
-        (batch,) = particles.batches()
-        states = [state for state, _ in chain.states(batch, model, step, chains=2)]
-    assert len(states) == 6 and not any(torch.equal(states[n], states[n + 1]) for n in range(5))
-    x = x.view(2, 2, 2, *model.shape)  # particle, chain, state
-    assert_same_bits(x[:, :, 0].flatten(0, 1), states[3])
-    assert_same_bits(x[:, :, 1].flatten(0, 1), states[5])
+    model, options = LatentFlow(bend=0.2), SamplerOptions(micro_batch=8)
+    chain = {"chain_alpha": 1e30, "chains": 2, "burn_in": 1, "kept": 4}  # accepts everything
+    run = stepwise("psi", model, left_half, ["", ""], alpha=1.0, copies=4, steps=4, options=options, **chain)
+    states = [next(run).latents for _ in range(5)]
+    assert run.nfe == 2 * 2 * 6
+    all_states = [step.latents for step, _ in zip(chains_alone(model, options), range(5), strict=False)]
+    for alone, state in zip(all_states[:4], states[:4], strict=True):
+        assert_same_bits(alone, state)
+    assert not any(torch.equal(all_states[n], all_states[n + 1]) for n in range(4))
+    x = states[4].view(2, 2, 2, *model.shape)  # particle, chain, state
+    assert_same_bits(x[:, :, 0].flatten(0, 1), all_states[2])
+    assert_same_bits(x[:, :, 1].flatten(0, 1), all_states[4])
+
+    # what is known there is not computed again, and is right
+    plan = plan_steps("test", model, 4, Schedule("linear"))
+    known = run._state.known
+    fresh = flow_guidance(run._particles.batch(0), model, states[4], plan[0])
     assert_same_bits(known.output, fresh.output)
     assert_same_bits(known.gradient, fresh.gradient)
     assert (known.rewards, known.norms) == (fresh.rewards, fresh.norms)
+
+
+def chains_alone(model: LatentFlow, options: SamplerOptions) -> SamplingRun:
+    """Return a run whose first five steps are those of two chains of each of two particles."""
+    chain = sampling.PCNL(5, alpha=1e30)
+    return stepwise("das", model, left_half, ["", ""], alpha=1.0, copies=2, start=chain, options=options)
 
 
 def test_psi_with_one_copy_is_das_from_a_chain() -> None:
