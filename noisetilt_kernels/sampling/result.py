@@ -1,14 +1,22 @@
 """Results of a sampler: finished particles, the whole result, the error for values that are not finite."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import NoisetiltError
+from .plain import to_plain
 from .records import StepRecord
+
+_METADATA = "noisetilt_result"
+"""Key of the metadata of a saved result."""
 
 
 class FinishedParticle(NamedTuple):
@@ -74,6 +82,55 @@ class Result:
     def best(self) -> int:
         """Index of the particle with the highest reward. The first one wins a tie; NaN is the lowest."""
         return best_index(self.rewards.tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as dicts and lists of tensors, numbers and texts, for `torch.save` and others."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> "Result":
+        """Return the result of a dict from `to_dict`."""
+        return Result(
+            **{
+                **plain,
+                "prompts": tuple(plain["prompts"]),
+                "records": tuple(StepRecord(**record) for record in plain["records"]),
+                "chosen": tuple(plain["chosen"]),
+            }
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: `latents`, `rewards`, `weights`, `log_z`, and the rest as metadata.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        plain = self.to_dict()
+        tensors = {name: value.contiguous() for name, value in plain.items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in plain.items() if name not in tensors}
+        try:
+            save_file(tensors, path, {_METADATA: json.dumps(rest)})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+    @staticmethod
+    def load(path: str | Path) -> "Result":
+        """Return the result of a file from `save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not one from `save`.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a result saved by Result.save: {error}") from error
+        if _METADATA not in metadata:
+            raise ValueError(f"{path} is not a result saved by Result.save: it has no records")
+        return Result.from_dict({**json.loads(metadata[_METADATA]), **tensors})
 
 
 def best_index(rewards: Sequence[float]) -> int:
