@@ -73,7 +73,7 @@ def ntrk(
     prompts: str | Sequence[str],
     *,
     rho: float = 0.3,
-    operator: str = "w",
+    operator: str | Operator = "w",
     steps: int = DEFAULT_STEPS,
     schedule: str | Schedule = DEFAULT_SCHEDULE,
     start: str | Start = DEFAULT_START,
@@ -94,7 +94,7 @@ def ntrk(
             and 0.3 with a held-out reward (docs/rho.md). With the operators "w", "wgnc" and "norm" the noise
             keeps its norm at every strength; a larger rho leaves less of it random.
         operator: whitening operator that turns the gradient into noise: "w", its parts "2os+tiles" and "2os",
-            "wgnc", "norm" or "identity".
+            "wgnc", "norm" or "identity". Pass a name, or a function (B, *shape) -> the same shape.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
         start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are

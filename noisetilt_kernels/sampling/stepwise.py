@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -103,7 +104,8 @@ class SamplingRun:
         self._model, self._options = model, options
         self._algorithm.prepare(model)
         at_once = 1 if sampler.alone else max(1, options.micro_batch // sampler.entries(arguments))
-        self._new = lambda: Particles(name, model, reward, prompts, options, at_once, self._algorithm.records)
+        records = self._algorithm.records
+        self._new = partial(Particles, name, model, reward, prompts, options, at_once, records)
         self._particles = self._new()
         self._number, self._index = 0, 0  # of the micro-batch and of its next step
         self._batch: Batch | None = None

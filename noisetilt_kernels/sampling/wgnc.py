@@ -69,7 +69,7 @@ def wgnc(
     iterations: int = 200,
     lr: float = 0.02,
     clip: float = 0.03,
-    operator: str = "wgnc",
+    operator: str | Operator = "wgnc",
     project: Projected = "both",
     answer: Answer = "last",
     options: SamplerOptions | None = None,
@@ -87,7 +87,8 @@ def wgnc(
         lr: learning rate of Adam. The authors use 0.02 for FLUX-schnell and 0.1 for SDXL-Turbo.
         clip: largest norm of P(grad) that Adam gets. P(grad) has norm about sqrt(N) for every
             gradient, so clipping scales it; the scale matters only relative to Adam's epsilon.
-        operator: projection P: "wgnc", "w", "2os+tiles", "2os", "norm" or "identity".
+        operator: projection P: "wgnc", "w", "2os+tiles", "2os", "norm" or "identity". Pass a name, or a
+            function (B, *shape) -> the same shape.
         project: what P is applied to, "both", "gradient", "latent" or "neither".
         answer: iterate that is returned, "last" or "best": the one with the highest reward.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`. With

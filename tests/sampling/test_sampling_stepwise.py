@@ -292,6 +292,18 @@ def test_own_latents_equal_to_the_seeds_change_nothing(name: str) -> None:
     assert facts(begin(name, given).result()) == facts(begin(name, plain).result())
 
 
+def test_a_run_with_own_noise_and_latents_can_continue() -> None:
+    def noise(particle: int, number: int) -> Tensor:
+        return torch.full(FLOW.shape, 0.1 * number - particle)
+
+    options = SamplerOptions(noise=noise, latents=torch.ones(1, *FLOW.shape), micro_batch=2)
+    whole, run = begin("svdd", options).result(), begin("svdd", options)
+    next(run)
+    other = begin("svdd", options)
+    other.load_state_dict(run.state_dict())
+    assert facts(other.result()) == facts(whole)
+
+
 def test_a_run_begins_at_own_latents() -> None:
     """All copies begin there, and one row serves all particles."""
     latents = torch.full((1, *FLOW.shape), 0.25)
