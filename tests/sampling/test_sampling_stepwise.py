@@ -382,11 +382,11 @@ def test_a_weak_image_to_image_stays_at_the_image() -> None:
 
 
 def test_wrong_images_are_refused() -> None:
-    with pytest.raises(TypeError, match="FromImage: latents must be a tensor, got 'cat.png'"):
+    with pytest.raises(TypeError, match=r"FromImage: latents must be a tensor, got 'cat\.png'"):
         FromImage("cat.png", 0.5)
     with pytest.raises(ValueError, match="FromImage: strength must be"):
         FromImage(torch.zeros(1, 4, 16, 16), 1.5)
-    with pytest.raises(ValueError, match="strength=0.1 leaves none of 5 steps; it must be at least 0.2"):
+    with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of 5 steps; it must be at least 0\.2"):
         sampling.base(FLOW, brightness, "", steps=5, start=FromImage(torch.zeros(1, 4, 16, 16), 0.1))
     with pytest.raises(ValueError, match=r"FromImage: latents must be \(1, 4, 16, 16\)"):
         sampling.base(FLOW, brightness, "", start=FromImage(torch.zeros(1, 4, 8, 8), 0.5))
