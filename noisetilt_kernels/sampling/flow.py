@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..checks import check_integer, shown
@@ -18,7 +17,7 @@ from .schedules import Schedule, as_schedule
 from .starts import PlainNoise, Point, Start, as_start
 from .steps import Step, advance, denoised, mean, plan_steps
 from .typicality import TotalNoise
-from .velocity import velocities_of
+from .velocity import velocities_of, whole
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULE = "linear"
@@ -167,7 +166,7 @@ def rewards_of(batch: Batch, decode: Callable[[Tensor], Tensor], x0: Tensor) -> 
     """Return the rewards of the decoded latents x0 (B K, *shape), in micro-batches."""
     with batch.time("reward"):
         rewards = [batch.rewards(decode(part), prompts) for part, prompts in batch.parts(x0)]
-        return torch.cat(rewards).tolist()  # one transfer from the device
+        return whole(rewards).tolist()  # one transfer from the device
 
 
 @dataclass(kw_only=True)

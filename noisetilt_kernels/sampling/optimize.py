@@ -128,7 +128,8 @@ class NoiseAlgorithm(Algorithm[NoiseState]):
         """Return the noise after a step of the optimiser along the direction of ascent."""
         # One parameter for each particle: the optimiser then works on the same lengths in every micro-batch,
         # and skips a particle without a gradient.
-        latents = list(state.x.clone())
+        moved = state.x.clone()
+        latents = list(moved)  # views, which the optimiser changes
         optimizer = self.optimizer(latents)
         # The arguments of the optimiser are those of this step.
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state.memory})
@@ -139,9 +140,10 @@ class NoiseAlgorithm(Algorithm[NoiseState]):
             latent.grad = move * factor if reason is None else None
         optimizer.step()
         state.memory = optimizer.state_dict()["state"]
-        moved = torch.stack(latents).detach()
         with batch.time("whitening"):
             projected = self.projected(moved)
+        if projected is moved:
+            return moved
         free = torch.tensor([reason is None for reason in guidance.fallbacks], device=moved.device)
         return torch.where(column_of(free, moved), projected, moved)
 
