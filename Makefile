@@ -80,6 +80,7 @@ lint: .venv/.built
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
+	$(BIN)/mypy integrations/comfyui
 
 clean:
 	rm -rf .venv .venv-cuda build dist *.egg-info noisetilt_kernels/_C*.so

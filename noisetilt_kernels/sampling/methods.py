@@ -16,6 +16,7 @@ from .registry import REQUIRED, SAMPLERS, Sampler
 from .result import Result
 from .schedules import Schedule
 from .steps import Step
+from .stepwise import SamplingRun, stepwise
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,17 @@ class Method:
         """Run the sampler. Arguments, result and errors: see the sampler, for example `ntrk`."""
         arguments = self._with_details(self.arguments)
         return self.sampler.function(model, reward, prompts, options=options, **arguments)
+
+    def stepwise(
+        self,
+        model: FlowModel | OneStepModel,
+        reward: Reward,
+        prompts: str | Sequence[str],
+        options: SamplerOptions | None = None,
+    ) -> SamplingRun:
+        """Begin a run that the caller advances step by step. Arguments and errors: see `stepwise`."""
+        arguments = self._with_details(self.arguments)
+        return stepwise(self.name, model, reward, prompts, options=options, **arguments)
 
     def check(self) -> None:
         """Raise ValueError for an argument out of its range."""

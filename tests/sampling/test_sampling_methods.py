@@ -328,3 +328,13 @@ def test_a_resolved_method_has_every_argument() -> None:
     chain = parse_method("ntrk:start=pcnl,start_alpha=2").resolved()
     assert chain.arguments["start_alpha"] == 2 and chain.arguments["start_iterations"] == 25
     assert chain.resolved() == chain == parse_method(str(chain))
+
+
+def test_a_method_runs_step_by_step() -> None:
+    method = parse_method("ntrk:steps=4,rho=0.1,schedule=constant,scale=0.3,guide_every=2")
+    options = SamplerOptions(seed=3)
+    expected = method.sample(LatentFlow(), brightness, "", options)
+    run = method.stepwise(LatentFlow(), brightness, "", options)
+    assert [step.index for step in run] == [0, 1, 2, 3]
+    assert torch.equal(run.result().latents, expected.latents)
+    assert run.arguments["schedule"] == Schedule("constant", 0.3)
