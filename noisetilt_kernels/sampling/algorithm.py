@@ -40,6 +40,13 @@ class Algorithm(ABC, Generic[State]):
     def records(self) -> int:
         """Number of steps of a micro-batch. Each makes one record of every particle."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Facts in which an algorithm and a state must agree, as plain values."""
+        values = {name: getattr(self, name, None) for name in self.fixed}
+        simple = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        return {"arguments": simple, "records": self.records}
+
     @abstractmethod
     def begin(self, batch: Batch) -> State:
         """Return the state of a micro-batch before its first step."""

@@ -75,31 +75,36 @@ class Particles:
 
     def add_finished(
         self, batch: "Batch", latents: Tensor, images: Tensor, rewards: Tensor
-    ) -> list[FinishedParticle]:
-        """Keep the result of a micro-batch and pass its particles to the caller; see `Batch.finish`."""
+    ) -> Callable[[], list[FinishedParticle]]:
+        """Keep the result of a micro-batch and pass its particles to the caller; see `Batch.finish`.
+
+        Returns:
+            Function that makes the finished particles once more.
+        """
         latents, images, rewards = (tensor.float().cpu() for tensor in (latents, images, rewards))
         finite = rewards.isfinite() & latents.flatten(1).isfinite().all(dim=1)
         valid = finite if self.options.non_finite == "raise" else torch.ones_like(finite)
-        finished = [
-            # Copies: a view would keep the memory of the whole micro-batch.
-            FinishedParticle(
-                batch.particles[index],
-                batch.prompts[index],
-                latents[index].clone(),
-                images[index].clone(),
-                float(rewards[index]),
-            )
-            for index in valid.nonzero().flatten().tolist()
-        ]
+
+        def finished() -> Iterator[FinishedParticle]:
+            for index in valid.nonzero().flatten().tolist():
+                # Copies: a view would keep the memory of the whole micro-batch.
+                yield FinishedParticle(
+                    batch.particles[index],
+                    batch.prompts[index],
+                    latents[index].clone(),
+                    images[index].clone(),
+                    float(rewards[index]),
+                )
+
         if self.options.on_finished is not None:
-            for particle in finished:
+            for particle in finished():
                 self.options.on_finished(particle)
         for index in (~finite).nonzero().flatten().tolist():
             what = "latent" if rewards[index].isfinite() else "reward"
             batch.fall_back(self._last_step, index, f"non-finite {what}")
         self.latents.append(latents)
         self.rewards += rewards.tolist()
-        return finished
+        return lambda: list(finished())
 
     def result(self) -> Result:
         """Return the result of all particles, each of which is finished."""
@@ -116,6 +121,11 @@ class Particles:
         )
 
 
+def entries_of(particles: int, copies: int) -> list[range]:
+    """Return the entries of each particle in tensors (particles copies, ...)."""
+    return [range(first, first + copies) for first in range(0, particles * copies, copies)]
+
+
 class Batch:
     """A micro-batch of B particles.
 
@@ -125,10 +135,11 @@ class Batch:
         prompts: prompt of each particle.
         options: options of the sampler.
         meter: counter of function evaluations and clock.
-        steps: records of the present step.
-        finished: particles that the present step has finished.
-        latents: latents of the result, (B, *shape), once the particles are finished.
-        predicted: function that computes the estimates of x_0 at the present step, (B K, *shape) for K copies
+        made: records of the present step.
+        finished: function that makes the particles which the present step has finished.
+        latents: latents to show after the present step, if they are not those of the state: those of the
+            result, (B, *shape), once the particles are finished.
+        denoised: function that computes the estimates of x_0 at the present step, (B K, *shape) for K copies
             of each particle, or None for images without latents.
         preview: function that computes the images of the estimates, (B K, 3, H, W).
     """
@@ -149,10 +160,10 @@ class Batch:
 
     def begin_step(self) -> None:
         """Forget what the step before has made and shown."""
-        self.steps: list[StepRecord] = []
-        self.finished: list[FinishedParticle] = []
+        self.made: list[StepRecord] = []
+        self.finished: Callable[[], list[FinishedParticle]] = list
         self.latents: Tensor | None = None
-        self.predicted: Callable[[], Tensor] | None = None
+        self.denoised: Callable[[], Tensor] | None = None
         self.preview: Callable[[], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -165,11 +176,6 @@ class Batch:
     def choices(self, index: int) -> np.random.Generator:
         """Return the generator of the decisions of the particle at `index`, see `ParticleNoise.choices`."""
         return self.streams[index].choices
-
-    def entries(self, count: int) -> list[range]:
-        """Return the entries of each particle in tensors (count, ...) with K = count / B entries of each."""
-        copies = count // len(self)
-        return [range(first, first + copies) for first in range(0, count, copies)]
 
     def parts(self, x: Tensor) -> Iterator[tuple[Tensor, list[str]]]:
         """Yield x (B K, *shape), K entries of each particle, in micro-batches with their prompts."""
@@ -274,7 +280,7 @@ class Batch:
                 ess=None if ess is None else ess[index],
                 acceptance=None if acceptance is None else acceptance[index],
             )
-            self.steps.append(made)
+            self.made.append(made)
             self._owner.add_record(made)
 
     def show(
@@ -283,32 +289,34 @@ class Batch:
         """Set what the present step shows of its estimates. Nothing is computed before it is asked for.
 
         Args:
-            decode: function of the estimates (B K, ...) -> images (B K, 3, H, W).
-            estimate: function that returns the estimates.
+            decode: function of the estimates (b, ...) -> images (b, 3, H, W), called with micro-batches.
+            estimate: function that returns the estimates, (B K, ...).
             latent: False for estimates that are not latents.
         """
-        self.predicted = estimate if latent else None
-        self.preview = lambda: decode(estimate())
+        self.denoised = estimate if latent else None
+        self.preview = lambda: torch.cat([decode(part) for part, _ in self.parts(estimate())])
 
     def keep_weights(self, weights: Sequence[list[float]], log_z: Sequence[float]) -> None:
         """Keep the final weights of the copies, and log Z of every particle, for the result; see `Result`."""
         self._owner.weights += weights
         self._owner.log_z += log_z
 
-    def finish(self, latents: Tensor, images: Tensor, rewards: Tensor) -> None:
+    def finish(self, latents: Tensor, images: Tensor, rewards: Tensor, x0: Tensor | None) -> None:
         """Hand over the finished particles to the caller and to the result.
 
         Args:
             latents: (B, *shape).
             images: (B, 3, H, W), or videos (B, 3, F, H, W).
             rewards: (B,).
+            x0: latents of the images, (B, ...), or None if they have none.
 
         Raises:
             NonFiniteError: a latent or reward is not finite and `options.non_finite` is "raise". The other
                 particles of the micro-batch are handed over first.
         """
         self.latents = latents
-        self.show(lambda _: images, lambda: latents)
+        self.denoised = None if x0 is None else lambda: x0
+        self.preview = lambda: images
         self.finished = self._owner.add_finished(self, latents, images, rewards)
 
 

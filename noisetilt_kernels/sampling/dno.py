@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ class DNO(NoiseAlgorithm):
         if self.weight:
             regularizers.check_size("dno", (self.steps, *model.shape), regularizers.ROW)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Iterations and the steps of a trajectory."""
+        plan = [[step.t, step.delta, step.g, step.sigma, step.start] for step in self._plan]
+        return {**super().identity, "plan": plan}
+
     def begin(self, batch: Batch) -> NoiseState:
         """Return the first noise of all steps, (B, n, *shape)."""
         first, others = batch.draw(), batch.draw(self.steps - 1)
@@ -90,7 +97,7 @@ class DNO(NoiseAlgorithm):
         previewed = preview_of(self._model) is not None
         images, rewards = finished(batch, self._model.decode, found, previewed)
         batch.record(self.iterations, 1.0, rewards.tolist(), noise_peaks=total.peaks())
-        batch.finish(found.output, images, rewards)
+        batch.finish(found.output, images, rewards, found.output)
 
 
 @register_sampler(

@@ -55,7 +55,7 @@ class DPS(GuidedFlow):
         guidance = self.guidance(batch, state, step)
         noise = batch.draw()
         shift = torch.where(guidance.usable, strength_at(self.strength, step.t) * guidance.gradient, 0)
-        self.advance(state, guidance.output, step, noise, shift)
+        self.take_step(state, guidance.output, step, noise, shift)
         batch.record(step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks)
 
 

@@ -52,6 +52,7 @@ class FK(PopulationAlgorithm[FKState]):
     """Steps of `fk`."""
 
     name, state_type = "fk", FKState
+    fixed = (*PopulationAlgorithm.fixed, "potential")
 
     potential: Potential
     every: int

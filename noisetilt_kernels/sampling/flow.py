@@ -1,10 +1,11 @@
 """Parts that all samplers of flows share: checks, plan of the steps, start, unguided steps, last step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..checks import check_integer, shown
@@ -17,7 +18,7 @@ from .schedules import Schedule, as_schedule
 from .starts import PlainNoise, Point, Start, as_start
 from .steps import Step, advance, denoised, mean, plan_steps
 from .typicality import TotalNoise
-from .velocity import velocities_of, whole
+from .velocity import velocities_of
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULE = "linear"
@@ -102,6 +103,16 @@ class FlowAlgorithm(Algorithm[FlowStateT]):
         self.plan = plan_flow(self.name, model, self.steps, self.schedule, self.chain, self.guide)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Steps and start."""
+        start = self.chain
+        return {
+            **super().identity,
+            "plan": [[step.t, step.delta, step.g, step.sigma, step.start] for step in self.plan],
+            "start": repr(start) if is_dataclass(start) else type(start).__name__,
+        }
+
+    @property
     def chain(self) -> Start:
         """Start of the trajectories."""
         return as_start(self.name, self.start)
@@ -166,7 +177,7 @@ def rewards_of(batch: Batch, decode: Callable[[Tensor], Tensor], x0: Tensor) -> 
     """Return the rewards of the decoded latents x0 (B K, *shape), in micro-batches."""
     with batch.time("reward"):
         rewards = [batch.rewards(decode(part), prompts) for part, prompts in batch.parts(x0)]
-        return whole(rewards).tolist()  # one transfer from the device
+        return torch.cat(rewards).tolist()  # one transfer from the device
 
 
 @dataclass(kw_only=True)
@@ -180,7 +191,7 @@ class GuidedFlow(FlowAlgorithm[FlowState]):
         point = self.first(batch)
         return FlowState(point.x, point.known, TotalNoise.like(point.x))
 
-    def advance(
+    def take_step(
         self, state: FlowState, velocity: Tensor, step: Step, noise: Tensor, shift: Tensor | None = None
     ) -> None:
         """Move the latents by a step with this noise and shift (B, *shape), and add both to the total."""
@@ -217,4 +228,4 @@ def finish_flow(
         images = model.decode(x0)
         rewards = batch.rewards(images, batch.prompts)
     batch.record(last.index, last.t, rewards.tolist(), fallbacks=fallbacks, noise_peaks=noise_peaks, ess=ess)
-    batch.finish(x0, images, rewards)
+    batch.finish(x0, images, rewards, x0)

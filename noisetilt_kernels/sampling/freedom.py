@@ -79,7 +79,7 @@ class FreeDoM(GuidedFlow):
             lengths = step.delta * norm_of_each(guidance.output) / norm_of_each(guidance.gradient)
             scale = column_of((scale * lengths).to(noise.dtype), noise)
         shift = torch.where(guidance.usable, scale * guidance.gradient, 0)
-        self.advance(state, guidance.output, step, noise, shift)  # renoising is not steered
+        self.take_step(state, guidance.output, step, noise, shift)  # renoising is not steered
         batch.record(step.index, step.t, guidance.rewards, guidance.norms, fallbacks=guidance.fallbacks)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .batch import Batch
 from .protocols import FlowModel, decoder_of_estimates
 from .steps import Step, denoised
-from .velocity import velocity_of, whole
+from .velocity import velocity_of
 
 
 class Guidance(NamedTuple):
@@ -59,7 +59,7 @@ def flow_guidance(batch: Batch, model: FlowModel, x: Tensor, step: Step) -> Guid
         rewards.append(values)
         gradients.append(at_denoised - step.t * _pull_back(batch, velocity, leaf, at_denoised))
         velocities.append(velocity.detach())
-    return _guidance(batch, step.index, whole(velocities), whole(rewards), whole(gradients))
+    return _guidance(batch, step.index, torch.cat(velocities), torch.cat(rewards), torch.cat(gradients))
 
 
 def guidance_through(

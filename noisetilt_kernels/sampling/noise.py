@@ -56,7 +56,8 @@ class ParticleNoise:
         if self._source is None:
             drawn = torch.from_numpy(self._generator.standard_normal((count, *self._shape), dtype=np.float32))
         else:
-            drawn = torch.stack([self._from_source(number) for number in numbers])
+            made = [self._from_source(number) for number in numbers]
+            drawn = torch.stack(made) if made else torch.empty(0, *self._shape)
         if numbers.start == 0 and self._first is not None:
             drawn[:] = self._first
         return drawn
@@ -68,7 +69,7 @@ class ParticleNoise:
             raise ValueError(
                 f"SamplerOptions: noise(particle, draw) must return {self._shape}, got {tuple(drawn.shape)}"
             )
-        return drawn.detach().to("cpu", torch.float32)
+        return drawn.detach().to(torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the stream, as plain numbers and names."""

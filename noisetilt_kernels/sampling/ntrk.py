@@ -56,7 +56,7 @@ class NTRK(GuidedFlow):
         noise = batch.draw()
         tilted = math.sqrt(self.rho) * direction + math.sqrt(1 - self.rho) * noise
         used = torch.where(guidance.usable, tilted, noise)
-        self.advance(state, guidance.output, step, used)
+        self.take_step(state, guidance.output, step, used)
         similarity = cosines(guidance, direction)
         batch.record(step.index, step.t, guidance.rewards, guidance.norms, similarity, guidance.fallbacks)
 

@@ -106,7 +106,7 @@ def operator_by_name(function: str, operator: str | Operator, shape: tuple[int, 
 
 def _checked(function: str, operator: Operator, x: Tensor) -> Tensor:
     """Return operator(x), of the shape and dtype of x."""
-    result = operator(x)
+    result = operator(x.clone())  # which may work in place
     if not isinstance(result, Tensor) or result.shape != x.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else shown(result)
         raise ValueError(f"{function}: operator must return a tensor {tuple(x.shape)}, got {got}")

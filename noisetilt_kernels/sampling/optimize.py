@@ -59,7 +59,7 @@ class NoiseAlgorithm(Algorithm[NoiseState]):
     """
 
     state_type = NoiseState
-    fixed: ClassVar[tuple[str, ...]] = ("iterations",)
+    fixed: ClassVar[tuple[str, ...]] = ("iterations", "answer")
 
     iterations: int
     lr: float
@@ -227,7 +227,7 @@ class OneStepAlgorithm(NoiseAlgorithm):
         """Record the answer and finish the batch."""
         images, rewards = finished(batch, self._decode_finished, found, self._previewed)
         batch.record(self.iterations, 1.0, rewards.tolist(), noise_peaks=spectral_peaks(found.noise))
-        batch.finish(found.noise, images, rewards)
+        batch.finish(found.noise, images, rewards, found.output if self._previewed else None)
 
 
 def _unchanged(images: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ class SamplerOptions:
         non_finite: "raise" stops at a reward or gradient that is not finite. "plain_noise" leaves that step
             of that particle unguided and records the reason; the reward of a finished particle may then be
             NaN.
-        latents: first noise of the particles in place of random noise, (P, *shape) with values like those of
-            N(0, 1): x_1 of a flow, or the noise that a one-step model begins with. All copies of a particle
-            begin there. The later noise is that of the seed.
+        latents: first noise of the particles in place of random noise, with values like those of N(0, 1);
+            (P, *shape) for P particles, or (1, *shape) for all of them. A flow begins there at t = 1, and a
+            one-step model optimises this noise. All copies of a particle begin there, and the first of
+            several start points of `rbf`. The noise of later steps stays that of the seed.
         noise: function of (particle, number of the draw from 0) -> noise (*shape), in place of the noise of
             the seed. The same arguments must give the same noise. Decisions, such as those of resampling,
             still come from the seed.
@@ -59,6 +60,8 @@ class SamplerOptions:
         check_choice("SamplerOptions", "non_finite", self.non_finite, NON_FINITE)
         if self.latents is not None and not isinstance(self.latents, Tensor):
             raise TypeError(f"SamplerOptions: latents must be a tensor or None, got {shown(self.latents)}")
+        if self.latents is not None and not bool(self.latents.isfinite().all()):
+            raise ValueError("SamplerOptions: latents must be finite")
         for name in ("noise", "on_finished", "on_record"):
             value = getattr(self, name)
             if value is not None and not callable(value):

@@ -35,13 +35,15 @@ def from_plain(kind: Any, plain: Any, device: torch.device) -> Any:
         kind: type of the value: a dataclass, a named tuple, Tensor, or a list or optional value of one.
         plain: plain form, from `to_plain`. It is not changed.
         device: device of the tensors.
+
+    Raises:
+        TypeError: the type is not supported, such as a tuple.
     """
     if plain is None or kind is Any:
         return to_plain(plain)
     origin, items = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        (kind,) = [item for item in items if item is not type(None)]
-        return from_plain(kind, plain, device)
+    if origin in (typing.Union, types.UnionType) and len(items) == 2 and type(None) in items:
+        return from_plain(items[items[0] is type(None)], plain, device)
     if kind is OnCPU:
         return plain.clone()
     if kind is Tensor:
@@ -50,7 +52,9 @@ def from_plain(kind: Any, plain: Any, device: torch.device) -> Any:
         return [from_plain(items[0], item, device) for item in plain]
     if is_dataclass(kind) or hasattr(kind, "_fields"):
         return kind(**{name: from_plain(hint, plain[name], device) for name, hint in _fields(kind).items()})
-    return to_plain(plain)
+    if kind in (int, float, str, bool) or (origin is dict and items[1] is Any):
+        return to_plain(plain)
+    raise TypeError(f"a state cannot have a field of type {kind}")
 
 
 def _fields(kind: Any) -> dict[str, Any]:

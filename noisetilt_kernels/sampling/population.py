@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
-from .batch import Batch, joined
+from .batch import Batch, entries_of, joined
 from .flow import FlowAlgorithm, FlowState, finish_flow, rewards_of
 from .gradients import dot_of_each
 from .resampling import Resampling, Rounding, rounding_by_name
@@ -152,8 +152,7 @@ class Population:
     @property
     def entries(self) -> list[range]:
         """Entries of each particle."""
-        copies = len(self.weights[0].logs)
-        return [range(first, first + copies) for first in range(0, copies * len(self.weights), copies)]
+        return entries_of(len(self.weights), len(self.weights[0].logs))
 
     def weigh(
         self,
@@ -201,8 +200,11 @@ class Population:
             if weights.ess < threshold * len(copies):
                 chosen = weights.resample(rounding, batch.choices(index).random)
             ancestors += [copies[copy] for copy in chosen]
+        if ancestors == list(range(len(ancestors))):  # every copy goes on
+            return list(tensors)
         at = torch.tensor(ancestors)
-        return [tensor[at.to(tensor.device)] for tensor in tensors]
+        places = {device: at.to(device) for device in {tensor.device for tensor in tensors}}
+        return [tensor[places[tensor.device]] for tensor in tensors]
 
     def correct(self, log_ratios: Tensor) -> None:
         """Correct the weights of all copies (B K,) for the kernel by which they move, see `log_ratio`."""

@@ -102,7 +102,7 @@ class Psi(GuidedCopies[PsiState]):
     def begin(self, batch: Batch) -> PsiState:
         """Return the first states of the chains."""
         point = self.first(batch, self.chains)
-        population = Population.equal(batch, self.copies, self.chain.alpha)
+        population = Population.equal(batch, self.copies)
         return PsiState(point.x, point.known, population=population)
 
     def step(self, batch: Batch, state: PsiState, index: int) -> None:
@@ -118,7 +118,9 @@ class Psi(GuidedCopies[PsiState]):
             state.kept.append(Point(state.x, state.known))
         if left == 0:
             state.x, state.known, state.kept = *_woven_points(state.kept), []
+            state.population.start_alpha = self.chain.alpha
             state.total = TotalNoise.like(state.x)
+            self.show(batch, state.x, state.known.output, self.plan[0].t)
 
 
 def nfe_of_psi(arguments: Mapping[str, Any]) -> int:

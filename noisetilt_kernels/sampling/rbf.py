@@ -66,11 +66,12 @@ class RBF(FlowAlgorithm[RBFState]):
         check_integer("rbf", "starts", self.starts, 1)
         super().__post_init__()
         check_integer("rbf", "budget", self.budget, 1)
-        least = self.starts * (1 + self.chain.iterations) + self.steps - 1
+        steps = self.steps - self.chain.left_out(self.steps)
+        least = self.starts * (1 + self.chain.iterations) + steps - 1
         if self.budget < least:
             raise ValueError(
                 f"rbf: budget must be at least {least}, for {self.starts} starts and one draw at each of "
-                f"{self.steps - 1} steps, got {self.budget}"
+                f"{steps - 1} steps, got {self.budget}"
             )
 
     @property
@@ -147,6 +148,7 @@ class RBF(FlowAlgorithm[RBFState]):
             state.chain = self._begin_chain(batch, number + 1)
         assert state.chain is not None
         self.chain.move(batch, self.model, replace(self.plan[0], index=index), state.chain)
+        batch.latents = state.chain.x
         if iteration == self.chain.iterations - 1:
             self._draw(batch, state, state.chain, self.plan[0].t, self.plan[0].index)
 

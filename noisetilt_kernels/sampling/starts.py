@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer, check_number, shown
-from .batch import Batch, joined
+from .batch import Batch, entries_of, joined
 from .gradients import Guidance, column_of, dot_of_each, drift_of, flow_guidance
 from .protocols import FlowModel, decoder_of_estimates
 from .result import best_index
@@ -107,13 +107,15 @@ class FromImage(PlainNoise):
             another shape than those of its model, and if no step would be made.
     """
 
-    latents: Tensor
+    latents: Tensor = field(repr=False)
     strength: float
 
     def __post_init__(self) -> None:
         if not isinstance(self.latents, Tensor):
             raise TypeError(f"FromImage: latents must be a tensor, got {shown(self.latents)}")
         check_number("FromImage", "strength", self.strength, 0, 1)
+        if self.strength == 0:
+            raise ValueError("FromImage: strength must be above 0, got 0")
 
     def begin(self, batch: Batch, model: FlowModel, step: Step, copies: int = 1) -> Point:
         """Return the images of the particles with noise."""
@@ -127,7 +129,7 @@ class FromImage(PlainNoise):
         if made < 1:
             raise ValueError(
                 f"FromImage: strength={self.strength:g} leaves none of {steps} steps; it must be at least "
-                f"{1 / steps:g}"
+                f"{math.ceil(10_000 / steps) / 10_000:g}"
             )
         return steps - made
 
@@ -239,7 +241,7 @@ def _record(
         reason or (None if math.isfinite(reward) else "non-finite reward of the proposal")
         for reason, reward in zip(state.fallbacks, proposal.rewards, strict=True)
     ]
-    particles = batch.entries(len(accepted))
+    particles = entries_of(len(batch), len(accepted) // len(batch))
     best = [chains[best_index([state.rewards[chain] for chain in chains])] for chains in particles]
     batch.record(
         iteration,
@@ -277,7 +279,10 @@ def as_start(function: str, start: str | Start) -> Start:
         check_choice(function, "start", start, STARTS)
         return PCNL() if start == "pcnl" else PlainNoise()
     if not isinstance(start, Start):
-        raise TypeError(f"{function}: start must be a name or a Start such as PCNL, got {shown(start)}")
+        raise TypeError(
+            f"{function}: start must be a name or a Start such as PCNL, with iterations, alpha, begin, "
+            f"move and left_out, got {shown(start)}"
+        )
     check_integer(function, "start.iterations", start.iterations, 0)
     return start
 

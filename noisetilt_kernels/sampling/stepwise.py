@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, prompt_list
+from ..checks import check_choice, prompt_list, shown
 from .algorithm import Algorithm
 from .batch import Batch, Particles
 from .options import SamplerOptions
@@ -23,6 +23,28 @@ from .result import FinishedParticle, Result
 
 _VERSION = 1
 """Version of the form of `SamplingRun.state_dict`."""
+
+_PARTS = {
+    "run",
+    "micro_batch",
+    "step",
+    "nfe",
+    "latents",
+    "rewards",
+    "weights",
+    "log_z",
+    "records",
+    "state",
+    "noise",
+}
+"""Parts of a state."""
+
+
+@contextmanager
+def _sampling() -> Iterator[None]:
+    """Leave inference mode and disable gradients. Samplers enable gradients where they need them."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +60,13 @@ class StepOutput:
     count: int
     """Number of steps of the micro-batch."""
     latents: Tensor
-    """Latents after the step, (B K, *shape), on the device of the model. `dno` has the noise of all n steps
-    of a trajectory, (B, n, *shape). After the last step they are those of the result, (B, *shape)."""
+    """Latents after the step, (B K, *shape), on the device of the model. Do not change them in place. `dno`
+    has the noise of all n steps of a trajectory, (B, n, *shape). After the last step they are those of the
+    result, (B, *shape)."""
     records: tuple[StepRecord, ...]
     """Record of the step of each particle."""
-    finished: tuple[FinishedParticle, ...]
-    """Finished particles, after the last step."""
-    _predicted: Callable[[], Tensor] | None
+    _finished: Callable[[], Sequence[FinishedParticle]]
+    _denoised: Callable[[], Tensor] | None
     _preview: Callable[[], Tensor] | None
 
     @property
@@ -54,21 +76,31 @@ class StepOutput:
 
     @property
     def denoised(self) -> Tensor | None:
-        """Estimates x0_hat of the latents x_0, (B K, *shape); None for a one-step model that makes images.
+        """Estimates x0_hat of the latents x_0, (B K, *shape). None for a one-step model without latents x_0.
 
-        They belong to the latents before the step; for `svdd` and `rbf` to those after it.
+        They belong to the latents before the step. Those of `svdd`, of `rbf` and of an iteration of a chain
+        belong to the latents after it.
         """
         with _sampling():
-            return None if self._predicted is None else self._predicted()
+            return None if self._denoised is None else self._denoised()
+
+    @property
+    def finished(self) -> tuple[FinishedParticle, ...]:
+        """Finished particles with their images, on the CPU, after the last step."""
+        return tuple(self._finished())
 
     def preview(self) -> Tensor:
-        """Decode the estimates. It takes a decoder's time and calls no model.
+        """Decode the estimates, in micro-batches. It takes a decoder's time and calls no model.
 
         Returns:
             Images (B K, 3, H, W) or videos (B K, 3, F, H, W), float32, on the device of the model. The values
             of an image are about in [0, 1].
+
+        Raises:
+            RuntimeError: the sampler shows no estimates.
         """
-        assert self._preview is not None
+        if self._preview is None:
+            raise RuntimeError(f"{self.records[0].method}: this sampler shows no estimates")
         with _sampling():
             return self._preview().float()
 
@@ -77,12 +109,13 @@ class SamplingRun:
     """Run of a sampler, advanced step by step; see `stepwise`.
 
     Iterate over it, or call `next`: each item is the `StepOutput` of one micro-batch. A run can be left after
-    any step. Several runs do not disturb each other, also on one model.
+    any step. Several runs do not disturb each other, also on one model. One thread at a time may use a run.
 
-    After an exception in a step the run cannot go on, because the step is made in part. `load_state_dict`
-    takes it back to a state before.
+    After an exception in a step, also KeyboardInterrupt, the run cannot go on, because the step is made in
+    part. `load_state_dict` takes it back to a state before.
     """
 
+    @_sampling()
     def __init__(
         self,
         sampler: Sampler,
@@ -110,7 +143,9 @@ class SamplingRun:
         self._number, self._index = 0, 0  # of the micro-batch and of its next step
         self._batch: Batch | None = None
         self._state: Any = None
-        self._failed = False
+        self._step: Literal["made", "being made", "failed"] = "made"
+        if options.latents is not None:
+            self._particles.batch(0)  # checks their shape
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -145,56 +180,71 @@ class SamplingRun:
 
         Raises:
             StopIteration: all particles are finished.
-            RuntimeError: a step before has failed.
+            RuntimeError: a step before has failed, or is being made.
             ValueError, TypeError: the model or the reward returns a wrong shape or has no gradient.
             NonFiniteError: a reward, gradient or latent is not finite.
         """
-        if self._failed:
-            raise RuntimeError(
-                f"{self._sampler.name}: a step of this run has failed; load a state from before it, or begin "
-                "a new run"
-            )
+        self._check_step()
         if self._number == self._particles.batches:
             raise StopIteration
-        self._failed = True  # until the step is complete
-        index = self._index
-        with _sampling():
-            if self._batch is None:
-                self._batch = self._particles.batch(self._number)
-                self._state = self._algorithm.begin(self._batch)
-            batch = self._batch
-            batch.begin_step()
-            self._algorithm.step(batch, self._state, index)
+        self._step = "being made"
+        try:
+            with _sampling():
+                output = self._next()
+        except BaseException:
+            self._step = "failed"
+            raise
+        self._step = "made"
+        return output
+
+    def _next(self) -> StepOutput:
+        if self._batch is None:
+            self._batch = self._particles.batch(self._number)
+            self._state = self._algorithm.begin(self._batch)
+        batch, index = self._batch, self._index
+        batch.begin_step()
+        self._algorithm.step(batch, self._state, index)
         latents = self._state.x if batch.latents is None else batch.latents
         self._index += 1
         if self._index == self._algorithm.records:
             self._number, self._index, self._batch, self._state = self._number + 1, 0, None, None
-        self._failed = False
         return StepOutput(
             batch.particles,
             tuple(batch.prompts),
             index,
             self._algorithm.records,
             latents,
-            tuple(batch.steps),
-            tuple(batch.finished),
-            batch.predicted,
+            tuple(batch.made),
+            batch.finished,
+            batch.denoised,
             batch.preview,
         )
+
+    def _check_step(self) -> None:
+        """Raise RuntimeError if the present step is not complete."""
+        name = self._sampler.name
+        if self._step == "failed":
+            raise RuntimeError(
+                f"{name}: a step of this run has failed; load a state from before it, or begin a new run"
+            )
+        if self._step == "being made":
+            raise RuntimeError(f"{name}: a step of this run is being made; wait until it is complete")
 
     def result(self) -> Result:
         """Make all steps that are left, and return the result of all particles.
 
         It shows a progress bar if the options ask for one. Errors: see `__next__`.
         """
+        self._check_step()
         total = len(self._particles.prompts) * self._algorithm.records
         with progress_bar(self._options.progress, self._sampler.name, total) as bar:
             bar.update(len(self._particles.records))
-            for output in self:
-                bar.update(len(output.records))
+            while self.steps_done < self.steps:  # nothing keeps the images of a step
+                bar.update(len(next(self).records))
         with _sampling():
             return self._particles.result()
 
+    @_sampling()
     def change(self, **arguments: Any) -> None:
         """Change arguments of the sampler from the next step on, such as the strength rho of `ntrk`.
 
@@ -202,11 +252,10 @@ class SamplingRun:
             ValueError, TypeError: an argument is unknown, out of its range, or cannot change between steps,
                 such as the number of steps. Nothing is changed then.
         """
-        name = self._sampler.name
+        changed = {**self._arguments, **_checked(self._sampler, arguments)}
         fixed = sorted(set(arguments) & set(self._algorithm.fixed))
         if fixed:
-            raise ValueError(f"{name}: {', '.join(fixed)} cannot change between steps")
-        changed = {**self._arguments, **_checked(self._sampler, arguments)}
+            raise ValueError(f"{self._sampler.name}: {', '.join(fixed)} cannot change between steps")
         algorithm = self._sampler.algorithm(**changed)
         algorithm.prepare(self._model)
         self._arguments, self._algorithm = changed, algorithm
@@ -218,16 +267,13 @@ class SamplingRun:
         the CPU. Model, reward, arguments and options are not part of it.
 
         Raises:
-            RuntimeError: a step before has failed.
+            RuntimeError: a step before has failed, or is being made.
         """
-        if self._failed:
-            raise RuntimeError(
-                f"{self._sampler.name}: a step of this run has failed; it has no state to keep"
-            )
+        self._check_step()
         particles, batch = self._particles, self._batch
         return {
-            **self._identity,
-            "micro_batch_number": self._number,
+            "run": self._identity,
+            "micro_batch": self._number,
             "step": self._index,
             "nfe": particles.meter.nfe,
             "latents": to_plain(particles.latents),
@@ -239,19 +285,25 @@ class SamplingRun:
             "noise": None if batch is None else [stream.state_dict() for stream in batch.streams],
         }
 
+    @_sampling()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of a run with the same sampler, prompts, seed and micro-batches.
+        """Continue from a state of a run with the same sampler, prompts, seed, micro-batches and steps.
 
-        Callbacks are not called again for what is in the state.
+        The model, the reward, the other arguments and the other options are those of this run. Callbacks are
+        called again for steps that are made again, and not for those in the state.
 
         Raises:
-            ValueError: the state is that of another run. Nothing is changed then.
+            ValueError: the state is that of another run, or no state of a run. Nothing is changed then.
         """
+        name = self._sampler.name
+        missing = _PARTS - set(state)
+        if missing:
+            raise ValueError(f"{name}: not a state of a run; it has no {', '.join(sorted(missing))}")
         for key, own in self._identity.items():
-            if key not in state or state[key] != own:
+            if state["run"].get(key) != own:
                 raise ValueError(
-                    f"{self._sampler.name}: the state must be of a run with {key}={own!r}, "
-                    f"got {state.get(key)!r}"
+                    f"{name}: the state must be of a run with the same {key}, "
+                    f"{shown(own)}, got {shown(state['run'].get(key))}"
                 )
         particles = self._new()
         particles.latents = to_plain(state["latents"])
@@ -261,40 +313,29 @@ class SamplingRun:
         particles.meter.nfe = state["nfe"]
         batch = None
         if state["noise"] is not None:
-            batch = particles.batch(state["micro_batch_number"])
+            batch = particles.batch(state["micro_batch"])
             for stream, place in zip(batch.streams, state["noise"], strict=True):
                 stream.load_state_dict(place)
         device = torch.device(self._model.device)
         self._state = from_plain(self._algorithm.state_type | None, state["state"], device)
         self._particles, self._batch = particles, batch
-        self._number, self._index = state["micro_batch_number"], state["step"]
-        self._failed = False
+        self._number, self._index = state["micro_batch"], state["step"]
+        self._step = "made"
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """Facts in which a run and a state must agree."""
+        """Facts in which a run and a state must agree, by the name in errors."""
         options = self._options
         return {
             "version": _VERSION,
-            "method": self._sampler.name,
+            "sampler": self._sampler.name,
             "prompts": list(self._particles.prompts),
             "shape": list(self._model.shape),
             "seed": options.seed,
             "first_particle": options.first_particle,
             "micro_batch": options.micro_batch,
-            **{
-                name: self._arguments[name]
-                for name in self._algorithm.fixed
-                if isinstance(self._arguments.get(name), (int, float, str))
-            },
+            **self._algorithm.identity,
         }
-
-
-@contextmanager
-def _sampling() -> Iterator[None]:
-    """Leave inference mode and disable gradients. Samplers enable gradients where they need them."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def stepwise(

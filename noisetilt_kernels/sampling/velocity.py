@@ -42,9 +42,5 @@ def velocity_of(
 
 def velocities_of(batch: Batch, model: FlowModel, x: Tensor, t: float) -> Tensor:
     """Return v(x, t) of any number of entries of each particle, x (B K, *shape), in micro-batches."""
-    return whole([velocity_of(batch, model, part, t, prompts) for part, prompts in batch.parts(x)])
-
-
-def whole(parts: Sequence[Tensor]) -> Tensor:
-    """Return the concatenation of micro-batches (b, ...). A single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    # A copy: a model may use the memory of its output again, and some samplers keep the velocity.
+    return torch.cat([velocity_of(batch, model, part, t, prompts) for part, prompts in batch.parts(x)])

@@ -22,6 +22,7 @@ from noisetilt_kernels.sampling import (
     Result,
     SamplerOptions,
     SamplingRun,
+    Schedule,
     stepwise,
 )
 from noisetilt_kernels.sampling.noise import ParticleNoise
@@ -105,7 +106,7 @@ def test_outputs_of_the_steps(name: str) -> None:
         images = output.preview()
         assert images.shape[1] == 3 and len(images) % len(output.particles) == 0
         assert images.dtype == torch.float32 and not images.requires_grad
-        assert (output.denoised is None) == (SAMPLERS[name].kind == "one-step" and not output.last)
+        assert (output.denoised is None) == (SAMPLERS[name].kind == "one-step")
         assert [one.particle for one in output.finished] == (list(output.particles) if output.last else [])
         if output.last:
             assert_same_bits(output.latents, result.latents[list(output.particles)])
@@ -173,7 +174,9 @@ def test_a_change_applies_from_the_next_step_on() -> None:
         ("psi", {"chains": 1, "kept": 9}, "psi: chains, kept cannot change"),
         ("rbf", {"budget": 99}, "rbf: budget cannot change"),
         ("freedom", {"travel": 1}, "freedom: travel cannot change"),
-        ("wgnc", {"iterations": 9}, "wgnc: iterations cannot change"),
+        ("wgnc", {"iterations": 9, "answer": "last"}, "wgnc: answer, iterations cannot change"),
+        ("fk", {"potential": "sum"}, "fk: potential cannot change"),
+        ("fk", {"start": "pcnl"}, "fk: unknown start"),
     ],
 )
 def test_refused_changes_change_nothing(name: str, change: dict[str, Any], message: str) -> None:
@@ -233,12 +236,17 @@ def test_after_an_error_a_run_goes_on_from_a_state() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": ["a", "b"]}, r"of a run with prompts=\['a', 'b'\], got \['a'\]"),
-        ({"steps": 5}, "with steps=5, got 4"),
-        ({"options": SamplerOptions(seed=1)}, "with seed=1, got 0"),
-        ({"options": SamplerOptions(micro_batch=2)}, "with micro_batch=2, got 1"),
-        ({"sampler": "base"}, "with method='base', got 'ntrk'"),
-        ({"model": LatentFlow(shape=(4, 8, 8))}, r"with shape=\[4, 8, 8\]"),
+        ({"prompts": ["a", "b"]}, r"with the same prompts, \['a', 'b'\], got \['a'\]"),
+        ({"steps": 5}, "with the same arguments, {'steps': 5}, got {'steps': 4}"),
+        ({"options": SamplerOptions(seed=1)}, "with the same seed, 1, got 0"),
+        ({"options": SamplerOptions(micro_batch=2)}, "with the same micro_batch, 2, got 1"),
+        ({"sampler": "base"}, "with the same sampler, 'base', got 'ntrk'"),
+        ({"model": LatentFlow(shape=(4, 8, 8))}, r"with the same shape, \[4, 8, 8\]"),
+        ({"schedule": "constant"}, "with the same plan"),
+        ({"schedule": Schedule("linear", 1.0)}, "with the same plan"),
+        ({"start": PCNL(2)}, "with the same records, 6, got 4"),
+        ({"start": FromImage(torch.zeros(1, *FLOW.shape), 0.5)}, "with the same records, 2, got 4"),
+        ({"start": FromImage(torch.zeros(1, *FLOW.shape), 1.0)}, "with the same start"),
     ],
 )
 def test_states_of_other_runs_are_refused(change: dict[str, Any], message: str) -> None:
@@ -252,6 +260,126 @@ def test_states_of_other_runs_are_refused(change: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=message):
         other.load_state_dict(run.state_dict())
     assert other.steps_done == 0
+
+
+def test_other_forms_of_the_same_arguments_agree() -> None:
+    run = stepwise("ntrk", FLOW, left_half, "a", steps=4, start=CHAIN, schedule="linear")
+    next(run)
+    same = {"start": PCNL(2, alpha=2e-3, epsilon=0.4, clip=0.3), "schedule": Schedule("linear")}
+    other = stepwise("ntrk", FLOW, left_half, "a", steps=4, **same)
+    other.load_state_dict(run.state_dict())
+    assert facts(other.result()) == facts(run.result())
+    chain = stepwise("ntrk", FLOW, left_half, "a", steps=4, start=PCNL(2, alpha=1.0))
+    with pytest.raises(ValueError, match="with the same start, 'PCNL"):
+        chain.load_state_dict(run.state_dict())
+
+
+def test_incomplete_states_are_refused() -> None:
+    run = begin("ntrk")
+    next(run)
+    state = run.state_dict()
+    del state["noise"], state["nfe"]
+    with pytest.raises(ValueError, match="ntrk: not a state of a run; it has no nfe, noise"):
+        run.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_runs_in_inference_mode(name: str) -> None:
+    """Programs that load models in inference mode, as ComfyUI does, begin, save and continue there."""
+    whole = facts(begin(name).result())
+    with torch.inference_mode():
+        run = begin(name)
+        next(run)
+        other = begin(name)
+        other.load_state_dict(run.state_dict())
+        result = other.result()
+    assert facts(result) == whole and not result.latents.is_inference()
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "ntrk": {"rho": 0.1, "operator": "norm", "guide": GuidedSteps()},
+    "dps": {"strength": 1.0, "guide": GuidedSteps(every=2)},
+    "freedom": {"strength": 1.0, "scaling": "none", "guide": GuidedSteps(every=2)},
+    "das": {"alpha": 1.0, "tempering": 0.0, "threshold": 0.1, "resampling": "ssp"},
+    "fk": {"alpha": 1.0, "every": 1, "threshold": 0.1, "resampling": "ssp"},
+    "psi": {"alpha": 1.0, "clip": 1.0, "chain_alpha": 1.0, "chain_epsilon": 0.1, "threshold": 0.1},
+    "wgnc": {"lr": 0.01, "clip": 1.0, "operator": "w", "project": "latent"},
+    "dno": {"lr": 0.1, "clip": 2.0, "weight": 0.1, "shuffles": 1},
+}
+"""Changes that every sampler takes between steps."""
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in CHANGES for key in CHANGES[name]])
+def test_every_free_argument_can_change_between_steps(name: str, key: str) -> None:
+    run = begin(name)
+    for _ in range(2):
+        next(run)
+    run.change(**{key: CHANGES[name][key]})
+    result = run.result()
+    assert result.rewards.isfinite().all() and result.nfe == begin(name).result().nfe
+    if result.weights is not None:
+        assert torch.allclose(result.weights.sum(dim=1), torch.ones(3).double())
+
+
+def test_a_changed_alpha_of_psi_weighs_the_chains_by_the_new_one() -> None:
+    """The weights of the first step divide out the law that the chains have at their end."""
+    run = begin("psi", chain_alpha=None, alpha=0.5)
+    run.change(alpha=1e-3)
+    same = begin("psi", chain_alpha=None, alpha=1e-3)
+    assert facts(run.result()) == facts(same.result())
+
+
+def test_a_run_says_that_a_step_is_being_made() -> None:
+    errors = []
+
+    def on_record(record: Any) -> None:
+        for use in (lambda: next(run), run.state_dict, run.result):
+            with pytest.raises(RuntimeError, match="base: a step of this run is being made") as caught:
+                use()
+            errors.append(caught)
+
+    run = begin("base", SamplerOptions(on_record=on_record))
+    next(run)
+    assert len(errors) == 3
+    next(run)
+
+
+def test_previews_are_decoded_in_micro_batches() -> None:
+    class Counting(LatentFlow):
+        largest = 0
+
+        def decode(self, x0: Tensor) -> Tensor:
+            self.largest = max(self.largest, len(x0))
+            return super().decode(x0)
+
+    model = Counting(bend=0.2)
+    options = SamplerOptions(micro_batch=2)
+    step = next(stepwise("das", model, left_half, "", alpha=1.0, copies=6, steps=3, options=options))
+    assert len(step.preview()) == 6 and model.largest == 2
+
+
+def test_operators_may_work_in_place() -> None:
+    """The record has the cosine with the gradient itself."""
+    result = sampling.ntrk(FLOW, left_half, "", operator=lambda x: x.mul_(-1.0), steps=3)
+    cosines = [record.cosine for record in result.records[:-1]]
+    assert cosines == pytest.approx([-1.0] * len(cosines))
+
+
+def test_own_noise_of_a_trajectory_of_one_step() -> None:
+    options = SamplerOptions(noise=lambda particle, number: torch.ones(FLOW.shape))
+    result = sampling.dno(FLOW, left_half, "", steps=1, iterations=1, options=options)
+    assert result.latents.isfinite().all()
+
+
+def test_best_of_n_takes_a_row_for_each_prompt() -> None:
+    rows = torch.stack([torch.full(FLOW.shape, value) for value in (0.0, 1.0)])
+    spy = Spy(FLOW)
+    arguments: dict[str, Any] = {"n": 2, "steps": 2, "options": SamplerOptions(latents=rows, micro_batch=4)}
+    sampling.best_of_n(sampling.base, spy, brightness, ["", ""], **arguments)
+    assert_same_bits(spy.calls[0][0], rows.repeat_interleave(2, dim=0))
+    start = FromImage(rows, 0.5)
+    result = sampling.best_of_n(sampling.base, FLOW, brightness, ["", ""], n=2, steps=2, start=start)
+    assert len(result.latents) == 4
 
 
 def test_arguments_of_stepwise_are_checked() -> None:
@@ -315,7 +443,11 @@ def test_a_run_begins_at_own_latents() -> None:
 
 def test_wrong_noise_and_latents_are_refused() -> None:
     with pytest.raises(ValueError, match=r"SamplerOptions: latents must be \(2, 4, 16, 16\), one for each"):
-        sampling.base(FLOW, brightness, ["", ""], options=SamplerOptions(latents=torch.zeros(3, 4, 16, 16)))
+        stepwise(
+            "base", FLOW, brightness, ["", ""], options=SamplerOptions(latents=torch.zeros(3, 4, 16, 16))
+        )
+    with pytest.raises(ValueError, match="SamplerOptions: latents must be finite"):
+        SamplerOptions(latents=torch.full((1, 4, 16, 16), math.inf))
     with pytest.raises(TypeError, match="SamplerOptions: latents must be a tensor or None, got 'x'"):
         SamplerOptions(latents="x")
     with pytest.raises(TypeError, match="SamplerOptions: noise must be callable or None, got 3"):
@@ -384,8 +516,9 @@ def test_a_weak_image_to_image_stays_at_the_image() -> None:
 def test_wrong_images_are_refused() -> None:
     with pytest.raises(TypeError, match=r"FromImage: latents must be a tensor, got 'cat\.png'"):
         FromImage("cat.png", 0.5)
-    with pytest.raises(ValueError, match="FromImage: strength must be"):
-        FromImage(torch.zeros(1, 4, 16, 16), 1.5)
+    for strength in (1.5, 0.0):
+        with pytest.raises(ValueError, match="FromImage: strength must be"):
+            FromImage(torch.zeros(1, 4, 16, 16), strength)
     with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of 5 steps; it must be at least 0\.2"):
         sampling.base(FLOW, brightness, "", steps=5, start=FromImage(torch.zeros(1, 4, 16, 16), 0.1))
     with pytest.raises(ValueError, match=r"FromImage: latents must be \(1, 4, 16, 16\)"):
