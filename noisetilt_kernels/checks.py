@@ -85,12 +85,13 @@ def prompt_list(function: str, prompts: str | Sequence[str]) -> list[str]:
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user: the innermost one outside of this package, torch and Python's imports."""
+    package = __name__.partition(".")[0]
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
         "importlib",
         "_frozen_importlib",
         "noisetilt_cli",
-        "noisetilt_kernels",
+        package,
         "torch",
     ):
         frame = frame.f_back

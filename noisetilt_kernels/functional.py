@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._ops import ops as _ops
 from .checks import check_integer, shown
 from .config import DEFAULT_ALPHA, WhiteningConfig, check_alpha, flatten
 from .registration import NOT_DENSE, public_name
-
-_ops = torch.ops.noisetilt
 
 # PyTorch's names of the types in a schema
 _WANTED = {
@@ -44,7 +43,7 @@ def _call(operator: Any, *args: Any) -> Tensor:
             wanted, name = "Tensor", next((name for name, value in values.items() if value is None), None)
             if name is None:
                 raise
-        function = public_name(schema.name.removeprefix("noisetilt::"))
+        function = public_name(schema.name.rpartition("::")[2])
     raise TypeError(f"{function}: {name} must be {_WANTED[wanted]}, got {shown(values[name])}")
 
 

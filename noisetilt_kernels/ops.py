@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ._ops import ops as _ops
 from .checks import warn
 from .config import (
     DEFAULT_ALPHA,
@@ -226,7 +227,6 @@ register("project_tile_stats", _project_tile_stats)
 register("project_wgnc", _project_wgnc)
 register("project_wgnc_blocks", _project_wgnc_blocks)
 # The transpose of an orthogonal transform is its inverse. The Walsh-Hadamard transform is symmetric.
-_ops = torch.ops.noisetilt
 register(
     "compact_fourier",
     _compact_fourier,

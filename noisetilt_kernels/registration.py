@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import autograd_shortcut
+from ._ops import add_op_namespace_prefix, ops
 from .backends import backend_for, cpu, cuda
 from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.tables import Extents
@@ -35,7 +36,7 @@ _NOT_DENSE_KEYS = (
 
 NOT_DENSE = "tensors must be dense, got a sparse, nested or MKL-DNN tensor"
 
-_registry = torch.library.Library("noisetilt", "IMPL")
+_registry = torch.library.Library(ops.name, "IMPL")
 
 
 class Plan(NamedTuple):
@@ -98,9 +99,9 @@ def register(
         transpose=transpose,
         no_gradient=_no_gradient(name),
     )
-    torch.library.register_fake(f"noisetilt::{name}", fake, lib=_registry)
+    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_registry)
     _register_autograd(name, transpose)
-    torch.library.register_vmap(f"noisetilt::{name}", _vmapped(name, num_tensors), lib=_registry)
+    torch.library.register_vmap(add_op_namespace_prefix(name), _vmapped(name, num_tensors), lib=_registry)
 
     def refuse(x: Tensor, *args: Any) -> Tensor:
         raise TypeError(f"{public_name(name)}: {NOT_DENSE}")
@@ -121,13 +122,13 @@ def _register_autograd(name: str, transpose: Callable[..., Tensor] | None) -> No
         return transpose(grad, *ctx.arguments), *[None] * len(ctx.arguments)
 
     torch.library.register_autograd(
-        f"noisetilt::{name}", backward, setup_context=setup_context, lib=_registry
+        add_op_namespace_prefix(name), backward, setup_context=setup_context, lib=_registry
     )
 
 
 def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
     """Return the rule by which `torch.func.vmap` calls operator `name` once for all its samples."""
-    operator = getattr(torch.ops.noisetilt, name)
+    operator = getattr(ops, name)
 
     def rule(info: Any, in_dims: Sequence[Any], x: Tensor, *args: Any) -> tuple[Tensor, int]:
         own, tables = in_dims[0], in_dims[1 : 1 + num_tensors]

@@ -2,9 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from . import special
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -14,12 +15,11 @@ def sqrt_rn(x: Tensor) -> Tensor:
 
     `torch.sqrt` on the CPU is off by one unit in the last place for many float32 values. Float32 is computed
     in float64 and rounded: double rounding is harmless here (53 >= 2*24 + 2 bits). Float64 is computed by
-    numpy, which uses the processor's square root.
+    `special.sqrt`.
     """
     if x.dtype == torch.float32:
         return x.double().sqrt().float()
-    with np.errstate(invalid="ignore"):  # the root of a negative number is NaN, without a warning
-        return torch.from_numpy(np.sqrt(x.detach().cpu().numpy())).to(x.device)
+    return special.sqrt(x.detach().cpu()).to(x.device)
 
 
 def tree_sum(terms: Tensor) -> Tensor:

@@ -3,37 +3,28 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import index
-from types import ModuleType
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.float64]
+from . import special
 
 MOST_DF = 2**20
 """Largest number of degrees of freedom, see `ChiSquare`."""
-
-
-def _special() -> ModuleType:
-    """Return scipy.special, which takes a quarter of a second to import. Only new tables need it."""
-    from scipy import special
-
-    return special  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Normal:
     """Standard normal reference distribution N(0, 1)."""
 
-    def ppf(self, p: Array) -> Array:
-        """Quantile of the lower-tail probability `p`."""
-        return _special().ndtri(p)
+    def ppf(self, p: Tensor) -> Tensor:
+        """Quantile of the lower-tail probability `p`, float64 on the CPU."""
+        return special.normal_quantile(p)
 
-    def isf(self, p: Array) -> Array:
-        """Quantile of the upper-tail probability `p`."""
-        return -_special().ndtri(p)
+    def isf(self, p: Tensor) -> Tensor:
+        """Quantile of the upper-tail probability `p`, float64 on the CPU."""
+        return -special.normal_quantile(p)
 
 
 @dataclass(frozen=True)
@@ -54,13 +45,13 @@ class ChiSquare:
             raise ValueError(f"ChiSquare: df must be an integer from 1 to {MOST_DF}, got {df}")
         object.__setattr__(self, "df", df)
 
-    def ppf(self, p: Array) -> Array:
-        """Quantile of the lower-tail probability `p`."""
-        return 2.0 * _special().gammaincinv(self.df / 2, p)
+    def ppf(self, p: Tensor) -> Tensor:
+        """Quantile of the lower-tail probability `p`, float64 on the CPU."""
+        return 2.0 * special.gamma_quantile(self.df / 2, p)
 
-    def isf(self, p: Array) -> Array:
-        """Quantile of the upper-tail probability `p`."""
-        return 2.0 * _special().gammainccinv(self.df / 2, p)
+    def isf(self, p: Tensor) -> Tensor:
+        """Quantile of the upper-tail probability `p`, float64 on the CPU."""
+        return 2.0 * special.gamma_upper_quantile(self.df / 2, p)
 
 
 Reference = Normal | ChiSquare
@@ -72,6 +63,7 @@ DEFAULT_ALPHA = 1e-3
 _ROWS_PER_TASK = 8192  # of long tables, filled by a thread pool: scipy's functions release the GIL
 
 
+@torch.inference_mode(False)  # threads write into the tensors, and have a mode of their own
 def confidence_table(
     num_chunks: int, chunk_size: int, alpha: float = DEFAULT_ALPHA, reference: Reference = NORMAL
 ) -> tuple[Tensor, Tensor]:
@@ -87,22 +79,22 @@ def confidence_table(
     I^-1(q_hi; j, D-j+1) at rank r equals I^-1(q_lo; D-j+1, j) at rank M+1-r. Therefore one array of
     probabilities, reversed in both dimensions, gives the upper bounds too.
     """
-    rank_in_chunk = np.arange(1.0, chunk_size + 1)
-    probability = np.empty((num_chunks, chunk_size))
-    lower, upper = np.empty_like(probability), np.empty_like(probability)
+    numbers: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    rank_in_chunk = torch.arange(1, chunk_size + 1, **numbers)
+    probability = torch.empty(num_chunks, chunk_size, **numbers)
+    lower, upper = torch.empty_like(probability), torch.empty_like(probability)
 
     def fill_probability(start: int) -> None:
-        rank = np.arange(start + 1.0, min(start + _ROWS_PER_TASK, num_chunks) + 1)
-        q_lo = _special().betaincinv(rank, num_chunks - rank + 1, alpha / 2)
-        rows = slice(start, start + len(rank))
-        probability[rows] = _special().betaincinv(
+        rank = torch.arange(start + 1, min(start + _ROWS_PER_TASK, num_chunks) + 1, **numbers)
+        q_lo = special.beta_quantile(rank, num_chunks - rank + 1, alpha / 2)
+        probability[start : start + len(rank)] = special.beta_quantile(
             rank_in_chunk, chunk_size - rank_in_chunk + 1, q_lo[:, None]
         )
 
     def fill_bounds(start: int) -> None:
-        rows = slice(start, start + _ROWS_PER_TASK)
-        lower[rows] = reference.ppf(probability[rows])
-        upper[rows] = reference.isf(probability[::-1, ::-1][rows])
+        stop = min(start + _ROWS_PER_TASK, num_chunks)
+        lower[start:stop] = reference.ppf(probability[start:stop])
+        upper[start:stop] = reference.isf(probability[num_chunks - stop : num_chunks - start].flip(0, 1))
 
     starts = range(0, num_chunks, _ROWS_PER_TASK)
     if len(starts) == 1:
@@ -112,4 +104,4 @@ def confidence_table(
         with ThreadPoolExecutor() as pool:
             list(pool.map(fill_probability, starts))
             list(pool.map(fill_bounds, starts))
-    return torch.from_numpy(lower), torch.from_numpy(upper)
+    return lower, upper

@@ -3,10 +3,10 @@
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from . import special
 from .arithmetic import SQRT_HALF
 
 GUARD = 4.0
@@ -158,27 +158,30 @@ def twiddle_factors(size: int, dtype: torch.dtype) -> Tensor:
     length L they are exp(-2 pi i ip/L), i = 1 .. 3, p = 0 .. L/4 - 1, p fastest. Then, for every N, exp(-2 pi
     i k/N), k = 0 .. N/4, for the step between the complex FFT and the spectrum.
     """
-    numpy_dtype = np.float32 if dtype == torch.float32 else np.float64
     factors = []
     left = size // 2 if has_defined_fft(size) else 0
-    while left > 4:
-        turns = np.outer(np.arange(1, 4), np.arange(left // 4)).ravel()
-        factors.append(_unit_roots(turns, left).astype(numpy_dtype))
-        left //= 4
-    factors.append(_unit_roots(np.arange(size // 4 + 1), size).astype(numpy_dtype))
     with torch.inference_mode(False):  # kept, also for calls with gradients
-        return torch.from_numpy(np.concatenate(factors, axis=1))
+        while left > 4:
+            turns = torch.outer(_integers(1, 4), _integers(0, left // 4)).flatten()
+            factors.append(_unit_roots(turns, left).to(dtype))
+            left //= 4
+        factors.append(_unit_roots(_integers(0, size // 4 + 1), size).to(dtype))
+        return torch.cat(factors, dim=1)
 
 
-def _unit_roots(turns: np.ndarray, size: int) -> np.ndarray:
+def _unit_roots(turns: Tensor, size: int) -> Tensor:
     """Real and imaginary parts of exp(-2 pi i k / size) for k in `turns`, 0 <= k < size, float64.
 
     Angles are reduced to [0, pi/4], so that symmetric roots are equal but for signs, and 1, -i, -1, i exact.
     """
-    octant, rest = np.divmod(8 * turns, size)
-    angle = (math.pi / 4) * (np.where(octant % 2 == 0, rest, size - rest) / size)
-    cos, sin = np.cos(angle), np.sin(angle)
+    octant, rest = 8 * turns // size, 8 * turns % size
+    angle = (math.pi / 4) * (torch.where(octant % 2 == 0, rest, size - rest).double() / size)
+    cos, sin = special.cos(angle), special.sin(angle)
     steep = (octant + 1) // 2 % 2 == 1
-    re = np.where(steep, sin, cos) * np.where((octant >= 2) & (octant < 6), -1, 1)
-    im = np.where(steep, cos, sin) * np.where(octant < 4, -1, 1)
-    return np.stack([re, im]) + 0.0  # -0 becomes 0
+    re = torch.where(steep, sin, cos) * torch.where((octant >= 2) & (octant < 6), -1, 1)
+    im = torch.where(steep, cos, sin) * torch.where(octant < 4, -1, 1)
+    return torch.stack([re, im]) + 0.0  # -0 becomes 0
+
+
+def _integers(start: int, stop: int) -> Tensor:
+    return torch.arange(start, stop, device="cpu")

@@ -10,17 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix
+from .._ops import ops as _ops
 from ..config import Tile, WhiteningConfig, flatten_mixing
 from .tables import Extents, Projections, Table, TileTables, fft_factors
-
-_ops = torch.ops.noisetilt
 
 _REAL_OF = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def has_kernels_for(device_type: str) -> bool:
     """Return True if the loaded libraries have kernels for the device type."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("noisetilt::_project_", device_type.upper())
+    operator = add_op_namespace_prefix("_project_")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper())
 
 
 def refused_size(op: str, extents: Extents, most: int) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._ops import ops as _ops
 from ..config import Tile, WhiteningConfig
 from . import compiled, library
 from .compiled import (
@@ -31,8 +32,6 @@ __all__ = [
     "project_wgnc_blocks",
     "whiten",
 ]
-
-_ops = torch.ops.noisetilt
 
 MOST_SAMPLE_VALUES = 2**31
 """Largest number of values in a sample: places in it are 32-bit numbers (csrc/ops.cpp)."""

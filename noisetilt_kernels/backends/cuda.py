@@ -12,6 +12,7 @@ serve other calls too is in docs/cuda.md.
 import torch
 from torch import Tensor
 
+from .._ops import ops as _ops
 from ..config import Tile, WhiteningConfig
 from . import compiled, library
 from .compiled import (
@@ -44,8 +45,6 @@ SERVES_HALF = ("hadamard_transform",)
 
 MOST_SAMPLE_VALUES = 2**30
 """Largest number of values in a sample: sums of places in it are 32-bit numbers (csrc/cuda_ops.cpp)."""
-
-_ops = torch.ops.noisetilt
 
 
 def refusal(op: str, device: torch.device, extents: Extents) -> str | None:

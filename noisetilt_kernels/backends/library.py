@@ -3,12 +3,13 @@
 If `_C` cannot be loaded, the operators are defined here, from the same schemas.
 """
 
-import re
 from pathlib import Path
 
 import torch
 
+from .._ops import ops
 from ..checks import warn
+from . import schemas
 
 _DIRECTORY = Path(__file__).parents[1]
 
@@ -40,11 +41,7 @@ def _load() -> None:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
         failure = str(error.__cause__ or error)  # the cause has the message of the dynamic linker
-        _fallback = torch.library.Library("noisetilt", "DEF")
-        for schema in re.findall(
-            r'^SCHEMA\("(.*)"\)$', (_DIRECTORY / "schemas.def").read_text(), re.MULTILINE
-        ):
-            _fallback.define(schema.replace('\\"', '"'))
+        _fallback = schemas.define()
         warn(
             f"noisetilt_kernels runs on its slow pure-PyTorch reference: {failure}. To build the kernels, "
             f"{HOW_TO_BUILD}; `noisetilt doctor` shows what is installed."
@@ -77,12 +74,12 @@ def build_info() -> dict[str, str]:
 
     The result is empty if the library is not in use.
     """
-    return {} if failure is not None else _parse(torch.ops.noisetilt._build_info())
+    return {} if failure is not None else _parse(ops._build_info())
 
 
 def cuda_build_info() -> dict[str, str]:
     """Return how `_C_cuda` was built: version of nvcc, flags, architectures. Empty if it is not in use."""
-    return {} if cuda_failure is not None else _parse(torch.ops.noisetilt._cuda_build_info())
+    return {} if cuda_failure is not None else _parse(ops._cuda_build_info())
 
 
 def _parse(lines: str) -> dict[str, str]:

@@ -1,0 +1,12 @@
+{
+  description = "Kernels of noisetilt-kernels for the Kernel Hub";
+
+  inputs.kernel-builder.url = "github:huggingface/kernels";
+
+  outputs =
+    { self, kernel-builder }:
+    kernel-builder.lib.genKernelFlakeOutputs {
+      inherit self;
+      path = ./.;
+    };
+}
