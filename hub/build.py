@@ -1,16 +1,15 @@
-"""Make the kernel for Hugging Face's Kernel Hub from the sources of the package.
+"""Make two projects for Hugging Face's kernel-builder, which publishes kernels on the Kernel Hub.
 
     python hub/build.py [FOLDER]
 
-FOLDER, by default hub/build, is made again. `kernels.get_local_kernel` loads it. It is also a project of
-Hugging Face's kernel-builder, which publishes it:
+FOLDER, by default hub/build, is made again:
 
-- `build/torch-cpu` and `build/torch-cuda`: the kernel, the same files for both
-- `torch-ext/noisetilt_kernels`: its sources, for kernel-builder
-- `build.toml`, `flake.nix`, `CARD.md`, `README.md`: what kernel-builder builds, and the page on the Hub
+- `torch-noarch`: the kernel in Triton and PyTorch. It is also ready to be loaded by
+  `kernels.get_local_kernel`, because nothing has to be compiled.
+- `stable-abi`: the kernel with the C++ and CUDA sources, which kernel-builder compiles.
 
-The sources are the files of the package. The files in hub/kernel take the place of those of the same name, so
-that the kernel imports nothing but torch, Triton and the standard library. Nothing else is changed.
+The Python sources of both are the files of the package. The files in hub/kernel take the place of those of
+the same name, so that a kernel imports nothing but torch, Triton and the standard library.
 """
 
 import base64
@@ -27,6 +26,8 @@ NAME = "noisetilt-kernels"
 MODULE = NAME.replace("-", "_")
 VERSION = 0  # of the kernel's interface; the Hub's convention for one that may still change
 BACKENDS = ("cpu", "cuda")
+SCHEMAS = "noisetilt_kernels/schemas.def"
+FACTS = json.loads((HUB.parent / "csrc" / "build.json").read_text(encoding="utf-8"))
 
 SOURCES = (
     "__init__.py",
@@ -124,17 +125,129 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
         path.write_bytes(content)
 
 
+# ---- projects ----
+
+BINDING = b"""\
+// Makes the library a Python module, so that importing it registers the operators.
+#include "registration.h"
+
+REGISTER_EXTENSION(TORCH_EXTENSION_NAME)
+"""
+
+GENERAL = f"""\
+[general]
+name = "{NAME}"
+version = {VERSION}
+edition = 5
+license = "apache-2.0"
+backends = {json.dumps(BACKENDS)}
+
+"""
+NOARCH = """\
+[torch-noarch]
+pyext = ["py", "json", "def"]
+"""
+
+
+def stable_abi() -> str:
+    """Return the sections of build.toml for the compiled kernel, with the facts of csrc/build.json.
+
+    The C++ kernels are in every build, as in the package. Of their instruction-set variants there is only the
+    portable one, because kernel-builder compiles each file once.
+    """
+    cpu, cuda = FACTS["cpu"], FACTS["cuda"]
+    oldest, *newer = (architecture["name"] for architecture in cuda["architectures"])
+    # the namespace of C++ becomes that of the operators, which differs between builds
+    renamed = "-Dnoisetilt=TORCH_EXTENSION_NAME"
+    sections: dict[str, dict[str, object]] = {
+        "torch": {
+            "pyext": ["py", "json", "def"],
+            "include": ["csrc"],
+            # kernel-builder copies these files only, so headers are listed too
+            "src": [
+                "torch-ext/torch_binding.cpp",
+                "csrc/ops.cpp",
+                *[f"csrc/cpu/{name}.cpp" for name in (*cpu["sources"], *cpu["variant_sources"])],
+                *_sources_in("csrc/*.h"),
+                *_sources_in("csrc/cpu/*.h"),
+                SCHEMAS,
+            ],
+            "cxx-flags": [renamed, "-DNOISETILT_VARIANT=baseline", *_without_standard(cpu["flags"])],
+        },
+        "torch.stable-abi": dict.fromkeys(BACKENDS, "2.11"),
+        "kernel.noisetilt_cuda": {
+            "backend": "cuda",
+            "depends": ["torch"],
+            "include": ["csrc"],
+            "src": ["csrc/cuda_ops.cpp", *_sources_in("csrc/cuda/*.cu"), *_sources_in("csrc/cuda/*.*h")],
+            "cuda-capabilities": [f"{oldest}+PTX", *newer],
+            "cuda-flags": [renamed, *_without_standard(cuda["flags"])],
+            "cxx-flags": [renamed, "-DUSE_CUDA", *cuda["host_flags"]],
+        },
+    }
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
+        for name, section in sections.items()
+    )
+
+
+def compiled_sources() -> dict[str, bytes]:
+    """Return the C++ and CUDA sources of the compiled kernel.
+
+    The two files that describe their build get the macros that setup.py otherwise sets.
+    """
+    names = _sources_in("csrc/*.*") + _sources_in("csrc/cpu/*") + _sources_in("csrc/cuda/*")
+    files = {name: (HUB.parent / name).read_bytes() for name in names}
+    cpu_flags, cuda_flags = (" ".join(FACTS[device]["flags"]) for device in ("cpu", "cuda"))
+    oldest = FACTS["cuda"]["architectures"][0]["name"]  # its PTX serves newer GPUs too
+    for name, macros in (
+        ("ops", {"BUILD_FLAGS": cpu_flags, "BUILD_VARIANTS": "baseline"}),
+        (
+            "cuda_ops",
+            {
+                "NVCC_VERSION": "of kernel-builder",
+                "CUDA_FLAGS": cuda_flags,
+                "CUDA_ARCHITECTURES": f"{oldest}+PTX",
+            },
+        ),
+    ):
+        lines = "".join(f'#define NOISETILT_{macro} "{value}"\n' for macro, value in macros.items())
+        files[f"csrc/{name}.cpp"] = lines.encode() + files[f"csrc/{name}.cpp"]
+    return {
+        **files,
+        SCHEMAS: (HUB.parent / SCHEMAS).read_bytes(),
+        "torch-ext/torch_binding.cpp": BINDING,
+    }
+
+
+def _without_standard(flags: list[str]) -> list[str]:
+    """Return the flags without -std, which kernel-builder chooses as its torch needs."""
+    return [flag for flag in flags if not flag.startswith("-std=")]
+
+
+def _sources_in(pattern: str) -> list[str]:
+    return sorted(path.relative_to(HUB.parent).as_posix() for path in HUB.parent.glob(pattern))
+
+
+def write_project(folder: Path, sections: str, files: dict[str, bytes]) -> None:
+    """Write what every project of kernel-builder has."""
+    write(folder / "torch-ext" / MODULE, files)
+    write(folder, {"build.toml": (GENERAL + sections).encode()})
+    shutil.copy(HUB / "flake.nix", folder / "flake.nix")
+    for name in ("CARD.md", "README.md"):  # kernel-builder publishes CARD.md as README.md
+        shutil.copy(HUB / "README.md", folder / name)
+
+
 def build(folder: Path) -> None:
-    """Make the kernel in `folder`, which is removed first."""
+    """Make both projects in `folder`, which is removed first."""
     files = sources()
     shutil.rmtree(folder, ignore_errors=True)
+    noarch, compiled = folder / "torch-noarch", folder / "stable-abi"
+    write_project(noarch, NOARCH, files)
     for backend in BACKENDS:
-        write(folder / "build" / f"torch-{backend}", variant(files, backend))
-    write(folder / "torch-ext" / MODULE, files)
-    for name, copy in (("build.toml", "build.toml"), ("flake.nix", "flake.nix")):
-        shutil.copy(HUB / name, folder / copy)
-    for copy in ("README.md", "CARD.md"):
-        shutil.copy(HUB / "README.md", folder / copy)
+        write(noarch / "build" / f"torch-{backend}", variant(files, backend))
+    write_project(compiled, stable_abi(), files)
+    write(compiled, compiled_sources())
 
 
 if __name__ == "__main__":

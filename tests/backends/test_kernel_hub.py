@@ -1,10 +1,14 @@
 """The kernel for Hugging Face's Kernel Hub: it is built, loaded and called, alone and beside the package."""
 
 import ast
+import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import mpmath
+import native_build
 import pytest
 import torch
 from bits import assert_same_bits
@@ -21,6 +26,11 @@ from kernels import Metadata, get_local_kernel
 from kernels._rust import Build, Digest, DigestAlgorithm
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import python_ref
@@ -55,8 +65,8 @@ def build(folder: Path, hub: Path = HUB) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder that hub/build.py makes."""
-    return build(tmp_path_factory.mktemp("hub") / "kernel")
+    """Folder of the kernel without compiled parts, which hub/build.py makes."""
+    return build(tmp_path_factory.mktemp("hub") / "kernels") / "torch-noarch"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +123,7 @@ def test_bits_of_the_package_without_it(folder: Path, tmp_path: Path) -> None:
         _assert_same_results(result, x)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 def test_triton_kernels_without_the_package(folder: Path, tmp_path: Path) -> None:
     inputs = [values("1/k", (1, 4, 8, 8)).to(dtype) for dtype in (torch.bfloat16, torch.float32)]
@@ -147,13 +158,12 @@ def test_operators_have_a_namespace_of_their_own(kernel: ModuleType) -> None:
 def test_a_changed_kernel_is_loaded_beside_the_first_one(
     folder: Path, kernel: ModuleType, tmp_path: Path
 ) -> None:
-    shutil.copytree(
-        HUB.parent / "noisetilt_kernels", tmp_path / "noisetilt_kernels"
-    )  # follows links
+    shutil.copytree(HUB.parent / "noisetilt_kernels", tmp_path / "noisetilt_kernels")  # follows links
+    shutil.copytree(HUB.parent / "csrc", tmp_path / "csrc")
     shutil.copytree(HUB, tmp_path / "hub", ignore=shutil.ignore_patterns("build"))
     changed = tmp_path / "noisetilt_kernels" / "python_ref" / "transforms.py"
     changed.write_text(changed.read_text().replace("dim=-1)", "dim=-1) * 2", 1))
-    other = get_local_kernel(build(tmp_path / "kernel", tmp_path / "hub"))
+    other = get_local_kernel(build(tmp_path / "kernels", tmp_path / "hub") / "torch-noarch")
     assert other.__name__ != kernel.__name__
     x = values("1/k", (2, 4, 8, 8))
     assert_same_bits(other.butterfly(x, (8, 8), 1), 2 * kernel.butterfly(x, (8, 8), 1))
@@ -161,7 +171,7 @@ def test_a_changed_kernel_is_loaded_beside_the_first_one(
 
 
 def test_two_builds_are_the_same_to_the_byte(folder: Path, tmp_path: Path) -> None:
-    again = build(tmp_path / "kernel")
+    again = build(tmp_path / "kernels") / "torch-noarch"
     for path in again.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (folder / path.relative_to(again)).read_bytes(), path
@@ -247,7 +257,7 @@ def test_two_entries_of_the_largest_table_for_flux_differ(
 
 @pytest.mark.parametrize("alpha", [1e-100, 0.05, 0.9999, 0.999999])
 @pytest.mark.parametrize(("m", "d"), [(1, 1), (10, 3), (100, 16), (1024, 4)])
-@pytest.mark.parametrize("df", [None, 1, 15, 2**20])
+@pytest.mark.parametrize("df", [None, 1, 15, 1000])
 def test_every_alpha_has_a_table(kernel: ModuleType, m: int, d: int, alpha: float, df: int | None) -> None:
     reference = kernel.Normal() if df is None else kernel.ChiSquare(df)
     lower, upper = kernel.confidence_table(m, d, alpha, reference)
@@ -318,3 +328,67 @@ def test_project_of_kernel_builder(folder: Path) -> None:
     for path in sources.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (variant / path.relative_to(sources)).read_bytes(), path
+
+
+# ---- compiled kernel ----
+
+REGISTRATION = """
+#include <Python.h>
+#define REGISTER_EXTENSION(name) REGISTER(name)
+#define REGISTER(name)                                                       \\
+  PyMODINIT_FUNC PyInit_##name() {                                           \\
+    static PyModuleDef definition{PyModuleDef_HEAD_INIT, #name, nullptr, 0}; \\
+    return PyModule_Create(&definition);                                     \\
+  }
+"""
+
+
+@pytest.mark.slow
+def test_stable_abi_kernel(folder: Path, tmp_path: Path) -> None:
+    """kernel-builder is imitated: it copies the files that build.toml lists, and compiles them."""
+    project = folder.parent / "stable-abi"
+    assert [str(backend).lower() for backend in Build.open(project).general.backends] == ["cpu", "cuda"]
+    sections = tomllib.loads((project / "build.toml").read_text())
+    for name in (*sections["torch"]["src"], *sections["kernel"]["noisetilt_cuda"]["src"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / name, tmp_path / name)
+    (tmp_path / "registration.h").write_text(REGISTRATION)
+
+    name, torch_folder = "_noisetilt_kernels_cpu_test", Path(torch.__file__).parent
+    flags = [
+        "-std=c++20 -fPIC -DPy_LIMITED_API=0x03090000 -DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-DTORCH_EXTENSION_NAME={name}",
+        *[f"-I{tmp_path / one}" for one in (".", *sections["torch"]["include"])],
+        *[f"-isystem {torch_folder / one}" for one in ("include", "include/torch/csrc/api/include")],
+        f"-isystem {sysconfig.get_path('include')}",
+        *sections["torch"]["cxx-flags"],
+    ]
+    sources = [source for source in sections["torch"]["src"] if source.endswith(".cpp")]
+    library = native_build.build(
+        tmp_path / "objects",
+        [
+            f"rule compile\n  command = {os.environ.get('CXX', 'c++')} {' '.join(flags)} -c $in -o $out",
+            f"rule link\n  command = {os.environ.get('CXX', 'c++')} -shared -pthread $in "
+            f"-L{torch_folder / 'lib'} -ltorch_cpu -ltorch -lc10 -o $out",
+            *[f"build {source}.o: compile {tmp_path / source}" for source in sources],
+            f"build {name}.abi3.so: link {' '.join(f'{source}.o' for source in sources)}",
+        ],
+        f"{name}.abi3.so",
+    )
+
+    machine = f"{platform.machine()}-{platform.system().lower()}"
+    variant = tmp_path / "kernel" / "build" / f"torch-stable-abi211-cpu-{machine}"
+    shutil.copytree(project / "torch-ext" / "noisetilt_kernels", variant)
+    shutil.copy(library, variant)
+    ops = (folder / "build" / "torch-cpu" / "_ops.py").read_text()
+    ops = re.sub(r"_noisetilt_kernels_cpu_\w+", name, ops)
+    (variant / "_ops.py").write_text(f"from . import {name}\n{ops}")
+    metadata = json.loads((folder / "build" / "torch-cpu" / "metadata.json").read_text())
+    metadata = {**metadata, "id": name, "digest": None}
+    (variant / "metadata.json").write_text(json.dumps(metadata))
+
+    kernel = get_local_kernel(tmp_path / "kernel")
+    assert kernel.__name__ == name and kernel.backends()["cpu"].backend == "cpu"
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        x = values("1/k", (2, 4, 8, 8)).to(dtype)
+        _assert_same_results(every_operator(kernel, x), x)

@@ -43,9 +43,9 @@ def normal_quantile(p: Tensor) -> Tensor:
 
 def beta_quantile(a: Tensor, b: Tensor, p: Tensor | float) -> Tensor:
     """Quantile of Beta(a, b), a and b positive integers, for the lower-tail probability `p`."""
-    a, b, p = torch.broadcast_tensors(a, b, torch.as_tensor(p, dtype=torch.float64, device="cpu"))
-    above = p > 0.5  # then the upper tail has more digits
-    tail = torch.where(above, 1 - p, p)
+    a, b, below = torch.broadcast_tensors(a, b, torch.as_tensor(p, dtype=torch.float64, device="cpu"))
+    above = below > 0.5  # then the upper tail has more digits
+    tail = torch.where(above, 1 - below, below)
     x = _beta_quantile(torch.where(above, b, a), torch.where(above, a, b), tail)
     return torch.where(above, 1 - x, x)
 
