@@ -85,9 +85,12 @@ def register(
             calls[key] = call
         return call(x, *args[:num_tensors])
 
-    def fake(x: Tensor, *args: Any) -> Tensor:
+    def check(x: Tensor, *args: Any) -> None:
         if not _is_symbolic(x):
             make_plan(x, *args)
+
+    def fake(x: Tensor, *args: Any) -> Tensor:
+        check(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     _registry.impl(name, implementation, "CompositeExplicitAutograd")
@@ -101,7 +104,9 @@ def register(
     )
     torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_registry)
     _register_autograd(name, transpose)
-    torch.library.register_vmap(add_op_namespace_prefix(name), _vmapped(name, num_tensors), lib=_registry)
+    torch.library.register_vmap(
+        add_op_namespace_prefix(name), _vmapped(name, check, num_tensors), lib=_registry
+    )
 
     def refuse(x: Tensor, *args: Any) -> Tensor:
         raise TypeError(f"{public_name(name)}: {NOT_DENSE}")
@@ -126,8 +131,12 @@ def _register_autograd(name: str, transpose: Callable[..., Tensor] | None) -> No
     )
 
 
-def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
-    """Return the rule by which `torch.func.vmap` calls operator `name` once for all its samples."""
+def _vmapped(name: str, check: Callable[..., None], num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
+    """Return the rule by which `torch.func.vmap` calls operator `name` once for all its samples.
+
+    check: function of the operator's arguments. It is called with a tensor of the shape that the user sees,
+        and so raises errors and warns of shapes by that shape.
+    """
     operator = getattr(ops, name)
 
     def rule(info: Any, in_dims: Sequence[Any], x: Tensor, *args: Any) -> tuple[Tensor, int]:
@@ -141,9 +150,11 @@ def _vmapped(name: str, num_tensors: int) -> Callable[..., tuple[Tensor, int]]:
             results = [operator(*tensors, *args[num_tensors:]) for tensors in zip(*parts, strict=True)]
             return torch.stack(results), 0
         samples = x.movedim(own, 0)
-        if rank not in BATCHED_RANKS:
-            return operator(samples, *args), 0
-        return operator(samples.flatten(0, 1), *args).unflatten(0, samples.shape[:2]), 0
+        check(samples.new_empty(samples.shape[1:]), *args)
+        batch = samples.flatten(0, 1) if rank in BATCHED_RANKS else samples
+        if batch.dim() == 4:
+            batch = batch.unsqueeze(2)  # videos of one frame, a shape that is never a warning
+        return operator(batch, *args).reshape(samples.shape), 0
 
     return rule
 

@@ -547,6 +547,26 @@ def test_a_video_without_a_batch_is_a_warning(shape: tuple[int, ...]) -> None:
         nt.whiten(x, nt.preset("wan"))
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((2, 1, 1024, 64), TOKENS), ((2, 16, 4, 60, 104), VIDEO), ((16, 16, 4, 60, 104), VIDEO)],
+)
+def test_vmap_warns_of_the_shape_of_a_sample(shape: tuple[int, ...], message: str) -> None:
+    config = "wan" if message == VIDEO else "auto"
+    with pytest.warns(UserWarning, match=message) as caught:
+        torch.func.vmap(lambda x: nt.whiten(x, config))(torch.ones(shape, device="meta"))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert str(shape[1:]) in str(caught[0].message)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(16, 4, 60, 104), (2, 8, 4, 60, 104), (4, 4, 2, 60, 104)])
+def test_vmap_does_not_warn_of_the_shape_of_the_batch(shape: tuple[int, ...]) -> None:
+    """16 samples at once are no video of 16 channels."""
+    torch.func.vmap(lambda x: nt.whiten(x, "wan"))(torch.ones(shape, device="meta"))
+
+
 # ---- threads ----
 
 THREADED: dict[str, Callable[[Tensor], Tensor]] = {
