@@ -122,6 +122,17 @@ def test_every_alpha_in_the_range_has_a_table(
     assert bool((lower.isfinite() & upper.isfinite() & (lower <= upper)).all())
 
 
+def test_modes_of_the_caller_change_no_table() -> None:
+    """A long table is filled by threads, which have modes of their own."""
+    expected = python_ref.confidence_table(9000, 2)
+    with torch.inference_mode(), torch.device("meta"):
+        table = python_ref.confidence_table(9000, 2)
+        factors = python_ref.twiddle_factors(96, torch.float64)
+    for bound, other in zip(table, expected, strict=True):
+        assert_same_bits(bound, other)
+    assert factors.device.type == "cpu" and not factors.is_inference()
+
+
 def test_largest_chi_square() -> None:
     """The quantiles of many degrees of freedom are those of the normal distribution and a known series."""
     df = 2**20
