@@ -96,7 +96,7 @@ class Flux2KleinFlow(PatchedFlow):
         vae = self.pipe.vae
         mean = vae.bn.running_mean.to(x0)
         std = (vae.bn.running_var.to(x0) + vae.config.batch_norm_eps).sqrt()
-        return unpack_latents(pack_latents(x0) * std + mean, *self._shape[1:])
+        return unpack_latents(pack_latents(x0) * std + mean, *x0.shape[2:])
 
 
 class Flux2Flow(Flux2KleinFlow):
