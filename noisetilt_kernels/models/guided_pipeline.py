@@ -11,7 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import (
+    AutoencoderTiny,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    FluxPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    WanPipeline,
+    ZImagePipeline,
+)
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -26,17 +35,19 @@ from ..sampling.registry import SAMPLERS
 from ..sampling.schedules import as_schedule
 from ..sampling.stepwise import SamplingRun, stepwise
 from .families import family_of
-from .flux import FluxFlow
-from .flux2 import Flux2Flow, Flux2KleinFlow
 from .pipeline import FlowPipelineModel
-from .qwen_image import QwenImageFlow
-from .stable_diffusion_3 import SD3Flow
 from .times import snap_start
-from .wan import WanFlow
-from .z_image import ZImageFlow
 
-_GUIDED = (FluxFlow, QwenImageFlow, SD3Flow, WanFlow, ZImageFlow, Flux2Flow, Flux2KleinFlow)
-"""Models whose pipelines give their scheduler the latents and velocities of the model."""
+_GUIDED = (
+    FluxPipeline,
+    Flux2Pipeline,
+    Flux2KleinPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    WanPipeline,
+    ZImagePipeline,
+)
+"""Pipelines that give their scheduler the latents and velocities of the flow."""
 
 
 class GuidedPipeline:
@@ -84,14 +95,15 @@ class GuidedPipeline:
         reward_decoder: AutoencoderTiny | None = None,
         **arguments: Any,
     ) -> None:
-        adapter = family_of(pipe).flow
-        if adapter not in _GUIDED:
-            names = ", ".join(model.facts.pipeline.__name__ for model in _GUIDED)
+        if not isinstance(pipe, _GUIDED):
+            names = ", ".join(one.__name__ for one in _GUIDED)
             raise TypeError(f"GuidedPipeline: pipe must be one of {names}, got {type(pipe).__name__}")
         check_guidance("GuidedPipeline", sampler, reward, arguments)
-        settings = {"gradient_checkpointing": gradient_checkpointing, "reward_decoder": reward_decoder}
+        given = {"gradient_checkpointing": gradient_checkpointing, "reward_decoder": reward_decoder}
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        adapter = family_of(pipe).adapter(type(pipe).__name__, one_step=False, options=settings)
         self.pipe = pipe
-        self._model = adapter(pipe, **{name: value for name, value in settings.items() if value is not None})
+        self._model: Any = adapter(pipe, **settings)
         self._sampler, self._reward, self._options, self._arguments = sampler, reward, options, arguments
         self._loop: GuidedLoop | None = None
 
@@ -154,9 +166,12 @@ def check_guidance(function: str, sampler: str, reward: Any, arguments: Mapping[
     unknown = sorted(set(arguments) - set(valid))
     if unknown:
         raise TypeError(
-            f"{function}: {sampler} has no {', '.join(unknown)} here; its arguments are {', '.join(valid)}"
+            f"{function}: {sampler} takes no {', '.join(unknown)} here; its arguments are {', '.join(valid)}"
         )
     given = {**found.defaults, **arguments}
+    missing = [name for name in found.keywords if name not in given]
+    if missing:
+        raise TypeError(f"{function}: {sampler} needs {', '.join(missing)}")
     if found.kind != "flow" or found.nfe(given) != given["steps"] or found.entries(given) != 1:
         raise ValueError(
             f"{function}: sampler must make one forward in each step, like 'ntrk' and 'dps', got {sampler!r}"
@@ -271,14 +286,14 @@ class GuidedLoop:
     def _step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **unused: Any
     ) -> Any:
-        """Make the next step of the sampler, in place of the scheduler's step. Returns x in sample's dtype."""
+        """Make the next step of the sampler, in place of the scheduler's step."""
         torch.set_grad_enabled(False)
         inputs, self._inputs = self._inputs, []
         index, steps = self._index, len(self._graphs)
         if not inputs or index == steps or float(timestep) != float(self._scheduler.timesteps[index]):
             raise RuntimeError(
-                f"{self._sampler}: the loop must call the denoiser and then make all steps of the scheduler in "
-                "their order; loops that leave out steps, as for image to image, are not supported"
+                f"{self._sampler}: the loop must call the denoiser and make all steps of the scheduler in "
+                "order; loops that leave out steps, as for image to image, are not supported"
             )
         if self._run is None:
             self._run = self._begin(sample)
