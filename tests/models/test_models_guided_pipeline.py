@@ -1,5 +1,6 @@
 """GuidedPipeline: stock pipelines of diffusers with the steps of a sampler."""
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,6 +96,7 @@ def assert_same_records(found: Sequence[Any], expected: Sequence[Any]) -> None:
         ("ntrk", {"rho": 0.1, "operator": "w"}),
         ("ntrk", {"rho": 0.2, "operator": "norm", "schedule": sampling.Schedule("constant", 0.5)}),
         ("dps", {"strength": 0.5}),
+        ("freedom", {"strength": 0.3, "travel": 1}),
         ("base", {}),
     ],
 )
@@ -192,7 +194,7 @@ def test_every_family_equals_ntrk_with_classifier_free_guidance(name: str) -> No
     steps, arguments = 4, {"rho": 0.2, "operator": "norm"}
     call = {"latents": given, "num_inference_steps": steps, **call, "output_type": "pt"}
     counts = [forwards(one) for one in flow.denoisers]
-    pipe(prompt=list(PROMPTS), **call)  # a copy, as Z-Image's pipeline writes into the list
+    pipe(prompt=list(PROMPTS), **copy.deepcopy(call))  # copies, as Z-Image's pipeline writes into lists
     plain = [len(count) for count in counts]
     guided = GuidedPipeline(pipe, redness, **arguments)
     output = guided(prompt=list(PROMPTS), generator=seeded(2), **call)
@@ -379,7 +381,7 @@ def test_afterwards_the_pipeline_is_as_before(fails: bool) -> None:
         (
             {"steps": 3},
             TypeError,
-            "ntrk has no steps here; its arguments are rho, operator, schedule, guide$",
+            "ntrk takes no steps here; its arguments are rho, operator, schedule, guide$",
         ),
         ({"schedule": "vp"}, ValueError, "schedule 'vp' has times of its own"),
         ({"reward": 3}, TypeError, "reward must be callable"),

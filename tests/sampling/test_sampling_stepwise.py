@@ -164,6 +164,37 @@ def test_a_change_applies_from_the_next_step_on() -> None:
     torch.testing.assert_close(result.latents, x)
 
 
+def test_a_run_goes_on_from_other_latents() -> None:
+    """A run whose latents are replaced by those of another run goes on like it."""
+    run, other = (begin("ntrk", SamplerOptions(seed=2, noise=noise, micro_batch=8)) for noise in (None, _own))
+    for _ in range(4):
+        next(run), next(other)
+    target = next(other).latents
+    next(run)
+    run.replace_latents(target)
+    assert torch.equal(next(run).latents, next(other).latents)  # the last step draws no noise
+    with pytest.raises(RuntimeError, match="ntrk: latents can be replaced only between two steps"):
+        run.replace_latents(target)
+    with pytest.raises(RuntimeError, match="only between two steps"):
+        begin("ntrk").replace_latents(target)
+    run = begin("ntrk")
+    next(run)
+    with pytest.raises(ValueError, match=r"ntrk: latents must be \(2, .*, got \(3, "):
+        run.replace_latents(target)
+
+
+def test_other_latents_are_not_those_whose_gradient_is_known() -> None:
+    run, other = begin("ntrk", start=PCNL(1)), begin("ntrk", start=PCNL(1))
+    before = next(run).latents
+    next(other)
+    run.replace_latents(2 * before)
+    assert next(run).records[0].reward != next(other).records[0].reward
+
+
+def _own(particle: int, draw: int) -> Tensor:
+    return torch.randn(FLOW.shape, generator=torch.Generator().manual_seed(100 * particle + draw))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
