@@ -231,6 +231,13 @@ def test_without_strength_it_has_the_bits_of_the_scheduler(dtype: torch.dtype) -
     assert not torch.allclose(moved, expected, atol=0.05)
 
 
+def test_every_image_has_its_generator() -> None:
+    guided = GuidedPipeline(flux(), brightness, rho=0.1, operator="norm")
+    both = guided(PROMPTS, num_inference_steps=3, generator=[seeded(0), seeded(1)], **FLUX).images
+    alone = guided(PROMPTS[1], num_inference_steps=3, generator=[seeded(1)], **FLUX).images
+    torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-4)
+
+
 def test_a_reward_decoder_judges_the_estimates() -> None:
     pipe, x = flux(), model_checks.noise((4, 16, 16))
     guided = GuidedPipeline(pipe, brightness, rho=0.1, operator="norm", reward_decoder=tiny_taesd())
