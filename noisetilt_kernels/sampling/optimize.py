@@ -49,6 +49,10 @@ class NoiseState:
     memory: dict[int, Any] = field(default_factory=dict)
     best: Evaluated | None = None
 
+    def put(self, x: Tensor) -> None:
+        """Replace the noise."""
+        self.x = x
+
 
 @dataclass(kw_only=True)
 class NoiseAlgorithm(Algorithm[NoiseState]):

@@ -39,7 +39,7 @@ class RBFState(FlowState):
         highest: highest reward of the steps before.
         left: number of function evaluations that are left.
         allowed: number of draws that the next step may make.
-        chain: chain that runs at present, for a start with iterations.
+        chain: chain that runs at present, or None.
     """
 
     velocity: Tensor | None = None
@@ -50,6 +50,14 @@ class RBFState(FlowState):
     left: int = 0
     allowed: int = 0
     chain: Point | None = None
+
+    def put(self, x: Tensor) -> None:
+        """Replace the latents, or those of the chain that runs. Nothing is known there."""
+        if self.chain is not None:
+            self.chain.put(x)
+            return
+        super().put(x)
+        self.velocity = None
 
 
 @dataclass(kw_only=True)
@@ -100,6 +108,7 @@ class RBF(FlowAlgorithm[RBFState]):
         left = self.budget - self.starts - self.chains
         state = RBFState(chain.x, left=left, allowed=self.quota, chain=chain)
         if not self.chains:
+            state.chain = None
             self._draw(batch, state, chain, self.plan[0].t, 0)
             for number in range(2, self.starts + 1):
                 self._draw(batch, state, self._begin_chain(batch, number), self.plan[0].t, 0)
@@ -132,9 +141,8 @@ class RBF(FlowAlgorithm[RBFState]):
         batch.record(step.index, step.t, [state.reward], fallbacks=[reason])
 
     def velocity(self, batch: Batch, state: RBFState, step: Step) -> Tensor:
-        """Return the velocity at the best draw."""
-        assert state.velocity is not None
-        return state.velocity
+        """Return the velocity at the best draw, or at latents that were put in its place."""
+        return super().velocity(batch, state, step) if state.velocity is None else state.velocity
 
     def _begin_chain(self, batch: Batch, number: int) -> Point:
         """Return the beginning of a chain, numbered from 1."""
@@ -151,6 +159,8 @@ class RBF(FlowAlgorithm[RBFState]):
         batch.latents = state.chain.x
         if iteration == self.chain.iterations - 1:
             self._draw(batch, state, state.chain, self.plan[0].t, self.plan[0].index)
+            if index == self.chains - 1:
+                state.chain = None
 
     def _draw(self, batch: Batch, state: RBFState, drawn: Point, t: float, index: int) -> None:
         """Evaluate latents (1, *shape) at time t with one forward, and keep them if they are the best.

@@ -38,6 +38,10 @@ class Point:
         known, self.known = self.known, None
         return known
 
+    def put(self, x: Tensor) -> None:
+        """Replace the latents. Nothing is known there."""
+        self.x, self.known = x, None
+
 
 @runtime_checkable
 class Start(Protocol):
@@ -185,12 +189,12 @@ class PCNL:
 
     def move(self, batch: Batch, model: FlowModel, step: Step, point: Point) -> None:
         """Propose a next state of every chain, accept it or not, and record the iteration."""
-        assert point.known is not None
+        known = point.take_known() or flow_guidance(batch, model, point.x, step)
         c = self.epsilon / 4
         shrink = (1 - c) / (1 + c)
         spread = math.sqrt(1 - shrink**2)
         half = math.sqrt(self.epsilon) / 2
-        x, here = point.x / step.start, self._state(step, point.known)
+        x, here = point.x / step.start, self._state(step, known)
         chains = len(x) // len(batch)
         z = batch.draw(chains) + half * here.drift
         proposal = shrink * x + spread * z

@@ -20,7 +20,6 @@ from .protocols import FlowModel, OneStepModel, Reward, check_model, check_rewar
 from .records import StepRecord
 from .registry import SAMPLERS, Sampler
 from .result import FinishedParticle, Result
-from .starts import Point
 
 _VERSION = 1
 """Version of the form of `SamplingRun.state_dict`."""
@@ -261,24 +260,26 @@ class SamplingRun:
         algorithm.prepare(self._model)
         self._arguments, self._algorithm = changed, algorithm
 
+    @_sampling()
     def replace_latents(self, latents: Tensor) -> None:
         """Put other latents in place of those after the last step. The next step begins there.
 
         Args:
-            latents: float32, of the shape that the latents have.
+            latents: float32, of the shape that the latents have. They are copied.
 
         Raises:
             RuntimeError: no micro-batch is between two steps.
             ValueError: the shape is another one.
         """
         name = self._sampler.name
-        if not isinstance(self._state, Point):
+        self._check_step()
+        if self._state is None:
             raise RuntimeError(f"{name}: latents can be replaced only between two steps of a micro-batch")
         if latents.shape != self._state.x.shape:
             raise ValueError(
                 f"{name}: latents must be {tuple(self._state.x.shape)}, got {tuple(latents.shape)}"
             )
-        self._state.x, self._state.known = latents, None
+        self._state.put(latents.to(self._state.x, copy=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the run needs to continue: dicts and lists of tensors, numbers and texts.

@@ -37,6 +37,11 @@ class SVDDState(FlowState):
 
     velocity: Tensor | None = None
 
+    def put(self, x: Tensor) -> None:
+        """Replace the latents. Nothing is known there."""
+        super().put(x)
+        self.velocity = None
+
 
 @dataclass(kw_only=True)
 class SVDD(FlowAlgorithm[SVDDState]):

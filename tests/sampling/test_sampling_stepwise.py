@@ -191,6 +191,23 @@ def test_other_latents_are_not_those_whose_gradient_is_known() -> None:
     assert next(run).records[0].reward != next(other).records[0].reward
 
 
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_latents_of_every_sampler_can_be_replaced(name: str, steps: int) -> None:
+    """The next step begins there, and no velocity of the old ones is used. Chains of starts included."""
+    run, same, other = (begin(name) for _ in range(3))
+    for one in (run, same, other):
+        for _ in range(steps + 3 * (steps == 2 and name == "rbf")):
+            step = next(one)
+    before = step.latents.clone()
+    same.replace_latents(before)
+    with torch.inference_mode():
+        other.replace_latents(before + 1)
+    following = [next(one).latents for one in (run, same, other)]
+    torch.testing.assert_close(following[1], following[0])
+    assert not torch.allclose(following[2], following[0])
+
+
 def _own(particle: int, draw: int) -> Tensor:
     return torch.randn(FLOW.shape, generator=torch.Generator().manual_seed(100 * particle + draw))
 
