@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import bench, compare, demo, doctor, experiment, models, optimize, prompts, rewards, sample
+from . import bench, compare, demo, doctor, experiment, models, optimize, prompts, rewards, sample, view
 
 
 class _Commands(click.Group):
@@ -42,6 +42,7 @@ main.add_command(sample.sample)
 main.add_command(optimize.optimize)
 main.add_command(compare.compare)
 main.add_command(experiment.experiment)
+main.add_command(view.view)
 main.add_command(rewards.rewards)
 main.add_command(models.models)
 main.add_command(prompts.prompts)

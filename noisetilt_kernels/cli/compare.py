@@ -82,7 +82,7 @@ def _run(
     print_warnings(warnings_of(settings))
     if dry_run:
         if is_reporting_process():
-            click.echo(plan.describe(settings, compute, out, runs.values()))
+            click.echo(plan.describe(settings, compute, out, runs.values()).text)
             click.echo(plan.row("time", "not measured, because a dry run loads no weights"))
         return
     with (

@@ -97,7 +97,7 @@ def run(
             runs = check_experiment(experiment, compute, out, resume)
             for one, own in zip(experiment.comparisons, runs, strict=True) if dry_run else ():
                 click.echo(one.title or one.name)
-                click.echo(plan.describe(one.settings, compute, folder / one.name, own))
+                click.echo(plan.describe(one.settings, compute, folder / one.name, own).text)
         if dry_run:
             return
         with (

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ..runs.early_checks import check_early, warnings_of
-from ..runs.folder import check_folder, count_finished
+from ..runs.folder import Planned, check_folder, count_finished
 from ..runs.settings import ComputeOptions, Settings, check_device
 from ..runs.workers import connected, is_reporting_process
 from ..sampling.registry import SAMPLERS
@@ -70,12 +70,13 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
     print_warnings(warnings_of(settings))
     if dry_run:
         if is_reporting_process():
-            click.echo(plan.describe(settings, compute, out))
+            click.echo(plan.describe(settings, compute, out).text)
             click.echo(plan.row("time", "not measured, because a dry run loads no weights"))
         return
     with connected(compute.device) as workers:
         if workers.is_first:
-            click.echo(plan.describe(settings, compute, out))
+            planned = plan.describe(settings, compute, out)
+            click.echo(planned.text)
         with (
             on_interrupt(
                 lambda: f"{count_finished(out)} of {settings.count} images are in {out}; {HOW_TO_RESUME}"
@@ -87,10 +88,14 @@ def _run(settings: Settings, compute: ComputeOptions, out: Path, resume: bool, d
                 reward, held_out = loading.load_rewards(settings, compute)
                 features = loading.load_all_features(settings, compute)
                 model = loading.load_model(settings, compute)
+                time = None
                 if workers.count == 1:
                     left = settings.count - len(folder.outcomes)
-                    time = plan.describe_time(settings, compute, model, reward, left) if left else None
-                    click.echo(time or plan.row("time", "not measured, because the run is short"))
+                    time = plan.measure_time(settings, compute, model, reward, left) if left else None
+                    short = plan.row("time", "not measured, because the run is short")
+                    click.echo(time.text if time else short)
+                if workers.is_first:
+                    folder.write_plan(Planned(planned.memory, time and time.seconds))
             summary = execute(settings, compute, folder, model, reward, held_out, workers, features)
         if workers.is_first:
             click.echo(_summary_table(summary))

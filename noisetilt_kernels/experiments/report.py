@@ -13,15 +13,16 @@ import jinja2
 import matplotlib
 from PIL import Image, ImageFont
 
+from ..pages.render import write_page
 from ..runs.comparison import warnings_of as comparison_warnings
 from ..runs.comparison_folder import folder_name
 from ..runs.contact_sheet import contact_sheet
 from ..runs.entry import runs_of
 from ..runs.files import write_whole
 from ..runs.folder import Results, peak_memory, png, read_results
-from ..runs.plan import format_bytes, format_seconds
 from ..runs.plots import draw_comparison, figure_png
 from ..runs.table import Row, best_of, tabulate
+from ..runs.units import format_bytes, format_seconds
 from .spec import Experiment, ExperimentComparison, ExperimentMethod
 
 _MOST_SHEETS, _MOST_IMAGES = 20, 8
@@ -136,6 +137,7 @@ class Table:
         """Return the table in the form of report.json."""
         return {
             "name": self.spec.name,
+            "title": self.spec.title,
             "settings": self.spec.settings.to_json(),
             "finished": self.finished,
             "total": self.total,
@@ -198,7 +200,7 @@ def warnings_of(tables: Iterable[Table]) -> list[str]:
 
 
 def write_report(experiment: Experiment, tables: list[Table], out: Path) -> None:
-    """Write report.md, report.json and report.html, and the plots and contact sheets that they show.
+    """Write report.md, report.json, report.html and index.html, the plots and the contact sheets.
 
     Args:
         experiment: the experiment.
@@ -221,6 +223,7 @@ def write_report(experiment: Experiment, tables: list[Table], out: Path) -> None
     }
     write_whole(out / "report.json", json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
     write_whole(out / "report.html", _html(experiment, tables, pictures).encode())
+    write_page(out)
 
 
 def markdown(experiment: Experiment, tables: Sequence[Table], plots: dict[str, str] | None = None) -> str:

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ..models.memory import latent_shape
+from ..pages.render import write_page
 from ..sampling.methods import Method
 from .comparison_folder import Comparison, folder_name, write_comparison
 from .contact_sheet import contact_sheet
@@ -15,10 +17,10 @@ from .entry import runs_of
 from .errors import RunFolderError
 from .execute import execute, open_folder
 from .files import remove_temporary, write_whole
-from .folder import RunFolder, check_folder, check_link, png
+from .folder import Planned, RunFolder, check_folder, check_link, png
 from .loading import check_settings, load_all_features, load_model, load_rewards
 from .lock import check_unlocked, locked
-from .plan import guided_steps
+from .plan import describe, guided_steps
 from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
 from .table import Row, markdown, tabulate
@@ -43,8 +45,8 @@ def compare(
         settings: settings of all runs; `settings.method` and `settings.rounds` are not used.
         comparison: methods to compare; differences are to the first one, see `tabulate`.
         compute: how to compute the runs.
-        out: folder; table.md, comparison.json, comparison.png and contact-sheet.png are written to it at the
-            end.
+        out: folder; table.md, comparison.json, comparison.png, contact-sheet.png and index.html are written to it
+            at the end.
         resume: continue the runs in the folders.
         workers: processes of the comparison. Each of them calls this function; the first one writes the
             files.
@@ -76,6 +78,11 @@ def compare(
         features = load_all_features(settings, compute)
         # every run has been checked above, so a one-step model for wgnc also works with the other methods
         model = load_model(next((run for run in runs.values() if run.one_step), settings), compute)
+        # a plan takes seconds, and there is no other figure to put beside it without a GPU
+        if workers.is_first and torch.device(compute.device).type == "cuda":
+            planned = Planned(describe(settings, compute, out, runs.values()).memory)
+            for folder in folders.values():
+                folder.write_plan(planned)
         for method, run in runs.items():
             execute(run, compute, folders[method], model, reward, held_out, workers, features)
         results = {method: folder.results() for method, folder in folders.items()}
@@ -128,7 +135,7 @@ def check_folders(runs: Mapping[Method, Settings], out: Path, resume: bool) -> N
 
 
 def _write(settings: Settings, out: Path, rows: list[Row], folders: Mapping[Method, RunFolder]) -> None:
-    """Write the plots and the contact sheet, and last the table, which shows that all is there."""
+    """Write the plots, the contact sheet, the table, which shows that all is there, and last the page."""
     write_whole(out / "comparison.json", json.dumps([row.to_json() for row in rows], indent=2).encode())
     plots = draw_comparison(
         rows,
@@ -138,6 +145,7 @@ def _write(settings: Settings, out: Path, rows: list[Row], folders: Mapping[Meth
     write_whole(out / "comparison.png", figure_png(plots))
     write_whole(out / "contact-sheet.png", png(_contact_sheet(settings, folders)))
     write_whole(out / "table.md", f"{markdown(rows)}\n".encode())
+    write_page(out)
 
 
 def check(settings: Settings, comparison: Comparison, compute: ComputeOptions) -> dict[Method, Settings]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pages.render import write_page
 from ..rewards import WeightedSum
 from ..rewards.checks import is_out_of_memory
 from ..rewards.features import Features
@@ -77,7 +78,7 @@ def execute(
     workers: Workers = SINGLE_PROCESS,
     features: Mapping[str, Features] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Sample the missing particles of a run, then write its contact sheet and its summary.
+    """Sample the missing particles of a run, then write its contact sheet, its summary and its page.
 
     A micro-batch with a missing particle is computed as a whole, as in a run in one piece. Several processes
     share the micro-batches. All of them return after the first one has written the summary; the
@@ -164,6 +165,7 @@ def execute(
                 )
         write_contact_sheet(settings, folder)
         folder.write_summary({**summarise(settings, folder), "peak_memory": peak})
+        write_page(folder.path)
     workers.wait()
     if not workers.is_first:
         folder.read_outcomes()

@@ -8,7 +8,9 @@
     records.jsonl             a line for every step of every particle
     contact-sheet.png         written at the end
     features.safetensors      written at the end, for measures of diversity
+    plan.json                 memory and time that were expected, see `Planned`
     summary.json              written at the end
+    index.html                written at the end, see `noisetilt_kernels.pages`
 
 A particle's line in results.jsonl is written after its other files, so a particle with a line is complete
 even if the run is killed. Files that were damaged later are found on resuming, and their particles are made
@@ -46,6 +48,7 @@ from .videos import check_mp4, film_strip, mp4
 _LOG = logging.getLogger(__name__)
 
 _FEATURES = "features.safetensors"
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,15 @@ class Results(NamedTuple):
     """Time that the steps of a particle took: in the model, the reward and the operator."""
     features: Mapping[str, Tensor] = MappingProxyType({})
     """Features of the particles of a run that has ended, by name, (particles, d) each."""
+
+
+class Planned(NamedTuple):
+    """What a run was expected to take."""
+
+    memory: int | None = None
+    """Memory in bytes, see `plan.describe`; of a comparison that of all its methods together."""
+    seconds: float | None = None
+    """Time for each image, see `plan.measure_time`; None if it was not measured."""
 
 
 class RunFolder:
@@ -264,6 +276,12 @@ class RunFolder:
         """Write features.safetensors: features of all particles by name, (particles, d) each."""
         write_whole(self.path / _FEATURES, save(dict(features)))
 
+    def write_plan(self, planned: "Planned") -> None:
+        """Write plan.json. A time that is not known now stays as an earlier call has measured it."""
+        if planned.seconds is None:
+            planned = planned._replace(seconds=read_plan(self.path).seconds)
+        write_whole(self.path / _PLAN, _pretty(planned._asdict()))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_whole(self.path / "summary.json", _pretty(summary))
@@ -308,6 +326,44 @@ def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
     _check_same_settings(path, read_run(path / "run.json")[0], settings)
     outcomes = _all_outcomes(path, settings)
     return Results(outcomes, _seconds_of(path, outcomes), _features_of(path))
+
+
+class Snapshot(NamedTuple):
+    """What the folder of a run holds at a moment."""
+
+    settings: dict[str, Any]
+    """Settings in JSON form."""
+    compute: dict[str, Any]
+    """Compute options in JSON form."""
+    results: Results
+    """Finished particles."""
+    records: dict[int, list[StepRecord]]
+    """Records of the steps by particle, also of particles that are not finished."""
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Return what the folder of a run holds, also while the run goes on. Nothing is locked or changed.
+
+    Raises:
+        RunFolderError: run.json or a line is wrong.
+        OSError: a file cannot be read.
+    """
+    settings, compute = read_run(path / "run.json")
+    outcomes = _all_outcomes(path, settings)
+    records: dict[int, list[StepRecord]] = {}
+    for _, record in sorted(_records_of(path).items()):
+        records.setdefault(record.particle, []).append(record)
+    seconds = {particle: math.fsum(map(_seconds, records.get(particle, ()))) for particle in outcomes}
+    return Snapshot(settings, compute, Results(outcomes, seconds, _features_of(path)), records)
+
+
+def read_plan(path: Path) -> Planned:
+    """Return what the run in a folder was expected to take; nothing is known without a readable plan.json."""
+    kinds = {"memory": (int, type(None)), "seconds": (int, float, type(None))}
+    try:
+        return Planned(**json_fields((path / _PLAN).read_bytes(), kinds))
+    except (OSError, ValueError):
+        return Planned()
 
 
 def peak_memory(path: Path) -> int | None:
@@ -525,18 +581,26 @@ def _read_records(path: Path) -> list[StepRecord]:
     return _read_lines(path, StepRecord.from_json, "a step")
 
 
-def _records_of(path: Path, particles: Collection[int]) -> dict[tuple[int, int], StepRecord]:
-    """Return the records of some particles by particle and step, of all processes."""
+def _records_of(path: Path, particles: Collection[int] | None = None) -> dict[tuple[int, int], StepRecord]:
+    """Return the records of some particles, or of all, by particle and step, of all processes."""
     lines = (record for file in _line_files(path, "records") for record in _read_records(file))
-    return {(record.particle, record.step): record for record in lines if record.particle in particles}
+    return {
+        (record.particle, record.step): record
+        for record in lines
+        if particles is None or record.particle in particles
+    }
 
 
 def _seconds_of(path: Path, particles: Collection[int]) -> dict[int, float]:
     """Return the time that the steps of each particle took."""
     seconds = dict.fromkeys(particles, 0.0)
     for record in _records_of(path, particles).values():
-        seconds[record.particle] += record.seconds_model + record.seconds_reward + record.seconds_whitening
+        seconds[record.particle] += _seconds(record)
     return seconds
+
+
+def _seconds(record: StepRecord) -> float:
+    return record.seconds_model + record.seconds_reward + record.seconds_whitening
 
 
 def _features_of(path: Path) -> dict[str, Tensor]:

@@ -58,6 +58,19 @@ def check_unlocked(folder: Path) -> None:
         os.close(handle)
 
 
+def has_owner(folder: Path) -> bool:
+    """Return True if a process that is alive, or is on another host, has locked a folder.
+
+    Unlike `check_unlocked` this never holds the lock, not even for a moment, so no run is refused because of
+    it.
+    """
+    try:
+        owner = _Owner(**json_fields((folder / LOCK).read_bytes(), {"host": (str,), "process": (int,)}))
+    except (OSError, ValueError):
+        return False
+    return owner.host != platform.node() or _is_alive(owner.process)
+
+
 def _take(path: Path) -> int:
     """Return the open file of the lock, which is held and names this process."""
     while True:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,10 +18,20 @@ from ..sampling.operators import TILED
 from ..sampling.registry import DETAILS
 from . import loading
 from .settings import ComputeOptions, Settings
+from .units import format_bytes, format_seconds
 
 
-def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Collection[Settings] = ()) -> str:
-    """Return the plan as text: shapes, numbers of images and of function evaluations, tiles of W, memory.
+class Plan(NamedTuple):
+    """Plan of a run."""
+
+    text: str
+    """Shapes, numbers of images and of function evaluations, tiles of W, memory."""
+    memory: int
+    """Memory in bytes, as far as it is counted."""
+
+
+def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Collection[Settings] = ()) -> Plan:
+    """Return the plan of a run or of a comparison.
 
     Args:
         settings: settings of the run, or those that all runs of a comparison share.
@@ -114,7 +124,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         ),
         ("folder", str(out)),
     ]
-    return "\n".join(row(name, text) for name, text in rows)
+    return Plan("\n".join(row(name, text) for name, text in rows), memory.total)
 
 
 def guided_steps(run: Settings) -> str | None:
@@ -146,10 +156,19 @@ _PROBE_SHARE = 0.05
 """Largest part of a run's function evaluations that may be spent on measuring its time."""
 
 
-def describe_time(
+class PlannedTime(NamedTuple):
+    """Time that a run is expected to take."""
+
+    text: str
+    """Line of the plan."""
+    seconds: float
+    """Time for each image."""
+
+
+def measure_time(
     settings: Settings, compute: ComputeOptions, model: Any, reward: Reward, particles: int
-) -> str | None:
-    """Measure a short run of the method and return the line of the plan with the time of the whole run.
+) -> PlannedTime | None:
+    """Measure a short run of the method, and expect the whole run to be as fast.
 
     The sampler runs with two steps, of which it guides the first one, or with one iteration, on one
     micro-batch. Its images are thrown away.
@@ -161,7 +180,7 @@ def describe_time(
         particles: number of particles that are still to be sampled.
 
     Returns:
-        The line, or None if the run is so short that measuring would take a relevant part of it.
+        The time, or None if the run is so short that measuring would take a relevant part of it.
     """
     shortest = {"steps": 2, "iterations": 1, "start_iterations": 1, "burn_in": 0, "starts": 1, "budget": 3}
     method = settings.method
@@ -178,25 +197,9 @@ def describe_time(
     start = time.perf_counter()
     short.sample(model, reward, settings.particle_prompts[:batch], options)
     each = (time.perf_counter() - start) / (short.nfe * batch)
-    return row(
+    text = row(
         "time",
         f"about {format_seconds(each * total)}, {format_seconds(each * method.nfe)} per image; measured on "
         f"{short.nfe * batch} of {total:,} function evaluations",
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration with a readable unit, such as "1.5 min"."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes with a readable unit, such as "1.5 MB"."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+    return PlannedTime(text, each * method.nfe)

@@ -162,24 +162,25 @@ def _diversity(
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table. Each mean has half of its 95 % confidence interval after it."""
-    header, *lines = _cells(rows)
+    header, *lines = cells(rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def text(rows: Sequence[Row]) -> str:
     """Return the rows as an aligned text table."""
-    lines = _cells(rows)
+    lines = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the lines of the table as text, the header first."""
     names = list(rows[0].scores)
     header = ["method", "NFE", *names, *(f"{name}, difference" for name in names)]
     lines = [header]
     shares = {name for name in names if all(row.scores[name].yes_or_no for row in rows)}
     for row in rows:
-        cells = [row.scores[name].share if name in shares else str(row.scores[name]) for name in names]
-        cells += [f"{row.differences[name]:+}" if row.differences else "" for name in names]
-        lines.append([row.label, str(row.nfe), *cells])
+        means = [row.scores[name].share if name in shares else str(row.scores[name]) for name in names]
+        differences = [f"{row.differences[name]:+}" if row.differences else "" for name in names]
+        lines.append([row.label, str(row.nfe), *means, *differences])
     return lines

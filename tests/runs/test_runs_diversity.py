@@ -246,7 +246,7 @@ def test_the_plan_counts_features_once(tmp_path: Path) -> None:
 
     def memory(names: str, source: Path = tmp_path, device: str = "cpu") -> str:
         diversity = parse_diversity(names, "digits", {"clip": str(source)})
-        lines = describe(replace(settings, diversity=diversity), ComputeOptions(device), tmp_path)
+        lines = describe(replace(settings, diversity=diversity), ComputeOptions(device), tmp_path).text
         (line,) = (line for line in lines.splitlines() if line.startswith("memory"))
         return line
 

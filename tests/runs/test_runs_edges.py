@@ -459,7 +459,7 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     settings = replace(settings, particles=3)
 
     def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
-        return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).splitlines()}
+        return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).text.splitlines()}
 
     one = rows(settings, ComputeOptions())
     assert "40 x 48" in one["images"] and "4 x 20 x 24" in one["images"]
@@ -497,7 +497,7 @@ def test_the_plan_counts_rewards_with_weights(tmp_path: Path) -> None:
         )
         (line,) = [
             line
-            for line in describe(settings, ComputeOptions(device), tmp_path).splitlines()
+            for line in describe(settings, ComputeOptions(device), tmp_path).text.splitlines()
             if line.startswith("memory")
         ]
         return line

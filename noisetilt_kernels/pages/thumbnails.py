@@ -1,0 +1,47 @@
+"""Small pictures that a page holds itself."""
+
+import base64
+import functools
+import io
+from pathlib import Path
+
+from PIL import Image
+
+_SIDE = 192
+"""Largest height in pixels, and largest width of an image. Film strips of videos are wider."""
+
+_STRIP_WIDTH = 640
+_QUALITY = 82
+
+
+def thumbnail(file: Path, strip: bool = False) -> str | None:
+    """Return an image file as a small picture in a data URI, or None if the file cannot be read.
+
+    A PNG file that is small already is taken as it is.
+
+    Args:
+        file: the image.
+        strip: True for the film strip of a video.
+    """
+    try:
+        status = file.stat()
+        return _thumbnail(file, _STRIP_WIDTH if strip else _SIDE, status.st_mtime_ns, status.st_size)
+    except Exception:  # damaged files cause errors of many classes
+        return None
+
+
+@functools.lru_cache(maxsize=4096)  # about 30 MB; the pages of a comparison and of its runs share pictures
+def _thumbnail(file: Path, width: int, time: int, size: int) -> str:
+    """Return the data URI. Time and size of the file are keys of the cache only."""
+    with Image.open(file, formats=["PNG"]) as image:
+        if image.width <= width and image.height <= _SIDE:
+            image.verify()
+            return _data_uri(file.read_bytes(), "png")
+        image.thumbnail((width, _SIDE))
+        data = io.BytesIO()
+        image.convert("RGB").save(data, format="jpeg", quality=_QUALITY)
+    return _data_uri(data.getvalue(), "jpeg")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
