@@ -1,11 +1,19 @@
 """Charts of a page, drawn by Bokeh in the browser."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import components
-from bokeh.models import CDSView, ColumnDataSource, CustomJSFilter, CustomJSHover, HoverTool, PlainText
+from bokeh.models import (
+    CDSView,
+    ColumnDataSource,
+    CustomJSFilter,
+    CustomJSHover,
+    HoverTool,
+    PlainText,
+)
+from bokeh.models.renderers import GlyphRenderer
 from bokeh.palettes import Category10_10
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -128,7 +136,7 @@ def _plan(id: str, section: Section, points: Sequence[Point]) -> list[tuple[str,
     for judge in judges:
         if np.isfinite(source.data[f"judge {judge}"]).any():
             plot = _figure("reward", judge)
-            drawn = plot.scatter(
+            dots = plot.scatter(
                 x="reward",
                 y=f"judge {judge}",
                 marker="marker",
@@ -138,13 +146,13 @@ def _plan(id: str, section: Section, points: Sequence[Point]) -> list[tuple[str,
                 source=source,
                 view=view,
             )
-            _add_hover(plot, drawn)
+            _add_hover(plot, dots)
             text = f"Each point is an image; the run was not steered by {judge}. Point at one to see it."
             charts.append((f"Reward and {judge}", text, plot))
     for column, title, text, _ in _CURVES:
         if any(len(values) for values in source.data[f"{column} values"]):
             plot = _figure("step", title.lower())
-            drawn = plot.multi_line(
+            lines = plot.multi_line(
                 xs=f"{column} steps",
                 ys=f"{column} values",
                 color="color",
@@ -155,7 +163,7 @@ def _plan(id: str, section: Section, points: Sequence[Point]) -> list[tuple[str,
                 source=source,
                 view=view,
             )
-            _add_hover(plot, drawn)
+            _add_hover(plot, lines)
             charts.append((f"{title} over the steps", text, plot))
     return charts
 
@@ -210,7 +218,7 @@ def _figure(x: str, y: str) -> figure:
     return plot
 
 
-def _add_hover(plot: figure, drawn: object) -> None:
+def _add_hover(plot: figure, drawn: "GlyphRenderer[Any]") -> None:
     """Show the picture of an image at its point or at its curve. The page has each picture once."""
     plot.add_tools(
         HoverTool(

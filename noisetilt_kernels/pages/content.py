@@ -183,7 +183,7 @@ class Run:
             highest = max(one.noise_peak for one in collapsed)
             found.append(
                 f"{name} has probably destroyed {len(collapsed):,} of {_count(total, self.kind)}: the "
-                f"spectrum of their noise has peaks up to {highest:.1f} times that of Gaussian noise, and the "
+                f"spectrum of their noise has peaks up to {highest:.1f} times that of Gaussian noise; the "
                 f"limit is {COLLAPSED:g}. Weaker guidance may help."
             )
         outcomes = self.snapshot.results.outcomes.values()

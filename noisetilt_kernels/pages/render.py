@@ -1,19 +1,19 @@
 """Pages as HTML, and index.html in the folder of a run."""
 
 import functools
-import importlib.util
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from ..runs.files import write_whole
 from ..sampling.result import best_index
-from .content import MOST_IMAGES, Page, Picture, Run, Section, read_page
+from .content import MOST_IMAGES, Picture, Run, Section, read_page
 from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ HOW_TO_INSTALL = 'pip install "noisetilt-kernels[page]"'
 
 def missing_package() -> str | None:
     """Return the name of a package that pages need and that is not installed, or None."""
-    return next((name for name in ("bokeh", "jinja2") if importlib.util.find_spec(name) is None), None)
+    return next((name for name in ("bokeh", "jinja2") if find_spec(name) is None), None)
 
 
 def write_page(folder: Path) -> None:

@@ -45,8 +45,8 @@ def compare(
         settings: settings of all runs; `settings.method` and `settings.rounds` are not used.
         comparison: methods to compare; differences are to the first one, see `tabulate`.
         compute: how to compute the runs.
-        out: folder; table.md, comparison.json, comparison.png, contact-sheet.png and index.html are written to it
-            at the end.
+        out: folder; table.md, comparison.json, comparison.png, contact-sheet.png and index.html are written
+            to it at the end.
         resume: continue the runs in the folders.
         workers: processes of the comparison. Each of them calls this function; the first one writes the
             files.

@@ -103,7 +103,7 @@ class Results(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """What a run was expected to take."""
+    """Memory and time that a run was expected to take."""
 
     memory: int | None = None
     """Memory in bytes, see `plan.describe`; of a comparison that of all its methods together."""
@@ -329,7 +329,7 @@ def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
 
 
 class Snapshot(NamedTuple):
-    """What the folder of a run holds at a moment."""
+    """Content of a run's folder at a moment."""
 
     settings: dict[str, Any]
     """Settings in JSON form."""

@@ -459,7 +459,8 @@ def test_the_plan_follows_the_settings(tmp_path: Path) -> None:
     settings = replace(settings, particles=3)
 
     def rows(settings: Settings, compute: ComputeOptions) -> dict[str, str]:
-        return {line[:8].strip(): line[8:] for line in describe(settings, compute, tmp_path).text.splitlines()}
+        lines = describe(settings, compute, tmp_path).text.splitlines()
+        return {line[:8].strip(): line[8:] for line in lines}
 
     one = rows(settings, ComputeOptions())
     assert "40 x 48" in one["images"] and "4 x 20 x 24" in one["images"]
