@@ -84,7 +84,8 @@ _CURVES: Sequence[tuple[str, str, str, Callable[[StepRecord], float | None]]] = 
 )
 """Curves over the steps: column, title, description, and value of a record."""
 
-_TOOLTIP = """<div style="max-width: 16rem; font: 13px/1.35 system-ui, sans-serif">
+_TOOLTIP = """<div style="max-width: 16rem; margin: -5px; padding: 8px; font: 13px/1.35 system-ui, sans-serif;
+ background: var(--card); color: var(--ink)">
 <img src="@id{custom}" alt="" style="display: block; width: 8rem; height: 8rem; object-fit: contain;
  image-rendering: var(--rendering)">
 <b>@reward{custom}</b><div style="overflow-wrap: anywhere">@method</div><div>@prompt</div></div>"""
@@ -213,6 +214,7 @@ def _figure(x: str, y: str) -> figure:
         min_border=8,
     )
     plot.toolbar.logo = None
+    plot.toolbar.stylesheets = [".bk-divider { display: none }"]  # bright lines on a dark page
     # a plain string with $$ would be a formula, for which Bokeh loads a library from the network
     plot.xaxis.axis_label, plot.yaxis.axis_label = PlainText(text=x), PlainText(text=y)
     return plot
@@ -229,5 +231,6 @@ def _add_hover(plot: figure, drawn: "GlyphRenderer[Any]") -> None:
                 "@reward": CustomJSHover(code=_NUMBER),
             },
             limit=1,
+            visible=False,
         )
     )

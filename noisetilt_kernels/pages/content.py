@@ -55,7 +55,7 @@ class Picture(NamedTuple):
         fallbacks = [record.fallback for record in self.records if record.fallback]
         faults = [f"{_count(n, 'step')} unguided: {why}" for why, n in Counter(fallbacks).items()]
         if self.collapsed:
-            faults.append(f"probably destroyed: peak of the noise {self.noise_peak:.1f}")
+            faults.append(f"probably destroyed: noise peak {self.noise_peak:.1f}")
         if self.outcome is not None and self.outcome.reward != self.outcome.reward:
             faults.append("reward is not finite")
         return faults
@@ -169,7 +169,7 @@ class Run:
         found = []
         if not self.running and not (self.ended and self.finished >= self.settings.count):
             found.append(
-                f"{name} stopped after {self.finished:,} of {self.settings.count:,} {self.kind}s; the same "
+                f"{name}: stopped after {self.finished:,} of {self.settings.count:,} {self.kind}s; the same "
                 "command with --resume continues it."
             )
         reasons = Counter(record.fallback for one in self.pictures for record in one.records)
@@ -177,18 +177,18 @@ class Run:
         for reason, steps in reasons.items():
             those = sum(any(record.fallback == reason for record in one.records) for one in self.pictures)
             found.append(
-                f"{name} left {_count(steps, 'step')} of {_count(those, self.kind)} unguided: {reason}."
+                f"{name}: {_count(steps, 'step')} of {_count(those, self.kind)} left unguided: {reason}."
             )
         if collapsed := [one for one in self.pictures if one.collapsed]:
             highest = max(one.noise_peak for one in collapsed)
             found.append(
-                f"{name} has probably destroyed {len(collapsed):,} of {_count(total, self.kind)}: the "
-                f"spectrum of their noise has peaks up to {highest:.1f} times that of Gaussian noise; the "
-                f"limit is {COLLAPSED:g}. Weaker guidance may help."
+                f"{name}: {len(collapsed):,} of {_count(total, self.kind)} probably destroyed by too strong "
+                f"guidance (noise peak up to {highest:.1f}, that of Gaussian noise is about 1, the limit is "
+                f"{COLLAPSED:g})."
             )
         outcomes = self.snapshot.results.outcomes.values()
         if lost := sum(one.reward != one.reward for one in outcomes):
-            found.append(f"{name} has {_count(lost, self.kind)} whose reward is not finite.")
+            found.append(f"{name}: the reward of {_count(lost, self.kind)} is not finite.")
         return found
 
 
@@ -253,9 +253,9 @@ class Section:
             "NFE per image",
             "NFE of all",
             "Time per image",
-            "planned",
+            "Time planned",
             "Peak memory",
-            "planned",
+            "Memory planned",
         )
         lines = []
         for run in self.runs:
@@ -396,7 +396,7 @@ def _of_comparison(folder: Path, title: str, labels: Mapping[tuple[str, int], st
         if (path / "run.json").exists():
             runs[method] = Run.read(path, fewest[method])
         else:
-            missing.append(f"{fewest[method]} has not begun.")
+            missing.append(f"{fewest[method]}: not begun.")
     if not runs:
         raise RunFolderError(f"{folder} has no run that has begun")
     settings = next(iter(runs.values())).settings

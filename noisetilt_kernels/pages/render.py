@@ -53,12 +53,13 @@ def _say_missing(name: str) -> None:
     _LOG.warning("%s is not written, because it needs %s: %s", PAGE, name, HOW_TO_INSTALL)
 
 
-def render(folder: Path, stamp: str | None = None) -> str:
+def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
     """Return the page of a folder as HTML, also while its runs go on.
 
     Args:
         folder: folder of a run, a comparison or an experiment.
         stamp: state of the folder's files, for a page that is served: it asks the server for a newer one.
+        home: True for a page with a link to the server's first page.
 
     Raises:
         RunFolderError: the folder has no run, or a file is wrong.
@@ -82,6 +83,7 @@ def render(folder: Path, stamp: str | None = None) -> str:
             bokeh=charts.scripts() if script else "",
             script=script,
             stamp=stamp,
+            home=home,
             count=sum(one.count for one in sections),
             total=sum(len(run.pictures) for section in page.sections for run in section.runs),
             most=MOST_IMAGES,

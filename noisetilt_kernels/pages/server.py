@@ -64,11 +64,11 @@ class Server(ThreadingHTTPServer):
     def page(self, folder: Path, state: str) -> bytes:
         """Return the page of a folder's run. The last pages are kept; `state` changes with their files."""
         with self._making:
-            return _page(folder, state)
+            return _page(folder, state, folder != self.root)
 
     @property
     def address(self) -> str:
-        """Address of the list of runs."""
+        """Address of the first page."""
         return f"http://{HOST}:{self.server_port}/"
 
     @property
@@ -95,30 +95,29 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.FORBIDDEN, f"This server answers to {self.server.address} only.")
             return
         try:
-            parts = _parts(self.path)
-            path = _inside(self.server.root, parts)
+            path = _inside(self.server.root, _parts(self.path))
             if path is None:
                 self._refuse(HTTPStatus.NOT_FOUND, "There is no such page or file.")
             elif path.is_dir() and not urlsplit(self.path).path.endswith("/"):
                 self._redirect(f"{urlsplit(self.path).path}/")
             elif path.is_dir() or path.name == PAGE:
-                self._page(path if path.is_dir() else path.parent, is_list=parts == [])
+                self._page(path if path.is_dir() else path.parent)
             else:
                 self._file(path)
         except (NoisetiltError, OSError) as error:
             if not isinstance(error, ConnectionError):
                 self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"This run cannot be shown: {error}")
 
-    def _page(self, folder: Path, is_list: bool) -> None:
+    def _page(self, folder: Path) -> None:
         """Send the page of a run's folder, or the list of runs. Its ETag is the state of the files."""
         state = stamp(folder)
-        kind = kind_of(folder)
-        if kind is None and not is_list and folder != self.server.root:
+        if kind_of(folder) is not None:
+            make = self.server.page
+        elif folder == self.server.root:
+            make = _list
+        else:
             self._refuse(HTTPStatus.NOT_FOUND, "This folder has no run.")
             return
-
-        shows_list = kind is None or (is_list and kind != "run")
-        make = _list if shows_list else self.server.page
         self._send(_TYPES[".html"], lambda: make(folder, state), state)
 
     def _file(self, path: Path) -> None:
@@ -185,8 +184,8 @@ def _belongs_to_run(path: Path, root: Path) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _page(folder: Path, state: str) -> bytes:
-    return render(folder, state).encode()
+def _page(folder: Path, state: str, home: bool) -> bytes:
+    return render(folder, state, home).encode()
 
 
 def _list(root: Path, state: str) -> bytes:

@@ -342,7 +342,7 @@ def test_a_served_page_keeps_its_filter_and_waits_for_the_large_view(
         wait(lambda: browser.execute_script("return window.before") is None)
         wait(lambda: charts_are_drawn(browser))
         assert browser.find_element("name", "method").get_property("value") == "ntrk:rho=0.01"
-        assert len(visible(browser, "figure")) == 6 and "base stopped after 6 of 6" in browser.page_source
+        assert len(visible(browser, "figure")) == 6 and "base: stopped after 6 of 6" in browser.page_source
         browser.find_element("id", "live").click()
         browser.execute_script("window.before = true")
         (comparison / "base" / "summary.json").write_text("{}")

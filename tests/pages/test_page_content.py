@@ -78,10 +78,10 @@ def test_failures_are_in_plain_words(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", settings_of(), fallbacks=[0, 2], peaks=[1, 50.5, 3.5])
     (folder.path / "images" / "0003.png").write_bytes(b"no image")
     html = visible(render.render(folder.path))
-    assert "ntrk left 2 steps of 2 images unguided: gradient is not finite." in html
-    assert "ntrk has probably destroyed 2 of 6 images" in html and "up to 50.5 times" in html
+    assert "ntrk: 2 steps of 2 images left unguided: gradient is not finite." in html
+    assert "ntrk: 2 of 6 images probably destroyed" in html and "noise peak up to 50.5" in html
     assert html.count("1 step unguided: gradient is not finite") == 2
-    assert "probably destroyed: peak of the noise 3.5" in html
+    assert "probably destroyed: noise peak 3.5" in html
     assert html.count("The file cannot be read") == 1 and html.count("<figure ") == 6
 
 
@@ -90,7 +90,7 @@ def test_rewards_that_are_not_finite(tmp_path: Path) -> None:
     lines = (folder.path / "results.jsonl").read_text().replace('"reward": 0.1,', '"reward": null,')
     (folder.path / "results.jsonl").write_text(lines)
     html = visible(render.render(folder.path))
-    assert "ntrk has 1 image whose reward is not finite." in html and "reward not finite" in html
+    assert "ntrk: the reward of 1 image is not finite." in html and "reward not finite" in html
     # the best one of the first prompt is another one
     assert re.findall(r"(\d{4}) <b>best</b>", html) == ["0002", "0005"]
 
@@ -99,7 +99,7 @@ def test_a_part_of_a_run_is_shown_as_it_is(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", settings_of(), finished=2, ended=False)
     html = visible(render.render(folder.path))
     assert html.count("<figure ") == 3 and "Not finished: 2 steps" in html
-    assert "ntrk stopped after 2 of 6 images" in html and "--resume" in html
+    assert "ntrk: stopped after 2 of 6 images" in html and "--resume" in html
     with locked(folder.path):
         html = visible(render.render(folder.path))
     assert "Running now" in html and "2 of 6 images, running" in html and "stopped" not in html
@@ -118,7 +118,7 @@ def test_methods_that_have_not_begun(tmp_path: Path) -> None:
     make_comparison(tmp_path / "comparison", ["base", "ntrk:rho=0.01", "dps:strength=3"])
     (tmp_path / "comparison" / "dps-strength3" / "run.json").unlink()
     html = visible(render.render(tmp_path / "comparison"))
-    assert "dps:strength=3 has not begun." in html and html.count("<figure ") == 12
+    assert "dps:strength=3: not begun." in html and html.count("<figure ") == 12
 
 
 def test_rows_of_a_comparison_belong_to_their_runs(tmp_path: Path) -> None:

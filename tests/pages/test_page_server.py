@@ -75,6 +75,7 @@ def test_pages_are_made_on_request(server: Server, path: str) -> None:
     status, headers, body = ask(server, path)
     assert status == 200 and b"<figure " in body
     assert f'data-stamp="{headers["ETag"]}"'.encode() in body
+    assert b'<a href="/">All runs</a>' in body
     assert not list(server.root.rglob("index.html"))  # nothing is written
 
 
@@ -187,6 +188,7 @@ def test_a_run_itself_is_the_first_page(root: Path) -> None:
         assert b"<figure " in ask(server, "/")[2]
         assert ask(server, "/images/0001.png")[0] == 200
         assert ask(server, "/../comparison/")[0] == 404
+        assert b"All runs" not in ask(server, "/")[2]
         server.shutdown()
 
 
