@@ -1,4 +1,4 @@
-"""What a page shows: the content of a run's, a comparison's or an experiment's folder."""
+"""Content of a page, from the folder of a run, a comparison or an experiment."""
 
 import json
 from collections import Counter
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
     @property
     def faults(self) -> list[str]:
-        """What went wrong with this image, in plain words."""
+        """Faults of this image in plain words."""
         fallbacks = [record.fallback for record in self.records if record.fallback]
         faults = [f"{_count(n, 'step')} unguided: {why}" for why, n in Counter(fallbacks).items()]
         if self.collapsed:
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What the run makes: "image" or "video"."""
+        """Kind of its results: "image" or "video"."""
         return "video" if self.has_videos else "image"
 
     @property
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong in the run, in plain words."""
+        """Faults of the run in plain words."""
         name, total = self.name, len(self.pictures)
         found = []
         if not self.running and not (self.ended and self.finished >= self.settings.count):
@@ -231,7 +231,7 @@ class Section:
 
     @property
     def description(self) -> str:
-        """What the runs have in common, and how far they are, in plain words."""
+        """Settings that the runs have in common, and their progress, in plain words."""
         settings = self.settings
         steering = " ".join(f"{one.weight:+g} {one.name}" for one in settings.rewards)
         judges = (
@@ -246,7 +246,7 @@ class Section:
 
     @property
     def costs(self) -> Table:
-        """Table of what the runs took, beside what was planned."""
+        """Table of time, memory and NFE of the runs, beside the plan."""
         header = (
             "Method",
             "State",
@@ -277,7 +277,7 @@ class Section:
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong, in plain words."""
+        """Faults of the runs in plain words."""
         return [*self.missing, *(sentence for run in self.runs for sentence in run.warnings)]
 
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from ..checks import NoisetiltError
 from .content import kind_of
@@ -95,22 +95,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.FORBIDDEN, f"This server answers to {self.server.address} only.")
             return
         try:
-            path = _inside(self.server.root, _parts(self.path))
+            parts = _parts(self.path)
+            path = _inside(self.server.root, parts)
             if path is None:
                 self._refuse(HTTPStatus.NOT_FOUND, "There is no such page or file.")
-            elif path.is_dir() and not urlsplit(self.path).path.endswith("/"):
-                self._redirect(f"{urlsplit(self.path).path}/")
+            elif path.is_dir() and not self.path.partition("?")[0].endswith("/"):
+                self._redirect(f"/{quote('/'.join(parts))}/")
             elif path.is_dir() or path.name == PAGE:
                 self._page(path if path.is_dir() else path.parent)
             else:
                 self._file(path)
-        except (NoisetiltError, OSError) as error:
+        except (NoisetiltError, OSError, ValueError) as error:
             if not isinstance(error, ConnectionError):
                 self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"This run cannot be shown: {error}")
 
     def _page(self, folder: Path) -> None:
         """Send the page of a run's folder, or the list of runs. Its ETag is the state of the files."""
         state = stamp(folder)
+        make: Callable[[Path, str], bytes]
         if kind_of(folder) is not None:
             make = self.server.page
         elif folder == self.server.root:
@@ -165,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _parts(address: str) -> list[str]:
     """Return the names in the path of an address."""
-    return [unquote(part) for part in urlsplit(address).path.split("/") if part]
+    return [unquote(part) for part in address.partition("?")[0].split("/") if part]
 
 
 def _inside(root: Path, parts: list[str]) -> Path | None:

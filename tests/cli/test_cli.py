@@ -179,7 +179,7 @@ def test_the_version_is_the_package_s() -> None:
     assert run("--version").split()[-1] == nt.__version__
 
 
-LIBRARIES = ("torch", "scipy", "diffusers", "transformers", "matplotlib")
+LIBRARIES = ("torch", "scipy", "diffusers", "transformers", "matplotlib", "bokeh")
 
 
 def imported_by(*command_lines: str) -> dict[str, list[str]]:
@@ -202,9 +202,9 @@ print(json.dumps(report))
 
 
 def test_help_and_wrong_options_do_not_import_torch() -> None:
-    commands = ("sample", "optimize", "compare", "demo", "doctor", "bench", "rewards", "models", "prompts")
-    lines = ["--help", "--version", *(f"{command} --help" for command in commands)]
-    lines += ["sample --particles 0 --out x", "compare --best-of 0 --method base --out x"]
+    commands = ("sample", "optimize", "compare", "view", "demo", "doctor", "bench", "rewards", "models")
+    lines = ["--help", "--version", *(f"{command} --help" for command in (*commands, "prompts"))]
+    lines += ["view /nowhere", "sample --particles 0 --out x", "compare --best-of 0 --method base --out x"]
     report = imported_by(*lines)
     assert {line: modules for line, (_, *modules) in report.items() if modules} == {}
     assert "is not in the range" in report[lines[-2]][0]

@@ -86,7 +86,9 @@ def test_files_of_runs_are_served(server: Server) -> None:
     assert ask(server, "/comparison/ntrk-rho0.01/results.jsonl")[0] == 200
     status, headers, body = ask(server, "/one/images/0000.png", "HEAD")
     assert status == 200 and int(headers["Content-Length"]) > 0 and body == b""
-    assert ask(server, "/one")[:2][1]["Location"] == "/one/"
+    for path in ("/one", "//one", "/one?x=1"):
+        status, headers, _ = ask(server, path)
+        assert (status, headers["Location"]) == (301, "/one/")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,8 @@ def test_files_of_runs_are_served(server: Server) -> None:
         "/one/link.json",
         "/one/.lock",
         "/one/%00",
+        "//[one",
+        "*",
         "/one/latents/0000.safetensors",  # of no use to a page
         "/notes.json",  # in no run
         "/papers/",
