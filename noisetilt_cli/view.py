@@ -6,7 +6,7 @@ import click
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -27,6 +27,8 @@ def view(folder: Path, port: int, open_browser: bool) -> None:
     Example:
       noisetilt view runs/ --open
     """
+    if not folder.is_dir():
+        raise click.UsageError(f"{folder} is not a folder; name one that has runs")
     from noisetilt_kernels.cli.view import run
 
     run(folder, port, open_browser)
