@@ -6,22 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-FLUX = (16, 64, 64)
+from noisetilt_kernels.profile.inputs import FLUX, gaussian, power_law
+
+__all__ = ["FLUX", "STRUCTURED", "WAN", "gaussian", "power_law", "structured"]
+
 WAN = (336, 60, 104)
-
-
-def gaussian(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Standard normal noise."""
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def power_law(beta: float, shape: Sequence[int] = FLUX, seed: int = 0) -> Tensor:
-    """Field (C, H, W) with amplitude spectrum 1/k^beta in every channel, float64, variance 1."""
-    _, h, w = shape
-    k = torch.hypot(torch.fft.fftfreq(h)[:, None] * h, torch.fft.fftfreq(w) * w).double()
-    k[0, 0] = 1
-    field = torch.fft.ifft2(torch.fft.fft2(gaussian(shape, torch.float64, seed)) / k**beta).real
-    return field / field.std()
 
 
 def structured(shape: Sequence[int]) -> Tensor:

@@ -7,16 +7,14 @@ one forward and backward of FLUX.1, and the bytes of its weights in bfloat16, wh
 Its activations, its VAE and a reward come in addition.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from noisetilt_kernels.profile.counting import Count
 from noisetilt_kernels.sampling import SamplerOptions
 from noisetilt_kernels.sampling.methods import Method, parse_method
 
@@ -28,37 +26,6 @@ METHODS = (
     "das:alpha=0.1", "das:alpha=0.1,copies=10", "fk:alpha=0.1", "psi:alpha=0.1", "dno:iterations=1",
     "wgnc:iterations=4", "reno:iterations=4", "mpgr:iterations=4", "prno:iterations=4",
 )  # fmt: skip
-
-
-class Count(TorchDispatchMode):
-    """Number of operators that are no views, and bytes of their inputs and outputs.
-
-    Attributes:
-        operators, bytes: the counts.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators = self.bytes = self._paused = 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count nothing within the block."""
-        self._paused += 1
-        yield
-        self._paused -= 1
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operator and count it."""
-        out = func(*args, **(kwargs or {}))
-        allocates = func._schema.name not in {"aten::empty.memory_format", "aten::detach", "aten::alias"}
-        if not self._paused and not func.is_view and allocates:
-            self.operators += 1
-            tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)]
-            self.bytes += sum(one.numel() * one.element_size() for one in tensors)
-        return out
 
 
 class Free(torch.autograd.Function):

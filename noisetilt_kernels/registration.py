@@ -6,7 +6,9 @@ size of a sample is symbolic.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from . import autograd_shortcut
 from ._ops import add_op_namespace_prefix, ops
-from .backends import backend_for, cpu, cuda
+from .backends import backend_for, cpu, cuda, forced
 from .backends import library as _library  # noqa: F401  (defines the operators)
 from .backends.tables import Extents
 from .config import BATCHED_RANKS
@@ -48,6 +50,35 @@ class Plan(NamedTuple):
     tile_size: int = 0
     """See `Extents`."""
     block_size: int = 0
+
+
+class Operator(NamedTuple):
+    """A registered operator."""
+
+    implementation: Callable[..., Tensor]
+    """Function of the operator's arguments, below autograd."""
+    calls: dict[Any, Callable[..., Tensor]]
+    """Prepared calls by the metadata of their arguments."""
+
+
+OPERATORS: dict[str, Operator] = {}
+"""Operators by name. Names that begin with an underscore are not public."""
+
+
+@contextmanager
+def served_by(backend: ModuleType) -> Iterator[None]:
+    """Let one backend alone serve every operator within the block. It refuses calls with BackendError."""
+
+    def forget_calls() -> None:
+        for operator in OPERATORS.values():
+            operator.calls.clear()
+
+    with forced(backend):
+        forget_calls()
+        try:
+            yield
+        finally:
+            forget_calls()
 
 
 def register(
@@ -93,6 +124,7 @@ def register(
         check(x, *args)
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
+    OPERATORS[name] = Operator(implementation, calls)
     _registry.impl(name, implementation, "CompositeExplicitAutograd")
     autograd_shortcut.register(
         _registry,
@@ -184,13 +216,8 @@ def _prepare(op: str, plan: Plan, x: Tensor) -> Callable[..., Tensor]:
             result = result.to(x.dtype)
         return result.view_as(x) if reshaped else result
 
-    if (
-        backend is cpu
-        and x.numel() >= cpu.LEAST_FOR_OPENMP
-        and math.prod(sample_shape) <= cpu.MOST_WITHOUT_OPENMP
-    ):
-        return cpu.without_openmp(call)
-    return call
+    small = backend is cpu and cpu.suits_one_thread(x.numel(), math.prod(sample_shape))
+    return cpu.without_openmp(call) if small else call
 
 
 def _is_symbolic(x: Tensor) -> bool:

@@ -30,6 +30,26 @@ def project(
     return x
 
 
+def finite_or_nan(x: Tensor) -> Tensor:
+    """Return samples (B, C, H, W) in which a sample with a non-finite value is NaN throughout."""
+    finite = x.flatten(1).isfinite().all(dim=1)[:, None, None, None]
+    return torch.where(finite, x, torch.nan)
+
+
+def project_mixing_domain(
+    x: Tensor,
+    tile: Sequence[int],
+    repeats: int,
+    chunk_sizes: Sequence[int],
+    tile_sizes: Sequence[Sequence[int]],
+    make_table: MakeTable,
+) -> Tensor:
+    """Project samples (B, C, H, W) after each of `repeats` butterfly steps on tiles, and invert the steps."""
+    for _ in range(repeats):
+        x = project(butterfly(x, tile, 1), chunk_sizes, tile_sizes, make_table)
+    return butterfly_inverse(x, tile, repeats)
+
+
 def whiten(
     x: Tensor,
     chunk_sizes: Sequence[int],
@@ -50,17 +70,12 @@ def whiten(
         Tensor (B, C, H, W): x projected in the sample domain, in the compact Fourier domain, and after each
         butterfly step of every mixing domain. A sample with a non-finite value becomes NaN throughout.
     """
-    finite = x.flatten(1).isfinite().all(dim=1)[:, None, None, None]
-    x = torch.where(finite, x, torch.nan)
-
-    x = project(x, chunk_sizes, tile_sizes, make_table)
+    x = project(finite_or_nan(x), chunk_sizes, tile_sizes, make_table)
     z = compact_fourier(x.flatten(1)).reshape(x.shape)
     z = project(z, chunk_sizes, tile_sizes, make_table)
     x = compact_fourier_inverse(z.flatten(1)).reshape(x.shape)
     for tile, repeats in mixing:
-        for _ in range(repeats):
-            x = project(butterfly(x, tile, 1), chunk_sizes, tile_sizes, make_table)
-        x = butterfly_inverse(x, tile, repeats)
+        x = project_mixing_domain(x, tile, repeats, chunk_sizes, tile_sizes, make_table)
     return x
 
 

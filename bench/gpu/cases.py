@@ -21,7 +21,8 @@ from torch import Tensor
 import noisetilt_kernels as nt
 from noisetilt_kernels import confidence_table, python_ref
 from noisetilt_kernels.backends import cuda, reference
-from noisetilt_kernels.config import Sample, WhiteningConfig, flatten_mixing, resolve_preset
+from noisetilt_kernels.config import Sample, WhiteningConfig, resolve_preset
+from noisetilt_kernels.profile.parts import parts_of_whiten
 
 from .. import baselines
 from ..inputs import FLUX, WAN, gaussian, structured
@@ -180,43 +181,20 @@ def whiten_batch(field: str) -> Row:
 
 
 def stages(preset: str, shape: tuple[int, ...], field: str) -> Rows:
-    """Measure the stages of whiten that are operators, each on its input within whiten."""
+    """Measure the parts of whiten, each on its input within whiten."""
     if BACKEND != "cuda":
         return
     x, config = whitening(preset, shape, field)
     x = x[None]
-    sizes = config.chunk_sizes
-    projection = cuda._projections(x, sizes, sizes, config.tile_sizes, config.alpha).handle
-
-    def project(y: Tensor) -> Tensor:
-        y = y.clone()
-        ops._project_(y, projection)
-        return y
-
-    def project_mixing_domains(y: Tensor) -> Tensor:
-        y = y.clone()
-        ops._project_mixing_domains_(y, projection, flatten_mixing(config))
-        return y
-
-    projected = project(x)
-    z = ops.compact_fourier(projected.flatten(1)).view_as(x)
-    projected_z = project(z)
-    mixed = ops.compact_fourier(projected_z.flatten(1), True).view_as(x)
-    parts: dict[str, tuple[Function, bool]] = {
-        "finite_or_nan": (lambda: ops._finite_or_nan(x), False),
-        "project, values": (lambda: project(x), True),
-        "project, Fourier": (lambda: project(z), True),
-        "Fourier": (lambda: ops.compact_fourier(projected.flatten(1)), False),
-        "inverse Fourier": (lambda: ops.compact_fourier(projected_z.flatten(1), True), False),
-        "mixing domains": (lambda: project_mixing_domains(mixed), True),
-    }
     copy = copy_floor(num_bytes(x))
-    for name, (function, copies) in parts.items():
-        row = guarded(measure, f"  {name} ({preset}, {field})", function, num_bytes(x), False)
-        if copies and isinstance(row, Row):  # without the copy that keeps the input
+    for part in parts_of_whiten(cuda, x, config):
+        run = partial(part.run, x)
+        row = guarded(measure, f"  {part.name} ({preset}, {field})", run, num_bytes(x), False)
+        if part.copies and isinstance(row, Row):  # without the copy that keeps the input
             for kind in ("warm", "cold"):
                 row.seconds[kind] = {k: max(v - copy[kind]["p50"], 0.0) for k, v in row.seconds[kind].items()}
         yield row
+        x = run()
 
 
 @group(75)

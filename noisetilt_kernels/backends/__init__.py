@@ -7,6 +7,8 @@ it cannot serve an operator on a device. The dispatch, `backends()`, `noisetilt 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -54,6 +56,23 @@ def _forced() -> Any:
 
 
 FORCED = _forced()
+
+
+def available(device: torch.device) -> list[ModuleType]:
+    """Return the backends that can serve samples of the usual sizes on a device, in order of preference."""
+    usual = Extents()
+    return [one for one in _preferences(device) if one.refusal("whiten", device, usual) is None]
+
+
+@contextmanager
+def forced(backend: ModuleType) -> Iterator[None]:
+    """Choose this backend alone within the block, as NOISETILT_BACKEND does for a process."""
+    global FORCED
+    before, FORCED = FORCED, backend
+    try:
+        yield
+    finally:
+        FORCED = before
 
 
 def check_forced() -> None:

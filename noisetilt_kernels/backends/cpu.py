@@ -41,6 +41,11 @@ MOST_WITHOUT_OPENMP = 2**18
 """Most values of a sample whose FFT takes less than a millisecond on one thread."""
 
 
+def suits_one_thread(values: int, sample_size: int) -> bool:
+    """Return True if PyTorch would use OpenMP for this many values, but the samples do not need it."""
+    return values >= LEAST_FOR_OPENMP and sample_size <= MOST_WITHOUT_OPENMP
+
+
 def without_openmp(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `call` with PyTorch's own operations on the calling thread: FFTs, copies, conversions.
 

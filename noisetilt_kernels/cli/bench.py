@@ -1,21 +1,24 @@
 """`noisetilt bench`: speed of three operators on this machine.
 
-The folder `bench/` of the repository measures all operators.
+`python -m noisetilt_kernels.profile` measures all operators for any shape. The folder `bench/` of the
+repository compares them with other implementations.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import click
 import torch
-from torch import Tensor
 
-from .. import python_ref
-from ..backends import backends
-from ..backends import reference as reference_backend
-from ..config import Sample, preset
+from ..backends import backends, reference
+from ..config import Sample
+from ..profile.cases import cases_for
+from ..profile.inputs import batch_of
+from ..profile.timing import time_call
+from ..registration import served_by
 from .errors import explained
-from .timing import median_seconds
+
+OPERATORS = ("whiten", "project_wgnc", "compact_fourier")
 
 
 def run(extents: tuple[int, int, int], device: str) -> None:
@@ -55,23 +58,13 @@ def measure(shape: Sample, device: str, min_run_time: float = 1.0) -> Iterator[T
     Raises:
         ValueError: an operator does not take samples of this shape.
     """
-    x = torch.randn(1, shape.channels, shape.height, shape.width, device=device)
-    flat = x.flatten(1)
-    config = preset("auto", x.shape)
-    cases: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
-        "whiten": (lambda: torch.ops.noisetilt.whiten(x), lambda: reference_backend.whiten(x, config)),
-        "project_wgnc": (
-            lambda: torch.ops.noisetilt.project_wgnc(flat),
-            lambda: python_ref.project_wgnc(flat),
-        ),
-        "compact_fourier": (
-            lambda: torch.ops.noisetilt.compact_fourier(flat),
-            lambda: python_ref.compact_fourier(flat),
-        ),
-    }
-    for operator, (kernel, definition) in cases.items():
-        kernel()  # the first call also makes the tables
-        yield Timing(operator, median_seconds(kernel, min_run_time), median_seconds(definition, min_run_time))
+    x = batch_of("noise", shape, 1).to(device)
+    cases = {case.name: case for case in cases_for(x)}
+    for operator in OPERATORS:
+        call = cases[operator].call
+        seconds = time_call(call, min_run_time).median
+        with served_by(reference):
+            yield Timing(operator, seconds, time_call(call, min_run_time).median)
 
 
 def heading(shape: Sample, device: str) -> str:

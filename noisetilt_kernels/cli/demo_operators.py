@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import python_ref
+from ..profile.timing import time_call
 from ..runs.plots import default_style
-from .timing import median_seconds
 
 LATENT = (16, 64, 64)
 """Channels, height and width of the latents, the same as for FLUX at 512 x 512 pixels."""
@@ -115,7 +115,7 @@ def _apply(operator: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Re
         distance=(a - b).norm().item(),
         relative_norm=b.norm().item() / math.sqrt(b.numel()),
         peak=periodogram(output).max().item(),
-        milliseconds=1e3 * median_seconds(lambda: function(x), _SECONDS_PER_TIMING),
+        milliseconds=1e3 * time_call(lambda: function(x), _SECONDS_PER_TIMING).median,
     )
 
 

@@ -92,14 +92,15 @@ def _whitening(latents: str) -> str:
 
 def _cpu() -> dict[str, Any]:
     return {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "variant": library.build_info().get("variant"),
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor."""
     # on Linux platform.processor() gives at most the architecture; on aarch64 /proc/cpuinfo names no model
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -134,6 +134,33 @@ def latent_shape(
     return shape
 
 
+def observe_step(
+    source: str | Path, observer: TorchDispatchMode, *, dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> tuple[tuple[int, ...], int, int]:
+    """Run guided steps of a model without weights, one for each of its denoisers, within a dispatch mode.
+
+    A step is a forward and a backward of a denoiser and of the VAE's decoder, for one sample.
+
+    Args:
+        source, dtype, options: see `plan_memory`.
+        observer: mode that sees every operator.
+
+    Returns:
+        Shape of one latent, bytes of the weights of one denoiser and the VAE, and number of steps.
+
+    Raises:
+        ModelError: the model does not exist, or cannot be used in this way.
+    """
+    one_step = configurations(source).family.flow is None
+    with _fake_model(source, dtype, one_step, options) as model:
+        for prompt in model.needed_prompts([""]):
+            model.prompts.put(prompt, model.placeholder_prompt())
+        with observer:
+            _activations(model, one_step, gradient=True, micro_batch=1, reward=None)
+    weights = max(map(_weight_bytes, model.denoisers)) + _weight_bytes(model.pipe.vae)
+    return model.shape, weights, len(model.denoisers)
+
+
 def flow_without_weights(source: str | Path, **options: Any) -> FlowModel:
     """Return a flow whose times can be computed, and its networks not.
 

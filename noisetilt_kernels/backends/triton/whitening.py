@@ -32,6 +32,15 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Statistics | Non
     return project_statistics(values.view(x.shape), projection.tiles)
 
 
+def project_mixing_domain(x: Tensor, projection: Projection, tile: Tile, repeats: int) -> Tensor:
+    """Project samples after each of `repeats` butterfly steps on tiles, and invert the steps."""
+    statistics = None
+    for _ in range(repeats):
+        x = butterfly(x, tile, 1, False, statistics)
+        x, statistics = project(x, projection)
+    return butterfly(x, tile, repeats, True, statistics)
+
+
 def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]) -> Tensor:
     """Whiten contiguous samples (B, C, H, W), float32 or float64.
 
@@ -43,11 +52,7 @@ def whiten(x: Tensor, projection: Projection, mixing: Sequence[tuple[Tile, int]]
     x = rescale(*project(x, projection))
     x = compact_fourier(x.flatten(1), inverse=True).view(shape)
     for tile, repeats in mixing:
-        statistics = None
-        for _ in range(repeats):
-            x = butterfly(x, tile, 1, False, statistics)
-            x, statistics = project(x, projection)
-        x = butterfly(x, tile, repeats, True, statistics)
+        x = project_mixing_domain(x, projection, tile, repeats)
     return x
 
 
