@@ -31,8 +31,8 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
     "--model",
     metavar="NAME|FOLDER|ID",
     help="Model of which a guided step is counted, to give each operator's share: flux for the transformer "
-    "of FLUX.1 at 1024 pixels, a bundled model, a folder in diffusers format, or a hub id. SHAPE is then that "
-    "of its latents.",
+    "of FLUX.1 at 1024 pixels, a bundled model, a folder in diffusers format, or a hub id. SHAPE is then "
+    "that of its latents.",
 )
 @click.option(
     "--step-ms",
@@ -145,7 +145,7 @@ def check_latents(shapes: Sequence[Shape], step: ModelStep) -> None:
     for shape in shapes:
         if shape.sample != step.shape.sample:
             raise ValueError(
-                f"--model {step.model} has latents {step.shape.text}, got samples of another shape, {shape.text}; "
+                f"--model {step.model} has latents {step.shape.text}, got SHAPE {shape.text}; "
                 "leave SHAPE out, or give --step-ms in place of --model"
             )
 

@@ -73,7 +73,7 @@ def count_step(model: str, dtype: torch.dtype) -> ModelStep:
 
 
 def _count_flux(dtype: torch.dtype) -> ModelStep:
-    from diffusers import FluxTransformer2DModel
+    from ..models.networks import network_class
 
     channels, height, width = FLUX_LATENTS
     tokens = height * width // 4
@@ -81,7 +81,8 @@ def _count_flux(dtype: torch.dtype) -> ModelStep:
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            flux = FluxTransformer2DModel(guidance_embeds=True).requires_grad_(False)
+            network = network_class("diffusers", "FluxTransformer2DModel")
+            flux = network(guidance_embeds=True).requires_grad_(False)
             x = torch.zeros(1, tokens, 4 * channels, requires_grad=True)
             rest = {"timestep": torch.ones(1), "guidance": torch.ones(1), "img_ids": torch.zeros(tokens, 3)}
             text = {
@@ -129,8 +130,8 @@ def bound_of_step(
         False,
         f"step: counted, not measured. A forward and a backward of {step.model} ({step.parts}) have "
         f"{_with_unit(flops)}FLOP, and read {_with_unit(read)}B of weights. A matrix product and a copy "
-        f"reach {_with_unit(flops_per_second)}FLOP/s and {_with_unit(bytes_per_second)}B/s here in {name}, so "
-        f"this takes at least {least:.3g} s. A real step is slower: the shares are upper bounds. --step-ms "
+        f"reach {_with_unit(flops_per_second)}FLOP/s and {_with_unit(bytes_per_second)}B/s here in {name}, "
+        f"so this takes at least {least:.3g} s. A real step is slower: the shares are upper bounds. --step-ms "
         "takes a time that you have measured",
     )
 
