@@ -10,6 +10,8 @@ import pytest
 import torch
 from bits import assert_same_bits
 from click.testing import CliRunner
+from torch.utils.benchmark import Measurement
+from torch.utils.benchmark.utils.common import TaskSpec
 
 import noisetilt_kernels as nt
 from noisetilt_cli import main as noisetilt
@@ -253,11 +255,22 @@ def test_limits(launches: float, memory: float, limit: str) -> None:
     assert limit_of({"launches": launches, "memory": memory}) == limit
 
 
-def test_time_of_a_call() -> None:
-    calls = []
-    found = timing.time_call(lambda: calls.append(torch.zeros(1).sum()), 0.05)
-    assert 0 < found.median < 0.05 and found.measurements >= 4
-    assert found.iqr is not None and len(calls) > found.measurements
+def test_time_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics of PyTorch's timer are passed on, after a call that is not measured."""
+    raw, calls = [5.0, 1.0, 3.0, 2.0, 4.0], []
+
+    class Timer:
+        def __init__(self, statement: str, globals: dict[str, Any], num_threads: int) -> None:
+            assert calls == ["warm-up"] and num_threads == torch.get_num_threads()
+
+        def adaptive_autorange(self, threshold: float, min_run_time: float, max_run_time: float) -> Any:
+            assert (threshold, min_run_time, max_run_time) == (0.1, 0.5, 2.0)
+            return Measurement(number_per_run=1, raw_times=raw, task_spec=TaskSpec("", ""))
+
+    monkeypatch.setattr(torch.utils.benchmark, "Timer", Timer)
+    assert timing.time_call(lambda: calls.append("warm-up"), 0.5) == (3.0, 2.0, 5)
+    del raw[3:], calls[:]
+    assert timing.time_call(lambda: calls.append("warm-up"), 0.5) == (3.0, None, 3)
     assert Timing(1.0, 0.2, 9).noisy and not Timing(1.0, 0.05, 9).noisy and not Timing(1.0, None, 2).noisy
 
 
