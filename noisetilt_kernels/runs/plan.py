@@ -1,8 +1,8 @@
 """Plan of a run: sizes, number of function evaluations and memory, before any work."""
 
 import math
-import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from math import fsum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ..sampling import Reward, SamplerOptions
 from ..sampling.flow import ALL_STEPS
 from ..sampling.methods import Method
 from ..sampling.operators import TILED
+from ..sampling.records import StepRecord
 from ..sampling.registry import DETAILS
 from . import loading
 from .settings import ComputeOptions, Settings
@@ -171,7 +172,8 @@ def measure_time(
     """Measure a short run of the method, and expect the whole run to be as fast.
 
     The sampler runs with two steps, of which it guides the first one, or with one iteration, on one
-    micro-batch. Its images are thrown away.
+    micro-batch. Its images are thrown away. Its records tell the time of guided steps or iterations from that
+    of the last one, see `estimated_seconds`.
 
     Args:
         settings: settings of the run.
@@ -193,13 +195,59 @@ def measure_time(
     total = method.nfe * particles
     if short.nfe * batch > _PROBE_SHARE * total:
         return None
-    options = SamplerOptions(micro_batch=compute.micro_batch, non_finite="plain_noise")
-    start = time.perf_counter()
+    records: list[StepRecord] = []
+    options = SamplerOptions(
+        micro_batch=compute.micro_batch, non_finite="plain_noise", on_record=records.append
+    )
     short.sample(model, reward, settings.particle_prompts[:batch], options)
-    each = (time.perf_counter() - start) / (short.nfe * batch)
+    guided = 1.0
+    if method.guide != ALL_STEPS:
+        *before, _ = method.plan(model)
+        guided = sum(step.guided for step in before) / len(before)
+    each = estimated_seconds(method, short, records, guided)
     text = row(
         "time",
-        f"about {format_seconds(each * total)}, {format_seconds(each * method.nfe)} per image; measured on "
+        f"about {format_seconds(each * particles)}, {format_seconds(each)} per image; measured on "
         f"{short.nfe * batch} of {total:,} function evaluations",
     )
-    return PlannedTime(text, each * method.nfe)
+    return PlannedTime(text, each)
+
+
+def estimated_seconds(method: Method, short: Method, records: Sequence[StepRecord], guided: float) -> float:
+    """Return the seconds that a particle takes, by the records of a short run of the method.
+
+    An evaluation before the last step or iteration takes as long as in the short run. The last one has no
+    gradient, and finishes the image, once. A step that is not guided takes as long as the model in the last
+    one.
+
+    Args:
+        method: the method.
+        short: the method with fewer steps or iterations, all guided but the last one.
+        records: records of the short run.
+        guided: share of the steps before the last one that the method guides.
+    """
+    ends = {record.particle: record for record in records}  # the last one of each particle
+    last = fsum(map(_seconds_of, ends.values())) / len(ends)
+    before = fsum(map(_seconds_of, records)) / len(ends) - last
+    of_last = _last_evaluations(method)
+    plain = fsum(record.seconds_model for record in ends.values()) / len(ends) / _last_evaluations(short)
+    skipped = (1 - guided) * (method.nfe - _with(method, steps=1).nfe) if guided < 1 else 0.0
+    steered = before / (short.nfe - _last_evaluations(short)) * (method.nfe - of_last - skipped)
+    return last * of_last / _last_evaluations(short) + steered + skipped * plain
+
+
+def _last_evaluations(method: Method) -> int:
+    """Return the number of function evaluations of a particle in the last step or iteration."""
+    if "iterations" in method.sampler.parameters:
+        return _with(method, iterations=0).nfe
+    one, two = (_with(method, steps=steps).nfe for steps in (1, 2))
+    return min(one, two - one)
+
+
+def _with(method: Method, **numbers: int) -> Method:
+    """Return a method with other numbers of steps or iterations."""
+    return Method(method.name, {**method.arguments, **numbers})
+
+
+def _seconds_of(record: StepRecord) -> float:
+    return record.seconds_model + record.seconds_reward + record.seconds_whitening
