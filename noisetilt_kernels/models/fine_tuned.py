@@ -189,6 +189,20 @@ def load_denoiser(
         return _load_bare_weights(network, source, load_file(path), config, dtype)
 
 
+def gguf_bytes(source: str) -> int | None:
+    """Return the size of a GGUF file on this machine.
+
+    Args:
+        source: see `load_denoiser`.
+
+    Returns:
+        Bytes of the file, or None if the weights are no GGUF file or on the hub.
+    """
+    place, file = _split_source(source)
+    path = Path(locate_weights(place).name, file or "")
+    return path.stat().st_size if path.suffix == GGUF and path.is_file() else None
+
+
 def _no_weights_in(source: str, folder: Path) -> ModelError:
     """Return the error for a folder without a network."""
     if (folder / "model_index.json").is_file():

@@ -25,9 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..quiet import errors_only
 from ..sampling import FlowModel, Reward
+from .fine_tuned import gguf_bytes
 from .loading import Configurations, configurations, prompt_lengths
 from .networks import network_class
-from .quantize import nf4_difference, quantise
+from .quantize import kind_on_disk, nf4_difference, quantise, quantise_stand_ins
 from .tiny_decoder import tiny_config
 
 
@@ -67,9 +68,12 @@ def plan_memory(
     quantize: str | None = None,
     load_reward: Callable[[], Reward | None] | None = None,
     reward_decoder: str | None = None,
+    denoiser: str | None = None,
     **options: Any,
 ) -> MemoryPlan:
     """Count the memory of guided sampling with a model, without loading its weights.
+
+    Weights that the configurations describe as quantised count as they are stored, see `kind_on_disk`.
 
     Args:
         source: see `load_pipeline`; only the configurations are read.
@@ -83,13 +87,17 @@ def plan_memory(
             alive count as weights of rewards. If it returns a reward, the graph of the reward is counted.
         reward_decoder: folder or hub id of the tiny autoencoder that decodes for rewards during sampling, see
             `PipelineModel`; None for the VAE.
+        denoiser: see `load_pipeline`. Only a GGUF file on this machine changes the plan.
         options: arguments of the model's class, such as height and width.
 
     Raises:
         ModelError: the model does not exist, or cannot be used in this way.
         ValueError: an argument of the model's class is out of its range.
     """
+    in_gguf = None if denoiser is None else gguf_bytes(denoiser)
     with _fake_model(source, dtype, one_step, options, quantize, reward_decoder) as model:
+        if in_gguf is not None:
+            quantise_stand_ins(model.denoisers[0], "int8")
         for prompt in model.needed_prompts([""]):
             model.prompts.put(prompt, model.placeholder_prompt())
         with PeakMemory() as loading:
@@ -103,16 +111,16 @@ def plan_memory(
         if network is not None and "text_encoder" in name
     ]
     denoisers, vae = [_weight_bytes(one) for one in model.denoisers], _weight_bytes(model.pipe.vae)
-    if quantize == "nf4":
-        denoisers = [size + nf4_difference(one) for size, one in zip(denoisers, model.denoisers, strict=True)]
+    if in_gguf is not None:
+        denoisers[0] = in_gguf
     tiny = 0 if model.reward_decoder is None else _weight_bytes(model.reward_decoder)
-    denoiser, text_encoders = sum(denoisers), sum(map(_weight_bytes, encoders))
+    text_encoders = sum(map(_weight_bytes, encoders))
     always = tiny + rewards
-    together = vae + always + activations + (max(denoisers) if offload else denoiser + text_encoders)
+    together = vae + always + activations + (max(denoisers) if offload else sum(denoisers) + text_encoders)
     return MemoryPlan(
         shape=model.shape,
         pixels=pixels,
-        denoiser=denoiser,
+        denoiser=sum(denoisers),
         vae=vae,
         reward_decoder=tiny,
         text_encoders=text_encoders,
@@ -208,6 +216,8 @@ def _fake_pipeline(configs: Configurations, lengths: Mapping[str, int]) -> Any:
             if library == "diffusers"
             else network(network.config_class.from_dict(config))
         )
+        if kind := kind_on_disk(config):
+            quantise_stand_ins(components[name], kind)
     pipeline: Any = configs.family.facts.pipeline
     parameters = inspect.signature(pipeline.__init__).parameters
     index = configs.components.items()
@@ -306,4 +316,4 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _weight_bytes(model: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return sum(parameter.nbytes for parameter in model.parameters()) + nf4_difference(model)

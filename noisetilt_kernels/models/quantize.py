@@ -7,6 +7,7 @@ they are.
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,23 @@ def check_not_quantised(owner: str, config: Any) -> None:
         )
 
 
+def kind_on_disk(config: Mapping[str, Any]) -> str | None:
+    """Return the kind of quantisation that takes the memory of the weights that a configuration describes.
+
+    Args:
+        config: content of a network's config.json.
+
+    Returns:
+        "nf4" for weights in 4 bits, "int8" for other quantised weights, None for weights that are not
+        quantised.
+    """
+    found = config.get("quantization_config")
+    if found is None:
+        return None
+    in_4_bits = found.get("load_in_4bit") or found.get("bits") == 4 or "int4" in str(found)
+    return "nf4" if in_4_bits else "int8"
+
+
 def linear_layers(network: torch.nn.Module, kind: str) -> dict[str, Linear]:
     """Return the layers to quantise by name: linear layers of the blocks, without those of LoRA.
 
@@ -78,8 +96,8 @@ def quantise(owner: str, network: Any, kind: str, device: torch.device, *, stand
         network: denoiser of diffusers, with its LoRA layers.
         kind: one of `QUANTISATIONS`.
         device: device on which weights are quantised, and stay; other weights are not moved.
-        stand_in: use layers in 8 bits in place of layers in NF4, to plan memory: those can be fake, and take
-            the same memory beside their weights. See `nf4_difference`.
+        stand_in: use layers that can be fake in place of layers in NF4, to plan memory; see
+            `quantise_stand_ins`.
 
     Raises:
         ModelError: the weights are quantised already, or a LoRA has magnitudes (DoRA), which are computed
@@ -89,12 +107,27 @@ def quantise(owner: str, network: Any, kind: str, device: torch.device, *, stand
     check_not_quantised(owner, network.config)
     if any("lora_magnitude_vector" in name for name, _ in network.named_parameters()):
         raise ModelError(f"{owner} has a LoRA with magnitudes (DoRA), so quantize must be None")
+    if stand_in:
+        quantise_stand_ins(network, kind)
+        return
     for name, layer in linear_layers(network, kind).items():
         weight = layer.weight.detach().to(device)
-        if kind == "nf4" and not stand_in:
+        if kind == "nf4":
             network.set_submodule(name, _nf4_layer(layer, weight))
         else:
             _store_in_8_bits(layer, weight, torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+
+
+def quantise_stand_ins(network: Any, kind: str) -> None:
+    """Quantise the weights of a fake network in place, to plan memory.
+
+    Layers in NF4 become layers in 8 bits, which can be fake, and take the same memory beside their weights.
+    `nf4_difference` counts what their weights take less.
+    """
+    for layer in linear_layers(network, kind).values():
+        _store_in_8_bits(layer, layer.weight.detach(), torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+        if kind == "nf4":
+            layer.__class__ = StandInForNF4
 
 
 def _nf4_layer(layer: Linear, weight: Tensor) -> torch.nn.Module:
@@ -135,6 +168,10 @@ class EightBitLinear(Linear):
         return self
 
 
+class StandInForNF4(EightBitLinear):
+    """Layer in 8 bits that stands for one in NF4, in a plan of memory."""
+
+
 def _store_in_8_bits(layer: Linear, weight: Tensor, dtype: torch.dtype) -> None:
     """Make a layer an `EightBitLinear` with this weight.
 
@@ -171,14 +208,14 @@ def _restored(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def nf4_difference(network: torch.nn.Module) -> int:
-    """Return how many bytes a network takes more in NF4 than with its layers in 8 bits; it is negative.
+    """Return how many bytes the layers in NF4 take more than their stand-ins in 8 bits; it is not positive.
 
     A layer in NF4 has four bits for each weight, a float32 scale for each `NF4_BLOCK` weights, and a table of
     16 values in float32.
     """
     difference = 0
     for layer in network.modules():
-        if isinstance(layer, EightBitLinear):
+        if isinstance(layer, StandInForNF4):
             count = layer.weight.numel()
             difference += math.ceil(count / 2) + 4 * math.ceil(count / NF4_BLOCK) + 4 * 16
             difference -= layer.weight.nbytes + layer.scale.nbytes

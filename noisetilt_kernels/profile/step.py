@@ -129,10 +129,10 @@ def bound_of_step(
         least,
         False,
         f"step: counted, not measured. A forward and a backward of {step.model} ({step.parts}) have "
-        f"{_with_unit(flops)}FLOP, and read {_with_unit(read)}B of weights. A matrix product and a copy "
-        f"reach {_with_unit(flops_per_second)}FLOP/s and {_with_unit(bytes_per_second)}B/s here in {name}, "
-        f"so this takes at least {least:.3g} s. A real step is slower: the shares are upper bounds. --step-ms "
-        "takes a time that you have measured",
+        f"{_with_unit(flops)}FLOP, and read {_with_unit(read)}B of weights. A matrix product reaches "
+        f"{_with_unit(flops_per_second)}FLOP/s here in {name}, and a copy {_with_unit(bytes_per_second)}B/s, "
+        f"so this takes at least {least:.3g} s. A real step is slower: the shares are upper bounds. "
+        "--step-ms takes a time that you have measured",
     )
 
 

@@ -61,6 +61,7 @@ def describe(settings: Settings, compute: ComputeOptions, out: Path, runs: Colle
         quantize=settings.quantize,
         load_reward=rewards,
         reward_decoder=settings.reward_decoder,
+        denoiser=settings.denoiser,
         **settings.model_options,
     )
     for run in runs:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from torch import Tensor
 from noisetilt_cli import main
 from noisetilt_kernels.models import FluxFlow, ModelError, family_of, load_pipeline
 from noisetilt_kernels.models.memory import plan_memory
-from noisetilt_kernels.models.quantize import EightBitLinear, linear_layers, quantise
+from noisetilt_kernels.models.quantize import EightBitLinear, kind_on_disk, linear_layers, quantise
 from noisetilt_kernels.models.weights import compute_dtype
 from noisetilt_kernels.sampling import base
 
@@ -364,6 +365,59 @@ def test_gguf(flux: Path, tmp_path: Path) -> None:
     assert_works(pipe, expected)
     for source in (tmp_path / "q8.gguf", f"{tmp_path}:q8.gguf"):
         assert_works(load_pipeline(flux, device="cpu", denoiser=source), expected)
+
+
+def test_the_plan_has_the_bytes_of_a_gguf_file(flux: Path, tmp_path: Path) -> None:
+    file = tmp_path / "q8.gguf"
+    write_gguf(file, wide_flux(seed=1).transformer)
+    whole = plan_memory(flux, **SIDES)
+    for source in (str(file), f"{tmp_path}:{file.name}"):
+        plan = plan_memory(flux, denoiser=source, **SIDES)
+        assert plan.denoiser == file.stat().st_size < whole.denoiser
+        assert (
+            plan.total - plan.activations == whole.total - whole.activations - whole.denoiser + plan.denoiser
+        )
+    for other in ("nobody/nothing:q8.gguf", str(tmp_path / "absent.gguf"), str(flux / "transformer")):
+        assert plan_memory(flux, denoiser=other, **SIDES) == whole
+
+
+IN_4_BITS = [
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    {"quant_method": "quanto", "weights_dtype": "int4"},
+    {"quant_method": "gptq", "bits": 4},
+]
+IN_8_BITS = [
+    {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True},
+    {"quant_method": "quanto", "weights_dtype": "float8"},
+    {"quant_method": "torchao", "quant_type": "int8wo"},
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [*((one, "nf4") for one in IN_4_BITS), *((one, "int8") for one in IN_8_BITS)]
+)
+def test_the_plan_has_the_bytes_of_a_quantised_folder(
+    flux: Path, tmp_path: Path, config: dict[str, Any], kind: str
+) -> None:
+    """A folder whose configuration says that its denoiser is quantised has the plan of `quantize`."""
+    folder = tmp_path / "quantised"
+    shutil.copytree(flux, folder)
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": config}))
+    assert kind_on_disk(json.loads(file.read_text())) == kind
+    plan = plan_memory(folder, **SIDES)
+    assert plan == plan_memory(flux, quantize=kind, **SIDES)
+    assert plan.denoiser < plan_memory(flux, **SIDES).denoiser
+
+
+def test_the_plan_has_the_bytes_of_a_quantised_text_encoder(flux: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(flux, folder)
+    file = folder / "text_encoder_2" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": IN_8_BITS[0]}))
+    whole, plan = plan_memory(flux, **SIDES), plan_memory(folder, **SIDES)
+    assert plan.text_encoders < whole.text_encoders
+    assert plan.total == whole.total - (whole.text_encoders - plan.text_encoders)
 
 
 def test_faults_of_gguf_files(flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
