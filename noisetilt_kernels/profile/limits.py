@@ -20,7 +20,7 @@ RULE = (
     f"limit: launches, if starts are at least {LEAST_SHARE:.0%}; else memory, if copy is at least "
     f"{LEAST_SHARE:.0%}; else compute. starts: share of the median that the launches take alone, by the time "
     "of a call with 2 values, and of a PyTorch operator on 1 value for each further launch. copy: share of "
-    "the median that a copy of the moved MB takes alone"
+    "the median that a copy of the bytes takes alone"
 )
 """Text on how the limit of a call is decided."""
 

@@ -197,24 +197,31 @@ def render(profile: Profile) -> str:
     """Return a profile as text: a table of the operators, one of the parts of `whiten`, and notes."""
     costs = profile.costs
     calls = ", ".join(f"{format_time(seconds)} on {name}" for name, (seconds, _) in costs.calls.items())
-    lines = [
+    head = [
         f"{profile.shape.text}, {profile.dtype}, {profile.field} input, {profile.device}",
         profile.shape.describe(),
         f"a copy: {format_time(costs.copy)}, {costs.bandwidth / 1e9:.3g} GB/s; a call with 2 values: "
         f"{calls}; a PyTorch operator on 1 value: {format_time(costs.operator)}",
+    ]
+    lines = [
+        *_wrapped(head),
         "",
         _table_of_operators(profile),
         "",
         _table_of_parts(profile),
         "",
-        *(line for note in _notes(profile) for line in wrap(note, 100, subsequent_indent="  ")),
+        *_wrapped(_notes(profile)),
     ]
     return "\n".join(lines)
 
 
+def _wrapped(paragraphs: Sequence[str]) -> list[str]:
+    return [line for one in paragraphs for line in wrap(one, 100, subsequent_indent="  ")]
+
+
 def _table_of_operators(profile: Profile) -> str:
     header = [
-        *("operator", "backend", "median", "IQR", "x of best", "launches", "MB", "GB/s"),
+        *("operator", "backend", "median", "IQR", "ratio", "launches", "GB/s"),
         *("starts", "copy", "limit"),
         *(["of step"] if profile.step else []),
     ]
@@ -233,14 +240,13 @@ def _table_of_operators(profile: Profile) -> str:
                 _spread(found.timing),
                 f"{seconds / row.times[row.best]:.1f}",
                 f"{found.launches:,}",
-                f"{found.moved / 1e6:,.3g}",
                 f"{found.moved / seconds / 1e9:.2f}",
                 _percent(found.shares["launches"]),
                 _percent(found.shares["memory"]),
                 found.limit,
             ]
             rows.append([*cells, *([_percent(seconds / profile.step.seconds)] if profile.step else [])])
-    return _aligned(rows, left=(0, 1, 10))
+    return _aligned(rows, left=(0, 1, 9))
 
 
 def _table_of_parts(profile: Profile) -> str:
@@ -282,7 +288,8 @@ def _notes(profile: Profile) -> list[str]:
     noisy = sum(timing.noisy for timing in timings)
     notes = [
         *refused,
-        "*: fastest backend. MB: moved, by the inputs and results of PyTorch's operators in a call",
+        "*: fastest backend; ratio: to its time. GB/s: bytes of the inputs and results of PyTorch's operators "
+        "in a call, over the median",
         "launches: on the CPU PyTorch operators, of which a compiled kernel is one; on a GPU kernels, copies "
         "and fills",
         RULE,
