@@ -26,8 +26,8 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name such as "project_2os, D = 4"."""
-        return f"{self.operator}, {self.detail}" if self.detail else self.operator
+        """Name such as "project_2os D = 4"."""
+        return f"{self.operator} {self.detail}" if self.detail else self.operator
 
     def call(self) -> Tensor:
         """Call the operator as a user does."""

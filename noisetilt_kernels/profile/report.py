@@ -240,7 +240,7 @@ def _table_of_operators(profile: Profile) -> str:
                 _spread(found.timing),
                 f"{seconds / row.times[row.best]:.1f}",
                 f"{found.launches:,}",
-                f"{found.moved / seconds / 1e9:.2f}",
+                f"{found.moved / seconds / 1e9:.2g}",
                 _percent(found.shares["launches"]),
                 _percent(found.shares["memory"]),
                 found.limit,
@@ -288,8 +288,8 @@ def _notes(profile: Profile) -> list[str]:
     noisy = sum(timing.noisy for timing in timings)
     notes = [
         *refused,
-        "*: fastest backend; ratio: to its time. GB/s: bytes of the inputs and results of PyTorch's operators "
-        "in a call, over the median",
+        "*: fastest backend; ratio: to its time. GB/s: bytes of the inputs and results of PyTorch's "
+        "operators in a call, over the median",
         "launches: on the CPU PyTorch operators, of which a compiled kernel is one; on a GPU kernels, copies "
         "and fills",
         RULE,
