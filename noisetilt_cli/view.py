@@ -16,7 +16,7 @@ import click
 )
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the default browser.")
 def view(folder: Path, port: int, open_browser: bool) -> None:
-    """Show the runs in a folder as pages, also while they go on.
+    """Show the runs in a folder as pages, including unfinished runs.
 
     FOLDER is the folder of a run, a comparison or an experiment, or has such folders inside. The server
     listens on 127.0.0.1 only, serves no file outside of FOLDER, and changes nothing. The pages show images

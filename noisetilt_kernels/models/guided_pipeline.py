@@ -74,8 +74,7 @@ class GuidedPipeline:
         reward: differentiable function of the images, to be increased.
         sampler: name of a sampler that makes one forward in each step: "ntrk", "dps", or "base" for no
             guidance.
-        options: callbacks, and what to do with values that are not finite. Seed, micro-batch, latents and
-            noise have no effect.
+        options: sampler options, of which only `on_record`, `on_finished` and `non_finite` have an effect.
         gradient_checkpointing, reward_decoder: see `PipelineModel`. The models of some pipelines take no
             reward decoder.
         **arguments: further arguments of the sampler, such as rho, operator, schedule and guide for "ntrk".
@@ -114,7 +113,7 @@ class GuidedPipeline:
 
     @property
     def nfe(self) -> int:
-        """Number of function evaluations of the last call, see `sampling.Result`: one for step and image."""
+        """Number of function evaluations of the last call: one for each step and image."""
         return 0 if self._loop is None else self._loop.nfe
 
     def __call__(self, *args: Any, reward_prompts: str | Sequence[str] | None = None, **kwargs: Any) -> Any:

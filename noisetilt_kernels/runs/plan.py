@@ -204,7 +204,7 @@ def measure_time(
     guided = 1.0
     if method.guide != ALL_STEPS:
         *before, _ = method.plan(model)
-        guided = sum(step.guided for step in before) / len(before)
+        guided = sum(step.guided for step in before) / max(1, len(before))
     each = estimated_seconds(method, short, records, guided)
     text = row(
         "time",
@@ -219,7 +219,7 @@ def estimated_seconds(method: Method, short: Method, records: Sequence[StepRecor
 
     An evaluation before the last step or iteration takes as long as in the short run. The last one has no
     gradient, and finishes the image, once. A step that is not guided takes as long as the model in the last
-    one.
+    one. All evaluations of a search with a budget take the same time.
 
     Args:
         method: the method.
@@ -228,6 +228,8 @@ def estimated_seconds(method: Method, short: Method, records: Sequence[StepRecor
         guided: share of the steps before the last one that the method guides.
     """
     ends = {record.particle: record for record in records}  # the last one of each particle
+    if "budget" in method.sampler.parameters:
+        return fsum(map(_seconds_of, records)) / len(ends) / short.nfe * method.nfe
     last = fsum(map(_seconds_of, ends.values())) / len(ends)
     before = fsum(map(_seconds_of, records)) / len(ends) - last
     of_last = _last_evaluations(method)

@@ -18,8 +18,8 @@ class Algorithm(ABC, Generic[State]):
 
     Attributes:
         name: name of the sampler.
-        state_type: dataclass of the state. Its fields are tensors, numbers, texts, and lists, dataclasses and
-            named tuples of them.
+        state_type: dataclass of the state. Its fields are tensors, numbers, strings, and lists, dataclasses
+            and named tuples of them.
         fixed: names of the arguments that cannot change between steps.
     """
 
@@ -38,7 +38,8 @@ class Algorithm(ABC, Generic[State]):
     @property
     @abstractmethod
     def records(self) -> int:
-        """Number of steps of a micro-batch. Each makes one record of every particle."""
+        """Number of steps of a micro-batch, with those of its start. Each makes one record of each
+        particle."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -135,8 +135,8 @@ class Batch:
         prompts: prompt of each particle.
         options: options of the sampler.
         meter: counter of function evaluations and clock.
-        made: records of the present step.
-        finished: function that makes the particles which the present step has finished.
+        made: records of this step.
+        finished: function that returns the `FinishedParticle`s of this step.
         latents: latents to show after the present step, if they are not those of the state: those of the
             result, (B, *shape), once the particles are finished.
         denoised: function that computes the estimates of x_0 at the present step, (B K, *shape) for K copies

@@ -151,8 +151,8 @@ def das(
         resampling: unbiased resampling, "systematic" or "ssp".
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
-        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. Every copy has its own chain,
-            whose forwards are counted in addition. The weights do not count its rewards twice.
+        start: start point x_1, "noise" or "pcnl", or a `Start`: `PCNL` or `FromImage`. Every copy has its own
+            chain, whose forwards are counted in addition. The weights do not count its rewards twice.
         guide: steps that are guided; all by default. Pass a `GuidedSteps`, with from_t = 1 for the start
             "pcnl". Copies are weighed at guided steps only, and follow the same law.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.

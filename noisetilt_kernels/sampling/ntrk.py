@@ -97,8 +97,8 @@ def ntrk(
             "wgnc", "norm" or "identity". Pass a name, or a function (B, *shape) -> the same shape.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
-        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
-            counted in addition.
+        start: start point x_1, "noise" or "pcnl", or a `Start`: `PCNL` or `FromImage`. The forwards of a
+            chain are counted in addition.
         guide: steps that are guided; all by default. Pass a `GuidedSteps`.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 

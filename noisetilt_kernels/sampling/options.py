@@ -28,11 +28,12 @@ class SamplerOptions:
             NaN.
         latents: first noise of the particles in place of random noise, with values like those of N(0, 1);
             (P, *shape) for P particles, or (1, *shape) for all of them. A flow begins there at t = 1, and a
-            one-step model optimises this noise. All copies of a particle begin there, and the first of
-            several start points of `rbf`. The noise of later steps stays that of the seed.
-        noise: function of (particle, number of the draw from 0) -> noise (*shape), in place of the noise of
-            the seed. The same arguments must give the same noise. Decisions, such as those of resampling,
-            still come from the seed.
+            one-step model optimises this noise. With `FromImage` it is the noise that is added to the image.
+            All copies of a particle begin there. `rbf` takes it as its first start point only. The noise of
+            later steps stays that of the seed.
+        noise: function of (particle, draw) -> noise (*shape), in place of the noise of the seed. Draws are
+            counted from 0; K copies take K draws in each step. The same arguments must give the same noise.
+            Decisions, such as those of resampling, still come from the seed.
         on_finished: function called with each `FinishedParticle` as soon as its micro-batch is complete. The
             samplers let KeyboardInterrupt pass, so a caller that saves particles here loses none of them on
             Ctrl-C.

@@ -1,4 +1,4 @@
-"""Plain forms of states: dicts and lists of tensors, numbers and texts, which `torch.save` writes."""
+"""Plain forms of states: dicts and lists of tensors, numbers and strings, which `torch.save` writes."""
 
 import types
 import typing

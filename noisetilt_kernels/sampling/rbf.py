@@ -226,8 +226,8 @@ def rbf(
         starts: number of start points, at least 1.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
-        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of its chains
-            are part of the budget.
+        start: start point x_1, "noise" or "pcnl", or a `Start`: `PCNL` or `FromImage`. The forwards of its
+            chains are part of the budget.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:

@@ -84,7 +84,7 @@ class Result:
         return best_index(self.rewards.tolist())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as dicts and lists of tensors, numbers and texts, for `torch.save` and others."""
+        """Return the fields as dicts and lists of tensors, numbers and strings, for `torch.save`."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 

@@ -1,4 +1,4 @@
-"""Start points x_1 of the samplers of flows: plain noise, or the last state of a Markov chain."""
+"""Starts of the samplers of flows: plain noise, a Markov chain (`PCNL`) or an image (`FromImage`)."""
 
 import math
 from collections.abc import Mapping
@@ -88,7 +88,7 @@ class PlainNoise:
         return Point(step.start * batch.draw(copies))
 
     def move(self, batch: Batch, model: FlowModel, step: Step, point: Point) -> None:
-        """Never called, as there are no iterations."""
+        """Do nothing: there are no iterations."""
 
     def left_out(self, steps: int) -> int:
         """Return 0: no step is left out."""
@@ -99,8 +99,9 @@ class PlainNoise:
 class FromImage(PlainNoise):
     """Start at given images with noise (image to image). The first steps are left out.
 
-    The first latents are (1 - t) x_0 + t eps at the time t of the first step that is made. It is the time at
-    which int(steps strength) steps are left, as in pipelines of diffusers.
+    The first latents are (1 - t) x_0 + t eps at the time t of the first step that is made. As in the
+    image-to-image pipelines of diffusers for FLUX and Stable Diffusion 3, the first int(steps (1 - strength))
+    steps are left out, so that at least one is made.
 
     Args:
         latents: latents x_0 of the images, float32 (P, *shape) for P particles, or (1, *shape) for all.
@@ -108,7 +109,7 @@ class FromImage(PlainNoise):
 
     Raises:
         ValueError, TypeError: an argument is out of its range. A sampler raises ValueError for latents of
-            another shape than those of its model, and if no step would be made.
+            another shape than those of its model.
     """
 
     latents: Tensor = field(repr=False)
@@ -129,13 +130,7 @@ class FromImage(PlainNoise):
 
     def left_out(self, steps: int) -> int:
         """Return the number of steps that are left out."""
-        made = int(steps * self.strength)
-        if made < 1:
-            raise ValueError(
-                f"FromImage: strength={self.strength:g} leaves none of {steps} steps; it must be at least "
-                f"{math.ceil(10_000 / steps) / 10_000:g}"
-            )
-        return steps - made
+        return int(steps - steps * self.strength)
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,8 @@ class PCNL:
     and it is accepted or not so that the law stays exact for every drift (Metropolis-Hastings). The velocity
     and the gradient at the last state serve the first step of the sampler. So a particle needs `iterations`
     forwards in addition to those of the sampler, and with iterations = 0 its latents are those without this
-    start, bit for bit. The chain learns nothing if x0_hat at t = 1 hardly depends on x, as for an ideal flow.
+    start, bit for bit. The chain raises no reward if x0_hat at t = 1 hardly depends on x, as for an ideal
+    flow.
 
     With `SamplerOptions(non_finite="plain_noise")` a proposal with a non-finite reward is rejected, and the
     drift of a state without a usable gradient is 0.

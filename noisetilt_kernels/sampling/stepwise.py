@@ -49,7 +49,10 @@ def _sampling() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
-    """State of a micro-batch of B particles after a step. A sampler with copies has K entries of each."""
+    """Outcome of one step of a micro-batch of B particles.
+
+    A sampler with K copies of each particle (`das`, `fk`, `psi`) has B K entries. K is 1 for the others.
+    """
 
     particles: range
     """Numbers of the particles."""
@@ -79,7 +82,7 @@ class StepOutput:
         """Estimates x0_hat of the latents x_0, (B K, *shape). None for a one-step model without latents x_0.
 
         They belong to the latents before the step. Those of `svdd`, of `rbf` and of an iteration of a chain
-        belong to the latents after it.
+        belong to the latents after it. After the last step they are the finished latents.
         """
         with _sampling():
             return None if self._denoised is None else self._denoised()
@@ -90,7 +93,7 @@ class StepOutput:
         return tuple(self._finished())
 
     def preview(self) -> Tensor:
-        """Decode the estimates, in micro-batches. It takes a decoder's time and calls no model.
+        """Decode the estimates, in micro-batches. It takes the time of a decoder and counts no evaluation.
 
         Returns:
             Images (B K, 3, H, W) or videos (B K, 3, F, H, W), float32, on the device of the model. The values
@@ -111,8 +114,8 @@ class SamplingRun:
     Iterate over it, or call `next`: each item is the `StepOutput` of one micro-batch. A run can be left after
     any step. Several runs do not disturb each other, also on one model. One thread at a time may use a run.
 
-    After an exception in a step, also KeyboardInterrupt, the run cannot go on, because the step is made in
-    part. `load_state_dict` takes it back to a state before.
+    After an exception in a step, also KeyboardInterrupt, the run cannot go on, because the step is
+    incomplete. `load_state_dict` restores an earlier state.
     """
 
     @_sampling()
@@ -154,7 +157,7 @@ class SamplingRun:
 
     @property
     def steps(self) -> int:
-        """Number of steps of all micro-batches together."""
+        """Number of steps of all micro-batches together, with those of chains."""
         return self._particles.batches * self._algorithm.records
 
     @property
@@ -282,7 +285,7 @@ class SamplingRun:
         self._state.put(latents.to(self._state.x, copy=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the run needs to continue: dicts and lists of tensors, numbers and texts.
+        """Return everything that the run needs to continue: dicts and lists of tensors, numbers and strings.
 
         `torch.save` writes it, and `torch.load` reads it with its default `weights_only=True`. Tensors are on
         the CPU. Model, reward, arguments and options are not part of it.
@@ -308,8 +311,10 @@ class SamplingRun:
 
     @_sampling()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of a run with the same sampler, prompts, seed, micro-batches and steps.
+        """Continue from a state, see `state_dict`.
 
+        The run of the state must have the same sampler, prompts, seed, first particle, micro-batch, shape of
+        latents, steps, schedule and start, and the same other arguments that cannot change between steps.
         The model, the reward, the other arguments and the other options are those of this run. Callbacks are
         called again for steps that are made again, and not for those in the state.
 
@@ -377,7 +382,7 @@ def stepwise(
                 break
 
     Arguments are checked here. The first forward is made by the first step. `run.result()` makes all steps
-    that are left. Every sampler is `stepwise(...).result()`.
+    that are left. Every sampler but `best_of_n` is `stepwise(...).result()`.
 
     Args:
         sampler: sampler, such as `ntrk`, or its name.

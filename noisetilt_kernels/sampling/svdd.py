@@ -117,8 +117,8 @@ def svdd(
             fit with all their candidates, at least one; candidates are divided into micro-batches too.
         steps: number of steps, at least 1.
         schedule: diffusion coefficient g(t). Pass a name of `Schedule` or a `Schedule`; scale 0 is the ODE.
-        start: start point x_1, "noise" or "pcnl", or a `Start` such as `PCNL`. The forwards of a chain are
-            counted in addition.
+        start: start point x_1, "noise" or "pcnl", or a `Start`: `PCNL` or `FromImage`. The forwards of a
+            chain are counted in addition.
         options: seed, micro-batches, callbacks; None means `SamplerOptions()`.
 
     Raises:

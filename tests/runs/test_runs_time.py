@@ -75,10 +75,11 @@ def estimate(
     """Return the seconds of the line of the plan: of the run, and of an image."""
     settings = SimpleNamespace(method=parse_method(text), particle_prompts=[""] * particles)
     compute = SimpleNamespace(micro_batch=micro_batch)
-    line: Any = plan.describe_time(settings, compute, model, model.reward, particles)  # type: ignore[arg-type]
-    found = re.fullmatch(r"time +about ([\d.e+]+) s, ([\d.e+]+) s per image; measured on .*", line)
-    assert found is not None, line
-    return float(found[1]), float(found[2])
+    planned = plan.measure_time(settings, compute, model, model.reward, particles)  # type: ignore[arg-type]
+    assert planned is not None
+    found = re.fullmatch(r"time +about ([\d.e+]+) s, ([\d.e+]+) s per image; measured on .*", planned.text)
+    assert found is not None and float(found[2]) == planned.seconds
+    return float(found[1]), planned.seconds
 
 
 def measure(model: TimedModel, text: str) -> float:
@@ -112,7 +113,12 @@ def test_the_estimate_is_the_time_of_the_run(model: TimedModel, text: str) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["svdd:candidates=4,steps=20", "fk:alpha=0.1,copies=3,steps=20", "dno:iterations=6,steps=5"],
+    [
+        "svdd:candidates=4,steps=20",
+        "fk:alpha=0.1,copies=3,steps=20",
+        "dno:iterations=6,steps=5",
+        "rbf:budget=200,starts=4,steps=20",
+    ],
 )
 def test_the_estimate_is_near_if_rewards_and_forwards_differ_in_number(model: TimedModel, text: str) -> None:
     assert estimate(model, text)[1] == pytest.approx(measure(model, text), rel=0.2)
@@ -126,3 +132,7 @@ def test_guided_and_plain_steps_are_told_apart(model: TimedModel) -> None:
 
 def test_the_estimate_does_not_depend_on_the_micro_batch(model: TimedModel) -> None:
     assert estimate(model, "ntrk:steps=20", micro_batch=4) == pytest.approx(estimate(model, "ntrk:steps=20"))
+
+
+def test_a_run_of_one_step_has_no_guided_steps(model: TimedModel) -> None:
+    assert estimate(model, "ntrk:steps=1,guide_every=2")[1] > 0

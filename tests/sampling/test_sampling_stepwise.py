@@ -535,10 +535,20 @@ def test_image_to_image_begins_at_a_noisy_image() -> None:
     options = SamplerOptions(seed=4, micro_batch=2)
     result = sampling.base(spy, brightness, ["", ""], steps=10, start=FromImage(image, 0.35), options=options)
     t = spy.calls[0][1]
-    assert math.isclose(t, 0.3, abs_tol=1e-6) and result.nfe == 2 * 3
+    assert math.isclose(t, 0.4, abs_tol=1e-6) and result.nfe == 2 * 4
     noise = torch.cat([ParticleNoise(4, particle, FLOW.shape).draw() for particle in range(2)])
     torch.testing.assert_close(spy.calls[0][0], (1 - t) * image + t * noise)
-    assert [record.step for record in result.records] == [0, 0, 1, 1, 2, 2]
+    assert [record.step for record in result.records] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "made"),
+    [(8, 0.6, 5), (28, 0.6, 17), (25, 0.2, 5), (3, 1 / 3, 1), (5, 0.01, 1), (1, 0.5, 1)],
+)
+def test_image_to_image_makes_as_many_steps_as_diffusers(steps: int, strength: float, made: int) -> None:
+    start = FromImage(torch.zeros(1, *FLOW.shape), strength)
+    left_out = int(max(steps - min(steps * strength, steps), 0))  # as FluxImg2ImgPipeline.get_timesteps
+    assert steps - start.left_out(steps) == made == steps - left_out
 
 
 def test_image_to_image_of_strength_1_is_a_plain_run() -> None:
@@ -567,8 +577,6 @@ def test_wrong_images_are_refused() -> None:
     for strength in (1.5, 0.0):
         with pytest.raises(ValueError, match="FromImage: strength must be"):
             FromImage(torch.zeros(1, 4, 16, 16), strength)
-    with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of 5 steps; it must be at least 0\.2"):
-        sampling.base(FLOW, brightness, "", steps=5, start=FromImage(torch.zeros(1, 4, 16, 16), 0.1))
     with pytest.raises(ValueError, match=r"FromImage: latents must be \(1, 4, 16, 16\)"):
         sampling.base(FLOW, brightness, "", start=FromImage(torch.zeros(1, 4, 8, 8), 0.5))
 
