@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checks import NoisetiltError
@@ -106,6 +104,9 @@ class Result:
         Raises:
             OSError: the file cannot be written.
         """
+        from safetensors import SafetensorError  # the operators do without this package
+        from safetensors.torch import save_file
+
         plain = self.to_dict()
         tensors = {name: value.contiguous() for name, value in plain.items() if isinstance(value, Tensor)}
         rest = {name: value for name, value in plain.items() if name not in tensors}
@@ -122,6 +123,8 @@ class Result:
             FileNotFoundError: there is no such file.
             ValueError: the file is not one from `save`.
         """
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
