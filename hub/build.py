@@ -2,7 +2,7 @@
 
     python hub/build.py [FOLDER]
 
-FOLDER, by default hub/build, is made again:
+FOLDER, by default hub/build, gets two folders, which are made again. It must hold nothing else:
 
 - `torch-noarch`: the kernel in Triton and PyTorch. It is also ready to be loaded by
   `kernels.get_local_kernel`, because nothing has to be compiled.
@@ -21,6 +21,8 @@ from pathlib import Path
 
 HUB = Path(__file__).parent
 PACKAGE = HUB.parent / "noisetilt_kernels"
+LICENSE = HUB.parent / "LICENSE"
+PROJECTS = ("torch-noarch", "stable-abi")
 
 NAME = "noisetilt-kernels"
 MODULE = NAME.replace("-", "_")
@@ -96,9 +98,9 @@ def unique_id(files: dict[str, bytes]) -> str:
 
 
 def variant(files: dict[str, bytes], backend: str) -> dict[str, bytes]:
-    """Return the files of a build variant: the sources, `_ops.py` and `metadata.json`."""
+    """Return the files of a build variant: the sources, `_ops.py`, the license and `metadata.json`."""
     name = f"_{MODULE}_{backend}_{unique_id(files)}"
-    files = {**files, "_ops.py": OPS_MODULE.format(id=name).encode()}
+    files = {**files, "_ops.py": OPS_MODULE.format(id=name).encode(), LICENSE.name: LICENSE.read_bytes()}
     metadata = {
         "name": NAME,
         "id": name,
@@ -233,16 +235,32 @@ def write_project(folder: Path, sections: str, files: dict[str, bytes]) -> None:
     """Write what every project of kernel-builder has."""
     write(folder / "torch-ext" / MODULE, files)
     write(folder, {"build.toml": (GENERAL + sections).encode()})
-    shutil.copy(HUB / "flake.nix", folder / "flake.nix")
+    for path in (HUB / "flake.nix", LICENSE):
+        shutil.copy(path, folder / path.name)
     for name in ("CARD.md", "README.md"):  # kernel-builder publishes CARD.md as README.md
         shutil.copy(HUB / "README.md", folder / name)
 
 
+def check_folder(folder: Path) -> None:
+    """Exit unless `folder` can be replaced: it is absent, or holds nothing but the two projects."""
+    if folder.exists() and not folder.is_dir():
+        sys.exit(f"hub/build.py: FOLDER must be the path of a folder, got the file {str(folder)!r}")
+    others = sorted({path.name for path in folder.glob("*")} - set(PROJECTS))
+    if others:
+        sys.exit(
+            f"hub/build.py: FOLDER must hold nothing but {' and '.join(PROJECTS)}, because these are removed; "
+            f"{str(folder)!r} has {others[0]!r}; name a new folder"
+        )
+
+
 def build(folder: Path) -> None:
-    """Make both projects in `folder`, which is removed first."""
+    """Make both projects in `folder`. Those that are there are removed first, and nothing else."""
+    check_folder(folder)
     files = sources()
-    shutil.rmtree(folder, ignore_errors=True)
-    noarch, compiled = folder / "torch-noarch", folder / "stable-abi"
+    noarch, compiled = (folder / name for name in PROJECTS)
+    for project in (noarch, compiled):
+        if project.exists():
+            shutil.rmtree(project)
     write_project(noarch, NOARCH, files)
     for backend in BACKENDS:
         write(noarch / "build" / f"torch-{backend}", variant(files, backend))

@@ -161,6 +161,7 @@ def test_a_changed_kernel_is_loaded_beside_the_first_one(
     shutil.copytree(HUB.parent / "noisetilt_kernels", tmp_path / "noisetilt_kernels")  # follows links
     shutil.copytree(HUB.parent / "csrc", tmp_path / "csrc")
     shutil.copytree(HUB, tmp_path / "hub", ignore=shutil.ignore_patterns("build"))
+    shutil.copy(HUB.parent / "LICENSE", tmp_path)
     changed = tmp_path / "noisetilt_kernels" / "python_ref" / "transforms.py"
     changed.write_text(changed.read_text().replace("dim=-1)", "dim=-1) * 2", 1))
     other = get_local_kernel(build(tmp_path / "kernels", tmp_path / "hub") / "torch-noarch")
@@ -305,6 +306,31 @@ def test_imports_are_relative_or_of_torch_and_triton(folder: Path) -> None:
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]
             assert {name.partition(".")[0] for name in names} <= allowed, f"{path}: {names}"
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    """A folder with other files is refused, as the clone would be, and nothing is removed or written."""
+    (tmp_path / "torch-noarch").mkdir()
+    for name in (".git", "torch-noarch/notes.txt", "file"):
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for place, words in ((tmp_path, "has '.git'; name a new folder"), (tmp_path / "file", "got the file")):
+        done = subprocess.run(
+            [sys.executable, HUB / "build.py", place], capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 1 and words in done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / ".git").unlink()
+    (tmp_path / "file").unlink()
+    build(tmp_path)
+    assert not (tmp_path / "torch-noarch" / "notes.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stable-abi", "torch-noarch"]
+
+
+def test_license_is_in_every_project_and_variant(folder: Path) -> None:
+    variants = [folder / "build" / name for name in ("torch-cpu", "torch-cuda")]
+    for place in (folder, folder.parent / "stable-abi", *variants):
+        assert (place / "LICENSE").read_bytes() == (HUB.parent / "LICENSE").read_bytes(), place
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
