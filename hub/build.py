@@ -248,7 +248,7 @@ def check_folder(folder: Path) -> None:
     others = sorted({path.name for path in folder.glob("*")} - set(PROJECTS))
     if others:
         sys.exit(
-            f"hub/build.py: FOLDER must hold nothing but {' and '.join(PROJECTS)}, because these are removed; "
+            f"hub/build.py: FOLDER must hold only {' and '.join(PROJECTS)}, because these are removed, but "
             f"{str(folder)!r} has {others[0]!r}; name a new folder"
         )
 
