@@ -64,7 +64,8 @@ class GuidedPipeline:
     `PipelineModel` says.
 
     The first noise and that of the steps come from the call's `generator`, as for `FlowSDEScheduler`. With
-    rho = 0 the latents have the bits of `FlowSDEScheduler` with the same generator.
+    rho = 0 the latents have the bits of `FlowSDEScheduler` with the same generator. `sampler="base"` gives
+    the same latents and takes less time and memory, because rho = 0 still computes gradients.
 
     All images of a call are one micro-batch. A callback may change the latents. `seconds_model` of the
     records is the time of the backward alone.
@@ -210,7 +211,7 @@ class GuidedLoop:
         arguments: Mapping[str, Any],
     ) -> None:
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("guided calls need gradients; leave torch.inference_mode first")
+            raise RuntimeError(f"{sampler}: guided calls need gradients; leave torch.inference_mode first")
         self._model, self._reward, self._prompts = model, reward, prompts
         self._size, self._generator = size, generator
         self._sampler, self._options = sampler, SamplerOptions() if options is None else options
@@ -234,7 +235,16 @@ class GuidedLoop:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Guide the loop that runs in this block. Afterwards hooks and scheduler are as before."""
+        """Guide the loop that runs in this block. Afterwards hooks and scheduler are as before.
+
+        Raises:
+            RuntimeError: the scheduler's step is already replaced.
+        """
+        if "step" in vars(self._scheduler):
+            raise RuntimeError(
+                f"{self._sampler}: the pipeline's scheduler must have the step of its class, got one that is "
+                "replaced, by another guided call or by an assignment; end that call, or `del scheduler.step`"
+            )
         before = torch.is_grad_enabled()
         hooks = [
             denoiser.register_forward_pre_hook(self._open, with_kwargs=True)
@@ -255,6 +265,11 @@ class GuidedLoop:
         Everything that the loop computes from the output, such as classifier-free guidance, is then
         differentiable, although the loop runs under `no_grad`.
         """
+        if not args and "hidden_states" not in kwargs:
+            raise RuntimeError(
+                f"{self._sampler}: the loop must give the denoiser the latents as its first argument or as "
+                f"hidden_states, got {', '.join(kwargs) or 'nothing'}; this loop is not supported"
+            )
         self._model.prepare()
         if not self._graphs:
             self._graphs = self._plan()
@@ -303,6 +318,7 @@ class GuidedLoop:
                 sample.shape, generator=self._generator, device=sample.device, dtype=torch.float32
             )
             self._noise = self._unpacked(noise)
+        self._check_inputs(inputs, sample)
         velocity = self._unpacked(model_output.detach()).float()
         pull_back = self._pull_back(model_output, inputs, sample) if self._graphs[index] else None
         self._flow.computed = velocity, pull_back
@@ -334,14 +350,8 @@ class GuidedLoop:
             **self._arguments,
         )
 
-    def _pull_back(
-        self, output: Tensor, inputs: Sequence[Tensor], sample: Tensor
-    ) -> Callable[[Tensor], Tensor]:
-        """Return the function that multiplies by the transposed Jacobian of the output in the latents.
-
-        The output is differentiated in the inputs of the denoiser, each of which must be copies of the
-        latents.
-        """
+    def _check_inputs(self, inputs: Sequence[Tensor], sample: Tensor) -> None:
+        """Raise ValueError unless each input of the denoiser holds the latents, once or several times."""
         for one in inputs:
             copies = one.numel() // sample.numel()
             same = one.numel() == copies * sample.numel() and torch.equal(
@@ -352,6 +362,15 @@ class GuidedLoop:
                     f"{self._sampler}: the loop must give the denoiser the latents alone; loops for "
                     "inpainting, editing or control are not supported"
                 )
+
+    def _pull_back(
+        self, output: Tensor, inputs: Sequence[Tensor], sample: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the function that multiplies by the transposed Jacobian of the output in the latents.
+
+        The output is differentiated in the inputs of the denoiser. An input holds the latents once or several
+        times, so the gradients of all of them are added.
+        """
         if not output.requires_grad:
             raise RuntimeError(
                 f"{self._sampler}: the velocity has no gradient in the latents; the denoiser must not use "

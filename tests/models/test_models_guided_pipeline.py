@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import model_checks
+import PIL.Image
 import pytest
 import tiny_models
 import torch
@@ -224,6 +225,8 @@ def test_without_strength_it_has_the_bits_of_the_scheduler(dtype: torch.dtype) -
     moved = GuidedPipeline(pipe, brightness, rho=0.1, schedule="quadratic")(
         generator=seeded(1), **call
     ).images
+    base = GuidedPipeline(pipe, brightness, sampler="base", schedule="quadratic")
+    assert torch.equal(base(generator=seeded(1), **call).images, found)
     pipe.scheduler = FlowSDEScheduler.from_config(pipe.scheduler.config, schedule="quadratic")
     pipe.scheduler.generator = generator = seeded(1)
     expected = pipe(generator=generator, **call).images
@@ -414,7 +417,7 @@ def test_other_pipelines_are_errors() -> None:
 def test_loops_that_do_not_fit_are_errors() -> None:
     pipe = flux()
     guided = GuidedPipeline(pipe, brightness, rho=0.1)
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"leave torch.inference_mode first"):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"^ntrk: .* leave torch.inference_mode"):
         guided("a cat", num_inference_steps=2, **FLUX)
 
     def resume(pipe: Any, step: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -430,3 +433,52 @@ def test_loops_that_do_not_fit_are_errors() -> None:
     )
     with pytest.raises(ValueError, match="must give the denoiser the latents alone"):
         guided("a cat", num_inference_steps=2, **FLUX)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"sampler": "base"}, {"rho": 0.1, "guide": sampling.GuidedSteps(from_t=0.99)}]
+)
+def test_editing_is_refused_at_steps_without_guidance_too(arguments: dict[str, Any]) -> None:
+    """FLUX.2 appends the tokens of its images to the latents."""
+    pipe = tiny_models.tiny_flux2()
+    pipe.set_progress_bar_config(disable=True)
+    guided = GuidedPipeline(pipe, brightness, **arguments)
+    image = PIL.Image.new("RGB", (64, 64))
+    calls = forwards(pipe.transformer)
+    with pytest.raises(ValueError, match="must give the denoiser the latents alone"):
+        guided(image, "a cat", num_inference_steps=4, generator=seeded(), **_SMALL)
+    assert len(calls) == 1
+
+
+def test_other_keywords_of_the_denoiser_are_errors() -> None:
+    pipe = flux()
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {"sample": kwargs["hidden_states"]}), with_kwargs=True
+    )
+    message = "ntrk: the loop must give the denoiser the latents as .* hidden_states, got sample; this loop"
+    with pytest.raises(RuntimeError, match=message):
+        GuidedPipeline(pipe, brightness, rho=0.1)("a cat", num_inference_steps=2, **FLUX)
+
+
+def test_a_step_of_the_scheduler_that_is_replaced_is_left_alone() -> None:
+    pipe = flux()
+    guided = GuidedPipeline(pipe, brightness, rho=0.1)
+    call: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, **FLUX}
+    messages: list[str] = []
+
+    def nest(pipe: Any, step: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        with pytest.raises(RuntimeError) as raised:
+            GuidedPipeline(pipe, brightness, rho=0.1)(**call)
+        messages.append(str(raised.value))
+        return tensors
+
+    found = guided(generator=seeded(), callback_on_step_end=nest, **call).images
+    assert len(messages) == 3 and messages[0].startswith(
+        "ntrk: the pipeline's scheduler must have the step of"
+    )
+    assert torch.equal(found, guided(generator=seeded(), **call).images)
+
+    pipe.scheduler.step = mine = pipe.scheduler.step
+    with pytest.raises(RuntimeError, match=r"end that call, or `del scheduler.step`"):
+        guided(**call)
+    assert pipe.scheduler.step is mine and not pipe.transformer._forward_pre_hooks
