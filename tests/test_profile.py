@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,10 +183,11 @@ def test_counts_of_operators_bytes_and_flops() -> None:
         torch.randn(3, 2, 3, 3),
     )
     with Count() as count:
-        a @ b
         a.view(12)
-        with count.paused():
+        with suppress(OSError), count.paused():
             a @ b
+            raise OSError
+        a @ b
     assert (count.operators, count.bytes, count.flops) == (1, 4 * (12 + 20 + 15), 2 * 3 * 4 * 5)
     with Count() as count:
         torch.nn.functional.conv2d(images, kernels)
@@ -351,6 +353,50 @@ def test_half_precision_has_parts_for_the_conversions(clock: Any) -> None:
     )
 
 
+def test_parts_of_half_precision_are_without_a_copy_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that counts bytes the parts take as long as for float32 samples."""
+
+    def time_call(function: Callable[[], object], seconds: float) -> Timing:
+        with Count() as count:
+            function()
+        return Timing(max(1, count.bytes), 0.0, 9)
+
+    for module in (report, limits):
+        monkeypatch.setattr(module, "time_call", time_call)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        measured = profiled("4x16x16", dtype).rows[0].backends["cpu"]
+        assert isinstance(measured, report.Measured)
+        found.append({part.name: part.timing.median for part in measured.parts})
+    assert found[0].items() < found[1].items() and len(found[1]) == len(found[0]) + 2
+
+
+def test_what_a_backend_fails_at_is_a_row(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other rows are measured, and the reason is the whole message."""
+    errors = {
+        "whiten": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        "butterfly": ValueError("no power of two: 3"),
+    }
+    measure = report._measure
+
+    def fails(case: Case, backend: Any, *rest: Any) -> report.Measured:
+        if backend is reference and case.operator in errors:
+            raise errors[case.operator]
+        return measure(case, backend, *rest)
+
+    monkeypatch.setattr(report, "_measure", fails)
+    result = profiled("4x16x16")
+    text = " ".join(report.render(result).split())
+    for row in result.rows:
+        assert isinstance(row.backends["cpu"], report.Measured)
+        if row.operator in errors:
+            assert row.backends["reference"] == str(errors[row.operator])
+            assert f"{row.name} on reference: {errors[row.operator]}" in text
+        else:
+            assert isinstance(row.backends["reference"], report.Measured)
+    json.dumps(report.to_json(result))
+
+
 def test_refused_operators_have_a_reason(clock: Any) -> None:
     result = profiled("4x5x5")  # 50 coefficients, which 16 does not divide
     refused = {row.name: row.backends["cpu"] for row in result.rows if isinstance(row.backends["cpu"], str)}
@@ -498,7 +544,9 @@ def test_command(clock: Any, tmp_path: Path) -> None:
         "4x16x16", "1024", "--backend", "cpu", "--step-ms", "20", "--json", str(tmp_path / "found.json")
     )
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("cpu: ") and f"torch {torch.__version__}" in result.output
+    threads = torch.get_num_threads()
+    words = "1 thread" if threads == 1 else f"{threads} threads"
+    assert result.output.startswith("cpu: ") and f"; {words}; torch {torch.__version__}" in result.output
     assert "4x16x16, float32, 1/k input, cpu" in result.output
     assert "1024, float32, 1/k input, cpu" in result.output
     assert "reference" not in lines_of(result.output, "operator ")[0]

@@ -98,7 +98,9 @@ def main(
         if json_file is not None and not json_file.parent.is_dir():
             raise click.UsageError(f"--json: there is no folder {str(json_file.parent)!r}; create it first")
         processor = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_model()
-        click.echo(f"{place}: {processor}; {torch.get_num_threads()} threads; torch {torch.__version__}\n")
+        threads = torch.get_num_threads()
+        noun = "threads" if threads > 1 else "thread"
+        click.echo(f"{place}: {processor}; {threads} {noun}; torch {torch.__version__}\n")
         results = []
         for shape in wanted:
             with torch.cuda.device(place) if place.type == "cuda" else nullcontext():

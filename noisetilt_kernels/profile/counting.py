@@ -44,8 +44,10 @@ class Count(TorchDispatchMode):
     def paused(self) -> Iterator[None]:
         """Count nothing within the block."""
         self._paused += 1
-        yield
-        self._paused -= 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

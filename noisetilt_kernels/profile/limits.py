@@ -52,6 +52,13 @@ class Costs(NamedTuple):
         return {"launches": starts / seconds, "memory": moved / self.bandwidth / seconds}
 
 
+def time_copy(x: Tensor, seconds: float) -> float:
+    """Return the seconds that a copy of a tensor takes."""
+    # of the kernels, if there are some: PyTorch's threads wait for one another
+    copy = compiled.copy_of if compiled.has_kernels_for(x.device.type) else torch.clone
+    return time_call(lambda: copy(x), seconds).median
+
+
 def measure_costs(x: Tensor, backends: list[ModuleType], seconds: float) -> Costs:
     """Measure the costs for samples x.
 
@@ -60,8 +67,6 @@ def measure_costs(x: Tensor, backends: list[ModuleType], seconds: float) -> Cost
         backends: modules of `noisetilt_kernels.backends`.
         seconds: duration of each measurement.
     """
-    # of the kernels, if there are some: PyTorch's threads wait for one another
-    copy = compiled.copy_of if compiled.has_kernels_for(x.device.type) else torch.clone
     one = torch.zeros(1, device=x.device)
     small = Case("hadamard_transform", "", (torch.zeros(1, 2, device=x.device),))
     calls = {}
@@ -70,7 +75,7 @@ def measure_costs(x: Tensor, backends: list[ModuleType], seconds: float) -> Cost
             calls[backend.NAME] = time_call(small.call, seconds).median, count_launches(small).number
     return Costs(
         copied_bytes=2 * x.nbytes,
-        copy=time_call(lambda: copy(x), seconds).median,
+        copy=time_copy(x, seconds),
         operator=time_call(lambda: one.add_(1), seconds).median,
         calls=calls,
     )

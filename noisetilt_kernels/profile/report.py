@@ -17,7 +17,7 @@ from ..registration import served_by
 from .cases import Case, cases_for
 from .counting import count_launches
 from .inputs import batch_of
-from .limits import RULE, Costs, limit_of, measure_costs
+from .limits import RULE, Costs, limit_of, measure_costs, time_copy
 from .parts import Part, parts_of_whiten
 from .shapes import Shape
 from .step import StepTime
@@ -67,7 +67,8 @@ class Row:
     Attributes:
         operator: name in `torch.ops.noisetilt`.
         name: name with the arguments.
-        backends: measurements by name of the backend, or the reason why it does not serve the call.
+        backends: measurements by name of the backend, or the reason why there are none: the backend does not
+            serve the call, or memory ran out.
     """
 
     operator: str
@@ -145,8 +146,8 @@ def profile(
             try:
                 with served_by(backend):
                     found[backend.NAME] = _measure(case, backend, shape, samples, costs, seconds)
-            except (BackendError, ValueError) as error:
-                found[backend.NAME] = str(error).partition(": ")[2]
+            except (BackendError, ValueError, torch.OutOfMemoryError) as error:
+                found[backend.NAME] = str(error).removeprefix(f"{case.operator}: ")
         rows.append(Row(case.operator, case.name, found))
     return Profile(shape, _name_of(dtype), field, str(device), costs, tuple(rows), step)
 
@@ -170,7 +171,9 @@ def _time_parts(
     x = samples.float() if half else samples
     config = resolve_preset("auto", shape.sample, DEFAULT_ALPHA)
     parts = parts_of_whiten(backend, x, config)
+    copy = costs.copy
     if half:
+        copy = time_copy(x, seconds)  # parts work on float32
         parts = [
             Part("conversion to float32", Tensor.float),
             *parts,
@@ -180,7 +183,7 @@ def _time_parts(
     for part in parts:
         timing = time_call(partial(part.run, x), seconds)
         if part.copies:
-            timing = timing._replace(median=max(0.0, timing.median - costs.copy))
+            timing = timing._replace(median=max(0.0, timing.median - copy))
         times.append(PartTime(part.name, timing))
         x = part.run(x)
     return tuple(times)
@@ -293,7 +296,8 @@ def _notes(profile: Profile) -> list[str]:
         "launches: on the CPU PyTorch operators, of which a compiled kernel is one; on a GPU kernels, copies "
         "and fills",
         RULE,
-        "parts: each on the result of the one before; a part that works in place without its copy",
+        "parts: each on the result of the one before; a part that works in place without its copy; mixing: "
+        "the butterfly there and back, with the projections after each step there",
     ]
     if profile.step:
         notes.append(profile.step.words)
