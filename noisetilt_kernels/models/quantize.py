@@ -65,8 +65,16 @@ def kind_on_disk(config: Mapping[str, Any]) -> str | None:
     found = config.get("quantization_config")
     if found is None:
         return None
-    in_4_bits = found.get("load_in_4bit") or found.get("bits") == 4 or "int4" in str(found)
+    in_4_bits = found.get("load_in_4bit") or found.get("bits") == 4 or "int4" in _type_of_weights(found)
     return "nf4" if in_4_bits else "int8"
+
+
+def _type_of_weights(config: Mapping[str, Any]) -> str:
+    """Return what a quantization_config of quanto or torchao calls its weights, in small letters."""
+    found = next((config[name] for name in ("weights_dtype", "weights", "quant_type") if name in config), "")
+    if isinstance(found, Mapping):  # torchao: a class and its arguments
+        found = found.get("default", {}).get("_type", "")
+    return str(found).lower()
 
 
 def linear_layers(network: torch.nn.Module, kind: str) -> dict[str, Linear]:

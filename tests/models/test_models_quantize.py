@@ -385,11 +385,15 @@ IN_4_BITS = [
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     {"quant_method": "quanto", "weights_dtype": "int4"},
     {"quant_method": "gptq", "bits": 4},
+    {"quant_method": "torchao", "quant_type": "int4wo"},
+    {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}},
 ]
 IN_8_BITS = [
     {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True},
     {"quant_method": "quanto", "weights_dtype": "float8"},
     {"quant_method": "torchao", "quant_type": "int8wo"},
+    {"quant_method": "quanto", "weights_dtype": "int8", "modules_to_not_convert": ["point4", "int4"]},
+    {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}},
 ]
 
 

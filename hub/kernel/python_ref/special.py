@@ -1,7 +1,9 @@
 """Elementwise functions of float64 tensors on the CPU, by torch and the standard library.
 
 A kernel of the Kernel Hub has this module in place of `python_ref.special`, whose functions are numpy's and
-scipy's. Roots, sines and cosines have the same bits. Quantiles may differ in the last digits.
+scipy's. Roots have the same bits. Sines and cosines are those of the C library. They had the bits of numpy's
+in a test on x86-64 with AVX2, glibc 2.36, Python 3.11 and numpy 2.4. Quantiles may differ in the last
+digits.
 
 A quantile is found by Newton's method on the logarithm of a tail probability. This logarithm is concave, so
 the method converges from every start.
