@@ -81,8 +81,9 @@ class Run:
         settings: its settings, of which some images may be missing.
         snapshot: what the folder holds.
         planned: what it was expected to take.
-        running: True if a process writes to the folder.
-        ended: True if the run has come to its end.
+        locked: True if a process holds the lock of the folder. It still does when it writes the page of a run
+            that has come to its end, and a comparison locks the folders of all methods until its end.
+        ended: True if the run has written its summary.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Run:
     settings: Settings
     snapshot: Snapshot
     planned: Planned
-    running: bool
+    locked: bool
     ended: bool
 
     @staticmethod
@@ -140,12 +141,25 @@ class Run:
         return len(self.snapshot.results.outcomes)
 
     @property
+    def complete(self) -> bool:
+        """True if the run has come to its end. A run that is continued with more rounds has not."""
+        return self.ended and self.finished >= self.settings.count
+
+    @property
+    def running(self) -> bool:
+        """True if a process makes images of the run, or will make them."""
+        return self.locked and not self.complete
+
+    @property
     def state(self) -> str:
         """Progress in plain words."""
-        done = f"{self.finished:,} of {self.settings.count:,} {self.kind}s"
-        if self.ended and self.finished >= self.settings.count:
+        if self.complete:
             return f"{_count(self.finished, self.kind)}, finished"
-        return f"{done}, running" if self.running else f"{done}, stopped before its end"
+        if not self.pictures:
+            progress = "not begun"
+        else:
+            progress = "running" if self.running else "stopped before its end"
+        return f"{self.finished:,} of {self.settings.count:,} {self.kind}s, {progress}"
 
     @property
     def has_videos(self) -> bool:
@@ -167,7 +181,7 @@ class Run:
         """Faults of the run in plain words."""
         name, total = self.name, len(self.pictures)
         found = []
-        if not self.running and not (self.ended and self.finished >= self.settings.count):
+        if not self.running and not self.complete:
             found.append(
                 f"{name}: stopped after {self.finished:,} of {self.settings.count:,} {self.kind}s; the same "
                 "command with --resume continues it."
@@ -299,7 +313,7 @@ class Page:
 
     @property
     def running(self) -> bool:
-        """True if a process writes to a run of the page."""
+        """True if a run of the page goes on."""
         return any(run.running for section in self.sections for run in section.runs)
 
     def shown(self) -> list[list[list[Picture]]]:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from ..runs.errors import RunFolderError
 from ..runs.folder import count_finished, read_run
@@ -78,7 +79,7 @@ def entries(root: Path) -> list[ListEntry]:
             one for one, its_kind in found.items() if its_kind == "run" and folder in (one, *one.parents)
         ]
         relative = folder.relative_to(above[0] if above else root).as_posix()
-        address = folder.relative_to(root).as_posix()
+        address = quote(folder.relative_to(root).as_posix())
         result.append(
             ListEntry(
                 folder.name if relative == "." else relative,
@@ -114,7 +115,10 @@ def _describe(runs: list[Path]) -> str:
 
 
 def stamp(folder: Path) -> str:
-    """Return text that changes when the files of runs in a folder change, which may be a run itself."""
+    """Return text that changes when the files of runs in a folder change, which may be a run itself.
+
+    It also changes when the process of a run ends.
+    """
     state = hashlib.sha256()
     for one, _ in find(folder):
         lines = (path for name in ("results", "records") for path in one.glob(f"{name}*.jsonl"))
@@ -124,4 +128,7 @@ def stamp(folder: Path) -> str:
             except OSError:
                 continue
             state.update(f"{path.relative_to(folder)} {status.st_mtime_ns} {status.st_size}\n".encode())
+        state.update(
+            b"owner\n" if has_owner(one) else b""
+        )  # a run that is killed leaves the file of its lock
     return state.hexdigest()[:32]

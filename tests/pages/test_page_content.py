@@ -5,9 +5,11 @@ import io
 import json
 import logging
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from made_runs import STEPS, add_particle, make_comparison, make_experiment, make_run, settings_of
@@ -16,6 +18,7 @@ from PIL import Image
 from noisetilt_kernels.pages import content, render
 from noisetilt_kernels.pages.content import read_page
 from noisetilt_kernels.pages.render import PAGE, write_page
+from noisetilt_kernels.pages.tree import entries
 from noisetilt_kernels.runs.folder import Planned
 from noisetilt_kernels.runs.lock import locked
 
@@ -35,7 +38,10 @@ def test_a_run_has_its_images_scores_settings_and_cost(tmp_path: Path) -> None:
     assert "a handwritten seven" in alt and "reward 0.15" in alt
     for text in ("1.2 s</td><td>3 s", "2.5 MB", "no GPU", "<dt>model</dt><dd>digits", "rho=0.01", "150"):
         assert text in html, text
-    assert "What went wrong" not in html
+    assert "What went wrong" not in html and "Running now" not in html
+    with locked(folder.path):  # as when the run writes its page
+        html = visible(render.render(folder.path))
+    assert "Running now" not in html and "6 images, finished" in html
 
 
 def test_the_page_needs_no_other_file_and_no_network(tmp_path: Path) -> None:
@@ -119,6 +125,15 @@ def test_methods_that_have_not_begun(tmp_path: Path) -> None:
     (tmp_path / "comparison" / "dps-strength3" / "run.json").unlink()
     html = visible(render.render(tmp_path / "comparison"))
     assert "dps:strength=3: not begun." in html and html.count("<figure ") == 12
+    # a comparison opens all folders at its start
+    shutil.rmtree(tmp_path / "comparison" / "dps-strength3")
+    folder = make_run(
+        tmp_path / "comparison" / "dps-strength3", settings_of("dps:strength=3"), finished=0, ended=False
+    )
+    folder.records_file.unlink()
+    with locked(folder.path):
+        html = visible(render.render(tmp_path / "comparison"))
+    assert "0 of 6 images, not begun" in html and "Running now" in html and "images, running" not in html
 
 
 def test_rows_of_a_comparison_belong_to_their_runs(tmp_path: Path) -> None:
@@ -157,6 +172,15 @@ def test_an_address_is_quoted(tmp_path: Path) -> None:
     (path / "base").rename(path / "odd #")
     section = render._SectionOfPage("s", 0, read_page(path / "odd #").sections[0], [[]], path)
     assert section.address(path / "odd #") == "odd%20%23/"
+
+
+@pytest.mark.parametrize("name", ["a#1", "100%", "seed:1", "javascript:alert(1)", "a?b"])
+def test_an_address_of_the_list_is_quoted(tmp_path: Path, name: str) -> None:
+    make_run(tmp_path / name, settings_of(particles=1), finished=0)
+    (entry,) = entries(tmp_path)
+    address = urlsplit(entry.address)
+    assert (address.scheme, address.query, address.fragment) == ("", "", "")
+    assert unquote(address.path) == f"{name}/index.html" and entry.name == name
 
 
 def test_curves_have_the_steps_that_have_a_value(tmp_path: Path) -> None:

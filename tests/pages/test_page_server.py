@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +177,14 @@ def test_the_tag_changes_with_the_files(server: Server) -> None:
         third = tags()
     changed = [first, second, third]
     assert all(len({one[place] for one in changed}) == 3 for place in (0, 1))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        lock = {"host": platform.node(), "process": process.pid}
+        (folder.path / ".lock").write_text(json.dumps(lock))
+        alive = tags()
+        assert b"Running now" in ask(server, "/new/")[2]
+        process.kill()
+    assert all(before != after for before, after in zip(alive, tags(), strict=True))
+    assert b"Running now" not in ask(server, "/new/")[2]
     assert b"Image 2 of" in ask(server, "/new/")[2]
 
 
