@@ -19,7 +19,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from ..sampling import StepRecord
-from .content import Picture, Section
+from .content import Picture, Section, format_score
 
 MARKERS = {
     "circle": "●",
@@ -88,15 +88,13 @@ _TOOLTIP = """<div style="max-width: 16rem; margin: -5px; padding: 8px; font: 13
  background: var(--card); color: var(--ink)">
 <img src="@id{custom}" alt="" style="display: block; width: 8rem; height: 8rem; object-fit: contain;
  image-rendering: var(--rendering)">
-<b>@reward{custom}</b><div style="overflow-wrap: anywhere">@method</div><div>@prompt</div></div>"""
+<b>@score</b><div style="overflow-wrap: anywhere">@method</div><div>@prompt</div></div>"""
 """Content of a tooltip, which the styles of the page do not reach. Bokeh escapes the values."""
 
 _PICTURE_OF_PAGE = """
 const image = document.querySelector(`#${value} img`)
 return image === null ? "data:," : image.src
 """
-
-_NUMBER = "return Number.isFinite(value) ? `reward ${value.toPrecision(4)}` : 'not finished'"
 
 _SHOWN = """
 return [...document.querySelectorAll(`#${section} figure[data-method]`)].map(one => !one.hidden)
@@ -180,6 +178,9 @@ def _source(section: Section, points: Sequence[Point], judges: Sequence[str]) ->
         "color": [style.color for style in styles],
         "marker": [style.marker for style in styles],
         "reward": np.array([np.nan if one is None else one.reward for one in outcomes]),
+        "score": [
+            "not finished" if one is None else f"reward {format_score(one.reward)}" for one in outcomes
+        ],
     }
     for judge in judges:
         scores = [np.nan if one is None else one.parts[judge] for one in outcomes]
@@ -226,10 +227,7 @@ def _add_hover(plot: figure, drawn: "GlyphRenderer[Any]") -> None:
         HoverTool(
             renderers=[drawn],
             tooltips=_TOOLTIP,
-            formatters={
-                "@id": CustomJSHover(code=_PICTURE_OF_PAGE),
-                "@reward": CustomJSHover(code=_NUMBER),
-            },
+            formatters={"@id": CustomJSHover(code=_PICTURE_OF_PAGE)},
             limit=1,
             visible=False,
         )

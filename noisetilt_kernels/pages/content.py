@@ -1,6 +1,7 @@
 """Content of a page, from the folder of a run, a comparison or an experiment."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..runs.statistics import estimate
 from ..runs.table import cells, tabulate
 from ..runs.units import format_bytes, format_seconds
 from ..sampling import StepRecord
+from ..sampling.result import best_index
 from ..sampling.typicality import COLLAPSED
 
 Kind = Literal["run", "comparison", "experiment"]
@@ -37,6 +39,11 @@ MOST_IMAGES = 1000
 def kind_of(folder: Path) -> Kind | None:
     """Return the kind of a folder, or None if it has no run."""
     return next((kind for name, kind in _MARKS.items() if (folder / name).is_file()), None)
+
+
+def format_score(value: float) -> str:
+    """Return a reward of an image as text."""
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
 class Picture(NamedTuple):
@@ -123,17 +130,32 @@ class Run:
     def pictures(self) -> list[Picture]:
         """Images that are finished or begun, in order."""
         outcomes, records = self.snapshot.results.outcomes, self.snapshot.records
-        prompts = self.settings.particle_prompts
         return [
             Picture(
                 particle,
-                outcomes[particle].prompt if particle in outcomes else prompts[particle],
+                self.settings.prompts[self.prompt_of(particle)],
                 outcomes.get(particle),
                 records.get(particle, ()),
             )
             for particle in sorted(outcomes.keys() | records.keys())
-            if particle in outcomes or particle < len(prompts)
+            if particle in outcomes or particle < self.settings.count
         ]
+
+    def prompt_of(self, particle: int) -> int:
+        """Return the number of a particle's prompt."""
+        return particle % self.settings.count_of_round // self.settings.particles
+
+    @cached_property
+    def best(self) -> set[int]:
+        """Best finished particle of each prompt that has at least two."""
+        groups: dict[int, list[Outcome]] = {}
+        for particle, outcome in sorted(self.snapshot.results.outcomes.items()):
+            groups.setdefault(self.prompt_of(particle), []).append(outcome)
+        return {
+            group[best_index([one.reward for one in group])].particle
+            for group in groups.values()
+            if len(group) > 1
+        }
 
     @property
     def finished(self) -> int:
@@ -261,6 +283,7 @@ class Section:
     @property
     def costs(self) -> Table:
         """Table of time, memory and NFE of the runs, beside the plan."""
+        of_comparison = kind_of(self.runs[0].folder.parent) == "comparison"
         header = (
             "Method",
             "State",
@@ -269,21 +292,23 @@ class Section:
             "Time per image",
             "Time planned",
             "Peak memory",
-            "Memory planned",
+            "Memory planned for all methods" if of_comparison else "Memory planned",
         )
         lines = []
         for run in self.runs:
             peak, planned = peak_memory(run.folder), run.planned
+            on_gpu = str(run.snapshot.compute.get("device")).startswith("cuda")
+            no_peak = "not known yet" if on_gpu else "not measured: no GPU"
             seconds = "" if run.seconds != run.seconds else format_seconds(run.seconds)
             lines.append(
                 [
-                    run.name,
+                    str(run.settings.method),  # a name may have "best of 4", and the NFE is that of one image
                     run.state,
                     f"{run.settings.method.nfe:,}",
                     f"{run.settings.nfe:,}",
                     seconds or "not known",
                     "not measured" if planned.seconds is None else format_seconds(planned.seconds),
-                    "not measured: no GPU" if peak is None else format_bytes(peak),
+                    no_peak if peak is None else format_bytes(peak),
                     "not known" if planned.memory is None else format_bytes(planned.memory),
                 ]
             )
@@ -341,7 +366,7 @@ def _ranked(run: Run) -> Iterable[tuple[int, int, Picture]]:
     count, particles = run.settings.count_of_round, run.settings.particles
     for picture in run.pictures:
         rounds, place = divmod(picture.particle, count)
-        yield rounds * particles + place % particles, place // particles, picture
+        yield rounds * particles + place % particles, run.prompt_of(picture.particle), picture
 
 
 def read_page(folder: Path) -> Page:

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from ..runs.files import write_whole
-from ..sampling.result import best_index
-from .content import MOST_IMAGES, Picture, Run, Section, read_page
+from .content import MOST_IMAGES, Picture, Run, Section, format_score, read_page
 from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -73,6 +71,9 @@ def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
         _SectionOfPage(f"section-{number}", number, section, pictures, folder)
         for number, (section, pictures) in enumerate(zip(page.sections, shown, strict=True))
     ]
+    runs = [run for section in page.sections for run in section.runs]
+    prompts = _numbered(prompt for run in runs for prompt in run.settings.prompts)
+    shown_prompts = {card.prompt for one in sections for card in one.cards}
     script, drawn = charts.draw((one.id, one.section, one.points) for one in sections)
     return (
         environment()
@@ -85,10 +86,11 @@ def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
             stamp=stamp,
             home=home,
             count=sum(one.count for one in sections),
-            total=sum(len(run.pictures) for section in page.sections for run in section.runs),
+            total=sum(len(run.pictures) for run in runs),
             most=MOST_IMAGES,
-            methods=_distinct(run.name for section in page.sections for run in section.runs),
-            prompts=_distinct(card.prompt for one in sections for card in one.cards),
+            methods=_numbered(run.name for run in runs),
+            prompts={name: number for name, number in prompts.items() if name in shown_prompts},
+            titles=[(one.section.title, one.number) for one in sections],
             warnings=[sentence for section in page.sections for sentence in section.warnings],
         )
     )
@@ -114,6 +116,8 @@ class Card(NamedTuple):
     id: str
     picture: Picture
     run: Run
+    number: int
+    """Number of the prompt in its section."""
     place: int
     """Number of the run in its section."""
     thumbnail: str | None
@@ -140,9 +144,7 @@ class Card(NamedTuple):
         if one is None:
             return {}
         values = {"reward": one.reward, **{name: one.parts[name] for name in self.run.settings.score_names}}
-        return {
-            name: f"{value:.4g}" if math.isfinite(value) else "not finite" for name, value in values.items()
-        }
+        return {name: format_score(value) for name, value in values.items()}
 
     @property
     def description(self) -> str:
@@ -173,22 +175,18 @@ class _SectionOfPage:
         groups: dict[tuple[int, int], list[Picture]] = {}
         for place, pictures in enumerate(shown):
             for picture in pictures:
-                prompt = section.runs[place].settings.prompts.index(picture.prompt)
+                prompt = section.runs[place].prompt_of(picture.particle)
                 groups.setdefault((prompt, place), []).append(picture)
         self.cards = [
-            card for (_, place), pictures in sorted(groups.items()) for card in self._cards(place, pictures)
+            card
+            for (prompt, place), pictures in sorted(groups.items())
+            for card in self._cards(prompt, place, pictures)
         ]
 
-    def _cards(self, place: int, pictures: Sequence[Picture]) -> Iterator[Card]:
+    def _cards(self, prompt: int, place: int, pictures: Sequence[Picture]) -> Iterator[Card]:
         """Yield the cards of the images of a prompt and a method."""
         run = self.section.runs[place]
         address = self.address(run.folder)
-        finished = [one for one in pictures if one.outcome is not None]
-        best = (
-            finished[best_index([one.outcome.reward for one in finished if one.outcome])]
-            if finished
-            else None
-        )
         for picture in pictures:
             video = picture.outcome is not None and picture.outcome.video
             name = f"{picture.particle:04d}"
@@ -197,10 +195,11 @@ class _SectionOfPage:
                 f"image-{self.number}-{place}-{picture.particle}",
                 picture,
                 run,
+                prompt,
                 place,
                 None if picture.outcome is None else thumbnail(image, video),
                 f"{address}videos/{name}.mp4" if video else f"{address}images/{name}.png",
-                picture is best and len(finished) > 1,
+                picture.particle in run.best,
             )
 
     def address(self, folder: Path) -> str:
@@ -225,15 +224,15 @@ class _SectionOfPage:
         """Prompts, each with its images by method."""
         from .charts import style_of
 
-        prompts: dict[str, dict[int, list[Card]]] = {}
+        prompts: dict[int, dict[int, list[Card]]] = {}
         for card in self.cards:
-            prompts.setdefault(card.prompt, {}).setdefault(card.place, []).append(card)
+            prompts.setdefault(card.number, {}).setdefault(card.place, []).append(card)
         return [
             (
-                prompt,
+                self.section.settings.prompts[number],
                 [Group(self.section.runs[place], style_of(place), cards) for place, cards in methods.items()],
             )
-            for prompt, methods in prompts.items()
+            for number, methods in prompts.items()
         ]
 
     @property
@@ -289,5 +288,6 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _distinct(names: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _numbered(names: Iterator[str]) -> dict[str, int]:
+    """Return the number of each different name. Names of a run that goes on keep their numbers."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}

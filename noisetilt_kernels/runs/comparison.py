@@ -1,6 +1,7 @@
 """Comparison of methods with the same prompts and seeds: runs, a table, plots and a contact sheet."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,8 @@ from .plots import draw_comparison, figure_png
 from .settings import ComputeOptions, Settings
 from .table import Row, markdown, tabulate
 from .workers import SINGLE_PROCESS, Workers
+
+_LOG = logging.getLogger(__name__)
 
 _COMPARISON_FILES = ("table.md", "comparison.json", "comparison.png", "contact-sheet.png", "run.json")
 """Files that show that a folder already holds a comparison, or (run.json) a run."""
@@ -80,7 +83,7 @@ def compare(
         model = load_model(next((run for run in runs.values() if run.one_step), settings), compute)
         # a plan takes seconds, and there is no other figure to put beside it without a GPU
         if workers.is_first and torch.device(compute.device).type == "cuda":
-            planned = Planned(describe(settings, compute, out, runs.values()).memory)
+            planned = Planned(_expected_memory(settings, compute, out, runs))
             for folder in folders.values():
                 folder.write_plan(planned)
         for method, run in runs.items():
@@ -97,6 +100,20 @@ def compare(
         if workers.is_first:
             _write(settings, out, rows, folders)
     return rows
+
+
+def _expected_memory(
+    settings: Settings, compute: ComputeOptions, out: Path, runs: Mapping[Method, Settings]
+) -> int | None:
+    """Return the memory in bytes of the plan, or None after an error, which is logged.
+
+    Only the page shows it: a comparison must not end because of it, while other processes wait for this one.
+    """
+    try:
+        return describe(settings, compute, out, runs.values()).memory
+    except Exception as error:
+        _LOG.warning("the memory was not planned: %s: %s", type(error).__name__, error)
+        return None
 
 
 def check_latents(settings: Settings, runs: Mapping[Method, Settings]) -> None:

@@ -174,13 +174,17 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the lines of the table as text, the header first."""
+    """Return the lines of the table as text, the header first. A mean of no values is ""."""
     names = list(rows[0].scores)
     header = ["method", "NFE", *names, *(f"{name}, difference" for name in names)]
     lines = [header]
     shares = {name for name in names if all(row.scores[name].yes_or_no for row in rows)}
     for row in rows:
-        means = [row.scores[name].share if name in shares else str(row.scores[name]) for name in names]
-        differences = [f"{row.differences[name]:+}" if row.differences else "" for name in names]
+        means = [row.scores[name].share if name in shares else _text(row.scores[name]) for name in names]
+        differences = [_text(row.differences[name], "+") if row.differences else "" for name in names]
         lines.append([row.label, str(row.nfe), *means, *differences])
     return lines
+
+
+def _text(one: Estimate, sign: str = "") -> str:
+    return format(one, sign) if one.count else ""

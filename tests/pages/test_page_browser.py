@@ -197,7 +197,7 @@ def test_a_point_shows_its_image(browser: Any, comparison: Path) -> None:
     source, width, text = wait(lambda: browser.execute_script(tooltip))
     image = browser.find_element("css selector", "#image-0-1-3 img")
     assert source == image.get_attribute("src") and width == 32
-    assert "reward 0.2500" in text and "ntrk:rho=0.01" in text
+    assert "reward 0.25" in text and "ntrk:rho=0.01" in text
     assert "<script>window.broken = true</script> three" in text  # as text
     assert browser.execute_script("return window.broken") is None
     ActionChains(browser).move_by_offset(-round(place[0]), -round(place[1])).perform()
@@ -341,7 +341,7 @@ def test_a_served_page_keeps_its_filter_and_waits_for_the_large_view(
         browser.find_element("css selector", "#large [data-close]").click()
         wait(lambda: browser.execute_script("return window.before") is None)
         wait(lambda: charts_are_drawn(browser))
-        assert browser.find_element("name", "method").get_property("value") == "ntrk:rho=0.01"
+        assert browser.find_element("name", "method").get_property("value") == "1"
         assert len(visible(browser, "figure")) == 6 and "base: stopped after 6 of 6" in browser.page_source
         browser.find_element("id", "live").click()
         browser.execute_script("window.before = true")

@@ -155,6 +155,47 @@ def test_rows_of_a_comparison_belong_to_their_runs(tmp_path: Path) -> None:
     assert section.runs[1].name == "base" and section.runs[1].settings.count == 12
 
 
+def test_the_best_image_may_not_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "run", settings_of())  # the last image of each prompt is the best one
+    monkeypatch.setattr(content, "MOST_IMAGES", 4)
+    html = visible(render.render(tmp_path / "run"))
+    assert html.count("<figure ") == 4 and "<b>best</b>" not in html
+
+
+def test_equal_prompts_are_apart(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", replace(settings_of(particles=2), prompts=("a 7", "a 7", " a  7 ", "")))
+    html = visible(render.render(tmp_path / "run"))
+    assert re.findall(r"<h4>(.*?)</h4>", html)[-4:] == ["a 7", "a 7", " a  7 ", ""]
+    assert re.findall(r"(\d{4}) <b>best</b>", html) == ["0001", "0003", "0005", "0007"]
+    # texts of options lose spaces, so their values are numbers
+    assert re.findall(r'<option value="(\d)">(.*?)</option>', html) == [
+        ("0", "a 7"),
+        ("1", " a  7 "),
+        ("2", ""),
+    ]
+    assert re.findall(r'data-prompt="(\d)"', html) == list("00001122")
+
+
+def test_scores_that_are_not_known_yet(tmp_path: Path) -> None:
+    make_comparison(tmp_path / "comparison", ["base", "ntrk:rho=0.01"])
+    shutil.rmtree(tmp_path / "comparison" / "ntrk-rho0.01")
+    make_run(tmp_path / "comparison" / "ntrk-rho0.01", settings_of(), finished=0, ended=False)
+    _, line = read_page(tmp_path / "comparison").sections[0].results.lines
+    assert line[2:] == ["", "", "", ""]
+
+
+def test_cost_of_a_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "comparison"
+    make_comparison(path, ["base", "base:steps=3,best_of=4"])
+    file = path / "base-steps3" / "run.json"
+    file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda:1"'))
+    header, (first, second) = read_page(path).sections[0].costs
+    assert header[-1] == "Memory planned for all methods"
+    assert first[0].startswith("base:") and "best of" not in second[0] and second[2] == "3"
+    assert (first[-2], second[-2]) == ("not measured: no GPU", "not known yet")
+    assert read_page(path / "base-steps3").sections[0].costs.header[-1] == "Memory planned for all methods"
+
+
 def test_an_experiment_has_its_tables(tmp_path: Path) -> None:
     make_experiment(tmp_path / "exp")
     html = visible(render.render(tmp_path / "exp"))
@@ -197,6 +238,7 @@ def test_curves_have_the_steps_that_have_a_value(tmp_path: Path) -> None:
     source = charts._source(section, points, ["digit-judge"])
     assert source.data["cosine steps"][0].tolist() == [0, 2, 4]
     assert len(source.data["reward values"][0]) == STEPS
+    assert source.data["score"] == [f"reward {0.1 + 0.05 * n:.4g}" for n in range(6)]
     assert source.data["judge digit-judge"].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     without = replace(section, runs=[replace(section.runs[0], settings=replace(settings_of(), held_out=()))])
     titles = [title for title, *_ in charts._plan("s", without, points)]

@@ -28,7 +28,7 @@ from noisetilt_kernels.runs.comparison_folder import Comparison
 from noisetilt_kernels.runs.contact_sheet import contact_sheet
 from noisetilt_kernels.runs.execute import execute
 from noisetilt_kernels.runs.files import write_whole
-from noisetilt_kernels.runs.folder import Outcome, RunFolder
+from noisetilt_kernels.runs.folder import Outcome, Planned, RunFolder, read_plan
 from noisetilt_kernels.runs.settings import ComputeOptions, Settings
 from noisetilt_kernels.sampling.methods import Method, parse_method
 
@@ -168,6 +168,17 @@ def test_a_comparison_resumes_and_shows_the_parts(tmp_path: Path, monkeypatch: p
     results.write_text("".join(others))  # particle 0 is missing, so it is sampled last
     again = compared(tmp_path, monkeypatch, methods, resume=True)
     assert [replace(row, seconds=0) for row in again] == [replace(row, seconds=0) for row in rows]
+
+
+def test_a_comparison_goes_on_without_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_gpu = SimpleNamespace(device=lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(comparison, "torch", on_gpu)
+    monkeypatch.setattr(comparison, "describe", lambda *_: json.loads("no plan"))
+    assert len(compared(tmp_path, monkeypatch, ["base:steps=2"])) == 1
+    assert "the memory was not planned: JSONDecodeError" in caplog.text
+    assert read_plan(tmp_path / "base-steps2") == Planned()
 
 
 @pytest.mark.parametrize("order", [1, -1])
