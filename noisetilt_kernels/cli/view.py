@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..pages.render import HOW_TO_INSTALL, missing_package
+from ..pages.packages import HOW_TO_INSTALL, missing_package
 from .errors import explained
 
 

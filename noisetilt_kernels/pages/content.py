@@ -466,7 +466,7 @@ def _experiment(folder: Path) -> Page:
                 (row["method"], row["best_of"]): f"{row['label']}: {row['method']}" for row in own["rows"]
             }
             path = folder / own["name"]
-            if path.parent != folder or not (path / "methods.json").exists():
+            if path.parent != folder or path.name == ".." or not (path / "methods.json").exists():
                 continue
             sections.append(_of_comparison(path, str(one.get("title") or own["name"]), labels))
     except (ValueError, KeyError, TypeError) as error:

@@ -89,11 +89,15 @@ const live = document.getElementById("live");
 if (live !== null) {
   live.checked = sessionStorage.getItem("live") !== "no";
   live.addEventListener("change", () => sessionStorage.setItem("live", live.checked ? "yes" : "no"));
-  // a large page takes the server seconds: ask less often then
-  const [visit] = performance.getEntriesByType("navigation");
-  setInterval(async () => {
-    if (!live.checked || document.hidden || dialog?.open) return;
-    const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" }).catch(() => null);
-    if (answer?.ok && answer.headers.get("ETag") !== document.body.dataset.stamp) location.reload();
-  }, Math.max(2000, 5 * (visit.responseEnd - visit.requestStart)));
+  addEventListener("load", () => {
+    // a large page takes the server seconds: ask less often then
+    const [visit] = performance.getEntriesByType("navigation");
+    const timer = setInterval(async () => {
+      if (!live.checked || document.hidden || dialog?.open) return;
+      const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" }).catch(() => null);
+      if (!answer?.ok || answer.headers.get("ETag") === document.body.dataset.stamp) return;
+      clearInterval(timer); // one more reload would end this one before the server has made the page
+      location.reload();
+    }, Math.max(2000, 5 * (visit.responseEnd - visit.requestStart)));
+  });
 }

@@ -5,13 +5,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from ..runs.files import write_whole
 from .content import MOST_IMAGES, Picture, Run, Section, format_score, read_page
+from .packages import HOW_TO_INSTALL, missing_package
 from .thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ _LOG = logging.getLogger(__name__)
 
 PAGE = "index.html"
 """Name of the page in a folder."""
-
-HOW_TO_INSTALL = 'pip install "noisetilt-kernels[page]"'
-
-
-def missing_package() -> str | None:
-    """Return the name of a package that pages need and that is not installed, or None."""
-    return next((name for name in ("bokeh", "jinja2") if find_spec(name) is None), None)
 
 
 def write_page(folder: Path) -> None:
@@ -51,13 +44,13 @@ def _say_missing(name: str) -> None:
     _LOG.warning("%s is not written, because it needs %s: %s", PAGE, name, HOW_TO_INSTALL)
 
 
-def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
+def render(folder: Path, stamp: str | None = None, root: Path | None = None) -> str:
     """Return the page of a folder as HTML, also while its runs go on.
 
     Args:
         folder: folder of a run, a comparison or an experiment.
         stamp: state of the folder's files, for a page that is served: it asks the server for a newer one.
-        home: True for a page with a link to the server's first page.
+        root: folder that is served: images that a symbolic link puts outside of it are not shown.
 
     Raises:
         RunFolderError: the folder has no run, or a file is wrong.
@@ -68,7 +61,7 @@ def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
     page = read_page(folder)
     shown = page.shown()
     sections = [
-        _SectionOfPage(f"section-{number}", number, section, pictures, folder)
+        _SectionOfPage(f"section-{number}", number, section, pictures, folder, root)
         for number, (section, pictures) in enumerate(zip(page.sections, shown, strict=True))
     ]
     runs = [run for section in page.sections for run in section.runs]
@@ -84,7 +77,7 @@ def render(folder: Path, stamp: str | None = None, home: bool = False) -> str:
             bokeh=charts.scripts() if script else "",
             script=script,
             stamp=stamp,
-            home=home,
+            home=root not in (None, folder),
             count=sum(one.count for one in sections),
             total=sum(len(run.pictures) for run in runs),
             most=MOST_IMAGES,
@@ -166,12 +159,19 @@ class _SectionOfPage:
     """Section with the pictures that the page shows."""
 
     def __init__(
-        self, id: str, number: int, section: Section, shown: Sequence[Sequence[Picture]], folder: Path
+        self,
+        id: str,
+        number: int,
+        section: Section,
+        shown: Sequence[Sequence[Picture]],
+        folder: Path,
+        root: Path | None,
     ) -> None:
         self.id = id
         self.number = number
         self.section = section
         self._folder = folder
+        self._root = root
         groups: dict[tuple[int, int], list[Picture]] = {}
         for place, pictures in enumerate(shown):
             for picture in pictures:
@@ -197,10 +197,13 @@ class _SectionOfPage:
                 run,
                 prompt,
                 place,
-                None if picture.outcome is None else thumbnail(image, video),
+                None if picture.outcome is None or self._is_outside(image) else thumbnail(image, video),
                 f"{address}videos/{name}.mp4" if video else f"{address}images/{name}.png",
                 picture.particle in run.best,
             )
+
+    def _is_outside(self, file: Path) -> bool:
+        return self._root is not None and not file.resolve().is_relative_to(self._root)
 
     def address(self, folder: Path) -> str:
         """Return the address of a folder from the page, with a slash at its end; "" for the page's own."""

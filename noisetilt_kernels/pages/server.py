@@ -3,23 +3,31 @@
 import functools
 import html
 import logging
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from ..checks import NoisetiltError
 from .content import kind_of
 from .render import PAGE, environment, render
-from .tree import entries, stamp
+from .tree import check_links, entries, stamp
 
 _LOG = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 """The loopback address, the only one that the server listens on."""
+
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII)
+"""Values of the header Host that are answered. A page of another site has its own name there.
+
+The port may be any: `ssh -L` forwards another one to that of the server.
+"""
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -64,17 +72,22 @@ class Server(ThreadingHTTPServer):
     def page(self, folder: Path, state: str) -> bytes:
         """Return the page of a folder's run. The last pages are kept; `state` changes with their files."""
         with self._making:
-            return _page(folder, state, folder != self.root)
+            check_links(folder, self.root)
+            return _page(folder, state, self.root)
 
     @property
     def address(self) -> str:
         """Address of the first page."""
         return f"http://{HOST}:{self.server_port}/"
 
-    @property
-    def hosts(self) -> set[str]:
-        """Values of the header Host that are answered. A page of another site has its own name there."""
-        return {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+
+class _Answer(NamedTuple):
+    """Answer to a request."""
+
+    status: HTTPStatus
+    headers: Mapping[str, str]
+    body: bytes | None = b""
+    """None if it is not made, because only the headers are asked for."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,33 +97,42 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a page or a file."""
-        self._answer()
+        self._send(self._answer())
 
     def do_HEAD(self) -> None:
         """Answer with the headers of `do_GET`. No page is made for it."""
-        self._answer()
+        self._send(self._answer())
 
-    def _answer(self) -> None:
-        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            self._refuse(HTTPStatus.FORBIDDEN, f"This server answers to {self.server.address} only.")
-            return
+    def _answer(self) -> _Answer:
         try:
-            parts = _parts(self.path)
-            path = _inside(self.server.root, parts)
-            if path is None:
-                self._refuse(HTTPStatus.NOT_FOUND, "There is no such page or file.")
-            elif path.is_dir() and not self.path.partition("?")[0].endswith("/"):
-                self._redirect(f"/{quote('/'.join(parts))}/")
-            elif path.is_dir() or path.name == PAGE:
-                self._page(path if path.is_dir() else path.parent)
+            return self._found()
+        except Exception as error:  # odd files cause errors of many classes
+            if isinstance(error, (NoisetiltError, OSError)):
+                why = str(error)
             else:
-                self._file(path)
-        except (NoisetiltError, OSError, ValueError) as error:
-            if not isinstance(error, ConnectionError):
-                self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"This run cannot be shown: {error}")
+                why = f"{type(error).__name__}: {error}"
+                _LOG.exception("%s cannot be shown", self.path)
+            # the next try may find whole files
+            return _sentence(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"This run cannot be shown: {why}", {"Refresh": "5"}
+            )
 
-    def _page(self, folder: Path) -> None:
-        """Send the page of a run's folder, or the list of runs. Its ETag is the state of the files."""
+    def _found(self) -> _Answer:
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or not _OWN_HOST.fullmatch(hosts[0]):
+            return _sentence(HTTPStatus.FORBIDDEN, f"This server answers to {self.server.address} only.")
+        parts = _parts(self.path)
+        path = _inside(self.server.root, parts)
+        if path is None:
+            return _NO_FILE
+        if path.is_dir() and not self.path.partition("?")[0].endswith("/"):
+            return _Answer(HTTPStatus.MOVED_PERMANENTLY, {"Location": f"/{quote('/'.join(parts))}/"})
+        if path.is_dir() or path.name == PAGE:
+            return self._page(path if path.is_dir() else path.parent)
+        return self._file(path)
+
+    def _page(self, folder: Path) -> _Answer:
+        """Return the page of a run's folder, or the list of runs. Its ETag is the state of the files."""
         state = stamp(folder)
         make: Callable[[Path, str], bytes]
         if kind_of(folder) is not None:
@@ -118,43 +140,29 @@ class _Handler(BaseHTTPRequestHandler):
         elif folder == self.server.root:
             make = _list
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "This folder has no run.")
-            return
-        self._send(_TYPES[".html"], lambda: make(folder, state), state)
+            return _sentence(HTTPStatus.NOT_FOUND, "This folder has no run.")
+        headers = {"Content-Type": _TYPES[".html"], "ETag": state}
+        return _Answer(HTTPStatus.OK, headers, make(folder, state) if self.command == "GET" else None)
 
-    def _file(self, path: Path) -> None:
+    def _file(self, path: Path) -> _Answer:
         media_type = _TYPES.get(path.suffix)
         if media_type is None or not path.is_file() or not _belongs_to_run(path, self.server.root):
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page or file.")
-            return
-        self._send(media_type, path.read_bytes)
+            return _NO_FILE
+        return _Answer(HTTPStatus.OK, {"Content-Type": media_type}, path.read_bytes())
 
-    def _send(self, media_type: str, read: Callable[[], bytes], etag: str | None = None) -> None:
-        body = read() if self.command == "GET" or etag is None else None
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", media_type)
-        if body is not None:
-            self.send_header("Content-Length", str(len(body)))
-        if etag is not None:
-            self.send_header("ETag", etag)
-        self.end_headers()
-        if body is not None and self.command == "GET":
-            self.wfile.write(body)
-
-    def _redirect(self, address: str) -> None:
-        self.send_response(HTTPStatus.MOVED_PERMANENTLY)
-        self.send_header("Location", address)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        body = f"<!doctype html><title>{status.phrase}</title><p>{html.escape(sentence)}</p>\n".encode()
-        self.send_response(status)
-        self.send_header("Content-Type", _TYPES[".html"])
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+    def _send(self, answer: _Answer) -> None:
+        """Send an answer. Nothing can be sent after an error here, so none is answered."""
+        try:
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            if answer.body is not None:
+                self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            if self.command == "GET" and answer.body:
+                self.wfile.write(answer.body)
+        except ConnectionError:  # the browser has gone; the base class handles timeouts
+            self.close_connection = True
 
     def end_headers(self) -> None:
         for name, value in _HEADERS.items():
@@ -163,6 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         _LOG.debug(format, *args)
+
+
+def _sentence(
+    status: HTTPStatus, sentence: str, headers: Mapping[str, str] = MappingProxyType({})
+) -> _Answer:
+    body = f"<!doctype html><title>{status.phrase}</title><p>{html.escape(sentence)}</p>\n".encode()
+    return _Answer(status, {"Content-Type": _TYPES[".html"], **headers}, body)
+
+
+_NO_FILE = _sentence(HTTPStatus.NOT_FOUND, "There is no such page or file.")
 
 
 def _parts(address: str) -> list[str]:
@@ -186,8 +204,8 @@ def _belongs_to_run(path: Path, root: Path) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _page(folder: Path, state: str, home: bool) -> bytes:
-    return render(folder, state, home).encode()
+def _page(folder: Path, state: str, root: Path) -> bytes:
+    return render(folder, state, root).encode()
 
 
 def _list(root: Path, state: str) -> bytes:

@@ -10,6 +10,9 @@ from PIL import Image
 _SIDE = 192
 """Largest height in pixels, and largest width of an image. Film strips of videos are wider."""
 
+_MOST_BYTES = 16 * 1024
+"""Largest size of a PNG file that is taken as it is: 64 x 64 pixels of any content."""
+
 _STRIP_WIDTH = 640
 _QUALITY = 82
 
@@ -17,7 +20,7 @@ _QUALITY = 82
 def thumbnail(file: Path, strip: bool = False) -> str | None:
     """Return an image file as a small picture in a data URI, or None if the file cannot be read.
 
-    A PNG file that is small already is taken as it is.
+    A PNG file that is small already, in pixels and bytes, is taken as it is.
 
     Args:
         file: the image.
@@ -32,9 +35,9 @@ def thumbnail(file: Path, strip: bool = False) -> str | None:
 
 @functools.lru_cache(maxsize=4096)  # about 30 MB; the pages of a comparison and of its runs share pictures
 def _thumbnail(file: Path, width: int, time: int, size: int) -> str:
-    """Return the data URI. Time and size of the file are keys of the cache only."""
+    """Return the data URI. The time of the file is a key of the cache only."""
     with Image.open(file, formats=["PNG"]) as image:
-        if image.width <= width and image.height <= _SIDE:
+        if image.width <= width and image.height <= _SIDE and size <= _MOST_BYTES:
             image.verify()
             return _data_uri(file.read_bytes(), "png")
         image.thumbnail((width, _SIDE))

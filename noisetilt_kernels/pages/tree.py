@@ -22,6 +22,10 @@ _STATE = ("run.json", "methods.json", "report.json", "plan.json", "summary.json"
 """Files that a page depends on, beside the lines of steps and images."""
 
 
+_READ = {".json", ".jsonl", ".safetensors"}
+"""Endings of the files that are read to make a page, apart from images."""
+
+
 class ListEntry(NamedTuple):
     """Folder in the list of runs."""
 
@@ -87,19 +91,20 @@ def entries(root: Path) -> list[ListEntry]:
                 kind,
                 len(above),
                 any(map(has_owner, inner)),
-                _describe(inner),
+                _describe(inner, root),
             )
         )
     return result
 
 
-def _describe(runs: list[Path]) -> str:
+def _describe(runs: list[Path], root: Path) -> str:
     """Return text on the runs of an entry: number of images, model, prompts."""
     finished, total = 0, 0
     models: dict[str, None] = {}  # in order
     prompts: dict[str, None] = {}
     for folder in runs:
         try:
+            check_links(folder, root)
             settings, _ = read_run(folder / "run.json")
             finished += count_finished(folder)
             total += len(settings["prompts"]) * settings["particles"] * settings.get("rounds", 1)
@@ -112,6 +117,23 @@ def _describe(runs: list[Path]) -> str:
     few = "; ".join(list(prompts)[:3])
     more = f" and {len(prompts) - 3} more" if len(prompts) > 3 else ""
     return f"{finished:,} of {total:,} images; {', '.join(models)}; {few}{more}"
+
+
+def check_links(folder: Path, root: Path) -> None:
+    """Check that a page of a folder reads no file outside of `root`, apart from images.
+
+    Raises:
+        RunFolderError: a file of a run, or a folder with a run, is a symbolic link out of `root`.
+    """
+    for one, _ in find(folder):
+        for entry in os.scandir(one):
+            path = Path(entry.path)
+            if (
+                entry.is_symlink()
+                and (path.suffix in _READ or kind_of(path) is not None)
+                and not path.resolve().is_relative_to(root)
+            ):
+                raise RunFolderError(f"{path} is a symbolic link out of {root}, which is served")
 
 
 def stamp(folder: Path) -> str:

@@ -526,9 +526,10 @@ def _line_files(path: Path, name: str) -> list[Path]:
 
 def _complete_lines(path: Path) -> list[bytes]:
     """Return the complete lines of a JSON lines file; an empty list if there is no file."""
-    if not path.exists():
+    try:
+        *lines, _rest = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # also if a run that goes on has merged it just now
         return []
-    *lines, _rest = path.read_bytes().split(b"\n")
     return lines
 
 

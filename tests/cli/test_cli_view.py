@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from made_runs import make_run, settings_of
 
 from noisetilt_cli import main
-from noisetilt_kernels.pages import render
+from noisetilt_kernels.pages import packages, render
 
 
 def invoke(*arguments: object) -> Any:
@@ -46,10 +46,19 @@ def test_wrong_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = invoke("view", tmp_path, "--port", taken.getsockname()[1])
     assert result.exit_code == 1 and "cannot be used (Address already in use)" in result.output
-    monkeypatch.setattr(render, "find_spec", lambda name: None if name == "bokeh" else object())
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "bokeh" else object())
     result = invoke("view", tmp_path)
     assert result.exit_code == 1
     assert result.output == 'Error: view needs bokeh: pip install "noisetilt-kernels[page]"\n'
+
+
+def test_a_base_installation_is_told_what_to_install(tmp_path: Path) -> None:
+    absent = ("PIL", "bokeh", "jinja2", "diffusers", "transformers", "accelerate", "peft", "ftfy")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); from noisetilt_cli import main; main()"
+    command = [sys.executable, "-c", code, "view", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == 'Error: view needs pillow: pip install "noisetilt-kernels[page]"\n'
 
 
 def test_the_browser_is_opened_on_request_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +86,7 @@ def test_a_run_has_a_page_and_its_plan(tmp_path: Path) -> None:
 
 
 def test_a_run_without_bokeh_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "find_spec", lambda name: None if name == "bokeh" else object())
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "bokeh" else object())
     render._say_missing.cache_clear()
     result = invoke(*SAMPLE, "base:steps=2", "--out", tmp_path / "run")
     assert result.exit_code == 0

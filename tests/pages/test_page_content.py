@@ -15,7 +15,7 @@ import pytest
 from made_runs import STEPS, add_particle, make_comparison, make_experiment, make_run, settings_of
 from PIL import Image
 
-from noisetilt_kernels.pages import content, render
+from noisetilt_kernels.pages import content, packages, render
 from noisetilt_kernels.pages.content import read_page
 from noisetilt_kernels.pages.render import PAGE, write_page
 from noisetilt_kernels.pages.tree import entries
@@ -67,6 +67,15 @@ def test_images_are_small_on_the_page(tmp_path: Path) -> None:
     html = visible(render.render(tmp_path / "run"))
     pictures = [base64.b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", html)]
     assert len(pictures) == 2 and all(len(data) < original / 50 for data in pictures)
+    assert {Image.open(io.BytesIO(data)).size for data in pictures} == {(192, 192)}
+
+
+def test_small_images_of_many_bytes_are_compressed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", settings_of(particles=1), side=192)
+    assert folder.image_file(0).stat().st_size > 100_000
+    html = visible(render.render(folder.path))
+    pictures = [base64.b64decode(data) for data in re.findall(r"data:image/jpeg;base64,([^\"]+)", html)]
+    assert len(pictures) == 2 and all(len(data) < 50_000 for data in pictures)
     assert {Image.open(io.BytesIO(data)).size for data in pictures} == {(192, 192)}
 
 
@@ -211,7 +220,7 @@ def test_an_address_is_quoted(tmp_path: Path) -> None:
     assert 'href="images/0000.png"' in render.render(tmp_path / "100% #1?" / "base")
     path = tmp_path / "100% #1?"
     (path / "base").rename(path / "odd #")
-    section = render._SectionOfPage("s", 0, read_page(path / "odd #").sections[0], [[]], path)
+    section = render._SectionOfPage("s", 0, read_page(path / "odd #").sections[0], [[]], path, None)
     assert section.address(path / "odd #") == "odd%20%23/"
 
 
@@ -256,7 +265,7 @@ def test_a_missing_package_is_named_once(
 ) -> None:
     make_run(tmp_path / "run", settings_of())
     monkeypatch.setitem(sys.modules, "bokeh", None)
-    monkeypatch.setattr(render, "find_spec", lambda name: None if name == "bokeh" else object())
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "bokeh" else object())
     render._say_missing.cache_clear()
     write_page(tmp_path / "run")
     write_page(tmp_path / "run")

@@ -4,6 +4,7 @@ import http.client
 import json
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -136,15 +137,48 @@ def test_links_inside_of_the_folder_are_followed(server: Server) -> None:
     assert ask(server, "/one/images/link.png")[0] == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "localhost:1", "127.0.0.1.evil.example", ""])
+def test_no_link_out_of_the_folder_is_followed_by_a_page(server: Server) -> None:
+    root = server.root
+    outside = root.parent / "outside"
+    shutil.rmtree(root / "one" / "images")
+    (root / "one" / "images").symlink_to(outside / "images")
+    status, _, body = ask(server, "/one/")
+    assert (
+        status == 200 and b'<img src="data:image' not in body and body.count(b"The file cannot be read") == 6
+    )
+    (root / "one" / "results.jsonl").unlink()
+    (root / "one" / "results.jsonl").symlink_to(outside / "results.jsonl")
+    shutil.rmtree(root / "comparison" / "base")
+    (root / "comparison" / "base").symlink_to(outside)
+    for path in ("/one/", "/comparison/"):
+        status, _, body = ask(server, path)
+        assert status == 500 and b"is a symbolic link out of" in body and b"<figure" not in body
+    assert b"one/results.jsonl is a symbolic link out of" in ask(server, "/")[2]
+
+
+def test_a_report_names_no_folder_outside(server: Server) -> None:
+    exp = server.root / "papers" / "exp"
+    make_comparison(server.root / "papers" / "other")
+    shutil.copy(server.root / "papers" / "other" / "methods.json", server.root / "papers")
+    shutil.move(server.root / "papers" / "other" / "base", server.root / "papers" / "base")
+    report = json.loads((exp / "report.json").read_text())
+    report["comparisons"][0]["name"] = ".."
+    (exp / "report.json").write_text(json.dumps(report))
+    assert ask(server, "/papers/exp/")[2].count(b"<section ") == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost:1.evil.example", "::1", ""]
+)
 def test_other_hosts_are_refused(server: Server, host: str) -> None:
     for path in ("/", "/one/images/0000.png"):
         status, _, body = ask(server, path, Host=host)
         assert status == 403 and b"list" not in body and b"PNG" not in body
 
 
-def test_localhost_is_answered(server: Server) -> None:
-    assert ask(server, "/", Host=f"localhost:{server.server_port}")[0] == 200
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:1", "[::1]:8765", "localhost", "127.0.0.1"])
+def test_forwarded_ports_are_answered(server: Server, host: str) -> None:
+    assert ask(server, "/", Host=host)[0] == 200
 
 
 def test_it_listens_on_loopback_only(server: Server) -> None:
@@ -193,8 +227,47 @@ def test_a_damaged_run_says_why(server: Server) -> None:
     status, _, body = ask(server, "/one/")
     assert status == 500 and b"results.jsonl, line 1" in body and b"<b>" not in body
     (server.root / "one" / "run.json").write_text("{}")
+    assert ask(server, "/one/")[1]["Refresh"]  # it may be whole at the next try
     status, _, body = ask(server, "/")
     assert status == 200 and b"cannot be read" in body
+
+
+def test_any_error_has_an_answer(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    (server.root / "one" / "summary.json").write_text('{"peak_memory": []}')
+    status, _, body = ask(server, "/one/")
+    assert status == 500 and b"This run cannot be shown: TypeError" in body
+    assert caplog.records[-1].exc_info is not None
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+def test_an_answer_has_one_header(
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    def write(self: object, data: bytes) -> int:
+        if b"<figure" in data:
+            self._sock.sendall(data[:100])
+            raise error
+        return self._sock.sendall(data) or len(data)
+
+    monkeypatch.setattr("socketserver._SocketWriter.write", write)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(b"GET /one/ HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.count(b"HTTP/1.0 ") == 1 and received.startswith(b"HTTP/1.0 200")
+
+
+def test_lines_that_are_merged_while_they_are_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = server.root / "one" / "results-1.jsonl"
+    extra.write_text("")
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == extra:
+            path.unlink()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert ask(server, "/one/")[0] == 200 and not extra.exists()
 
 
 def test_a_run_itself_is_the_first_page(root: Path) -> None:
