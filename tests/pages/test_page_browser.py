@@ -327,6 +327,27 @@ def test_a_served_page_follows_a_run(browser: Any, tmp_path: Path) -> None:
         check_log(browser, server.address)
 
 
+def test_a_slow_page_is_asked_for_once(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of()
+    folder = make_run(tmp_path / "run", settings, finished=2, ended=False)
+    made: list[float] = []
+    make = Server.page
+
+    def page(server: Server, folder: Path, state: str) -> bytes:
+        made.append(time.monotonic())
+        time.sleep(5)
+        return make(server, folder, state)
+
+    with serving(tmp_path) as server:
+        for _ in range(2):  # the second answer is fast, so the page asks every two seconds
+            open_page(browser, f"{server.address}run/index.html")
+        browser.execute_script("window.before = true")
+        monkeypatch.setattr(Server, "page", page)
+        add_particle(folder, settings, 2)
+        wait(lambda: browser.execute_script("return window.before") is None)
+        assert len(made) == 1
+
+
 def test_a_served_page_keeps_its_filter_and_waits_for_the_large_view(
     browser: Any, tmp_path: Path, comparison: Path
 ) -> None:
