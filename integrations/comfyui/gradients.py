@@ -3,17 +3,19 @@
 Autograd refuses tensors that were made in inference mode. They are replaced by copies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import torch
 from torch import Tensor
-from torch.nn import Module, ModuleList, Parameter
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import Module, ModuleList, Parameter, Sequential
 
 
 def check_attention() -> None:
@@ -60,40 +62,22 @@ def make_differentiable(network: Module, device: torch.device) -> None:
 
 
 def without_inference(value: Any) -> Any:
-    """Return a value with copies of the tensors that were made in inference mode, for autograd.
-
-    Dicts, lists and tuples are copied, and so are objects with a tensor `cond`: ComfyUI's conditions.
-    """
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {key: without_inference(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(without_inference(item) for item in value)
-    if "cond" in getattr(value, "__dict__", ()):
-        copied = copy(value)
-        copied.cond = without_inference(value.cond)
-        return copied
-    return value
+    """Return a value with copies of the tensors that were made in inference mode, for autograd."""
+    return _mapped(value, Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
 
 @contextmanager
 def recomputed(network: Module) -> Iterator[None]:
     """Let a backward compute the activations of every block again, within the `with` statement.
 
-    Blocks are the modules of every `ModuleList` that hold no further one. Memory then has the inputs of the
-    blocks and the activations of one block.
+    Memory then has the inputs of the blocks and the activations of one block. The blocks may write into
+    their inputs and into tensors that their backward needs, as those of FLUX.1 do. A gradient passes through
+    the arguments and results of a block alone: not through tensors that a patch keeps elsewhere.
     """
-    blocks = [
-        block
-        for parent in network.modules()
-        if isinstance(parent, ModuleList)
-        for block in parent
-        if not any(isinstance(child, ModuleList) for child in block.modules())
-    ]
+    blocks = list(_blocks(network))
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = partial(_recompute, block.forward)
     try:
         yield
     finally:
@@ -101,3 +85,116 @@ def recomputed(network: Module) -> Iterator[None]:
             del block.forward
             if forward is not None:
                 block.forward = forward
+
+
+def _blocks(module: Module) -> Iterator[Module]:
+    """Yield the modules in lists and sequences that hold no further list.
+
+    U-Nets call the layers of their sequences one by one, so these are blocks, unless they are single layers.
+    """
+    for child in module.children():
+        in_list = isinstance(module, ModuleList) and not isinstance(child, Sequential)
+        in_sequence = isinstance(module, Sequential) and any(True for _ in child.children())
+        if (in_list or in_sequence) and not any(isinstance(part, ModuleList) for part in child.modules()):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _recompute(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the forward of a block. A backward calls it again, with the same arguments."""
+    tensors: list[Tensor] = []
+    given = _mapped((args, kwargs), Tensor, partial(_moved, tensors))
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        return forward(*args, **kwargs)
+    made: Any = None
+
+    def call(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        nonlocal made
+        # The block may write into its arguments.
+        args, kwargs = _mapped(given, _Place, lambda place: tensors[place.index].clone())
+        results: list[Tensor] = []
+        made = _mapped(forward(*args, **kwargs), Tensor, partial(_moved, results))
+        return tuple(results)
+
+    results = _Recompute.apply(call, *without_inference(tensors))
+    return _mapped(made, _Place, lambda place: results[place.index])
+
+
+class _Recompute(torch.autograd.Function):
+    """Function of tensors whose backward calls it again.
+
+    `torch.utils.checkpoint` gives a wrong gradient, without an error, for a block that writes into a tensor
+    that its backward needs. Here the backward keeps copies of such tensors.
+    """
+
+    @staticmethod
+    def forward(context: Any, call: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.call = call
+        context.save_for_backward(*tensors)
+        context.set_materialize_grads(False)
+        return call(tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad(), saved_tensors_hooks(_kept, lambda tensor: tensor):
+            needed = context.needs_input_grad[1:]
+            leaves = [
+                tensor.detach().requires_grad_(need)
+                for tensor, need in zip(context.saved_tensors, needed, strict=True)
+            ]
+            results = context.call(leaves)
+        pairs = [
+            (result, gradient)
+            for result, gradient in zip(results, gradients, strict=True)
+            if gradient is not None and result.requires_grad
+        ]
+        if not pairs:
+            return (None,) * (1 + len(leaves))
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in pairs],
+                [leaf for leaf in leaves if leaf.requires_grad],
+                [gradient for _, gradient in pairs],
+                allow_unused=True,
+            )
+        )
+        return None, *(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Return what a graph keeps of a tensor: a copy, except of weights, which nothing changes."""
+    base = tensor if tensor._base is None else tensor._base
+    return tensor if isinstance(base, Parameter) else tensor.clone()
+
+
+class _Place(NamedTuple):
+    """Place of a tensor in a list."""
+
+    index: int
+
+
+def _moved(tensors: list[Tensor], tensor: Tensor) -> _Place:
+    """Append a tensor to a list, and return its place."""
+    tensors.append(tensor)
+    return _Place(len(tensors) - 1)
+
+
+def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Return a value with the results of a function in the place of every entry of a kind.
+
+    Dicts, lists, tuples and dataclasses are copied, and so are ComfyUI's conditions, which have a `cond`.
+    """
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, kind, function) for key, item in value.items()}
+    if type(value) in (list, tuple) or hasattr(value, "_make"):  # a NamedTuple
+        items = [_mapped(item, kind, function) for item in value]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    if (is_dataclass(value) and not isinstance(value, type)) or "cond" in getattr(value, "__dict__", ()):
+        copied = copy(value)
+        vars(copied).update(_mapped(vars(value), kind, function))
+        return copied
+    return value
