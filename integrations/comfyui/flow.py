@@ -150,7 +150,6 @@ class ComfyFlow:
 
         Raises:
             comfy.model_management.InterruptProcessingException: the user has pressed Cancel.
-            RuntimeError: ComfyUI keeps a tensor of inference mode that the gradient needs.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         level = x.new_full((len(x),), self.coordinates.sigma(sigma))
@@ -161,16 +160,7 @@ class ComfyFlow:
                 x=latents, sigma=level, noise=noise, latent_image=image
             )
             latents = mask * latents + (1 - mask) * known
-        try:
-            denoised = self._guider(latents, level, **self._extra_args)
-        except RuntimeError as error:
-            if "nference tensor" not in str(error):
-                raise
-            raise RuntimeError(
-                f"noisetilt: {type(self._guider.inner_model).__name__} uses a tensor that ComfyUI made in "
-                f"inference mode, so it has no gradient ({error}); remove patches of the model, or use the "
-                "SVDD sampler, which needs no gradient"
-            ) from error
+        denoised = self._guider(latents, level, **self._extra_args)
         if self._inpainting is not None:
             denoised = mask * denoised + (1 - mask) * image
         return (x - denoised) / sigma
@@ -212,7 +202,7 @@ def decoder(vae: Any, unscale: Callable[[Tensor], Tensor] = lambda latents: late
     def decode(latents: Tensor) -> Tensor:
         latents = unscale(latents).to(vae.device, vae.vae_dtype)
         images: Tensor = vae.first_stage_model.decode(latents)
-        images = vae.process_output(images.to(torch.float32, copy=True))  # it works in place
+        images = _ToPixels.apply(images.to(torch.float32), vae.process_output)
         if images.dim() == 5 and images.shape[2] == 1:  # an image of a model of videos
             images = images.squeeze(2)
         if images.dim() not in (4, 5) or images.shape[1] < 3:
@@ -223,6 +213,23 @@ def decoder(vae: Any, unscale: Callable[[Tensor], Tensor] = lambda latents: late
         return images[:, :3]
 
     return decode
+
+
+class _ToPixels(torch.autograd.Function):
+    """Output of a VAE as pixels, by ComfyUI's function, which clamps (x + 1) / 2 to [0, 1] for most VAEs.
+
+    The backward leaves the clamp out, as in the models of the package: pixels outside keep their gradient.
+    """
+
+    @staticmethod
+    def forward(context: Any, output: Tensor, process: Callable[[Tensor], Tensor]) -> Tensor:
+        low, high = (process(torch.full((1,) * output.dim(), value)).item() for value in (0.25, 0.75))
+        context.slope = (high - low) / 0.5
+        return process(output.clone())  # it may work in place
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.slope * gradient, None
 
 
 def _no_images(latents: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Gradients through models of ComfyUI, which makes their weights and conditions in inference mode.
 
-Autograd refuses tensors that were made in inference mode. They are replaced by copies.
+Autograd refuses tensors that were made in inference mode. They are replaced by copies. The models may write
+into their tensors, because ComfyUI needs no gradient: `recomputed` allows it in their blocks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import comfy.cli_args
 import comfy.model_management
 import torch
 from torch import Tensor
@@ -17,8 +19,66 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module, ModuleList, Parameter, Sequential
 
+GRAPH = 3.0
+"""Estimated memory of a forward with a graph, relative to one without, with blocks that are recomputed."""
 
-def check_attention() -> None:
+_WITHOUT_GRADIENT = {
+    "nference tensor": "uses a tensor that ComfyUI made in inference mode",
+    "inplace": "writes into a tensor that the gradient needs",
+    "in-place": "writes into a tensor that the gradient needs",
+    "derivative for": "has an operation without gradient",
+    "automatic differentiation": "has an operation without gradient",
+}
+"""Parts of autograd's errors, and what they say of a model."""
+
+
+def load_differentiable(patchers: Sequence[Any], memory: float) -> None:
+    """Load models of ComfyUI together and prepare their weights for a gradient.
+
+    Args:
+        patchers: ComfyUI's holders of the models.
+        memory: bytes that a call without gradient needs.
+
+    Raises:
+        RuntimeError: an option of ComfyUI rules out a gradient, or the weights do.
+    """
+    _check_attention()
+    for patcher in patchers:
+        if getattr(patcher, "is_dynamic", bool)():
+            raise RuntimeError(
+                f"noisetilt: ComfyUI moves the weights of {type(patcher.model).__name__} during a call "
+                "(dynamic VRAM), which a gradient does not survive; start ComfyUI with "
+                "--disable-dynamic-vram, or use the SVDD sampler, which needs no gradient"
+            )
+        _check_products(patcher)
+    comfy.model_management.load_models_gpu(patchers, memory_required=memory * GRAPH)
+    for patcher in patchers:
+        make_differentiable(patcher.model, patcher.load_device)
+
+
+@contextmanager
+def explained(parts: str) -> Iterator[None]:
+    """Say in plain words why autograd gives no gradient, within the `with` statement.
+
+    Args:
+        parts: names of the parts that the gradient passes.
+
+    Raises:
+        RuntimeError: an error of autograd.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reasons = [reason for part, reason in _WITHOUT_GRADIENT.items() if part in str(error)]
+        if not reasons:
+            raise
+        raise RuntimeError(
+            f"noisetilt: {parts} {reasons[0]}, so there is no gradient ({error}); remove patches of the "
+            "model, or use the SVDD sampler, which needs no gradient"
+        ) from error
+
+
+def _check_attention() -> None:
     """Raise RuntimeError if the attention that ComfyUI uses has no gradient, or a wrong one."""
     management = comfy.model_management
     differentiable = management.pytorch_attention_enabled() or management.xformers_enabled()
@@ -28,6 +88,22 @@ def check_attention() -> None:
             "noisetilt: the attention that ComfyUI uses has no gradient (Sage, Flash, split, sub-quadratic); "
             "start ComfyUI with --use-pytorch-cross-attention alone, or use the SVDD sampler, which needs no "
             "gradient"
+        )
+
+
+def _check_products(patcher: Any) -> None:
+    """Raise RuntimeError if ComfyUI multiplies matrices of a model in float8, which has no gradient."""
+    fast = {feature.value for feature in comfy.cli_args.args.fast}
+    optimizations = getattr(getattr(patcher.model, "model_config", None), "optimizations", {})
+    if (
+        ("fp8_matrix_mult" in fast or optimizations.get("fp8", False))
+        and comfy.model_management.supports_fp8_compute(patcher.load_device)
+        and any(weight.dtype == torch.float8_e4m3fn for weight in patcher.model.parameters())
+    ):
+        raise RuntimeError(
+            f"noisetilt: ComfyUI multiplies matrices of {type(patcher.model).__name__} in float8, which has "
+            "no gradient; start ComfyUI without --fast fp8_matrix_mult and load the model with weight_dtype "
+            "fp8_e4m3fn instead of fp8_e4m3fn_fast, or use the SVDD sampler, which needs no gradient"
         )
 
 
@@ -129,7 +205,9 @@ class _Recompute(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, call: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        context: Any, call: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         context.call = call
         context.save_for_backward(*tensors)
         context.set_materialize_grads(False)

@@ -11,7 +11,7 @@ from noisetilt_kernels.sampling import OPERATORS
 from noisetilt_kernels.sampling.operators import operator_by_name
 
 from .flow import decoder
-from .gradients import check_attention, make_differentiable
+from .gradients import explained, load_differentiable
 from .rewards import CATEGORY, PROMPT, LoadedReward
 
 OPERATOR = (
@@ -106,13 +106,10 @@ class RewardGradientNode:
     ) -> tuple[dict[str, Any], str]:
         """Return the gradients (B, *shape), one latent after another, and a line with each reward."""
         reward.check(prompt, steers=True)
-        check_attention()
         samples: Tensor = latent["samples"]
-        memory = 3 * vae.memory_used_decode((1, *samples.shape[1:]), vae.vae_dtype)
-        comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
-        make_differentiable(vae.first_stage_model, vae.device)
+        load_differentiable([vae.patcher], vae.memory_used_decode((1, *samples.shape[1:]), vae.vae_dtype))
         decode, gradients, lines = decoder(vae), [], []
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), explained(f"the VAE or the reward {reward.name}"):
             for index, sample in enumerate(samples.split(1)):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 leaf = sample.clone().to(vae.device, torch.float32).requires_grad_()

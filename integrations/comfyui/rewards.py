@@ -1,8 +1,10 @@
 """Nodes with rewards: loading, weighted sums, and judging of images."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -58,11 +60,23 @@ def load(name: str, source: str, device: str) -> LoadedReward:
             f"noisetilt: the reward {name!r} is Python code, which a workflow of someone else could misuse; "
             f"start ComfyUI with {ALLOW_CUSTOM}=1 to allow it"
         )
+    file = _custom_file(name)
+    if file is not None:
+        sys.modules.pop(str(file.resolve()), None)  # the package keeps modules; the file may have changed
     if source.strip():
         spec = spec.with_source(source.strip())
     place = comfy.model_management.get_torch_device() if device == "default" else torch.device(device)
     with torch.inference_mode(False):
         return LoadedReward(spec.name, spec.load(place), (spec,), place)
+
+
+def _custom_file(name: str) -> Path | None:
+    """Return the file of a reward FILE.py:NAME or count:FILE.py:NAME, if such rewards are allowed."""
+    place = name.strip().rpartition(":")[0]
+    if os.environ.get(ALLOW_CUSTOM) != "1" or not place.endswith(".py"):
+        return None
+    files = [Path(place), Path(place.partition(":")[2])]
+    return next((file for file in files if file.is_file()), None)
 
 
 class RewardNode:
@@ -100,6 +114,12 @@ class RewardBySpecNode:
             "required": {"spec": ("STRING", {"default": "color:blue", "tooltip": "NAME or NAME:ARGUMENT."})},
             "optional": _PLACE,
         }
+
+    @classmethod
+    def IS_CHANGED(cls, spec: str, source: str = "", device: str = "default") -> int:
+        """Return the time of a file with the user's code, so that ComfyUI loads a changed file again."""
+        file = _custom_file(spec)
+        return 0 if file is None else file.stat().st_mtime_ns
 
     def load(self, spec: str, source: str = "", device: str = "default") -> tuple[LoadedReward]:
         """Load the reward."""
@@ -167,5 +187,8 @@ _PLACE = {
         "STRING",
         {"default": "", "tooltip": "Folder or hub id of the weights; empty is the default."},
     ),
-    "device": (["default", "cpu"], {"tooltip": "Device of the reward's network."}),
+    "device": (
+        ["default", "cpu"],
+        {"tooltip": "Device of the reward's network, where it stays; cpu leaves the GPU's memory free."},
+    ),
 }

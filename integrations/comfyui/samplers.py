@@ -14,7 +14,7 @@ from noisetilt_kernels import sampling
 from noisetilt_kernels.sampling.noise import ParticleNoise
 
 from .flow import ComfyFlow, Decoder, GivenLatents, Inpainting, decoder
-from .gradients import check_attention, make_differentiable, recomputed, without_inference
+from .gradients import explained, load_differentiable, recomputed, without_inference
 from .noise import OPERATOR
 from .rewards import CATEGORY, PROMPT, LoadedReward
 
@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 """ComfyUI's function of (step, denoised, latents, number of steps), which shows progress and previews."""
-
-GRAPH = 3.0
-"""Estimated memory of a forward with a graph, relative to one without, with blocks that are recomputed."""
 
 
 class Judge(NamedTuple):
@@ -44,14 +41,13 @@ class NoisetiltSampler:
     Args:
         method: sampler of flows with its arguments, without `steps` and `start`.
         judge: reward, VAE and prompt; None for the sampler `base`.
-        recompute: compute activations of the model again in the backward.
     """
 
-    def __init__(self, method: sampling.Method, judge: Judge | None = None, recompute: bool = True) -> None:
+    def __init__(self, method: sampling.Method, judge: Judge | None = None) -> None:
         method.check()
         if judge is not None:
             judge.reward.check(judge.prompt, steers=method.needs_gradient)
-        self._method, self._judge, self._recompute = method, judge, recompute
+        self._method, self._judge = method, judge
 
     def sample(
         self,
@@ -84,7 +80,8 @@ class NoisetiltSampler:
             )
             given = flow.coordinates.to_flow(first, flow.coordinates.time(float(sigmas[0])))
             network = model_wrap.inner_model.diffusion_model
-            with recomputed(network) if gradient and self._recompute else nullcontext():
+            parts = f"{type(model_wrap.inner_model).__name__}, the VAE or the reward"
+            with recomputed(network) if gradient else nullcontext(), explained(parts):
                 latents = self._run(flow, given, int(extra_args.get("seed") or 0), callback)
             return latents.to(noise.device, noise.dtype)
 
@@ -100,8 +97,7 @@ class NoisetiltSampler:
             for step in run:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 if callback is not None:
-                    latents = step.latents if step.denoised is None else step.denoised
-                    estimates[list(step.particles)] = latents.unflatten(0, (len(step.particles), -1))[:, 0]
+                    estimates[list(step.particles)] = _estimates(step)
                     callback(run.steps_done - 1, estimates.clone(), estimates.clone(), run.steps)
         except sampling.NonFiniteError as error:
             raise ArithmeticError(
@@ -130,6 +126,37 @@ class NoisetiltSampler:
                 f"noisetilt: {self._method.name} takes a batch of {batch} latents only without conditions of "
                 f"each latent, got {what}; use a batch of 1"
             )
+
+
+class _Steps:
+    """Steps of several runs, shown by one callback of ComfyUI.
+
+    Args:
+        callback: ComfyUI's function, or None.
+        runs: number of runs.
+        total: number of steps of a run, unless the run names another one.
+    """
+
+    def __init__(self, callback: Callback | None, runs: int, total: int) -> None:
+        self._callback, self._runs, self._total = callback, runs, total
+
+    def of_run(self, run: int) -> Callback | None:
+        """Return the callback of a run."""
+        if self._callback is None:
+            return None
+        shown = self._callback
+
+        def callback(step: int, denoised: Tensor, latents: Tensor, total: int) -> None:
+            self._total = total
+            shown(run * total + step, denoised, latents, self._runs * total)
+
+        return callback
+
+    def show(self, latents: Tensor) -> None:
+        """Show the result as the last step. ComfyUI returns it as the second output."""
+        if self._callback is not None:
+            steps = self._runs * self._total
+            self._callback(steps - 1, latents.clone(), latents.clone(), steps)
 
 
 class BestOf:
@@ -163,12 +190,13 @@ class BestOf:
         decode = prepare(model_wrap, self._judge.vae, noise, gradient=False)
         seed = int(extra_args.get("seed") or 0)
         best, scores, log_lines = None, None, []
+        steps = _Steps(callback, self._n, len(sigmas) - 1)
         for run in range(self._n):
             samples = self._sampler.sample(
                 model_wrap,
                 sigmas,
                 {**extra_args, "seed": seed if run == 0 else _seed_of(seed, run)},
-                _shifted(callback, run, self._n),
+                steps.of_run(run),
                 noise.clone() if run == 0 else _noise_of(noise, _seed_of(seed, run)),
                 latent_image,
                 denoise_mask,
@@ -191,6 +219,7 @@ class BestOf:
                 scores = torch.where(better, judged, scores)
         log.info("best of %d: rewards %s", self._n, log_lines)
         assert best is not None
+        steps.show(best)
         return best
 
 
@@ -200,24 +229,15 @@ def prepare(guider: Any, vae: Any, noise: Tensor, gradient: bool) -> Decoder:
     Both stay loaded during sampling, because a graph refers to the weights of both.
 
     Raises:
-        RuntimeError: ComfyUI moves the weights during calls, so that a graph would lose them.
+        RuntimeError: `gradient`, but an option of ComfyUI rules one out.
     """
     patchers = [guider.model_patcher, *getattr(guider, "loaded_models", ()), vae.patcher]
-    if gradient:
-        check_attention()
-        for patcher in patchers:
-            if getattr(patcher, "is_dynamic", bool)():
-                raise RuntimeError(
-                    f"noisetilt: ComfyUI moves the weights of {type(patcher.model).__name__} during a call "
-                    "(dynamic VRAM), which a gradient does not survive; start ComfyUI with "
-                    "--disable-dynamic-vram, or use the SVDD sampler, which needs no gradient"
-                )
     model = guider.inner_model
     memory = model.memory_required(list(noise.shape)) + vae.memory_used_decode(noise.shape, vae.vae_dtype)
-    comfy.model_management.load_models_gpu(patchers, memory_required=memory * (GRAPH if gradient else 1))
     if gradient:
-        for patcher in patchers:
-            make_differentiable(patcher.model, patcher.load_device)
+        load_differentiable(patchers, memory)
+    else:
+        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
     return decoder(vae, model.process_latent_out)
 
 
@@ -225,6 +245,13 @@ def _is_largest(guider: Any, sigmas: Tensor) -> bool:
     """Return True if the first sigma is the model's largest one, so that nothing of an image is left."""
     largest = float(guider.inner_model.model_sampling.sigma_max)
     return float(sigmas[0]) >= largest * (1 - 1e-5)
+
+
+def _estimates(step: sampling.StepOutput) -> Tensor:
+    """Return an estimate of x_0 for each particle: after the last step the result, else the first copy's."""
+    if step.last or step.denoised is None:
+        return step.latents
+    return step.denoised.unflatten(0, (len(step.particles), -1))[:, 0]
 
 
 def _no_reward(images: Tensor, prompts: Any) -> Tensor:
@@ -242,13 +269,6 @@ def _noise_of(noise: Tensor, seed: int) -> Tensor:
     count, shape = len(noise), noise.shape[1:]
     drawn = [ParticleNoise(seed, count + index, shape).draw() for index in range(count)]
     return torch.cat(drawn).to(noise.device, noise.dtype)
-
-
-def _shifted(callback: Callback | None, run: int, runs: int) -> Callback | None:
-    """Return the callback of one of several runs."""
-    if callback is None:
-        return None
-    return lambda step, x0, x, total: callback(run * total + step, x0, x, runs * total)
 
 
 class _SamplerNode:
@@ -291,16 +311,7 @@ class NTRKSamplerNode(_SamplerNode):
                 "operator": OPERATOR,
                 **_noise_inputs("ntrk"),
             },
-            "optional": {
-                "guide_every": _number("ntrk", "guide_every", "INT", min=1, max=100),
-                "recompute": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Compute activations again in the backward: more time, less memory.",
-                    },
-                ),
-            },
+            "optional": {"guide_every": _number("ntrk", "guide_every", "INT", min=1, max=100)},
         }
 
     def make(
@@ -313,12 +324,11 @@ class NTRKSamplerNode(_SamplerNode):
         schedule: str,
         scale: float,
         guide_every: int = 1,
-        recompute: bool = True,
     ) -> tuple[NoisetiltSampler]:
         """Return the sampler."""
         arguments = {"rho": rho, "operator": operator, "guide_every": guide_every}
         method = sampling.Method("ntrk", arguments | _schedule(schedule, scale))
-        return (NoisetiltSampler(method, Judge(reward, vae, prompt), recompute),)
+        return (NoisetiltSampler(method, Judge(reward, vae, prompt)),)
 
 
 class SVDDSamplerNode(_SamplerNode):

@@ -26,6 +26,7 @@ class Comfy:
         memory: memory of each request.
         checks_left: checks that pass before one raises; None for no interruption.
         attention: name of the attention in use.
+        fast: values of ComfyUI's option --fast.
         nodes: package of the nodes.
     """
 
@@ -34,6 +35,7 @@ class Comfy:
         self.memory: list[float] = []
         self.checks_left: int | None = None
         self.attention = "pytorch"
+        self.fast: set[Any] = set()
         self.nodes: Any = None
 
     def load_models_gpu(self, models: Any, memory_required: float = 0, **options: Any) -> None:
@@ -74,10 +76,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Comfy:
     management.pytorch_attention_enabled = lambda: comfy.attention == "pytorch"  # type: ignore[attr-defined]
     management.xformers_enabled = lambda: False  # type: ignore[attr-defined]
     management.sage_attention_enabled = lambda: comfy.attention == "sage"  # type: ignore[attr-defined]
+    management.supports_fp8_compute = lambda device: True  # type: ignore[attr-defined]
+    arguments = types.ModuleType("comfy.cli_args")
+    arguments.args = comfy  # type: ignore[attr-defined]
     package = types.ModuleType("comfy")
     package.model_management = management  # type: ignore[attr-defined]
+    package.cli_args = arguments  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "comfy", package)
     monkeypatch.setitem(sys.modules, "comfy.model_management", management)
+    monkeypatch.setitem(sys.modules, "comfy.cli_args", arguments)
     name = "custom_nodes_noisetilt"
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
@@ -109,6 +116,65 @@ class ExplodingSampling:
         noise = noise * ((1 + sigma**2).sqrt() if max_denoise else sigma)
         noise += image
         return noise
+
+
+class DoubleBlock(nn.Module):
+    """Block of two streams that writes into one of them, also after its norm has kept it, as ComfyUI's FLUX.
+
+    Args:
+        in_place: True to write into the stream, False for the same values in new tensors.
+    """
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor, text: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        first = torch.tanh(self.first(nn.functional.layer_norm(text, (4,)) + x))
+        text = text.add_(first) if self.in_place else text + first
+        second = torch.tanh(self.second(nn.functional.layer_norm(text, (4,))) * options["scale"])
+        text = text.add_(second) if self.in_place else text + second
+        return x + self.third(nn.functional.silu(text)), text
+
+
+class SingleBlock(nn.Module):
+    """Block of one stream that writes into it."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place, self.layer = in_place, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.layer(nn.functional.layer_norm(x, (4,)))
+        return x.add_(change) if self.in_place else x + change
+
+
+class WritingNetwork(nn.Module):
+    """Denoiser with blocks that write into their inputs, called by position and by keyword.
+
+    The scale that the blocks read changes from one to the next, as ComfyUI's `transformer_options` do.
+    """
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.double_blocks = nn.ModuleList(DoubleBlock(in_place) for _ in range(2))
+        self.single_blocks = nn.ModuleList(SingleBlock(in_place) for _ in range(2))
+        generator = torch.Generator().manual_seed(0)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.7, generator=generator)
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = x.movedim(1, -1).tanh()
+        text = h.flip(1) * 0.5
+        options = {"scale": 1.0}
+        for block in self.double_blocks:
+            h, text = block(x=h, text=text, options=options)
+            options["scale"] += 1
+        h = h + text
+        for block in self.single_blocks:
+            h = block(h)
+        return x - sigma.view(-1, 1, 1, 1) * (x - 0.3 * h.movedim(-1, 1))
 
 
 class Model(nn.Module):

@@ -1,10 +1,15 @@
 """Nodes for ComfyUI against a stand-in of its interfaces, in inference mode as ComfyUI runs them."""
 
+import importlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_comfy
@@ -15,6 +20,7 @@ from torch import Tensor, nn
 
 import noisetilt_kernels as nt
 from noisetilt_kernels import sampling
+from noisetilt_kernels.models.pipeline import to_pixels
 from noisetilt_kernels.rewards.simple import brightness
 from noisetilt_kernels.sampling.noise import ParticleNoise
 
@@ -161,7 +167,7 @@ def test_every_node_has_what_comfyui_asks_for(comfy: Comfy) -> None:
         ("BaseSampler", {}, "base", {}),
         ("BaseSampler", {"schedule": "constant", "scale": 0.3}, "base", {"schedule": ("constant", 0.3)}),
         ("NTRKSampler", {"rho": 0.4}, "ntrk", {"rho": 0.4}),
-        ("NTRKSampler", {"recompute": False, "operator": "norm"}, "ntrk", {"operator": "norm"}),
+        ("NTRKSampler", {"operator": "norm"}, "ntrk", {"operator": "norm"}),
         ("NTRKSampler", {"guide_every": 2}, "ntrk", {"guide": sampling.GuidedSteps(every=2)}),
         ("SVDDSampler", {"candidates": 3}, "svdd", {"candidates": 3}),
         ("MethodSampler", {"method": "dps:strength=2"}, "dps", {"strength": 2}),
@@ -199,9 +205,63 @@ def test_ntrk_leaves_ordinary_weights_and_restored_blocks(
     assert not any(weight.is_inference() for one in networks for weight in one.parameters())
     assert all("forward" not in vars(block) for block in network.blocks)
     assert network.blocks[0].calls == 5 + 4  # four steps have a backward, which computes the blocks again
-    network.blocks[0].calls = 0
-    run(model, comfy.run("NTRKSampler", **judge, recompute=False)[0])
-    assert network.blocks[0].calls == 5
+
+
+def test_the_gradient_is_right_where_blocks_write_into_their_inputs(
+    comfy: Comfy, judge: dict[str, Any]
+) -> None:
+    (sampler,) = comfy.run("NTRKSampler", **judge, rho=0.5)
+    samples = []
+    for in_place in (False, True):
+        with torch.inference_mode():
+            model = Model(fake_comfy.WritingNetwork(in_place), FlowSampling(), scale=2.0)
+        samples.append(run(model, sampler, batch=2))
+    torch.testing.assert_close(samples[1], samples[0])
+
+    gradients = importlib.import_module(f"{comfy.nodes.__name__}.gradients")
+    found, weight = [], torch.randn(2, *SHAPE)
+    for in_place, context in (
+        (False, nullcontext),
+        (False, gradients.recomputed),
+        (True, gradients.recomputed),
+    ):
+        network = fake_comfy.WritingNetwork(in_place).requires_grad_(False)
+        leaf = torch.linspace(-2, 2, 2 * EMPTY.numel()).view(2, *SHAPE).requires_grad_()
+        with context(network):
+            value = (network(leaf, torch.full((2,), 0.6)) * weight).sum()
+            found += torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_layers_of_u_nets_are_computed_again_but_not_kept(comfy: Comfy) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tanh(self.layer(x))
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer_blocks = nn.ModuleList([Residual(), Residual()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.transformer_blocks[1](self.transformer_blocks[0](x))
+
+    first, middle = nn.Sequential(Residual(), Transformer()), nn.Sequential(Residual())
+    network = nn.ModuleDict({"input_blocks": nn.ModuleList([first]), "middle_block": middle})
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    gradients = importlib.import_module(f"{comfy.nodes.__name__}.gradients")
+    leaf = torch.randn(1, *SHAPE, requires_grad=True)
+    with gradients.recomputed(network):
+        x = leaf
+        for layer in (*first, *middle):  # one by one, as U-Nets do
+            x = layer(x)
+        x.sum().backward()
+    assert [block.calls for block in blocks] == [2, 2, 2, 2]
 
 
 def test_ntrk_raises_the_reward_also_with_a_condition_of_inference_mode(
@@ -314,7 +374,13 @@ def test_masks_that_change_are_refused(comfy: Comfy, model: Model) -> None:
 
 
 def test_progress_shows_the_estimates(comfy: Comfy, model: Model, judge: dict[str, Any]) -> None:
-    for node, inputs in (("NTRKSampler", judge), ("SVDDSampler", judge), ("BaseSampler", {})):
+    das = {"method": "das:alpha=0.1", **judge}
+    for node, inputs in (
+        ("NTRKSampler", judge),
+        ("SVDDSampler", judge),
+        ("MethodSampler", das),
+        ("BaseSampler", {}),
+    ):
         shown: list[Any] = []
         samples = run(
             model,
@@ -325,7 +391,10 @@ def test_progress_shows_the_estimates(comfy: Comfy, model: Model, judge: dict[st
         assert [(step, total) for step, _, _, total in shown][-1] == (len(shown) - 1, len(shown))
         assert {tuple(x0.shape) for _, x0, _, _ in shown} == {(2, *SHAPE)}
         torch.testing.assert_close(shown[-1][1], model.process_latent_in(samples))
-        if node != "SVDDSampler":  # which makes its particles one after another in a small batch
+        if node in (
+            "NTRKSampler",
+            "BaseSampler",
+        ):  # the others make its particles one after another in a small batch
             assert len(shown) == 5
             assert not torch.equal(shown[1][1], shown[2][1])
 
@@ -386,6 +455,23 @@ def test_gradients_are_refused_where_comfyui_has_none(
     with pytest.raises(RuntimeError, match="--disable-dynamic-vram"):
         fake_comfy.sample(dynamic, guided, SIGMAS, EMPTY)
     fake_comfy.sample(dynamic, svdd, SIGMAS, EMPTY)
+    moving = VAE(Decoder())
+    moving.patcher = fake_comfy.Patcher(moving.first_stage_model, dynamic=True)
+    with pytest.raises(RuntimeError, match=r"weights of Decoder.*--disable-dynamic-vram"):
+        comfy.run("RewardGradient", latent={"samples": torch.randn(1, *SHAPE)}, **judge | {"vae": moving})
+
+
+@pytest.mark.parametrize("by", ["option", "model"])
+def test_products_in_float8_are_refused(comfy: Comfy, model: Model, judge: dict[str, Any], by: str) -> None:
+    (guided,) = comfy.run("NTRKSampler", **judge)
+    if by == "option":
+        comfy.fast = set(Enum("Fast", {"A": "fp8_matrix_mult", "B": "autotune"}))
+    else:
+        model.model_config = SimpleNamespace(optimizations={"fp8": True})
+    run(model, guided)  # no weight is float8
+    model.extra = nn.Parameter(torch.ones(1).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(RuntimeError, match=r"--fast fp8_matrix_mult and load .* instead of fp8_e4m3fn_fast"):
+        run(model, guided)
 
 
 def test_tensors_of_inference_mode_that_stay_are_named(
@@ -395,8 +481,37 @@ def test_tensors_of_inference_mode_that_stay_are_named(
         hidden = torch.ones(1)
     network = model.diffusion_model
     network.register_forward_hook(lambda module, inputs, output: output * hidden)
-    with pytest.raises(RuntimeError, match="Model uses a tensor that ComfyUI made in inference mode"):
-        run(model, comfy.run("NTRKSampler", **judge)[0])
+    (sampler,) = comfy.run("NTRKSampler", **judge)
+    with pytest.raises(
+        RuntimeError, match=r"Model, the VAE or the reward uses a tensor .* in inference mode"
+    ):
+        run(model, sampler)
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        (lambda module, inputs, output: _written(output), "writes into a tensor that the gradient needs"),
+        (lambda module, inputs, output: torch.heaviside(output, output), "operation without gradient"),
+        (lambda module, inputs, output: torch.sin(output, out=output), "operation without gradient"),
+    ],
+)
+def test_errors_of_autograd_are_explained(
+    comfy: Comfy, model: Model, judge: dict[str, Any], hook: Any, message: str
+) -> None:
+    (sampler,) = comfy.run("NTRKSampler", **judge)
+    judge["vae"].first_stage_model.layer.register_forward_hook(hook)
+    with pytest.raises(RuntimeError, match=rf"noisetilt: Model, the VAE or the reward .*{message}"):
+        run(model, sampler)
+    with pytest.raises(RuntimeError, match=rf"noisetilt: the VAE or the reward brightness .*{message}"):
+        comfy.run("RewardGradient", latent={"samples": torch.randn(1, *SHAPE)}, **judge)
+
+
+def _written(x: Tensor) -> Tensor:
+    y = x.exp()
+    z = y * 1
+    y.add_(1)
+    return z
 
 
 def test_values_that_are_not_finite_are_explained(comfy: Comfy, model: Model, judge: dict[str, Any]) -> None:
@@ -443,13 +558,20 @@ def test_best_of_n_keeps_the_best_run_of_each_latent(
     inner = Noised()
     (sampler,) = comfy.run("BestOfSampler", sampler=inner, n=4, **judge)
     steps: list[tuple[int, int]] = []
-    samples = run(model, sampler, batch=3, seed=9, callback=lambda i, x0, x, total: steps.append((i, total)))
+    shown: list[Tensor] = []
+
+    def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+        steps.append((step, total))
+        shown.append(denoised)
+
+    samples = run(model, sampler, batch=3, seed=9, callback=callback)
     assert torch.equal(inner.noises[0], RandomNoise(9).generate_noise({"samples": torch.zeros(3, *SHAPE)}))
     assert inner.seeds[0] == 9 and len(set(inner.seeds)) == 4
     scores = torch.stack([brightness_of(noise / 2, judge["vae"]) for noise in inner.noises])
     assert len(scores.unique()) == 12
     torch.testing.assert_close(brightness_of(samples, judge["vae"]), scores.amax(dim=0))
-    assert steps == [(index, 8) for index in range(8)]
+    assert steps == [(index, 8) for index in range(8)] + [(7, 8)]
+    torch.testing.assert_close(shown[-1], 2 * samples)  # the second output of SamplerCustomAdvanced
     inner.noises.clear()
     run(model, sampler, batch=3, seed=9)
     torch.testing.assert_close(
@@ -515,6 +637,25 @@ def test_code_of_workflows_is_not_run_unless_allowed(
     assert reward(torch.ones(1, 3, 4, 4), [""]).item() == 1
 
 
+def test_changed_files_of_rewards_are_loaded_again(
+    comfy: Comfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, spec = tmp_path / "mine.py", f"{tmp_path / 'mine.py'}:score"
+    changed = comfy.nodes.NODE_CLASS_MAPPINGS["NoisetiltRewardBySpec"].IS_CHANGED
+    images, values, times = torch.ones(1, 3, 4, 4), [], []
+    monkeypatch.setenv("NOISETILT_CUSTOM_REWARDS", "1")
+    for factor in (2, 3):
+        place.write_text(f"def score(images, prompts):\n    return {factor} * images.mean(dim=(1, 2, 3))\n")
+        os.utime(place, (factor, factor))
+        times.append(changed(spec=spec))
+        values.append(comfy.run("RewardBySpec", spec=spec)[0](images, [""]).item())
+    assert values == [2, 3]
+    assert times[0] != times[1] and changed(spec=f"count:{spec}") == times[1]
+    assert changed(spec="color:blue") == changed(spec="color:blue")
+    monkeypatch.delenv("NOISETILT_CUSTOM_REWARDS")
+    assert changed(spec=spec) == 0
+
+
 def test_methods_that_cannot_serve_are_refused(comfy: Comfy, judge: dict[str, Any]) -> None:
     for method, message in (
         ("reno", r"takes samplers of flows with any start: base.*got 'reno'"),
@@ -568,6 +709,20 @@ def test_gradient_of_a_reward(comfy: Comfy, judge: dict[str, Any]) -> None:
     brightness(images, ["", ""]).sum().backward()
     torch.testing.assert_close(gradient["samples"], leaf.grad)
     assert text.count("brightness") == 2
+
+
+def test_pixels_outside_the_range_keep_their_gradient(comfy: Comfy, judge: dict[str, Any]) -> None:
+    decoder = judge["vae"].first_stage_model
+    decoder.decode = lambda x: 3 * decoder.layer(x)
+    latents = torch.randn(1, *SHAPE)
+    (reward,) = comfy.run("RewardBySpec", spec="color:blue")
+    gradient, text = comfy.run("RewardGradient", latent={"samples": latents}, **judge | {"reward": reward})
+    leaf = latents.clone().requires_grad_()
+    decoded = 3 * Decoder().layer(leaf)
+    assert (decoded.abs() > 1).float().mean() > 0.1
+    score = reward(to_pixels(decoded, leaf), [""])
+    torch.testing.assert_close(gradient["samples"], torch.autograd.grad(score.sum(), leaf)[0])
+    assert f"{score.item():.6g}" in text
 
 
 def test_picture_of_whitening(comfy: Comfy) -> None:
