@@ -7,9 +7,9 @@ into their tensors, because ComfyUI needs no gradient: `recomputed` allows it in
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.cli_args
 import comfy.model_management
@@ -164,14 +164,14 @@ def recomputed(network: Module) -> Iterator[None]:
 
 
 def _blocks(module: Module) -> Iterator[Module]:
-    """Yield the modules in lists and sequences that hold no further list.
+    """Yield the outermost modules in lists, and in sequences those with parts.
 
-    U-Nets call the layers of their sequences one by one, so these are blocks, unless they are single layers.
+    Lists and sequences themselves are no blocks: U-Nets call the layers of a sequence one by one.
     """
     for child in module.children():
-        in_list = isinstance(module, ModuleList) and not isinstance(child, Sequential)
+        in_list = isinstance(module, ModuleList)
         in_sequence = isinstance(module, Sequential) and any(True for _ in child.children())
-        if (in_list or in_sequence) and not any(isinstance(part, ModuleList) for part in child.modules()):
+        if (in_list or in_sequence) and not isinstance(child, (ModuleList, Sequential)):
             yield child
         else:
             yield from _blocks(child)
@@ -188,13 +188,13 @@ def _recompute(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     def call(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         nonlocal made
         # The block may write into its arguments.
-        args, kwargs = _mapped(given, _Place, lambda place: tensors[place.index].clone())
+        args, kwargs = _mapped(given, _Place, lambda place: tensors[place.number].clone())
         results: list[Tensor] = []
         made = _mapped(forward(*args, **kwargs), Tensor, partial(_moved, results))
         return tuple(results)
 
     results = _Recompute.apply(call, *without_inference(tensors))
-    return _mapped(made, _Place, lambda place: results[place.index])
+    return _mapped(made, _Place, lambda place: results[place.number])
 
 
 class _Recompute(torch.autograd.Function):
@@ -247,10 +247,11 @@ def _kept(tensor: Tensor) -> Tensor:
     return tensor if isinstance(base, Parameter) else tensor.clone()
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """Place of a tensor in a list."""
 
-    index: int
+    number: int
 
 
 def _moved(tensors: list[Tensor], tensor: Tensor) -> _Place:
@@ -271,8 +272,9 @@ def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if type(value) in (list, tuple) or hasattr(value, "_make"):  # a NamedTuple
         items = [_mapped(item, kind, function) for item in value]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
-    if (is_dataclass(value) and not isinstance(value, type)) or "cond" in getattr(value, "__dict__", ()):
+    attributes = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+    if "cond" in attributes or (attributes and is_dataclass(value)):
         copied = copy(value)
-        vars(copied).update(_mapped(vars(value), kind, function))
+        vars(copied).update(_mapped(attributes, kind, function))
         return copied
     return value

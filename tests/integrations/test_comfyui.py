@@ -234,7 +234,7 @@ def test_the_gradient_is_right_where_blocks_write_into_their_inputs(
     torch.testing.assert_close(found[2], found[0])
 
 
-def test_layers_of_u_nets_are_computed_again_but_not_kept(comfy: Comfy) -> None:
+def test_layers_of_u_nets_are_computed_again(comfy: Comfy) -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,11 +247,14 @@ def test_layers_of_u_nets_are_computed_again_but_not_kept(comfy: Comfy) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.transformer_blocks = nn.ModuleList([Residual(), Residual()])
+            self.calls = 0
 
         def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
             return self.transformer_blocks[1](self.transformer_blocks[0](x))
 
-    first, middle = nn.Sequential(Residual(), Transformer()), nn.Sequential(Residual())
+    transformer = Transformer()
+    first, middle = nn.Sequential(Residual(), transformer), nn.Sequential(Residual())
     network = nn.ModuleDict({"input_blocks": nn.ModuleList([first]), "middle_block": middle})
     blocks = [module for module in network.modules() if isinstance(module, Block)]
     gradients = importlib.import_module(f"{comfy.nodes.__name__}.gradients")
@@ -262,6 +265,7 @@ def test_layers_of_u_nets_are_computed_again_but_not_kept(comfy: Comfy) -> None:
             x = layer(x)
         x.sum().backward()
     assert [block.calls for block in blocks] == [2, 2, 2, 2]
+    assert transformer.calls == 2
 
 
 def test_ntrk_raises_the_reward_also_with_a_condition_of_inference_mode(
