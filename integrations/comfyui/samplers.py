@@ -97,7 +97,8 @@ class NoisetiltSampler:
             for step in run:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 if callback is not None:
-                    estimates[list(step.particles)] = _estimates(step)
+                    latents = step.latents if step.denoised is None else step.denoised
+                    estimates[list(step.particles)] = latents.unflatten(0, (len(step.particles), -1))[:, 0]
                     callback(run.steps_done - 1, estimates.clone(), estimates.clone(), run.steps)
         except sampling.NonFiniteError as error:
             raise ArithmeticError(
@@ -245,13 +246,6 @@ def _is_largest(guider: Any, sigmas: Tensor) -> bool:
     """Return True if the first sigma is the model's largest one, so that nothing of an image is left."""
     largest = float(guider.inner_model.model_sampling.sigma_max)
     return float(sigmas[0]) >= largest * (1 - 1e-5)
-
-
-def _estimates(step: sampling.StepOutput) -> Tensor:
-    """Return an estimate of x_0 for each particle: after the last step the result, else the first copy's."""
-    if step.last or step.denoised is None:
-        return step.latents
-    return step.denoised.unflatten(0, (len(step.particles), -1))[:, 0]
 
 
 def _no_reward(images: Tensor, prompts: Any) -> Tensor:

@@ -378,7 +378,7 @@ def test_masks_that_change_are_refused(comfy: Comfy, model: Model) -> None:
 
 
 def test_progress_shows_the_estimates(comfy: Comfy, model: Model, judge: dict[str, Any]) -> None:
-    das = {"method": "das:alpha=10", **judge}  # whose copies stay different
+    das = {"method": "das:alpha=10", **judge}  # whose copies differ at the end
     for node, inputs in (
         ("NTRKSampler", judge),
         ("SVDDSampler", judge),
