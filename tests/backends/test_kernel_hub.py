@@ -35,8 +35,8 @@ from noisetilt_kernels import python_ref
 from noisetilt_kernels.config import preset
 
 pytest.importorskip("kernels")  # in requirements.txt, but in no extra
-from kernels import Metadata, get_local_kernel  # noqa: E402
-from kernels._rust import Build, Digest, DigestAlgorithm  # noqa: E402
+from kernels import Metadata, get_local_kernel
+from kernels._rust import Build, Digest, DigestAlgorithm
 
 HUB = Path(__file__).parents[2] / "hub"
 
