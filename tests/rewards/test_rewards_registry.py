@@ -196,7 +196,7 @@ def test_without_network_a_hub_id_fails_soon(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert " is not a folder, and the hub cannot be reached; check the network, or run" in output
-    assert float(output.split()[0]) < 15, output
+    assert float(output.split()[0]) < 60, output  # retries take minutes
 
 
 def test_simple_rewards_do_not_import_transformers() -> None:
