@@ -27,11 +27,6 @@ class Base(FlowAlgorithm[FlowState]):
 
     name, state_type = "base", FlowState
 
-    def begin(self, batch: Batch) -> FlowState:
-        """Return the first latents."""
-        point = self.first(batch)
-        return FlowState(point.x, point.known)
-
     def guided_step(self, batch: Batch, state: FlowState, step: Step) -> None:
         """Make an unguided step."""
         self.unguided_step(batch, state, step)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_integer, check_number
 from . import regularizers
 from .batch import Batch
-from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plan_flow
+from .flow import DEFAULT_SCHEDULE, DEFAULT_STEPS, check_flow, plain_plan, plan_flow
 from .gradients import Guidance, check_graph, guidance_through
 from .optimize import Answer, Evaluated, NoiseAlgorithm, NoiseState, finished
 from .options import SamplerOptions
@@ -52,17 +52,12 @@ class DNO(NoiseAlgorithm):
     @property
     def identity(self) -> dict[str, Any]:
         """Iterations and the steps of a trajectory."""
-        plan = [[step.t, step.delta, step.g, step.sigma, step.start] for step in self._plan]
-        return {**super().identity, "plan": plan}
+        return {**super().identity, "plan": plain_plan(self._plan)}
 
     def begin(self, batch: Batch) -> NoiseState:
         """Return the first noise of all steps, (B, n, *shape)."""
         first, others = batch.draw(), batch.draw(self.steps - 1)
         return NoiseState(torch.cat([first[:, None], others.unflatten(0, (len(batch), -1))], dim=1))
-
-    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
 
     def evaluate(self, batch: Batch, noise: Tensor, iteration: int) -> Guidance:
         """Return the gradient of the rewards in all noise."""

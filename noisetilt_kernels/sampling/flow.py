@@ -60,6 +60,11 @@ def plan_flow(
     return [replace(step, index=start.iterations + step.index) for step in plan]
 
 
+def plain_plan(plan: Sequence[Step]) -> list[list[float]]:
+    """Return the numbers of steps in which a run and a state must agree, see `Algorithm.identity`."""
+    return [[step.t, step.delta, step.g, step.sigma, step.start] for step in plan]
+
+
 @dataclass
 class FlowState(Point):
     """State of a sampler of flows: latents of K entries of each particle.
@@ -108,7 +113,7 @@ class FlowAlgorithm(Algorithm[FlowStateT]):
         start = self.chain
         return {
             **super().identity,
-            "plan": [[step.t, step.delta, step.g, step.sigma, step.start] for step in self.plan],
+            "plan": plain_plan(self.plan),
             "start": repr(start) if is_dataclass(start) else type(start).__name__,
         }
 
@@ -125,6 +130,12 @@ class FlowAlgorithm(Algorithm[FlowStateT]):
     def first(self, batch: Batch, copies: int = 1) -> Point:
         """Return the first latents of `copies` copies of every particle, (B copies, *shape)."""
         return self.chain.begin(batch, self.model, self.plan[0], copies)
+
+    def begin(self, batch: Batch) -> FlowStateT:
+        """Return the first latents."""
+        point = self.first(batch)
+        state: FlowStateT = self.state_type(point.x, point.known)
+        return state
 
     def step(self, batch: Batch, state: FlowStateT, index: int) -> None:
         """Make a step of the start, a guided or unguided step, or the last step."""
@@ -188,8 +199,9 @@ class GuidedFlow(FlowAlgorithm[FlowState]):
 
     def begin(self, batch: Batch) -> FlowState:
         """Return the first latents, and no noise yet."""
-        point = self.first(batch)
-        return FlowState(point.x, point.known, TotalNoise.like(point.x))
+        state = super().begin(batch)
+        state.total = TotalNoise.like(state.x)
+        return state
 
     def take_step(
         self, state: FlowState, velocity: Tensor, step: Step, noise: Tensor, shift: Tensor | None = None

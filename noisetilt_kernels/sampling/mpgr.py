@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..checks import check_number
@@ -22,7 +21,7 @@ from .stepwise import stepwise
 class MPGR(OneStepAlgorithm):
     """Steps of `mpgr`."""
 
-    name = "mpgr"
+    name, nesterov = "mpgr", True
 
     weight: float
 
@@ -34,10 +33,6 @@ class MPGR(OneStepAlgorithm):
         """Keep the model, whose noise the regularizer must be able to divide."""
         super().prepare(model)
         regularizers.check_size("mpgr", tuple(model.shape), 2 * regularizers.BLOCK)
-
-    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return gradient ascent with Nesterov's momentum."""
-        return torch.optim.SGD(latents, lr=self.lr, momentum=0.9, nesterov=True, maximize=True)
 
     def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
         """Return the gradient of the reward minus that of the regularizer, rescaled to the same norm."""

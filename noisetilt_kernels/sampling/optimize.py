@@ -64,6 +64,7 @@ class NoiseAlgorithm(Algorithm[NoiseState]):
 
     state_type = NoiseState
     fixed: ClassVar[tuple[str, ...]] = ("iterations", "answer")
+    nesterov: ClassVar[bool] = False
 
     iterations: int
     lr: float
@@ -81,9 +82,11 @@ class NoiseAlgorithm(Algorithm[NoiseState]):
         """Number of evaluations of the noise."""
         return self.iterations + 1
 
-    @abstractmethod
     def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser of parameters, with maximize=True."""
+        """Return the optimiser of parameters: Adam, or gradient ascent with Nesterov's momentum."""
+        if self.nesterov:
+            return torch.optim.SGD(latents, lr=self.lr, momentum=0.9, nesterov=True, maximize=True)
+        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
 
     @abstractmethod
     def evaluate(self, batch: Batch, noise: Tensor, iteration: int) -> Guidance:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number
@@ -36,10 +35,6 @@ class PRNO(OneStepAlgorithm):
         """Keep the model, whose noise the regularizer must be able to divide."""
         super().prepare(model)
         regularizers.check_size("prno", tuple(model.shape), regularizers.ROW)
-
-    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
 
     def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
         """Return the gradient of the reward minus that of the regularizer."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..checks import check_number
@@ -22,17 +21,13 @@ from .stepwise import stepwise
 class ReNO(OneStepAlgorithm):
     """Steps of `reno`."""
 
-    name = "reno"
+    name, nesterov = "reno", True
 
     weight: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("reno", "weight", self.weight, 0)
-
-    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return gradient ascent with Nesterov's momentum."""
-        return torch.optim.SGD(latents, lr=self.lr, momentum=0.9, nesterov=True, maximize=True)
 
     def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
         """Return the gradient of the reward minus that of the regularizer."""

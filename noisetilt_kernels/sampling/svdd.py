@@ -56,11 +56,6 @@ class SVDD(FlowAlgorithm[SVDDState]):
         check_integer("svdd", "candidates", self.candidates, 1)
         super().__post_init__()
 
-    def begin(self, batch: Batch) -> SVDDState:
-        """Return the first latents."""
-        point = self.first(batch)
-        return SVDDState(point.x, point.known)
-
     def guided_step(self, batch: Batch, state: SVDDState, step: Step) -> None:
         """Draw candidates and keep the best one of each particle."""
         model, candidates = self.model, self.candidates

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ..checks import check_choice
@@ -40,10 +39,6 @@ class WGNC(OneStepAlgorithm):
         """Keep the model and the operator."""
         super().prepare(model)
         self._projection = operator_by_name("wgnc", self.operator, tuple(model.shape))
-
-    def optimizer(self, latents: list[Tensor]) -> torch.optim.Optimizer:
-        """Return Adam."""
-        return torch.optim.Adam(latents, lr=self.lr, maximize=True)
 
     def direction(self, batch: Batch, x: Tensor, guidance: Guidance) -> Tensor:
         """Return the gradient, projected if it is to be."""
