@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module, ModuleList, Parameter, Sequential
 
+from noisetilt_kernels.recompute import replace_forwards
+
 GRAPH = 3.0
 """Estimated memory of a forward with a graph, relative to one without, with blocks that are recomputed."""
 
@@ -150,17 +152,8 @@ def recomputed(network: Module) -> Iterator[None]:
     their inputs and into tensors that their backward needs, as those of FLUX.1 do. A gradient passes through
     the arguments and results of a block alone: not through tensors that a patch keeps elsewhere.
     """
-    blocks = list(_blocks(network))
-    before = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = partial(_recompute, block.forward)
-    try:
+    with replace_forwards(list(_blocks(network)), _recompute):
         yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
 
 
 def _blocks(module: Module) -> Iterator[Module]:

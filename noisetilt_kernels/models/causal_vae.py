@@ -13,9 +13,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRes
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..recompute import replace_forwards
 from .offload import execution_device, rewire_offload_hooks
 from .pipeline import to_pixels
-from .recompute import replace_forwards
 from .weights import compute_dtype
 
 _BLOCKS = (QwenImageResample, QwenImageResidualBlock, WanResample, WanResidualBlock)

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_number
+from ..recompute import replace_forwards
 from .offload import execution_device
 from .pipeline import FamilyFacts, OneStepPipelineModel, image_size, to_pixels
 from .prompts import Encoded
-from .recompute import replace_forwards
 from .weights import compute_dtype
 
 PROMPT_LENGTH = 300

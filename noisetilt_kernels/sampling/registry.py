@@ -133,6 +133,27 @@ class Sampler:
             if parameters[name].default is not REQUIRED
         }
 
+    def known(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return arguments of the function, or raise TypeError for a name that it does not have."""
+        unknown = sorted(set(arguments) - set(self.keywords))
+        if unknown:
+            raise TypeError(
+                f"{self.name}: unknown {', '.join(unknown)}; its arguments are {', '.join(self.keywords)}"
+            )
+        return arguments
+
+    def completed(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all arguments of the function, given or by default.
+
+        Raises:
+            TypeError: an argument is unknown or missing.
+        """
+        given = {**self.defaults, **self.known(arguments)}
+        missing = [name for name in self.keywords if name not in given]
+        if missing:
+            raise TypeError(f"{self.name}: missing {', '.join(missing)}")
+        return given
+
 
 SAMPLERS: dict[str, Sampler] = {}
 """Description of every sampler by name."""

@@ -255,7 +255,7 @@ class SamplingRun:
             ValueError, TypeError: an argument is unknown, out of its range, or cannot change between steps,
                 such as the number of steps. Nothing is changed then.
         """
-        changed = {**self._arguments, **_checked(self._sampler, arguments)}
+        changed = {**self._arguments, **self._sampler.known(arguments)}
         fixed = sorted(set(arguments) & set(self._algorithm.fixed))
         if fixed:
             raise ValueError(f"{self._sampler.name}: {', '.join(fixed)} cannot change between steps")
@@ -400,18 +400,4 @@ def stepwise(
         raise TypeError(f"stepwise: sampler must be a sampler such as ntrk or its name, got {sampler!r}")
     check_choice("stepwise", "sampler", name, SAMPLERS)
     found = SAMPLERS[name]
-    given = {**found.defaults, **_checked(found, arguments)}
-    missing = [key for key in found.keywords if key not in given]
-    if missing:
-        raise TypeError(f"{name}: missing {', '.join(missing)}")
-    return SamplingRun(found, model, reward, prompts, options, given)
-
-
-def _checked(sampler: Sampler, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments, or raise TypeError for a name that the sampler does not have."""
-    unknown = sorted(set(arguments) - set(sampler.keywords))
-    if unknown:
-        raise TypeError(
-            f"{sampler.name}: unknown {', '.join(unknown)}; its arguments are {', '.join(sampler.keywords)}"
-        )
-    return arguments
+    return SamplingRun(found, model, reward, prompts, options, found.completed(arguments))

@@ -1,4 +1,4 @@
-"""Gradient checkpointing for network classes that do not support it."""
+"""Replacement of the forwards of modules, for gradient checkpointing where a network has none."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
