@@ -1,6 +1,5 @@
 """Report of an experiment: the paper's tables with our numbers, as Markdown, JSON and one HTML page."""
 
-import base64
 import io
 import json
 import math
@@ -9,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from PIL import Image, ImageFont
 
-from ..pages.render import write_page
+from ..pages.render import environment, write_page
+from ..pages.thumbnails import data_uri
 from ..runs.comparison import warnings_of as comparison_warnings
 from ..runs.comparison_folder import folder_name
 from ..runs.contact_sheet import contact_sheet
@@ -336,13 +335,12 @@ def _sheet(table: Table, index: int) -> Image.Image | None:
     return contact_sheet(images, titles, captions, cell=(480, 64) if videos else (160, 160), font=font)
 
 
-_ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def _html(experiment: Experiment, tables: list[Table], pictures: dict[str, dict[str, bytes]]) -> str:
     """Return the report as one HTML page that holds its pictures."""
-    template = _ENVIRONMENT.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
     sections = [
         {
             "title": table.spec.title or table.spec.name,
@@ -350,9 +348,9 @@ def _html(experiment: Experiment, tables: list[Table], pictures: dict[str, dict[
             "header": table.header,
             "cells": table.cells,
             "costs": table.costs,
-            "plot": _data_uri(files[_PLOT], "png") if files else None,
+            "plot": data_uri(files[_PLOT], "png") if files else None,
             "sheets": [
-                (prompt, _data_uri(_as_jpeg(files[_sheet_file(index)]), "jpeg"))
+                (prompt, data_uri(_as_jpeg(files[_sheet_file(index)]), "jpeg"))
                 for index, prompt in enumerate(table.spec.settings.prompts)
                 if _sheet_file(index) in files
             ],
@@ -362,10 +360,6 @@ def _html(experiment: Experiment, tables: list[Table], pictures: dict[str, dict[
     ]
     notes = [*experiment.notes, *warnings_of(tables)]
     return template.render(experiment=experiment, sections=sections, cost_header=_COST_HEADER, notes=notes)
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _as_jpeg(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from ..runs.files import write_whole
-from .content import MOST_IMAGES, Picture, Run, Section, format_score, read_page
+from .content import Picture, Run, Section, format_score, read_page
 from .packages import HOW_TO_INSTALL, missing_package
 from .thumbnails import thumbnail
 
@@ -80,7 +80,6 @@ def render(folder: Path, stamp: str | None = None, root: Path | None = None) -> 
             home=root not in (None, folder),
             count=sum(one.count for one in sections),
             total=sum(len(run.pictures) for run in runs),
-            most=MOST_IMAGES,
             methods=_numbered(run.name for run in runs),
             prompts={name: number for name, number in prompts.items() if name in shown_prompts},
             titles=[(one.section.title, one.number) for one in sections],

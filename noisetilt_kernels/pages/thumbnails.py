@@ -39,12 +39,13 @@ def _thumbnail(file: Path, width: int, time: int, size: int) -> str:
     with Image.open(file, formats=["PNG"]) as image:
         if image.width <= width and image.height <= _SIDE and size <= _MOST_BYTES:
             image.verify()
-            return _data_uri(file.read_bytes(), "png")
+            return data_uri(file.read_bytes(), "png")
         image.thumbnail((width, _SIDE))
         data = io.BytesIO()
         image.convert("RGB").save(data, format="jpeg", quality=_QUALITY)
-    return _data_uri(data.getvalue(), "jpeg")
+    return data_uri(data.getvalue(), "jpeg")
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """Return an image file of a kind such as "png" as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

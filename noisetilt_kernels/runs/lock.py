@@ -65,10 +65,10 @@ def has_owner(folder: Path) -> bool:
     it.
     """
     try:
-        owner = _Owner(**json_fields((folder / LOCK).read_bytes(), {"host": (str,), "process": (int,)}))
-    except (OSError, ValueError):
+        owner = _owner((folder / LOCK).read_bytes())
+    except OSError:
         return False
-    return owner.host != platform.node() or _is_alive(owner.process)
+    return owner is not None and (owner.host != platform.node() or _is_alive(owner.process))
 
 
 def _take(path: Path) -> int:
@@ -100,7 +100,7 @@ def _hold(handle: int, path: Path) -> None:
         held_elsewhere = True
     except OSError:  # a file system without locks
         held_elsewhere = None
-    owner = _owner(handle)
+    owner = _owner(os.pread(handle, 4096, 0))
     if owner is not None and owner.host != platform.node():
         raise RunFolderError(
             f"{path.parent} is in use by process {owner.process} on {owner.host}; choose another folder, "
@@ -113,10 +113,10 @@ def _hold(handle: int, path: Path) -> None:
         raise RunFolderError(f"{path.parent} is in use by {name}; wait for its end, or choose another folder")
 
 
-def _owner(handle: int) -> _Owner | None:
+def _owner(content: bytes) -> _Owner | None:
     """Return the owner in the file of a lock, or None if it was not written completely."""
     try:
-        return _Owner(**json_fields(os.pread(handle, 4096, 0), {"host": (str,), "process": (int,)}))
+        return _Owner(**json_fields(content, {"host": (str,), "process": (int,)}))
     except ValueError:
         return None
 
