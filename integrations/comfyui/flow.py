@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from noisetilt_kernels.sampling.starts import Point
+from noisetilt_kernels.sampling.starts import PlainNoise, Point
 
 Decoder = Callable[[Tensor], Tensor]
 """Function from latents (B, *shape) of a model to images (B, 3, H, W) with values in [0, 1]."""
@@ -166,7 +166,7 @@ class ComfyFlow:
         return (x - denoised) / sigma
 
 
-class GivenLatents:
+class GivenLatents(PlainNoise):
     """Start of a sampler at given latents, at the first time of ComfyUI's sigmas.
 
     Args:
@@ -174,17 +174,12 @@ class GivenLatents:
         left_out: number of first steps of the model's times that are left out, 0 or 1.
     """
 
-    iterations, alpha = 0, math.inf
-
     def __init__(self, latents: Tensor, left_out: int) -> None:
         self._latents, self._left_out = latents, left_out
 
     def begin(self, batch: Any, model: Any, step: Any, copies: int = 1) -> Point:
         """Return the latents of the particles of a micro-batch, (B copies, *shape)."""
-        return Point(self._latents[list(batch.particles)].repeat_interleave(copies, dim=0))
-
-    def move(self, batch: Any, model: Any, step: Any, point: Any) -> None:
-        """Never called, as there are no iterations."""
+        return Point(batch.rows_of("noisetilt: latents", self._latents).repeat_interleave(copies, dim=0))
 
     def left_out(self, steps: int) -> int:
         """Return the number of first steps that are left out."""
