@@ -208,6 +208,19 @@ def test_latents_of_every_sampler_can_be_replaced(name: str, steps: int) -> None
     assert not torch.allclose(following[2], following[0])
 
 
+@pytest.mark.parametrize("name", ["svdd", "rbf"])
+def test_the_velocity_of_replaced_latents_is_computed_anew(name: str) -> None:
+    """A search keeps the velocity of its best draw, which is not that of other latents."""
+    spy = Spy(FLOW)
+    arguments = {**SHORT[name], "start": "noise"}
+    run = stepwise(name, spy, left_half, "", **arguments)
+    latents = next(run).latents + 1
+    run.replace_latents(latents)
+    before = len(spy.calls)
+    next(run)
+    assert_same_bits(spy.calls[before][0], latents)
+
+
 def _own(particle: int, draw: int) -> Tensor:
     return torch.randn(FLOW.shape, generator=torch.Generator().manual_seed(100 * particle + draw))
 
